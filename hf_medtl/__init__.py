@@ -1,0 +1,41 @@
+"""hf_medtl: transfer learning on medical images, the Hugging Face way.
+
+For research and education. Not a medical device.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# `import hf_medtl` stays light: each name is imported from its module when it is first used.
+_NAMES = {
+    "DATASETS": "hf_medtl.data.specs",
+    "DatasetSpec": "hf_medtl.data.specs",
+    "MedtlError": "hf_medtl.errors",
+    "Recipe": "hf_medtl.training.recipe",
+    "load": "hf_medtl.data.load",
+    "main": "hf_medtl.training.run",
+    "read_image": "hf_medtl.data.images",
+    "run": "hf_medtl.training.run",
+}
+
+__all__ = ["DATASETS", "DatasetSpec", "MedtlError", "Recipe", "load", "main", "read_image", "run"]
+
+if TYPE_CHECKING:
+    from hf_medtl.data.images import read_image
+    from hf_medtl.data.load import load
+    from hf_medtl.data.specs import DATASETS, DatasetSpec
+    from hf_medtl.errors import MedtlError
+    from hf_medtl.training.recipe import Recipe
+    from hf_medtl.training.run import main, run
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,274 @@
+"""Synthetic pictures ("phantoms"): brain MR slices and chest radiographs, drawn from formulas and random numbers.
+
+They hold no patient's data and no file is shipped. They are for tests, demos and teaching, not evidence about any real
+picture. Coordinates: x to the right and y downwards, in half picture widths, the origin in the middle of the anatomy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.special import expit
+
+Array = NDArray[np.float64]
+LABELS = {"brain": ("no_lesion", "lesion"), "chest": ("normal", "opacity")}
+VERSION = 1  # raise it when a change alters the pictures: `write` then refuses to reuse an older folder
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One synthetic picture: `image` and `mask` are (size, size) uint8 (mask: 0 or 255)."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    label: str
+    patient: str
+    picture: int
+
+
+def _rng(seed: int, kind: str, *numbers: int) -> np.random.Generator:
+    # The closing 1: SeedSequence pads with zeros, so [0, 1, 7] and [0, 1, 7, 0] would be the same stream.
+    return np.random.default_rng([seed, list(LABELS).index(kind), *numbers, 1])
+
+
+def _texture(rng: np.random.Generator, sigma: float, cells: int = 192) -> Array:
+    """Smooth periodic noise with unit standard deviation over [-1, 1) x [-1, 1), band-passed around `sigma` cells."""
+    noise = rng.standard_normal((cells, cells))
+    field = gaussian_filter(noise, sigma, mode="wrap") - gaussian_filter(noise, 2 * sigma, mode="wrap")
+    return field / field.std()
+
+
+def _at(texture: Array, x: Array, y: Array) -> Array:
+    cells = len(texture)
+    return map_coordinates(texture, [(y + 1) * cells / 2, (x + 1) * cells / 2], order=1, mode="grid-wrap")
+
+
+def _in(distance: Array, width: float = 0.01) -> Array:
+    """1 inside (distance < 0), 0 outside, with an edge of about `width`."""
+    return expit(-distance / width)
+
+
+def _mix(image: Array, value: Array | float, share: Array | float) -> Array:
+    return image + (value - image) * share
+
+
+def _ellipse(x: Array, y: Array, cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> Array:
+    c, s = np.cos(turn), np.sin(turn)
+    u, v = c * (x - cx) + s * (y - cy), c * (y - cy) - s * (x - cx)
+    return (np.hypot(u / rx, v / ry) - 1) * min(rx, ry)
+
+
+def _stick(x: Array, y: Array, ax: float, ay: float, bx: float, by: float) -> Array:
+    """Distance to the segment a-b."""
+    dx, dy = bx - ax, by - ay
+    t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
+    return np.hypot(x - ax - t * dx, y - ay - t * dy)
+
+
+def _blob(x: Array, y: Array, cx: float, cy: float, radius: float, waves: Array) -> Array:
+    """Distance to a star-shaped irregular outline; `waves` is (orders, 2): cosine and sine parts of each order."""
+    theta = np.arctan2(y - cy, x - cx)
+    edge = sum(c * np.cos((k + 2) * theta) + s * np.sin((k + 2) * theta) for k, (c, s) in enumerate(waves))
+    return np.hypot(x - cx, y - cy) - radius * (1 + edge)
+
+
+def _lines(wave: Array) -> Array:
+    """Distance to the zero lines of `wave`; the constant keeps flat places from turning into broad patches."""
+    return np.abs(wave) / (np.hypot(*np.gradient(wave, 2 / len(wave))) + 4)
+
+
+def _place(rng: np.random.Generator, size: int, turn: float, shift: float) -> tuple[Array, Array]:
+    """The picture's pixel grid in the anatomy's coordinates: turned (degrees), shifted, scaled."""
+    angle, scale = np.radians(rng.uniform(-turn, turn)), rng.uniform(0.93, 1.07)
+    dx, dy = rng.uniform(-shift, shift, 2)
+    line = (np.arange(size) + 0.5) * 2 / size - 1
+    x, y = np.meshgrid((line - dx) / scale, (line - dy) / scale)
+    return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+
+def _acquire(rng: np.random.Generator, image: Array, rician: bool) -> NDArray[np.uint8]:
+    """What the device does: field inhomogeneity, contrast, blur, noise. It never looks at the label or the range."""
+    size = len(image)
+    line = np.linspace(-1, 1, size)
+    tilt, bend = rng.normal(0, 0.06, 2), rng.normal(0, 0.05, 3)
+    field = tilt[0] * line[:, None] + tilt[1] * line + bend[0] * line[:, None] ** 2 + bend[1] * line**2
+    image = np.clip(image * np.exp(field + bend[2] * line[:, None] * line), 0, None)
+    image = rng.uniform(0.88, 1.08) * image ** rng.uniform(0.85, 1.2)
+    image = gaussian_filter(image, rng.uniform(0.3, 0.8) * size / 128)
+    sigma, noise = rng.uniform(0.012, 0.035), rng.standard_normal((2, size, size))
+    if rician:
+        image = np.hypot(image + sigma * noise[0], sigma * noise[1])
+    else:  # quantum noise: grows where few photons arrive, that is in the bright (dense) parts
+        image = image + sigma * np.sqrt(0.2 + image) * gaussian_filter(noise[0], 0.5) * 1.3
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _check(size: int, **numbers: int) -> None:
+    if size < 32:
+        raise ValueError(f"size: expected at least 32 pixels, found {size}; pass a larger size, such as 128")
+    for name, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"{name}: expected a number >= 0, found {number}; count from 0")
+
+
+def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int = 128) -> Phantom:
+    """Draw an axial brain slice in the manner of an MR picture, with or without a lesion.
+
+    The anatomy (and where a lesion would be) belongs to (seed, patient), the position, slice level, contrast and noise
+    to (seed, patient, picture); neither depends on `lesion`, so the two pictures differ only in the lesion itself.
+    `mask` is the lesion (empty without one). Raises ValueError for size < 32 or a negative number.
+    """
+    _check(size, patient=patient, picture=picture, seed=seed)
+    own, shot = _rng(seed, "brain", patient), _rng(seed, "brain", patient, picture)
+    x, y = _place(shot, size, 10, 0.04)
+    half, length, squareness, egg = own.uniform([0.68, 0.84, 2.05, 0.02], [0.76, 0.92, 2.4, 0.10])
+    scalp, skull, swell = own.uniform([0.035, 0.045, 0.018], [0.06, 0.065, 0.06])
+    lean, bow = own.normal(0, 0.015, 2)
+    sulci, folds, fine = _texture(own, 4.0), _texture(own, 6.0), _texture(own, 1.5)
+    white, grey, fluid, fat = own.uniform([0.52, 0.34, 0.06, 0.6], [0.60, 0.44, 0.14, 0.85])
+    usual = own.uniform(0, 1)  # slice level: 0 by the thalamus, 1 by the roof of the ventricles
+    level = np.clip(usual + shot.normal(0, 0.12), 0, 1)
+
+    def head(x: Array, y: Array, level: float) -> tuple[Array, Array, Array]:
+        """Depth under the brain's surface, distance to the ventricles, x off the midline."""
+        off = x - lean * y - bow * (1 - y**2)
+        u, r = np.abs(off), np.hypot(x, y) + 1e-9
+        across, along = np.abs(x) / (half * (1 + egg * y)), np.abs(y) / length
+        rho = (across**squareness + along**squareness) ** (1 / squareness) + 1e-9
+        front, back = 0.035 + 0.9 * np.clip(-0.08 - y, 0, 1) ** 2, 0.05 + 1.3 * np.clip(y - 0.02, 0, 1) ** 1.6
+        horn = np.hypot(0.9 * (u - front), np.clip(np.abs(y + 0.20 - 0.06 * level) - 0.14 - 0.06 * level, 0, 1))
+        trigone = np.hypot(0.75 * (u - back), np.clip(np.abs(y - 0.24 + 0.10 * level) - 0.10 - 0.08 * level, 0, 1))
+        third = np.hypot(u, np.clip(np.abs(y - 0.05) - 0.09, 0, 1)) - 0.4 * swell + 0.03 * level
+        space = np.minimum(np.minimum(horn - swell, trigone - swell * (1.1 - 0.2 * level)), third)
+        return r / rho - r - scalp - skull - 0.025, space, off
+
+    depth, space, off = head(x, y, level)
+    u, r, theta = np.abs(off), np.hypot(x, y), np.arctan2(y, off)
+    # Distance to the nearest pia: the surface, a sulcus (zero line of a texture stretched along the radius, down to a
+    # varying depth), the midline fissure or the Sylvian fissure. The cortex is then what lies near the pia.
+    bent = theta / np.pi + 0.03 * _at(folds, x, y)
+    wave = _at(sulci, bent, 0.45 * r + 0.03 * _at(folds, y, x) + 0.05 * level)
+    line = _lines(wave)
+    reach = 0.20 + 0.06 * _at(folds, bent, 0.2 * r)
+    pia = np.minimum(depth, np.hypot(line, np.maximum(depth - reach, 0)))
+    pia = np.minimum(pia, np.hypot(u, np.maximum(0.44 - np.abs(y), 0)))
+    pia = np.minimum(pia, _stick(u, y, 0.62, -0.16, 0.44, -0.04) + 0.1 * level)
+    nuclei = np.minimum(_ellipse(u, y, 0.15, -0.17, 0.05, 0.11, 0.3), _ellipse(u, y, 0.11, 0.08, 0.075, 0.12, -0.3))
+    nuclei = np.minimum(nuclei, _ellipse(u, y, 0.29, -0.05, 0.05, 0.15, 0.2)) + 0.06 * level
+    tissue = _mix(white, grey, np.maximum(_in(pia - 0.06, 0.010), 0.8 * _in(nuclei, 0.015)))
+    tissue = tissue * (1 + 0.025 * _at(fine, x, y) + 0.02 * _at(folds, x, y))
+
+    # Benign bright spots in both classes: periventricular caps, small white matter spots, vessels, calcifications.
+    tissue = _mix(tissue, 0.75, own.uniform(0, 0.5) * _in(space - 0.025, 0.015))
+    for _ in range(own.poisson(4)):
+        spot = own.uniform([-0.55, -0.65, 0.012, 0.65], [0.55, 0.65, 0.035, 0.95])
+        tissue = _mix(tissue, spot[3], 0.8 * _in(np.hypot(x - spot[0], y - spot[1]) - spot[2], 0.008))
+    image = _mix(tissue, fluid, np.maximum(0.9 * _in(pia - 0.013, 0.006), _in(space, 0.010)))
+    for _ in range(own.poisson(5)):
+        cx, cy, angle, long = own.uniform([-0.6, -0.75, 0, 0.01], [0.6, 0.75, np.pi, 0.12])
+        bx, by = x + 0.02 * _at(folds, x, y), y + 0.02 * _at(folds, y, x)
+        vessel = _stick(bx, by, cx, cy, cx + long * np.cos(angle), cy + long * np.sin(angle))
+        image = _mix(image, 0.8, 0.8 * _in(vessel - 0.007, 0.005))
+    for side, there, value, radius in zip((-1, 1), own.random(2) < 0.5, (0.7, 0.9), own.uniform(0.015, 0.035, 2)):
+        image = _mix(image, value, there * _in(np.hypot(off - side * 0.17, y - 0.27) - radius, 0.008))
+
+    spots = own.uniform([-0.6, -0.75], [0.6, 0.75], (400, 2)).T
+    deep, clear, side = head(spots[0], spots[1], usual)
+    cx, cy = spots[:, np.argmax((deep > 0.10) & (clear > 0.07) & (np.abs(side) > 0.08))] + shot.normal(0, 0.012, 2)
+    radius, contrast, halo, rim = own.uniform([0.10, 0.14, 0.02, 0.04], [0.22, 0.40, 0.12, 0.06])
+    style = own.random()
+    waves = own.normal(0, 0.10, (4, 2)) / np.arange(1, 5)[:, None]
+    blob = _blob(x, y, cx, cy, radius * np.exp(shot.normal(0, 0.06)), waves)
+    parenchyma = _in(-depth + 0.01, 0.006) * _in(-space, 0.01)
+    found = image + 0.35 * contrast * _in(blob - halo, 0.03)  # oedema
+    found = _mix(found, white + contrast * (1 + 0.1 * _at(fine, y, x)), 0.85 * _in(blob, 0.012))
+    if style < 0.4:  # ring enhancement around a necrotic centre
+        found = _mix(found, fluid + 0.15, 0.85 * _in(blob + rim, 0.012))
+    image = _mix(image, found, parenchyma) if lesion else image
+    mask = (blob < 0) & (depth > 0.01) & (space > 0) & lesion
+
+    image = _mix(fluid, image, _in(-depth, 0.008))
+    image = _mix(image, 0.05, _in(depth + 0.025, 0.008))
+    image = _mix(image, 0.28, 0.8 * _in(np.abs(depth + 0.025 + skull / 2) - skull / 6, 0.008))
+    image = _mix(image, fat * (1 + 0.08 * _at(folds, x, y)), _in(depth + 0.025 + skull, 0.01))
+    image = _mix(image, 0.02, _in(depth + scalp + skull + 0.025, 0.01))
+    label = LABELS["brain"][lesion]
+    return Phantom(_acquire(shot, image, True), mask.astype(np.uint8) * 255, label, f"brain-{patient:04d}", picture)
+
+
+def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int = 128) -> Phantom:
+    """Draw a frontal chest radiograph, with or without an opacity (patchy consolidation) in the lungs.
+
+    As for `brain`, anatomy belongs to (seed, patient), nuisance to (seed, patient, picture), neither to `opacity`.
+    `mask` is both lungs, with or without an opacity. Raises ValueError for size < 32 or a negative number.
+    """
+    _check(size, patient=patient, picture=picture, seed=seed)
+    own, shot = _rng(seed, "chest", patient), _rng(seed, "chest", patient, picture)
+    x, y = _place(shot, size, 4, 0.04)
+    u = np.abs(x)
+    wide, top, base, heart, thick = own.uniform([0.68, 1.26, 0.50, 0.22, 0.9], [0.78, 1.36, 0.62, 0.34, 1.1])
+    gap, hila, breast, knob = own.uniform([0.15, 0.7, 0.0, 0.07], [0.18, 1.3, 0.16, 0.10])
+    base += shot.normal(0, 0.02)  # depth of breath
+    folds, fine, twigs = _texture(own, 6.0), _texture(own, 1.5), _texture(own, 3.0)
+
+    def cage(y: Array) -> Array:
+        """Half width of the rib cage."""
+        return wide * (1 - np.clip((0.5 - y) / top, 0, 0.99) ** 2.5) ** 0.7
+
+    body = np.maximum(u - 1.02 - 0.02 * np.cos(3 * y), -0.88 + 0.45 * np.clip(u - 0.20, 0, 1) ** 2 - y)
+    body = np.minimum(body, u - 0.22 - 0.8 * np.clip(y + 0.95, 0, 1))
+    dome = base - 0.06 * (x < 0) + 1.1 * np.clip(u - 0.34, -0.2, 1) ** 2
+    organs = _ellipse(x, y, 0.12, base - 0.20, heart + 0.10, 0.24, 0.5)
+    organs = np.minimum(organs, _ellipse(x, y, -0.04, base - 0.22, 0.17, 0.24))
+    organs = np.minimum(organs, _ellipse(x, y, 0.08, -0.26, knob, knob + 0.06))
+    organs = np.minimum(organs, u - 0.10 - 0.02 * np.cos(6 * y))
+    lung = np.maximum(np.maximum(u - cage(y), y - dome), -organs)
+    air = _in(lung, 0.010)
+
+    film = 0.50 * thick * _in(body, 0.015) * (1 + 0.03 * _at(folds, x, y)) + 0.02
+    film += 0.55 * _in(dome - y, 0.012) * _in(u - cage(y), 0.03) + 0.42 * _in(organs, 0.02) * _in(body, 0.02)
+    film += _in(u - 0.085, 0.012) * (0.16 + 0.03 * np.sin(y * 2 * np.pi / 0.14)) * _in(body, 0.02)
+    film -= 0.36 * air * (0.8 + 0.2 * np.clip(-lung / 0.15, 0, 1))
+    film += 0.10 * _in(_ellipse(u, y, 0.97, -0.52, 0.14, 0.14), 0.012) * _in(body, 0.02)
+    film += 0.04 * _in(0.62 - 0.18 * (y + 0.6) - u, 0.008) * _in(np.abs(y + 0.35) - 0.3, 0.03)  # shoulder blade
+    # Ribs: tubes, so brighter along both edges. The posterior half runs out and down, the anterior one back in and down.
+    t = u / cage(y)
+    for arch, power, inner in ((0.02 * t + 0.26 * t**4, 0.09, 0.1), (0.28 + 0.42 * (1 - t), 0.05, 0.45)):
+        phase = np.abs(((y - arch) / gap) % 1 - 0.5)
+        tube = _in(phase - 0.2, 0.03) * (0.7 + 8 * phase**2)
+        film += power * tube * _in(t - 1.03, 0.01) * _in(inner - t, 0.03) * _in(y - base - 0.1, 0.05)
+    collar = _stick(u, y + 0.03 * np.sin(7 * u), 0.09, -0.56, 0.80, -0.64) - 0.03
+    film += 0.12 * _in(collar, 0.008) * (1 + 0.4 * (collar > -0.012)) * _in(body + 0.04, 0.02)
+    # Vessels: branches from the hila, fainter towards the pleura.
+    far, way = np.hypot(u - 0.13, y + 0.02), np.arctan2(y + 0.02, u - 0.13) / np.pi
+    branch = _lines(_at(twigs, way + 0.02 * _at(folds, x, y) + 0.3 * (x > 0), 0.4 * far))
+    film += hila * air * (0.16 * np.exp(-far / 0.3) * _in(branch - 0.010, 0.006) + 0.16 * np.exp(-((far / 0.13) ** 2)))
+
+    # Benign shadows in both classes: breasts, calcified granulomas, an electrode with its wire.
+    film += breast * _in(np.hypot(u - 0.44, y - 0.22) - 0.34, 0.02) * np.clip((y + 0.1) / 0.5, 0, 1)
+    for _ in range(own.poisson(2)):
+        cx, cy, radius, value = own.uniform([-0.6, -0.5, 0.010, 0.1], [0.6, 0.4, 0.025, 0.4])
+        film += value * _in(np.hypot(x - cx, y - cy) - radius, 0.006)
+    cx, cy, ex, ey, wire = shot.uniform([-0.7, -0.4, -0.9, 0.9, 0], [0.7, 0.5, 0.9, 1.1, 1])
+    wires = np.maximum(
+        _in(np.hypot(x - cx, y - cy) - 0.025, 0.005), 0.6 * _in(_stick(x, y, cx, cy, ex, ey) - 0.006, 0.004)
+    )
+    film += 0.4 * (wire < 0.25) * wires
+
+    cloud = np.zeros_like(film)
+    for _ in range(own.integers(1, 4)):
+        side, out, cy, radius, dense = own.uniform([-1, 0.5, -0.4, 0.10, 0.10], [1, 0.85, base - 0.12, 0.26, 0.34])
+        waves = own.normal(0, 0.12, (4, 2)) / np.arange(1, 5)[:, None]
+        cx, cy = np.sign(side) * out * cage(cy) + shot.normal(0, 0.015), cy + shot.normal(0, 0.015)
+        patch = dense * _in(_blob(x, y, cx, cy, radius, waves), 0.035)
+        cloud = np.maximum(cloud, patch * (0.8 + 0.2 * _at(folds, y, x) + 0.08 * _at(fine, x, y)))
+    film = film + air * cloud.clip(0) if opacity else film
+    picture_ = 1 - np.exp(-1.7 * film)
+    return Phantom(
+        _acquire(shot, picture_, False),
+        (lung < 0).astype(np.uint8) * 255,
+        LABELS["chest"][opacity],
+        f"chest-{patient:04d}",
+        picture,
+    )

@@ -1,0 +1,81 @@
+"""Who is on which side: groups that belong together, and splits that never part them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from hf_medtl.errors import MedtlError
+
+SPLITS = ("train", "validation", "test")
+
+
+def join_groups(patients: Sequence[str], duplicates: NDArray[np.int64]) -> list[str]:
+    """Groups of pictures that must stay together: same patient or (near-)duplicates, transitively.
+
+    Args:
+        patients: (n,) patient of each picture, "" where unknown.
+        duplicates: (n,) number of each picture's duplicate group.
+
+    Returns:
+        (n,) names `g0001`, `g0002`, ... in order of appearance.
+    """
+    n = len(patients)
+    keys = [f"patient {patient}" if patient else f"picture {index}" for index, patient in enumerate(patients)]
+    numbers = {key: n + len(duplicates) + i for i, key in enumerate(dict.fromkeys(keys))}
+    pictures = np.arange(n)
+    left = np.concatenate([pictures, pictures])
+    right = np.concatenate([n + duplicates, [numbers[key] for key in keys]])
+    size = n + len(duplicates) + len(numbers)
+    links = coo_array((np.ones(2 * n, bool), (left, right)), shape=(size, size))
+    component = connected_components(links, directed=False)[1][:n]
+    order = {c: i for i, c in enumerate(dict.fromkeys(component.tolist()), start=1)}
+    return [f"g{order[c]:04d}" for c in component.tolist()]
+
+
+def split_groups(
+    labels: Sequence[str], groups: Sequence[str], fractions: dict[str, float], seed: int
+) -> NDArray[np.str_]:
+    """Give each picture a split so that no group is in two and each has about its share of every label.
+
+    Greedy, as scikit-learn's StratifiedGroupKFold: the largest groups first, each to the split that lacks most of the
+    group's labels; ties in an order drawn from `seed`.
+
+    Args:
+        labels, groups: (n,) of each picture, in an order that is the same on every machine.
+        fractions: split -> share of the pictures; the shares sum to 1.
+        seed: of the draw.
+
+    Returns:
+        (n,) names of splits.
+
+    Raises:
+        MedtlError: a label has too few groups to be in every split.
+    """
+    names = list(fractions)
+    shares = np.array([fractions[name] for name in names])
+    if (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
+        raise MedtlError(f"Split fractions must be positive and sum to 1, found {fractions}.")
+    label_names, label_index = np.unique(np.asarray(labels), return_inverse=True)
+    group_names, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.zeros((len(group_names), len(label_names)))
+    np.add.at(counts, (group_index, label_index), 1)
+    for label, number in zip(label_names, (counts > 0).sum(axis=0), strict=True):
+        if number < len(names):
+            raise MedtlError(
+                f"Label {str(label)!r} has {number} independent group(s) of pictures, too few for the splits "
+                f"{', '.join(names)}. Add pictures of other patients, or leave the label out."
+            )
+    totals = counts.sum(axis=0)
+    missing = shares[:, None] * totals  # (splits, labels): how many pictures each split still lacks
+    order = np.random.default_rng(seed).permutation(len(group_names))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    assigned = np.empty(len(group_names), dtype=int)
+    for group in order:
+        # Relative to the split's own share, so that a small split is not starved until the large one is full.
+        need = (missing / (shares[:, None] * totals) * (counts[group] / totals)).sum(axis=1)
+        assigned[group] = int(np.argmax(need))
+        missing[assigned[group]] -= counts[group]
+    return np.asarray(names)[assigned[group_index]]

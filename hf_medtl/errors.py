@@ -1,0 +1,9 @@
+"""What can go wrong for a user: each message says what was expected, what was found, and what to do."""
+
+
+class MedtlError(Exception):
+    """An error that the user can mend. Recipes print its message without a traceback."""
+
+
+class UnreadableImage(MedtlError):
+    """A file that gives no picture: empty, truncated, of another kind, or too large to open safely."""

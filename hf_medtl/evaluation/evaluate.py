@@ -1,0 +1,87 @@
+"""A saved folder and a split -> results, through the folder's own `pipeline`, as a user would load it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_medtl.evaluation.intervals import bootstrap
+from hf_medtl.evaluation.metrics import confusion_matrix, decide
+
+
+def predict(
+    model: str | Path,
+    paths: Sequence[Path],
+    read: Callable[[Path], Image.Image],
+    task: Any = "image-classification",
+    batch_size: int = 16,
+) -> NDArray[np.float64]:
+    """Probabilities (n, K), in the order of the model's labels, as stock `pipeline(task, model)` returns them.
+
+    Args:
+        model: folder or Hub id.
+        paths: (n,) picture files; each process of a distributed run takes its share, all get the whole result.
+        read: file -> RGB picture.
+        task: name of the pipeline.
+        batch_size: pictures at a time.
+    """
+    state = PartialState()
+    classify: Any = transformers.pipeline(task, model=str(model), device=state.device)
+    names = [name for _, name in sorted(classify.model.config.id2label.items())]
+
+    def rows(share: Sequence[Path]) -> Iterator[list[float]]:
+        answers = classify((read(path) for path in share), top_k=None, batch_size=batch_size)
+        for answer in tqdm(answers, "Evaluating", len(share), unit="picture", leave=False, disable=None):
+            score = {item["label"]: item["score"] for item in answer}
+            yield [score[name] for name in names]
+
+    with state.split_between_processes(list(paths)) as share:
+        found = list(rows(share))
+    return np.array(gather_object(found) if state.num_processes > 1 else found).reshape(len(paths), len(names))
+
+
+def results(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    groups: Sequence[str],
+    names: Sequence[str],
+    positive: str | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The part of results.json that comes from predictions: metrics with 95 % intervals by bootstrap over groups.
+
+    Args:
+        labels: (n,) class indices.
+        probabilities: (n, K).
+        groups: (n,) of pictures that belong together.
+        names: (K,) labels in output order.
+        positive, threshold: the decision with two labels; argmax with more.
+        seed: of the bootstrap.
+
+    Returns:
+        n, n_groups, positive_label, threshold, metrics (name -> value, low, high; null where undefined),
+        confusion_matrix (rows true, columns decided), labels.
+    """
+    index = list(names).index(positive) if positive is not None else len(names) - 1
+    decisions = decide(probabilities, index, threshold)
+    intervals = bootstrap(labels, probabilities, groups, index, threshold, seed=seed)
+    return {
+        "n": len(labels),
+        "n_groups": len(set(groups)),
+        "positive_label": positive,
+        "threshold": threshold,
+        "metrics": {
+            name: {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}
+            for name, interval in intervals.items()
+        },
+        "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
+        "labels": list(names),
+    }

@@ -1,0 +1,228 @@
+"""Confidence intervals of classification metrics: a bootstrap over patients, and score intervals at the boundary."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
+
+from hf_medtl.evaluation.metrics import classification_metrics, decide
+
+
+class Interval(NamedTuple):
+    """A metric of the whole sample and its confidence limits, in the metric's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    positive: int = 1,
+    threshold: float | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile bootstrap over groups of every metric in `classification_metrics`.
+
+    Whole groups are drawn with replacement within each majority label (the lowest index on a tie), so the mix of
+    classes is that of the sample: accuracy, ppv, npv and f1 hold for that mix only. Resamples where a metric is
+    undefined are left out; where it is undefined for the whole sample, value and limits are NaN.
+
+    A sample without a single error gives [1, 1], which is false. Where the draws are all one value, or a rate behind
+    the metric is 0 or 1, the limits are (or are widened to) score limits that count groups, not pictures: Wilson for
+    rates, Newcombe for roc_auc, and for average_precision the bound of `average_precision_floor`. brier and ece are
+    always percentile.
+
+    Percentile limits are too narrow in small samples: with 8 positive patients those of roc_auc near 0.96 held the
+    truth in 80 of 100 simulated studies at a level of 0.95. Those of ece are no limits of the population's: noise
+    within bins adds to the ece of a sample, and again to that of a resample, so they may even lie above the value.
+
+    Args:
+        labels: (n,) true class indices.
+        probabilities: (n, K).
+        groups: (n,) patient or duplicate-group of each picture, none missing.
+        positive, threshold: as in `classification_metrics`.
+        resamples: number of draws.
+        level: two-sided confidence, between 0 and 1.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `classification_metrics`; groups missing or of another length; level or resamples out of range.
+    """
+    values = classification_metrics(labels, probabilities, positive, threshold)
+    y, p = np.asarray(labels).astype(np.int64), np.asarray(probabilities, dtype=np.float64)
+    group = _group_index(groups, y.size)
+    _check_level(level)
+    if resamples < 1:
+        raise ValueError(f"expected at least 1 resample, got {resamples}")
+    weights = group_resamples(y, group, resamples, seed)
+    draws = classification_metrics(y, p, positive, threshold, weights)
+    parts = _score_parts(y, p, group, positive, threshold, level)
+    # Resampling adds to the calibration error what it adds to the sample's own: turn the bias round (basic bootstrap,
+    # Davison & Hinkley 1997, 5.2). The plain percentile interval often lies wholly above the value.
+    draws["ece"] = np.clip(2 * float(values["ece"]) - np.asarray(draws["ece"]), 0, 1)
+    return {
+        name: _interval(float(value), np.asarray(draws[name]), parts.get(name), level) for name, value in values.items()
+    }
+
+
+def group_resamples(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], resamples: int, seed: int = 0
+) -> NDArray[np.uint16]:
+    """How often each picture comes in each resample, (resamples, n); groups numbered from 0.
+
+    As many groups are drawn from each majority label as there are.
+    """
+    counts = np.zeros((groups.max() + 1, labels.max() + 1), dtype=np.int64)
+    np.add.at(counts, (groups, labels), 1)
+    stratum = counts.argmax(axis=1)
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros((resamples, stratum.size), dtype=np.uint16)  # 2,000 x 10,000 in 40 MB
+    for members in (np.flatnonzero(stratum == s) for s in np.unique(stratum)):
+        for row in drawn:
+            row[members] = np.bincount(rng.integers(members.size, size=members.size), minlength=members.size)
+    return drawn[:, groups]
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927, JASA 22:209-212); (0, 1) for n == 0.
+
+    Raises:
+        ValueError: successes not in 0..n, or level not between 0 and 1.
+    """
+    _check_level(level)
+    if n == 0 and successes == 0:
+        return 0.0, 1.0
+    interval = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def auc_interval_newcombe(auc: float, n_positive: int, n_negative: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of an area under the ROC curve, of use at 0 and 1.
+
+    Method 5 of Newcombe 2006 (Stat Med 25:559-573): |auc - theta| = z sqrt(V(theta)), V the variance of Hanley and
+    McNeil 1982 (Radiology 143:29-36) with m and n in its numerator both replaced by (m + n) / 2.
+
+    Raises:
+        ValueError: auc not in 0..1, a class without cases, or level not between 0 and 1.
+    """
+    _check_level(level)
+    if not 0 <= auc <= 1 or min(n_positive, n_negative) < 1:
+        raise ValueError(f"expected an AUC in 0..1 of at least 1 case a class, got {auc}, {n_positive}, {n_negative}")
+    z, spare = norm.ppf((1 + level) / 2), (n_positive + n_negative) / 2 - 1
+
+    def lower(area: float) -> float:
+        def excess(theta: float) -> float:
+            shape = 1 + spare * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+            return area - theta - z * math.sqrt(theta * (1 - theta) * shape / (n_positive * n_negative))
+
+        # theta = 1 solves it for an area of 1, where V = 0: the limit sought lies below.
+        return brentq(excess, 0.0, area * (1 - 1e-12)) if area > 0 else 0.0
+
+    return lower(auc), 1 - lower(1 - auc)  # V is symmetric in theta and 1 - theta
+
+
+def average_precision_floor(auc: float, n_positive: float, n_negative: float) -> float:
+    """About the least average precision that an AUC allows at the sample's prevalence.
+
+    No score interval of average precision is known. It is 1 exactly when the AUC is, so the lower limit of one gives
+    that of the other: the area lost is put where it costs most, a share 1 - auc of the negatives above every positive,
+    so that precision at recall r is r / (r + a), a = (1 - auc) n_negative / n_positive, with mean 1 - a ln(1 + 1 / a).
+    The least over all ROC curves of that area, found numerically, is lower by less than 0.012.
+    """
+    a = (1 - auc) * n_negative / n_positive
+    return 1 - a * math.log1p(1 / a) if a > 0 else 1.0
+
+
+def _interval(value: float, draws: NDArray, parts: NDArray | None, level: float) -> Interval:
+    """Percentile limits, or those of the parts (C, 3: estimate, low, high) of which the metric is the mean."""
+    draws = draws[~np.isnan(draws)]
+    if math.isnan(value):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) if draws.size else (value, value)
+    if parts is not None:
+        estimate, lowest, highest = parts.T
+        # Square and add (Newcombe 1998, Stat Med 17:873-890; Zou & Donner 2008, Stat Med 27:1693-1702): the limits
+        # of a mean of independent rates; of one rate, its own.
+        below = value - math.sqrt(((estimate - lowest) ** 2).sum()) / estimate.size
+        above = value + math.sqrt(((highest - estimate) ** 2).sum()) / estimate.size
+        if high - low < 1e-12:
+            low, high = below, above
+        elif np.isin(estimate, (0, 1)).any():
+            # The bootstrap takes a part at 0 or 1 as known: 8 of 8 positives found would add no doubt at all.
+            low, high = np.fmin(low, below), np.fmax(high, above)
+    return Interval(value, float(low), float(high))
+
+
+def _score_parts(
+    y: NDArray, p: NDArray, group: NDArray, positive: int, threshold: float | None, level: float
+) -> dict[str, NDArray]:
+    """For each metric but brier and ece the rates it is the mean of: (C, 3) of estimate, low, high."""
+    decisions = decide(p, positive, threshold)
+    parts: dict[str, list] = {"accuracy": [_rate(y == decisions, y == y, group, level)]}
+    for k in [positive] if p.shape[1] == 2 else range(p.shape[1]):
+        actual, decided = y == k, decisions == k
+        rates = {
+            "sensitivity": _rate(decided, actual, group, level),
+            "specificity": _rate(~decided, ~actual, group, level),
+            "ppv": _rate(actual, decided, group, level),
+            "npv": _rate(~actual, ~decided, group, level),
+        }
+        rates["balanced_accuracy"] = rates["sensitivity"]
+        # F1 = 2 J / (1 + J), rising in J = TP / (TP + FP + FN) (Hand et al. 2021, Mach Learn 110:451-456): a plain
+        # proportion of the pictures that are or are called positive, so its limits carry over to F1.
+        jaccard = np.array(_rate(actual & decided, actual | decided, group, level))
+        rates["f1"] = tuple(2 * jaccard / (1 + jaccard))
+        rates |= _ranking_parts(actual, p[:, k], group, level)
+        for name, rate in rates.items():
+            parts.setdefault(name, []).append(rate)
+    if p.shape[1] == 2:
+        parts["balanced_accuracy"] += parts["specificity"]
+    return {name: np.array(rates) for name, rates in parts.items()}
+
+
+def _rate(success: NDArray, concerned: NDArray, group: NDArray, level: float) -> tuple[float, float, float]:
+    """The share of successes among the pictures concerned, with Wilson limits for as many cases as there are groups."""
+    n = np.unique(group[concerned]).size
+    if n == 0:
+        return math.nan, 0.0, 1.0
+    share = float(success[concerned].mean())
+    successes = round(share * n, 9)  # not whole if the pictures of a group differ: the wider limits are taken
+    return share, wilson(math.floor(successes), n, level)[0], wilson(math.ceil(successes), n, level)[1]
+
+
+def _ranking_parts(actual: NDArray, score: NDArray, group: NDArray, level: float) -> dict[str, tuple]:
+    n_positive, n_negative = (np.unique(group[mask]).size for mask in (actual, ~actual))
+    if not n_positive or not n_negative:
+        return dict.fromkeys(("roc_auc", "average_precision"), (math.nan,) * 3)
+    areas = classification_metrics(actual, np.column_stack([1 - score, score]))
+    auc, precision = float(areas["roc_auc"]), float(areas["average_precision"])
+    auc_low, auc_high = auc_interval_newcombe(auc, n_positive, n_negative, level)
+    floor = average_precision_floor(auc_low, actual.sum(), (~actual).sum()) if precision == 1 else math.nan
+    return {
+        "roc_auc": (auc, auc_low, auc_high),
+        "average_precision": (precision, floor, 1.0 if precision == 1 else math.nan),
+    }
+
+
+def _group_index(groups: ArrayLike, n: int) -> NDArray[np.int64]:
+    names = np.asarray(groups, dtype=object)  # as they are: among strings NaN would become the patient "nan"
+    if names.shape != (n,):
+        raise ValueError(f"expected groups of shape ({n},), found {names.shape}")
+    missing = sum(name is None or name != name for name in names)
+    if missing:  # else all pictures without a patient would be one patient
+        raise ValueError(f"expected a group for every picture, found {missing} missing")
+    number: dict[object, int] = {}
+    return np.array([number.setdefault(name, len(number)) for name in names])
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"expected a confidence level between 0 and 1, got {level}")

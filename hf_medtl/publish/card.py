@@ -1,0 +1,72 @@
+"""README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
+
+import importlib.resources
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "average_precision": "Average precision",
+    "brier": "Brier score (lower is better)",
+    "ece": "Expected calibration error (lower is better)",
+}
+
+
+def card(facts: dict[str, Any], prose: str = "") -> str:
+    """Model card as Markdown with YAML front matter that the Hub accepts.
+
+    Args:
+        facts: `results` (of results.json), `spec` (row of DATASETS), `counts` (split -> label -> number), `excluded`,
+            `name`, `base_model`, `license`, `model_class`, `processor`, `recipe_yaml`, `from_scratch`.
+        prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
+    """
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters["interval"] = interval
+    template = importlib.resources.files("hf_medtl.publish").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    facts = facts | {"names": NAMES}
+    body = environment.from_string(template).render(facts | {"prose": environment.from_string(prose).render(facts)})
+    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}"
+
+
+def metadata(facts: dict[str, Any]) -> ModelCardData:
+    """Front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
+    results, spec = facts["results"], facts["spec"]
+    return ModelCardData(
+        license=facts["license"],
+        base_model=None if facts["from_scratch"] else facts["base_model"],
+        datasets=[spec.id],
+        pipeline_tag=spec.task,
+        library_name="transformers",
+        tags=["medical", "hf_medtl", *(["synthetic-data"] if spec.phantom else [])],
+        model_name=facts["name"],
+        eval_results=[
+            EvalResult(
+                task_type=spec.task,
+                dataset_type=spec.id,
+                dataset_name=spec.title,
+                dataset_split=results["split"],
+                metric_type=name,
+                metric_name=NAMES[name],
+                metric_value=round(metric["value"], 4),
+            )
+            for name, metric in results["metrics"].items()
+            if metric["value"] is not None
+        ],
+    )
+
+
+def interval(metric: dict[str, float | None]) -> str:
+    """`0.953 [0.871, 0.990]`, or `undefined`."""
+    if metric["value"] is None:
+        return "undefined"
+    low, high = ("?" if metric[key] is None else f"{metric[key]:.3f}" for key in ("low", "high"))
+    return f"{metric['value']:.3f} [{low}, {high}]"

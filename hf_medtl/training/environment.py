@@ -1,0 +1,41 @@
+"""What a run was made with: versions and hardware, and nothing that names a person or a machine."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from hf_medtl import __version__
+
+PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "albumentations",
+            "numpy", "pillow", "scikit-learn", "scipy")  # fmt: skip
+
+
+def environment(precision: str, processes: int) -> dict[str, Any]:
+    """Versions of Python and packages, kind of device, cores, number format and number of processes."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "cpu_cores": cores(),
+        "processes": processes,
+        "mixed_precision": precision,
+        "packages": {"hf_medtl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_mb() -> float:
+    """Highest memory so far in MB: the accelerator's where there is one, else this process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

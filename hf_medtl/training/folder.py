@@ -1,0 +1,103 @@
+"""The run folder: it has everything, or it says that it is unfinished."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hf_medtl.errors import MedtlError
+
+MARK = "UNFINISHED"
+GIGABYTE = 1e9
+
+
+def check_folder(folder: Path, resuming: bool) -> None:
+    """Refuse a folder whose contents a new run would spoil.
+
+    Raises:
+        MedtlError: it holds a finished run, checkpoints of an unfinished one (unless resuming), or something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise MedtlError(f"--output_dir {folder} is a file. Give a folder that is new or empty.")
+    if (folder / "results.json").exists() and not (folder / MARK).exists():
+        raise MedtlError(f"{folder} holds a finished run. Give another --output_dir, or move that one away.")
+    if any(folder.glob("checkpoint-*")) and not resuming:
+        raise MedtlError(
+            f"{folder} holds the checkpoints of an unfinished run. Go on with it: --resume_from_checkpoint auto. "
+            "Or start anew: give another --output_dir, or move that one away."
+        )
+    if any(folder.iterdir()) and not (folder / MARK).exists() and not resuming:
+        raise MedtlError(f"{folder} is not empty and holds no run. Give an --output_dir that is new or empty.")
+
+
+def check_disk(folder: Path, needed: float) -> None:
+    """Refuse a disk without `needed` free bytes for `folder`.
+
+    Raises:
+        MedtlError: too little is free.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise MedtlError(
+            f"The run needs about {needed / GIGABYTE:.2f} GB for checkpoints and results, {folder} has "
+            f"{free / GIGABYTE:.2f} GB free. Make room, keep fewer checkpoints (--save_total_limit 1), "
+            "or give an --output_dir on another disk."
+        )
+
+
+def disk_needed(parameters: int, save_total_limit: int | None, epochs: int) -> float:
+    """Bytes that a run writes at most: float32 weights with Adam's two moments in each checkpoint, and the result."""
+    checkpoints = min(save_total_limit or epochs, epochs) + 1  # a new one is written before an old one goes
+    return 4 * parameters * (3 * checkpoints + 1) + 20e6
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error came from a full disk: torch and safetensors hide the errno in messages of their own."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return full or (folder.exists() and shutil.disk_usage(folder).free < 1_000_000)
+
+
+def begin(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.DataFrame) -> None:
+    """Make the folder, mark it unfinished, and write what is known before training: recipe.yaml and splits.csv.
+
+    Raises:
+        MedtlError: the folder can't be written to, or a resumed run was split otherwise.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(
+            folder / MARK, "This run is not finished. To go on: the same command with --resume_from_checkpoint auto\n"
+        )
+        if (folder / "splits.csv").exists():
+            before = pd.read_csv(folder / "splits.csv", keep_default_na=False)[["sha256", "split"]]
+            if before.to_csv(index=False) != table[["sha256", "split"]].to_csv(index=False):
+                raise MedtlError(
+                    f"The pictures or their split differ from {folder / 'splits.csv'}, so going on would mix test and "
+                    "training pictures. Restore the data and seed of that run, or give another --output_dir."
+                )
+        write(folder / "splits.csv", table.to_csv(index=False))
+        write(folder / "recipe.yaml", recipe_yaml)
+        if len(excluded):
+            write(folder / "excluded.csv", excluded.to_csv(index=False))
+    except PermissionError as error:
+        raise MedtlError(f"--output_dir {folder} can't be written to. Give a folder that is yours.") from error
+
+
+def write(path: Path, content: str | dict[str, Any]) -> None:
+    """Write text, or a dict as JSON, so that the file is either whole or not there."""
+    text = content if isinstance(content, str) else json.dumps(content, indent=2, allow_nan=False) + "\n"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def finish(folder: Path) -> None:
+    """Take the mark away: everything is there."""
+    (folder / MARK).unlink(missing_ok=True)

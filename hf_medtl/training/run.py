@@ -1,0 +1,251 @@
+"""The whole run, readable from top to bottom."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from transformers import set_seed
+
+from hf_medtl.data.augment import augmentation
+from hf_medtl.data.cache import Pictures, prepare
+from hf_medtl.data.images import read_image
+from hf_medtl.data.load import Loaded, load
+from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation import plots
+from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
+from hf_medtl.evaluation.evaluate import predict, results
+from hf_medtl.models.build import build
+from hf_medtl.models.head import divide_logits
+from hf_medtl.models.processor import describe_processor, normalisation, preprocessing_key, to_uint8
+from hf_medtl.publish.card import card
+from hf_medtl.publish.hub import push
+from hf_medtl.training.environment import cores, environment, peak_memory_mb
+from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
+from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.summary import show_plan, show_results
+from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
+
+logger = logging.getLogger("hf_medtl")
+
+
+class Interrupted(Exception):
+    """Ctrl-C during training: a checkpoint was written, and the process should end with exit code 130."""
+
+
+def main(defaults: dict[str, Any]) -> None:
+    """A recipe's command line: run it, print errors that the user can mend without a traceback.
+
+    Exit codes: 0 finished, 1 an error that the message explains, 130 interrupted with Ctrl-C.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    try:
+        run(Recipe.from_cli(defaults))
+    except MedtlError as error:
+        sys.exit(f"Error: {error}")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"\nInterrupted. {stop}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(recipe: Recipe) -> Path:
+    """Load, split, fine-tune, calibrate, save, evaluate, draw and describe; return the run folder.
+
+    Raises:
+        MedtlError: what the user can mend, before training wherever it can be known then.
+        Interrupted: after Ctrl-C, when the checkpoint is written.
+    """
+    folder = Path(str(recipe.output_dir))
+    if recipe.device.type == "cpu":  # accelerate launch gives each process one thread, whatever there is
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    check_folder(folder, resuming=bool(recipe.resume_from_checkpoint))
+    with recipe.main_process_first(local=True):  # the other processes find its caches
+        loaded = load(
+            recipe.dataset,
+            recipe.data_dir,
+            validation_fraction=recipe.validation_fraction,
+            test_fraction=recipe.test_fraction,
+            seed=int(recipe.split_seed or 0),
+        )
+    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.spec.labels)
+    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
+    model, processor = build(
+        recipe.model_name_or_path, loaded.spec.labels, from_scratch=recipe.from_scratch, revision=recipe.model_revision
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    needed = disk_needed(parameters, recipe.save_total_limit, int(recipe.num_train_epochs))
+    check_disk(folder, needed)
+    prose = Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else ""
+    if recipe.should_save:
+        show_plan(recipe, loaded, model, processor, needed, checkpoint)
+    if recipe.dry_run:
+        logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
+        return folder
+
+    try:
+        if recipe.should_save:
+            begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
+        trainer = MedicalTrainer(
+            recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor)
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.progress.interrupted:
+            raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
+
+        save(recipe, folder, model, processor)
+        _, chances = probabilities(folder, loaded, "validation")
+        decision = calibrate(chances, indices(loaded, "validation"), loaded.spec.positive_index)
+        if recipe.should_save:
+            divide_logits(model, decision["temperature"])
+            # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
+            model.config.update(
+                {
+                    "positive_label": loaded.spec.positive,
+                    "threshold": decision["threshold"],
+                    "folded_temperature": decision["temperature"],
+                }
+            )
+        save(recipe, folder, model, processor)
+        rows, chances = probabilities(folder, loaded, "test")
+        if recipe.should_save:
+            result = {
+                "dataset": loaded.spec.name,
+                "task": loaded.spec.task,
+                "split": "test",
+                **results(
+                    indices(loaded, "test"),
+                    chances,
+                    rows["group"].tolist(),
+                    loaded.spec.labels,
+                    loaded.spec.positive,
+                    decision["threshold"],
+                ),
+                "temperature": decision["temperature"],
+                "train_seconds": round(trainer.progress.total_seconds(), 1),
+                "peak_memory_mb": round(peak_memory_mb(), 1),
+                "environment": environment(precision(recipe), recipe.world_size),
+            }
+            columns = {f"p_{label}": chances[:, i] for i, label in enumerate(loaded.spec.labels)}
+            write(
+                folder / "predictions.csv", rows[["image_id", "label", "group"]].assign(**columns).to_csv(index=False)
+            )
+            draw(folder, trainer, result, indices(loaded, "test"), chances)
+            write(folder / "README.md", card(card_facts(recipe, folder, loaded, model, processor, result), prose))
+            write(folder / "results.json", result)
+            finish(folder)
+            show_results(folder, result)
+            if recipe.push_to_hub:
+                logger.info(
+                    "Pushed to %s", push(folder, str(trainer.hub_model_id), private=bool(recipe.hub_private_repo))
+                )
+        trainer.accelerator.wait_for_everyone()
+    except Exception as error:
+        if is_disk_full(error, folder):
+            raise MedtlError(
+                f"The disk of {folder} is full. The whole checkpoints are kept: make room, then give the same command "
+                "with --resume_from_checkpoint auto."
+            ) from error
+        raise
+    return folder
+
+
+def pictures(recipe: Recipe, loaded: Loaded, processor: Any) -> dict[str, Pictures]:
+    """Prepared pictures of the training split, augmented, and of the validation split, by split."""
+    with recipe.main_process_first(local=True):
+        prepared = prepare(
+            [loaded.root / path for path in loaded.table["path"]],
+            loaded.table["sha256"].tolist(),
+            lambda images: to_uint8(processor, images),
+            key=preprocessing_key(processor),
+        )
+    return {
+        split: Pictures(
+            prepared,
+            np.flatnonzero(loaded.table["split"] == split).tolist(),
+            indices(loaded, split).tolist(),
+            augmentation(recipe.augmentation) if split == "train" else None,
+            recipe.seed,
+        )
+        for split in ("train", "validation")
+    }
+
+
+def indices(loaded: Loaded, split: str) -> NDArray[np.int64]:
+    """(n,) class index of each picture of a split."""
+    return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.spec.labels.index).to_numpy(np.int64)
+
+
+def probabilities(folder: Path, loaded: Loaded, split: str) -> tuple[Any, NDArray[np.float64]]:
+    """Rows of a split, and the probabilities (n, K) that the saved folder's pipeline gives for their files."""
+    rows = loaded.table[loaded.table["split"] == split]
+    return rows, predict(folder, [loaded.root / path for path in rows["path"]], read_image, loaded.spec.task)
+
+
+def calibrate(chances: NDArray[np.float64], labels: NDArray[np.int64], positive: int | None) -> dict[str, Any]:
+    """Temperature and, with two labels, threshold from the probabilities (n, K) of the validation split."""
+    logits = np.log(chances.clip(1e-12))  # equal to the logits up to a constant that softmax does not see
+    temperature = fit_temperature(logits, labels)
+    if positive is None:
+        return {"temperature": temperature, "threshold": None}
+    scores = softmax(logits / temperature, axis=1)[:, positive]
+    return {"temperature": temperature, "threshold": youden_threshold(scores, labels == positive)}
+
+
+def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
+    """Weights, configuration and preprocessing, by the main process; the others wait."""
+    if recipe.should_save:
+        model.save_pretrained(folder)
+        if not hasattr(processor, "data_config"):  # a timm model keeps its preprocessing in config.json
+            processor.save_pretrained(folder)
+    if recipe.world_size > 1:
+        torch.distributed.barrier()
+
+
+def precision(recipe: Recipe) -> str:
+    """Number format of training."""
+    return "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "float32"
+
+
+def draw(
+    folder: Path,
+    trainer: MedicalTrainer,
+    result: dict[str, Any],
+    labels: NDArray[np.int64],
+    chances: NDArray[np.float64],
+) -> None:
+    """figures/: training history, confusion matrix, ROC, reliability."""
+    figures, names, positive = folder / "figures", result["labels"], result["positive_label"]
+    figures.mkdir(exist_ok=True)
+    plots.history(trainer.state.log_history, trainer.state.best_global_step, figures / "history.png")
+    plots.confusion(result["confusion_matrix"], names, figures / "confusion_matrix.png")
+    plots.roc(labels, chances, names, positive, result["threshold"], figures / "roc.png")
+    index = names.index(positive) if positive else None
+    plots.reliability(labels, chances, index, figures / "reliability.png")
+
+
+def card_facts(
+    recipe: Recipe, folder: Path, loaded: Loaded, model: Any, processor: Any, result: dict[str, Any]
+) -> dict[str, Any]:
+    """What the card's template fills in."""
+    table = loaded.table
+    local = Path(recipe.model_name_or_path).exists()  # a folder's path stays here; its name says what it was
+    return {
+        "results": result,
+        "spec": loaded.spec,
+        "counts": table.groupby(["split", "label"]).size().unstack(fill_value=0).T.to_dict(),
+        "excluded": len(loaded.excluded),
+        "name": recipe.hub_model_id or folder.name,
+        "base_model": Path(recipe.model_name_or_path).resolve().name if local else recipe.model_name_or_path,
+        "from_scratch": recipe.from_scratch,
+        "license": recipe.model_license,
+        "model_class": type(model).__name__,
+        "processor": describe_processor(processor),
+        "recipe_yaml": recipe.to_yaml(),
+    }

@@ -1,0 +1,64 @@
+"""What a person reads on the screen before and after a run."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from hf_medtl.data.load import Loaded
+from hf_medtl.data.splits import SPLITS
+from hf_medtl.models.processor import describe_processor
+from hf_medtl.publish.card import NAMES, interval
+from hf_medtl.training.recipe import Recipe
+
+
+def show_plan(
+    recipe: Recipe, loaded: Loaded, model: PreTrainedModel, processor: Any, needed: float, checkpoint: str | None
+) -> None:
+    """Print what will run: data and split, model, preprocessing, training, disk."""
+    counts = loaded.table.groupby(["split", "label"]).size()
+    table = Table(title=loaded.spec.title, title_justify="left")
+    for column in ("split", *loaded.spec.labels, "groups"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in SPLITS:
+        groups = loaded.table.loc[loaded.table["split"] == split, "group"].nunique()
+        table.add_row(split, *(str(counts.get((split, label), 0)) for label in loaded.spec.labels), str(groups))
+    console = Console()
+    console.print(table)
+    parameters = sum(p.numel() for p in model.parameters())
+    start = "random weights" if recipe.from_scratch else recipe.model_name_or_path
+    batch = recipe.train_batch_size * recipe.gradient_accumulation_steps * recipe.world_size
+    rates = f"{recipe.learning_rate:g}" + (f", head {recipe.head_learning_rate:g}" if recipe.head_learning_rate else "")
+    for name, value in {
+        "model": f"{type(model).__name__}, {parameters / 1e6:.1f} million parameters, from {start}",
+        "preprocessing": describe_processor(processor),
+        "training": f"{recipe.num_train_epochs:g} epochs at most, batch {batch}, learning rate {rates}, "
+        f"augmentation {recipe.augmentation}, seed {recipe.seed}",
+        "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
+        "disk": f"up to {needed / 1e9:.2f} GB in {recipe.output_dir}",
+        "resuming": checkpoint,
+    }.items():
+        if value:
+            console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
+
+
+def show_results(folder: Path, result: dict[str, Any]) -> None:
+    """Print the metrics with their intervals, the run folder, and what to type next."""
+    table = Table(
+        title=f"{result['split']} split: {result['n']} pictures in {result['n_groups']} groups", title_justify="left"
+    )
+    table.add_column("metric")
+    table.add_column("value [95 % interval]", justify="right")
+    for name, metric in result["metrics"].items():
+        table.add_row(NAMES[name], interval(metric))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
+        f'\nUse it:\n  python -c "from transformers import pipeline; '
+        f"print(pipeline('{result['task']}', '{folder}')('PICTURE'))\"\n",
+        highlight=False,
+        soft_wrap=True,
+    )

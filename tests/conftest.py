@@ -1,0 +1,170 @@
+"""Set before any Hugging Face module is imported: a Hub on the loopback address and empty caches."""
+
+import atexit
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+_WORK = Path(tempfile.mkdtemp(prefix="hf_medtl-tests-"))
+atexit.register(shutil.rmtree, _WORK, ignore_errors=True)
+with socket.socket() as _s:
+    _s.bind(("127.0.0.1", 0))
+    _PORT = _s.getsockname()[1]
+_SERVER = subprocess.Popen(
+    [sys.executable, Path(__file__).with_name("localhub.py"), "--root", _WORK / "hub", "--port", str(_PORT)]
+)
+atexit.register(_SERVER.terminate)
+os.environ |= {
+    "HF_ENDPOINT": f"http://127.0.0.1:{_PORT}",
+    "HF_TOKEN": "hf_ci",
+    "HF_HOME": str(_WORK / "hf"),
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_MEDTL_CACHE": str(_WORK / "cache"),
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def hub() -> str:
+    """Address of the loopback Hub."""
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/__log", timeout=1)
+            return os.environ["HF_ENDPOINT"]
+        except OSError:
+            time.sleep(0.05)
+    pytest.fail("the loopback Hub did not start")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real pictures and weights."""
+    folder = os.environ.get("HF_MEDTL_SHARED")
+    if not folder:
+        pytest.skip("HF_MEDTL_SHARED is not set: no real pictures and weights here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_brain(shared: Path) -> Path:
+    return shared / "data" / "brain-mri-images-for-brain-tumor-detection"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 synthetic brain slices of 24 patients."""
+    from hf_medtl.data.phantoms import write
+
+    return write(tmp_path_factory.mktemp("data") / "brain", "brain", patients=24, pictures=2, size=64)
+
+
+def save_tiny(family: str, folder: Path) -> Path:
+    """A tiny checkpoint with random weights and labels of its own, as it would come from the Hub."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageClassification,
+        ConvNextConfig,
+        Dinov2Config,
+        TimmWrapperConfig,
+        TimmWrapperForImageClassification,
+        ViTConfig,
+        ViTImageProcessor,
+    )
+
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "label2id": {"cat": 0, "dog": 1, "cow": 2}}
+    layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    if family == "timm":
+        mean_std = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+        cfg = {"input_size": [3, 64, 64], "crop_pct": 0.875, "interpolation": "bicubic", "classifier": "fc", **mean_std}
+        config = TimmWrapperConfig(architecture="test_resnet", pretrained_cfg=cfg, num_labels=3, **labels)
+        TimmWrapperForImageClassification(config).save_pretrained(folder)
+        AutoConfig.from_pretrained(folder)
+        return folder
+    config = {
+        "vit": ViTConfig(intermediate_size=64, **layers, **labels),
+        "dinov2": Dinov2Config(mlp_ratio=2, **layers, **labels),
+        "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32, **labels),
+    }[family]
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25]
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory):
+    """Folder of the tiny checkpoint of a family, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = save_tiny(family, tmp_path_factory.mktemp("backbones") / f"tiny-{family}")
+        return made[family]
+
+    return folder
+
+
+def options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
+    """A Recipe's arguments for a run of seconds."""
+    return {
+        "dataset": "brain-phantoms",
+        "data_dir": str(phantoms),
+        "model_name_or_path": str(backbone),
+        "output_dir": str(output),
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 1,
+        **more,
+    }
+
+
+def flags(**values: object) -> list[str]:
+    """The same as command-line flags."""
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def finished(phantoms: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny ViT on phantoms."""
+    from hf_medtl import Recipe, run
+
+    card = ROOT / "model_cards" / "vit_brain.md"
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    return run(Recipe(**options(phantoms, tiny("vit"), output, model_card=str(card))))
+
+
+@pytest.fixture(scope="session")
+def results(finished: Path) -> dict:
+    return json.loads((finished / "results.json").read_text())
+
+
+def script(*command: object, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
+    """Run a command at the project's root and capture what it prints."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

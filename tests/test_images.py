@@ -1,0 +1,114 @@
+"""Any file becomes the right 8-bit RGB picture, or an error that names it."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from transformers.image_utils import load_image
+
+from hf_medtl import read_image
+from hf_medtl.errors import UnreadableImage
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+
+
+def ordinary(mode: str) -> Image.Image:
+    if mode == "L":
+        return Image.fromarray(GREY)
+    if mode == "RGBA":
+        return Image.fromarray(np.dstack([COLOUR, GREY]))
+    return Image.fromarray(COLOUR).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "RGB", "LA", "1"])
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_ordinary_files_become_what_stock_pipelines_make_of_them(mode, extension, tmp_path):
+    path = tmp_path / f"picture.{extension}"
+    ordinary(mode).save(path, format="PNG")  # also under a false name: the header decides
+    picture = read_image(path)
+    assert picture.mode == "RGB"
+    assert np.array_equal(picture, load_image(str(path)))
+
+
+def test_palette_with_transparency(tmp_path):
+    path = tmp_path / "p.png"
+    ordinary("P").save(path, transparency=bytes(range(256)))
+    assert np.array_equal(read_image(path), load_image(str(path)))
+
+
+def test_exif_rotation_is_applied_and_metadata_stay_behind(tmp_path):
+    exif = Image.Exif()
+    exif[274], exif[315] = 6, "Jane Doe"  # orientation, artist
+    path = tmp_path / "rotated.jpg"
+    Image.fromarray(COLOUR).save(path, exif=exif)
+    picture = read_image(path)
+    assert picture.size == (37, 53)
+    assert np.array_equal(picture, load_image(str(path)))
+    text = PngInfo()
+    text.add_text("PatientName", "Jane Doe")
+    Image.fromarray(GREY).save(tmp_path / "text.png", pnginfo=text)
+    for read in (picture, read_image(tmp_path / "text.png")):
+        assert not read.info
+        assert not read.getexif()
+
+
+@pytest.mark.parametrize("kind", ["I;16 PNG", "I;16 TIFF", "I TIFF", "F TIFF"])
+def test_more_than_8_bits_are_windowed_not_clipped_to_white(kind, tmp_path):
+    mode, container = kind.split()
+    ramp = np.linspace(300, 3900, 64 * 64).reshape(64, 64).astype(np.uint16)  # 12 bits in 16: stock code shows white
+    array = ramp if mode == "I;16" else ramp.astype(np.int32 if mode == "I" else np.float32)
+    path = tmp_path / f"deep.{container.lower()}"
+    Image.fromarray(array).save(path)
+    grey = np.asarray(read_image(path))[..., 0].astype(int)
+    assert (grey == 255).mean() < 0.02
+    assert grey.min() == 0
+    assert 120 < np.median(grey) < 135
+    assert np.array_equal(np.argsort(grey.ravel(), kind="stable"), np.arange(64 * 64))  # order of greys is kept
+    assert np.asarray(read_image(path, window=(300, 8000))).max() < 130
+
+
+def test_one_stray_pixel_does_not_darken_a_deep_picture(tmp_path):
+    ramp = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    ramp[0, 0] = 65535
+    Image.fromarray(ramp).save(tmp_path / "b.png")
+    a, b = (np.asarray(read_image(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
+    assert np.abs(a - b)[1:].max() <= 1
+
+
+def test_constant_and_non_finite_deep_pictures(tmp_path):
+    Image.fromarray(np.full((8, 8), 900, np.uint16)).save(tmp_path / "flat.png")
+    assert np.asarray(read_image(tmp_path / "flat.png")).max() == 0
+    array = np.full((8, 8), np.nan, np.float32)
+    Image.fromarray(array).save(tmp_path / "nan.tiff")
+    assert read_image(tmp_path / "nan.tiff").size == (8, 8)
+
+
+def whole() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(COLOUR).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"this is text", whole()[:400], whole()[: len(whole()) // 2], b"\x89PNG\r\n\x1a\n" + b"\0" * 50]
+)
+def test_damaged_files_are_one_error_that_names_the_file(content, tmp_path):
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=r"damaged\.jpg"):
+        read_image(path)
+
+
+def test_decompression_bomb(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(UnreadableImage, match="bomb"):
+        read_image(path)
+    Image.new("1", (11_000, 11_000)).save(path)  # Pillow itself would only warn
+    with pytest.raises(UnreadableImage, match="100,000,000"):
+        read_image(path)

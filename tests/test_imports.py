@@ -1,0 +1,45 @@
+"""The direction of imports, and how light `import hf_medtl` is."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "hf_medtl"
+# What each part may use; `errors` and itself always. What is not named here sits on top and may use all.
+MAY_USE = {
+    "errors": set(),
+    "data": set(),
+    "models": set(),
+    "evaluation": set(),
+    "explain": {"models"},
+    "training": {"data", "models", "evaluation"},
+    "publish": {"evaluation"},
+}
+TOP = {"hf_medtl.training.run", "hf_medtl.training.summary", "hf_medtl"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_parts_use_only_what_they_may():
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        assert not any(name.split(".")[0] in ("recipes", "spaces") for name in imports(path)), module
+        if module in TOP:
+            continue
+        part = module.split(".")[1]
+        used = {n.split(".")[1] for n in imports(path) if n.startswith("hf_medtl.") and n.count(".")} - {part, "errors"}
+        assert used <= MAY_USE[part], f"{module} imports {used - MAY_USE[part]}"
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, hf_medtl; sys.exit(bool({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=PACKAGE.parent).returncode == 0

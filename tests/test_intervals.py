@@ -1,0 +1,218 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, norm
+
+from hf_medtl.evaluation.intervals import (
+    Interval,
+    auc_interval_newcombe,
+    average_precision_floor,
+    bootstrap,
+    group_resamples,
+    wilson,
+)
+from hf_medtl.evaluation.metrics import classification_metrics
+
+
+def two_columns(score):
+    return np.column_stack([1 - np.asarray(score), score])
+
+
+def study(rng, patients=100, pictures=1, shift=1.5, sd_patient=0.0):
+    """Half of the patients positive; the pictures of a patient share a part of their score."""
+    labels = np.repeat(np.arange(patients) % 2, pictures)
+    groups = np.repeat(np.arange(patients), pictures)
+    noise = np.sqrt(1 - sd_patient**2) * rng.normal(size=labels.size) + sd_patient * rng.normal(size=patients)[groups]
+    logit = shift * (labels - 0.5) + noise
+    return labels, two_columns(1 / (1 + np.exp(-2 * logit))), groups
+
+
+def test_wilson():
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-7)  # as published by statsmodels
+    ci = binomtest(51, 51).proportion_ci(0.9, method="wilson")
+    assert wilson(51, 51, 0.9) == pytest.approx((ci.low, 1.0))
+    assert wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError):
+        wilson(11, 10)
+    with pytest.raises(ValueError, match="level between 0 and 1, got 95"):
+        wilson(8, 10, 95)
+
+
+@pytest.mark.parametrize(("auc", "m", "n"), [(0.8, 30, 40), (0.97, 12, 300), (1.0, 25, 26), (0.0, 5, 9), (0.6, 1, 1)])
+def test_newcombe_solves_its_quartic(auc, m, n):
+    """The same equation squared and cleared of fractions, solved as a polynomial in theta."""
+    theta = np.polynomial.Polynomial([0, 1])
+    z, spare = norm.ppf(0.975), (m + n) / 2 - 1
+    shape = (2 - theta) * (1 + theta) + spare * ((1 - theta) * (1 + theta) + theta * (2 - theta))
+    quartic = (auc - theta) ** 2 * (2 - theta) * (1 + theta) * m * n - z**2 * theta * (1 - theta) * shape
+    roots = [r.real for r in quartic.roots() if abs(r.imag) < 1e-9 and -1e-9 < r.real < 1 + 1e-9]
+    assert auc_interval_newcombe(auc, m, n) == pytest.approx((min(roots), max(roots)), abs=1e-9)
+
+
+def test_newcombe_at_the_boundary():
+    low, high = auc_interval_newcombe(1.0, 25, 26)
+    assert high == 1.0
+    assert low == pytest.approx(0.920859, abs=1e-6)
+    assert auc_interval_newcombe(0.0, 26, 25) == pytest.approx((0.0, 1 - low))
+    assert auc_interval_newcombe(1.0, 10**6, 10**6)[0] > 1 - 1e-5
+    for bad in [(1.1, 5, 5), (math.nan, 5, 5), (0.9, 0, 5)]:
+        with pytest.raises(ValueError, match=r"AUC in 0\.\.1"):
+            auc_interval_newcombe(*bad)
+
+
+def test_average_precision_floor_is_that_of_its_ranking():
+    """Of 1,000 negatives 50 above all positives: the AUC is 0.95."""
+    labels = np.repeat([0, 1, 0], [50, 2000, 950])
+    found = classification_metrics(labels, two_columns(np.linspace(1, 0, labels.size)))
+    assert found["roc_auc"] == pytest.approx(0.95)
+    assert average_precision_floor(0.95, 2000, 1000) == pytest.approx(found["average_precision"], abs=1e-3)
+    assert average_precision_floor(1.0, 5, 5) == 1.0
+
+
+def test_resamples_draw_whole_groups_within_each_label():
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    groups = np.array([0, 0, 1, 2, 2, 3, 3, 3])  # group 3 is mostly positive
+    drawn = group_resamples(labels, groups, 500)
+    assert drawn.shape == (500, 8)
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert (drawn[:, 5] == drawn[:, 7]).all()
+    assert (drawn[:, [0, 2]].sum(axis=1) == 2).all()
+    assert (drawn[:, [3, 5]].sum(axis=1) == 2).all()
+    assert drawn.mean(axis=0) == pytest.approx(np.ones(8), abs=0.1)
+    assert len(np.unique(drawn[:, 0])) == 3
+
+
+def test_every_resample_keeps_the_rare_class():
+    rng = np.random.default_rng(0)
+    labels = np.r_[np.ones(2, int), np.zeros(200, int)]
+    found = bootstrap(labels, two_columns(rng.random(202)), np.arange(202), resamples=200)
+    assert all(isinstance(interval, Interval) for interval in found.values())
+    assert not np.isnan(list(found.values())).any()
+
+
+def test_value_and_seed():
+    labels, p, groups = study(np.random.default_rng(1))
+    found = bootstrap(labels, p, groups, resamples=300)
+    assert {name: interval.value for name, interval in found.items()} == classification_metrics(labels, p)
+    assert found == bootstrap(labels, p, [f"patient {g}" for g in groups], resamples=300)
+    assert found != bootstrap(labels, p, groups, resamples=300, seed=1)
+    narrow = bootstrap(labels, p, groups, resamples=300, level=0.5)
+    for name, interval in found.items():
+        assert interval.low < narrow[name].low < narrow[name].high < interval.high
+        if name != "ece":
+            assert interval.low < interval.value < interval.high
+
+
+def test_agrees_with_wilson_away_from_the_boundary():
+    labels, p, groups = study(np.random.default_rng(2), patients=1000)
+    found = bootstrap(labels, p, groups)["accuracy"]
+    assert found[1:] == pytest.approx(wilson(round(found.value * 1000), 1000), abs=0.005)
+
+
+def test_copies_of_a_picture_add_nothing():
+    labels, p, groups = study(np.random.default_rng(3), patients=60)
+    once = bootstrap(labels, p, groups, resamples=500)
+    copied = [np.repeat(a, 9, axis=0) for a in (labels, p, groups)]
+    grouped = bootstrap(*copied, resamples=500)
+    naive = bootstrap(*copied[:2], np.arange(540), resamples=500)
+    for name in ("accuracy", "sensitivity", "roc_auc", "average_precision", "brier"):
+        width, grouped_width, naive_width = (found[name].high - found[name].low for found in (once, grouped, naive))
+        assert grouped_width == pytest.approx(width)
+        assert naive_width < 0.5 * grouped_width
+
+
+def test_no_error_is_not_certainty():
+    labels = np.repeat([1, 0], [25, 26])
+    rng = np.random.default_rng(0)
+    score = np.where(labels == 1, 0.75, 0.25) + rng.uniform(-0.2, 0.2, 51)
+    found = bootstrap(labels, two_columns(score), np.arange(51), resamples=200)
+    positives, negatives = wilson(25, 25)[0], wilson(26, 26)[0]
+    lows = {
+        "accuracy": wilson(51, 51)[0],
+        "balanced_accuracy": 1 - math.hypot(1 - positives, 1 - negatives) / 2,
+        "sensitivity": positives,
+        "specificity": negatives,
+        "ppv": positives,
+        "npv": negatives,
+        "f1": 2 * positives / (1 + positives),
+        "roc_auc": auc_interval_newcombe(1.0, 25, 26)[0],
+        "average_precision": average_precision_floor(auc_interval_newcombe(1.0, 25, 26)[0], 25, 26),
+    }
+    assert {name: found[name].low for name in lows} == pytest.approx(lows)
+    assert all(found[name][::2] == (1.0, pytest.approx(1.0)) for name in lows)
+    copies = bootstrap(*(np.repeat(a, 4, axis=0) for a in (labels, two_columns(score), np.arange(51))), resamples=200)
+    assert {name: copies[name].low for name in lows} == pytest.approx(lows)
+    wrong = bootstrap(1 - labels, two_columns(score), np.arange(51), resamples=200)
+    for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc"):
+        assert wrong[name].low == wrong[name].value == 0
+        assert 0.03 < wrong[name].high < 0.2
+
+
+def test_no_error_in_three_classes():
+    labels = np.arange(60) % 3
+    found = bootstrap(labels, np.eye(3)[labels] * 0.7 + 0.1, np.arange(60), resamples=100)
+    assert found["accuracy"].low == pytest.approx(wilson(60, 60)[0])
+    assert found["sensitivity"].low == pytest.approx(1 - (1 - wilson(20, 20)[0]) / math.sqrt(3))
+    for name in set(found) - {"brier", "ece"}:
+        assert 0.5 < found[name].low < found[name].value == 1.0
+
+
+def test_a_part_without_error_still_adds_doubt():
+    """All 8 positives are found, 80 of 100 negatives are: sensitivity is as unsure as 8 of 8."""
+    labels = np.repeat([1, 0, 0], [8, 20, 80])
+    score = np.repeat([0.9, 0.8, 0.1], [8, 20, 80])
+    found = bootstrap(labels, two_columns(score), np.arange(108), resamples=500)
+    assert found["sensitivity"][1:] == wilson(8, 8)
+    assert found["balanced_accuracy"].low <= 0.9 - (1 - wilson(8, 8)[0]) / 2
+    assert 0.8 < found["specificity"].high < 0.9
+
+
+def test_one_patient_of_a_class():
+    """Four pictures of one positive patient, three called: never drawn apart, and one patient is no evidence."""
+    labels, groups = np.repeat([1, 0], [4, 50]), np.r_[[0] * 4, np.arange(1, 51)]
+    score = np.r_[0.9, 0.8, 0.7, 0.4, np.random.default_rng(0).uniform(0, 0.6, 50)]
+    sensitivity = bootstrap(labels, two_columns(score), groups, resamples=200)["sensitivity"]
+    assert sensitivity == (0.75, wilson(0, 1)[0], wilson(1, 1)[1])
+
+
+def test_undefined_stays_nan_and_silent():
+    labels, p, groups = study(np.random.default_rng(4), patients=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one_class = bootstrap(np.zeros(40, int), p, groups, resamples=50)
+        never_called = bootstrap(labels, p, groups, threshold=2.0, resamples=50)
+        rarely_called = bootstrap(labels, p, groups, threshold=p[:, 1].max(), resamples=50)
+    assert np.isnan(one_class["roc_auc"]).all()
+    assert np.isnan(one_class["sensitivity"]).all()
+    assert np.isnan(never_called["ppv"]).all()
+    assert never_called["sensitivity"] == (0.0, *wilson(0, 20))
+    assert rarely_called["ppv"] == (1.0, *wilson(1, 1))
+
+
+def test_what_is_refused():
+    labels, p, groups = study(np.random.default_rng(5), patients=4)
+    for options, message in [
+        ({"groups": groups[:3]}, r"groups of shape \(4,\), found \(3,\)"),
+        ({"groups": ["a", "b", math.nan, None]}, "found 2 missing"),
+        ({"level": 95}, "level between 0 and 1, got 95"),
+        ({"resamples": 0}, "at least 1 resample"),
+        ({"labels": [0, 1, 2, 0]}, "labels in 0..1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bootstrap(**{"labels": labels, "probabilities": p, "groups": groups, **options})
+
+
+@pytest.mark.parametrize(("pictures", "sd_patient"), [(1, 0.0), (3, 0.8)])
+def test_coverage(pictures, sd_patient):
+    """Of 200 studies of 100 patients nine in ten at least hold the truth, correlated pictures or not."""
+    rng = np.random.default_rng(6)
+    truth = {"accuracy": norm.cdf(0.75), "roc_auc": norm.cdf(1.5 / math.sqrt(2))}
+    held = dict.fromkeys(truth, 0)
+    for _ in range(200):
+        found = bootstrap(*study(rng, 100, pictures, 1.5, sd_patient), resamples=300)
+        for name, value in truth.items():
+            held[name] += found[name].low <= value <= found[name].high
+    for count in held.values():
+        assert 0.90 <= count / 200 <= 0.99

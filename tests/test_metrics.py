@@ -1,0 +1,204 @@
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from hf_medtl.evaluation.metrics import calibration_bins, classification_metrics, confusion_matrix, decide
+
+NAMES = [
+    "accuracy",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "f1",
+    "roc_auc",
+    "average_precision",
+    "brier",
+    "ece",
+]
+
+
+def study(n_classes, seed, n=300):
+    """Labels, probabilities with many ties, integer weights with zeros."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, n_classes, n)
+    parts = rng.integers(1, 6, (n, n_classes)).astype(float)
+    parts[np.arange(n), labels] += rng.integers(0, 6, n)
+    return labels, parts / parts.sum(axis=1, keepdims=True), rng.integers(0, 4, n)
+
+
+def binary_reference(labels, score, decided, weights):
+    """One class against the rest, by scikit-learn."""
+    rates = {}
+    for name, of, side in [
+        ("sensitivity", sk.recall_score, 1),
+        ("specificity", sk.recall_score, 0),
+        ("ppv", sk.precision_score, 1),
+        ("npv", sk.precision_score, 0),
+        ("f1", sk.f1_score, 1),
+    ]:
+        rates[name] = of(labels, decided, pos_label=side, sample_weight=weights)
+    rates["roc_auc"] = sk.roc_auc_score(labels, score, sample_weight=weights)
+    rates["average_precision"] = sk.average_precision_score(labels, score, sample_weight=weights)
+    return rates
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("positive", "threshold"), [(1, None), (0, None), (1, 0.35), (0, 0.7)])
+def test_two_classes_agree_with_scikit_learn(seed, positive, threshold):
+    labels, p, weights = study(2, seed)
+    y, score = labels == positive, p[:, positive]
+    decided = score >= (0.5 if threshold is None else threshold)
+    expected = binary_reference(y, score, decided, weights)
+    expected["accuracy"] = sk.accuracy_score(y, decided, sample_weight=weights)
+    expected["balanced_accuracy"] = sk.balanced_accuracy_score(y, decided, sample_weight=weights)
+    expected["brier"] = sk.brier_score_loss(y, score, sample_weight=weights)
+    found = classification_metrics(labels, p, positive, threshold, weights)
+    assert list(found) == NAMES
+    assert all(type(value) is float for value in found.values())
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_four_classes_agree_with_scikit_learn(seed):
+    labels, p, weights = study(4, seed)
+    decided = p.argmax(axis=1)
+    each = [binary_reference(labels == k, p[:, k], decided == k, weights) for k in range(4)]
+    expected = {name: np.mean([one[name] for one in each]) for name in each[0]}
+    expected["accuracy"] = sk.accuracy_score(labels, decided, sample_weight=weights)
+    expected["balanced_accuracy"] = sk.balanced_accuracy_score(labels, decided, sample_weight=weights)
+    expected["brier"] = np.average(((p - np.eye(4)[labels]) ** 2).sum(axis=1), weights=weights)
+    found = classification_metrics(labels, p, weights=weights)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert found["roc_auc"] == pytest.approx(
+        sk.roc_auc_score(labels, p, multi_class="ovr", average="macro", sample_weight=weights)
+    )
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_many_weights_at_once_equal_a_loop(n_classes, dtype, monkeypatch):
+    labels, p, _ = study(n_classes, 7, n=120)
+    weights = np.random.default_rng(1).integers(0, 4, (13, 120)).astype(dtype)
+    monkeypatch.setattr("hf_medtl.evaluation.metrics.BLOCK_CELLS", 5 * 120)  # blocks of 5, 5 and 3 rows
+    together = classification_metrics(labels, p, weights=weights)
+    for b, row in enumerate(weights):
+        assert {name: values[b] for name, values in together.items()} == pytest.approx(
+            classification_metrics(labels, p, weights=row), abs=1e-12
+        )
+    assert classification_metrics(labels, p, weights=weights[:1])["accuracy"].shape == (1,)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_a_weight_is_a_repeated_case(n_classes):
+    labels, p, weights = study(n_classes, 3)
+    weighted = classification_metrics(labels, p, weights=weights)
+    repeated = classification_metrics(np.repeat(labels, weights), np.repeat(p, weights, axis=0))
+    for found in (weighted, repeated):
+        found.pop("ece")  # its bins are those of the unweighted sample
+    assert weighted == pytest.approx(repeated, abs=1e-12)
+    assert classification_metrics(labels, p) == classification_metrics(labels, p, weights=np.ones(300))
+
+
+def test_calibration_error_worked_by_hand():
+    score = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    labels = np.array([0, 0, 1, 0, 1, 1, 0, 1])
+    p = np.column_stack([1 - score, score])
+    # Two bins of four: |0.25 - 0.25| and |0.75 - 0.75|; four of two: 0.15, 0.15, 0.35, 0.35.
+    assert classification_metrics(labels, p, bins=2)["ece"] == pytest.approx(0.0)
+    assert classification_metrics(labels, p, bins=4)["ece"] == pytest.approx(0.25)
+    # Only the third pair counts, its wrong case three times: |(0.6 + 0.7) / 2 - 1| without, with weights 1 and 3.
+    assert classification_metrics(labels, p, bins=4, weights=[0, 0, 0, 0, 1, 3, 0, 0])["ece"] == pytest.approx(0.325)
+
+
+def test_calibration_error_of_the_top_label():
+    p = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.9, 0.05, 0.05]])
+    # One bin: mean confidence 0.75, three of four right.
+    assert classification_metrics([0, 1, 0, 0], p, bins=1)["ece"] == pytest.approx(0.0)
+    # Two bins: (0.6 + 0.7) / 2 against 1, and (0.8 + 0.9) / 2 against 1 / 2.
+    assert classification_metrics([0, 1, 0, 0], p, bins=2)["ece"] == pytest.approx((0.35 + 0.35) / 2)
+
+
+def test_equal_confidences_share_a_bin():
+    assert calibration_bins(np.array([0.5] * 7 + [0.9] * 3), 10).tolist() == [0] * 7 + [7] * 3
+    assert np.bincount(calibration_bins(np.random.default_rng(0).permutation(1000) / 1000, 10)).tolist() == [100] * 10
+    with pytest.raises(ValueError, match="at least 1 bin"):
+        calibration_bins(np.array([0.5]), 0)
+
+
+def test_undefined_is_nan_and_silent():
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        none_decided = classification_metrics([0, 1, 0], p)
+        no_positive = classification_metrics([0, 0, 0], p)
+        no_negative = classification_metrics([1, 1, 1], p)
+        nothing = classification_metrics([0, 1, 0], p, weights=[0, 0, 0])
+        absent = classification_metrics([0, 0, 1], np.eye(3)[[0, 0, 1]])
+        # 0.1 + 0.2 - 0.3 is not 0 in floating point: an absent class must still be seen as absent.
+        rounding = classification_metrics([0, 1, 0], p, weights=[[0.1, 0, 0.2], [0, 0.3, 0]])
+    undefined = [[k for k, v in found.items() if np.isnan(v)] for found in (none_decided, no_positive, no_negative)]
+    assert undefined == [
+        ["ppv"],
+        ["balanced_accuracy", "sensitivity", "ppv", "f1", "roc_auc", "average_precision"],
+        ["balanced_accuracy", "specificity", "ppv", "roc_auc"],
+    ]
+    assert none_decided["f1"] == 0.0
+    assert all(np.isnan(list(nothing.values())))
+    assert np.isnan([absent[k] for k in ("sensitivity", "ppv", "f1", "roc_auc", "average_precision")]).all()
+    assert absent["accuracy"] == 1.0
+    assert np.isnan(rounding["roc_auc"]).all()
+    assert np.isnan(rounding["sensitivity"]).tolist() == [True, False]
+    assert np.isnan(rounding["specificity"]).tolist() == [False, True]
+
+
+def test_decisions():
+    p = np.array([[0.5, 0.5], [0.7, 0.3], [0.2, 0.8]])
+    assert decide(p).tolist() == [1, 0, 1]
+    assert decide(p, positive=0).tolist() == [0, 0, 1]
+    assert decide(p, positive=1, threshold=0.3).tolist() == [1, 1, 1]
+    assert decide([[0.4, 0.4, 0.2], [0.1, 0.2, 0.7]]).tolist() == [0, 2]
+
+
+def test_confusion_matrix_rows_are_true():
+    assert confusion_matrix([0, 0, 1, 2], [0, 1, 1, 1], 4).tolist() == [
+        [1, 1, 0, 0],
+        [0, 1, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 0, 0],
+    ]
+    labels, p, _ = study(4, 0)
+    assert (confusion_matrix(labels, decide(p), 4) == sk.confusion_matrix(labels, p.argmax(axis=1))).all()
+    with pytest.raises(ValueError, match=r"decisions in 0\.\.1, found 0\.\.2"):
+        confusion_matrix([0, 1], [0, 2], 2)
+
+
+HALVES = np.full((3, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "p", "options", "message"),
+    [
+        ([0, 1], HALVES, {}, r"labels of shape \(3,\), found \(2,\)"),
+        ([0, 1, 2], HALVES, {}, r"labels in 0\.\.1, found 0\.\.2"),
+        ([0, 1, -1], HALVES, {}, r"labels in 0\.\.1, found -1\.\.1"),
+        ([0.0, 1.0, 1.0], HALVES, {}, "integer class indices, found dtype float64"),
+        ([0, 1, 1], [0.1, 0.2, 0.3], {}, r"probabilities of shape .* found \(3,\)"),
+        ([], np.empty((0, 2)), {}, r"probabilities of shape .* found \(0, 2\)"),
+        ([0, 1, 1], [[0.5, 0.5], [np.nan, 0.5], [0.5, 0.5]], {}, "finite probabilities, found 1"),
+        ([0, 1, 1], [[0.5, 0.5], [0.5, 0.502], [0.5, 0.5]], {}, "within 0.001, found 1.002 in row 1"),
+        ([0, 1, 1], [[0.5, 0.5], [-1.0, 2.0], [0.5, 0.5]], {}, "at least 0, found -1"),
+        ([0, 1, 1], HALVES, {"positive": 2}, r"positive in 0\.\.1, found 2"),
+        ([0, 1, 1], HALVES, {"threshold": np.nan}, "found NaN"),
+        ([0, 1, 1], np.full((3, 4), 0.25), {"threshold": 0.5}, "threshold None for 4 classes"),
+        ([0, 1, 1], HALVES, {"weights": [1, 1]}, r"weights of shape \(3,\) or \(B, 3\), found \(2,\)"),
+        ([0, 1, 1], HALVES, {"weights": [1, -1, 1]}, "finite weights of at least 0"),
+        ([0, 1, 1], HALVES, {"weights": [1, np.nan, 1]}, "finite weights of at least 0"),
+    ],
+)
+def test_what_is_refused(labels, p, options, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(labels, p, **options)
