@@ -98,7 +98,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         AutoConfig.from_pretrained(folder)
         return folder
     config = {
-        "vit": ViTConfig(intermediate_size=64, **layers, **labels),
+        "vit": ViTConfig(intermediate_size=64, hidden_dropout_prob=0.1, **layers, **labels),
         "dinov2": Dinov2Config(mlp_ratio=2, **layers, **labels),
         "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32, **labels),
     }[family]

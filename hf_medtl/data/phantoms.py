@@ -4,21 +4,41 @@ They hold no patient's data and no file is shipped. They are for tests, demos an
 picture. Coordinates: x to the right and y downwards, in half picture widths, the origin in the middle of the anatomy.
 """
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import expit
+from tqdm import tqdm
 
 Array = NDArray[np.float64]
 LABELS = {"brain": ("no_lesion", "lesion"), "chest": ("normal", "opacity")}
 VERSION = 1  # raise it when a change alters the pictures: `write` then refuses to reuse an older folder
 
+_README = """# Synthetic {kind} pictures
+
+These pictures are **synthetic**: drawn by hf_medtl (`hf_medtl.data.phantoms`) from formulas and random numbers.
+They show no patient and say nothing about any. Use them for tests, demos and teaching only.
+
+- {patients} patients, {pictures} pictures of each, {size} x {size} pixels, 8-bit grey
+- seed {seed}, version {version} of the drawing
+- one folder per label; `masks/` holds the mask of each picture (brain: the lesion, empty without one; chest: the lungs)
+- keep all pictures of a patient (file name up to the `_`) on one side of a split
+
+Licence: CC0-1.0
+"""
+
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic picture: `image` and `mask` are (size, size) uint8 (mask: 0 or 255)."""
+    """One synthetic picture: `image` (grey) and `mask` (0 or 255) are (size, size) uint8."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
@@ -104,12 +124,18 @@ def _acquire(rng: np.random.Generator, image: Array, rician: bool) -> NDArray[np
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
-def _check(size: int, **numbers: int) -> None:
-    if size < 32:
-        raise ValueError(f"size: expected at least 32 pixels, found {size}; pass a larger size, such as 128")
+def _check(**numbers: int) -> None:
     for name, number in numbers.items():
-        if number < 0:
-            raise ValueError(f"{name}: expected a number >= 0, found {number}; count from 0")
+        least = {"patients": 2, "pictures": 1, "size": 32}.get(name, 0)
+        if number < least:
+            raise ValueError(f"{name}: expected at least {least}, found {number}; pass {least} or more")
+
+
+def _phantom(
+    kind: str, patient: int, picture: int, finding: bool, image: NDArray[np.uint8], mask: NDArray[np.bool_]
+) -> Phantom:
+    label = LABELS[kind][bool(finding)]
+    return Phantom(image, np.where(mask, 255, 0).astype(np.uint8), label, f"{kind}-{patient:04d}", picture)
 
 
 def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int = 128) -> Phantom:
@@ -119,14 +145,14 @@ def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int 
     to (seed, patient, picture); neither depends on `lesion`, so the two pictures differ only in the lesion itself.
     `mask` is the lesion (empty without one). Raises ValueError for size < 32 or a negative number.
     """
-    _check(size, patient=patient, picture=picture, seed=seed)
+    _check(patient=patient, picture=picture, seed=seed, size=size)
     own, shot = _rng(seed, "brain", patient), _rng(seed, "brain", patient, picture)
     x, y = _place(shot, size, 10, 0.04)
     half, length, squareness, egg = own.uniform([0.68, 0.84, 2.05, 0.02], [0.76, 0.92, 2.4, 0.10])
-    scalp, skull, swell = own.uniform([0.035, 0.045, 0.018], [0.06, 0.065, 0.06])
+    scalp, skull, swell = own.uniform([0.030, 0.045, 0.018], [0.07, 0.065, 0.06])
     lean, bow = own.normal(0, 0.015, 2)
     sulci, folds, fine = _texture(own, 4.0), _texture(own, 6.0), _texture(own, 1.5)
-    white, grey, fluid, fat = own.uniform([0.52, 0.34, 0.06, 0.6], [0.60, 0.44, 0.14, 0.85])
+    white, grey, fluid, fat = own.uniform([0.52, 0.34, 0.06, 0.82], [0.60, 0.44, 0.14, 0.98])
     usual = own.uniform(0, 1)  # slice level: 0 by the thalamus, 1 by the roof of the ventricles
     level = np.clip(usual + shot.normal(0, 0.12), 0, 1)
 
@@ -148,8 +174,7 @@ def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int 
     # Distance to the nearest pia: the surface, a sulcus (zero line of a texture stretched along the radius, down to a
     # varying depth), the midline fissure or the Sylvian fissure. The cortex is then what lies near the pia.
     bent = theta / np.pi + 0.03 * _at(folds, x, y)
-    wave = _at(sulci, bent, 0.45 * r + 0.03 * _at(folds, y, x) + 0.05 * level)
-    line = _lines(wave)
+    line = _lines(_at(sulci, bent, 0.45 * r + 0.03 * _at(folds, y, x) + 0.05 * level))
     reach = 0.20 + 0.06 * _at(folds, bent, 0.2 * r)
     pia = np.minimum(depth, np.hypot(line, np.maximum(depth - reach, 0)))
     pia = np.minimum(pia, np.hypot(u, np.maximum(0.44 - np.abs(y), 0)))
@@ -161,29 +186,30 @@ def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int 
 
     # Benign bright spots in both classes: periventricular caps, small white matter spots, vessels, calcifications.
     tissue = _mix(tissue, 0.75, own.uniform(0, 0.5) * _in(space - 0.025, 0.015))
-    for _ in range(own.poisson(4)):
-        spot = own.uniform([-0.55, -0.65, 0.012, 0.65], [0.55, 0.65, 0.035, 0.95])
+    for _ in range(own.poisson(3)):
+        spot = own.uniform([-0.55, -0.65, 0.010, 0.65], [0.55, 0.65, 0.028, 0.90])
         tissue = _mix(tissue, spot[3], 0.8 * _in(np.hypot(x - spot[0], y - spot[1]) - spot[2], 0.008))
     image = _mix(tissue, fluid, np.maximum(0.9 * _in(pia - 0.013, 0.006), _in(space, 0.010)))
-    for _ in range(own.poisson(5)):
+    for _ in range(own.poisson(4)):
         cx, cy, angle, long = own.uniform([-0.6, -0.75, 0, 0.01], [0.6, 0.75, np.pi, 0.12])
         bx, by = x + 0.02 * _at(folds, x, y), y + 0.02 * _at(folds, y, x)
         vessel = _stick(bx, by, cx, cy, cx + long * np.cos(angle), cy + long * np.sin(angle))
         image = _mix(image, 0.8, 0.8 * _in(vessel - 0.007, 0.005))
-    for side, there, value, radius in zip((-1, 1), own.random(2) < 0.5, (0.7, 0.9), own.uniform(0.015, 0.035, 2)):
-        image = _mix(image, value, there * _in(np.hypot(off - side * 0.17, y - 0.27) - radius, 0.008))
+    for cx in (-0.17, 0.17):  # choroid plexus
+        there, value, radius = own.uniform([0, 0.7, 0.015], [1, 0.95, 0.035])
+        image = _mix(image, value, (there < 0.5) * _in(np.hypot(off - cx, y - 0.27) - radius, 0.008))
 
     spots = own.uniform([-0.6, -0.75], [0.6, 0.75], (400, 2)).T
     deep, clear, side = head(spots[0], spots[1], usual)
     cx, cy = spots[:, np.argmax((deep > 0.10) & (clear > 0.07) & (np.abs(side) > 0.08))] + shot.normal(0, 0.012, 2)
-    radius, contrast, halo, rim = own.uniform([0.10, 0.14, 0.02, 0.04], [0.22, 0.40, 0.12, 0.06])
+    radius, contrast, halo, rim = own.uniform([0.12, 0.18, 0.02, 0.04], [0.26, 0.40, 0.12, 0.07])
     style = own.random()
     waves = own.normal(0, 0.10, (4, 2)) / np.arange(1, 5)[:, None]
     blob = _blob(x, y, cx, cy, radius * np.exp(shot.normal(0, 0.06)), waves)
     parenchyma = _in(-depth + 0.01, 0.006) * _in(-space, 0.01)
     found = image + 0.35 * contrast * _in(blob - halo, 0.03)  # oedema
     found = _mix(found, white + contrast * (1 + 0.1 * _at(fine, y, x)), 0.85 * _in(blob, 0.012))
-    if style < 0.4:  # ring enhancement around a necrotic centre
+    if style < 0.3:  # ring enhancement around a necrotic centre
         found = _mix(found, fluid + 0.15, 0.85 * _in(blob + rim, 0.012))
     image = _mix(image, found, parenchyma) if lesion else image
     mask = (blob < 0) & (depth > 0.01) & (space > 0) & lesion
@@ -193,8 +219,7 @@ def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int 
     image = _mix(image, 0.28, 0.8 * _in(np.abs(depth + 0.025 + skull / 2) - skull / 6, 0.008))
     image = _mix(image, fat * (1 + 0.08 * _at(folds, x, y)), _in(depth + 0.025 + skull, 0.01))
     image = _mix(image, 0.02, _in(depth + scalp + skull + 0.025, 0.01))
-    label = LABELS["brain"][lesion]
-    return Phantom(_acquire(shot, image, True), mask.astype(np.uint8) * 255, label, f"brain-{patient:04d}", picture)
+    return _phantom("brain", patient, picture, lesion, _acquire(shot, image, rician=True), mask)
 
 
 def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int = 128) -> Phantom:
@@ -203,7 +228,7 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
     As for `brain`, anatomy belongs to (seed, patient), nuisance to (seed, patient, picture), neither to `opacity`.
     `mask` is both lungs, with or without an opacity. Raises ValueError for size < 32 or a negative number.
     """
-    _check(size, patient=patient, picture=picture, seed=seed)
+    _check(patient=patient, picture=picture, seed=seed, size=size)
     own, shot = _rng(seed, "chest", patient), _rng(seed, "chest", patient, picture)
     x, y = _place(shot, size, 4, 0.04)
     u = np.abs(x)
@@ -227,12 +252,12 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
     air = _in(lung, 0.010)
 
     film = 0.50 * thick * _in(body, 0.015) * (1 + 0.03 * _at(folds, x, y)) + 0.02
-    film += 0.55 * _in(dome - y, 0.012) * _in(u - cage(y), 0.03) + 0.42 * _in(organs, 0.02) * _in(body, 0.02)
-    film += _in(u - 0.085, 0.012) * (0.16 + 0.03 * np.sin(y * 2 * np.pi / 0.14)) * _in(body, 0.02)
+    film += 0.55 * _in(dome - y, 0.012) * _in(u - cage(y), 0.06) + 0.42 * _in(organs, 0.02) * _in(body, 0.02)
+    film += _in(u - 0.085, 0.012) * (0.12 + 0.03 * np.sin(y * 2 * np.pi / 0.14)) * _in(body, 0.02)
     film -= 0.36 * air * (0.8 + 0.2 * np.clip(-lung / 0.15, 0, 1))
     film += 0.10 * _in(_ellipse(u, y, 0.97, -0.52, 0.14, 0.14), 0.012) * _in(body, 0.02)
     film += 0.04 * _in(0.62 - 0.18 * (y + 0.6) - u, 0.008) * _in(np.abs(y + 0.35) - 0.3, 0.03)  # shoulder blade
-    # Ribs: tubes, so brighter along both edges. The posterior half runs out and down, the anterior one back in and down.
+    # Ribs: tubes, so brighter along both edges. The posterior half runs out and down, the anterior one back in.
     t = u / cage(y)
     for arch, power, inner in ((0.02 * t + 0.26 * t**4, 0.09, 0.1), (0.28 + 0.42 * (1 - t), 0.05, 0.45)):
         phase = np.abs(((y - arch) / gap) % 1 - 0.5)
@@ -251,10 +276,8 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
         cx, cy, radius, value = own.uniform([-0.6, -0.5, 0.010, 0.1], [0.6, 0.4, 0.025, 0.4])
         film += value * _in(np.hypot(x - cx, y - cy) - radius, 0.006)
     cx, cy, ex, ey, wire = shot.uniform([-0.7, -0.4, -0.9, 0.9, 0], [0.7, 0.5, 0.9, 1.1, 1])
-    wires = np.maximum(
-        _in(np.hypot(x - cx, y - cy) - 0.025, 0.005), 0.6 * _in(_stick(x, y, cx, cy, ex, ey) - 0.006, 0.004)
-    )
-    film += 0.4 * (wire < 0.25) * wires
+    lead = np.minimum(np.hypot(x - cx, y - cy) - 0.025, _stick(x, y, cx, cy, ex, ey) - 0.005)
+    film += 0.3 * (wire < 0.25) * _in(lead, 0.004)
 
     cloud = np.zeros_like(film)
     for _ in range(own.integers(1, 4)):
@@ -264,11 +287,67 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
         patch = dense * _in(_blob(x, y, cx, cy, radius, waves), 0.035)
         cloud = np.maximum(cloud, patch * (0.8 + 0.2 * _at(folds, y, x) + 0.08 * _at(fine, x, y)))
     film = film + air * cloud.clip(0) if opacity else film
-    picture_ = 1 - np.exp(-1.7 * film)
-    return Phantom(
-        _acquire(shot, picture_, False),
-        (lung < 0).astype(np.uint8) * 255,
-        LABELS["chest"][opacity],
-        f"chest-{patient:04d}",
-        picture,
-    )
+    image = _acquire(shot, 1 - np.exp(-1.7 * film), rician=False)
+    return _phantom("chest", patient, picture, opacity, image, lung < 0)
+
+
+def cohort(kind: str, *, patients: int = 150, pictures: int = 2, seed: int = 0, size: int = 128) -> Iterator[Phantom]:
+    """Draw `pictures` pictures of each of `patients` patients; of each two patients in a row, one has the finding.
+
+    Raises ValueError for an unknown kind, patients < 2, pictures < 1, size < 32 or a negative seed.
+    """
+    if kind not in LABELS:
+        raise ValueError(f"kind: expected one of {', '.join(LABELS)}, found {kind!r}; choose one of them")
+    _check(patients=patients, pictures=pictures, seed=seed, size=size)
+    draw = {"brain": brain, "chest": chest}[kind]
+    found = [bool(patient % 2 == _rng(seed, kind, patient // 2, 0, 0).integers(2)) for patient in range(patients)]
+    return (draw(i, j, found[i], seed=seed, size=size) for i in range(patients) for j in range(pictures))
+
+
+def write(
+    folder: str | Path, kind: str, *, patients: int = 150, pictures: int = 2, seed: int = 0, size: int = 128
+) -> Path:
+    """Write a `cohort` as 8-bit grey PNG: `<label>/<patient>_<picture>.png` and `masks/<patient>_<picture>.png`.
+
+    The folder appears whole or not at all. One that holds the same pictures already is reused as it is.
+    Raises ValueError as `cohort` does, FileExistsError where the folder holds something else.
+    """
+    folder = Path(folder)
+    numbers = {"patients": patients, "pictures": pictures, "seed": seed, "size": size}
+    wanted = {"kind": kind, **numbers, "version": VERSION}
+    phantoms = cohort(kind, **numbers)
+    if _holds(folder, wanted):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
+        new = Path(unfinished) / "phantoms"  # a folder of its own: the temporary one can be read by its owner only
+        for name in ("masks", *LABELS[kind]):
+            (new / name).mkdir(parents=True)
+        for phantom in tqdm(phantoms, f"Drawing {kind} phantoms", patients * pictures, unit="picture", delay=2):
+            file = f"{phantom.patient}_{phantom.picture}.png"
+            Image.fromarray(phantom.image).save(new / phantom.label / file)
+            Image.fromarray(phantom.mask).save(new / "masks" / file)
+        (new / "phantoms.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(_README.format(**wanted), encoding="utf-8")
+        try:
+            new.rename(folder)
+        except OSError:  # another process was quicker
+            if not _holds(folder, wanted):
+                raise
+    return folder
+
+
+def _holds(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder holds these phantoms; FileExistsError if it holds anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = "no readable phantoms.json"
+    if found != wanted:
+        raise FileExistsError(
+            f"{folder}: expected phantoms made with {wanted}, found {found}; "
+            "pass another folder, or remove this one to have it drawn anew"
+        )
+    return True

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_auc_score
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -101,6 +102,9 @@ def classification_metrics(
         "ece": _ratio(np.abs(gaps).sum(axis=1, keepdims=True), total),
     }
     means = {name: values.mean(axis=1) for name, values in per_class.items()}
+    if weights is None and n_classes == 2 and not np.isnan(means["roc_auc"][0]):
+        # The same value to the last bit as a reader's own scikit-learn gives.
+        means["roc_auc"][0] = roc_auc_score(actual[:, 0], scores[:, 0])
     if weights is not None and np.ndim(weights) == 2:
         return dict(means)
     return {name: float(values[0]) for name, values in means.items()}

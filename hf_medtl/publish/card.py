@@ -26,7 +26,7 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
 
     Args:
         facts: `results` (of results.json), `spec` (row of DATASETS), `counts` (split -> label -> number), `excluded`,
-            `name`, `base_model`, `license`, `model_class`, `processor`, `recipe_yaml`, `from_scratch`.
+            `name`, `base_model`, `base_is_local`, `license`, `model_class`, `processor`, `recipe_yaml`, `from_scratch`.
         prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)

@@ -6,7 +6,8 @@ from huggingface_hub import HfApi
 
 from hf_medtl.errors import MedtlError
 
-FILES = ("README.md", "config.json", "*.safetensors", "model.safetensors.index.json", "preprocessor_config.json",
+FILES = ("README.md", "config.json", "model.safetensors",
+         "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json",
          "recipe.yaml", "results.json", "splits.csv", "predictions.csv", "figures/*.png")  # fmt: skip
 
 

@@ -72,10 +72,21 @@ class Recipe(TrainingArguments):
     hub_strategy: str = _our("hub_strategy", "end")
     report_to: str = _our("report_to", "none")
     restore_callback_states_from_checkpoint: bool = _our("restore_callback_states_from_checkpoint", True)
+    ddp_find_unused_parameters: bool | None = _our("ddp_find_unused_parameters", False)
     # Trainer would drop the columns that it does not find in the model's signature, the pictures among them.
     remove_unused_columns: bool = _our("remove_unused_columns", False)
 
     def __post_init__(self) -> None:
+        # Before values are resolved for this machine. A second Recipe to compare with would reset the process group.
+        self._chosen = {
+            f.name: value
+            for f in dataclasses.fields(self)
+            if f.name not in PLACES
+            and (value := getattr(self, f.name))
+            != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        }
+        if "model_name_or_path" in self._chosen:
+            self._chosen["model_name_or_path"] = self.base_model
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise MedtlError(f"--mixed_precision is auto, no, bf16 or fp16, found {self.mixed_precision!r}.")
         self._set_precision(self.mixed_precision)
@@ -89,6 +100,12 @@ class Recipe(TrainingArguments):
         augment.augmentation(self.augmentation)  # fails here, not after the data are read
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
+
+    @property
+    def base_model(self) -> str:
+        """The backbone's Hub id, or its folder's name: the folder's path says where the run was made."""
+        local = Path(self.model_name_or_path)
+        return local.resolve().name if local.exists() else self.model_name_or_path
 
     def _set_precision(self, wish: str) -> None:
         if wish == "auto" and not (self.bf16 or self.fp16) and torch.cuda.is_available() and not self.use_cpu:
@@ -123,9 +140,7 @@ class Recipe(TrainingArguments):
 
     def to_yaml(self) -> str:
         """What differs from the defaults, as YAML that `--config` reads; without tokens and places."""
-        usual = Recipe(output_dir=self.output_dir).to_dict()
-        chosen = {k: v for k, v in self.to_dict().items() if k not in PLACES and v != usual.get(k)}
-        return yaml.safe_dump(chosen, sort_keys=True, allow_unicode=True)
+        return yaml.safe_dump(self._chosen, sort_keys=True, allow_unicode=True)
 
 
 class _Parser(HfArgumentParser):

@@ -16,6 +16,7 @@ from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded, load
+from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
@@ -46,6 +47,12 @@ def main(defaults: dict[str, Any]) -> None:
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        # accelerate 1.15 sets the address for several processes, then starts one.
+        logger.warning(
+            "accelerate launch --cpu started a single process although more were asked for. For several on a CPU:\n"
+            "  accelerate launch --multi_gpu --num_machines 1 --num_processes N RECIPE --use_cpu true"
+        )
     try:
         run(Recipe.from_cli(defaults))
     except MedtlError as error:
@@ -63,7 +70,8 @@ def run(recipe: Recipe) -> Path:
         Interrupted: after Ctrl-C, when the checkpoint is written.
     """
     folder = Path(str(recipe.output_dir))
-    if recipe.device.type == "cpu":  # accelerate launch gives each process one thread, whatever there is
+    if recipe.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
+        # accelerate launch gives each process a single thread, however many cores there are.
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     check_folder(folder, resuming=bool(recipe.resume_from_checkpoint))
     with recipe.main_process_first(local=True):  # the other processes find its caches
@@ -235,14 +243,18 @@ def card_facts(
 ) -> dict[str, Any]:
     """What the card's template fills in."""
     table = loaded.table
-    local = Path(recipe.model_name_or_path).exists()  # a folder's path stays here; its name says what it was
     return {
         "results": result,
         "spec": loaded.spec,
-        "counts": table.groupby(["split", "label"]).size().unstack(fill_value=0).T.to_dict(),
+        "counts": {
+            split: {label: int((rows["label"] == label).sum()) for label in loaded.spec.labels}
+            for split in SPLITS
+            for rows in [table[table["split"] == split]]
+        },
         "excluded": len(loaded.excluded),
         "name": recipe.hub_model_id or folder.name,
-        "base_model": Path(recipe.model_name_or_path).resolve().name if local else recipe.model_name_or_path,
+        "base_model": recipe.base_model,
+        "base_is_local": Path(recipe.model_name_or_path).exists(),
         "from_scratch": recipe.from_scratch,
         "license": recipe.model_license,
         "model_class": type(model).__name__,

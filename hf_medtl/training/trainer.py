@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_medtl.data.cache import Pictures
 from hf_medtl.errors import MedtlError
@@ -102,9 +101,8 @@ class MedicalTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        (
-            Path(output_dir or str(self.args.output_dir)) / "training_args.bin"
-        ).unlink()  # a pickle; recipe.yaml says it all
+        arguments = Path(output_dir or str(self.args.output_dir)) / "training_args.bin"
+        arguments.unlink(missing_ok=True)  # a pickle; recipe.yaml says it all
 
 
 class Progress(TrainerCallback, ExportableState):
@@ -168,11 +166,11 @@ def find_checkpoint(wish: str | None, output_dir: Path, labels: tuple[str, ...])
         return None
     folder = wish
     if str(wish).lower() in ("auto", "true", "last"):
-        found = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-        if found is None:
+        whole = [state.parent for state in output_dir.glob("checkpoint-*/trainer_state.json")]  # written last
+        if not whole:
             return None
-        folder = found
-    if not (Path(folder) / "trainer_state.json").is_file():  # written last: the rest is there if it is
+        folder = str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
+    if not (Path(folder) / "trainer_state.json").is_file():
         raise MedtlError(
             f"{folder} is not a whole checkpoint: it has no trainer_state.json. Give a checkpoint-* folder of the run, "
             "or --resume_from_checkpoint auto."

@@ -1,0 +1,78 @@
+"""One flat recipe: dict < YAML < flags, and no unknown key."""
+
+import os
+
+import pytest
+
+from hf_medtl import MedtlError, Recipe
+
+DEFAULTS = {"dataset": "brain-phantoms", "output_dir": "runs/x", "learning_rate": 1e-4, "num_train_epochs": 3}
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tweak.yaml"
+    path.write_text("learning_rate: 2e-5\nlogging_steps: 7\n")  # YAML 1.1 reads 2e-5 as text
+    return path
+
+
+def test_flags_win_over_yaml_and_yaml_over_the_recipe(config):
+    recipe = Recipe.from_cli(DEFAULTS, [])
+    assert (recipe.learning_rate, recipe.num_train_epochs) == (1e-4, 3)
+    recipe = Recipe.from_cli(DEFAULTS, ["--config", str(config)])
+    assert (recipe.learning_rate, recipe.logging_steps, recipe.num_train_epochs) == (2e-5, 7, 3)
+    recipe = Recipe.from_cli(DEFAULTS, ["--config", str(config), "--learning_rate", "0.5"])
+    assert (recipe.learning_rate, recipe.logging_steps) == (0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learnig_rate", "1"], "Did you mean 'learning_rate'"),
+        (["--learning_rat", "1"], "Did you mean 'learning_rate'"),  # no abbreviations
+        (["--num_train_epochs", "many"], "invalid float value: 'many'"),
+        (["--augmentation", "mirror"], "Known are: none, light, brain"),
+        (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
+        (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
+        (["--config", "/absent.yaml"], "can't be read as YAML"),
+    ],
+)
+def test_wrong_flags_say_what_to_do(argv, message):
+    with pytest.raises(MedtlError, match=message):
+        Recipe.from_cli(DEFAULTS, argv)
+
+
+def test_unknown_keys_in_recipe_and_yaml(tmp_path):
+    with pytest.raises(MedtlError, match="Did you mean 'augmentation'"):
+        Recipe.from_cli(DEFAULTS | {"augmentations": "light"}, [])
+    (tmp_path / "c.yaml").write_text("epochs: 3\n")
+    with pytest.raises(MedtlError, match="Unknown key 'epochs'"):
+        Recipe.from_cli(DEFAULTS, ["--config", str(tmp_path / "c.yaml")])
+    (tmp_path / "c.yaml").write_text("- a\n")
+    with pytest.raises(MedtlError, match="found list"):
+        Recipe.from_cli(DEFAULTS, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_recipe_yaml_gives_the_same_recipe_again(tmp_path):
+    recipe = Recipe.from_cli(DEFAULTS, ["--seed", "7", "--weight_decay", "0.3", "--data_dir", "/home/someone/data"])
+    text = recipe.to_yaml()
+    assert "someone" not in text
+    (tmp_path / "recipe.yaml").write_text(text)
+    again = Recipe.from_cli({"output_dir": "runs/x"}, ["--config", str(tmp_path / "recipe.yaml")])
+    assert again.to_dict() | {"data_dir": None, "config": None} == recipe.to_dict() | {"data_dir": None, "config": None}
+
+
+def test_the_token_is_kept_out_of_everything_saved(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "before")
+    recipe = Recipe.from_cli(DEFAULTS, ["--hub_token", "hf_secret"])
+    assert os.environ["HF_TOKEN"] == "hf_secret"
+    for text in (recipe.to_yaml(), recipe.to_json_string(), str(recipe), str(vars(recipe))):
+        assert "hf_secret" not in text
+
+
+def test_help_names_every_field(capsys):
+    with pytest.raises(SystemExit):
+        Recipe.from_cli(DEFAULTS, ["--help"])
+    text = capsys.readouterr().out
+    for name in ("--head_learning_rate", "--dry_run", "--gradient_accumulation_steps", "0.0001"):
+        assert name in text
