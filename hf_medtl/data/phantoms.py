@@ -232,8 +232,8 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
     own, shot = _rng(seed, "chest", patient), _rng(seed, "chest", patient, picture)
     x, y = _place(shot, size, 4, 0.04)
     u = np.abs(x)
-    wide, top, base, heart, thick = own.uniform([0.68, 1.26, 0.50, 0.22, 0.9], [0.78, 1.36, 0.62, 0.34, 1.1])
-    gap, hila, breast, knob = own.uniform([0.15, 0.7, 0.0, 0.07], [0.18, 1.3, 0.16, 0.10])
+    wide, top, base, heart, thick = own.uniform([0.66, 1.26, 0.48, 0.22, 0.88], [0.80, 1.36, 0.64, 0.36, 1.15])
+    gap, hila, breast, knob, full = own.uniform([0.15, 0.7, 0.0, 0.07, 0.29], [0.18, 1.3, 0.16, 0.10, 0.40])
     base += shot.normal(0, 0.02)  # depth of breath
     folds, fine, twigs = _texture(own, 6.0), _texture(own, 1.5), _texture(own, 3.0)
 
@@ -254,12 +254,12 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
     film = 0.50 * thick * _in(body, 0.015) * (1 + 0.03 * _at(folds, x, y)) + 0.02
     film += 0.55 * _in(dome - y, 0.012) * _in(u - cage(y), 0.06) + 0.42 * _in(organs, 0.02) * _in(body, 0.02)
     film += _in(u - 0.085, 0.012) * (0.12 + 0.03 * np.sin(y * 2 * np.pi / 0.14)) * _in(body, 0.02)
-    film -= 0.36 * air * (0.8 + 0.2 * np.clip(-lung / 0.15, 0, 1))
+    film -= full * air * (0.8 + 0.2 * np.clip(-lung / 0.15, 0, 1))
     film += 0.10 * _in(_ellipse(u, y, 0.97, -0.52, 0.14, 0.14), 0.012) * _in(body, 0.02)
     film += 0.04 * _in(0.62 - 0.18 * (y + 0.6) - u, 0.008) * _in(np.abs(y + 0.35) - 0.3, 0.03)  # shoulder blade
     # Ribs: tubes, so brighter along both edges. The posterior half runs out and down, the anterior one back in.
     t = u / cage(y)
-    for arch, power, inner in ((0.02 * t + 0.26 * t**4, 0.09, 0.1), (0.28 + 0.42 * (1 - t), 0.05, 0.45)):
+    for arch, power, inner in ((0.02 * t + 0.26 * t**4, 0.07, 0.1), (0.28 + 0.42 * (1 - t), 0.04, 0.45)):
         phase = np.abs(((y - arch) / gap) % 1 - 0.5)
         tube = _in(phase - 0.2, 0.03) * (0.7 + 8 * phase**2)
         film += power * tube * _in(t - 1.03, 0.01) * _in(inner - t, 0.03) * _in(y - base - 0.1, 0.05)
@@ -281,7 +281,7 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
 
     cloud = np.zeros_like(film)
     for _ in range(own.integers(1, 4)):
-        side, out, cy, radius, dense = own.uniform([-1, 0.5, -0.4, 0.10, 0.10], [1, 0.85, base - 0.12, 0.26, 0.34])
+        side, out, cy, radius, dense = own.uniform([-1, 0.5, -0.4, 0.12, 0.14], [1, 0.85, base - 0.12, 0.27, 0.34])
         waves = own.normal(0, 0.12, (4, 2)) / np.arange(1, 5)[:, None]
         cx, cy = np.sign(side) * out * cage(cy) + shot.normal(0, 0.015), cy + shot.normal(0, 0.015)
         patch = dense * _in(_blob(x, y, cx, cy, radius, waves), 0.035)
