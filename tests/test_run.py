@@ -232,8 +232,8 @@ def test_one_and_two_processes_see_the_same_pictures_and_give_equal_metrics(phan
 def test_the_real_job_in_small(real_brain, shared, tmp_path):
     """Real pictures and weights, two steps, and stock code reading the untouched files."""
     values = {"data_dir": real_brain, "model_name_or_path": shared / "weights" / "tf_efficientnet_lite0-in1k",
-              "output_dir": tmp_path / "run", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_strategy":
-              "steps", "save_steps": 2, "use_cpu": True}  # fmt: skip
+              "output_dir": tmp_path / "run", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+              "save_strategy": "steps", "save_steps": 2, "use_cpu": True}  # fmt: skip
     done = script(sys.executable, "recipes/vit_brain.py", *flags(**values))
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -102,7 +102,8 @@ def load(
 def fetch(spec: DatasetSpec) -> Path:
     """Make or download a data set and return its folder; what is already there is used again."""
     if spec.phantom:
-        return phantoms.write(fingerprints.cache_dir() / "phantoms" / spec.phantom, spec.phantom, patients=300)
+        folder = fingerprints.cache_dir() / "phantoms" / f"{spec.phantom}-{phantoms.VERSION}"
+        return phantoms.write(folder, spec.phantom, patients=300)
     if not spec.kaggle:
         raise MedtlError(f"{spec.name} can't be downloaded. Give its folder with --data_dir.")
     import kagglehub

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import binary_opening, gaussian_filter, map_coordinates
 from scipy.special import expit
 from tqdm import tqdm
 
@@ -288,7 +288,7 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
         cloud = np.maximum(cloud, patch * (0.8 + 0.2 * _at(folds, y, x) + 0.08 * _at(fine, x, y)))
     film = film + air * cloud.clip(0) if opacity else film
     image = _acquire(shot, 1 - np.exp(-1.7 * film), rician=False)
-    return _phantom("chest", patient, picture, opacity, image, lung < 0)
+    return _phantom("chest", patient, picture, opacity, image, binary_opening(lung < 0))  # opened: no lone pixels
 
 
 def cohort(kind: str, *, patients: int = 150, pictures: int = 2, seed: int = 0, size: int = 128) -> Iterator[Phantom]:

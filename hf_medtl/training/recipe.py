@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -97,6 +97,8 @@ class Recipe(TrainingArguments):
         self.label_names = ["labels"]
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns at each epoch otherwise
         super().__post_init__()
+        if self.model_card and not Path(self.model_card).is_file():
+            raise MedtlError(f"--model_card {self.model_card} is not a file. Give a Markdown file, or leave it out.")
         augment.augmentation(self.augmentation)  # fails here, not after the data are read
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
@@ -121,7 +123,7 @@ class Recipe(TrainingArguments):
             MedtlError: an unknown key or flag, with the nearest right one; a value of the wrong type.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
-        parser = _Parser([cls], allow_abbrev=False, description="Fine-tune a model on medical images.")
+        parser = _Parser(cast(Any, cls), allow_abbrev=False, description="Fine-tune a model on medical images.")
         finder = _Parser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
         given = dict(defaults or {})

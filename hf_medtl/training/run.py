@@ -90,7 +90,6 @@ def run(recipe: Recipe) -> Path:
     parameters = sum(p.numel() for p in model.parameters())
     needed = disk_needed(parameters, recipe.save_total_limit, int(recipe.num_train_epochs))
     check_disk(folder, needed)
-    prose = Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else ""
     if recipe.should_save:
         show_plan(recipe, loaded, model, processor, needed, checkpoint)
     if recipe.dry_run:
@@ -100,53 +99,28 @@ def run(recipe: Recipe) -> Path:
     try:
         if recipe.should_save:
             begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
+        split = pictures(recipe, loaded, processor)
         trainer = MedicalTrainer(
-            recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor)
+            recipe, model, processor, normalisation(processor), split["train"], split["validation"]
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
 
         save(recipe, folder, model, processor)
-        _, chances = probabilities(folder, loaded, "validation")
-        decision = calibrate(chances, indices(loaded, "validation"), loaded.spec.positive_index)
+        temperature, threshold = calibrate(
+            probabilities(folder, loaded, "validation"), indices(loaded, "validation"), loaded.spec.positive_index
+        )
         if recipe.should_save:
-            divide_logits(model, decision["temperature"])
+            divide_logits(model, temperature)
             # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
-            model.config.update(
-                {
-                    "positive_label": loaded.spec.positive,
-                    "threshold": decision["threshold"],
-                    "folded_temperature": decision["temperature"],
-                }
-            )
+            extra = {"positive_label": loaded.spec.positive, "threshold": threshold, "folded_temperature": temperature}
+            model.config.update(extra)
         save(recipe, folder, model, processor)
-        rows, chances = probabilities(folder, loaded, "test")
+
+        chances = probabilities(folder, loaded, "test")
         if recipe.should_save:
-            result = {
-                "dataset": loaded.spec.name,
-                "task": loaded.spec.task,
-                "split": "test",
-                **results(
-                    indices(loaded, "test"),
-                    chances,
-                    rows["group"].tolist(),
-                    loaded.spec.labels,
-                    loaded.spec.positive,
-                    decision["threshold"],
-                ),
-                "temperature": decision["temperature"],
-                "train_seconds": round(trainer.progress.total_seconds(), 1),
-                "peak_memory_mb": round(peak_memory_mb(), 1),
-                "environment": environment(precision(recipe), recipe.world_size),
-            }
-            columns = {f"p_{label}": chances[:, i] for i, label in enumerate(loaded.spec.labels)}
-            write(
-                folder / "predictions.csv", rows[["image_id", "label", "group"]].assign(**columns).to_csv(index=False)
-            )
-            draw(folder, trainer, result, indices(loaded, "test"), chances)
-            write(folder / "README.md", card(card_facts(recipe, folder, loaded, model, processor, result), prose))
-            write(folder / "results.json", result)
+            result = report(recipe, folder, loaded, processor, trainer, chances)
             finish(folder)
             show_results(folder, result)
             if recipe.push_to_hub:
@@ -190,20 +164,22 @@ def indices(loaded: Loaded, split: str) -> NDArray[np.int64]:
     return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.spec.labels.index).to_numpy(np.int64)
 
 
-def probabilities(folder: Path, loaded: Loaded, split: str) -> tuple[Any, NDArray[np.float64]]:
-    """Rows of a split, and the probabilities (n, K) that the saved folder's pipeline gives for their files."""
-    rows = loaded.table[loaded.table["split"] == split]
-    return rows, predict(folder, [loaded.root / path for path in rows["path"]], read_image, loaded.spec.task)
+def probabilities(folder: Path, loaded: Loaded, split: str) -> NDArray[np.float64]:
+    """(n, K) of a split's original files, through the saved folder's own pipeline."""
+    paths = loaded.table.loc[loaded.table["split"] == split, "path"]
+    return predict(folder, [loaded.root / path for path in paths], read_image, loaded.spec.task)
 
 
-def calibrate(chances: NDArray[np.float64], labels: NDArray[np.int64], positive: int | None) -> dict[str, Any]:
+def calibrate(
+    chances: NDArray[np.float64], labels: NDArray[np.int64], positive: int | None
+) -> tuple[float, float | None]:
     """Temperature and, with two labels, threshold from the probabilities (n, K) of the validation split."""
     logits = np.log(chances.clip(1e-12))  # equal to the logits up to a constant that softmax does not see
     temperature = fit_temperature(logits, labels)
     if positive is None:
-        return {"temperature": temperature, "threshold": None}
+        return temperature, None
     scores = softmax(logits / temperature, axis=1)[:, positive]
-    return {"temperature": temperature, "threshold": youden_threshold(scores, labels == positive)}
+    return temperature, youden_threshold(scores, labels == positive)
 
 
 def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
@@ -216,48 +192,53 @@ def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
         torch.distributed.barrier()
 
 
-def precision(recipe: Recipe) -> str:
-    """Number format of training."""
-    return "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "float32"
+def report(
+    recipe: Recipe, folder: Path, loaded: Loaded, processor: Any, trainer: MedicalTrainer, chances: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Write predictions.csv, figures/, README.md and results.json of the test split; return the results."""
+    spec, config = loaded.spec, trainer.model.config
+    rows, labels = loaded.table[loaded.table["split"] == "test"], indices(loaded, "test")
+    precision = "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "float32"
+    result = {
+        "dataset": spec.name,
+        "task": spec.task,
+        "split": "test",
+        **results(labels, chances, rows["group"].tolist(), spec.labels, spec.positive, config.threshold),
+        "temperature": config.folded_temperature,
+        "train_seconds": round(trainer.progress.total_seconds(), 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "environment": environment(precision, recipe.world_size),
+    }
+    columns = {f"p_{label}": chances[:, i] for i, label in enumerate(spec.labels)}
+    predictions = rows[["image_id", "label", "group"]].assign(**columns)
+    write(folder / "predictions.csv", predictions.to_csv(index=False))
 
-
-def draw(
-    folder: Path,
-    trainer: MedicalTrainer,
-    result: dict[str, Any],
-    labels: NDArray[np.int64],
-    chances: NDArray[np.float64],
-) -> None:
-    """figures/: training history, confusion matrix, ROC, reliability."""
-    figures, names, positive = folder / "figures", result["labels"], result["positive_label"]
+    figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     plots.history(trainer.state.log_history, trainer.state.best_global_step, figures / "history.png")
-    plots.confusion(result["confusion_matrix"], names, figures / "confusion_matrix.png")
-    plots.roc(labels, chances, names, positive, result["threshold"], figures / "roc.png")
-    index = names.index(positive) if positive else None
-    plots.reliability(labels, chances, index, figures / "reliability.png")
+    plots.confusion(result["confusion_matrix"], spec.labels, figures / "confusion_matrix.png")
+    plots.roc(labels, chances, spec.labels, spec.positive, config.threshold, figures / "roc.png")
+    plots.reliability(labels, chances, spec.positive_index, figures / "reliability.png")
 
-
-def card_facts(
-    recipe: Recipe, folder: Path, loaded: Loaded, model: Any, processor: Any, result: dict[str, Any]
-) -> dict[str, Any]:
-    """What the card's template fills in."""
-    table = loaded.table
-    return {
+    facts = {
         "results": result,
-        "spec": loaded.spec,
+        "spec": spec,
         "counts": {
-            split: {label: int((rows["label"] == label).sum()) for label in loaded.spec.labels}
+            split: {label: int((part["label"] == label).sum()) for label in spec.labels}
             for split in SPLITS
-            for rows in [table[table["split"] == split]]
+            for part in [loaded.table[loaded.table["split"] == split]]
         },
         "excluded": len(loaded.excluded),
-        "name": recipe.hub_model_id or folder.name,
+        "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
         "base_model": recipe.base_model,
         "base_is_local": Path(recipe.model_name_or_path).exists(),
         "from_scratch": recipe.from_scratch,
         "license": recipe.model_license,
-        "model_class": type(model).__name__,
+        "model_class": type(trainer.model).__name__,
         "processor": describe_processor(processor),
         "recipe_yaml": recipe.to_yaml(),
     }
+    prose = Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else ""
+    write(folder / "README.md", card(facts, prose))
+    write(folder / "results.json", result)
+    return result
