@@ -245,6 +245,7 @@ def test_the_real_job_in_small(real_brain, shared, tmp_path):
 def test_every_data_set_row_is_sound():
     for name, spec in DATASETS.items():
         assert spec.name == name
-        assert set(spec.folders.values()) == set(spec.labels)
+        assert set(spec.values.values()) == set(spec.labels)
+        assert set(spec.counts) <= set(spec.labels)
         assert spec.positive is None or (spec.positive in spec.labels and len(spec.labels) == 2)
         assert spec.kaggle or spec.phantom

@@ -1,12 +1,15 @@
 """A row of DATASETS -> a DatasetDict with canonical columns, split without leaks."""
 
 import logging
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hf_medtl.data import fingerprints, phantoms
 from hf_medtl.data.images import EXTENSIONS
@@ -27,21 +30,35 @@ class Loaded:
     Attributes:
         spec: the row of DATASETS.
         root: the data folder.
-        table: one row a picture, in the order of `image_id`, with the columns of splits.csv: image_id, path (relative
-            to `root`), label, patient, group, split, sha256.
-        excluded: one row a file that gives no picture: path, label, reason.
+        labels: those of the spec that have pictures here, in its order.
+        table: one row a picture, in the order of `image_id`: image_id, path (relative to `root`), label, patient,
+            group, split, sha256 (the columns of splits.csv), source, and mask (relative to `root`, "" where there is
+            none).
+        excluded: one row a file that is left out: path, label, reason.
     """
 
     spec: DatasetSpec
     root: Path
+    labels: tuple[str, ...]
     table: pd.DataFrame
     excluded: pd.DataFrame
 
+    @property
+    def positive(self) -> str | None:
+        """The label whose probability the threshold is put on, with two labels."""
+        return self.spec.positive if len(self.labels) == 2 else None
+
+    @property
+    def positive_index(self) -> int | None:
+        """Output of the positive label."""
+        return None if self.positive is None else self.labels.index(self.positive)
+
     def splits(self) -> datasets.DatasetDict:
-        """DatasetDict of train, validation and test with the columns image, label, patient, source, image_id."""
+        """DatasetDict of train, validation and test with the columns image, mask, label, patient, source, image_id."""
         features = datasets.Features(
             image=datasets.Image(decode=False),  # decoded by `read_image`, which knows 16-bit pictures
-            label=datasets.ClassLabel(names=list(self.spec.labels)),
+            mask=datasets.Image(decode=False),
+            label=datasets.ClassLabel(names=list(self.labels)),
             patient=datasets.Value("string"),
             source=datasets.Value("string"),
             image_id=datasets.Value("string"),
@@ -51,10 +68,8 @@ class Loaded:
                 name: datasets.Dataset.from_dict(
                     {
                         "image": [str(self.root / path) for path in rows["path"]],
-                        "label": list(rows["label"]),
-                        "patient": list(rows["patient"]),
-                        "source": [self.spec.id] * len(rows),
-                        "image_id": list(rows["image_id"]),
+                        "mask": [str(self.root / path) if path else None for path in rows["mask"]],
+                        **{column: list(rows[column]) for column in ("label", "patient", "source", "image_id")},
                     },
                     features=features,
                 )
@@ -68,6 +83,7 @@ def load(
     dataset: str,
     data_dir: str | Path | None = None,
     *,
+    official_split: bool = True,
     validation_fraction: float = 0.15,
     test_fraction: float = 0.2,
     seed: int = 42,
@@ -78,6 +94,8 @@ def load(
         dataset: key of DATASETS.
         data_dir: folder with the data; by default it is downloaded from Kaggle (public sets need no login) or, for
             phantoms, generated, and kept in the cache.
+        official_split: keep the set's own test split where it has one; training pictures that share a patient or a
+            copy with it are left out, and validation is drawn from the rest. Otherwise all is split anew.
         validation_fraction, test_fraction: shares of the pictures; the rest is for training.
         seed: of the split.
 
@@ -89,14 +107,38 @@ def load(
         raise MedtlError(f"Unknown data set {dataset!r}. Known are: {', '.join(DATASETS)}.")
     spec = DATASETS[dataset]
     root = fetch(spec) if data_dir is None else Path(data_dir).expanduser()
-    table = list_files(spec, root)
-    table, excluded = check_files(spec, root, table)
+    table, excluded = check_files(spec, root, list_files(spec, root))
+    labels = tuple(label for label in spec.labels if label in set(table["label"]))
     table["group"] = join_groups(table["patient"].tolist(), table.pop("duplicate").to_numpy())
     fractions = dict(
         zip(SPLITS, (1 - validation_fraction - test_fraction, validation_fraction, test_fraction), strict=True)
     )
-    table["split"] = split_groups(table["label"].tolist(), table["group"].tolist(), fractions, seed)
-    return Loaded(spec, root, table[COLUMNS], excluded)
+    if official_split and spec.official and set(table["official"].map(spec.official)) >= set(spec.official.values()):
+        table, leaking = keep_official(table.assign(official=table["official"].map(spec.official)), fractions, seed)
+        excluded = pd.concat([excluded, leaking], ignore_index=True)
+    else:
+        table["split"] = draw_splits(table, fractions, seed)
+    return Loaded(spec, root, labels, table[[*COLUMNS, "source", "mask"]], excluded)
+
+
+def keep_official(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep the official test split, leave out training pictures that leak into it, draw validation from the rest."""
+    test = table["official"] == "test"
+    leaks = ~test & table["group"].isin(table.loc[test, "group"])
+    excluded = table.loc[leaks, ["path", "label"]].assign(reason="same patient or picture as one of the official test")
+    if len(excluded):
+        logger.warning("%d training pictures share a patient or a copy with the test split: left out.", len(excluded))
+    rest = ~test & ~leaks
+    share = fractions["validation"] / (fractions["train"] + fractions["validation"])
+    table.loc[test, "split"] = "test"
+    table.loc[rest, "split"] = draw_splits(table[rest], {"train": 1 - share, "validation": share}, seed)
+    return table[~leaks].reset_index(drop=True), excluded
+
+
+def draw_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:
+    """(n,) split of each row, by group, stratified by label and source."""
+    labels, groups, sources = (table[column].tolist() for column in ("label", "group", "source"))
+    return split_groups(labels, groups, fractions, seed, sources)
 
 
 def fetch(spec: DatasetSpec) -> Path:
@@ -118,48 +160,74 @@ def fetch(spec: DatasetSpec) -> Path:
 
 
 def list_files(spec: DatasetSpec, root: Path) -> pd.DataFrame:
-    """One row a picture file below the first of the spec's roots that has its folders: image_id, path, label, patient.
+    """One row a picture file that fits the spec below its first root that has any.
+
+    Columns: image_id, path, label, patient, official, source, mask.
 
     Raises:
-        MedtlError: no such folders, or a label without pictures.
+        MedtlError: nothing fits, or a label has no pictures.
     """
     if not root.is_dir():
         raise MedtlError(f"{root} is not a folder. Give the folder of {spec.title} with --data_dir.")
-    base = next((root / place for place in spec.roots if all((root / place / f).is_dir() for f in spec.folders)), None)
-    if base is None:
+    every = {path.relative_to(root).as_posix() for path in sorted(root.rglob("*"))}
+    found: list[tuple[str, re.Match[str]]] = []
+    for place in spec.roots:
+        below = (re.fullmatch(spec.pattern, path.removeprefix(place)) for path in every if path.startswith(place))
+        here = [(place, match) for match in below if match and is_picture(root / place / match[0])]
+        if len({match["label"] for _, match in here}) > len({match["label"] for _, match in found}):
+            found = here  # the first place with the most labels, and no other: archives hold copies
+    if not found:
         inside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
-        places = " or ".join(f"{Path(place) / '_'}"[:-1] or "./" for place in spec.roots)
         raise MedtlError(
-            f"{root} does not look like {spec.title}: expected the folders {', '.join(f + '/' for f in spec.folders)} "
-            f"in {places}, found {', '.join(inside[:10]) or 'an empty folder'}{' ...' * (len(inside) > 10)}. "
+            f"{root} does not look like {spec.title}: expected files such as {spec.example}, "
+            f"found {', '.join(inside[:10]) or 'an empty folder'}{' ...' * (len(inside) > 10)}. "
             "Point --data_dir to the unpacked download."
         )
     rows = []
-    for folder, label in spec.folders.items():
-        files = [p for p in sorted((base / folder).iterdir()) if is_picture(p)]
-        if not files:
-            raise MedtlError(f"{base / folder} has no pictures, so label {label!r} would be empty. Expected some of "
-                             f"{', '.join(sorted(EXTENSIONS))}. Download the data set again.")  # fmt: skip
-        for path in files:
-            match = re.match(spec.patient, path.name) if spec.patient else None
-            rows.append(
-                {
-                    "image_id": path.relative_to(base).as_posix(),
-                    "path": path.relative_to(root).as_posix(),
-                    "label": label,
-                    "patient": match.group(1) if match else "",
-                }
-            )
-    found = pd.Series([row["label"] for row in rows]).value_counts()
-    for label, count in spec.counts.items():
-        if found[label] != count:
-            logger.warning("%s: %d pictures of %r, the complete set has %d.", spec.name, found[label], label, count)
+    for place, match in found:
+        groups, path, name = match.groupdict(), match[0], Path(match[0])
+        patient = re.match(spec.patient, name.name) if spec.patient else None
+        masks = [
+            posixpath.normpath(place + rule.format(folder=name.parent.as_posix(), name=name.name, stem=name.stem))
+            for rule in spec.masks
+        ]
+        rows.append(
+            {
+                "image_id": path,
+                "path": place + path,
+                "label": spec.values[groups["label"]],
+                "patient": patient.group(1) if patient else "",
+                "official": groups.get("split", ""),
+                "source": groups.get("source") or spec.id,
+                "mask": next((mask for mask in masks if mask in every), ""),
+            }
+        )
+    check_counts(spec, root, [row["label"] for row in rows])
     return pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
+
+
+def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:
+    """Say what is missing.
+
+    Raises:
+        MedtlError: fewer than two labels have pictures.
+    """
+    missing = [label for label in spec.labels if label not in labels]
+    if missing and len(spec.labels) - len(missing) < 2:
+        raise MedtlError(
+            f"{root} has no pictures of {', '.join(map(repr, missing))}. {spec.title} needs at least two labels, in "
+            f"files such as {spec.example}. Download it again."
+        )
+    if missing:
+        logger.warning("%s: no pictures of %s; the model will not know it.", spec.name, ", ".join(missing))
+    for label, count in spec.counts.items():
+        if label not in missing and labels.count(label) != count:
+            logger.warning("%s: %d %s pictures; the complete set has %d.", spec.name, labels.count(label), label, count)
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file's name is a picture's; hidden files and macOS' `._` twins are not."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def check_files(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -36,9 +36,13 @@ def join_groups(patients: Sequence[str], duplicates: NDArray[np.int64]) -> list[
 
 
 def split_groups(
-    labels: Sequence[str], groups: Sequence[str], fractions: dict[str, float], seed: int
+    labels: Sequence[str],
+    groups: Sequence[str],
+    fractions: dict[str, float],
+    seed: int,
+    sources: Sequence[str] | None = None,
 ) -> NDArray[np.str_]:
-    """Give each picture a split so that no group is in two and each has about its share of every label.
+    """Give each picture a split so that no group is in two and each has about its share of every label and source.
 
     Greedy, as scikit-learn's StratifiedGroupKFold: the largest groups first, each to the split that lacks most of the
     group's labels; ties in an order drawn from `seed`.
@@ -47,6 +51,7 @@ def split_groups(
         labels, groups: (n,) of each picture, in an order that is the same on every machine.
         fractions: split -> share of the pictures; the shares sum to 1.
         seed: of the draw.
+        sources: (n,) hospital or collection of each picture.
 
     Returns:
         (n,) names of splits.
@@ -58,18 +63,20 @@ def split_groups(
     shares = np.array([fractions[name] for name in names])
     if (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise MedtlError(f"Split fractions must be positive and sum to 1, found {fractions}.")
-    label_names, label_index = np.unique(np.asarray(labels), return_inverse=True)
-    group_names, group_index = np.unique(np.asarray(groups), return_inverse=True)
-    counts = np.zeros((len(group_names), len(label_names)))
-    np.add.at(counts, (group_index, label_index), 1)
-    for label, number in zip(label_names, (counts > 0).sum(axis=0), strict=True):
+    for label in sorted(set(labels)):
+        number = len({group for group, its in zip(groups, labels, strict=True) if its == label})
         if number < len(names):
             raise MedtlError(
                 f"Label {str(label)!r} has {number} independent group(s) of pictures, too few for the splits "
                 f"{', '.join(names)}. Add pictures of other patients, or leave the label out."
             )
+    strata = [f"{source}/{label}" for source, label in zip(sources or [""] * len(labels), labels, strict=True)]
+    stratum_names, stratum_index = np.unique(np.asarray(strata), return_inverse=True)
+    group_names, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.zeros((len(group_names), len(stratum_names)))
+    np.add.at(counts, (group_index, stratum_index), 1)
     totals = counts.sum(axis=0)
-    missing = shares[:, None] * totals  # (splits, labels): how many pictures each split still lacks
+    missing = shares[:, None] * totals  # (splits, strata): how many pictures each split still lacks
     order = np.random.default_rng(seed).permutation(len(group_names))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     assigned = np.empty(len(group_names), dtype=int)

@@ -42,6 +42,7 @@ class Recipe(TrainingArguments):
     dry_run: bool = _new(False, "Check data, model, disk and flags, print what would run, and stop.")
     dataset: str = _new("brain-tumor-mri", f"One of {', '.join(DATASETS)}.")
     data_dir: str | None = _new(None, "Folder with the data; downloaded (or generated) if not given.")
+    official_split: bool = _new(True, "Keep the data set's own test split, where it has one.")
     validation_fraction: float = _new(0.15, "Share of the pictures for early stopping, temperature and threshold.")
     test_fraction: float = _new(0.2, "Share of the pictures for the reported results.")
     split_seed: int | None = _new(None, "Seed of the split; the same as --seed if not given.")

@@ -78,14 +78,15 @@ def run(recipe: Recipe) -> Path:
         loaded = load(
             recipe.dataset,
             recipe.data_dir,
+            official_split=recipe.official_split,
             validation_fraction=recipe.validation_fraction,
             test_fraction=recipe.test_fraction,
             seed=int(recipe.split_seed or 0),
         )
-    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.spec.labels)
+    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.labels)
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
     model, processor = build(
-        recipe.model_name_or_path, loaded.spec.labels, from_scratch=recipe.from_scratch, revision=recipe.model_revision
+        recipe.model_name_or_path, loaded.labels, from_scratch=recipe.from_scratch, revision=recipe.model_revision
     )
     parameters = sum(p.numel() for p in model.parameters())
     needed = disk_needed(parameters, recipe.save_total_limit, int(recipe.num_train_epochs))
@@ -109,12 +110,12 @@ def run(recipe: Recipe) -> Path:
 
         save(recipe, folder, model, processor)
         temperature, threshold = calibrate(
-            probabilities(folder, loaded, "validation"), indices(loaded, "validation"), loaded.spec.positive_index
+            probabilities(folder, loaded, "validation"), indices(loaded, "validation"), loaded.positive_index
         )
         if recipe.should_save:
             divide_logits(model, temperature)
             # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
-            extra = {"positive_label": loaded.spec.positive, "threshold": threshold, "folded_temperature": temperature}
+            extra = {"positive_label": loaded.positive, "threshold": threshold, "folded_temperature": temperature}
             model.config.update(extra)
         save(recipe, folder, model, processor)
 
@@ -161,7 +162,7 @@ def pictures(recipe: Recipe, loaded: Loaded, processor: Any) -> dict[str, Pictur
 
 def indices(loaded: Loaded, split: str) -> NDArray[np.int64]:
     """(n,) class index of each picture of a split."""
-    return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.spec.labels.index).to_numpy(np.int64)
+    return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.labels.index).to_numpy(np.int64)
 
 
 def probabilities(folder: Path, loaded: Loaded, split: str) -> NDArray[np.float64]:
@@ -203,28 +204,28 @@ def report(
         "dataset": spec.name,
         "task": spec.task,
         "split": "test",
-        **results(labels, chances, rows["group"].tolist(), spec.labels, spec.positive, config.threshold),
+        **results(labels, chances, rows["group"].tolist(), loaded.labels, loaded.positive, config.threshold),
         "temperature": config.folded_temperature,
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "environment": environment(precision, recipe.world_size),
     }
-    columns = {f"p_{label}": chances[:, i] for i, label in enumerate(spec.labels)}
+    columns = {f"p_{label}": chances[:, i] for i, label in enumerate(loaded.labels)}
     predictions = rows[["image_id", "label", "group"]].assign(**columns)
     write(folder / "predictions.csv", predictions.to_csv(index=False))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     plots.history(trainer.state.log_history, trainer.state.best_global_step, figures / "history.png")
-    plots.confusion(result["confusion_matrix"], spec.labels, figures / "confusion_matrix.png")
-    plots.roc(labels, chances, spec.labels, spec.positive, config.threshold, figures / "roc.png")
-    plots.reliability(labels, chances, spec.positive_index, figures / "reliability.png")
+    plots.confusion(result["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png")
+    plots.roc(labels, chances, loaded.labels, loaded.positive, config.threshold, figures / "roc.png")
+    plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
 
     facts = {
         "results": result,
         "spec": spec,
         "counts": {
-            split: {label: int((part["label"] == label).sum()) for label in spec.labels}
+            split: {label: int((part["label"] == label).sum()) for label in loaded.labels}
             for split in SPLITS
             for part in [loaded.table[loaded.table["split"] == split]]
         },

@@ -20,11 +20,11 @@ def show_plan(
     """Print what will run: data and split, model, preprocessing, training, disk."""
     counts = loaded.table.groupby(["split", "label"]).size()
     table = Table(title=loaded.spec.title, title_justify="left")
-    for column in ("split", *loaded.spec.labels, "groups"):
+    for column in ("split", *loaded.labels, "groups"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in SPLITS:
         groups = loaded.table.loc[loaded.table["split"] == split, "group"].nunique()
-        table.add_row(split, *(str(counts.get((split, label), 0)) for label in loaded.spec.labels), str(groups))
+        table.add_row(split, *(str(counts.get((split, label), 0)) for label in loaded.labels), str(groups))
     console = Console()
     console.print(table)
     parameters = sum(p.numel() for p in model.parameters())
