@@ -120,8 +120,9 @@ def test_other_layout_names_expected_and_found(tmp_path):
 
 
 def test_a_label_without_pictures(brain):
-    shutil.rmtree(brain / "no")
-    (brain / "no").mkdir()
+    for place in ("no", "brain_tumor_dataset/no"):
+        shutil.rmtree(brain / place)
+        (brain / place).mkdir()
     with pytest.raises(MedtlError, match="has no pictures of 'no_tumor'"):
         load("brain-tumor-mri", brain)
 
@@ -170,3 +171,68 @@ def test_the_real_brain_set(real_brain):
     for seed in range(3):
         split = load("brain-tumor-mri", real_brain, seed=seed).table
         assert split.groupby(["split", "label"]).size().loc["test"].tolist() == [20, 31]
+
+
+def test_an_official_test_split_is_kept_and_what_leaks_into_it_is_left_out(tmp_path):
+    for i in range(30):
+        picture(tmp_path / "chest_xray" / "train" / "NORMAL" / f"IM-{i:04d}-0001.jpeg", i)
+        picture(tmp_path / "chest_xray" / "train" / "PNEUMONIA" / f"person{i}_virus_{i}.jpeg", 100 + i)
+    picture(tmp_path / "chest_xray" / "val" / "NORMAL" / "NORMAL2-IM-0900-0001.jpeg", 300)
+    picture(tmp_path / "chest_xray" / "val" / "PNEUMONIA" / "person900_bacteria_1.jpeg", 301)
+    for i in range(8):
+        picture(tmp_path / "chest_xray" / "test" / "NORMAL" / f"NORMAL2-IM-{i:04d}-0001.jpeg", 400 + i)
+        picture(tmp_path / "chest_xray" / "test" / "PNEUMONIA" / f"person{i + 500}_bacteria_{i}.jpeg", 500 + i)
+    picture(tmp_path / "chest_xray" / "test" / "PNEUMONIA" / "person3_bacteria_77.jpeg", 600)  # patient 3 is in train
+    shutil.copytree(tmp_path / "chest_xray", tmp_path / "chest_xray" / "chest_xray")
+    junk = tmp_path / "chest_xray" / "__MACOSX" / "chest_xray" / "train" / "NORMAL"
+    junk.mkdir(parents=True)
+    (junk / "._IM-0001-0001.jpeg").write_bytes(b"x")
+    loaded = load("chest-xray-pneumonia", tmp_path)
+    table = loaded.table.set_index("image_id")
+    assert loaded.excluded["path"].tolist() == ["chest_xray/train/PNEUMONIA/person3_virus_3.jpeg"]
+    assert set(table.index[table["split"] == "test"].str.split("/").str[0]) == {"test"}
+    assert table["split"].value_counts()["test"] == 17
+    assert set(table["split"]) == {"train", "validation", "test"}
+    assert groups_in_two_splits(table) == 0
+    assert table.loc["train/NORMAL/IM-0003-0001.jpeg", "patient"] == "IM-0003"
+    assert table.loc["test/NORMAL/NORMAL2-IM-0003-0001.jpeg", "patient"] == "NORMAL2-IM-0003"
+    anew = load("chest-xray-pneumonia", tmp_path, official_split=False)
+    assert len(anew.table) == 79
+    assert anew.excluded.empty
+    assert groups_in_two_splits(anew.table) == 0
+    three = load("chest-xray-pneumonia-3", tmp_path, official_split=False).table
+    assert three["label"].value_counts().to_dict() == {"normal": 39, "viral": 30, "bacterial": 10}
+
+
+# Kaggle set, its folder here, its pictures by label (SOURCE.md of each folder), and those with a mask.
+REAL = [
+    ("chest-xray-pneumonia", "chest-xray-pneumonia", {"normal": 348, "pneumonia": 588}, 0),
+    ("chest-xray-pneumonia-3", "chest-xray-pneumonia", {"normal": 348, "bacterial": 358, "viral": 230}, 0),
+    (
+        "covid19-radiography",
+        "covid19-radiography-database",
+        {"covid19": 158, "normal": 150, "viral_pneumonia": 150},
+        150,
+    ),
+    (
+        "chest-xray-covid19-pneumonia",
+        "chest-xray-covid19-pneumonia",
+        {"covid19": 108, "normal": 100, "pneumonia": 100},
+        0,
+    ),
+    ("lung-masks", "chest-xray-masks-and-labels", {"normal": 74, "tuberculosis": 70}, 134),
+]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("name", "folder", "counts", "masks"), REAL, ids=[row[0] for row in REAL])
+def test_real_sets_load_with_their_counts_and_without_leaks(name, folder, counts, masks, shared):
+    loaded = load(name, shared / "data" / folder)
+    everything = pd.concat([loaded.table, loaded.excluded])
+    assert everything["label"].value_counts().to_dict() == counts
+    assert groups_in_two_splits(loaded.table) == 0
+    known = loaded.table[loaded.table["patient"] != ""]
+    assert (known.groupby("patient")["split"].nunique() == 1).all()
+    assert (loaded.table["mask"] != "").sum() == masks
+    assert all((loaded.root / path).is_file() for path in loaded.table["mask"] if path)
+    assert set(loaded.table["split"]) == {"train", "validation", "test"}
