@@ -1,6 +1,7 @@
 """The Trainer, with its few overrides."""
 
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,10 @@ class MedicalTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or not self.state.best_model_checkpoint:
             return super()._load_best_model()
-        self._restore(self.model, self.state.best_model_checkpoint)
+        best = Path(self.state.best_model_checkpoint)
+        if not best.is_dir():  # the run folder was moved before it was resumed
+            best = Path(str(self.args.output_dir)) / best.name
+        self._restore(self.model, str(best))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -109,7 +113,9 @@ class Progress(TrainerCallback, ExportableState):
     """Tells the pictures the epoch, counts training seconds over resumes, and turns Ctrl-C into a checkpoint."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.interrupted, self.started = seconds, False, time.monotonic()
+        self.seconds, self.interrupted = seconds, False
+        self.started: float | None = None
+        self.previous: Any = None
 
     def state(self) -> dict[str, Any]:
         """What goes into trainer_state.json."""
@@ -117,11 +123,12 @@ class Progress(TrainerCallback, ExportableState):
 
     def total_seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
-        return self.seconds + time.monotonic() - self.started
+        return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.started = time.monotonic()
-        self.previous = signal.signal(signal.SIGINT, self._interrupt)
+        if threading.current_thread() is threading.main_thread():  # signals can be set nowhere else
+            self.previous = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_epoch_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any
@@ -140,8 +147,9 @@ class Progress(TrainerCallback, ExportableState):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds, self.started = self.total_seconds(), time.monotonic()
-        signal.signal(signal.SIGINT, self.previous)
+        self.seconds, self.started = self.total_seconds(), None
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         self.interrupted = True
