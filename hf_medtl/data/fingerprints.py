@@ -18,7 +18,7 @@ from hf_medtl.data.images import read_image
 from hf_medtl.errors import UnreadableImage
 
 THUMBNAIL = 24
-VERSION = 1  # of this file's computations: part of the cache's name
+VERSION = 2  # of this file's computations: part of the cache's name
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """Any picture file -> an 8-bit RGB picture without metadata."""
 
+import gzip
 import io
+import logging
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,52 +17,162 @@ from hf_medtl.errors import UnreadableImage
 
 # The header decides, never the file's name. The list keeps Pillow's rarer readers away from files of unknown origin.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif"})
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif",
+              ".dcm", ".dicom", ".nii", ".nii.gz")  # fmt: skip
 MAX_PIXELS = 100_000_000  # the largest radiographs have about 20 million
+BLOCK = 1 << 20  # pixels windowed at a time: as float64 a whole picture would need eight bytes for each
 
 
-def read_image(source: str | Path | bytes, window: tuple[float, float] | None = None) -> Image.Image:
-    """Read a picture as 8-bit RGB, upright, without EXIF or any other metadata.
+def read_image(
+    source: str | Path | bytes, window: tuple[float, float] | None = None, frame: int | None = None
+) -> Image.Image:
+    """Read a picture as 8-bit RGB, upright, without EXIF, DICOM header or any other metadata.
 
     An ordinary 8-bit file becomes exactly what stock `transformers` pipelines make of it: EXIF rotation, then
-    `convert("RGB")`. A picture of more than 8 bits is windowed first, because `convert` would clip it to white.
+    `convert("RGB")`. A picture of more than 8 bits is windowed first, because `convert` would clip it to white. What a
+    file is, is told by its content: DICOM (see `hf_medtl.data.dicom`), NIfTI (see `hf_medtl.data.nifti`), or one of
+    FORMATS.
 
     Args:
         source: path of a file, or its bytes.
         window: grey values (low, high) that become 0 and 255 in a picture of more than 8 bits; by default the 0.5th
-            and 99.5th percentile of its pixels, which one stray pixel does not move as a maximum would.
+            and 99.5th percentile of its pixels, which one stray pixel does not move as a maximum would. In DICOM the
+            unit is that after rescaling (Hounsfield for CT), and the file's own window comes before the percentiles.
+        frame: which frame or slice, from 0; by default the middle one of a DICOM or NIfTI file, else the first.
 
     Raises:
-        UnreadableImage: the file is empty, truncated, not a picture, or has more than 100 million pixels.
+        UnreadableImage: the file is empty, truncated, not a picture, too large, or without that frame.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked or mended below
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise UnreadableImage(
-                        f"{name}: {width} × {height} pixels, more than the {MAX_PIXELS:,} that are opened. "
-                        "Shrink the file, or take it out of the data folder."
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I") or upright.mode == "F":
-                    upright = Image.fromarray(apply_window(np.asarray(upright, dtype=np.float64), window))
-                # Through an array: a converted picture would still carry EXIF and text in `info`.
-                return Image.fromarray(np.asarray(upright.convert("RGB")))
+        with QUIET:
+            with open_source(source) as stream:
+                suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
+                if is_dicom(stream, suffix):
+                    from hf_medtl.data import dicom
+
+                    return dicom.read(stream, name, window, frame)
+                volume = unpacked(stream)
+                if volume is not None:
+                    from hf_medtl.data import nifti
+
+                    return nifti.read(volume, name, window, frame)
+            return read_picture(source, name, window, frame)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file provokes, SyntaxError included
         raise UnreadableImage(f"{name}: not a readable picture ({type(error).__name__}: {error}).") from error
 
 
-def apply_window(pixels: NDArray[np.float64], window: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+def read_picture(
+    source: str | Path | bytes, name: str, window: tuple[float, float] | None, frame: int | None
+) -> Image.Image:
+    """Read one of FORMATS; see `read_image`."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        image.seek(frame or 0)
+        width, height = image.size
+        limit = MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS  # 32 bits: four times the memory
+        if width * height > limit:
+            raise UnreadableImage(
+                f"{name}: {width} × {height} pixels, more than the {limit:,} that are opened. "
+                "Shrink the file, or take it out of the data folder."
+            )
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I") or image.mode == "F":
+            return Image.fromarray(apply_window(np.asarray(image), window)).convert("RGB")
+        picture = image.convert("RGB")
+        picture.info = {}  # EXIF, text chunks and the like
+        return picture
+
+
+def open_source(source: str | Path | bytes) -> BinaryIO:
+    """A file or bytes as a stream."""
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
+def is_dicom(stream: BinaryIO, suffix: str) -> bool:
+    """Whether there is DICOM's mark, or, in a file that may lack it, the group 2 or 8 that a data set begins with."""
+    head = stream.read(132)
+    stream.seek(0)
+    bare = suffix in {".dcm", ".dicom", ""} and head[:2] in {b"\x02\0", b"\x08\0", b"\0\x08"}
+    return head[128:] == b"DICM" or bare
+
+
+def unpacked(stream: BinaryIO) -> BinaryIO | None:
+    """The stream of a NIfTI volume (the magic of NIfTI-1 or -2 is where it should be), gunzipped; else None."""
+    head = stream.read(348)
+    stream.seek(0)
+    if head[:2] == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]  # a stream in all but name
+        head = stream.read(348)
+        stream.seek(0)
+    return stream if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else None
+
+
+def apply_window(pixels: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """Map grey values (H, W) linearly to 0..255, clipped at `window` (low, high) or the 0.5th and 99.5th percentile."""
-    finite = pixels[np.isfinite(pixels)]
-    if window is None:
-        window = tuple(np.percentile(finite, [0.5, 99.5])) if finite.size else (0.0, 1.0)
-    low, high = window
-    scaled = (np.nan_to_num(pixels, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-9)
-    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
+    low, high = percentiles(pixels) if window is None else window
+
+    def shade(block: NDArray[np.float64]) -> NDArray[np.float64]:
+        finite = np.nan_to_num(block, nan=low, posinf=high, neginf=low)
+        return (finite - low) / max(high - low, 1e-9)
+
+    return in_blocks(pixels, shade)
+
+
+def in_blocks(pixels: NDArray[Any], shade: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.uint8]:
+    """Map pixels (H, ...) to 0..255 with `shade`, which gives 0..1 and is called on some rows at a time."""
+    shades = np.empty(pixels.shape, np.uint8)
+    step = max(1, BLOCK * len(pixels) // max(1, pixels.size))
+    for row in range(0, len(pixels), step):
+        block = pixels[row : row + step].astype(np.float64)
+        shades[row : row + step] = np.rint(255 * shade(block).clip(0, 1))
+    return shades
+
+
+def percentiles(pixels: NDArray[Any]) -> tuple[float, float]:
+    """The 0.5th and 99.5th percentile of the finite pixels; (0, 1) if there are none."""
+    if pixels.dtype.kind == "f":
+        pixels = pixels[np.isfinite(pixels)]
+    if not pixels.size:
+        return 0.0, 1.0
+    values: NDArray[Any] = pixels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
+    low, high = np.percentile(values, [0.5, 99.5], overwrite_input=True)
+    return float(low), float(high)
+
+
+class Quiet:
+    """Context in which readers neither warn nor log: they quote what is in headers, a patient's name included.
+
+    `warnings.catch_warnings` alone does not do when several threads read at once: the first to leave would bring the
+    warnings back for all. Here the last one does.
+    """
+
+    LOGGERS = ("PIL", "pydicom", "pylibjpeg", "libjpeg", "openjpeg", "nibabel")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.warnings = warnings.catch_warnings()
+                self.warnings.__enter__()
+                warnings.simplefilter("ignore")
+                self.levels = {name: logging.getLogger(name).level for name in self.LOGGERS}
+                for name in self.LOGGERS:
+                    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.warnings.__exit__(None, None, None)
+                for name, level in self.levels.items():
+                    logging.getLogger(name).setLevel(level)
+
+
+QUIET = Quiet()

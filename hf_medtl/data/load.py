@@ -227,7 +227,7 @@ def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:
 
 def is_picture(path: Path) -> bool:
     """Whether a file's name is a picture's; hidden files and macOS' `._` twins are not."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".") and path.is_file()
 
 
 def check_files(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
