@@ -82,9 +82,8 @@ class Recipe(TrainingArguments):
         self._chosen = {
             f.name: value
             for f in dataclasses.fields(self)
-            if f.name not in PLACES
-            and (value := getattr(self, f.name))
-            != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+            for value, usual in [(getattr(self, f.name), _default(f))]
+            if f.name not in PLACES and value != usual and (value or usual not in (None, "", "no", False))
         }
         if "model_name_or_path" in self._chosen:
             self._chosen["model_name_or_path"] = self.base_model
@@ -149,6 +148,10 @@ class Recipe(TrainingArguments):
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> Any:  # argparse prints two screens of usage before its message
         raise MedtlError(f"{message[0].upper()}{message[1:]}. See --help.")
+
+
+def _default(f: dataclasses.Field) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
