@@ -77,7 +77,6 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_tiny(family: str, folder: Path) -> Path:
     """A tiny checkpoint with random weights and labels of its own, as it would come from the Hub."""
     from transformers import (
-        AutoConfig,
         AutoModelForImageClassification,
         ConvNextConfig,
         Dinov2Config,
@@ -95,7 +94,6 @@ def save_tiny(family: str, folder: Path) -> Path:
         cfg = {"input_size": [3, 64, 64], "crop_pct": 0.875, "interpolation": "bicubic", "classifier": "fc", **mean_std}
         config = TimmWrapperConfig(architecture="test_resnet", pretrained_cfg=cfg, num_labels=3, **labels)
         TimmWrapperForImageClassification(config).save_pretrained(folder)
-        AutoConfig.from_pretrained(folder)
         return folder
     config = {
         "vit": ViTConfig(intermediate_size=64, hidden_dropout_prob=0.1, **layers, **labels),

@@ -53,6 +53,11 @@ class Loaded:
         """Output of the positive label."""
         return None if self.positive is None else self.labels.index(self.positive)
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Split -> label -> number of pictures."""
+        pairs = list(zip(self.table["split"], self.table["label"], strict=True))
+        return {split: {label: pairs.count((split, label)) for label in self.labels} for split in SPLITS}
+
     def splits(self) -> datasets.DatasetDict:
         """DatasetDict of train, validation and test with the columns image, mask, label, patient, source, image_id."""
         features = datasets.Features(

@@ -16,7 +16,6 @@ from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded, load
-from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
@@ -88,8 +87,7 @@ def run(recipe: Recipe) -> Path:
     model, processor = build(
         recipe.model_name_or_path, loaded.labels, from_scratch=recipe.from_scratch, revision=recipe.model_revision
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    needed = disk_needed(parameters, recipe.save_total_limit, int(recipe.num_train_epochs))
+    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs))
     check_disk(folder, needed)
     if recipe.should_save:
         show_plan(recipe, loaded, model, processor, needed, checkpoint)
@@ -199,7 +197,7 @@ def report(
     """Write predictions.csv, figures/, README.md and results.json of the test split; return the results."""
     spec, config = loaded.spec, trainer.model.config
     rows, labels = loaded.table[loaded.table["split"] == "test"], indices(loaded, "test")
-    precision = "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "float32"
+    precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # accelerate's own flags included
     result = {
         "dataset": spec.name,
         "task": spec.task,
@@ -224,11 +222,7 @@ def report(
     facts = {
         "results": result,
         "spec": spec,
-        "counts": {
-            split: {label: int((part["label"] == label).sum()) for label in loaded.labels}
-            for split in SPLITS
-            for part in [loaded.table[loaded.table["split"] == split]]
-        },
+        "counts": loaded.counts(),
         "excluded": len(loaded.excluded),
         "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
         "base_model": recipe.base_model,

@@ -8,7 +8,6 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from hf_medtl.data.load import Loaded
-from hf_medtl.data.splits import SPLITS
 from hf_medtl.models.processor import describe_processor
 from hf_medtl.publish.card import NAMES, interval
 from hf_medtl.training.recipe import Recipe
@@ -18,21 +17,19 @@ def show_plan(
     recipe: Recipe, loaded: Loaded, model: PreTrainedModel, processor: Any, needed: float, checkpoint: str | None
 ) -> None:
     """Print what will run: data and split, model, preprocessing, training, disk."""
-    counts = loaded.table.groupby(["split", "label"]).size()
     table = Table(title=loaded.spec.title, title_justify="left")
     for column in ("split", *loaded.labels, "groups"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split in SPLITS:
+    for split, counts in loaded.counts().items():
         groups = loaded.table.loc[loaded.table["split"] == split, "group"].nunique()
-        table.add_row(split, *(str(counts.get((split, label), 0)) for label in loaded.labels), str(groups))
+        table.add_row(split, *map(str, counts.values()), str(groups))
     console = Console()
     console.print(table)
-    parameters = sum(p.numel() for p in model.parameters())
     start = "random weights" if recipe.from_scratch else recipe.model_name_or_path
     batch = recipe.train_batch_size * recipe.gradient_accumulation_steps * recipe.world_size
     rates = f"{recipe.learning_rate:g}" + (f", head {recipe.head_learning_rate:g}" if recipe.head_learning_rate else "")
     for name, value in {
-        "model": f"{type(model).__name__}, {parameters / 1e6:.1f} million parameters, from {start}",
+        "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
         "preprocessing": describe_processor(processor),
         "training": f"{recipe.num_train_epochs:g} epochs at most, batch {batch}, learning rate {rates}, "
         f"augmentation {recipe.augmentation}, seed {recipe.seed}",
