@@ -5,7 +5,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,6 +62,26 @@ def read_image(
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file provokes, SyntaxError included
         raise UnreadableImage(f"{name}: not a readable picture ({type(error).__name__}: {error}).") from error
+
+
+def read_mask(parts: Sequence[str | Path]) -> Image.Image:
+    """Read a mask as 8-bit grey, 255 inside and 0 outside; several files, such as a left and a right lung, united.
+
+    Inside is what is brighter than 127, or, in a file of labels 0 and 1, or 0 to 2, what is not 0.
+
+    Raises:
+        UnreadableImage: a file gives no picture, or the parts differ in size.
+    """
+    inside: NDArray[np.bool_] | None = None
+    for part in parts:
+        grey = np.asarray(read_image(part).convert("L"))
+        here = grey > (127 if grey.max() > 127 else 0)
+        if inside is not None and here.shape != inside.shape:
+            raise UnreadableImage(f"{part}: {here.shape} pixels, but the other part of the mask has {inside.shape}.")
+        inside = here if inside is None else inside | here
+    if inside is None:
+        raise ValueError("a mask needs at least one file")
+    return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
 def read_picture(

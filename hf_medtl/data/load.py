@@ -1,20 +1,22 @@
 """A row of DATASETS -> a DatasetDict with canonical columns, split without leaks."""
 
+import io
 import logging
-import posixpath
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hf_medtl.data import fingerprints, phantoms
-from hf_medtl.data.images import EXTENSIONS
+from hf_medtl.data import fingerprints, phantoms, unpack
+from hf_medtl.data.fingerprints import Fingerprint
+from hf_medtl.data.images import read_mask
+from hf_medtl.data.readers import READERS, some
 from hf_medtl.data.specs import DATASETS, DatasetSpec
-from hf_medtl.data.splits import SPLITS, join_groups, split_groups
+from hf_medtl.data.splits import SPLITS, fold_groups, join_groups, split_groups
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -24,17 +26,19 @@ COLUMNS = ["image_id", "path", "label", "patient", "group", "split", "sha256"]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Pictures of a data set, ready to be learnt from.
+class Survey:
+    """Every picture of a data set, before any is left out for a split.
 
     Attributes:
-        spec: the row of DATASETS.
+        spec: the row of DATASETS; for a data set of your own with the labels that were found.
         root: the data folder.
         labels: those of the spec that have pictures here, in its order.
-        table: one row a picture, in the order of `image_id`: image_id, path (relative to `root`), label, patient,
-            group, split, sha256 (the columns of splits.csv), source, and mask (relative to `root`, "" where there is
-            none).
+        table: one row a readable picture, in the order of `image_id`: image_id, path (relative to `root`), label,
+            patient, source, mask (relative to `root`, with | between the parts, "" where there is none), official
+            (split that the archive puts it in: train, validation, test or ""), sha256, duplicate (number, equal for
+            copies and near copies), group (name, equal for copies and for pictures of one patient, transitively).
         excluded: one row a file that is left out: path, label, reason.
+        prints: fingerprint of each row of `table`.
     """
 
     spec: DatasetSpec
@@ -42,6 +46,12 @@ class Loaded:
     labels: tuple[str, ...]
     table: pd.DataFrame
     excluded: pd.DataFrame
+    prints: list[Fingerprint]
+
+
+@dataclass(frozen=True)
+class Loaded(Survey):
+    """Pictures of a data set, ready to be learnt from: `table` has the column split, too, and only what is in one."""
 
     @property
     def positive(self) -> str | None:
@@ -73,7 +83,7 @@ class Loaded:
                 name: datasets.Dataset.from_dict(
                     {
                         "image": [str(self.root / path) for path in rows["path"]],
-                        "mask": [str(self.root / path) if path else None for path in rows["mask"]],
+                        "mask": [self._mask(cell) for cell in rows["mask"]],
                         **{column: list(rows[column]) for column in ("label", "patient", "source", "image_id")},
                     },
                     features=features,
@@ -82,6 +92,15 @@ class Loaded:
                 for rows in [self.table[self.table["split"] == name]]
             }
         )
+
+    def _mask(self, cell: str) -> str | dict[str, Any] | None:
+        """A mask's file; one of several parts as the bytes of a PNG that unites them."""
+        parts = [self.root / part for part in cell.split("|")]
+        if not cell or len(parts) == 1:
+            return str(parts[0]) if cell else None
+        content = io.BytesIO()
+        read_mask(parts).save(content, "PNG")
+        return {"bytes": content.getvalue(), "path": None}
 
 
 def load(
@@ -92,58 +111,98 @@ def load(
     validation_fraction: float = 0.15,
     test_fraction: float = 0.2,
     seed: int = 42,
+    folds: int = 0,
+    fold: int = 0,
+    splits: str | Path | None = None,
+    positive: str | None = None,
 ) -> Loaded:
     """Find, check and split a data set. No patient and no (near-)duplicate picture is in two splits.
 
     Args:
-        dataset: key of DATASETS.
-        data_dir: folder with the data; by default it is downloaded from Kaggle (public sets need no login) or, for
+        dataset: key of DATASETS, or id of a data set on the Hub (`owner/name`).
+        data_dir: folder or file with the data; by default it is downloaded (public Kaggle sets need no login) or, for
             phantoms, generated, and kept in the cache.
-        official_split: keep the set's own test split where it has one; training pictures that share a patient or a
-            copy with it are left out, and validation is drawn from the rest. Otherwise all is split anew.
+        official_split: keep the set's own test split where it has one, and its validation split where that is worth
+            keeping; pictures that share a patient or a copy with test are left out of train and validation, those that
+            share one with validation out of train. Otherwise all is split anew.
         validation_fraction, test_fraction: shares of the pictures; the rest is for training.
         seed: of the split.
+        folds, fold: cut all pictures into so many folds, of which number `fold`, from 0, is the test split; instead of
+            an official split and of `test_fraction`.
+        splits: the splits.csv of another run, to repeat its split exactly; the above are not used then.
+        positive: the positive one of two labels, where the spec does not know it or guesses wrong.
 
     Raises:
         MedtlError: unknown data set, no network, another layout than expected, a label without pictures, more than
-            5 % unreadable files, too few pictures to split.
+            5 % unreadable files, too few pictures to split, a splits.csv of other pictures or one that leaks.
     """
-    if dataset not in DATASETS:
-        raise MedtlError(f"Unknown data set {dataset!r}. Known are: {', '.join(DATASETS)}.")
-    spec = DATASETS[dataset]
-    root = fetch(spec) if data_dir is None else Path(data_dir).expanduser()
-    table, excluded = check_files(spec, root, list_files(spec, root))
-    labels = tuple(label for label in spec.labels if label in set(table["label"]))
-    table["group"] = join_groups(table["patient"].tolist(), table.pop("duplicate").to_numpy())
-    fractions = dict(
-        zip(SPLITS, (1 - validation_fraction - test_fraction, validation_fraction, test_fraction), strict=True)
-    )
-    if official_split and spec.official and set(table["official"].map(spec.official)) >= set(spec.official.values()):
-        table, leaking = keep_official(table.assign(official=table["official"].map(spec.official)), fractions, seed)
-        excluded = pd.concat([excluded, leaking], ignore_index=True)
+    found = survey(dataset, data_dir, positive=positive)
+    spec, table, excluded = found.spec, found.table, found.excluded
+    shares = {"train": 1 - validation_fraction - test_fraction, "validation": validation_fraction}
+    if splits is not None:
+        split = given_splits(table, Path(splits))
+        left_out = "not in the splits.csv that was given"
+    elif folds:
+        split, left_out = fold_splits(table, folds, fold, validation_fraction, seed), ""
+    elif official_split and {"train", "test"} <= set(table["official"]):
+        split = official_splits(table, shares, seed)
+        left_out = "same patient or picture as one of another official split"
     else:
-        table["split"] = draw_splits(table, fractions, seed)
-    return Loaded(spec, root, labels, table[[*COLUMNS, "source", "mask"]], excluded)
+        split, left_out = draw_splits(table, {**shares, "test": test_fraction}, seed), ""
+    table = table.assign(split=split)
+    kept = (table["split"] != "").to_numpy()
+    if not kept.all():
+        logger.warning("%s: %d pictures are left out: %s.", spec.name, (~kept).sum(), left_out)
+        leaking = table.loc[~kept, ["path", "label"]].assign(reason=left_out)
+        excluded = pd.concat([excluded, leaking], ignore_index=True)
+    prints = [item for item, keep in zip(found.prints, kept, strict=True) if keep]
+    table = table.loc[kept, [*COLUMNS, "source", "mask"]].reset_index(drop=True)
+    return Loaded(spec, found.root, found.labels, table, excluded, prints)
 
 
-def keep_official(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep the official test split, leave out training pictures that leak into it, draw validation from the rest."""
-    test = table["official"] == "test"
-    leaks = ~test & table["group"].isin(table.loc[test, "group"])
-    excluded = table.loc[leaks, ["path", "label"]].assign(reason="same patient or picture as one of the official test")
-    if len(excluded):
-        logger.warning("%d training pictures share a patient or a copy with the test split: left out.", len(excluded))
-    rest = ~test & ~leaks
-    share = fractions["validation"] / (fractions["train"] + fractions["validation"])
-    table.loc[test, "split"] = "test"
-    table.loc[rest, "split"] = draw_splits(table[rest], {"train": 1 - share, "validation": share}, seed)
-    return table[~leaks].reset_index(drop=True), excluded
+def survey(dataset: str, data_dir: str | Path | None = None, *, positive: str | None = None) -> Survey:
+    """Find and check every file of a data set, and group copies and patients. Arguments and errors as for `load`."""
+    spec, root = locate(dataset, data_dir)
+    spec, rows = READERS[spec.reader](spec, root)
+    if root.is_file():
+        root = root.parent
+    table = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
+    table["source"] = table["source"].replace("", spec.id)
+    table["official"] = table["official"].map(lambda name: spec.official.get(name, ""))
+    unknown = ~table["label"].isin(spec.labels)
+    told = table.loc[unknown, "label"].str.removeprefix("?")
+    others = table.loc[unknown, ["path"]].assign(label="", reason="called '" + told + "', which is none of the labels")
+    if len(others):
+        logger.warning("%s: %d pictures have other labels and are left out: %s.", spec.name, len(others),
+                       some(sorted(set(told))))  # fmt: skip
+    table = table[~unknown].reset_index(drop=True)
+    check_counts(spec, root, table["label"].tolist())
+    table, excluded, prints = check_files(spec, root, table)
+    table["group"] = join_groups(table["patient"].tolist(), table["duplicate"].to_numpy())
+    labels = tuple(label for label in spec.labels if label in set(table["label"]))
+    if positive:
+        if len(labels) != 2 or positive not in labels:
+            raise MedtlError(f"The positive label must be one of two, found {positive!r} for {', '.join(labels)}.")
+        spec = replace(spec, positive=positive)
+    return Survey(spec, root, labels, table, pd.concat([excluded, others], ignore_index=True), prints)
 
 
-def draw_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:
-    """(n,) split of each row, by group, stratified by label and source."""
-    labels, groups, sources = (table[column].tolist() for column in ("label", "group", "source"))
-    return split_groups(labels, groups, fractions, seed, sources)
+def locate(dataset: str, data_dir: str | Path | None) -> tuple[DatasetSpec, Path]:
+    """The spec of a data set, and the folder or file where it lies, downloaded or unpacked if it has to be."""
+    path = None if data_dir is None else Path(data_dir).expanduser()
+    if dataset not in DATASETS and "/" in dataset:
+        spec = replace(DATASETS["imagefolder"], name=dataset, title=dataset)
+        return spec, unpack.from_hub(dataset) if path is None else path
+    if dataset not in DATASETS:
+        raise MedtlError(
+            f"Unknown data set {dataset!r}. Known are: {', '.join(DATASETS)}, and ids on the Hub, such as owner/name."
+        )
+    spec = DATASETS[dataset]
+    if path is None:
+        return spec, fetch(spec)
+    if dataset == "medmnist" and path.suffix == ".npz":
+        return replace(spec, title=f"MedMNIST ({path.stem})"), unpack.from_npz(path)
+    return spec, path
 
 
 def fetch(spec: DatasetSpec) -> Path:
@@ -152,7 +211,7 @@ def fetch(spec: DatasetSpec) -> Path:
         folder = fingerprints.cache_dir() / "phantoms" / f"{spec.phantom}-{phantoms.VERSION}"
         return phantoms.write(folder, spec.phantom, patients=300)
     if not spec.kaggle:
-        raise MedtlError(f"{spec.name} can't be downloaded. Give its folder with --data_dir.")
+        raise MedtlError(f"{spec.name} can't be downloaded. Give its folder or file with --data_dir: {spec.example}.")
     import kagglehub
 
     try:
@@ -162,53 +221,6 @@ def fetch(spec: DatasetSpec) -> Path:
             f"{spec.name} could not be downloaded from Kaggle ({type(error).__name__}). Check the network, or download "
             f"{spec.url} by hand, unpack it and give its folder with --data_dir."
         ) from error
-
-
-def list_files(spec: DatasetSpec, root: Path) -> pd.DataFrame:
-    """One row a picture file that fits the spec below its first root that has any.
-
-    Columns: image_id, path, label, patient, official, source, mask.
-
-    Raises:
-        MedtlError: nothing fits, or a label has no pictures.
-    """
-    if not root.is_dir():
-        raise MedtlError(f"{root} is not a folder. Give the folder of {spec.title} with --data_dir.")
-    every = {path.relative_to(root).as_posix() for path in sorted(root.rglob("*"))}
-    found: list[tuple[str, re.Match[str]]] = []
-    for place in spec.roots:
-        below = (re.fullmatch(spec.pattern, path.removeprefix(place)) for path in every if path.startswith(place))
-        here = [(place, match) for match in below if match and is_picture(root / place / match[0])]
-        if len({match["label"] for _, match in here}) > len({match["label"] for _, match in found}):
-            found = here  # the first place with the most labels, and no other: archives hold copies
-    if not found:
-        inside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
-        raise MedtlError(
-            f"{root} does not look like {spec.title}: expected files such as {spec.example}, "
-            f"found {', '.join(inside[:10]) or 'an empty folder'}{' ...' * (len(inside) > 10)}. "
-            "Point --data_dir to the unpacked download."
-        )
-    rows = []
-    for place, match in found:
-        groups, path, name = match.groupdict(), match[0], Path(match[0])
-        patient = re.match(spec.patient, name.name) if spec.patient else None
-        masks = [
-            posixpath.normpath(place + rule.format(folder=name.parent.as_posix(), name=name.name, stem=name.stem))
-            for rule in spec.masks
-        ]
-        rows.append(
-            {
-                "image_id": path,
-                "path": place + path,
-                "label": spec.values[groups["label"]],
-                "patient": patient.group(1) if patient else "",
-                "official": groups.get("split", ""),
-                "source": groups.get("source") or spec.id,
-                "mask": next((mask for mask in masks if mask in every), ""),
-            }
-        )
-    check_counts(spec, root, [row["label"] for row in rows])
-    return pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
 
 
 def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:
@@ -230,18 +242,15 @@ def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:
             logger.warning("%s: %d %s pictures; the complete set has %d.", spec.name, labels.count(label), label, count)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file's name is a picture's; hidden files and macOS' `._` twins are not."""
-    return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".") and path.is_file()
-
-
-def check_files(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Open every file; return the readable ones, with sha256 and duplicate group, and the others with the reason.
+def check_files(
+    spec: DatasetSpec, root: Path, table: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Fingerprint]]:
+    """Open every file; return the readable ones, with sha256 and duplicate group, the others with the reason, prints.
 
     Raises:
         MedtlError: more than 5 % of the files are unreadable.
     """
-    found = fingerprints.fingerprints([root / path for path in table["path"]], spec.name)
+    found = fingerprints.fingerprints([root / path for path in table["path"]], spec.name.replace("/", "--"))
     table = table.assign(sha256=[f.sha256 for f in found], reason=[f.error for f in found])
     readable = table["reason"] == ""
     excluded = table.loc[~readable, ["path", "label", "reason"]].reset_index(drop=True)
@@ -252,5 +261,82 @@ def check_files(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.
             raise MedtlError(f"{message} That is more than {MAX_UNREADABLE:.0%}: download {spec.title} again.")
         logger.warning("%s They are left out.", message)
     table = table[readable].drop(columns="reason").reset_index(drop=True)
-    table["duplicate"] = fingerprints.near_duplicates([f for f in found if not f.error])
-    return table, excluded
+    prints = [f for f in found if not f.error]
+    table["duplicate"] = fingerprints.near_duplicates(prints)
+    return table, excluded, prints
+
+
+def draw_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:
+    """(n,) split of each row, by group, stratified by label and source."""
+    return split_groups(*strata(table)[:2], fractions, seed, strata(table)[2])
+
+
+def strata(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Labels, groups and sources of a table."""
+    labels, groups, sources = (table[column].tolist() for column in ("label", "group", "source"))
+    return labels, groups, sources
+
+
+def fold_splits(table: pd.DataFrame, folds: int, fold: int, validation: float, seed: int) -> NDArray[np.str_]:
+    """(n,) split of each row: fold number `fold` is the test split, a share of all pictures validation."""
+    if folds < 2 or not 0 <= fold < folds:
+        raise MedtlError(f"Folds are 2 or more, and the fold is one of 0 to folds - 1; found {fold} of {folds}.")
+    labels, groups, sources = strata(table)
+    test = fold_groups(labels, groups, folds, seed, sources) == fold
+    share = validation / (1 - 1 / folds)
+    split = np.full(len(table), "test", dtype="<U10")
+    split[~test] = draw_splits(table[~test], {"train": 1 - share, "validation": share}, seed)
+    return split
+
+
+def official_splits(table: pd.DataFrame, shares: dict[str, float], seed: int) -> NDArray[np.str_]:
+    """(n,) the archive's own splits, "" for a picture that shares a group with one of test, or of validation.
+
+    Validation is drawn from the rest by `shares` where the archive has none, or one that lacks a label.
+    """
+    official, group = table["official"].to_numpy(), table["group"]
+    test = official == "test"
+    leaks = ~test & group.isin(group[test]).to_numpy()
+    valid = (official == "validation") & ~leaks
+    split = np.where(test, "test", "train").astype("<U10")
+    if set(table.loc[valid, "label"]) == set(table["label"]):
+        split[valid] = "validation"
+        leaks |= ~test & ~valid & group.isin(group[valid]).to_numpy()
+    else:
+        rest = ~test & ~leaks
+        share = shares["validation"] / sum(shares.values())
+        split[rest] = draw_splits(table[rest], {"train": 1 - share, "validation": share}, seed)
+    split[leaks] = ""
+    return split
+
+
+def given_splits(table: pd.DataFrame, path: Path) -> NDArray[np.str_]:
+    """(n,) split of each row as another run's splits.csv says, "" for a picture that it does not name.
+
+    Raises:
+        MedtlError: it can't be read, names pictures that are not here or have changed, or parts a group.
+    """
+    try:
+        given = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image_id")[["split", "sha256"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise MedtlError(
+            f"{path} is not the splits.csv of a run ({type(error).__name__}): expected columns image_id, split, sha256."
+        ) from error
+    here = table.set_index("image_id")["sha256"]
+    absent = sorted(set(given.index) - set(here.index))
+    changed = [name for name in given.index if name in here.index and here[name] != given.at[name, "sha256"]]
+    if absent or changed or not given.index.is_unique or not set(given["split"]) <= set(SPLITS):
+        raise MedtlError(
+            f"{path} does not fit these pictures: {len(absent)} are not here ({some(absent, 3)}), {len(changed)} have "
+            f"other contents ({some(changed, 3)}). Give the data set that it was made with."
+        )
+    split = table["image_id"].map(given["split"]).fillna("").to_numpy()
+    parted = table[split != ""].assign(split=split[split != ""]).groupby("group").filter(
+        lambda rows: rows["split"].nunique() > 1
+    )  # fmt: skip
+    if len(parted):
+        raise MedtlError(
+            f"{path} parts {parted['group'].nunique()} groups of pictures of one patient or copies, such as "
+            f"{some(parted['image_id'].tolist(), 4)}. Its results would be too good: split anew."
+        )
+    return split

@@ -1,6 +1,8 @@
 """The data sets: each is a row of DATASETS, read by `load.py`."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 PERSON = r"(person\d+|(?:NORMAL2-)?IM-\d+)"  # Kermany's file names: person12_virus_45, NORMAL2-IM-0095-0001
 KERMANY = (
@@ -18,17 +20,22 @@ class DatasetSpec:
         name: key in DATASETS and value of `--dataset`.
         title: what people call it.
         task: name of the `transformers` pipeline that a model of it serves.
+        example: paths that fit, for error messages.
+        reader: how its files lie: "paths" fit a pattern, "folders" are discovered, "table" lists them (`readers.py`).
+        labels: in the order of the model's outputs; () where they are those that are found.
+        values: regular expression of what the data call a label -> label; the first that matches.
+        positive: the label whose probability the threshold is put on; None where there are more than two.
         pattern: regular expression of a picture's path below a root (with /), whose group `label` says the label and
             whose groups `split` and `source`, where there are any, the official split and the source.
-        values: what the group `label` matches -> label.
-        example: paths that fit, for error messages.
-        labels: in the order of the model's outputs.
-        positive: the label whose probability the threshold is put on; None where there are more than two.
         roots: places below the data folder to look, in this order. The first with a picture that fits is the only one
             read: archives often hold the same pictures twice.
         official: the archive's split -> ours, where the set has an official one that is worth keeping.
         patient: regular expression on the file's name whose first group is the patient; None where nobody knows.
-        masks: paths of a picture's mask below the root, the first that exists: {folder}, {name}, {stem} of the picture.
+        masks: paths of a picture's mask below the data folder, the first that exists: {folder}, {name}, {stem} of the
+            picture; several with | between them, such as a left and a right lung, are one mask.
+        table: file with the rows, for the reader "table"; None where the user names it.
+        columns: ours (file_name, label, patient, source, mask, split) -> format string over the table's.
+        keep: the table's column -> regular expression; rows that don't fit are not meant.
         kaggle: `owner/name` on Kaggle.
         phantom: kind of generated pictures (`phantoms.py`), where the data set is synthetic.
         counts: label -> number of files in the complete set.
@@ -38,16 +45,20 @@ class DatasetSpec:
 
     name: str
     title: str
-    task: str
-    pattern: str
-    values: dict[str, str]
     example: str
-    labels: tuple[str, ...]
+    task: str = "image-classification"
+    reader: str = "paths"
+    labels: tuple[str, ...] = ()
+    values: dict[str, str] = field(default_factory=dict)
     positive: str | None = None
+    pattern: str = ""
     roots: tuple[str, ...] = ("",)
     official: dict[str, str] = field(default_factory=dict)
     patient: str | None = None
     masks: tuple[str, ...] = ()
+    table: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    keep: dict[str, str] = field(default_factory=dict)
     kaggle: str | None = None
     phantom: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -59,6 +70,15 @@ class DatasetSpec:
     def id(self) -> str:
         """What model cards call the data set: its Kaggle slug, or its name where it has none."""
         return self.kaggle or self.name
+
+    def label(self, found: str) -> str | None:
+        """The label that the data call `found`; None if they mean none of ours."""
+        return next((label for rule, label in self.values.items() if re.fullmatch(rule, found)), None)
+
+    def patient_of(self, path: str) -> str:
+        """The patient whom a file's name tells; "" where nobody knows."""
+        match = re.match(self.patient, PurePosixPath(path).name) if self.patient else None
+        return match.group(1) if match else ""
 
     @property
     def url(self) -> str:
@@ -72,7 +92,6 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="brain-tumor-mri",
             title="Brain MRI Images for Brain Tumor Detection",
-            task="image-classification",
             pattern=r"(?P<label>yes|no)/[^/]+",
             values={"no": "no_tumor", "yes": "tumor"},
             example="yes/Y1.jpg and no/1 no.jpeg",
@@ -92,7 +111,6 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="chest-xray-pneumonia",
             title="Chest X-Ray Images (Pneumonia)",
-            task="image-classification",
             pattern=r"(?P<split>train|val|test)/(?P<label>NORMAL|PNEUMONIA)/[^/]+",
             values={"NORMAL": "normal", "PNEUMONIA": "pneumonia"},
             example="chest_xray/train/NORMAL/IM-0115-0001.jpeg",
@@ -116,7 +134,6 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="chest-xray-pneumonia-3",
             title="Chest X-Ray Images (Pneumonia), normal, bacterial or viral",
-            task="image-classification",
             pattern=r"(?P<split>train|val|test)/(?:NORMAL|PNEUMONIA)/"
             r"(?:person\d+_)?(?P<label>IM|NORMAL2|bacteria|virus)[-_][^/]+",
             values={"IM": "normal", "NORMAL2": "normal", "bacteria": "bacterial", "virus": "viral"},
@@ -134,7 +151,6 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="covid19-radiography",
             title="COVID-19 Radiography Database",
-            task="image-classification",
             pattern=r"(?P<label>COVID|Lung_Opacity|Normal|NORMAL|Viral Pneumonia)/(?:images/)?[^/]+",
             values={
                 "Normal": "normal",
@@ -165,7 +181,6 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="chest-xray-covid19-pneumonia",
             title="Chest X-ray (Covid-19 & Pneumonia)",
-            task="image-classification",
             pattern=r"(?P<split>train|test)/(?P<label>COVID19|NORMAL|PNEUMONIA)/[^/]+",
             values={"NORMAL": "normal", "COVID19": "covid19", "PNEUMONIA": "pneumonia"},
             example="Data/train/COVID19/COVID19(0).jpg",
@@ -183,15 +198,21 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="lung-masks",
             title="Chest X-ray Masks and Labels (Shenzhen and Montgomery)",
-            task="image-classification",
-            pattern=r"CXR_png/(?P<source>CHNCXR|MCUCXR)_\d+_(?P<label>[01])\.[^/]+",
+            pattern=r"(?:Montgomery/|MontgomerySet/|ChinaSet_AllFiles/)*CXR_png/"
+            r"(?P<source>CHNCXR|MCUCXR)_\d+_(?P<label>[01])\.[^/]+",
             values={"0": "normal", "1": "tuberculosis"},
             example="data/Lung Segmentation/CXR_png/CHNCXR_0001_0.png",
             labels=("normal", "tuberculosis"),
             positive="tuberculosis",
             roots=("data/Lung Segmentation/", "Lung Segmentation/", ""),
             patient=r"((?:CHN|MCU)CXR_\d+)",
-            masks=("masks/{stem}_mask.png", "masks/{stem}.png"),
+            masks=(
+                "{folder}/../masks/{stem}_mask.png",
+                "{folder}/../masks/{stem}.png",
+                "{folder}/../ManualMask/leftMask/{name}|{folder}/../ManualMask/rightMask/{name}",
+                "mask/{stem}_mask.png",
+                "mask/mask/{stem}_mask.png",
+            ),
             kaggle="nikhilpandey360/chest-xray-masks-and-labels",
             counts={"normal": 406, "tuberculosis": 394},
             licence="cc-by-nc-sa-4.0",
@@ -202,16 +223,81 @@ DATASETS: dict[str, DatasetSpec] = {
             ),
         ),
         DatasetSpec(
+            name="pulmonary-edema",
+            title="Pulmonary edema on chest radiographs",
+            reader="folders",
+            example="train/edema/1.png and train/normal/2.png",
+            labels=("no_edema", "edema"),
+            values={r"(?i)(?!no|without).*o?edema.*": "edema", r".*": "no_edema"},
+            positive="edema",
+            official={"train": "train", "validation": "validation", "test": "test"},
+            patient=r"(\d{8})_\d{3}\.png",  # as NIH ChestX-ray14 names its pictures
+            kaggle="vishalvrk/pulumnary-edema",
+            problems=(
+                "The layout of the download is not documented: labels and splits are those that its folders name.",
+                "How edema was established, and who the patients are, is not stated.",
+            ),
+        ),
+        DatasetSpec(
+            name="covid-chestxray",
+            title="COVID-19 image data collection",
+            reader="table",
+            example="metadata.csv and images/",
+            labels=("normal", "covid19", "pneumonia"),
+            values={
+                "No Finding": "normal",
+                r"(?:Pneumonia/Viral/)?COVID-19(?:, ARDS)?": "covid19",
+                r"Pneumonia.*|Pneumocystis|Streptococcus|Klebsiella|Legionella|E\.Coli|Varicella|Lipoid|Influenza|SARS"
+                r"|MERS.*|Mycoplasma.*|Chlamydophila|Aspergillosis|Nocardia|Herpes ?|H1N1|Staphylococcus": "pneumonia",
+            },
+            masks=("masks_v7labs/{stem}.png", "masks_v7labs/{name}"),
+            table="metadata.csv",
+            columns={"file_name": "images/{filename}", "label": "{finding}", "patient": "{patientid}"},
+            keep={"modality": "X-ray", "view": "PA|AP.*"},
+            citation="Cohen et al. COVID-19 Image Data Collection: Prospective Predictions Are the Future. 2020, "
+            "arXiv:2006.11988. https://github.com/ieee8023/covid-chestxray-dataset",
+            problems=(
+                "Collected from publications and websites: pictures were chosen because they were worth publishing.",
+                "Not external to covid19-radiography (268 shared pictures) nor to chest-xray-covid19-pneumonia (374).",
+                "Each picture has a licence of its own, or none.",
+                "Findings other than COVID-19, pneumonia and none are left out.",
+            ),
+        ),
+        DatasetSpec(
+            name="medmnist",
+            title="MedMNIST",
+            reader="folders",
+            example="--data_dir pneumoniamnist_224.npz",
+            official={"train": "train", "validation": "validation", "test": "test"},
+            citation="Yang et al. MedMNIST v2. Scientific Data 10, 2023, doi:10.1038/s41597-022-01721-8.",
+            problems=(
+                "No patient identifiers, and small pictures: near copies can only be told where they are large.",
+            ),
+        ),
+        DatasetSpec(
+            name="imagefolder",
+            title="Folder of pictures",
+            reader="folders",
+            example="LABEL/picture.png or train/LABEL/picture.png, with or without a metadata.csv",
+            official={"train": "train", "validation": "validation", "test": "test"},
+        ),
+        DatasetSpec(
+            name="table",
+            title="Table of pictures",
+            reader="table",
+            example="--data_dir pictures.csv with the columns file_name, label and any of patient, source, mask, split",
+            official={"train": "train", "validation": "validation", "test": "test"},
+        ),
+        DatasetSpec(
             name="brain-phantoms",
             title="Synthetic brain slices (hf_medtl phantoms)",
-            task="image-classification",
             pattern=r"(?P<label>no_lesion|lesion)/[^/]+",
             values={"no_lesion": "no_lesion", "lesion": "lesion"},
             example="lesion/brain-0001_0.png",
             labels=("no_lesion", "lesion"),
             positive="lesion",
             patient=r"(.+)_\d+\.png",
-            masks=("masks/{name}",),
+            masks=("{folder}/../masks/{name}",),
             phantom="brain",
             licence="cc0-1.0",
             problems=("Synthetic: says nothing about patients.",),
@@ -219,14 +305,13 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             name="chest-phantoms",
             title="Synthetic chest radiographs (hf_medtl phantoms)",
-            task="image-classification",
             pattern=r"(?P<label>normal|opacity)/[^/]+",
             values={"normal": "normal", "opacity": "opacity"},
             example="opacity/chest-0001_0.png",
             labels=("normal", "opacity"),
             positive="opacity",
             patient=r"(.+)_\d+\.png",
-            masks=("masks/{name}",),
+            masks=("{folder}/../masks/{name}",),
             phantom="chest",
             licence="cc0-1.0",
             problems=("Synthetic: says nothing about patients.",),
