@@ -1,6 +1,7 @@
 """A backbone and labels -> model and image processor."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,13 +10,19 @@ from transformers.utils import logging as transformers_logging
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.head import find_head, reset_head
-from hf_medtl.models.processor import build_processor
+from hf_medtl.models.preprocessing import build_processor, check_steps
 
 logger = logging.getLogger(__name__)
 
 
 def build(
-    name: str, labels: tuple[str, ...], *, from_scratch: bool = False, revision: str | None = None
+    name: str,
+    labels: tuple[str, ...],
+    *,
+    from_scratch: bool = False,
+    revision: str | None = None,
+    steps: Sequence[str] = (),
+    fit: str = "squash",
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier for `labels` and its image processor.
 
@@ -24,10 +31,13 @@ def build(
         labels: in the order of the outputs. A checkpoint made for just these keeps its head; any other gets a new one.
         from_scratch: take only the architecture, with random weights.
         revision: branch, tag or commit on the Hub.
+        steps, fit: medical preprocessing, see `build_processor`.
 
     Raises:
-        MedtlError: no such model, no network, not an image classifier, or weights that don't fill the model.
+        MedtlError: no such model, no network, not an image classifier, weights that don't fill the model, an unknown
+            step or fit.
     """
+    check_steps(steps, fit)  # before weights are downloaded
     id2label = dict(enumerate(labels))
     label2id = {label: i for i, label in id2label.items()}
     try:
@@ -51,7 +61,7 @@ def build(
     elif old_labels != labels:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
-    processor = build_processor(name, model.config, revision=revision)
+    processor = build_processor(name, model.config, steps, fit, revision=revision)
     return model, processor
 
 

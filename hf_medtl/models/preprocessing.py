@@ -1,0 +1,172 @@
+"""What an image goes through before the model: decided once, saved with the weights."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import AutoImageProcessor, PreTrainedConfig, TimmWrapperConfig, ViTImageProcessor
+
+from hf_medtl.errors import MedtlError
+from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, opencv
+
+
+def build_processor(
+    name: str, config: PreTrainedConfig, steps: Sequence[str] = (), fit: str = "squash", **hub: Any
+) -> Any:
+    """Image processor that resizes the whole picture to the model's size; nothing is cropped away unasked.
+
+    Stock processors often resize the shorter side and crop the centre, which cuts the margins of the lungs. Ours keep
+    size, mean, standard deviation and interpolation of the checkpoint. Without steps and with "squash" a stock class
+    can do that; for the rest there is `MedicalImageProcessor`, whose code is saved beside the weights.
+
+    Args:
+        name: Hub id or folder of the checkpoint.
+        config: its configuration; of a timm model the preprocessing lives there, and is changed there.
+        steps: some of STEPS, see `MedicalImageProcessor`.
+        fit: "squash", or "pad" to keep the aspect.
+        hub: `revision`, `token`.
+
+    Raises:
+        MedtlError: an unknown step or fit; the checkpoint says nothing about preprocessing.
+    """
+    check_steps(steps, fit)
+    plain = not steps and fit == "squash"
+    if isinstance(config, TimmWrapperConfig):
+        from transformers.models.timm_wrapper import TimmWrapperImageProcessor
+
+        # The processor is made from config.json alone; its own save_pretrained does nothing.
+        config.pretrained_cfg = {**config.pretrained_cfg, "crop_pct": 1.0, "crop_mode": "squash"}
+        timm = TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
+        name_processor(config, None if plain else MedicalImageProcessor)
+        if plain:
+            return timm
+        height, width = timm.data_config["input_size"][1:]
+        settings: dict[str, Any] = {
+            "size": {"height": height, "width": width},
+            "resample": getattr(Image.Resampling, timm.data_config["interpolation"].upper(), Image.Resampling.BICUBIC),
+            "image_mean": list(timm.data_config["mean"]),
+            "image_std": list(timm.data_config["std"]),
+        }
+        return MedicalImageProcessor(**settings, steps=steps, fit=fit)
+    try:
+        stock = AutoImageProcessor.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        raise MedtlError(
+            f"{name} has no usable preprocessor_config.json ({type(error).__name__}), so size, mean and standard "
+            "deviation of its pictures are unknown. Use a checkpoint that has one."
+        ) from error
+    settings = {
+        "size": input_size(stock, config),
+        "resample": Image.Resampling.BICUBIC if stock.resample is None else stock.resample,
+        "image_mean": list(stock.image_mean),
+        "image_std": list(stock.image_std),
+        "do_normalize": stock.do_normalize,
+        "rescale_factor": stock.rescale_factor,
+    }
+    return ViTImageProcessor(**settings) if plain else MedicalImageProcessor(**settings, steps=steps, fit=fit)
+
+
+def check_steps(steps: Sequence[str], fit: str) -> None:
+    """Raise MedtlError for a step or a fit that does not exist, with those that do."""
+    for step in steps:
+        if step not in STEPS:
+            raise MedtlError(f"Unknown preprocessing step {step!r}. Known: {', '.join(STEPS)}.")
+    if fit not in FITS:
+        raise MedtlError(f"Unknown fit {fit!r}. Known: {', '.join(FITS)}.")
+
+
+def name_processor(config: TimmWrapperConfig, processor: type[MedicalImageProcessor] | None) -> None:
+    """Write into a timm model's configuration which image processor `AutoImageProcessor` shall make; None: the usual.
+
+    TRAP: in a folder with a timm model `AutoImageProcessor` takes the class from config.json, although the class then
+    reads preprocessor_config.json. With `auto_map` alone it would silently take the stock class if code is not trusted;
+    with `image_processor_type` as well it says what is missing.
+    """
+    for key in ("image_processor_type", "auto_map"):  # of the checkpoint that the run starts from
+        config.__dict__.pop(key, None)
+    if processor is not None:
+        auto_map = {"AutoImageProcessor": f"processor.{processor.__name__}"}
+        config.update({"image_processor_type": processor.__name__, "auto_map": auto_map})
+
+
+def input_size(processor: Any, config: PreTrainedConfig) -> dict[str, int]:
+    """Height and width in pixels that a stock processor hands to its model."""
+    crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
+    for size in (crop, processor.size):
+        if size and size.get("height"):
+            return {"height": size["height"], "width": size["width"]}
+        if size and size.get("shortest_edge"):
+            return {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+    return {"height": config.image_size, "width": config.image_size}
+
+
+def normalisation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (3, 1, 1) that `processor` normalises with, for pixels of 0..255."""
+    source = processor.data_config if hasattr(processor, "data_config") else vars(processor)
+    mean, std = (source["mean"], source["std"]) if "mean" in source else (source["image_mean"], source["image_std"])
+    if not getattr(processor, "do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    scale = 1 / getattr(processor, "rescale_factor", 1 / 255)
+    return torch.tensor(mean).view(3, 1, 1) * scale, torch.tensor(std).view(3, 1, 1) * scale
+
+
+def to_uint8(processor: Any, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
+    """What `processor` makes of RGB pictures before it normalises: (n, height, width, 3).
+
+    Run the processor itself and undo its last step, so that training sees the same computation as `pipeline()`.
+
+    Raises:
+        MedtlError: the pixels are not whole numbers of 0..255 before normalisation, so that uint8 would lose some.
+    """
+    mean, std = normalisation(processor)
+    values = processor(list(images), return_tensors="pt")["pixel_values"] * std + mean
+    pixels = values.round()
+    if (values - pixels).abs().max() > 0.01 or pixels.min() < 0 or pixels.max() > 255:
+        raise MedtlError(
+            f"{type(processor).__name__} does more than resize 8-bit pictures and normalise them; training from "
+            "prepared pictures would not equal pipeline(). Use a checkpoint with an ordinary image processor."
+        )
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def describe_processor(processor: Any) -> str:
+    """One sentence for people: what happens to a picture."""
+    if hasattr(processor, "data_config"):
+        size, mean, std = processor.data_config["input_size"][1:], *(processor.data_config[k] for k in ("mean", "std"))
+    else:
+        size, mean, std = (processor.size.height, processor.size.width), processor.image_mean, processor.image_std
+    steps, fit = (processor.steps, processor.fit) if isinstance(processor, MedicalImageProcessor) else ((), "squash")
+    parts = [
+        "RGB",
+        "cropped to the brain, or the whole picture where none is found" if "brain_crop" in steps else "",
+        "grey values" if "grayscale" in steps else "",
+        f"{'' if 'brain_crop' in steps else 'the whole picture '}resized to {size[0]} × {size[1]} pixels"
+        f"{', the aspect kept with black margins' if fit == 'pad' else ''}",
+        f"Gaussian blur (sigma {processor.blur_sigma:g} pixels)" if "blur" in steps else "",
+        f"CLAHE (clip {processor.clahe_clip:g}, {processor.clahe_grid} × {processor.clahe_grid} tiles)"
+        if "clahe" in steps
+        else "",
+        "normalised with mean ({}) and standard deviation ({})".format(
+            *(", ".join(f"{x:.3f}" for x in values) for values in (mean, std))
+        ),
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def preprocessing_key(processor: Any) -> str:
+    """Text that changes whenever the pixels that `to_uint8` gives might: settings and versions."""
+    settings = getattr(processor, "data_config", None) or processor.to_dict()
+    versions = [importlib.metadata.version(name) for name in ("pillow", "torchvision", "transformers", "timm")]
+    if isinstance(processor, MedicalImageProcessor):
+        settings = {key: value for key, value in settings.items() if key != "auto_map"}  # appears with the first saving
+        code = Path(inspect.getfile(MedicalImageProcessor)).read_bytes()
+        versions += [opencv().__version__, hashlib.sha256(code).hexdigest()]
+    return json.dumps([type(processor).__name__, settings, versions], sort_keys=True, default=str)
