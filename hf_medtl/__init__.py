@@ -6,6 +6,8 @@ For research and education. Not a medical device.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 __version__ = "0.1.0"
 
 # `import hf_medtl` stays light: each name is imported from its module when it is first used.
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from hf_medtl.errors import MedtlError
     from hf_medtl.training.recipe import Recipe
     from hf_medtl.training.run import main, run
+
+
+# Our classes become known to the Auto classes as soon as those are imported; now would be early, and not light.
+wrapt.register_post_import_hook(
+    lambda _: importlib.import_module("hf_medtl.models"), "transformers.models.auto.image_processing_auto"
+)
 
 
 def __getattr__(name: str) -> Any:

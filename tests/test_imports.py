@@ -16,7 +16,7 @@ MAY_USE = {
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
 }
-TOP = {"hf_medtl.training.run", "hf_medtl.training.summary", "hf_medtl"}
+TOP = {"hf_medtl.cli", "hf_medtl.training.run", "hf_medtl.training.summary", "hf_medtl"}
 
 
 def imports(path: Path) -> set[str]:

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hf_medtl import MedtlError, load
+from hf_medtl import DATASETS, MedtlError, load
+from hf_medtl.data.load import COLUMNS
+from hf_medtl.data.readers import READERS
 from hf_medtl.data.splits import join_groups, split_groups
 
 FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
@@ -100,6 +102,62 @@ def test_greedy_split_keeps_shares_with_large_groups(seed):
         shares = rows["split"].value_counts(normalize=True)
         for name, wanted in FRACTIONS.items():
             assert abs(shares[name] - wanted) < 0.06, (label, name)
+
+
+def test_folds_cover_everything_once_and_part_no_group(brain):
+    for i in range(6):
+        shutil.copy(brain / "yes" / "Y0.png", brain / "yes" / f"copy{i}.png")
+    tests = []
+    for fold in range(5):
+        table = load("brain-tumor-mri", brain, folds=5, fold=fold).table
+        assert groups_in_two_splits(table) == 0
+        assert set(table["split"]) == {"train", "validation", "test"}
+        assert set(table.loc[table["split"] == "validation", "label"]) == {"no_tumor", "tumor"}
+        tests += table.loc[table["split"] == "test", "image_id"].tolist()
+    assert len(tests) == 46
+    assert sorted(tests) == table["image_id"].tolist()
+    with pytest.raises(MedtlError, match="found 5 of 5"):
+        load("brain-tumor-mri", brain, folds=5, fold=5)
+
+
+def test_a_split_is_given_back(brain, tmp_path):
+    first = load("brain-tumor-mri", brain, seed=7).table
+    first[COLUMNS].to_csv(tmp_path / "splits.csv", index=False)
+    again = load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
+    pd.testing.assert_frame_equal(first, again.table)
+    first.iloc[5:][COLUMNS].to_csv(tmp_path / "fewer.csv", index=False)
+    fewer = load("brain-tumor-mri", brain, splits=tmp_path / "fewer.csv")
+    assert fewer.table["image_id"].tolist() == first["image_id"].tolist()[5:]
+    assert fewer.excluded["path"].tolist() == first["path"].tolist()[:5]
+
+    picture(brain / "yes" / "Y4.JPG", 999)
+    with pytest.raises(MedtlError, match=r"1 have other contents \(yes/Y4.JPG\)"):
+        load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
+    (brain / "yes" / "Y4.JPG").unlink()
+    with pytest.raises(MedtlError, match=r"1 are not here \(yes/Y4.JPG\)"):
+        load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
+    with pytest.raises(MedtlError, match=r"is not the splits.csv of a run"):
+        load("brain-tumor-mri", brain, splits=tmp_path / "absent.csv")
+
+
+def test_a_given_split_that_leaks_is_refused(brain, tmp_path):
+    shutil.copy(brain / "yes" / "Y0.png", brain / "yes" / "copy.png")
+    table = load("brain-tumor-mri", brain).table
+    table.loc[table["image_id"] == "yes/copy.png", "split"] = "test"
+    table.loc[table["image_id"] == "yes/Y0.png", "split"] = "train"
+    table[COLUMNS].to_csv(tmp_path / "splits.csv", index=False)
+    with pytest.raises(MedtlError, match=r"parts 1 groups .* yes/Y0.png, yes/copy.png"):
+        load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
+
+
+def test_every_row_is_sound():
+    for name, spec in DATASETS.items():
+        assert spec.name == name
+        assert set(spec.values.values()) == set(spec.labels)
+        assert set(spec.counts) <= set(spec.labels)
+        assert spec.positive is None or (spec.positive in spec.labels and len(spec.labels) == 2)
+        assert spec.reader in READERS
+        assert bool(spec.pattern) == (spec.reader == "paths")
 
 
 def test_too_few_groups_and_bad_fractions():

@@ -32,7 +32,7 @@ def test_flags_win_over_yaml_and_yaml_over_the_recipe(config):
         (["--learnig_rate", "1"], "Did you mean 'learning_rate'"),
         (["--learning_rat", "1"], "Did you mean 'learning_rate'"),  # no abbreviations
         (["--num_train_epochs", "many"], "invalid float value: 'many'"),
-        (["--augmentation", "mirror"], "Known are: none, light, brain"),
+        (["--augmentation", "mirror"], "Known are: none, light, chest, brain"),
         (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
         (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
         (["--config", "/absent.yaml"], "can't be read as YAML"),

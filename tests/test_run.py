@@ -14,7 +14,7 @@ from conftest import ROOT, flags, options, script
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_medtl import DATASETS, MedtlError, Recipe, run
+from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.training.trainer import MedicalTrainer
 
 METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc",
@@ -49,6 +49,25 @@ def as_a_stranger(model: str | Path, folder: Path, data: Path, **env: str) -> di
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_a_run_with_medical_steps_loads_with_the_code_beside_it(phantoms, tiny, tmp_path):
+    for family, fit in (("vit", "pad"), ("timm", "squash")):
+        more = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
+        folder = run(Recipe(**options(phantoms, tiny(family), tmp_path / family, **more)))
+        text = (folder / "README.md").read_text()
+        assert "trust_remote_code=True" in text
+        assert "cropped to the brain" in text
+        results = json.loads((folder / "results.json").read_text())["metrics"]
+        trusting = STRANGER.replace("model=model)", "model=model, trust_remote_code=True)")
+        done = script(sys.executable, "-I", "-c", trusting, folder, folder, phantoms)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found == {name: results[name]["value"] for name in ("accuracy", "roc_auc")}
+    for order in ("import hf_medtl, transformers", "import transformers, hf_medtl"):
+        code = f"{order}; print(type(transformers.AutoImageProcessor.from_pretrained({str(folder)!r})).__module__)"
+        done = script(sys.executable, "-c", code)
+        assert done.stdout.strip() == "hf_medtl.models.processor", done.stderr
+
+
 def test_the_folder_has_everything_and_nothing_half_written(finished):
     present = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
     assert present == {
@@ -65,7 +84,7 @@ def test_the_folder_has_everything_and_nothing_half_written(finished):
 def test_results_follow_the_schema(results):
     assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "threshold", "temperature",
                             "metrics", "confusion_matrix", "labels", "train_seconds", "peak_memory_mb",
-                            "environment"}  # fmt: skip
+                            "splits_sha256", "environment"}  # fmt: skip
     assert list(results["metrics"]) == METRICS
     for name, metric in results["metrics"].items():
         assert set(metric) == {"value", "low", "high"}
@@ -240,12 +259,3 @@ def test_the_real_job_in_small(real_brain, shared, tmp_path):
     assert results["n"] == 51
     found = as_a_stranger(tmp_path / "run", tmp_path / "run", real_brain)
     assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
-
-
-def test_every_data_set_row_is_sound():
-    for name, spec in DATASETS.items():
-        assert spec.name == name
-        assert set(spec.values.values()) == set(spec.labels)
-        assert set(spec.counts) <= set(spec.labels)
-        assert spec.positive is None or (spec.positive in spec.labels and len(spec.labels) == 2)
-        assert spec.kaggle or spec.phantom

@@ -19,7 +19,7 @@ from hf_medtl import MedtlError, Recipe, load
 from hf_medtl.data.augment import augmentation
 from hf_medtl.models.build import build
 from hf_medtl.models.head import find_head
-from hf_medtl.models.processor import normalisation
+from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.training.run import pictures
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
 

@@ -1,61 +1,219 @@
 """The deterministic part of preprocessing, done once: uint8 pictures at the model's size, memory-mapped."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import importlib.metadata
+import logging
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from hf_medtl.data.fingerprints import cache_dir
 from hf_medtl.data.images import read_image
+from hf_medtl.errors import MedtlError, UnreadableImage
 
-VERSION = 1  # of this file's computations: part of the key
+logger = logging.getLogger(__name__)
+
+# What decides how a file becomes pixels, before `preprocess`: part of the key.
+READERS = ("cache.py", "dicom.py", "images.py", "nifti.py")
+LIBRARIES = ("nibabel", "numpy", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+RECORDS = 64  # pictures a record batch
+UNUSED_DAYS = 30
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
+Prepared = tuple[NDArray[np.uint8], bool]  # (height, width, channels), and whether it is grey
 Augment = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 
 def prepare(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess, key: str) -> datasets.Dataset:
     """Decode and preprocess files once; later calls with the same contents map the result into memory.
 
+    The result is `<key>.arrow` in the folder `pictures` of `cache_dir()`. Files there can be deleted at any time; those
+    that were not used for 30 days are, when another is built. They are written beside, and renamed when whole.
+
     Args:
         paths: (n,) files.
         sha256: (n,) of their bytes, so that a changed file is prepared again.
-        preprocess: RGB pictures -> (k, height, width, 3) uint8.
+        preprocess: k RGB pictures -> (k, height, width, channels) uint8; called from several threads.
         key: names the preprocessing and the versions of the libraries behind it.
 
     Returns:
-        Arrow data set of n rows with the columns pixels (height × width × 3 bytes) and size (height, width).
+        Arrow data set of n rows with the columns pixels (height × width × channels), see `views`, and grey, whether
+        the three channels are equal.
+
+    Raises:
+        MedtlError: the disk lacks room; a file is missing, unreadable or not the one of `sha256` any more; the
+            preprocessed pictures differ in size.
     """
-    fingerprint = hashlib.sha256("\n".join([str(VERSION), key, *sha256]).encode()).hexdigest()[:32]
     folder = cache_dir() / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{fingerprint(key, sha256)}.arrow"
+    if not is_whole(target, len(paths)):
+        with turn(target):
+            if not is_whole(target, len(paths)):
+                tidy(folder)
+                build(target, paths, sha256, preprocess)
+    with contextlib.suppress(OSError):  # somebody else's file
+        os.utime(target)
+    return datasets.Dataset.from_file(str(target))
 
-    def read(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        pixels = preprocess([read_image(path) for path in batch["path"]])
-        return {"pixels": [p.tobytes() for p in pixels], "size": [list(p.shape[:2]) for p in pixels]}
 
-    # `map` writes to a temporary file and renames it: a killed or a second process does no harm.
-    return datasets.Dataset.from_dict({"path": [str(path) for path in paths]}).map(
-        read,
-        batched=True,
-        batch_size=32,
-        remove_columns=["path"],
-        features=datasets.Features(
-            pixels=datasets.Value("large_binary"), size=datasets.List(datasets.Value("int32"), length=2)
-        ),
-        new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"{fingerprint}.arrow"),
-        load_from_cache_file=True,
-        writer_batch_size=256,
-        desc="Preparing pictures",
+def fingerprint(key: str, sha256: Sequence[str]) -> str:
+    """Changes with files, preprocessing, our readers and the libraries below them."""
+    versions = []
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    code = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in READERS]
+    return hashlib.sha256("\n".join([key, *versions, *code, *sha256]).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def turn(target: Path) -> Iterator[None]:
+    """One process at a time. The system frees the lock of one that dies, however it dies."""
+    lock = FileLock(target.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("Waiting for another process that prepares the same pictures.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_whole(target: Path, number: int) -> bool:
+    """Whether the file is there with all its pictures. None other should be; disks and people do otherwise."""
+    if not target.exists():
+        return False
+    with contextlib.suppress(pa.ArrowInvalid, OSError), pa.memory_map(str(target)) as source:
+        return sum(batch.num_rows for batch in pa.ipc.open_stream(source)) == number
+    return False
+
+
+def tidy(folder: Path) -> None:
+    """Remove what dead builders left, and what nobody used for long."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError, Timeout):  # gone already, or (on Windows) in use
+            old = path.stat().st_mtime < time.time() - UNUSED_DAYS * 86400
+            if path.suffix == ".partial" or (old and path.suffix in (".arrow", ".lock")):
+                with FileLock(path.with_suffix(".lock"), timeout=0):  # a living builder holds it
+                    path.unlink()
+
+
+def build(target: Path, paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> None:
+    """Write `target`, whole or not at all. In memory are, at a time, one decoded picture a core and two batches."""
+    shape = read(paths[0], sha256[0], preprocess)[0].shape
+    size = len(paths) * int(np.prod(shape))
+    logger.info(
+        "Preparing %d pictures of %d × %d pixels: %.2f GB in %s", len(paths), *shape[:2], size / 1e9, target.parent
     )
+    free = shutil.disk_usage(target.parent).free
+    if free < 1.01 * size:
+        raise MedtlError(
+            f"The prepared pictures need {size / 1e9:.2f} GB in {target.parent}, where {free / 1e9:.2f} GB are free. "
+            "Make room, or let HF_MEDTL_CACHE name a folder on another disk."
+        )
+    kind: Any = pa.uint8()
+    for length in reversed(shape):
+        kind = pa.list_(kind, length)
+    schema = pa.schema({"pixels": kind, "grey": pa.bool_()})
+    partial = target.with_suffix(".partial")
+    try:
+        with partial.open("wb") as stream:
+            with pa.ipc.new_stream(stream, schema) as writer:
+                block, greys = np.empty((RECORDS, *shape), np.uint8), np.empty(RECORDS, bool)
+                for i, (pixels, grey) in enumerate(read_all(paths, sha256, preprocess)):
+                    if pixels.shape != shape:
+                        raise MedtlError(f"{paths[i]} becomes {pixels.shape}, {paths[0]} {shape}: one size is needed.")
+                    last = i % RECORDS
+                    block[last], greys[last] = pixels, grey
+                    if last == RECORDS - 1 or i == len(paths) - 1:
+                        writer.write_batch(records(block[: last + 1], greys[: last + 1], schema))
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may leave the name without the content
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def records(block: NDArray[np.uint8], greys: NDArray[np.bool_], schema: pa.Schema) -> pa.RecordBatch:
+    """Pictures (k, height, width, channels), and which are grey, as k rows, without a copy of the pixels."""
+    column: Any = pa.array(block.ravel())
+    for length in reversed(block.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, length)
+    return pa.RecordBatch.from_arrays([column, pa.array(greys)], schema=schema)
+
+
+def read_all(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> Iterator[Prepared]:
+    """Prepared pictures in order, read by one thread a core (decoders and torch release the GIL)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    waiting: deque[Future[Prepared]] = deque()
+    with (
+        # torch would start as many threads as there are cores in each of ours.
+        ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(desc="Preparing pictures", total=len(paths), unit="picture", disable=None, leave=False) as bar,
+    ):
+        try:
+            for path, digest in zip(paths, sha256, strict=True):
+                waiting.append(pool.submit(read, path, digest, preprocess))
+                if len(waiting) >= RECORDS:
+                    yield waiting.popleft().result()
+                    bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def read(path: Path, sha256: str, preprocess: Preprocess) -> Prepared:
+    """One prepared picture, from the very bytes that have this sha256."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise MedtlError(f"{path} can't be read any more ({error.strerror}). Put it back and start again.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise MedtlError(f"{path} was changed while it was being prepared. Start again when nobody writes to the data.")
+    try:
+        pixels = preprocess([read_image(content)])[0]
+    except UnreadableImage as error:
+        raise UnreadableImage(str(error).replace("bytes", str(path), 1)) from error
+    return pixels, pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
+
+
+def views(prepared: datasets.Dataset) -> list[NDArray[np.uint8]]:
+    """The column pixels as arrays (k, height, width, channels), k equal in all but the last, without a copy.
+
+    They look into the memory-mapped file: what is not looked at is not read.
+    """
+    arrays = []
+    for chunk in prepared.data.column("pixels").chunks:
+        shape = [len(chunk)]
+        while pa.types.is_fixed_size_list(chunk.type):
+            shape.append(chunk.type.list_size)
+            chunk = chunk.flatten()
+        arrays.append(chunk.to_numpy(zero_copy_only=True).reshape(shape))
+    return arrays
 
 
 class Pictures(Dataset):
@@ -77,13 +235,30 @@ class Pictures(Dataset):
         self.augment, self.seed = augment, seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @cached_property
+    def views(self) -> list[NDArray[np.uint8]]:
+        """See `views`."""
+        return views(self.prepared)
+
+    @cached_property
+    def grey(self) -> NDArray[np.bool_]:
+        """(n,) whether the three channels of a prepared picture are equal."""
+        return self.prepared.data.column("grey").to_numpy()
+
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps the file anew
+        return {name: value for name, value in vars(self).items() if name not in ("views", "grey")}
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.prepared[self.indices[index]]
-        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*row["size"], 3)
+        batch, row = divmod(self.indices[index], len(self.views[0]))
+        pixels = self.views[batch][row]
+        planes = torch.empty((pixels.shape[2], *pixels.shape[:2]), dtype=torch.uint8)
+        if self.grey[self.indices[index]]:  # one channel gives the same with less than half of the work
+            pixels = np.ascontiguousarray(pixels[..., :1])
         if self.augment is not None:
             draw = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
             pixels = self.augment(pixels, int(draw[0]))
-        return {"pixel_values": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "labels": self.labels[index]}
+        planes.numpy()[:] = pixels.transpose(2, 0, 1)
+        return {"pixel_values": planes, "labels": self.labels[index]}

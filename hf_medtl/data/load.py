@@ -22,6 +22,7 @@ from hf_medtl.errors import MedtlError
 logger = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 0.05
+UNKNOWN_PATIENTS = "No patient identifiers: pictures of one patient can be on both sides of the split."
 COLUMNS = ["image_id", "path", "label", "patient", "group", "split", "sha256"]
 
 
@@ -37,7 +38,7 @@ class Survey:
             patient, source, mask (relative to `root`, with | between the parts, "" where there is none), official
             (split that the archive puts it in: train, validation, test or ""), sha256, duplicate (number, equal for
             copies and near copies), group (name, equal for copies and for pictures of one patient, transitively).
-        excluded: one row a file that is left out: path, label, reason.
+        excluded: one row a file that is left out: path, label, kind (a few words), reason.
         prints: fingerprint of each row of `table`.
     """
 
@@ -153,7 +154,7 @@ def load(
     kept = (table["split"] != "").to_numpy()
     if not kept.all():
         logger.warning("%s: %d pictures are left out: %s.", spec.name, (~kept).sum(), left_out)
-        leaking = table.loc[~kept, ["path", "label"]].assign(reason=left_out)
+        leaking = table.loc[~kept, ["path", "label"]].assign(kind=left_out, reason=left_out)
         excluded = pd.concat([excluded, leaking], ignore_index=True)
     prints = [item for item, keep in zip(found.prints, kept, strict=True) if keep]
     table = table.loc[kept, [*COLUMNS, "source", "mask"]].reset_index(drop=True)
@@ -171,7 +172,7 @@ def survey(dataset: str, data_dir: str | Path | None = None, *, positive: str | 
     table["official"] = table["official"].map(lambda name: spec.official.get(name, ""))
     unknown = ~table["label"].isin(spec.labels)
     told = table.loc[unknown, "label"].str.removeprefix("?")
-    others = table.loc[unknown, ["path"]].assign(label="", reason="called '" + told + "', which is none of the labels")
+    others = table.loc[unknown, ["path"]].assign(label="", kind="of another label", reason="called " + told)
     if len(others):
         logger.warning("%s: %d pictures have other labels and are left out: %s.", spec.name, len(others),
                        some(sorted(set(told))))  # fmt: skip
@@ -180,6 +181,8 @@ def survey(dataset: str, data_dir: str | Path | None = None, *, positive: str | 
     table, excluded, prints = check_files(spec, root, table)
     table["group"] = join_groups(table["patient"].tolist(), table["duplicate"].to_numpy())
     labels = tuple(label for label in spec.labels if label in set(table["label"]))
+    if not spec.problems and not table["patient"].any():
+        spec = replace(spec, problems=(UNKNOWN_PATIENTS,))
     if positive:
         if len(labels) != 2 or positive not in labels:
             raise MedtlError(f"The positive label must be one of two, found {positive!r} for {', '.join(labels)}.")
@@ -253,7 +256,9 @@ def check_files(
     found = fingerprints.fingerprints([root / path for path in table["path"]], spec.name.replace("/", "--"))
     table = table.assign(sha256=[f.sha256 for f in found], reason=[f.error for f in found])
     readable = table["reason"] == ""
-    excluded = table.loc[~readable, ["path", "label", "reason"]].reset_index(drop=True)
+    excluded = (
+        table.assign(kind="unreadable").loc[~readable, ["path", "label", "kind", "reason"]].reset_index(drop=True)
+    )
     if len(excluded):
         named = "; ".join(f"{row.path}: {row.reason}" for row in excluded.head(5).itertuples())
         message = f"{len(excluded)} of {len(table)} files give no picture: {named}{' ...' * (len(excluded) > 5)}"

@@ -107,7 +107,7 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         raise MedtlError(
             f"{root}: expected a folder of pictures for each label, such as {spec.example}, found {inside(root)}."
         )
-    bare = [row["path"] for row in rows if not row["label"]]
+    bare = sorted(row["path"] for row in rows if not row["label"])
     if bare:
         raise MedtlError(
             f"{root}: {len(bare)} pictures have no label: {some(bare)}. Put them in a folder named after the label, or "
@@ -235,8 +235,8 @@ def shape(folders: list[list[str]]) -> tuple[int, int]:
     """(number of wrapping folders, 1 if the next level are splits else 0) of pictures in these folders."""
     base = 0
     while True:
-        level = {parts[base] if len(parts) > base else "" for parts in folders}
-        deeper = all(len(parts) > base + 1 for parts in folders)
+        level = {parts[base] for parts in folders if len(parts) > base}
+        deeper = any(len(parts) > base + 1 for parts in folders)
         if len(level) != 1 or not deeper:
             break
         base += 1

@@ -254,6 +254,7 @@ DATASETS: dict[str, DatasetSpec] = {
             table="metadata.csv",
             columns={"file_name": "images/{filename}", "label": "{finding}", "patient": "{patientid}"},
             keep={"modality": "X-ray", "view": "PA|AP.*"},
+            licence="of each picture its own",
             citation="Cohen et al. COVID-19 Image Data Collection: Prospective Predictions Are the Future. 2020, "
             "arXiv:2006.11988. https://github.com/ieee8023/covid-chestxray-dataset",
             problems=(
@@ -267,7 +268,7 @@ DATASETS: dict[str, DatasetSpec] = {
             name="medmnist",
             title="MedMNIST",
             reader="folders",
-            example="--data_dir pneumoniamnist_224.npz",
+            example="pneumoniamnist_224.npz",
             official={"train": "train", "validation": "validation", "test": "test"},
             citation="Yang et al. MedMNIST v2. Scientific Data 10, 2023, doi:10.1038/s41597-022-01721-8.",
             problems=(
@@ -285,7 +286,7 @@ DATASETS: dict[str, DatasetSpec] = {
             name="table",
             title="Table of pictures",
             reader="table",
-            example="--data_dir pictures.csv with the columns file_name, label and any of patient, source, mask, split",
+            example="a CSV or Parquet file: columns file_name, label and any of patient, source, mask, split",
             official={"train": "train", "validation": "validation", "test": "test"},
         ),
         DatasetSpec(

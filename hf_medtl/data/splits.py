@@ -35,6 +35,12 @@ def join_groups(patients: Sequence[str], duplicates: NDArray[np.int64]) -> list[
     return [f"g{order[c]:04d}" for c in component.tolist()]
 
 
+def pseudonyms(patients: Sequence[str]) -> list[str]:
+    """`p0001`, `p0002`, ... in order of appearance for patients, "" where unknown: what is written down about them."""
+    numbers = {patient: i for i, patient in enumerate(dict.fromkeys(filter(None, patients)), start=1)}
+    return [f"p{numbers[patient]:04d}" if patient else "" for patient in patients]
+
+
 def split_groups(
     labels: Sequence[str],
     groups: Sequence[str],

@@ -25,8 +25,9 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
     """Model card as Markdown with YAML front matter that the Hub accepts.
 
     Args:
-        facts: `results` (of results.json), `spec` (row of DATASETS), `counts` (split -> label -> number), `excluded`,
-            `name`, `base_model`, `base_is_local`, `license`, `model_class`, `processor`, `recipe_yaml`, `from_scratch`.
+        facts: `results` (of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split -> label ->
+            number), `excluded` (kind -> number), `name`, `base_model`, `base_is_local`, `license`, `model_class`,
+            `processor`, `own_code` (whether it needs trust_remote_code), `recipe_yaml`, `from_scratch`.
         prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
@@ -39,7 +40,8 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
 
 def metadata(facts: dict[str, Any]) -> ModelCardData:
     """Front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
-    results, spec = facts["results"], facts["spec"]
+    spec, results = facts["spec"], facts["results"]
+    tested = [(spec, results)] + ([(facts["external_spec"], results["external"])] if "external" in results else [])
     return ModelCardData(
         license=facts["license"],
         base_model=None if facts["from_scratch"] else facts["base_model"],
@@ -50,15 +52,16 @@ def metadata(facts: dict[str, Any]) -> ModelCardData:
         model_name=facts["name"],
         eval_results=[
             EvalResult(
-                task_type=spec.task,
-                dataset_type=spec.id,
-                dataset_name=spec.title,
-                dataset_split=results["split"],
+                task_type=data.task,
+                dataset_type=data.id,
+                dataset_name=data.title,
+                dataset_split=measured["split"],
                 metric_type=name,
                 metric_name=NAMES[name],
                 metric_value=round(metric["value"], 4),
             )
-            for name, metric in results["metrics"].items()
+            for data, measured in tested
+            for name, metric in measured["metrics"].items()
             if metric["value"] is not None
         ],
     )

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from hf_medtl.errors import MedtlError
 
 FILES = ("README.md", "config.json", "model.safetensors",
-         "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json",
+         "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "recipe.yaml", "results.json", "splits.csv", "predictions.csv", "figures/*.png")  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hf_medtl.data.load import COLUMNS
+from hf_medtl.data.splits import pseudonyms
 from hf_medtl.errors import MedtlError
 
 MARK = "UNFINISHED"
@@ -83,7 +84,9 @@ def begin(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.Data
                     f"The pictures or their split differ from {folder / 'splits.csv'}, so going on would mix test and "
                     "training pictures. Restore the data and seed of that run, or give another --output_dir."
                 )
-        write(folder / "splits.csv", table[COLUMNS].to_csv(index=False))
+        # A table of the user's own may call patients by their names.
+        named = table.assign(patient=pseudonyms(table["patient"].tolist()))
+        write(folder / "splits.csv", named[COLUMNS].to_csv(index=False))
         write(folder / "recipe.yaml", recipe_yaml)
         if len(excluded):
             write(folder / "excluded.csv", excluded.to_csv(index=False))

@@ -16,9 +16,13 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_medtl.data import augment
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.preprocessing import STEPS, check_steps
 
 # Left out of recipe.yaml: they say where the run was made, not how, and would carry paths to the Hub.
-PLACES = ("config", "data_dir", "dry_run", "hub_token", "model_card", "output_dir", "resume_from_checkpoint")
+PLACES = (
+    *("config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
+    *("resume_from_checkpoint", "splits"),
+)
 
 
 def _our(name: str, default: Any) -> Any:
@@ -40,16 +44,28 @@ class Recipe(TrainingArguments):
 
     config: str | None = _new(None, "YAML file with any of these keys; flags given beside it win.")
     dry_run: bool = _new(False, "Check data, model, disk and flags, print what would run, and stop.")
-    dataset: str = _new("brain-tumor-mri", f"One of {', '.join(DATASETS)}.")
-    data_dir: str | None = _new(None, "Folder with the data; downloaded (or generated) if not given.")
+    dataset: str = _new("brain-tumor-mri", f"One of {', '.join(DATASETS)}, or an id on the Hub, such as owner/name.")
+    data_dir: str | None = _new(None, "Folder or file with the data; downloaded (or generated) if not given.")
+    positive_label: str | None = _new(None, "The positive one of two labels, where the data set does not say.")
     official_split: bool = _new(True, "Keep the data set's own test split, where it has one.")
     validation_fraction: float = _new(0.15, "Share of the pictures for early stopping, temperature and threshold.")
     test_fraction: float = _new(0.2, "Share of the pictures for the reported results.")
+    folds: int = _new(0, "Cut the pictures into so many folds, one of which is the test split; 0 = use test_fraction.")
+    fold: int = _new(0, "Which of the folds, from 0, is the test split.")
+    splits: str | None = _new(None, "splits.csv of another run, to repeat its split exactly.")
+    external_dataset: str | None = _new(None, "Second data set to test on; refused if training sees its pictures.")
+    external_data_dir: str | None = _new(None, "Its folder or file; downloaded if not given.")
+    external_labels: str | None = _new(None, "Its labels in ours, where names differ: viral_pneumonia=pneumonia,a=b.")
+    drop_overlap: bool = _new(False, "Leave out of the second data set what training sees, instead of refusing.")
     split_seed: int | None = _new(None, "Seed of the split; the same as --seed if not given.")
     model_name_or_path: str = _new("google/vit-base-patch16-224-in21k", "Hub id or folder of the backbone.")
     model_revision: str | None = _new(None, "Branch, tag or commit of the backbone on the Hub.")
     from_scratch: bool = _new(False, "Take only the architecture, with random weights.")
     augmentation: str = _new("light", f"One of {', '.join(augment.NAMES)}.")
+    preprocessing: str = _new("", f"Steps before the model, with commas: some of {', '.join(STEPS)}.")
+    fit: str = _new("squash", "How a picture gets the model's size: squash, or pad to keep the aspect.")
+    mixup: float = _new(0.0, "Blend pairs of training pictures, with shares drawn from Beta(a, a) of this a; 0 = off.")
+    cutmix: float = _new(0.0, "Paste a box of one training picture into another, with areas drawn so; 0 = off.")
     head_learning_rate: float | None = _new(None, "Learning rate of the new head; --learning_rate if not given.")
     early_stopping_patience: int = _new(5, "Evaluations without improvement before training stops; 0 = never.")
     mixed_precision: str = _new("auto", "auto (bf16 or fp16 where the hardware has it), no, bf16 or fp16.")
@@ -100,14 +116,33 @@ class Recipe(TrainingArguments):
         if self.model_card and not Path(self.model_card).is_file():
             raise MedtlError(f"--model_card {self.model_card} is not a file. Give a Markdown file, or leave it out.")
         augment.augmentation(self.augmentation)  # fails here, not after the data are read
+        for option, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < float("inf"):
+                raise MedtlError(f"--{option} is the a of Beta(a, a), 0 or more (0.2 and 1 are usual), found {alpha}.")
+        if self.label_map and not self.external_dataset:
+            raise MedtlError("--external_labels are those of --external_dataset, which is not given.")
+        check_steps(self.steps, self.fit)
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of `preprocessing`."""
+        return tuple(step.strip() for step in self.preprocessing.split(",") if step.strip())
 
     @property
     def base_model(self) -> str:
         """The backbone's Hub id, or its folder's name: the folder's path says where the run was made."""
         local = Path(self.model_name_or_path)
         return local.resolve().name if local.exists() else self.model_name_or_path
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """`external_labels` as a dict."""
+        pairs = [pair.split("=") for pair in (self.external_labels or "").split(",") if pair]
+        if any(len(pair) != 2 for pair in pairs):
+            raise MedtlError(f"--external_labels are pairs such as a=b,c=d, found {self.external_labels!r}.")
+        return {theirs.strip(): ours.strip() for theirs, ours in pairs}
 
     def _set_precision(self, wish: str) -> None:
         if wish == "auto" and not (self.bf16 or self.fp16) and torch.cuda.is_available() and not self.use_cpu:

@@ -1,5 +1,6 @@
 """The whole run, readable from top to bottom."""
 
+import hashlib
 import logging
 import os
 import sys
@@ -16,13 +17,15 @@ from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded, load
+from hf_medtl.data.overlap import external
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
 from hf_medtl.evaluation.evaluate import predict, results
 from hf_medtl.models.build import build
 from hf_medtl.models.head import divide_logits
-from hf_medtl.models.processor import describe_processor, normalisation, preprocessing_key, to_uint8
+from hf_medtl.models.preprocessing import describe_processor, normalisation, preprocessing_key, to_uint8
+from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.publish.card import card
 from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import cores, environment, peak_memory_mb
@@ -81,16 +84,34 @@ def run(recipe: Recipe) -> Path:
             validation_fraction=recipe.validation_fraction,
             test_fraction=recipe.test_fraction,
             seed=int(recipe.split_seed or 0),
+            folds=recipe.folds,
+            fold=recipe.fold,
+            splits=recipe.splits,
+            positive=recipe.positive_label,
         )
+        outside = None
+        if recipe.external_dataset:
+            outside = external(
+                loaded,
+                recipe.external_dataset,
+                recipe.external_data_dir,
+                labels=recipe.label_map,
+                drop_overlap=recipe.drop_overlap,
+            )
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.labels)
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
     model, processor = build(
-        recipe.model_name_or_path, loaded.labels, from_scratch=recipe.from_scratch, revision=recipe.model_revision
+        recipe.model_name_or_path,
+        loaded.labels,
+        from_scratch=recipe.from_scratch,
+        revision=recipe.model_revision,
+        steps=recipe.steps,
+        fit=recipe.fit,
     )
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs))
     check_disk(folder, needed)
     if recipe.should_save:
-        show_plan(recipe, loaded, model, processor, needed, checkpoint)
+        show_plan(recipe, loaded, outside, model, processor, needed, checkpoint)
     if recipe.dry_run:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
@@ -117,9 +138,9 @@ def run(recipe: Recipe) -> Path:
             model.config.update(extra)
         save(recipe, folder, model, processor)
 
-        chances = probabilities(folder, loaded, "test")
+        tested = [(data, probabilities(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
-            result = report(recipe, folder, loaded, processor, trainer, chances)
+            result = report(recipe, folder, tested, processor, trainer)
             finish(folder)
             show_results(folder, result)
             if recipe.push_to_hub:
@@ -192,25 +213,34 @@ def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
 
 
 def report(
-    recipe: Recipe, folder: Path, loaded: Loaded, processor: Any, trainer: MedicalTrainer, chances: NDArray[np.float64]
+    recipe: Recipe,
+    folder: Path,
+    tested: list[tuple[Loaded, NDArray[np.float64]]],
+    processor: Any,
+    trainer: MedicalTrainer,
 ) -> dict[str, Any]:
-    """Write predictions.csv, figures/, README.md and results.json of the test split; return the results."""
-    spec, config = loaded.spec, trainer.model.config
-    rows, labels = loaded.table[loaded.table["split"] == "test"], indices(loaded, "test")
+    """Write predictions, figures/, README.md and results.json; return the results.
+
+    Args:
+        tested: the data set and the probabilities (n, K) of its test split, and those of an external one, if any.
+    """
+    (loaded, chances), config = tested[0], trainer.model.config
+    spec, labels = loaded.spec, indices(loaded, "test")
     precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # accelerate's own flags included
+    measured = [measure(data, values, config.threshold) for data, values in tested]
     result = {
-        "dataset": spec.name,
-        "task": spec.task,
-        "split": "test",
-        **results(labels, chances, rows["group"].tolist(), loaded.labels, loaded.positive, config.threshold),
+        **measured[0],
         "temperature": config.folded_temperature,
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
+        "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
         "environment": environment(precision, recipe.world_size),
     }
-    columns = {f"p_{label}": chances[:, i] for i, label in enumerate(loaded.labels)}
-    predictions = rows[["image_id", "label", "group"]].assign(**columns)
-    write(folder / "predictions.csv", predictions.to_csv(index=False))
+    write(folder / "predictions.csv", predictions(loaded, chances))
+    if len(tested) > 1:
+        outside, values = tested[1]
+        result["external"] = measured[1] | {"excluded": left_out(outside)}
+        write(folder / "external.csv", predictions(outside, values))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
@@ -222,8 +252,9 @@ def report(
     facts = {
         "results": result,
         "spec": spec,
+        "external_spec": tested[-1][0].spec,
         "counts": loaded.counts(),
-        "excluded": len(loaded.excluded),
+        "excluded": left_out(loaded),
         "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
         "base_model": recipe.base_model,
         "base_is_local": Path(recipe.model_name_or_path).exists(),
@@ -231,9 +262,28 @@ def report(
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,
         "processor": describe_processor(processor),
+        "own_code": isinstance(processor, MedicalImageProcessor),
         "recipe_yaml": recipe.to_yaml(),
     }
     prose = Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else ""
     write(folder / "README.md", card(facts, prose))
     write(folder / "results.json", result)
     return result
+
+
+def measure(loaded: Loaded, chances: NDArray[np.float64], threshold: float | None) -> dict[str, Any]:
+    """What results.json says of the test split of a data set."""
+    groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
+    numbers = results(indices(loaded, "test"), chances, groups, loaded.labels, loaded.positive, threshold)
+    return {"dataset": loaded.spec.name, "task": loaded.spec.task, "split": "test", **numbers}
+
+
+def left_out(loaded: Loaded) -> dict[str, int]:
+    """Kind -> number of the files that are in no split."""
+    return {str(kind): int(number) for kind, number in loaded.excluded["kind"].value_counts().items()}
+
+
+def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> str:
+    """CSV of a test split: image_id, label, group and each label's probability."""
+    rows = loaded.table.loc[loaded.table["split"] == "test", ["image_id", "label", "group"]]
+    return rows.assign(**{f"p_{label}": chances[:, i] for i, label in enumerate(loaded.labels)}).to_csv(index=False)

@@ -8,13 +8,19 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from hf_medtl.data.load import Loaded
-from hf_medtl.models.processor import describe_processor
+from hf_medtl.models.preprocessing import describe_processor
 from hf_medtl.publish.card import NAMES, interval
 from hf_medtl.training.recipe import Recipe
 
 
 def show_plan(
-    recipe: Recipe, loaded: Loaded, model: PreTrainedModel, processor: Any, needed: float, checkpoint: str | None
+    recipe: Recipe,
+    loaded: Loaded,
+    outside: Loaded | None,
+    model: PreTrainedModel,
+    processor: Any,
+    needed: float,
+    checkpoint: str | None,
 ) -> None:
     """Print what will run: data and split, model, preprocessing, training, disk."""
     table = Table(title=loaded.spec.title, title_justify="left")
@@ -23,6 +29,9 @@ def show_plan(
     for split, counts in loaded.counts().items():
         groups = loaded.table.loc[loaded.table["split"] == split, "group"].nunique()
         table.add_row(split, *map(str, counts.values()), str(groups))
+    if outside:
+        groups = outside.table["group"].nunique()
+        table.add_row(f"external: {outside.spec.name}", *map(str, outside.counts()["test"].values()), str(groups))
     console = Console()
     console.print(table)
     start = "random weights" if recipe.from_scratch else recipe.model_name_or_path
@@ -43,18 +52,19 @@ def show_plan(
 
 def show_results(folder: Path, result: dict[str, Any]) -> None:
     """Print the metrics with their intervals, the run folder, and what to type next."""
-    table = Table(
-        title=f"{result['split']} split: {result['n']} pictures in {result['n_groups']} groups", title_justify="left"
-    )
-    table.add_column("metric")
-    table.add_column("value [95 % interval]", justify="right")
-    for name, metric in result["metrics"].items():
-        table.add_row(NAMES[name], interval(metric))
     console = Console()
-    console.print(table)
+    for place, part in {f"{result['split']} split": result, "external": result.get("external")}.items():
+        if part:
+            title = f"{place}, {part['dataset']}: {part['n']} pictures in {part['n_groups']} groups"
+            table = Table("metric", title=title, title_justify="left")
+            table.add_column("value [95 % interval]", justify="right")
+            for name, metric in part["metrics"].items():
+                table.add_row(NAMES[name], interval(metric))
+            console.print(table)
+    ours = "import hf_medtl; " if (folder / "processor.py").exists() else ""
     console.print(
         f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
-        f'\nUse it:\n  python -c "from transformers import pipeline; '
+        f'\nUse it:\n  python -c "{ours}from transformers import pipeline; '
         f"print(pipeline('{result['task']}', '{folder}')('PICTURE'))\"\n",
         highlight=False,
         soft_wrap=True,

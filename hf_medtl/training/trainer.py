@@ -1,10 +1,11 @@
 """The Trainer, with its few overrides."""
 
+import math
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,8 +46,11 @@ class MedicalTrainer(Trainer):
             callbacks=callbacks,
             train_dataset=train,
             eval_dataset=validation,
+            # With soft labels the model would choose a loss for several labels at once.
+            compute_loss_func=self._cross_entropy if recipe.mixup or recipe.cutmix else None,
         )
         self.mean, self.std = (value.to(self.args.device) for value in statistics)
+        self.draw = (-1, 0)  # optimizer step and batch in it
 
     @property
     def progress(self) -> "Progress":
@@ -54,10 +58,28 @@ class MedicalTrainer(Trainer):
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Progress))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # uint8 travels to the device, a quarter of the bytes, and is normalised there.
+        # uint8 travels to the device, a quarter of the bytes, and is normalised there. In place: allocating the batch
+        # again takes longer than the arithmetic.
         inputs = super()._prepare_inputs(inputs)
-        inputs["pixel_values"] = (inputs["pixel_values"].float() - self.mean) / self.std
+        inputs["pixel_values"] = inputs["pixel_values"].float().sub_(self.mean).div_(self.std)
+        if self.model.training and (self.args.mixup or self.args.cutmix):
+            step = self.state.global_step
+            self.draw = (step, self.draw[1] + 1 if self.draw[0] == step else 0)
+            # Nothing but where training is: a resumed run draws the same, and each process its own.
+            rng = np.random.default_rng([self.args.seed, *self.draw, self.args.process_index])
+            labels = nn.functional.one_hot(inputs["labels"], cast(int, self.model.config.num_labels)).float()
+            mixed = mix(inputs["pixel_values"], labels, self.args.mixup, self.args.cutmix, rng)
+            inputs["pixel_values"], inputs["labels"] = mixed
         return inputs
+
+    def _cross_entropy(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Cross entropy of labels (B,) or soft labels (B, K), over the pictures of all batches of an optimizer step."""
+        total = nn.functional.cross_entropy(
+            outputs["logits"], labels, reduction="sum", label_smoothing=self.args.label_smoothing_factor
+        )
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW or what --optim names, with --head_learning_rate for the head."""
@@ -107,6 +129,39 @@ class MedicalTrainer(Trainer):
         super()._save(output_dir, state_dict)
         arguments = Path(output_dir or str(self.args.output_dir)) / "training_args.bin"
         arguments.unlink(missing_ok=True)  # a pickle; recipe.yaml says it all
+
+
+def mix(
+    pixels: torch.Tensor, labels: torch.Tensor, mixup: float, cutmix: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each picture of a batch with its neighbour, by mixup or by CutMix, or by either in half of the batches.
+
+    Args:
+        pixels: (B, 3, H, W).
+        labels: (B, K), one-hot or soft.
+        mixup: a of the share's Beta(a, a), 0 = off (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+        cutmix: the same for the area's share (Yun et al. 2019, https://arxiv.org/abs/1905.04899).
+        rng: all draws come from here.
+
+    Returns:
+        Pixels and labels (B, K), which are mixed as the pixels are.
+    """
+    cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
+    alpha = cutmix if cut else mixup
+    kept = float(rng.beta(alpha, alpha))
+    other = pixels.roll(1, 0)
+    if cut:
+        height, width = pixels.shape[-2:]
+        half = math.sqrt(1 - kept) / 2
+        y, x = rng.random(2)  # the centre; what lies outside the picture is cut off
+        top, bottom = (round(min(max(y + side, 0), 1) * height) for side in (-half, half))
+        left, right = (round(min(max(x + side, 0), 1) * width) for side in (-half, half))
+        pixels = pixels.clone()
+        pixels[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+        kept = 1 - (bottom - top) * (right - left) / (height * width)
+    else:
+        pixels = torch.lerp(other, pixels, kept)
+    return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
 
 
 class Progress(TrainerCallback, ExportableState):

@@ -1,0 +1,119 @@
+"""Testing on a second data set: only on pictures that the model has not seen in the first."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hf_medtl.data.fingerprints import near_duplicates
+from hf_medtl.data.load import COLUMNS, Loaded, Survey, survey
+from hf_medtl.data.readers import some
+from hf_medtl.errors import MedtlError
+
+logger = logging.getLogger(__name__)
+
+
+def shared_pictures(seen: Survey, other: Survey) -> pd.DataFrame:
+    """The pictures of `other` that are copies, or near copies, of one in `seen`, or show one of its patients.
+
+    Patients are compared only where both sets are the same collection, since the numbers of two hospitals mean nothing
+    to each other.
+
+    Returns:
+        One row a picture of `other`: path, copy_of (path in `seen`), reason (same file, near copy, or same patient).
+    """
+    n = len(seen.table)
+    groups = near_duplicates([*seen.prints, *other.prints])
+    files = first_of(seen.table["sha256"], seen.table["path"])
+    copies = first_of(groups[:n], seen.table["path"])
+    same = seen.spec.id == other.spec.id and (seen.spec.patient or seen.spec.columns)
+    patients = first_of(seen.table["patient"], seen.table["path"]) if same else {}
+    patients.pop("", None)
+    rows = []
+    for path, sha256, group, patient in zip(
+        other.table["path"], other.table["sha256"], groups[n:], other.table["patient"], strict=True
+    ):
+        for known, key, reason in (
+            (files, sha256, "same file"), (copies, group, "near copy"), (patients, patient, "same patient")
+        ):  # fmt: skip
+            if key in known:
+                rows.append({"path": path, "copy_of": known[key], "reason": reason})
+                break
+    return pd.DataFrame(rows, columns=["path", "copy_of", "reason"])
+
+
+def first_of(keys: "pd.Series | np.ndarray", paths: pd.Series) -> dict[object, str]:
+    """Key -> the first path that has it."""
+    return dict(reversed(list(zip(keys, paths, strict=True))))
+
+
+def external(
+    loaded: Loaded,
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    drop_overlap: bool = False,
+) -> Loaded:
+    """A second data set as a test split for a model of the first: the same labels, and nothing that training sees.
+
+    Args:
+        loaded: what the model learns from; its train and validation splits count as seen.
+        dataset, data_dir: as for `load`; all its pictures are for testing, whatever its own splits are.
+        labels: label of the second set -> label of the first, where their names differ; others are left out.
+        drop_overlap: leave out pictures that training sees, instead of refusing.
+
+    Raises:
+        MedtlError: pictures of the second set are in the first, no label in common, or an error of `load`.
+    """
+    found = survey(dataset, data_dir)
+    mapping = dict(labels or {})
+    wrong = sorted({*mapping} - {*found.labels}) + sorted({*mapping.values()} - {*loaded.labels})
+    if wrong:
+        raise MedtlError(
+            f"{some(wrong)}: no such label. {dataset} has {', '.join(found.labels)}; the model has "
+            f"{', '.join(loaded.labels)}."
+        )
+    mapping = {label: label for label in found.labels if label in loaded.labels} | mapping
+    table = found.table.assign(label=[mapping.get(label, "") for label in found.table["label"]])
+    known = (table["label"] != "").to_numpy()
+    if table.loc[known, "label"].nunique() < 2:
+        raise MedtlError(
+            f"{dataset} has the labels {', '.join(found.labels)}, the model {', '.join(loaded.labels)}: fewer than two "
+            "in common. Say which mean the same, such as --external_labels viral_pneumonia=pneumonia."
+        )
+    kept = known.copy()
+    told = found.table.loc[~known, ["path", "label"]]
+    excluded = [told.assign(kind="of another label", reason="the model does not have the label " + told["label"])]
+
+    seen = (loaded.table["split"] != "test").to_numpy()
+    training = replace(
+        loaded, table=loaded.table[seen], prints=[p for p, s in zip(loaded.prints, seen, strict=True) if s]
+    )
+    both = shared_pictures(training, replace(found, table=table))
+    both = both[both["path"].isin(table.loc[known, "path"])]
+    if len(both) and not drop_overlap:
+        named = "; ".join(f"{row.path} is {row.copy_of} ({row.reason})" for row in both.head(5).itertuples())
+        raise MedtlError(
+            f"{dataset} is not external to {loaded.spec.name}: {len(both)} of its {known.sum()} pictures are among "
+            f"those that training sees: {named}{' ...' * (len(both) > 5)}. Give --drop_overlap to test on the others."
+        )
+    if len(both):
+        logger.warning("%s: %d of %d pictures are seen in training and left out.", dataset, len(both), known.sum())
+        kept &= ~table["path"].isin(both["path"]).to_numpy()
+        reasons = both.merge(table[["path", "label"]], on="path").assign(kind="seen in training")
+        reasons["reason"] += " as " + reasons["copy_of"]
+        excluded.append(reasons[["path", "label", "kind", "reason"]])
+        if table.loc[kept, "label"].nunique() < 2:
+            raise MedtlError(f"{dataset}: without the pictures that training sees, fewer than two labels are left.")
+    return Loaded(
+        replace(found.spec, labels=loaded.spec.labels, positive=loaded.positive),
+        found.root,
+        loaded.labels,
+        table.loc[kept].assign(split="test")[[*COLUMNS, "source", "mask"]].reset_index(drop=True),
+        pd.concat([found.excluded, *excluded], ignore_index=True),
+        [item for item, keep in zip(found.prints, kept, strict=True) if keep],
+    )

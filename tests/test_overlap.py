@@ -1,0 +1,103 @@
+"""A second data set is external, or it is said which of its pictures are not."""
+
+import json
+import shutil
+
+import pytest
+from conftest import options
+from PIL import Image
+from test_readers import picture
+
+from hf_medtl import MedtlError, Recipe, load, run
+from hf_medtl.data.load import survey
+from hf_medtl.data.overlap import external, shared_pictures
+
+
+@pytest.fixture
+def two(tmp_path):
+    """24 pictures of two labels, and a second set of 16 others under other names."""
+    for i in range(12):
+        picture(tmp_path / "one" / "healthy" / f"{i}.png", i)
+        picture(tmp_path / "one" / "sick" / f"{i}.png", 100 + i)
+    for i in range(8):
+        picture(tmp_path / "two" / "normal" / f"{i}.png", 200 + i)
+        picture(tmp_path / "two" / "ill" / f"{i}.png", 300 + i)
+    return tmp_path
+
+
+NAMES = {"normal": "healthy", "ill": "sick"}
+
+
+def test_other_pictures_are_external(two):
+    loaded = load("imagefolder", two / "one")
+    outside = external(loaded, "imagefolder", two / "two", labels=NAMES)
+    assert outside.counts()["test"] == {"healthy": 8, "sick": 8}
+    assert outside.labels == loaded.labels
+    assert outside.positive == "sick"
+    with pytest.raises(MedtlError, match="fewer than two in common"):
+        external(loaded, "imagefolder", two / "two")
+    with pytest.raises(MedtlError, match="cat: no such label"):
+        external(loaded, "imagefolder", two / "two", labels={"cat": "sick"})
+
+
+def test_what_training_sees_is_named_and_refused_or_dropped(two, caplog):
+    table = load("imagefolder", two / "one").table.set_index("path")
+    seen = [path for path in table.index if table.at[path, "split"] != "test"]
+    unseen = [path for path in table.index if table.at[path, "split"] == "test"]
+    shutil.copy(two / "one" / seen[0], two / "two" / "ill" / "copy.png")
+    Image.open(two / "one" / seen[1]).resize((60, 70)).save(two / "two" / "ill" / "near.jpg", quality=80)
+    shutil.copy(two / "one" / unseen[0], two / "two" / "ill" / "unseen.png")
+    loaded = load("imagefolder", two / "one")
+    with pytest.raises(MedtlError, match=rf"2 of its 19 pictures .* ill/copy.png is {seen[0]} \(same file\)"):
+        external(loaded, "imagefolder", two / "two", labels=NAMES)
+    outside = external(loaded, "imagefolder", two / "two", labels=NAMES, drop_overlap=True)
+    assert outside.counts()["test"] == {"healthy": 8, "sick": 9}
+    assert sorted(outside.excluded["path"]) == ["ill/copy.png", "ill/near.jpg"]
+    assert "2 of 19 pictures are seen in training" in caplog.text
+
+
+def test_a_patient_of_the_same_collection_is_seen(phantoms):
+    loaded = load("brain-phantoms", phantoms)
+    assert set(shared_pictures(loaded, survey("brain-phantoms", phantoms))["reason"]) == {"same file"}
+    every = survey("brain-phantoms", phantoms)
+    first = every.table["path"].str.endswith("_0.png").to_numpy()
+    half = [
+        type(every)(every.spec, every.root, every.labels, every.table[side].reset_index(drop=True), every.excluded,
+                    [p for p, s in zip(every.prints, side, strict=True) if s])
+        for side in (first, ~first)
+    ]  # fmt: skip
+    both = shared_pictures(*half)
+    assert len(both) == 24
+    assert set(both["reason"]) == {"same patient"}
+
+
+def test_a_run_reports_both(tmp_path, phantoms, tiny):
+    from hf_medtl.data.phantoms import write
+
+    second = write(tmp_path / "second", "brain", patients=10, pictures=2, size=64, seed=9)
+    more = {"external_dataset": "imagefolder", "external_data_dir": str(second), "num_train_epochs": 1}
+    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more)))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["external"]["n"] == 20
+    assert results["external"]["n_groups"] == 20
+    assert results["external"]["threshold"] == results["threshold"]
+    assert (folder / "external.csv").read_text().count("\n") == 21
+    assert "On another data set" in (folder / "README.md").read_text()
+    assert results["splits_sha256"] in (folder / "README.md").read_text()
+    with pytest.raises(MedtlError, match="is not external to brain-phantoms: 36 of its 48"):
+        more["external_data_dir"] = str(phantoms)
+        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "again", **more)))
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.real
+def test_real_sets_share_pictures(shared):
+    data = shared / "data"
+    loaded = load("covid19-radiography", data / "covid19-radiography-database")
+    labels = {"pneumonia": "viral_pneumonia"}
+    with pytest.raises(MedtlError, match="is not external to covid19-radiography"):
+        external(loaded, "chest-xray-pneumonia", data / "chest-xray-pneumonia", labels=labels)
+    outside = external(loaded, "chest-xray-pneumonia", data / "chest-xray-pneumonia", labels=labels, drop_overlap=True)
+    assert shared_pictures(loaded, outside).empty or set(
+        loaded.table.set_index("path").loc[shared_pictures(loaded, outside)["copy_of"], "split"]
+    ) == {"test"}
