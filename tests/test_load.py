@@ -223,7 +223,7 @@ def test_the_real_brain_set(real_brain):
     copies = table["sha256"].value_counts()
     assert (copies > 1).sum() == 22
     assert (copies - 1).sum() == 25
-    assert table["group"].nunique() == 209
+    assert table["group"].nunique() == 202
     assert groups_in_two_splits(table) == 0
     assert table.groupby("group")["label"].nunique().max() == 1
     for seed in range(3):

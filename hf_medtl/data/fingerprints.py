@@ -4,7 +4,9 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import imagehash
 import numpy as np
 import pandas as pd
@@ -17,17 +19,20 @@ from tqdm.contrib.concurrent import thread_map
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import UnreadableImage
 
-THUMBNAIL = 24
-VERSION = 2  # of this file's computations: part of the cache's name
+THUMBNAIL, SMALL = 24, 64  # height and width of the two thumbnails
+# Which pairs are laid over one another, and the correlation from which they are copies.
+CROP_BITS, CROP_CORRELATION, CROP_AGREEMENT = 8, 0.8, 0.99
+VERSION = 3  # of this file's computations: part of the cache's name
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """sha256 of the file, and, unless `error` says why there is none, perceptual hash and grey thumbnail."""
+    """sha256 of the file, and, unless `error` says why there is none, perceptual hash and two grey thumbnails."""
 
     sha256: str
     phash: int = 0
     thumbnail: bytes = b""
+    small: bytes = b""
     error: str = ""
 
 
@@ -52,8 +57,9 @@ def fingerprint(path: Path, known: dict[str, Fingerprint] | None = None) -> Fing
         reason = "empty file" if not content else str(error).removeprefix("bytes: ")
         return Fingerprint(sha256, error=reason)
     bits = np.packbits(imagehash.phash(image).hash.ravel())
-    thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return Fingerprint(sha256, int.from_bytes(bits.tobytes(), "big"), thumbnail.tobytes())
+    grey = image.convert("L")
+    thumbnail, small = (grey.resize((side, side), Image.Resampling.BOX).tobytes() for side in (THUMBNAIL, SMALL))
+    return Fingerprint(sha256, int.from_bytes(bits.tobytes(), "big"), thumbnail, small)
 
 
 def fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint]:
@@ -82,25 +88,107 @@ def fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint]:
     return found
 
 
-def near_duplicates(items: list[Fingerprint], bits: int = 6, correlation: float = 0.985) -> NDArray[np.int64]:
+def near_duplicates(
+    items: list[Fingerprint], bits: int = 6, correlation: float = 0.985, crops: bool = True
+) -> NDArray[np.int64]:
     """Group pictures that show the same: (n,) group numbers, equal where pictures are linked, in order of appearance.
 
     Two pictures are linked if their 64-bit DCT hashes (Zauner 2010, `imagehash.phash`) differ in at most `bits` bits
-    and their 24 × 24 grey thumbnails correlate above `correlation`; equal files always are. Links are transitive.
+    and their 24 × 24 grey thumbnails correlate above `correlation`; equal files always are. With `crops`, pairs that
+    are less alike are laid over one another, and linked if they then agree: see `overlaid`. Links are transitive.
     """
     hashes = np.array([item.phash for item in items], dtype=np.uint64)
     thumbnails = np.array([np.frombuffer(item.thumbnail, np.uint8) for item in items], dtype=np.float32)
     thumbnails -= thumbnails.mean(axis=1, keepdims=True)
     thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True) + 1e-6
-    n, rows, columns = len(items), [], []
-    for start in range(0, n, 1024):  # bounded memory: 1,024 × n distances at a time
-        near = np.bitwise_count(hashes[start : start + 1024, None] ^ hashes[None]) <= bits
-        left, right = np.nonzero(near)
-        left += start
-        same = np.einsum("ij,ij->i", thumbnails[left], thumbnails[right]) > correlation
-        rows.append(left[same])
-        columns.append(right[same])
     shas: dict[str, int] = {}
     first = np.array([shas.setdefault(item.sha256, index) for index, item in enumerate(items)])
-    left, right = np.concatenate([*rows, np.arange(n)]), np.concatenate([*columns, first])
-    return connected_components(coo_array((np.ones(len(left), bool), (left, right)), shape=(n, n)), directed=False)[1]
+    n = len(items)
+    rows, columns, alike = [np.arange(n)], [first], [np.zeros((0, 3))]
+    for start in range(0, n, 1024):  # bounded memory: 1,024 × n distances at a time
+        distance = np.bitwise_count(hashes[start : start + 1024, None] ^ hashes[None])
+        left, right = np.nonzero(np.triu(distance <= max(bits, CROP_BITS), k=start + 1))
+        apart = distance[left, right]
+        left += start
+        same = np.einsum("ij,ij->i", thumbnails[left], thumbnails[right])
+        copies = (apart <= bits) & (same > correlation)
+        rows.append(left[copies])
+        columns.append(right[copies])
+        maybe = ~copies & (same > CROP_CORRELATION)
+        alike.append(np.column_stack([same, left, right])[maybe])
+    groups = joined(rows, columns, n)
+    if crops:
+        left, right = overlaid(items, groups, np.concatenate(alike))
+        groups = joined([*rows, left], [*columns, right], n)
+    return groups
+
+
+def joined(left: list[NDArray[np.int64]], right: list[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
+    """(n,) number of each picture's group, from the two ends of links."""
+    ends = np.concatenate(left), np.concatenate(right)
+    return connected_components(coo_array((np.ones(len(ends[0]), bool), ends), shape=(n, n)), directed=False)[1]
+
+
+def overlaid(
+    items: list[Fingerprint], groups: NDArray[np.int64], alike: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The two ends of links between pictures of which one is a cropped, shifted or stretched copy of the other.
+
+    `alike` (m, 3) are correlations and the two pictures' numbers. Of each two groups the most similar pair is laid over
+    one another by an affine map that maximises their correlation (Evangelidis and Psarakis 2008, `findTransformECC`)
+    and that leaves at least 60 % of the area; they are copies if it is then above 0.99. Measured on six sets: copies
+    reach 0.997, the most similar pictures of different patients 0.983.
+    """
+    best: dict[tuple[int, int], tuple[int, int]] = {}
+    for _, a, b in alike[np.argsort(-alike[:, 0], kind="stable")].tolist():
+        key = int(groups[int(a)]), int(groups[int(b)])
+        if key[0] != key[1]:
+            best.setdefault((min(key), max(key)), (int(a), int(b)))
+    pairs = list(best.values())
+    if not pairs:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    names = "".join(items[a].sha256 + items[b].sha256 for a, b in pairs)
+    cache = cache_dir() / "fingerprints" / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}-{VERSION}.npy"
+    if cache.exists():
+        same = np.load(cache)
+    else:
+        same = np.array(
+            thread_map(
+                lambda pair: shows_the_same(items[pair[0]], items[pair[1]]),
+                pairs,
+                desc="Comparing look-alikes",
+                unit="pair",
+                max_workers=os.cpu_count(),
+                disable=None,
+                leave=False,
+            )
+        )
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}.npy")
+        np.save(partial, same)
+        partial.replace(cache)
+    linked = np.array(pairs, dtype=np.int64)[same]
+    return linked[:, 0], linked[:, 1]
+
+
+def shows_the_same(one: Fingerprint, other: Fingerprint) -> bool:
+    """Whether two pictures agree once one is laid over the other; see `overlaid`."""
+    a, b = (
+        cv2.GaussianBlur(np.frombuffer(item.small, np.uint8).reshape(SMALL, SMALL).astype(np.float32), (0, 0), 0.7)
+        for item in (one, other)
+    )
+    return max(agreement(a, b), agreement(b, a)) > CROP_AGREEMENT
+
+
+def agreement(fixed: NDArray[Any], moving: NDArray[Any]) -> float:
+    """Correlation of two grey float32 pictures (H, W) after the best affine map; 0 where there is none."""
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-4)
+    start, everywhere = np.eye(2, 3, dtype=np.float32), np.ones(fixed.shape, np.uint8)
+    try:
+        found, warp = cv2.findTransformECC(fixed, moving, start, cv2.MOTION_AFFINE, criteria, everywhere, 1)
+    except cv2.error:  # it did not converge: they have nothing in common
+        return 0.0
+    height, width = fixed.shape
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    covered = cv2.warpAffine(np.ones_like(moving), warp, (width, height), flags=flags)
+    return float(found) if covered.mean() >= 0.6 else 0.0

@@ -103,8 +103,9 @@ DATASETS: dict[str, DatasetSpec] = {
             citation="Navoneel Chakrabarty. Brain MRI Images for Brain Tumor Detection. Kaggle, 2019.",
             problems=(
                 "No patient identifiers: two different slices of one patient can be on both sides of the split.",
-                "Web-collected slices of mixed sequences and planes, without a stated reference standard.",
-                "44 of the 253 pictures are exact or near copies of another one; copies stay on one side of the split.",
+                "Web-collected slices of mixed sequences and planes, without a stated reference standard; one, "
+                "yes/Y248.JPG, is not a brain but a CT slice of an abdomen.",
+                "51 of the 253 pictures are exact, near or cropped copies of another; copies stay on one side.",
                 "Size and colour mode differ between the classes and can serve as a shortcut.",
             ),
         ),

@@ -1,0 +1,171 @@
+"""The command `hf-medtl`."""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_medtl.errors import MedtlError
+
+if TYPE_CHECKING:
+    from hf_medtl.data.load import Survey
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Transfer learning on medical images. For research and education: not a medical device.",
+)
+data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, preview, push.")
+app.add_typer(data, name="data")
+
+Name = Annotated[str, typer.Argument(help="A name of `hf-medtl data list`, or an id on the Hub, such as owner/name.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data_dir", "--data-dir", help="Folder or file with the data; downloaded if not given."),
+]
+Seed = Annotated[int, typer.Option(help="Of all draws.")]
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are printed without a traceback, with exit code 1."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("hf_medtl").setLevel(logging.INFO)
+    try:
+        app()
+    except MedtlError as error:
+        sys.exit(f"Error: {error}")
+
+
+@data.command("list")
+def list_() -> None:
+    """The data sets that are known by name."""
+    from rich.console import Console
+
+    from hf_medtl.data.specs import DATASETS
+
+    console = Console(highlight=False, soft_wrap=True)
+    for spec in DATASETS.values():
+        number = f"{sum(spec.counts.values()):,} pictures: " if spec.counts else ""
+        console.print(f"[bold]{spec.name}[/bold]  {number}{', '.join(spec.labels) or 'labels as found'}")
+        origin = spec.url or ("generated" if spec.phantom else f"--data_dir: {spec.example}")
+        console.print(f"    {spec.title}. Licence: {spec.licence}. {origin}", markup=False)
+    print("And any data set of pictures on the Hub, by its id, such as owner/name.")
+
+
+@data.command()
+def fetch(name: Name) -> None:
+    """Download (or generate) a data set and say where it lies."""
+    from hf_medtl.data.load import locate
+
+    print(locate(name, None)[1])
+
+
+@data.command()
+def audit(
+    name: Name,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.html and audit.json.")] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(help="Data set whose pictures are looked for, as NAME or NAME=DIR; can be given again."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """What is wrong with a data set: copies, leaks between splits, shortcuts, overlap with others."""
+    from rich.console import Console
+
+    from hf_medtl.data.audit import audit, summary, write_audit
+    from hf_medtl.data.load import survey
+
+    found = survey(name, data_dir)
+    findings = audit(found, others(found, other or []), seed)
+    console = Console()
+    console.print(f"[bold]{found.spec.title}[/bold]: {findings['n']} pictures in {found.root}", highlight=False)
+    for sentence in summary(findings):
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    if out:
+        print(f"\nLook at {write_audit(found, findings, out)}")
+    else:
+        print("\nPictures, tables and a page to read: give --out DIR.")
+
+
+def others(found: "Survey", wishes: list[str]) -> list["Survey"]:
+    """Surveys of the data sets named by the user as NAME or NAME=DIR."""
+    from hf_medtl.data.load import survey
+
+    pairs = [wish.partition("=")[::2] for wish in wishes]
+    return [survey(name, place or None) for name, place in pairs]
+
+
+@data.command()
+def preview(
+    name: Name,
+    data_dir: DataDir = None,
+    augmentation: Annotated[str, typer.Option(help="Name of an augmentation, or none.")] = "light",
+    preprocessing: Annotated[str, typer.Option(help="Medical steps, such as brain_crop,clahe.")] = "",
+    fit: Annotated[str, typer.Option(help="squash, or pad to keep the aspect.")] = "squash",
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    pictures: Annotated[int, typer.Option(help="Of each label.")] = 2,
+    samples: Annotated[int, typer.Option(help="Augmented samples of each picture.")] = 6,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("preview.png"),
+    seed: Seed = 0,
+) -> None:
+    """Draw pictures as a model gets them: prepared, and augmented."""
+    from hf_medtl.data.images import read_image
+    from hf_medtl.data.load import survey
+    from hf_medtl.data.preview import preview
+    from hf_medtl.models.preprocessing import check_steps, to_uint8
+    from hf_medtl.models.processor import MedicalImageProcessor
+
+    steps = [step.strip() for step in preprocessing.split(",") if step.strip()]
+    check_steps(steps, fit)
+    found = survey(name, data_dir)
+    rows = found.table.groupby("label", group_keys=False).sample(pictures, random_state=seed, replace=True)
+    rows = rows.drop_duplicates("path")
+    processor = MedicalImageProcessor(size={"height": size, "width": size}, steps=steps, fit=fit)
+    images = [read_image(found.root / path) for path in rows["path"]]
+    captions = [f"{label}: {Path(path).name}" for label, path in zip(rows["label"], rows["path"], strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    preview(list(to_uint8(processor, images)), captions, augmentation, out, samples, seed)
+    print(out)
+
+
+@data.command()
+def push(
+    name: Name,
+    repo: Annotated[str, typer.Argument(help="Where to: owner/name on the Hub.")],
+    data_dir: DataDir = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repo private.")] = False,
+    rights_held: Annotated[
+        bool,
+        typer.Option("--rights_held", "--rights-held", help="I hold the right to publish these pictures."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", "--dry-run", help="Write the files and say what would go; upload nothing.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Keep the files in this folder.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split, where the set has none.")] = 42,
+) -> None:
+    """Publish a data set as Parquet with a card, splits without leaks and the audit."""
+    from hf_medtl.data.audit import audit, summary, write_audit
+    from hf_medtl.data.load import load, survey
+    from hf_medtl.data.push import check_licence, size_mb, upload, write_parquet
+
+    loaded = load(name, data_dir, seed=seed)
+    check_licence(loaded, rights_held)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        if folder.exists() and any(folder.iterdir()):
+            raise MedtlError(f"{folder} is not empty. Give an --out that is new or empty.")
+        found = survey(name, data_dir)
+        findings = audit(found)
+        write_parquet(loaded, folder, summary(findings), repo)
+        write_audit(found, findings, folder / "audit")
+        print(f"{len(loaded.table)} pictures, {size_mb(folder):.1f} MB")
+        if dry_run:
+            print(f"Dry run: nothing was uploaded to {repo}.")
+        else:
+            print(upload(folder, repo, private=private))
