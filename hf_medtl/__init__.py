@@ -16,17 +16,20 @@ _NAMES = {
     "DatasetSpec": "hf_medtl.data.specs",
     "MedtlError": "hf_medtl.errors",
     "Recipe": "hf_medtl.training.recipe",
+    "audit": "hf_medtl.data.audit",
     "load": "hf_medtl.data.load",
     "main": "hf_medtl.training.run",
     "read_image": "hf_medtl.data.images",
     "run": "hf_medtl.training.run",
+    "survey": "hf_medtl.data.load",
 }
 
-__all__ = ["DATASETS", "DatasetSpec", "MedtlError", "Recipe", "load", "main", "read_image", "run"]
+__all__ = ["DATASETS", "DatasetSpec", "MedtlError", "Recipe", "audit", "load", "main", "read_image", "run", "survey"]
 
 if TYPE_CHECKING:
+    from hf_medtl.data.audit import audit
     from hf_medtl.data.images import read_image
-    from hf_medtl.data.load import load
+    from hf_medtl.data.load import load, survey
     from hf_medtl.data.specs import DATASETS, DatasetSpec
     from hf_medtl.errors import MedtlError
     from hf_medtl.training.recipe import Recipe

@@ -265,6 +265,7 @@ def test_an_official_test_split_is_kept_and_what_leaks_into_it_is_left_out(tmp_p
 # Kaggle set, its folder here, its pictures by label (SOURCE.md of each folder), and those with a mask.
 REAL = [
     ("chest-xray-pneumonia", "chest-xray-pneumonia", {"normal": 348, "pneumonia": 588}, 0),
+    ("chest-xray-pneumonia", "chest-xray-pneumonia-native", {"normal": 120, "pneumonia": 158}, 0),
     ("chest-xray-pneumonia-3", "chest-xray-pneumonia", {"normal": 348, "bacterial": 358, "viral": 230}, 0),
     (
         "covid19-radiography",
@@ -283,7 +284,7 @@ REAL = [
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "folder", "counts", "masks"), REAL, ids=[row[0] for row in REAL])
+@pytest.mark.parametrize(("name", "folder", "counts", "masks"), REAL, ids=[row[1] + row[0][-2:] for row in REAL])
 def test_real_sets_load_with_their_counts_and_without_leaks(name, folder, counts, masks, shared):
     loaded = load(name, shared / "data" / folder)
     everything = pd.concat([loaded.table, loaded.excluded])

@@ -8,9 +8,10 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,38 +121,45 @@ def tidy(folder: Path) -> None:
 
 def build(target: Path, paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> None:
     """Write `target`, whole or not at all. In memory are, at a time, one decoded picture a core and two batches."""
-    shape = read(paths[0], sha256[0], preprocess)[0].shape
-    size = len(paths) * int(np.prod(shape))
-    logger.info(
-        "Preparing %d pictures of %d × %d pixels: %.2f GB in %s", len(paths), *shape[:2], size / 1e9, target.parent
-    )
-    free = shutil.disk_usage(target.parent).free
+    partial = target.with_suffix(".partial")
+    with contextlib.closing(read_all(paths, sha256, preprocess)) as pictures:
+        first = next(pictures)  # tells the shape of all
+        shape = first[0].shape
+        check_room(target.parent, len(paths), shape)
+        kind: Any = pa.uint8()
+        for length in reversed(shape):
+            kind = pa.list_(kind, length)
+        schema = pa.schema({"pixels": kind, "grey": pa.bool_()})
+        try:
+            with partial.open("wb") as stream:
+                with pa.ipc.new_stream(stream, schema) as writer:
+                    block, greys = np.empty((RECORDS, *shape), np.uint8), np.empty(RECORDS, bool)
+                    for i, (pixels, grey) in enumerate(chain([first], pictures)):
+                        if pixels.shape != shape:
+                            raise MedtlError(
+                                f"{paths[i]} becomes {pixels.shape}, {paths[0]} {shape}; expected one size."
+                            )
+                        last = i % RECORDS
+                        block[last], greys[last] = pixels, grey
+                        if last == RECORDS - 1 or i == len(paths) - 1:
+                            writer.write_batch(records(block[: last + 1], greys[: last + 1], schema))
+                stream.flush()
+                os.fsync(stream.fileno())  # else a power cut may leave the name without the content
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, number: int, shape: tuple[int, ...]) -> None:
+    """Say how large the prepared pictures will be, and refuse a disk that lacks room for them."""
+    size = number * int(np.prod(shape))
+    logger.info("Preparing %d pictures of %d × %d pixels: %.2f GB in %s", number, *shape[:2], size / 1e9, folder)
+    free = shutil.disk_usage(folder).free
     if free < 1.01 * size:
         raise MedtlError(
-            f"The prepared pictures need {size / 1e9:.2f} GB in {target.parent}, where {free / 1e9:.2f} GB are free. "
+            f"The prepared pictures need {size / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free. "
             "Make room, or let HF_MEDTL_CACHE name a folder on another disk."
         )
-    kind: Any = pa.uint8()
-    for length in reversed(shape):
-        kind = pa.list_(kind, length)
-    schema = pa.schema({"pixels": kind, "grey": pa.bool_()})
-    partial = target.with_suffix(".partial")
-    try:
-        with partial.open("wb") as stream:
-            with pa.ipc.new_stream(stream, schema) as writer:
-                block, greys = np.empty((RECORDS, *shape), np.uint8), np.empty(RECORDS, bool)
-                for i, (pixels, grey) in enumerate(read_all(paths, sha256, preprocess)):
-                    if pixels.shape != shape:
-                        raise MedtlError(f"{paths[i]} becomes {pixels.shape}, {paths[0]} {shape}: one size is needed.")
-                    last = i % RECORDS
-                    block[last], greys[last] = pixels, grey
-                    if last == RECORDS - 1 or i == len(paths) - 1:
-                        writer.write_batch(records(block[: last + 1], greys[: last + 1], schema))
-            stream.flush()
-            os.fsync(stream.fileno())  # else a power cut may leave the name without the content
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def records(block: NDArray[np.uint8], greys: NDArray[np.bool_], schema: pa.Schema) -> pa.RecordBatch:
@@ -162,7 +170,7 @@ def records(block: NDArray[np.uint8], greys: NDArray[np.bool_], schema: pa.Schem
     return pa.RecordBatch.from_arrays([column, pa.array(greys)], schema=schema)
 
 
-def read_all(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> Iterator[Prepared]:
+def read_all(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> Generator[Prepared, None, None]:
     """Prepared pictures in order, read by one thread a core (decoders and torch release the GIL)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()

@@ -167,6 +167,10 @@ def pictures(recipe: Recipe, loaded: Loaded, processor: Any) -> dict[str, Pictur
             lambda images: to_uint8(processor, images),
             key=preprocessing_key(processor),
         )
+    looked_at = getattr(processor, "counts", {}).get("pictures")  # none if the pictures were prepared before
+    if looked_at:
+        logger.info("Brain crop: no contour in %d of %d pictures; those stay whole.", processor.counts["no_contour"],
+                    looked_at)  # fmt: skip
     return {
         split: Pictures(
             prepared,
