@@ -82,10 +82,10 @@ def audit(
 
     found = survey(name, data_dir)
     findings = audit(found, others(found, other or []), seed)
-    console = Console()
-    console.print(f"[bold]{found.spec.title}[/bold]: {findings['n']} pictures in {found.root}", highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{found.spec.title}[/bold]: {findings['n']} pictures in {found.root}")
     for sentence in summary(findings):
-        console.print(f"- {sentence}", highlight=False, markup=False)
+        console.print(f"- {sentence}", markup=False)
     if out:
         print(f"\nLook at {write_audit(found, findings, out)}")
     else:
