@@ -101,3 +101,11 @@ def test_real_sets_share_pictures(shared):
     assert shared_pictures(loaded, outside).empty or set(
         loaded.table.set_index("path").loc[shared_pictures(loaded, outside)["copy_of"], "split"]
     ) == {"test"}
+
+
+@pytest.mark.real
+def test_what_can_not_be_recognised_is_never_external(shared):
+    loaded = load("chest-xray-pneumonia", shared / "data" / "chest-xray-pneumonia")
+    small = shared / "data" / "medmnist" / "pneumoniamnist_reassembled.npz"
+    with pytest.raises(MedtlError, match="medmnist is never external to chest-xray-pneumonia"):
+        external(loaded, "medmnist", small, drop_overlap=True)

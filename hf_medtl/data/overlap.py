@@ -67,9 +67,15 @@ def external(
         drop_overlap: leave out pictures that training sees, instead of refusing.
 
     Raises:
-        MedtlError: pictures of the second set are in the first, no label in common, or an error of `load`.
+        MedtlError: pictures of the second set are in the first, or known to be there beyond recognition; no label in
+            common; or an error of `load`.
     """
     found = survey(dataset, data_dir)
+    if loaded.spec.name in found.spec.copies_of or found.spec.name in loaded.spec.copies_of:
+        raise MedtlError(
+            f"{found.spec.name} is never external to {loaded.spec.name}: one holds pictures of the other, cropped or "
+            "shrunk so that not all can be recognised and dropped. Test on another data set."
+        )
     mapping = dict(labels or {})
     wrong = sorted({*mapping} - {*found.labels}) + sorted({*mapping.values()} - {*loaded.labels})
     if wrong:
