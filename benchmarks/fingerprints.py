@@ -3,8 +3,9 @@
     python benchmarks/fingerprints.py                   # as many and as large as covid19-radiography
     python benchmarks/fingerprints.py --number 2000
 
-The pictures are made: one chest phantom, deformed, blended and noisy, so that their PNG files are as hard to read as
-real ones; every 100th is a resized copy of the one before it.
+The pictures are chest phantoms of as many patients, shaded and noisy, so that their PNG files are as large, and as many
+of them look alike, as in real sets: in 936 real ones of chest-xray-pneumonia 0.75 of 1,000 pairs had to be laid over one
+another. Every 100th is a resized copy of the one before it.
 """
 
 import argparse
@@ -14,29 +15,25 @@ import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-
-@cache
-def phantom(number: int) -> Image.Image:
-    from hf_medtl.data.phantoms import chest
-
-    return Image.fromarray(chest(number, 0, False, size=128).image)
+SHADE = 0.35
 
 
 def draw(folder: Path, size: int, number: int) -> None:
     """One picture; the same for each `number`."""
+    from hf_medtl.data.phantoms import chest
+
     copy = number % 100 == 99
-    rng = np.random.default_rng(number - copy)
-    base = phantom(int(rng.integers(40)))
-    coarse = Image.fromarray(rng.integers(0, 256, (7, 7), dtype=np.uint8)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    pixels = np.asarray(Image.blend(base.resize((size, size)), coarse, 0.5)) + rng.normal(0, 3, (size, size))
+    patient = number - copy
+    rng = np.random.default_rng(patient)
+    film = Image.fromarray(chest(patient, 0, bool(patient % 2), size=64).image).resize((size, size))
+    shade = Image.fromarray(rng.integers(0, 256, (5, 5), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(Image.blend(film, shade, SHADE)) + rng.normal(0, 3, (size, size))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if copy:
         image = image.resize((size * 3 // 4, size * 4 // 5))
@@ -67,6 +64,7 @@ def main() -> None:
         groups = near_duplicates(prints)
         times["group near copies"] = time.perf_counter() - start
         paired = sum(groups[i] == groups[i - 1] for i in range(99, len(files), 100))
+        compared = sum(len(np.load(file)) for file in Path(place).rglob("*.npy"))
         others = len(files) - len(set(groups)) - paired
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{len(files)} PNG files of {options.size} × {options.size} pixels, {megabytes:.0f} MB; "
@@ -74,8 +72,9 @@ def main() -> None:
     print("| step | seconds |\n|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.1f} |")
-    print(f"\n{paired} of {len(files) // 100} planted copies found, {others} other pictures grouped; "
-          f"peak memory {peak:.2f} GB")  # fmt: skip
+    pairs = len(files) * (len(files) - 1) / 2
+    print(f"\n{paired} of {len(files) // 100} planted copies found, {others} other pictures grouped; {compared} "
+          f"pairs of look-alikes compared, {1000 * compared / pairs:.2f} of 1,000; peak memory {peak:.2f} GB")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -267,7 +267,8 @@ def check_files(
         logger.warning("%s They are left out.", message)
     table = table[readable].drop(columns="reason").reset_index(drop=True)
     prints = [f for f in found if not f.error]
-    table["duplicate"] = fingerprints.near_duplicates(prints)
+    # Phantoms of different patients look more alike than cropped copies do, and none is a copy.
+    table["duplicate"] = fingerprints.near_duplicates(prints, crops=not spec.phantom)
     return table, excluded, prints
 
 
