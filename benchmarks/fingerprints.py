@@ -72,10 +72,9 @@ def main() -> None:
     print("| step | seconds |\n|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.1f} |")
-    pairs = len(files) * (len(files) - 1) / 2
     share = 1000 * compared / (len(files) * (len(files) - 1) / 2)
-    print(f"\n{paired} of {len(files) // 100} planted copies found, {others} other pictures grouped; {compared} pairs of "
-          f"look-alikes compared, {share:.2f} of 1,000; peak memory {peak:.2f} GB")  # fmt: skip
+    print(f"\n{paired} of {len(files) // 100} planted copies found, {others} other pictures grouped; {compared} pairs "
+          f"of look-alikes compared, {share:.2f} of 1,000; peak memory {peak:.2f} GB")  # fmt: skip
 
 
 if __name__ == "__main__":
