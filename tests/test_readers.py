@@ -202,6 +202,8 @@ def test_a_data_set_on_the_hub(hub, folder):
         "label": [file.parent.name for file in files],
         "patient_id": [f"{file.stem[0]}{int(file.stem[1:]) // 2}" for file in files],
     }
+    columns = {key: [*values, values[0]] for key, values in columns.items()}
+    columns["label"][-1] = -1
     datasets.Dataset.from_dict(columns, features=features).push_to_hub("ci/lungs")
     loaded = load("ci/lungs")
     assert loaded.spec.id == "ci/lungs"

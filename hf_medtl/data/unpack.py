@@ -92,9 +92,12 @@ def from_hub(name: str, revision: str | None = None) -> Path:
         splits = splits.cast_column(key, datasets.Image(decode=False))
 
     def write(folder: Path) -> Iterator[None]:
-        rows = []
+        rows, unlabelled = [], 0
         for split, part in splits.items():
             for number, row in enumerate(part):
+                if row[label] in (None, -1):  # as test splits of competitions have it
+                    unlabelled += 1
+                    continue
                 called = str(kind.int2str(row[label]) if isinstance(kind, datasets.ClassLabel) else row[label])
                 place = f"{split}/{plain(called)}"
                 known = PurePosixPath(row.get("image_id") or f"{number:06d}")
@@ -112,6 +115,8 @@ def from_hub(name: str, revision: str | None = None) -> Path:
                     }
                 )
                 yield
+        if unlabelled:
+            logger.warning("%s: %d pictures have no label and are left out.", name, unlabelled)
         pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
 
     key = hashlib.sha256(str(builder.cache_dir).encode()).hexdigest()[:16]
