@@ -1,5 +1,6 @@
 """A backbone and labels -> model and image processor."""
 
+import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def build(
     try:
         config = read_config(name, from_scratch, revision)
         from_scratch = from_scratch or is_ours(name)
-        old_labels = tuple(config.id2label.values())
+        old_labels = tuple((config.id2label or {}).values())
         config.id2label, config.label2id = id2label, label2id
         # DeiT and LeViT with a teacher would be classes with two heads, which give no loss: the first class has one.
         config.architectures = []
@@ -91,6 +92,7 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
     """Configuration of a folder, an id on the Hub, one of our own networks, or, from scratch, of timm's own table.
 
     Raises:
+        MedtlError: timm has no such architecture or no such tag.
         OSError, ValueError: there is none.
     """
     if is_ours(name):
@@ -100,15 +102,17 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
     import timm
 
     architecture = name.removeprefix("timm/")
-    pretrained = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
-    return TimmWrapperConfig(
-        architecture=architecture.split(".")[0],
-        pretrained_cfg=pretrained.to_dict(remove_source=True, remove_null=True),
-    )
+    try:
+        pretrained: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
+    except RuntimeError as error:
+        close = difflib.get_close_matches(architecture, timm.list_models()) or ["resnet50"]
+        raise MedtlError(f"{_first_line(error)} Such as timm/{' or timm/'.join(close)} exist.") from error
+    known = {"pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True)}
+    return TimmWrapperConfig(architecture=architecture.split(".")[0], **known)
 
 
-def _draw_as_timm(model: PreTrainedModel) -> None:
-    """TRAP: `transformers` draws every layer of a timm model with a deviation of 0.02; a VGG would not learn from it."""
+def _draw_as_timm(model: Any) -> None:
+    """TRAP: `transformers` draws all layers of a timm model with a deviation of 0.02, from which no VGG would learn."""
     if isinstance(model.config, TimmWrapperConfig):
         import timm
 

@@ -93,7 +93,7 @@ class MedicalCnnForImageClassification(PreTrainedModel):
     config: MedicalCnnConfig
     base_model_prefix = "blocks"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     _no_split_modules = ["Block"]  # noqa: RUF012 - as transformers has it
 
     def __init__(self, config: MedicalCnnConfig) -> None:
