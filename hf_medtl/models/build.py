@@ -105,7 +105,7 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
     try:
         pretrained: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
     except RuntimeError as error:
-        close = difflib.get_close_matches(architecture, timm.list_models()) or ["resnet50"]
+        close = difflib.get_close_matches(architecture.split(".")[0], timm.list_models()) or ["resnet50"]
         raise MedtlError(f"{_first_line(error)} Such as timm/{' or timm/'.join(close)} exist.") from error
     known = {"pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True)}
     return TimmWrapperConfig(architecture=architecture.split(".")[0], **known)

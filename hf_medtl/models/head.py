@@ -18,8 +18,8 @@ def find_head(model: PreTrainedModel) -> nn.Linear:
     """
     if any(name.endswith("head_dist") for name, _ in model.named_modules()):  # DeiT, LeViT and others in timm
         raise MedtlError(
-            "This model has a second head, for distillation from a teacher, so the logits do not come from one head. Use "
-            "the same architecture without distillation."
+            "This model has a second head, for distillation from a teacher, so its logits do not come from one head "
+            "alone. Use the same architecture without distillation."
         )
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.config.num_labels]
     if not layers:
