@@ -164,7 +164,7 @@ def finished(phantoms: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> 
     """A finished run of the tiny ViT on phantoms."""
     from hf_medtl import Recipe, run
 
-    card = ROOT / "model_cards" / "vit_brain.md"
+    card = ROOT / "model_cards" / "brain.md"
     output = tmp_path_factory.mktemp("runs") / "finished"
     return run(Recipe(**options(phantoms, tiny("vit"), output, model_card=str(card))))
 
