@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from conftest import options, script
@@ -16,9 +17,19 @@ from hf_medtl.models.build import build
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.models.head import find_head
 from hf_medtl.models.preprocessing import normalisation
-from hf_medtl.publish.hub import FILES
+from hf_medtl.publish.hub import FILES, push
 
 IMAGENET, HALF = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+CLASSIFY = """
+import json, sys
+sys.modules["hf_medtl"] = None  # as if it were not installed
+from transformers import pipeline
+
+classify = pipeline("image-classification", sys.argv[1], trust_remote_code=True, device="cpu")
+answers = classify(sys.argv[2:], top_k=None)
+print(json.dumps([next(row["score"] for row in rows if row["label"] == "lesion") for rows in answers]))
+"""
 
 
 def test_a_fresh_process_gives_the_logits_of_the_trained_models(tiny, tmp_path):
@@ -160,9 +171,10 @@ def test_it_learns():
         assert loss < 0.2
 
 
-def test_a_run_of_the_cnn_is_whole_and_says_that_code_is_needed(phantoms, tmp_path):
-    folder = run(Recipe(**options(phantoms, "cnn_baseline", tmp_path / "run", num_train_epochs=1, head_dropout=0.5)))
-    assert (folder / "cnn.py").exists()
+def test_a_run_of_the_cnn_travels_with_its_code(phantoms, tmp_path, hub):
+    values = options(phantoms, "cnn_baseline", tmp_path / "run", num_train_epochs=1, head_dropout=0.5)
+    folder = run(Recipe(**values))
+    assert isinstance(AutoModelForImageClassification.from_pretrained(folder), MedicalCnnForImageClassification)
     text = (folder / "README.md").read_text()
     assert "trust_remote_code=True" in text
     assert "(cnn.py)" in text
@@ -171,13 +183,21 @@ def test_a_run_of_the_cnn_is_whole_and_says_that_code_is_needed(phantoms, tmp_pa
     code = (folder / "cnn.py").read_text()
     assert "import hf_medtl" not in code
     assert "from hf_medtl" not in code
+    push(folder, "ci-user/small-cnn")
+    rows = pd.read_csv(folder / "predictions.csv")
+    paths = pd.read_csv(folder / "splits.csv").set_index("image_id")["path"]
+    files = [phantoms / paths[name] for name in rows["image_id"]]
+    for place in (folder, "ci-user/small-cnn"):
+        done = script(sys.executable, "-I", "-c", CLASSIFY, place, *files)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found == pytest.approx(rows["p_lesion"].tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
     "order",
     [
         "import hf_medtl; from transformers import PreTrainedModel",
-        "import hf_medtl; from transformers.models.auto.configuration_auto import AutoConfig",
         "from transformers import Trainer; import hf_medtl",
     ],
 )

@@ -64,7 +64,9 @@ class Recipe(TrainingArguments):
         "google/vit-base-patch16-224-in21k", f"Hub id or folder of the backbone, or {' or '.join(PRESETS)}."
     )
     model_revision: str | None = _new(None, "Branch, tag or commit of the backbone on the Hub.")
-    from_scratch: bool = _new(False, "Take only the architecture, with random weights.")
+    from_scratch: bool = _new(
+        False, "Take only the architecture, with random weights; timm/NAME then needs no network."
+    )
     head_dropout: float = _new(0.0, "Share of the head's inputs that training drops, such as 0.5.")
     augmentation: str = _new("light", f"One of {', '.join(augment.NAMES)}.")
     preprocessing: str = _new("", f"Steps before the model, with commas: some of {', '.join(STEPS)}.")
