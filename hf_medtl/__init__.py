@@ -36,10 +36,9 @@ if TYPE_CHECKING:
     from hf_medtl.training.run import main, run
 
 
-# Our classes become known to the Auto classes as soon as those are imported; now would be early, and not light.
-wrapt.register_post_import_hook(
-    lambda _: importlib.import_module("hf_medtl.models"), "transformers.models.auto.image_processing_auto"
-)
+# Our classes become known to the Auto classes as soon as transformers is imported; now would be early, and not light.
+# Later, with one of its modules, would be in the middle of an import that our classes need finished.
+wrapt.register_post_import_hook(lambda _: importlib.import_module("hf_medtl.models"), "transformers")
 
 
 def __getattr__(name: str) -> Any:

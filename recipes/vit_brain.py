@@ -20,7 +20,7 @@ RECIPE = {
     "num_train_epochs": 10,
     "per_device_train_batch_size": 16,
     "output_dir": "runs/vit_brain",
-    "model_card": str(Path(__file__).parents[1] / "model_cards" / "vit_brain.md"),
+    "model_card": str(Path(__file__).parents[1] / "model_cards" / "brain.md"),
 }
 
 if __name__ == "__main__":

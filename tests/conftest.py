@@ -78,32 +78,50 @@ def save_tiny(family: str, folder: Path) -> Path:
     """A tiny checkpoint with random weights and labels of its own, as it would come from the Hub."""
     from transformers import (
         AutoModelForImageClassification,
+        BitImageProcessor,
         ConvNextConfig,
+        DeiTConfig,
         Dinov2Config,
+        Dinov2Model,
+        SwinConfig,
         TimmWrapperConfig,
         TimmWrapperForImageClassification,
         ViTConfig,
         ViTImageProcessor,
     )
 
+    from hf_medtl.models.cnn import MedicalCnnConfig
+
     torch.manual_seed(0)
     labels = {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "label2id": {"cat": 0, "dog": 1, "cow": 2}}
     layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    if family == "timm":
-        mean_std = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
-        cfg = {"input_size": [3, 64, 64], "crop_pct": 0.875, "interpolation": "bicubic", "classifier": "fc", **mean_std}
-        config = TimmWrapperConfig(architecture="test_resnet", pretrained_cfg=cfg, num_labels=3, **labels)
+    mean_std = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
+    if family.startswith("timm"):
+        cfg = {"input_size": [3, 64, 64], "crop_pct": 0.875, "interpolation": "bicubic", "classifier": "fc"}
+        cfg |= {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+        name = family.partition("-")[2] or "resnet"
+        more = {"model_args": {"img_size": 64}} if name == "vit" else {}
+        config = TimmWrapperConfig(architecture=f"test_{name}", pretrained_cfg=cfg, num_labels=3, **more, **labels)
         TimmWrapperForImageClassification(config).save_pretrained(folder)
+        return folder
+    if family == "rad-dino":  # microsoft/rad-dino: a body without a head, and a processor that crops the centre
+        Dinov2Model(Dinov2Config(mlp_ratio=2, **layers)).save_pretrained(folder)
+        sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        BitImageProcessor(**sides, **mean_std).save_pretrained(folder)
         return folder
     config = {
         "vit": ViTConfig(intermediate_size=64, hidden_dropout_prob=0.1, **layers, **labels),
+        "deit": DeiTConfig(intermediate_size=64, **layers, **labels),
         "dinov2": Dinov2Config(mlp_ratio=2, **layers, **labels),
+        "swin": SwinConfig(
+            image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, **labels
+        ),
         "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32, **labels),
+        "cnn": MedicalCnnConfig(widths=(8, 16), image_size=32, **labels),
     }[family]
+    config.architectures = []  # without a list AutoModel fails for families of two classes, such as DeiT
     AutoModelForImageClassification.from_config(config).save_pretrained(folder)
-    ViTImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25]
-    ).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}, **mean_std).save_pretrained(folder)
     return folder
 
 
@@ -146,7 +164,7 @@ def finished(phantoms: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> 
     """A finished run of the tiny ViT on phantoms."""
     from hf_medtl import Recipe, run
 
-    card = ROOT / "model_cards" / "vit_brain.md"
+    card = ROOT / "model_cards" / "brain.md"
     output = tmp_path_factory.mktemp("runs") / "finished"
     return run(Recipe(**options(phantoms, tiny("vit"), output, model_card=str(card))))
 

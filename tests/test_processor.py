@@ -28,7 +28,7 @@ from hf_medtl.models.preprocessing import (
 from hf_medtl.models.processor import STEPS, MedicalImageProcessor, brain_box, clahe
 
 LABELS = ("healthy", "ill")
-FAMILIES = ("vit", "dinov2", "convnext", "timm")
+FAMILIES = ("vit", "dinov2", "convnext", "cnn", "timm")
 RNG = np.random.default_rng(0)
 
 # What a stranger would write, with stock transformers alone.

@@ -42,7 +42,7 @@ def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageClassification.from_pretrained(folder).state_dict()
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov2", "convnext", "timm"])
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin", "convnext", "timm", "cnn"])
 def test_best_checkpoint_and_resume_restore_every_tensor(family, trainer_of):
     """TRAP A: transformers restores 8 of a ViT's 40 tensors, and says nothing."""
     trainer = trainer_of(family, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)

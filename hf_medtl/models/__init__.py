@@ -1,7 +1,8 @@
 """What learns. Importing any part of it makes our classes known to the Auto classes of `transformers`."""
 
-from transformers import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
 
 # The first argument should be a model's configuration class, but this processor serves any model: registered for
@@ -10,4 +11,10 @@ from hf_medtl.models.processor import MedicalImageProcessor
 AutoImageProcessor.register(
     MedicalImageProcessor, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MedicalImageProcessor)
 )
-MedicalImageProcessor.register_for_auto_class()  # save_pretrained copies processor.py beside the weights
+AutoConfig.register(MedicalCnnConfig.model_type, MedicalCnnConfig)
+AutoModelForImageClassification.register(MedicalCnnConfig, MedicalCnnForImageClassification)
+
+# save_pretrained copies their files beside the weights.
+MedicalImageProcessor.register_for_auto_class()
+MedicalCnnConfig.register_for_auto_class()
+MedicalCnnForImageClassification.register_for_auto_class("AutoModelForImageClassification")

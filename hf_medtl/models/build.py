@@ -1,15 +1,24 @@
 """A backbone and labels -> model and image processor."""
 
+import difflib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, TimmWrapperConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.head import find_head, reset_head
+from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
+from hf_medtl.models.head import drop_out, find_head, reset_head
 from hf_medtl.models.preprocessing import build_processor, check_steps
 
 logger = logging.getLogger(__name__)
@@ -23,46 +32,93 @@ def build(
     revision: str | None = None,
     steps: Sequence[str] = (),
     fit: str = "squash",
+    head_dropout: float = 0.0,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier for `labels` and its image processor.
 
     Args:
-        name: Hub id or folder of any image model of `transformers` or timm.
+        name: Hub id or folder of any image model of `transformers` or timm, or one of our own networks, see `is_ours`.
         labels: in the order of the outputs. A checkpoint made for just these keeps its head; any other gets a new one.
-        from_scratch: take only the architecture, with random weights.
+        from_scratch: take only the architecture, with random weights. That of `timm/NAME`, with or without the tag of
+            its weights, needs no network.
         revision: branch, tag or commit on the Hub.
         steps, fit: medical preprocessing, see `build_processor`.
+        head_dropout: share of the head's inputs that training drops, see `drop_out`.
 
     Raises:
-        MedtlError: no such model, no network, not an image classifier, weights that don't fill the model, an unknown
-            step or fit.
+        MedtlError: no such model, no network, not an image classifier, weights that don't fill the model, no linear
+            head, an unknown step or fit.
     """
     check_steps(steps, fit)  # before weights are downloaded
     id2label = dict(enumerate(labels))
     label2id = {label: i for i, label in id2label.items()}
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        old_labels = tuple(config.id2label.values())
+        config = read_config(name, from_scratch, revision)
+        from_scratch = from_scratch or is_ours(name)
+        old_labels = tuple((config.id2label or {}).values())
         config.id2label, config.label2id = id2label, label2id
+        # DeiT and LeViT with a teacher would be classes with two heads, which give no loss: the first class has one.
+        config.architectures = []
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
         if from_scratch:
             model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+            _draw_as_timm(model)
         else:
             model = _load_weights(name, config, revision)
     except (OSError, ValueError, KeyError) as error:
         raise MedtlError(
             f"No image classifier can be made from {name!r} ({_first_line(error)}). Expected a model id on the Hub, "
-            "such as google/vit-base-patch16-224-in21k, or a folder with config.json"
-            f"{'' if from_scratch else ' and model.safetensors'}. Check the spelling, the network, or the path."
+            "such as google/vit-base-patch16-224-in21k, a folder with config.json"
+            f"{'' if from_scratch else ' and model.safetensors'}, or {' or '.join(PRESETS)}. Check the spelling, the "
+            "network, or the path."
         ) from error
+    drop_out(find_head(model), head_dropout)
     if from_scratch:
         logger.info("%s with random weights", type(model).__name__)
     elif old_labels != labels:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
-    processor = build_processor(name, model.config, steps, fit, revision=revision)
+    processor = build_processor(None if is_ours(name) else name, model.config, steps, fit, revision=revision)
     return model, processor
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is that of one of our own networks (`cnn.py`), which have no weights to start from."""
+    return name in PRESETS and not Path(name).exists()
+
+
+def read_config(name: str, from_scratch: bool = False, revision: str | None = None) -> PreTrainedConfig:
+    """Configuration of a folder, an id on the Hub, one of our own networks, or, from scratch, of timm's own table.
+
+    Raises:
+        MedtlError: timm has no such architecture or no such tag.
+        OSError, ValueError: there is none.
+    """
+    if is_ours(name):
+        return MedicalCnnConfig(**PRESETS[name])
+    if not from_scratch or not name.startswith("timm/") or Path(name).exists():
+        return AutoConfig.from_pretrained(name, revision=revision)
+    import timm
+
+    architecture = name.removeprefix("timm/")
+    try:
+        pretrained: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
+    except RuntimeError as error:
+        close = difflib.get_close_matches(architecture.split(".")[0], timm.list_models()) or ["resnet50"]
+        raise MedtlError(f"{_first_line(error)} Such as timm/{' or timm/'.join(close)} exist.") from error
+    known = {"pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True)}
+    return TimmWrapperConfig(architecture=architecture.split(".")[0], **known)
+
+
+def _draw_as_timm(model: Any) -> None:
+    """TRAP: `transformers` draws all layers of a timm model with a deviation of 0.02, from which no VGG would learn."""
+    if isinstance(model.config, TimmWrapperConfig):
+        import timm
+
+        config = model.config
+        fresh = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
+        model.timm_model.load_state_dict(fresh.state_dict())
 
 
 def _load_weights(name: str, config: Any, revision: str | None) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, opencv
 
 
 def build_processor(
-    name: str, config: PreTrainedConfig, steps: Sequence[str] = (), fit: str = "squash", **hub: Any
+    name: str | None, config: PreTrainedConfig, steps: Sequence[str] = (), fit: str = "squash", **hub: Any
 ) -> Any:
     """Image processor that resizes the whole picture to the model's size; nothing is cropped away unasked.
 
@@ -28,7 +28,7 @@ def build_processor(
     can do that; for the rest there is `MedicalImageProcessor`, whose code is saved beside the weights.
 
     Args:
-        name: Hub id or folder of the checkpoint.
+        name: Hub id or folder of the checkpoint; None where there is none, for mean and standard deviation 0.5.
         config: its configuration; of a timm model the preprocessing lives there, and is changed there.
         steps: some of STEPS, see `MedicalImageProcessor`.
         fit: "squash", or "pad" to keep the aspect.
@@ -57,7 +57,9 @@ def build_processor(
         }
         return MedicalImageProcessor(**settings, steps=steps, fit=fit)
     try:
-        stock = AutoImageProcessor.from_pretrained(name, **hub)
+        stock = (
+            ViTImageProcessor(size=config.image_size) if not name else AutoImageProcessor.from_pretrained(name, **hub)
+        )
     except (OSError, ValueError) as error:
         raise MedtlError(
             f"{name} has no usable preprocessor_config.json ({type(error).__name__}), so size, mean and standard "

@@ -27,7 +27,7 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
     Args:
         facts: `results` (of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split -> label ->
             number), `excluded` (kind -> number), `name`, `base_model`, `base_is_local`, `license`, `model_class`,
-            `processor`, `own_code` (whether it needs trust_remote_code), `recipe_yaml`, `from_scratch`.
+            `processor`, `own_code` (names of the files with code beside the weights), `recipe_yaml`, `from_scratch`.
         prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)

@@ -16,6 +16,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_medtl.data import augment
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.build import is_ours
+from hf_medtl.models.cnn import PRESETS
 from hf_medtl.models.preprocessing import STEPS, check_steps
 
 # Left out of recipe.yaml: they say where the run was made, not how, and would carry paths to the Hub.
@@ -58,9 +60,14 @@ class Recipe(TrainingArguments):
     external_labels: str | None = _new(None, "Its labels in ours, where names differ: viral_pneumonia=pneumonia,a=b.")
     drop_overlap: bool = _new(False, "Leave out of the second data set what training sees, instead of refusing.")
     split_seed: int | None = _new(None, "Seed of the split; the same as --seed if not given.")
-    model_name_or_path: str = _new("google/vit-base-patch16-224-in21k", "Hub id or folder of the backbone.")
+    model_name_or_path: str = _new(
+        "google/vit-base-patch16-224-in21k", f"Hub id or folder of the backbone, or {' or '.join(PRESETS)}."
+    )
     model_revision: str | None = _new(None, "Branch, tag or commit of the backbone on the Hub.")
-    from_scratch: bool = _new(False, "Take only the architecture, with random weights.")
+    from_scratch: bool = _new(
+        False, "Take only the architecture, with random weights; timm/NAME then needs no network."
+    )
+    head_dropout: float = _new(0.0, "Share of the head's inputs that training drops, such as 0.5.")
     augmentation: str = _new("light", f"One of {', '.join(augment.NAMES)}.")
     preprocessing: str = _new("", f"Steps before the model, with commas: some of {', '.join(STEPS)}.")
     fit: str = _new("squash", "How a picture gets the model's size: squash, or pad to keep the aspect.")
@@ -105,6 +112,7 @@ class Recipe(TrainingArguments):
             self._chosen["model_name_or_path"] = self.base_model
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise MedtlError(f"--mixed_precision is auto, no, bf16 or fp16, found {self.mixed_precision!r}.")
+        self.from_scratch |= is_ours(self.model_name_or_path)
         self._set_precision(self.mixed_precision)
         if self.hub_token:  # the environment is where it can't be saved with the arguments
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
@@ -122,6 +130,8 @@ class Recipe(TrainingArguments):
         if self.label_map and not self.external_dataset:
             raise MedtlError("--external_labels are those of --external_dataset, which is not given.")
         check_steps(self.steps, self.fit)
+        if not 0 <= self.head_dropout < 1:
+            raise MedtlError(f"--head_dropout is a share of 0 or more and below 1, found {self.head_dropout}.")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
 

@@ -25,7 +25,6 @@ from hf_medtl.evaluation.evaluate import predict, results
 from hf_medtl.models.build import build
 from hf_medtl.models.head import divide_logits
 from hf_medtl.models.preprocessing import describe_processor, normalisation, preprocessing_key, to_uint8
-from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.publish.card import card
 from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import cores, environment, peak_memory_mb
@@ -107,6 +106,7 @@ def run(recipe: Recipe) -> Path:
         revision=recipe.model_revision,
         steps=recipe.steps,
         fit=recipe.fit,
+        head_dropout=recipe.head_dropout,
     )
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs))
     check_disk(folder, needed)
@@ -266,7 +266,7 @@ def report(
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,
         "processor": describe_processor(processor),
-        "own_code": isinstance(processor, MedicalImageProcessor),
+        "own_code": sorted(path.name for path in folder.glob("*.py")),
         "recipe_yaml": recipe.to_yaml(),
     }
     prose = Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else ""

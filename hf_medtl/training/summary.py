@@ -61,7 +61,7 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
             for name, metric in part["metrics"].items():
                 table.add_row(NAMES[name], interval(metric))
             console.print(table)
-    ours = "import hf_medtl; " if (folder / "processor.py").exists() else ""
+    ours = "import hf_medtl; " if any(folder.glob("*.py")) else ""
     console.print(
         f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
         f'\nUse it:\n  python -c "{ours}from transformers import pipeline; '

@@ -1,0 +1,108 @@
+"""Every recipe: short, and ready to run on data laid out as the download is."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, flags
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+BACKBONES = {"vit": "vit", "cnn": "cnn", "inception": "timm", "resnet50": "timm", "densenet121": "timm",
+             "efficientnet": "timm-efficientnet", "vgg16": "timm-byobnet"}  # fmt: skip
+
+# Places of a label's pictures, by data set; {} is a number.
+LAYOUTS = {
+    "brain-tumor-mri": ["yes/Y{}.jpg", "no/{} no.jpeg"],
+    "chest-xray-pneumonia": [
+        f"chest_xray/{split}/{name}"
+        for split in ("train", "test")
+        for name in (f"NORMAL/IM-{split[0]}{{}}-0001.jpeg", "PNEUMONIA/person{}_virus_{}.jpeg")
+    ],
+    "covid19-radiography": [
+        f"COVID-19_Radiography_Dataset/{name}/images/{name}-{{}}.png"
+        for name in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    ],
+    "chest-xray-covid19-pneumonia": [
+        f"Data/{split}/{name}/{name}({{}}).jpg"
+        for split in ("train", "test")
+        for name in ("COVID19", "NORMAL", "PNEUMONIA")
+    ],
+    "pulmonary-edema": ["train/edema/{}.png", "train/normal/{}.png", "test/edema/{}.png", "test/normal/{}.png"],
+}
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory) -> dict[str, Path]:
+    """Data set -> folder with 12 pictures of blocks at each place of its layout."""
+    rng, folders = np.random.default_rng(0), {}
+    for dataset, places in LAYOUTS.items():
+        folders[dataset] = tmp_path_factory.mktemp("data") / dataset
+        numbers = iter(range(10_000))  # no person is in two splits
+        for place in places:
+            for _ in range(12):
+                path = folders[dataset] / place.replace("{}", str(next(numbers)))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).resize((48, 48)).save(path)
+    return folders
+
+
+def dry_run(recipe: Path, monkeypatch, **values: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(recipe), "--dry_run", *flags(use_cpu=True, **values)])
+    runpy.run_path(str(recipe), run_name="__main__")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_it_is_short_and_a_dry_run_passes(recipe, downloads, tiny, tmp_path, monkeypatch, capsys):
+    text = recipe.read_text()
+    assert text.count("\n") <= 40
+    assert f"\naccelerate launch recipes/{recipe.name}\n" in text
+    values = runpy.run_path(str(recipe))["RECIPE"]
+    assert values["output_dir"] == f"runs/{recipe.stem}"
+    assert values["augmentation"] == ("brain" if "brain" in values["dataset"] else "chest")
+    family = BACKBONES[recipe.stem.split("_")[0]]
+    backbone = family if family == "cnn" else tiny(family)  # that one has no weights to download
+    dry_run(recipe, monkeypatch, model_name_or_path=backbone, data_dir=downloads[values["dataset"]],
+            output_dir=tmp_path / "run")  # fmt: skip
+    shown = capsys.readouterr().out
+    assert f"augmentation {values['augmentation']}" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_timm_recipe_runs_dry_from_scratch_without_network(downloads, tmp_path, monkeypatch, capsys):
+    data = downloads["pulmonary-edema"]
+    dry_run(ROOT / "recipes" / "vgg16_edema.py", monkeypatch, from_scratch=True, data_dir=data, output_dir=tmp_path)
+    assert "134.3 million parameters, from random weights" in capsys.readouterr().out
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run_on_the_real_pictures_passes(recipe, shared, tiny, tmp_path, monkeypatch):
+    folders = {
+        "brain-tumor-mri": "brain-mri-images-for-brain-tumor-detection",
+        "covid19-radiography": "covid19-radiography-database",
+        "pulmonary-edema": "nih-edema-mini",
+    }
+    dataset = runpy.run_path(str(recipe))["RECIPE"]["dataset"]
+    backbone = tiny(BACKBONES[recipe.stem.split("_")[0]])
+    dry_run(recipe, monkeypatch, model_name_or_path=backbone, data_dir=shared / "data" / folders.get(dataset, dataset),
+            output_dir=tmp_path / "run")  # fmt: skip
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
+def test_the_prose_of_a_card_renders(card):
+    counts = {split: {"ill": 3, "healthy": 4} for split in ("train", "validation", "test")}
+    facts = {"counts": counts, "results": {"n": 7, "positive_label": "ill"}}
+    text = Environment(undefined=StrictUndefined).from_string(card.read_text()).render(facts)
+    assert "## Intended use" in text
+    assert "## Limits" in text
+    assert "{" not in text
+
+
+def test_every_card_is_used():
+    named = {Path(runpy.run_path(str(recipe))["RECIPE"]["model_card"]).name for recipe in RECIPES}
+    assert named == {path.name for path in (ROOT / "model_cards").glob("*.md")} - {"phantoms.md"}
