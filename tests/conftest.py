@@ -38,6 +38,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+COMMAND = Path(sys.executable).with_name("hf-medtl")  # the environment need not be activated
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from conftest import script
+from conftest import COMMAND, script
 from huggingface_hub import HfApi
 from PIL import Image
 from test_readers import picture
@@ -27,7 +27,7 @@ def typed(*words: object):
 
 def test_help_names_every_command_and_errors_have_no_traceback(tmp_path):
     assert all(word in typed("data", "--help") for word in ("list", "fetch", "audit", "preview", "push"))
-    done = script("hf-medtl", "data", "audit", "brain-tumor-mri", "--data_dir", tmp_path)
+    done = script(COMMAND, "data", "audit", "brain-tumor-mri", "--data_dir", tmp_path)
     assert done.returncode == 1
     assert "does not look like Brain MRI" in done.stderr
     assert "Traceback" not in done.stderr

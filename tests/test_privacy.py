@@ -1,10 +1,11 @@
 """What is in a header stays there: a patient's name is found in no output, log, cache or upload."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import flags, script
+from conftest import COMMAND, flags, script
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
@@ -63,12 +64,14 @@ def test_a_name_in_a_header_is_found_in_no_output(folder, tiny, tmp_path):
             tmp_path / "push",
         ],
     ):
-        done = script("hf-medtl", "data", *command, **cache)
+        done = script(COMMAND, "data", *command, **cache)
         assert done.returncode == 0, done.stderr
         shown.append(done)
     values = {"dataset": "imagefolder", "data_dir": folder, "model_name_or_path": tiny("vit"), "num_train_epochs": 1,
               "output_dir": tmp_path / "run", "use_cpu": True, "log_level": "debug"}  # fmt: skip
-    shown.append(script("python", "-X", "dev", "-W", "default", "recipes/vit_brain.py", *flags(**values), **cache))
+    shown.append(
+        script(sys.executable, "-X", "dev", "-W", "default", "recipes/vit_brain.py", *flags(**values), **cache)
+    )
     assert (tmp_path / "run" / "results.json").exists(), shown[-1].stderr[-3000:]
     assert any("38.dcm" in done.stderr for done in shown)  # the damaged one is named, without what is in it
     for i, done in enumerate(shown):
