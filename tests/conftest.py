@@ -79,7 +79,10 @@ def save_tiny(family: str, folder: Path) -> Path:
     from transformers import (
         AutoModelForImageClassification,
         ConvNextConfig,
+        DeiTConfig,
+        DeiTForImageClassification,
         Dinov2Config,
+        SwinConfig,
         TimmWrapperConfig,
         TimmWrapperForImageClassification,
         ViTConfig,
@@ -95,12 +98,17 @@ def save_tiny(family: str, folder: Path) -> Path:
         config = TimmWrapperConfig(architecture="test_resnet", pretrained_cfg=cfg, num_labels=3, **labels)
         TimmWrapperForImageClassification(config).save_pretrained(folder)
         return folder
+    swin = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "image_size": 32, "patch_size": 4, "window_size": 4}
     config = {
+        "deit": DeiTConfig(intermediate_size=64, **layers, **labels),
+        "swin": SwinConfig(**swin, **labels),
         "vit": ViTConfig(intermediate_size=64, hidden_dropout_prob=0.1, **layers, **labels),
         "dinov2": Dinov2Config(mlp_ratio=2, **layers, **labels),
         "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32, **labels),
     }[family]
-    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    # Of a new DeiTConfig the Auto class can't choose between two heads.
+    made = DeiTForImageClassification(config) if family == "deit" else None
+    (made or AutoModelForImageClassification.from_config(config)).save_pretrained(folder)
     ViTImageProcessor(
         size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25]
     ).save_pretrained(folder)
@@ -139,6 +147,25 @@ def options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dic
 def flags(**values: object) -> list[str]:
     """The same as command-line flags."""
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+
+@pytest.fixture
+def trainer_of(phantoms, tiny, tmp_path):
+    """Make a trainer of a family on phantoms."""
+    from hf_medtl import Recipe, load
+    from hf_medtl.models.build import build
+    from hf_medtl.models.preprocessing import normalisation
+    from hf_medtl.training.run import pictures
+    from hf_medtl.training.trainer import MedicalTrainer
+
+    def make(family: str = "vit", **more: object):
+        recipe = Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more))
+        loaded = load("brain-phantoms", phantoms)
+        torch.manual_seed(0)
+        model, processor = build(recipe.model_name_or_path, loaded.spec.labels)
+        return MedicalTrainer(recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ class Strategy:
     layer_decay: float = 0.75
     probe_epochs: int = 3
     lora_rank: int = 8
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
 
     def __post_init__(self) -> None:
         if self.name not in STRATEGIES:
@@ -61,8 +61,8 @@ class Strategy:
                 f"--probe_epochs is 1 or more and fewer than the {self.epochs} of --num_train_epochs, found "
                 f"{self.probe_epochs}: fine-tuning comes after them."
             )
-        if self.lora_rank < 1 or not 0 < self.lora_alpha < math.inf:
-            raise MedtlError(f"--lora_rank is 1 or more and --lora_alpha above 0, found {self.lora_rank} and "
+        if self.lora_rank < 1 or self.lora_alpha < 1:
+            raise MedtlError(f"--lora_rank is 1 or more and --lora_alpha, too, found {self.lora_rank} and "
                              f"{self.lora_alpha}.")  # fmt: skip
         self.steps(1)  # of a wrong schedule
 
@@ -213,9 +213,7 @@ def choose_trained(model: PreTrainedModel, number: int, depths: dict[str, int] |
     """
     head = head_names(model)
     for name, parameter in model.named_parameters():
-        if name.endswith(
-            "mask_token"
-        ):  # serves pretraining alone; with a gradient to wait for, DDP stops with an error
+        if name.endswith("mask_token"):  # of pretraining; DDP would wait for its gradient and stop with an error
             parameter.requires_grad = False
         elif name in head or depths is None:
             parameter.requires_grad = name in head or number > 0
@@ -253,7 +251,7 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> Any:
+def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> Any:
     """Put low-rank adapters into `model`, in place, and freeze all but them and the head.
 
     Returns:

@@ -87,7 +87,7 @@ class Recipe(TrainingArguments):
     layer_decay: float = _new(0.75, "differential: factor of the learning rate from a block to the one before it.")
     probe_epochs: int = _new(3, "lp_ft: epochs in which the head alone trains.")
     lora_rank: int = _new(8, "lora: rank of the adapters.")
-    lora_alpha: float = _new(16.0, "lora: the adapters' output is multiplied by this / rank.")
+    lora_alpha: int = _new(16, "lora: the adapters' output is multiplied by this / rank.")
     cache_features: bool = _new(True, "Compute a frozen body once (feature_extraction, and the probe of lp_ft).")
     feature_views: int = _new(4, "Augmented views of each picture then; epochs take turns with them.")
     loss: str = _new("cross_entropy", f"One of {', '.join(LOSSES)}; validation's loss is the same.")
