@@ -1,17 +1,18 @@
 """Features computed once give what the ordinary epochs of a frozen body give."""
 
 import logging
+import sys
 
 import pytest
 import torch
-from conftest import options
+from conftest import options, script
 from test_losses import stopped_and_resumed, weights_of
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.head import find_head
 from hf_medtl.models.strategies import choose_trained
-from hf_medtl.training.features import add_features_input, dropout_before_head, remove_features_input
+from hf_medtl.training.features import add_features_input, dropout_before_head
 
 FROZEN = {"strategy": "feature_extraction", "num_train_epochs": 3, "learning_rate": 0.05, "early_stopping_patience": 0}
 
@@ -37,6 +38,7 @@ def test_head_is_the_same_as_after_ordinary_epochs(family, augmentation, trainer
         heads.append(weights_of(trainer))
         losses.append([row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row])
         assert "forward" not in vars(trainer.model)
+        assert min(losses[-1]) == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-5)  # the best, on pictures
     for name, tensor in heads[0].items():
         assert torch.allclose(tensor, heads[1][name], atol=1e-5), name
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -86,10 +88,10 @@ def test_features_are_an_input_of_the_full_model(trainer_of):
     hook = find_head(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     logits = model(pixel_values=pixels).logits
     hook.remove()
-    add_features_input(model, 0.5)
+    undo = add_features_input(model, 0.5)
     assert torch.equal(model(features=seen[0]).logits, logits)
     assert torch.equal(model(pixel_values=pixels).logits, logits)
-    remove_features_input(model)
+    undo()
     assert model.forward.__func__ is type(model).forward
 
 
@@ -137,6 +139,18 @@ def test_the_artefact_is_the_full_model(phantoms, tiny, tmp_path):
     with torch.no_grad():
         a, b = (model(pixel_values=pixels).logits for model in saved)
     assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["timm"])
+def test_the_benchmark_runs(family, tiny):
+    done = script(
+        *(sys.executable, "benchmarks/feature_cache.py", "--epochs", 1, "--model_name_or_path", tiny(family)),
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| tiny")]
+    assert [row[3].strip() for row in rows] == ["body in each epoch", "features computed once"]
+    assert float(rows[1][7]) < 1e-4
 
 
 def test_views_without_a_frozen_body_are_refused(phantoms, tiny, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, options
+from conftest import ROOT, flags, options, script
 from test_losses import same, stopped_and_resumed
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModelForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification
@@ -197,9 +197,37 @@ def test_a_lora_run_loads_in_a_fresh_process(phantoms, tiny, tmp_path):
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     here = AutoModelForImageClassification.from_pretrained(folder).eval()(pixel_values=pixels).logits
-    assert torch.allclose(torch.tensor(eval(done.stdout)), here.double(), atol=1e-6)
+    assert torch.allclose(torch.tensor(eval(done.stdout)), here, atol=1e-6)
     names = {path.name for path in Path(folder).iterdir()}
     assert not names & {"adapter_model.safetensors", "adapter_config.json", "training_weights.safetensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"strategy": "progressive", "unfreeze_schedule": "1:1,2:all"},
+        {"strategy": "lp_ft", "probe_epochs": 1},
+        {"strategy": "feature_extraction"},
+        {"strategy": "lora"},
+        {"strategy": "full", "ema_decay": 0.9},
+    ],
+    ids=lambda m: m["strategy"],
+)
+def test_two_processes_train_as_one(more, phantoms, tiny, tmp_path):
+    """DDP waits for the gradients of all that asked for one when it began, and DINOv2 has a tensor without."""
+    weights = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        values = options(phantoms, tiny("dinov2"), output, num_train_epochs=3, augmentation="none", optim="sgd",
+                         learning_rate=0.01, head_learning_rate=0.01, **more)  # fmt: skip
+        values["per_device_train_batch_size"] = 4 // processes
+        launch = (*("-m", "torch.distributed.run", "--nproc_per_node", processes), "--standalone")
+        done = script(sys.executable, *launch, "recipes/vit_brain.py", *flags(**values))
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(AutoModelForImageClassification.from_pretrained(output).state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=2e-3), name
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,13 @@ def compute(
     data.values = values.cpu().share_memory_()
 
 
-def add_features_input(model: PreTrainedModel, dropout: float) -> None:
+def add_features_input(model: PreTrainedModel, dropout: float) -> Callable[[], None]:
     """Let `model` take `features` (B, d) for `pixel_values`: dropout and head alone then give the logits.
 
     A method of this one object, so that DDP, checkpoints, and a later stage on pictures work as always.
+
+    Returns:
+        What takes it away again.
     """
     head, usual = find_head(model), model.forward
 
@@ -104,12 +107,13 @@ def add_features_input(model: PreTrainedModel, dropout: float) -> None:
             return usual(*args, **kwargs)
         return ImageClassifierOutput(logits=head(nn.functional.dropout(features, dropout, model.training)))
 
+    def undo() -> None:
+        model.forward = usual
+        if getattr(usual, "__func__", None) is type(model).forward:
+            del model.forward  # the class has it
+
     model.forward = forward
-
-
-def remove_features_input(model: PreTrainedModel) -> None:
-    """Give `model` the forward method of its class again."""
-    vars(model).pop("forward", None)
+    return undo
 
 
 @torch.no_grad()
@@ -123,8 +127,14 @@ def dropout_before_head(model: PreTrainedModel, pixels: torch.Tensor) -> float |
         model: with its body frozen (`requires_grad`).
         pixels: (B, 3, H, W) normalised.
     """
-    head, seen = find_head(model), []
-    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    seen: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
+
+    def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        seen.append(args[0])
+        given.append(output.float())  # of mixed precision, too
+
+    hook = find_head(model).register_forward_hook(note)
     try:
         logits = model.eval()(pixel_values=pixels).logits
         rest_frozen(model.train())
@@ -133,7 +143,7 @@ def dropout_before_head(model: PreTrainedModel, pixels: torch.Tensor) -> float |
     finally:
         hook.remove()
         model.eval()
-    if len(seen) != 2 or seen[0].ndim != 2 or not torch.allclose(head(seen[0]), logits, atol=1e-5):
+    if len(seen) != 2 or seen[0].ndim != 2 or not torch.equal(given[0], logits.float()):
         return None
     if not dropouts.found:
         return 0.0 if torch.allclose(seen[0], seen[1], atol=1e-5) else None

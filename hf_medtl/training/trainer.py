@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +61,10 @@ class MedicalTrainer(Trainer):
         self.depths = find_depths(model) if needs_depths else None
         self.blocks = count_blocks(self.depths) if self.depths else 0
         self.trained: int | None = None  # blocks that train now; None before training
-        self.lora = self.ema = self.checkpoint = None  # type: Any
+        self.lora: Any = None
+        self.ema: Ema | None = None
+        self.checkpoint: str | None = None  # that training goes on from
+        self.undo_features: Callable[[], None] | None = None
         # What ever trains asks for gradients from the start, so that optimizer and DDP know it.
         choose_trained(model, self.strategy.trained(self.strategy.epochs, self.blocks), self.depths)
         if self.strategy.name == "lora":
@@ -242,7 +245,7 @@ class MedicalTrainer(Trainer):
                     self.args.process_index,
                     self.args.world_size,
                 )
-        features.add_features_input(self.model, rate)
+        self.undo_features = features.add_features_input(self.model, rate)
         logger.info(
             "Features of %d pictures (%d view(s) each) and %d for validation computed in %.1f s for the head",
             len(self.sets[0]), self.sets[0].views, len(self.sets[1]), time.monotonic() - started,
@@ -260,7 +263,11 @@ class MedicalTrainer(Trainer):
         if self.lora:
             remove_lora(self.lora, merge=not weights_follow)
         self.ema = self.lora = None
-        features.remove_features_input(self.model)
+        if self.undo_features:
+            self.undo_features()
+            self.undo_features = None
+        for data in self.sets:
+            data.in_use.fill_(False)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """That of Trainer, of the averaged weights if there are."""
