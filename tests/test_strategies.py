@@ -208,9 +208,7 @@ def test_a_lora_run_loads_in_a_fresh_process(phantoms, tiny, tmp_path):
     [
         {"strategy": "progressive", "unfreeze_schedule": "1:1,2:all"},
         {"strategy": "lp_ft", "probe_epochs": 1},
-        {"strategy": "feature_extraction"},
-        {"strategy": "lora"},
-        {"strategy": "full", "ema_decay": 0.9},
+        {"strategy": "lora", "ema_decay": 0.9},
     ],
     ids=lambda m: m["strategy"],
 )
