@@ -101,6 +101,7 @@ def test_views_take_turns(trainer_of):
     data = trainer.train_dataset
     assert data.values.shape == (2, len(data), 32)
     assert not torch.equal(data.values[0], data.values[1])
+    data.in_use.fill_(True)
     for epoch, view in ((0, 0), (1, 1), (2, 0)):
         data.epoch.fill_(epoch)
         assert torch.equal(data[3]["features"], data.values[view, 3])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import options
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
@@ -67,6 +68,7 @@ def test_nonsense_is_refused(phantoms, tiny, tmp_path):
     with pytest.raises(MedtlError, match="No training picture of b"):
         class_weights("balanced", [3, 0, 2], NAMES)
     for more, words in (
+        ({"optim": "adamm"}, "Did you mean 'adam'"),
         ({"loss": "hinge"}, "cross_entropy, focal"),
         ({"class_weights": "heavy"}, "balanced, effective"),
         ({"effective_beta": 1.0}, "below 1"),
@@ -78,6 +80,15 @@ def test_nonsense_is_refused(phantoms, tiny, tmp_path):
     ):
         with pytest.raises(MedtlError, match=words):
             Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
+
+
+def test_flags_reach_the_recipe():
+    given = "--optim adam --no_cache_features --strategy lp_ft --probe_epochs 2 --class_weights effective"
+    recipe = Recipe.from_cli({"use_cpu": True}, given.split())
+    assert (recipe.plain_adam, recipe.cache_features, recipe.plan.probe_epochs) == (True, False, 2)
+    again = yaml.safe_load(recipe.to_yaml())
+    assert again["optim"] == "adam"
+    assert again["class_weights"] == "effective"
 
 
 def weights_of(trainer: MedicalTrainer) -> dict[str, torch.Tensor]:
@@ -94,7 +105,7 @@ def test_classes_are_counted_in_the_training_split_only(trainer_of):
 @pytest.mark.parametrize("family", ["vit", "timm"])
 @pytest.mark.parametrize("more", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
 def test_accumulated_batches_are_one_batch(family, more, trainer_of):
-    """TRAP: the loss of native models ignores num_items_in_batch, and Trainer trusts it: 4 times the gradients."""
+    """The loss is divided by the pictures of the whole optimizer step."""
     seen = []
     for size, times in ((8, 1), (2, 4)):
         trainer = trainer_of(family, optim="sgd", learning_rate=1.0, max_steps=1, save_strategy="no", logging_steps=1,

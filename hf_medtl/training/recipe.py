@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_medtl.data import augment
 from hf_medtl.data.specs import DATASETS
@@ -106,6 +107,8 @@ class Recipe(TrainingArguments):
     num_train_epochs: float = _our("num_train_epochs", 10.0)
     per_device_train_batch_size: int = _our("per_device_train_batch_size", 16)
     per_device_eval_batch_size: int = _our("per_device_eval_batch_size", 32)
+    # Text, or the command line would refuse adam.
+    optim: str = _our("optim", TrainingArguments.__dataclass_fields__["optim"].default)
     learning_rate: float = _our("learning_rate", 2e-5)
     weight_decay: float = _our("weight_decay", 0.01)
     lr_scheduler_type: str = _our("lr_scheduler_type", "cosine")
@@ -141,6 +144,9 @@ class Recipe(TrainingArguments):
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self.split_seed = self.seed if self.split_seed is None else self.split_seed
         self.label_names = ["labels"]
+        optimizers = ["adam", *(name.value for name in OptimizerNames)]
+        if self.optim not in optimizers:
+            raise MedtlError(f"Unknown --optim {self.optim!r}. {_nearest(str(self.optim), optimizers)}")
         self.plain_adam = self.optim == "adam"  # which TrainingArguments does not know
         if self.plain_adam:
             self.optim = "adamw_torch"

@@ -91,9 +91,7 @@ class MedicalTrainer(Trainer):
             callbacks=callbacks,
             train_dataset=self.sets[0] if self.sets else train,
             eval_dataset=self.sets[1] if self.sets else validation,
-            # TRAP: Trainer takes the **kwargs of native models for a promise that their loss is divided by
-            # num_items_in_batch, which that of image classifiers is not: gradients would grow with accumulation and
-            # with the number of processes.
+            # One loss for all families and for heads on features, which the model's own forward does not see.
             compute_loss_func=lambda outputs, labels, num_items_in_batch=None: self.loss(
                 outputs["logits"], labels, num_items_in_batch
             ),
