@@ -2,7 +2,8 @@
 
 accelerate launch recipes/vgg16_edema.py
 
-All layers learn, the body slowly; dropout and weight decay hold them back, because the set is small.
+The last block of convolutions learns with the head, dropout and weight decay hold them back, because the set is small;
+for the head alone: --strategy feature_extraction.
 
 No score of this recipe has been measured yet.
 """
@@ -15,6 +16,8 @@ RECIPE = {
     "dataset": "pulmonary-edema",
     "model_name_or_path": "timm/vgg16.tv_in1k",
     "augmentation": "chest",
+    "strategy": "last_n",
+    "unfreeze_blocks": 1,
     "head_dropout": 0.5,
     "learning_rate": 2e-5,
     "head_learning_rate": 2e-4,

@@ -160,6 +160,25 @@ def flags(**values: object) -> list[str]:
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
+@pytest.fixture
+def trainer_of(phantoms, tiny, tmp_path):
+    """Make a trainer of a family on phantoms."""
+    from hf_medtl import Recipe, load
+    from hf_medtl.models.build import build
+    from hf_medtl.models.preprocessing import normalisation
+    from hf_medtl.training.run import pictures
+    from hf_medtl.training.trainer import MedicalTrainer
+
+    def make(family: str = "vit", **more: object):
+        recipe = Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more))
+        loaded = load("brain-phantoms", phantoms)
+        torch.manual_seed(0)
+        model, processor = build(recipe.model_name_or_path, loaded.spec.labels)
+        return MedicalTrainer(recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def finished(phantoms: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny ViT on phantoms."""

@@ -74,7 +74,8 @@ def test_it_is_short_and_a_dry_run_passes(recipe, downloads, tiny, tmp_path, mon
 
 def test_a_timm_recipe_runs_dry_from_scratch_without_network(downloads, tmp_path, monkeypatch, capsys):
     data = downloads["pulmonary-edema"]
-    dry_run(ROOT / "recipes" / "vgg16_edema.py", monkeypatch, from_scratch=True, data_dir=data, output_dir=tmp_path)
+    changes = {"from_scratch": True, "strategy": "full", "data_dir": data, "output_dir": tmp_path}
+    dry_run(ROOT / "recipes" / "vgg16_edema.py", monkeypatch, **changes)
     assert "134.3 million parameters, from random weights" in capsys.readouterr().out
 
 

@@ -15,27 +15,10 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback
 
-from hf_medtl import MedtlError, Recipe, load
+from hf_medtl import MedtlError
 from hf_medtl.data.augment import augmentation
-from hf_medtl.models.build import build
 from hf_medtl.models.head import find_head
-from hf_medtl.models.preprocessing import normalisation
-from hf_medtl.training.run import pictures
-from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
-
-
-@pytest.fixture
-def trainer_of(phantoms, tiny, tmp_path):
-    """Make a trainer of a family on phantoms."""
-
-    def make(family: str = "vit", **more: object) -> MedicalTrainer:
-        recipe = Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more))
-        loaded = load("brain-phantoms", phantoms)
-        torch.manual_seed(0)
-        model, processor = build(recipe.model_name_or_path, loaded.spec.labels)
-        return MedicalTrainer(recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor))
-
-    return make
+from hf_medtl.training.trainer import find_checkpoint
 
 
 def tensors(folder: str | Path) -> dict[str, torch.Tensor]:

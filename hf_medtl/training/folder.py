@@ -54,10 +54,14 @@ def check_disk(folder: Path, needed: float) -> None:
         )
 
 
-def disk_needed(parameters: int, save_total_limit: int | None, epochs: int) -> float:
-    """Bytes that a run writes at most: float32 weights with Adam's two moments in each checkpoint, and the result."""
+def disk_needed(parameters: int, save_total_limit: int | None, epochs: int, copies: int = 1) -> float:
+    """Bytes that a run writes at most: float32 weights with Adam's two moments in each checkpoint, and the result.
+
+    Args:
+        copies: of the weights in a checkpoint (more with adapters or averaged weights).
+    """
     checkpoints = min(save_total_limit or epochs, epochs) + 1  # a new one is written before an old one goes
-    return 4 * parameters * (3 * checkpoints + 1) + 20e6
+    return 4 * parameters * ((2 + copies) * checkpoints + 1) + 20e6
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:

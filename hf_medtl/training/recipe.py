@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_medtl.data import augment
 from hf_medtl.data.specs import DATASETS
@@ -19,12 +21,25 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import is_ours
 from hf_medtl.models.cnn import PRESETS
 from hf_medtl.models.preprocessing import STEPS, check_steps
+from hf_medtl.models.strategies import STRATEGIES, Strategy
+from hf_medtl.training.losses import CLASS_WEIGHTS, LOSSES
 
 # Left out of recipe.yaml: they say where the run was made, not how, and would carry paths to the Hub.
 PLACES = (
     *("config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
     *("resume_from_checkpoint", "splits"),
 )
+
+# Option -> the strategies that it belongs to.
+OWNERS = {
+    "unfreeze_blocks": ("last_n",),
+    "unfreeze_schedule": ("progressive",),
+    "layer_decay": ("differential",),
+    "probe_epochs": ("lp_ft",),
+    "lora_rank": ("lora",),
+    "lora_alpha": ("lora",),
+    "feature_views": ("feature_extraction", "lp_ft"),
+}
 
 
 def _our(name: str, default: Any) -> Any:
@@ -74,6 +89,22 @@ class Recipe(TrainingArguments):
     mixup: float = _new(0.0, "Blend pairs of training pictures, with shares drawn from Beta(a, a) of this a; 0 = off.")
     cutmix: float = _new(0.0, "Paste a box of one training picture into another, with areas drawn so; 0 = off.")
     head_learning_rate: float | None = _new(None, "Learning rate of the new head; --learning_rate if not given.")
+    strategy: str = _new("full", f"What trains: {', '.join(STRATEGIES)}.")
+    unfreeze_blocks: int = _new(1, "last_n: how many blocks train with the head.")
+    unfreeze_schedule: str = _new("", "progressive: epoch:blocks, as 2:1,4:3,6:all; evenly to the middle if empty.")
+    layer_decay: float = _new(0.75, "differential: factor of the learning rate from a block to the one before it.")
+    probe_epochs: int = _new(3, "lp_ft: epochs in which the head alone trains.")
+    lora_rank: int = _new(8, "lora: rank of the adapters.")
+    lora_alpha: int = _new(16, "lora: the adapters' output is multiplied by this / rank.")
+    cache_features: bool = _new(True, "Compute a frozen body once (feature_extraction, and the probe of lp_ft).")
+    feature_views: int = _new(4, "Augmented views of each picture then; epochs take turns with them.")
+    loss: str = _new("cross_entropy", f"One of {', '.join(LOSSES)}; validation's loss is the same.")
+    class_weights: str = _new("none", f"Of the loss, from the training split: {', '.join(CLASS_WEIGHTS)}.")
+    effective_beta: float = _new(0.999, "The beta of --class_weights effective.")
+    focal_gamma: float = _new(2.0, "The gamma of --loss focal.")
+    ema_decay: float = _new(0.0, "Decay of an average of the weights, to be evaluated and saved (0.999, say); 0 = off.")
+    lr_step_epochs: float = _new(0.0, "Lower the learning rate every so many epochs, for --lr_scheduler_type; 0 = off.")
+    lr_step_factor: float = _new(0.1, "The factor then.")
     early_stopping_patience: int = _new(5, "Evaluations without improvement before training stops; 0 = never.")
     mixed_precision: str = _new("auto", "auto (bf16 or fp16 where the hardware has it), no, bf16 or fp16.")
     model_card: str | None = _new(None, "Markdown file with the prose of the model card.")
@@ -83,6 +114,8 @@ class Recipe(TrainingArguments):
     num_train_epochs: float = _our("num_train_epochs", 10.0)
     per_device_train_batch_size: int = _our("per_device_train_batch_size", 16)
     per_device_eval_batch_size: int = _our("per_device_eval_batch_size", 32)
+    # Text, or the command line would refuse adam.
+    optim: str = _our("optim", TrainingArguments.__dataclass_fields__["optim"].default)
     learning_rate: float = _our("learning_rate", 2e-5)
     weight_decay: float = _our("weight_decay", 0.01)
     lr_scheduler_type: str = _our("lr_scheduler_type", "cosine")
@@ -119,6 +152,14 @@ class Recipe(TrainingArguments):
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self.split_seed = self.seed if self.split_seed is None else self.split_seed
         self.label_names = ["labels"]
+        optimizers = ["adam", *(name.value for name in OptimizerNames)]
+        if self.optim not in optimizers:
+            raise MedtlError(f"Unknown --optim {self.optim!r}. {_nearest(str(self.optim), optimizers)}")
+        self.plain_adam = self.optim == "adam"  # which TrainingArguments does not know
+        if self.plain_adam:
+            self.optim = "adamw_torch"
+        if self.plan.staged:  # DDP would wait for the gradients of what is frozen
+            self.ddp_find_unused_parameters = True
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns at each epoch otherwise
         super().__post_init__()
         if self.model_card and not Path(self.model_card).is_file():
@@ -132,8 +173,59 @@ class Recipe(TrainingArguments):
         check_steps(self.steps, self.fit)
         if not 0 <= self.head_dropout < 1:
             raise MedtlError(f"--head_dropout is a share of 0 or more and below 1, found {self.head_dropout}.")
+        self._check_strategy()
+        self._check_loss()
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
+
+    def _check_strategy(self) -> None:
+        for option, owners in OWNERS.items():
+            if option in self._chosen and self.strategy not in owners:
+                raise MedtlError(f"--{option} is for --strategy {' or '.join(owners)}, found {self.strategy}.")
+        if self.from_scratch and self.strategy not in ("full", "differential"):
+            raise MedtlError(f"--from_scratch would freeze random weights with --strategy {self.strategy}. Use full.")
+        if self.feature_views < 1:
+            raise MedtlError(f"--feature_views is 1 or more, found {self.feature_views}.")
+        if self.max_steps > 0 and self.plan.staged:
+            raise MedtlError(f"--strategy {self.strategy} counts epochs. Give --num_train_epochs, not --max_steps.")
+        sharded = bool(self.fsdp or self.deepspeed or os.environ.get("ACCELERATE_USE_FSDP") == "true")
+        if sharded and (self.strategy in ("lora", "progressive", "lp_ft") or self.ema_decay):
+            raise MedtlError("FSDP and DeepSpeed work without --ema_decay, and not with lora, progressive and lp_ft.")
+
+    def _check_loss(self) -> None:
+        if self.loss not in LOSSES:
+            raise MedtlError(f"--loss is one of {', '.join(LOSSES)}, found {self.loss!r}.")
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise MedtlError(f"--class_weights is one of {', '.join(CLASS_WEIGHTS)}, found {self.class_weights!r}.")
+        for option, value, below in (
+            ("effective_beta", self.effective_beta, 1),
+            ("focal_gamma", self.focal_gamma, float("inf")),
+            ("ema_decay", self.ema_decay, 1),
+            ("label_smoothing_factor", self.label_smoothing_factor, 1),
+            ("lr_step_epochs", self.lr_step_epochs, self.num_train_epochs),
+        ):
+            if not 0 <= value < below:
+                raise MedtlError(f"--{option} is 0 or more and below {below:g}, found {value:g}.")
+        if not 0 < self.lr_step_factor <= 1:
+            raise MedtlError(f"--lr_step_factor is above 0 and at most 1, found {self.lr_step_factor:g}.")
+
+    @property
+    def plan(self) -> Strategy:
+        """What trains when.
+
+        Raises:
+            MedtlError: options that can't work.
+        """
+        return Strategy(
+            self.strategy,
+            math.ceil(self.num_train_epochs),
+            self.unfreeze_blocks,
+            self.unfreeze_schedule,
+            self.layer_decay,
+            self.probe_epochs,
+            self.lora_rank,
+            self.lora_alpha,
+        )
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from hf_medtl.publish.card import card
 from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import cores, environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
+from hf_medtl.training.losses import class_weights
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
@@ -108,7 +109,11 @@ def run(recipe: Recipe) -> Path:
         fit=recipe.fit,
         head_dropout=recipe.head_dropout,
     )
-    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs))
+    recipe.plan.check(model)
+    train = loaded.counts()["train"]
+    class_weights(recipe.class_weights, list(train.values()), list(train))  # refuses absent classes
+    copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
+    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
     check_disk(folder, needed)
     if recipe.should_save:
         show_plan(recipe, loaded, outside, model, processor, needed, checkpoint)

@@ -41,7 +41,7 @@ def show_plan(
         "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
         "preprocessing": describe_processor(processor),
         "training": f"{recipe.num_train_epochs:g} epochs at most, batch {batch}, learning rate {rates}, "
-        f"augmentation {recipe.augmentation}, seed {recipe.seed}",
+        f"strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, seed {recipe.seed}",
         "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
         "disk": f"up to {needed / 1e9:.2f} GB in {recipe.output_dir}",
         "resuming": checkpoint,

@@ -1,23 +1,43 @@
 """The Trainer, with its few overrides."""
 
+import contextlib
+import copy
+import logging
 import math
-import signal
-import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 from hf_medtl.data.cache import Pictures
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.metrics import classification_metrics
-from hf_medtl.models.head import find_head
+from hf_medtl.models.strategies import (
+    add_lora,
+    choose_trained,
+    count_blocks,
+    describe,
+    find_depths,
+    head_names,
+    remove_lora,
+    rest_frozen,
+)
+from hf_medtl.training import features
+from hf_medtl.training.callbacks import Progress, Stages
+from hf_medtl.training.ema import Ema
+from hf_medtl.training.losses import ClassificationLoss, class_weights
 from hf_medtl.training.recipe import Recipe
+
+logger = logging.getLogger("hf_medtl")
+
+# What training goes on from, where it is not what is published: weights with adapters, or beside their average.
+LIVE, AVERAGE = "training_weights.safetensors", "average_weights.safetensors"
 
 
 class MedicalTrainer(Trainer):
@@ -35,7 +55,32 @@ class MedicalTrainer(Trainer):
         train: Pictures,
         validation: Pictures,
     ) -> None:
-        callbacks: list[TrainerCallback] = [Progress()]
+        self.strategy = recipe.plan
+        self.strategy.check(model)
+        needs_depths = self.strategy.name in ("last_n", "progressive", "differential")
+        self.depths = find_depths(model) if needs_depths else None
+        self.blocks = count_blocks(self.depths) if self.depths else 0
+        self.trained: int | None = None  # blocks that train now; None before training
+        self.lora: Any = None
+        self.ema: Ema | None = None
+        self.checkpoint: str | None = None  # that training goes on from
+        self.undo_features: Callable[[], None] | None = None
+        # What ever trains asks for gradients from the start, so that optimizer and DDP know it.
+        choose_trained(model, self.strategy.trained(self.strategy.epochs, self.blocks), self.depths)
+        if self.strategy.name == "lora":
+            self.lora = add_lora(model, self.strategy.lora_rank, self.strategy.lora_alpha)
+        self.sets: list[features.FeatureSet] = []
+        if recipe.cache_features and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
+            self.sets = [features.FeatureSet(data, recipe.feature_views) for data in (train, validation)]
+        counts = np.bincount(train.labels, minlength=cast(int, model.config.num_labels)).tolist()
+        labels = [str(label) for label in (model.config.id2label or {}).values()]
+        weights = class_weights(recipe.class_weights, counts, labels, recipe.effective_beta)
+        self.loss = ClassificationLoss(
+            None if recipe.class_weights == "none" else torch.tensor(weights, dtype=torch.float32),
+            recipe.focal_gamma if recipe.loss == "focal" else 0.0,
+            recipe.label_smoothing_factor,
+        )
+        callbacks: list[TrainerCallback] = [Progress(), Stages(self)]
         if recipe.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
         super().__init__(
@@ -44,10 +89,12 @@ class MedicalTrainer(Trainer):
             processing_class=processor,
             compute_metrics=validation_metrics,
             callbacks=callbacks,
-            train_dataset=train,
-            eval_dataset=validation,
-            # With soft labels the model would choose a loss for several labels at once.
-            compute_loss_func=self._cross_entropy if recipe.mixup or recipe.cutmix else None,
+            train_dataset=self.sets[0] if self.sets else train,
+            eval_dataset=self.sets[1] if self.sets else validation,
+            # One loss for all families and for heads on features, which the model's own forward does not see.
+            compute_loss_func=lambda outputs, labels, num_items_in_batch=None: self.loss(
+                outputs["logits"], labels, num_items_in_batch
+            ),
         )
         self.mean, self.std = (value.to(self.args.device) for value in statistics)
         self.draw = (-1, 0)  # optimizer step and batch in it
@@ -61,6 +108,8 @@ class MedicalTrainer(Trainer):
         # uint8 travels to the device, a quarter of the bytes, and is normalised there. In place: allocating the batch
         # again takes longer than the arithmetic.
         inputs = super()._prepare_inputs(inputs)
+        if "features" in inputs:
+            return inputs
         inputs["pixel_values"] = inputs["pixel_values"].float().sub_(self.mean).div_(self.std)
         if self.model.training and (self.args.mixup or self.args.cutmix):
             step = self.state.global_step
@@ -72,39 +121,156 @@ class MedicalTrainer(Trainer):
             inputs["pixel_values"], inputs["labels"] = mixed
         return inputs
 
-    def _cross_entropy(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Cross entropy of labels (B,) or soft labels (B, K), over the pictures of all batches of an optimizer step."""
-        total = nn.functional.cross_entropy(
-            outputs["logits"], labels, reduction="sum", label_smoothing=self.args.label_smoothing_factor
-        )
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """That of Trainer, with what is frozen at rest."""
+        if model.training and self.strategy.name not in ("full", "differential"):
+            rest_frozen(self.model)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW or what --optim names, with --head_learning_rate for the head."""
-        if self.args.head_learning_rate is None or self.optimizer is not None:
-            return super().create_optimizer(model)
+        """AdamW or what --optim names, with --head_learning_rate for the head and the strategy's rates for blocks."""
+        if self.optimizer is not None:
+            return self.optimizer
+        if self.args.head_learning_rate is None and self.strategy.name == "full":
+            optimizer = super().create_optimizer(model)
+            for group in optimizer.param_groups:
+                group.update(name="all", peak=self.args.learning_rate)
+            return optimizer
         model = self.model if model is None else model
         decayed = set(self.get_decay_parameter_names(model))
-        head = {id(p) for p in find_head(self.model).parameters()}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        head = head_names(self.model)
+        groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((id(parameter) in head, name in decayed), []).append(parameter)
-        optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = optimizer(
+                key = (*self._place(name.removeprefix("module."), head), name in decayed)
+                groups.setdefault(key, []).append(parameter)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = kind(
             [
                 {
                     "params": parameters,
-                    "lr": self.args.head_learning_rate if in_head else self.args.learning_rate,
+                    "lr": rate,
                     "weight_decay": self.args.weight_decay if is_decayed else 0.0,
+                    "name": place,
+                    "peak": rate,
                 }
-                for (in_head, is_decayed), parameters in groups.items()
+                for (place, rate, is_decayed), parameters in groups.items()
             ],
             **options,
         )
-        return self.optimizer
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _place(self, name: str, head: set[str]) -> tuple[str, float]:
+        """Group of a parameter, in words, and its learning rate."""
+        rate = self.args.learning_rate
+        if name in head:
+            return "head", rate if self.args.head_learning_rate is None else self.args.head_learning_rate
+        if self.depths is None:
+            return "adapters" if self.lora else "body", rate
+        depth = self.depths[name]
+        place = "before the blocks" if depth == 0 else "after the blocks" if depth > self.blocks else f"block {depth}"
+        if self.strategy.name == "differential":
+            rate *= self.strategy.layer_decay ** (self.blocks + 1 - depth)
+        return place, rate
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
+        """Those of Trainer, and Adam with L2 instead of decoupled weight decay."""
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return (torch.optim.Adam, options) if args.plain_adam else (optimizer, options)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """That of --lr_scheduler_type, or steps down every --lr_step_epochs."""
+        if self.lr_scheduler is not None or not self.args.lr_step_epochs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        length = num_training_steps * self.args.lr_step_epochs / self.args.num_train_epochs
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / (warmup + 1)) * self.args.lr_step_factor ** int(step / length + 1e-9)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(cast(Any, optimizer or self.optimizer), factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def begin_average(self) -> None:
+        """Start --ema_decay's average at the weights, or go on with that of the checkpoint."""
+        if not self.args.ema_decay:
+            return
+        self.ema = Ema(self.model, self.args.ema_decay)
+        if self.checkpoint:
+            average = Path(self.checkpoint) / AVERAGE
+            if not average.exists():
+                raise MedtlError(f"{self.checkpoint} was made without --ema_decay. Resume without it, too.")
+            for name, tensor in load_file(average).items():
+                self.ema.average[name].copy_(tensor)
+
+    def enter(self, epoch: int) -> None:
+        """Freeze, unfreeze, and hand out features or pictures, as the strategy says for this epoch."""
+        number = self.strategy.trained(epoch, self.blocks)
+        for data in self.sets:
+            data.in_use.fill_(self.strategy.head_only(epoch))
+        if number == self.trained:
+            return
+        self.trained = number
+        if self.lora is None:
+            choose_trained(self.model, number, self.depths)
+        for line in describe(self.model, cast(Any, self.optimizer).param_groups):
+            logger.info("Epoch %d: %s", epoch, line)
+        if self.sets and self.strategy.head_only(epoch):
+            self._compute_features()
+
+    def _compute_features(self) -> None:
+        started = time.monotonic()
+        # Nothing here may move the random numbers of training.
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+            batch = torch.utils.data.default_collate([self.sets[1].pictures[0]] * 2)
+            self.model.eval()
+            rate = features.dropout_before_head(self.model, self._prepare_inputs(batch)["pixel_values"])
+            if rate is None:
+                logger.warning("The head's input can't be computed once for this model; each epoch runs the body.")
+                for data in self.sets:
+                    data.in_use.fill_(False)
+                self.sets = []
+                return
+            for data in self.sets:
+                features.compute(
+                    data,
+                    self.model,
+                    self._prepare_inputs,
+                    self.args.per_device_eval_batch_size,
+                    self.args.dataloader_num_workers,
+                    self.args.process_index,
+                    self.args.world_size,
+                )
+        self.undo_features = features.add_features_input(self.model, rate)
+        logger.info(
+            "Features of %d pictures (%d view(s) each) and %d for validation computed in %.1f s for the head",
+            len(self.sets[0]), self.sets[0].views, len(self.sets[1]), time.monotonic() - started,
+        )  # fmt: skip
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """That of Trainer; then the model is the plain one that is published: averaged, merged, whole."""
+        result = super().train(*args, **kwargs)
+        self._make_plain()
+        return result
+
+    def _make_plain(self, weights_follow: bool = False) -> None:
+        if self.ema and not weights_follow:
+            self.ema.swap()
+        if self.lora:
+            remove_lora(self.lora, merge=not weights_follow)
+        self.ema = self.lora = None
+        if self.undo_features:
+            self.undo_features()
+            self.undo_features = None
+        for data in self.sets:
+            data.in_use.fill_(False)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """That of Trainer, of the averaged weights if there are."""
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            return super().evaluate(*args, **kwargs)
 
     # Checkpoints have the Hub's tensor names, which plain load_state_dict half ignores without an error (transformers
     # issue #48805). Both overrides can go when its fix, PR #48822, is in the oldest version that we support.
@@ -114,21 +280,45 @@ class MedicalTrainer(Trainer):
         best = Path(self.state.best_model_checkpoint)
         if not best.is_dir():  # the run folder was moved before it was resumed
             best = Path(str(self.args.output_dir)) / best.name
+        self._make_plain(weights_follow=True)
         self._restore(self.model, str(best))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._restore(self.model if model is None else model, resume_from_checkpoint)
+        model, self.checkpoint = self.model if model is None else model, resume_from_checkpoint
+        live = Path(resume_from_checkpoint) / LIVE
+        if live.exists():
+            model.load_state_dict(load_file(live), strict=True)
+        else:
+            self._restore(model, resume_from_checkpoint)
 
     def _restore(self, model: nn.Module, folder: str) -> None:
         saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        arguments = Path(output_dir or str(self.args.output_dir)) / "training_args.bin"
-        arguments.unlink(missing_ok=True)  # a pickle; recipe.yaml says it all
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save and (self.ema or self.lora):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.clone() for name, t in self.model.state_dict().items()}, folder / LIVE)
+            if self.ema:
+                save_file(self.ema.average, folder / AVERAGE)
+        with self._published():
+            super()._save(output_dir, state_dict)
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says it all
+
+    @contextlib.contextmanager
+    def _published(self) -> Iterator[None]:
+        """`self.model` is what stock classes load inside this context."""
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            model = self.model
+            if self.lora:
+                self.model = remove_lora(copy.deepcopy(self.lora), merge=True)
+            try:
+                yield
+            finally:
+                self.model = model
 
 
 def mix(
@@ -162,53 +352,6 @@ def mix(
     else:
         pixels = torch.lerp(other, pixels, kept)
     return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
-
-
-class Progress(TrainerCallback, ExportableState):
-    """Tells the pictures the epoch, counts training seconds over resumes, and turns Ctrl-C into a checkpoint."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.interrupted = seconds, False
-        self.started: float | None = None
-        self.previous: Any = None
-
-    def state(self) -> dict[str, Any]:
-        """What goes into trainer_state.json."""
-        return {"args": {"seconds": self.total_seconds()}, "attributes": {}}
-
-    def total_seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.started = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # signals can be set nowhere else
-            self.previous = signal.signal(signal.SIGINT, self._interrupt)
-
-    def on_epoch_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        train_dataloader.dataset.epoch.fill_(int((state.epoch or 0) + 1e-6))
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        stop = self.interrupted
-        if args.world_size > 1:  # a signal reaches processes at different steps: they must agree on one
-            if state.global_step % max(int(args.logging_steps), 1):
-                return
-            flag = torch.tensor(int(stop), device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            stop = self.interrupted = bool(flag)
-        if stop:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds, self.started = self.total_seconds(), None
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self.previous)  # the second Ctrl-C ends at once
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,0 +1,293 @@
+"""What is frozen when, and with which learning rate: for any image classifier of transformers or timm, and our own."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_medtl.errors import MedtlError
+from hf_medtl.models.head import find_head
+
+STRATEGIES = ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What trains in which epoch. Nothing but the epoch decides, so a resumed run trains the same.
+
+    Args:
+        name: one of STRATEGIES: everything; the head alone; the head and the last blocks; more and more blocks;
+            everything, with a rate that falls from block to block towards the input (as in BEiT,
+            https://arxiv.org/abs/2106.08254); the head alone and then everything (Kumar et al. 2022,
+            https://arxiv.org/abs/2202.10054); the head and low-rank adapters of the linear layers (Hu et al. 2021,
+            https://arxiv.org/abs/2106.09685).
+        epochs: of the training.
+        unfreeze_blocks: of last_n.
+        unfreeze_schedule: of progressive, as epoch:blocks, such as 2:1,4:3,6:all; "" adds blocks evenly from epoch 1
+            until all train at half of the epochs. Epochs count from 0.
+        layer_decay: of differential, the factor from a block to the one before it.
+        probe_epochs: of lp_ft.
+        lora_rank, lora_alpha: of lora; the adapters' output is multiplied by alpha / rank.
+
+    Raises:
+        MedtlError: an unknown name, or a value that can't work.
+    """
+
+    name: str = "full"
+    epochs: int = 10
+    unfreeze_blocks: int = 1
+    unfreeze_schedule: str = ""
+    layer_decay: float = 0.75
+    probe_epochs: int = 3
+    lora_rank: int = 8
+    lora_alpha: int = 16
+
+    def __post_init__(self) -> None:
+        if self.name not in STRATEGIES:
+            raise MedtlError(f"--strategy is one of {', '.join(STRATEGIES)}, found {self.name!r}.")
+        if self.name == "last_n" and self.unfreeze_blocks < 1:
+            raise MedtlError(
+                f"--unfreeze_blocks is 1 or more, found {self.unfreeze_blocks}. For none: feature_extraction."
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise MedtlError(
+                f"--layer_decay is above 0 and at most 1 (0.65 to 0.9 is usual), found {self.layer_decay}."
+            )
+        if self.name == "lp_ft" and not 0 < self.probe_epochs < self.epochs:
+            raise MedtlError(
+                f"--probe_epochs is 1 or more and fewer than the {self.epochs} of --num_train_epochs, found "
+                f"{self.probe_epochs}: fine-tuning comes after them."
+            )
+        if self.lora_rank < 1 or self.lora_alpha < 1:
+            raise MedtlError(f"--lora_rank is 1 or more and --lora_alpha, too, found {self.lora_rank} and "
+                             f"{self.lora_alpha}.")  # fmt: skip
+        self.steps(1)  # of a wrong schedule
+
+    @property
+    def staged(self) -> bool:
+        """Whether what trains changes during training."""
+        return self.name in ("progressive", "lp_ft")
+
+    def head_only(self, epoch: int) -> bool:
+        """Whether the body is frozen in this epoch."""
+        return self.name == "feature_extraction" or (self.name == "lp_ft" and epoch < self.probe_epochs)
+
+    def steps(self, blocks: int) -> dict[int, int]:
+        """Epoch -> number of blocks that train from it on, of a model with `blocks`; blocks + 1 is everything.
+
+        Raises:
+            MedtlError: the schedule can't be read, does not grow, or is longer than the training.
+        """
+        if self.name != "progressive":
+            return {}
+        if not self.unfreeze_schedule:
+            half = math.ceil(self.epochs / 2)
+            if half < 2:
+                raise MedtlError(f"Progressive unfreezing needs 3 epochs or more, found {self.epochs}.")
+            return {epoch: math.ceil((blocks + 1) * epoch / half) for epoch in range(1, half + 1)}
+        try:
+            pairs = [part.split(":") for part in self.unfreeze_schedule.split(",")]
+            found = [(int(epoch), None if number.strip() == "all" else int(number)) for epoch, number in pairs]
+        except ValueError as error:
+            raise MedtlError(
+                f"--unfreeze_schedule is epoch:blocks with commas, such as 2:1,4:3,6:all, found "
+                f"{self.unfreeze_schedule!r}."
+            ) from error
+        epochs = [epoch for epoch, _ in found]
+        numbers = [math.inf if number is None else number for _, number in found]
+        if epochs != sorted({*epochs}) or numbers != sorted({*numbers}) or epochs[0] < 0 or numbers[0] < 1:
+            raise MedtlError(f"--unfreeze_schedule must grow in epochs and blocks, found {self.unfreeze_schedule!r}.")
+        if epochs[-1] >= self.epochs:
+            raise MedtlError(
+                f"--unfreeze_schedule {self.unfreeze_schedule} reaches epoch {epochs[-1]}, but training ends with "
+                f"epoch {self.epochs - 1} (they count from 0). Shorten it, or give more --num_train_epochs."
+            )
+        return {epoch: blocks + 1 if number is None else number for epoch, number in found}
+
+    def trained(self, epoch: int, blocks: int) -> int:
+        """How many blocks train in an epoch, counted from the head: 0 = the head alone, blocks + 1 = everything."""
+        if self.head_only(epoch) or self.name == "lora":
+            return 0
+        if self.name == "last_n":
+            return self.unfreeze_blocks
+        if self.name == "progressive":
+            return max((number for start, number in self.steps(blocks).items() if start <= epoch), default=0)
+        return blocks + 1
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse a model that this strategy can't train.
+
+        Raises:
+            MedtlError: more blocks than it has, no ordered blocks, or no linear layers for LoRA.
+        """
+        if self.name in ("last_n", "progressive", "differential"):
+            blocks = count_blocks(find_depths(model))
+            most = max(
+                [self.unfreeze_blocks if self.name == "last_n" else 0, *self.steps(-1).values()]
+            )  # "all" is 0 here
+            if most > blocks:
+                raise MedtlError(
+                    f"{type(model).__name__} has {blocks} blocks, so {most} can't be unfrozen. Give at most {blocks}, "
+                    "or --strategy full."
+                )
+        if self.name == "lora":
+            linear_layers(model)
+
+
+def find_depths(model: PreTrainedModel) -> dict[str, int]:
+    """Parameter name -> depth: 0 before the first block, 1..n in the blocks, n + 1 after them and in the head.
+
+    A block is a layer of a transformer, a stage of a convolutional network, or what lies between two poolings of a VGG.
+    timm models say it themselves; elsewhere the blocks are the list of modules with the most parameters.
+
+    Raises:
+        MedtlError: the model has no list of blocks.
+    """
+    timm = getattr(model, "timm_model", None)
+    pooled = next((m for m in model.named_modules() if _pools(m[1]) > 1), None)
+    if timm is not None and hasattr(timm, "group_matcher") and pooled is None:
+        from timm.models import group_parameters
+
+        found = group_parameters(timm, timm.group_matcher(coarse=True), reverse=True)
+        return {f"timm_model.{name}": depth for name, depth in found.items()}
+    head = {id(p) for p in find_head(model).parameters()}
+    name, blocks = pooled or max(
+        (
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList | nn.Sequential)
+            and sum(1 for child in module if any(True for _ in child.parameters())) > 1
+            and not any(id(p) in head for p in module.parameters())
+        ),
+        key=lambda pair: sum(p.numel() for p in pair[1].parameters()),  # the first, thus outermost, of equals
+        default=("", None),
+    )
+    if blocks is None:
+        raise MedtlError(
+            f"{type(model).__name__} has no list of blocks, so they can't be told apart. Use --strategy full, "
+            "feature_extraction, lp_ft or lora."
+        )
+    inside, depth = {}, 1
+    for i, child in enumerate(blocks):
+        for parameter, _ in child.named_parameters(prefix=f"{name}.{i}"):
+            inside[parameter] = depth
+        filled = bool(inside) and depth == max(inside.values())
+        if filled and (_is_pool(child) if pooled else True):
+            depth += 1
+    last, depths, seen = max(inside.values()), {}, False
+    for parameter, _ in model.named_parameters():
+        seen |= parameter in inside
+        depths[parameter] = inside.get(parameter, last + 1 if seen else 0)
+    return depths
+
+
+def _is_pool(module: nn.Module) -> bool:
+    return isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
+
+
+def _pools(module: nn.Module) -> int:
+    return sum(map(_is_pool, module)) if isinstance(module, nn.Sequential) else 0
+
+
+def count_blocks(depths: dict[str, int]) -> int:
+    """Number of blocks in what `find_depths` gives."""
+    return max(depths.values()) - 1
+
+
+def head_names(model: PreTrainedModel) -> set[str]:
+    """Names of the head's parameters."""
+    head = {id(p) for p in find_head(model).parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in head}
+
+
+def choose_trained(model: PreTrainedModel, number: int, depths: dict[str, int] | None) -> None:
+    """Let gradients reach the head and the last `number` blocks with what follows them, and nothing else.
+
+    Args:
+        model: is changed.
+        number: 0 = the head alone, number of blocks + 1 = everything.
+        depths: see `find_depths`; not needed for none or all.
+    """
+    head = head_names(model)
+    for name, parameter in model.named_parameters():
+        if name.endswith("mask_token"):  # of pretraining; DDP would wait for its gradient and stop with an error
+            parameter.requires_grad = False
+        elif name in head or depths is None:
+            parameter.requires_grad = name in head or number > 0
+        else:
+            blocks = count_blocks(depths)
+            parameter.requires_grad = number > blocks or (number > 0 and depths[name] > blocks - number)
+
+
+def rest_frozen(model: nn.Module) -> None:
+    """Set modules of which nothing trains to evaluation: batch norm keeps its statistics, dropout and the like rest.
+
+    Modules without parameters stay as the module around them is, so dropout just before the head goes on.
+    """
+    parameters = list(model.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        model.eval()
+        return
+    for child in model.children():
+        rest_frozen(child)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the body's linear layers.
+
+    Raises:
+        MedtlError: it has none.
+    """
+    head = find_head(model)
+    found = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    if not found:
+        raise MedtlError(
+            f"{type(model).__name__} has no linear layers besides its head, so LoRA has nothing to adapt. Use a "
+            "transformer, or another --strategy (last_n, say)."
+        )
+    return found
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> Any:
+    """Put low-rank adapters into `model`, in place, and freeze all but them and the head.
+
+    Returns:
+        peft's LoraModel around `model`; `remove_lora` takes the adapters out again.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear_layers(model), bias="none")
+    head = head_names(model)
+    lora = LoraModel(model, {"default": config}, "default")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "lora_" in name or name in head
+    return lora
+
+
+def remove_lora(lora: Any, merge: bool) -> PreTrainedModel:
+    """The model without adapters, in place; their product is added to the weights if `merge`."""
+    return lora.merge_and_unload() if merge else lora.unload()
+
+
+def describe(model: nn.Module, groups: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines for people: how many parameters train, in which groups, at which rate at most.
+
+    Args:
+        model: with `requires_grad` as it is now.
+        groups: of the optimizer, with `name` and `peak`.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    yield f"{trained:,} of {total:,} parameters train ({100 * trained / total:.1f} %)"
+    rates: dict[tuple[str, float], int] = {}
+    for group in groups:
+        number = sum(p.numel() for p in group["params"] if p.requires_grad)
+        if number:
+            key = (group["name"], group["peak"])
+            rates[key] = rates.get(key, 0) + number
+    for (name, rate), number in rates.items():
+        yield f"  {name}: {number:,} at a learning rate of {rate:g} at most"
