@@ -33,6 +33,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_medtl.data import phantoms
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
+from hf_medtl.data.fingerprints import cores
 from hf_medtl.models.preprocessing import normalisation, preprocessing_key, to_uint8
 
 NATIVE, SIZE = (1500, 1200), (224, 224)
@@ -215,11 +216,6 @@ def compare(arguments: argparse.Namespace) -> None:
                 f"{row['before']:.0f} MB before it began.",
                 flush=True,
             )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from hf_medtl import __version__
 from hf_medtl.data.audit_plots import AVERAGED, pictures
 from hf_medtl.data.fingerprints import CROP_AGREEMENT, THUMBNAIL, near_duplicates
 from hf_medtl.data.load import Survey
+from hf_medtl.data.overlap import shared_pictures
 from hf_medtl.data.shortcuts import BORDER, FOLDS, PROBES, RESAMPLES, SIDE, Measured, measure_all, shortcuts
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.splits import SPLITS
@@ -181,16 +182,13 @@ def split_leaks(table: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 def overlap(survey: Survey, other: Survey) -> dict[str, Any]:
     """How many pictures of a set are in another one, too, as the same file or as a (near-)copy; see `audit`."""
-    mine, theirs = survey.table, other.table
-    joined = near_duplicates([*survey.prints, *other.prints])
-    here, there = joined[: len(mine)], joined[len(mine) :]
-    first = dict(zip(reversed(there.tolist()), reversed(theirs["path"].tolist()), strict=True))
-    shown = np.flatnonzero(np.isin(here, there))
+    found = shared_pictures(other, survey)
+    copies = found[found["reason"] != "same patient"]
     return {
-        "exact": int(mine["sha256"].isin(theirs["sha256"]).sum()),
-        "near": len(shown),
-        "of": len(mine),
-        "examples": [[mine["path"].iloc[row], first[here[row]]] for row in shown[:LISTED]],
+        "exact": int((copies["reason"] == "same file").sum()),
+        "near": len(copies),
+        "of": len(survey.table),
+        "examples": copies[["path", "copy_of"]].head(LISTED).to_numpy().tolist(),
     }
 
 

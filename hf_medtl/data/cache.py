@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from hf_medtl.data.fingerprints import cache_dir
+from hf_medtl.data.fingerprints import cache_dir, cores
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import MedtlError, UnreadableImage
 
@@ -172,12 +172,11 @@ def records(block: NDArray[np.uint8], greys: NDArray[np.bool_], schema: pa.Schem
 
 def read_all(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> Generator[Prepared, None, None]:
     """Prepared pictures in order, read by one thread a core (decoders and torch release the GIL)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     waiting: deque[Future[Prepared]] = deque()
     with (
         # torch would start as many threads as there are cores in each of ours.
-        ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
         tqdm(desc="Preparing pictures", total=len(paths), unit="picture", disable=None, leave=False) as bar,
     ):
         try:

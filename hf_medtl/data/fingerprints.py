@@ -42,6 +42,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HF_MEDTL_CACHE") or Path(base) / "hf_medtl")
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fingerprint(path: Path, known: dict[str, Fingerprint] | None = None) -> Fingerprint:
     """Read one file once: hash its bytes and, unless `known` has them already, decode it and hash what it shows."""
     try:
@@ -74,7 +79,7 @@ def fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint]:
         paths,
         desc="Reading pictures",
         unit="file",
-        max_workers=os.cpu_count(),
+        max_workers=cores(),
         disable=None,
         leave=False,
     )
@@ -158,7 +163,7 @@ def overlaid(
                 pairs,
                 desc="Comparing look-alikes",
                 unit="pair",
-                max_workers=os.cpu_count(),
+                max_workers=cores(),
                 disable=None,
                 leave=False,
             )

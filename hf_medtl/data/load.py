@@ -274,7 +274,8 @@ def check_files(
 
 def draw_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:
     """(n,) split of each row, by group, stratified by label and source."""
-    return split_groups(*strata(table)[:2], fractions, seed, strata(table)[2])
+    labels, groups, sources = strata(table)
+    return split_groups(labels, groups, fractions, seed, sources)
 
 
 def strata(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:

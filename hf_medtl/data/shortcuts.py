@@ -1,6 +1,5 @@
 """What tells the label without showing the disease: probes that predict it from side facts of the files alone."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from tqdm.contrib.concurrent import thread_map
 
+from hf_medtl.data.fingerprints import cores
 from hf_medtl.data.images import FORMATS, QUIET, is_dicom, read_image
 
 PROBES = {
@@ -63,7 +63,7 @@ def measure(path: Path) -> Measured:
 def measure_all(paths: list[Path]) -> list[Measured]:
     """`measure` of each file, in their order."""
     return thread_map(
-        measure, paths, desc="Measuring pictures", unit="file", max_workers=os.cpu_count(), disable=None, leave=False
+        measure, paths, desc="Measuring pictures", unit="file", max_workers=cores(), disable=None, leave=False
     )
 
 
@@ -146,7 +146,7 @@ def predictability(values: Floats, label: NDArray[np.str_], group: NDArray[np.st
         return {"auc": 0.5, "low": 0.5, "high": 0.5, "n": len(values), "constant": True}
     names, target = np.unique(label, return_inverse=True)
     forest = RandomForestClassifier(
-        n_estimators=TREES, min_samples_leaf=5, class_weight="balanced", n_jobs=os.cpu_count(), random_state=seed
+        n_estimators=TREES, min_samples_leaf=5, class_weight="balanced", n_jobs=cores(), random_state=seed
     )
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores = cross_val_predict(forest, values, target, groups=group, cv=folds, method="predict_proba")

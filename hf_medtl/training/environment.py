@@ -1,7 +1,6 @@
 """What a run was made with: versions and hardware, and nothing that names a person or a machine."""
 
 import importlib.metadata
-import os
 import platform
 import resource
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_medtl import __version__
+from hf_medtl.data.fingerprints import cores
 
 PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "albumentations",
             "numpy", "pillow", "scikit-learn", "scipy")  # fmt: skip
@@ -26,11 +26,6 @@ def environment(precision: str, processes: int) -> dict[str, Any]:
         "mixed_precision": precision,
         "packages": {"hf_medtl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mb() -> float:

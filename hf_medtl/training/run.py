@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
+from hf_medtl.data.fingerprints import cores
 from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded, load
 from hf_medtl.data.overlap import external
@@ -27,7 +28,7 @@ from hf_medtl.models.head import divide_logits
 from hf_medtl.models.preprocessing import describe_processor, normalisation, preprocessing_key, to_uint8
 from hf_medtl.publish.card import card
 from hf_medtl.publish.hub import push
-from hf_medtl.training.environment import cores, environment, peak_memory_mb
+from hf_medtl.training.environment import environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
 from hf_medtl.training.losses import class_weights
 from hf_medtl.training.recipe import Recipe
