@@ -63,6 +63,10 @@ def main(defaults: dict[str, Any]) -> None:
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nInterrupted. {stop}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        if torch.distributed.is_initialized():
+            # Left to the interpreter's own end, Gloo's threads abort the process now and then (pytorch#179291).
+            torch.distributed.destroy_process_group()
 
 
 def run(recipe: Recipe) -> Path:
