@@ -1,0 +1,126 @@
+"""Runs put side by side: the mean of several, and paired differences on the same test pictures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.intervals import Interval, bootstrap, group_resamples
+from hf_medtl.evaluation.metrics import classification_metrics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A run's test pictures and what its model said of them.
+
+    Args:
+        name: of the run, for messages.
+        table: image_id, label and group of each of n pictures.
+        labels: (n,) class indices.
+        probabilities: (n, K).
+        positive, threshold: as in `classification_metrics`.
+    """
+
+    name: str
+    table: pd.DataFrame
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    positive: int
+    threshold: float | None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Predictions":
+        """From a finished run's folder.
+
+        Raises:
+            MedtlError: the folder has no results.
+        """
+        folder = Path(folder)
+        try:
+            result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            table = pd.read_csv(folder / "predictions.csv", dtype={"image_id": str, "label": str, "group": str})
+        except FileNotFoundError as error:
+            raise MedtlError(f"{folder} has no {Path(str(error.filename)).name}: it is no finished run.") from error
+        names = list(result["labels"])
+        positive = names.index(result["positive_label"]) if result["positive_label"] else len(names) - 1
+        chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+        return cls(
+            folder.name,
+            table[["image_id", "label", "group"]],
+            table["label"].map(names.index).to_numpy(np.int64),
+            chances,
+            positive,
+            result["threshold"],
+        )
+
+    def metric(self, name: str, weights: NDArray | None = None) -> NDArray[np.float64]:
+        """One of `classification_metrics`: (), or (B,) with weights (B, n)."""
+        values = classification_metrics(self.labels, self.probabilities, self.positive, self.threshold, weights)
+        return np.asarray(values[name])
+
+
+def average(runs: Sequence[Predictions], metric: str, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean of a metric over runs of different seeds or folds, and its 95 % limits.
+
+    Percentile bootstrap over groups (patients or copies): each resample draws groups from all the runs' test pictures
+    together, so a picture that several runs were tested on counts once as evidence. It says how the mean of these very
+    models would vary with other test pictures, not with other training pictures or seeds.
+
+    Raises:
+        MedtlError: the runs' groups contradict each other.
+    """
+    value = float(np.mean([run.metric(metric) for run in runs]))
+    draws = np.mean([run.metric(metric, w) for run, w in zip(runs, _draws(runs, resamples, seed), strict=True)], axis=0)
+    interval = _percentile(value, draws)
+    if interval.high - interval.low < 1e-12:  # no error anywhere is no certainty: the runs' own limits are wider
+        own = [
+            bootstrap(run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples)[metric]
+            for run in runs
+        ]
+        return Interval(value, float(np.mean([x.low for x in own])), float(np.mean([x.high for x in own])))
+    return interval
+
+
+def difference(
+    ones: Sequence[Predictions], others: Sequence[Predictions], metric: str, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean over pairs of runs of the metric of `ones` minus that of `others`, with 95 % limits, paired by picture.
+
+    Each resample of `average` is given to both runs of a pair.
+
+    Raises:
+        MedtlError: the runs of a pair were not tested on the same pictures, or their numbers differ.
+    """
+    if len(ones) != len(others):
+        raise MedtlError(f"Runs are compared in pairs, found {len(ones)} and {len(others)}.")
+    for one, other in zip(ones, others, strict=True):
+        if not one.table.equals(other.table):
+            raise MedtlError(
+                f"{one.name} and {other.name} were not tested on the same pictures. Give both the same --split_seed, "
+                "or --splits with the splits.csv of one."
+            )
+    pairs = list(zip(ones, others, _draws(ones, resamples, seed), strict=True))
+    value = np.mean([one.metric(metric) - other.metric(metric) for one, other, _ in pairs])
+    return _percentile(float(value), np.mean([a.metric(metric, w) - b.metric(metric, w) for a, b, w in pairs], axis=0))
+
+
+def _draws(runs: Sequence[Predictions], resamples: int, seed: int) -> list[NDArray]:
+    """For each run how often each of its pictures comes in each resample, (B, n)."""
+    union = pd.concat([run.table for run in runs]).drop_duplicates()
+    if union["image_id"].duplicated().any():
+        raise MedtlError("The runs disagree about the label or group of a picture: they are not of one data set.")
+    labels, groups = (pd.factorize(union[name])[0].astype(np.int64) for name in ("label", "group"))
+    weights = group_resamples(labels, groups, resamples, seed)
+    place = pd.Series(range(len(union)), index=union["image_id"])
+    return [weights[:, place[run.table["image_id"]].to_numpy()] for run in runs]
+
+
+def _percentile(value: float, draws: NDArray) -> Interval:
+    draws = draws[~np.isnan(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975]) if draws.size else (np.nan, np.nan)
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,78 @@
+"""Means over runs and paired differences."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_medtl import MedtlError
+from hf_medtl.evaluation.compare import Predictions, average, difference
+from hf_medtl.evaluation.intervals import bootstrap
+
+
+def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None = None) -> Predictions:
+    """Scores of labels plus noise; picture i is the same in all runs, two pictures to a group."""
+    ids = np.array(pictures or range(n))
+    labels = ids // 2 % 2
+    scores = 1 / (1 + np.exp(-(labels - 0.5) * 2 - np.random.default_rng(seed).normal(0, noise, ids.size)))
+    table = pd.DataFrame({"image_id": ids.astype(str), "label": labels.astype(str), "group": (ids // 2).astype(str)})
+    return Predictions(name, table, labels, np.column_stack([1 - scores, scores]), 1, 0.5)
+
+
+def test_one_run_is_its_own_mean():
+    run = made("a", 0, 1.5)
+    usual = bootstrap(run.labels, run.probabilities, run.table["group"], 1, 0.5)
+    for metric in ("roc_auc", "accuracy", "brier"):
+        assert average([run], metric) == pytest.approx(usual[metric], abs=1e-12)
+
+
+def test_the_same_pictures_again_are_no_more_evidence():
+    run, other = made("a", 0, 1.5), made("b", 1, 1.5, pictures=range(100, 160))
+    assert average([run, run], "roc_auc") == pytest.approx(average([run], "roc_auc"), abs=1e-12)
+    once, twice = average([run], "accuracy"), average([run, other], "accuracy")
+    assert twice.high - twice.low < 0.85 * (once.high - once.low)  # but other pictures are: 1 / sqrt(2)
+
+
+def test_no_error_is_no_certainty():
+    interval = average([made("a", 0, 0.01), made("b", 1, 0.01, pictures=range(100, 160))], "roc_auc")
+    assert interval.value == interval.high == 1
+    assert 0.8 < interval.low < 0.99
+
+
+def test_difference_is_paired():
+    good, bad = [made("good", s, 1.0) for s in (0, 1)], [made("bad", s, 3.0) for s in (2, 3)]
+    found = difference(good, bad, "roc_auc")
+    assert found.value == pytest.approx(average(good, "roc_auc").value - average(bad, "roc_auc").value)
+    assert 0 < found.low < found.value < found.high
+    back = difference(bad, good, "roc_auc")
+    assert back == pytest.approx((-found.value, -found.high, -found.low), abs=1e-12)
+    assert difference(good, good, "roc_auc") == (0, 0, 0)
+    # Models that err on the same pictures: pairing leaves nothing but what differs.
+    shared = [Predictions("twin", r.table, r.labels, r.probabilities, 1, 0.5) for r in good]
+    assert difference(good, shared, "accuracy").high == 0
+
+
+def test_other_pictures_are_refused():
+    run, other = made("one", 0, 1), made("two", 0, 1, pictures=range(2, 62))
+    with pytest.raises(MedtlError, match="one and two were not tested on the same pictures"):
+        difference([run], [other], "accuracy")
+    with pytest.raises(MedtlError, match="found 1 and 2"):
+        difference([run], [run, run], "accuracy")
+    table = run.table.assign(group="g")
+    with pytest.raises(MedtlError, match="disagree"):
+        average([run, Predictions("x", table, run.labels, run.probabilities, 1, 0.5)], "accuracy")
+
+
+def test_read(tmp_path):
+    run = made("run", 0, 1.0)
+    table = run.table.assign(label=np.array(["no", "yes"])[run.labels])
+    table.assign(p_no=run.probabilities[:, 0], p_yes=run.probabilities[:, 1]).to_csv(
+        tmp_path / "predictions.csv", index=False
+    )
+    with pytest.raises(MedtlError, match=r"has no results.json"):
+        Predictions.read(tmp_path)
+    (tmp_path / "results.json").write_text(
+        json.dumps({"labels": ["no", "yes"], "positive_label": "yes", "threshold": 0.5})
+    )
+    assert average([Predictions.read(tmp_path)], "roc_auc") == pytest.approx(average([run], "roc_auc"))
