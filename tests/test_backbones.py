@@ -86,6 +86,11 @@ def test_timm_from_scratch_is_drawn_as_timm_draws():
     assert stem.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
 
 
+def test_a_timm_name_without_the_tag_of_its_weights(hub):
+    with pytest.raises(MedtlError, match=r"Weights of this architecture: timm/vgg16\.tv_in1k\."):
+        build("timm/vgg16", LABELS)
+
+
 def test_names_that_timm_does_not_have():
     with pytest.raises(MedtlError, match="timm/vgg16"):
         build("timm/vgg61", LABELS, from_scratch=True)

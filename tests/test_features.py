@@ -25,7 +25,7 @@ def add_dropout(model: torch.nn.Module, rate: float = 0.5) -> None:
         model.classifier = torch.nn.Sequential(torch.nn.Dropout(rate), model.classifier)
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm"])
+@pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn"])
 @pytest.mark.parametrize("augmentation", ["none", "brain"])
 def test_head_is_the_same_as_after_ordinary_epochs(family, augmentation, trainer_of):
     heads, losses, calls = [], [], []

@@ -17,8 +17,8 @@ from hf_medtl.models.build import build
 from hf_medtl.models.head import find_head
 from hf_medtl.models.strategies import Strategy, add_lora, count_blocks, find_depths, head_names, remove_lora
 
-FAMILIES = ("vit", "dinov2", "deit", "swin", "convnext", "timm")
-BLOCKS = {"vit": 2, "dinov2": 2, "deit": 2, "swin": 2, "convnext": 4, "timm": 4}
+FAMILIES = ("vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn")
+BLOCKS = {"vit": 2, "dinov2": 2, "deit": 2, "swin": 2, "convnext": 4, "timm": 4, "cnn": 2}
 FAST = {"num_train_epochs": 1, "learning_rate": 0.01, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0,
         "load_best_model_at_end": False, "early_stopping_patience": 0}  # fmt: skip
 
@@ -31,7 +31,8 @@ def test_blocks_are_found_in_order(family, tiny):
     assert set(depths) == set(names)
     assert count_blocks(depths) == BLOCKS[family]
     assert {depths[name] for name in head_names(model)} == {BLOCKS[family] + 1}
-    assert set(depths.values()) == set(range(BLOCKS[family] + 2))
+    first_depth = 1 if family == "cnn" else 0  # which has nothing before its blocks
+    assert set(depths.values()) == set(range(first_depth, BLOCKS[family] + 2))
     first = {"convnext": "stages.0", "timm": "layer1", "swin": "layers.0"}.get(family, "0.")
     assert all(first in name for name, depth in depths.items() if depth == 1)
 
@@ -259,13 +260,22 @@ def test_nonsense_is_refused(more, words, phantoms, tiny, tmp_path):
     [
         ("vit", {"strategy": "last_n", "unfreeze_blocks": 3}, "has 2 blocks, so 3 can't"),
         ("vit", {"strategy": "progressive", "unfreeze_schedule": "1:3"}, "has 2 blocks, so 3 can't"),
-        ("timm", {"strategy": "lora"}, "no linear layers"),
+        ("timm", {"strategy": "lora"}, "hold 0 % of the weights"),
+        ("cnn", {"strategy": "lora"}, "hold 2 % of the weights"),
     ],
 )
 def test_what_a_model_can_not_do_is_refused_before_training(family, more, words, phantoms, tiny, tmp_path):
     with pytest.raises(MedtlError, match=words):
         run(Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more)))
     assert not (tmp_path / "run").exists()
+
+
+def test_another_strategy_can_not_go_on_from_a_checkpoint(phantoms, tiny, tmp_path):
+    values = options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=1)
+    folder = run(Recipe(**values))
+    (folder / "UNFINISHED").touch()
+    with pytest.raises(MedtlError, match=r"--strategy was not given in .* and is lora now"):
+        run(Recipe(**values, strategy="lora", resume_from_checkpoint="auto"))
 
 
 def test_adapters_come_out_without_a_trace(tiny):

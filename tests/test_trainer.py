@@ -157,18 +157,24 @@ def same(weights: dict[str, torch.Tensor], output: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_same_weights(undisturbed, phantoms, tiny, tmp_path):
-    output = tmp_path / "run"
-    process = start(command(phantoms, tiny("vit"), output))
+@pytest.mark.parametrize("strategy", ["full", "lora", "lp_ft"])
+def test_killed_and_resumed_ends_with_the_same_weights(strategy, undisturbed, phantoms, tiny, tmp_path):
+    output, weights = tmp_path / "run", undisturbed
+    more = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
+    if more:
+        assert start(command(phantoms, tiny("vit"), tmp_path / "through", *more)).wait(timeout=240) == 0
+        weights = load_file(tmp_path / "through" / "model.safetensors")
+    process = start(command(phantoms, tiny("vit"), output, *more))
     wait_for_step(process, output, 15)
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
     assert (output / "UNFINISHED").exists()
     assert not (output / "results.json").exists()
-    assert start(command(phantoms, tiny("vit"), output)).wait(timeout=240) == 1  # does not write over it
-    assert start(command(phantoms, tiny("vit"), output, "--resume_from_checkpoint", "auto")).wait(timeout=240) == 0
-    assert same(undisturbed, output)
+    assert start(command(phantoms, tiny("vit"), output, *more)).wait(timeout=240) == 1  # does not write over it
+    resume = command(phantoms, tiny("vit"), output, *more, "--resume_from_checkpoint", "auto")
+    assert start(resume).wait(timeout=240) == 0
+    assert same(weights, output)
 
 
 @pytest.mark.slow

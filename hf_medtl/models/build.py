@@ -71,7 +71,7 @@ def build(
             f"No image classifier can be made from {name!r} ({_first_line(error)}). Expected a model id on the Hub, "
             "such as google/vit-base-patch16-224-in21k, a folder with config.json"
             f"{'' if from_scratch else ' and model.safetensors'}, or {' or '.join(PRESETS)}. Check the spelling, the "
-            "network, or the path."
+            f"network, or the path.{_tags(name)}"
         ) from error
     drop_out(find_head(model), head_dropout)
     if from_scratch:
@@ -109,6 +109,14 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
         raise MedtlError(f"{_first_line(error)} Such as timm/{' or timm/'.join(close)} exist.") from error
     known = {"pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True)}
     return TimmWrapperConfig(architecture=architecture.split(".")[0], **known)
+
+
+def _tags(name: str) -> str:
+    """What to try for a timm architecture without the tag of its weights."""
+    import timm
+
+    found = timm.list_pretrained(f"{name.removeprefix('timm/')}.*") if name.startswith("timm/") else []
+    return f" Weights of this architecture: timm/{', timm/'.join(found[:4])}." if found else ""
 
 
 def _draw_as_timm(model: Any) -> None:

@@ -239,16 +239,17 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the body's linear layers.
 
     Raises:
-        MedtlError: it has none.
+        MedtlError: they are less than half of it, as in convolutional networks.
     """
     head = find_head(model)
-    found = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
-    if not found:
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    share = sum(m.weight.numel() for m in found.values()) / model.num_parameters()
+    if share < 0.5:
         raise MedtlError(
-            f"{type(model).__name__} has no linear layers besides its head, so LoRA has nothing to adapt. Use a "
-            "transformer, or another --strategy (last_n, say)."
+            f"LoRA adapts linear layers, which hold {100 * share:.0f} % of the weights of this "
+            f"{type(model).__name__}. Use a transformer, or another --strategy (last_n, say)."
         )
-    return found
+    return [*found]
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> Any:

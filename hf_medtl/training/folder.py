@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from hf_medtl.data.load import COLUMNS
 from hf_medtl.data.splits import pseudonyms
 from hf_medtl.errors import MedtlError
 
 MARK = "UNFINISHED"
+# What decides which tensors a checkpoint and its optimizer have.
+FIXED = ("ema_decay", "from_scratch", "lora_rank", "model_name_or_path", "optim", "strategy")
 GIGABYTE = 1e9
 
 
@@ -74,7 +77,7 @@ def begin(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.Data
     """Make the folder, mark it unfinished, and write what is known before training: recipe.yaml and splits.csv.
 
     Raises:
-        MedtlError: the folder can't be written to, or a resumed run was split otherwise.
+        MedtlError: the folder can't be written to, or a resumed run was split otherwise or trained something else.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +91,15 @@ def begin(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.Data
                     f"The pictures or their split differ from {folder / 'splits.csv'}, so going on would mix test and "
                     "training pictures. Restore the data and seed of that run, or give another --output_dir."
                 )
+        if (folder / "recipe.yaml").exists():
+            then, now = (yaml.safe_load(text) for text in ((folder / "recipe.yaml").read_text("utf-8"), recipe_yaml))
+            for key in FIXED:
+                if then.get(key) != now.get(key):
+                    raise MedtlError(
+                        f"--{key} was {then.get(key, 'not given')} in the run of {folder} and is "
+                        f"{now.get(key, 'not given')} now, so its checkpoints do not fit. Give what it was, or another "
+                        "--output_dir."
+                    )
         # A table of the user's own may call patients by their names.
         named = table.assign(patient=pseudonyms(table["patient"].tolist()))
         write(folder / "splits.csv", named[COLUMNS].to_csv(index=False))
