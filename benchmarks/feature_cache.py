@@ -21,9 +21,8 @@ from transformers import AutoModelForImageClassification, set_seed
 def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -> tuple[float, float, Any]:
     """Seconds, accuracy on the validation split, and its pictures; the model is saved to `folder`."""
     from hf_medtl import Recipe, load
-    from hf_medtl.models.build import build
-    from hf_medtl.models.preprocessing import normalisation
     from hf_medtl.training.run import pictures
+    from hf_medtl.training.tasks import TASKS
     from hf_medtl.training.trainer import MedicalTrainer
 
     recipe = Recipe(
@@ -35,9 +34,11 @@ def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -
     )  # fmt: skip
     loaded = load(recipe.dataset, data, seed=1)
     set_seed(1)
-    model, processor = build(recipe.model_name_or_path, loaded.labels)
+    task = TASKS[loaded.spec.task]
+    model, processor = task.build(recipe, loaded.labels)
+    loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
     split = pictures(recipe, loaded, processor)
-    trainer = MedicalTrainer(recipe, model, processor, normalisation(processor), split["train"], split["validation"])
+    trainer = MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started

@@ -34,7 +34,7 @@ from hf_medtl.data import phantoms
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.fingerprints import cores
-from hf_medtl.models.preprocessing import normalisation, preprocessing_key, to_uint8
+from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
 
 NATIVE, SIZE = (1500, 1200), (224, 224)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,7 +117,7 @@ def ours(paths: list[Path], name: str, arguments: argparse.Namespace, epochs: in
     data = Pictures(build(paths), [*range(len(paths))] * epochs, [0] * len(paths) * epochs, augmentation(name))
     layers = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = ViTForImageClassification(ViTConfig(**layers))
-    trainer = MedicalTrainer(recipe, model, None, normalisation(PROCESSOR), data, data)
+    trainer = MedicalTrainer(recipe, model, PROCESSOR, data, data, torch.nn.CrossEntropyLoss(), dict)
     loader = trainer.get_train_dataloader()
     return lambda: (trainer._prepare_inputs(batch)["pixel_values"] for batch in loader)
 

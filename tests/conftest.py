@@ -164,17 +164,19 @@ def flags(**values: object) -> list[str]:
 def trainer_of(phantoms, tiny, tmp_path):
     """Make a trainer of a family on phantoms."""
     from hf_medtl import Recipe, load
-    from hf_medtl.models.build import build
-    from hf_medtl.models.preprocessing import normalisation
     from hf_medtl.training.run import pictures
+    from hf_medtl.training.tasks import TASKS
     from hf_medtl.training.trainer import MedicalTrainer
 
     def make(family: str = "vit", **more: object):
         recipe = Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more))
         loaded = load("brain-phantoms", phantoms)
         torch.manual_seed(0)
-        model, processor = build(recipe.model_name_or_path, loaded.spec.labels)
-        return MedicalTrainer(recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor))
+        task = TASKS[loaded.spec.task]
+        model, processor = task.build(recipe, loaded.labels)
+        loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
+        split = pictures(recipe, loaded, processor)
+        return MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
 
     return make
 

@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import options, script
+from conftest import script
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from hf_medtl import MedtlError, Recipe, load
+from hf_medtl import MedtlError, Recipe
 from hf_medtl.data.augment import NAMES, augmentation
 from hf_medtl.data.preview import preview
-from hf_medtl.models.build import build
-from hf_medtl.models.preprocessing import normalisation
-from hf_medtl.training.run import pictures
-from hf_medtl.training.trainer import MedicalTrainer, mix
+from hf_medtl.training.trainer import mix
 
 SETS = [name for name in NAMES if name != "none"]
 
@@ -158,18 +155,6 @@ def test_soft_labels_say_how_much_of_each_picture_is_there(alphas):
         kinds.add("cut" if cut else "blend")
     assert kinds == {kind for kind, alpha in zip(("blend", "cut"), alphas, strict=True) if alpha}
     assert torch.equal(pixels[:, 0, 0, 0], shades)  # the input is left alone
-
-
-@pytest.fixture
-def trainer_of(phantoms, tiny, tmp_path):
-    def make(**more: object) -> MedicalTrainer:
-        recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
-        loaded = load("brain-phantoms", phantoms)
-        torch.manual_seed(0)
-        model, processor = build(recipe.model_name_or_path, loaded.spec.labels)
-        return MedicalTrainer(recipe, model, processor, normalisation(processor), **pictures(recipe, loaded, processor))
-
-    return make
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe
+from hf_medtl.training import classification
 from hf_medtl.training.losses import ClassificationLoss, class_weights
 from hf_medtl.training.trainer import MedicalTrainer
 
@@ -95,11 +96,11 @@ def weights_of(trainer: MedicalTrainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-def test_classes_are_counted_in_the_training_split_only(trainer_of):
-    trainer = trainer_of(class_weights="balanced", loss="focal")
-    counts = np.bincount(trainer.train_dataset.labels)
-    assert np.allclose(trainer.loss.weights, counts.sum() / (2 * counts))
-    assert trainer.loss.gamma == 2.0
+def test_the_loss_of_a_recipe(phantoms, tiny, tmp_path):
+    more = {"class_weights": "balanced", "loss": "focal", "label_smoothing_factor": 0.1}
+    found = classification.loss(Recipe(**options(phantoms, tiny("vit"), tmp_path, **more)), ("a", "b"), [0] * 3 + [1])
+    assert np.allclose(found.weights, [4 / 6, 4 / 2])  # counted in what it is given, the training split
+    assert (found.gamma, found.smoothing) == (2.0, 0.1)
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])

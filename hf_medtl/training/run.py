@@ -9,30 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import softmax
 from transformers import set_seed
 
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.fingerprints import cores
-from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded, load
 from hf_medtl.data.overlap import external
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
-from hf_medtl.evaluation.evaluate import predict, results
-from hf_medtl.models.build import build
-from hf_medtl.models.head import divide_logits
-from hf_medtl.models.preprocessing import describe_processor, normalisation, preprocessing_key, to_uint8
+from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import card
 from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
-from hf_medtl.training.losses import class_weights
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.summary import show_plan, show_results
+from hf_medtl.training.tasks import TASKS, Task
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
 
 logger = logging.getLogger("hf_medtl")
@@ -103,20 +96,12 @@ def run(recipe: Recipe) -> Path:
                 labels=recipe.label_map,
                 drop_overlap=recipe.drop_overlap,
             )
+    task = TASKS[loaded.spec.task]
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.labels)
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
-    model, processor = build(
-        recipe.model_name_or_path,
-        loaded.labels,
-        from_scratch=recipe.from_scratch,
-        revision=recipe.model_revision,
-        steps=recipe.steps,
-        fit=recipe.fit,
-        head_dropout=recipe.head_dropout,
-    )
+    model, processor = task.build(recipe, loaded.labels)
     recipe.plan.check(model)
-    train = loaded.counts()["train"]
-    class_weights(recipe.class_weights, list(train.values()), list(train))  # refuses absent classes
+    loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
     check_disk(folder, needed)
@@ -129,28 +114,22 @@ def run(recipe: Recipe) -> Path:
     try:
         if recipe.should_save:
             begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
-        split = pictures(recipe, loaded, processor)
         trainer = MedicalTrainer(
-            recipe, model, processor, normalisation(processor), split["train"], split["validation"]
+            recipe, model, processor, **pictures(recipe, loaded, processor), loss=loss, metrics=task.validation_metrics
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
 
         save(recipe, folder, model, processor)
-        temperature, threshold = calibrate(
-            probabilities(folder, loaded, "validation"), indices(loaded, "validation"), loaded.positive_index
-        )
+        answers = task.answer(folder, loaded, "validation")
         if recipe.should_save:
-            divide_logits(model, temperature)
-            # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
-            extra = {"positive_label": loaded.positive, "threshold": threshold, "folded_temperature": temperature}
-            model.config.update(extra)
+            model.config.update(task.calibrate(model, loaded, answers))
         save(recipe, folder, model, processor)
 
-        tested = [(data, probabilities(folder, data, "test")) for data in (loaded, outside) if data]
+        tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
-            result = report(recipe, folder, tested, processor, trainer)
+            result = report(recipe, task, folder, tested, processor, trainer)
             finish(folder)
             show_results(folder, result)
             if recipe.push_to_hub:
@@ -185,35 +164,12 @@ def pictures(recipe: Recipe, loaded: Loaded, processor: Any) -> dict[str, Pictur
         split: Pictures(
             prepared,
             np.flatnonzero(loaded.table["split"] == split).tolist(),
-            indices(loaded, split).tolist(),
+            TASKS[loaded.spec.task].targets(loaded, split),
             augmentation(recipe.augmentation) if split == "train" else None,
             recipe.seed,
         )
         for split in ("train", "validation")
     }
-
-
-def indices(loaded: Loaded, split: str) -> NDArray[np.int64]:
-    """(n,) class index of each picture of a split."""
-    return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.labels.index).to_numpy(np.int64)
-
-
-def probabilities(folder: Path, loaded: Loaded, split: str) -> NDArray[np.float64]:
-    """(n, K) of a split's original files, through the saved folder's own pipeline."""
-    paths = loaded.table.loc[loaded.table["split"] == split, "path"]
-    return predict(folder, [loaded.root / path for path in paths], read_image, loaded.spec.task)
-
-
-def calibrate(
-    chances: NDArray[np.float64], labels: NDArray[np.int64], positive: int | None
-) -> tuple[float, float | None]:
-    """Temperature and, with two labels, threshold from the probabilities (n, K) of the validation split."""
-    logits = np.log(chances.clip(1e-12))  # equal to the logits up to a constant that softmax does not see
-    temperature = fit_temperature(logits, labels)
-    if positive is None:
-        return temperature, None
-    scores = softmax(logits / temperature, axis=1)[:, positive]
-    return temperature, youden_threshold(scores, labels == positive)
 
 
 def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
@@ -228,44 +184,45 @@ def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
 
 def report(
     recipe: Recipe,
+    task: Task,
     folder: Path,
-    tested: list[tuple[Loaded, NDArray[np.float64]]],
+    tested: list[tuple[Loaded, Any]],
     processor: Any,
     trainer: MedicalTrainer,
 ) -> dict[str, Any]:
     """Write predictions, figures/, README.md and results.json; return the results.
 
     Args:
-        tested: the data set and the probabilities (n, K) of its test split, and those of an external one, if any.
+        tested: the data set and the answers on its test split, and those of an external one, if any.
     """
-    (loaded, chances), config = tested[0], trainer.model.config
-    spec, labels = loaded.spec, indices(loaded, "test")
+    loaded, answers = tested[0]
     precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # accelerate's own flags included
-    measured = [measure(data, values, config.threshold) for data, values in tested]
+    measured = [
+        {"dataset": data.spec.name, "task": data.spec.task, "split": "test"}
+        | task.measure(data, values, trainer.model.config)
+        for data, values in tested
+    ]
     result = {
         **measured[0],
-        "temperature": config.folded_temperature,
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
         "environment": environment(precision, recipe.world_size),
     }
-    write(folder / "predictions.csv", predictions(loaded, chances))
+    write(folder / "predictions.csv", task.predictions(loaded, answers).to_csv(index=False))
     if len(tested) > 1:
         outside, values = tested[1]
         result["external"] = measured[1] | {"excluded": left_out(outside)}
-        write(folder / "external.csv", predictions(outside, values))
+        write(folder / "external.csv", task.predictions(outside, values).to_csv(index=False))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     plots.history(trainer.state.log_history, trainer.state.best_global_step, figures / "history.png")
-    plots.confusion(result["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png")
-    plots.roc(labels, chances, loaded.labels, loaded.positive, config.threshold, figures / "roc.png")
-    plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
+    task.draw(figures, loaded, answers, result)
 
     facts = {
         "results": result,
-        "spec": spec,
+        "spec": loaded.spec,
         "external_spec": tested[-1][0].spec,
         "counts": loaded.counts(),
         "excluded": left_out(loaded),
@@ -285,19 +242,6 @@ def report(
     return result
 
 
-def measure(loaded: Loaded, chances: NDArray[np.float64], threshold: float | None) -> dict[str, Any]:
-    """What results.json says of the test split of a data set."""
-    groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
-    numbers = results(indices(loaded, "test"), chances, groups, loaded.labels, loaded.positive, threshold)
-    return {"dataset": loaded.spec.name, "task": loaded.spec.task, "split": "test", **numbers}
-
-
 def left_out(loaded: Loaded) -> dict[str, int]:
     """Kind -> number of the files that are in no split."""
     return {str(kind): int(number) for kind, number in loaded.excluded["kind"].value_counts().items()}
-
-
-def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> str:
-    """CSV of a test split: image_id, label, group and each label's probability."""
-    rows = loaded.table.loc[loaded.table["split"] == "test", ["image_id", "label", "group"]]
-    return rows.assign(**{f"p_{label}": chances[:, i] for i, label in enumerate(loaded.labels)}).to_csv(index=False)

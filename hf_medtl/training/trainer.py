@@ -17,7 +17,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, PreT
 
 from hf_medtl.data.cache import Pictures
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
     add_lora,
     choose_trained,
@@ -31,7 +31,6 @@ from hf_medtl.models.strategies import (
 from hf_medtl.training import features
 from hf_medtl.training.callbacks import Progress, Stages
 from hf_medtl.training.ema import Ema
-from hf_medtl.training.losses import ClassificationLoss, class_weights
 from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
@@ -51,9 +50,10 @@ class MedicalTrainer(Trainer):
         recipe: Recipe,
         model: PreTrainedModel,
         processor: Any,
-        statistics: tuple[torch.Tensor, torch.Tensor],
         train: Pictures,
         validation: Pictures,
+        loss: nn.Module,
+        metrics: Callable[[EvalPrediction], dict[str, float]],
     ) -> None:
         self.strategy = recipe.plan
         self.strategy.check(model)
@@ -72,14 +72,6 @@ class MedicalTrainer(Trainer):
         self.sets: list[features.FeatureSet] = []
         if recipe.cache_features and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
             self.sets = [features.FeatureSet(data, recipe.feature_views) for data in (train, validation)]
-        counts = np.bincount(train.labels, minlength=cast(int, model.config.num_labels)).tolist()
-        labels = [str(label) for label in (model.config.id2label or {}).values()]
-        weights = class_weights(recipe.class_weights, counts, labels, recipe.effective_beta)
-        self.loss = ClassificationLoss(
-            None if recipe.class_weights == "none" else torch.tensor(weights, dtype=torch.float32),
-            recipe.focal_gamma if recipe.loss == "focal" else 0.0,
-            recipe.label_smoothing_factor,
-        )
         callbacks: list[TrainerCallback] = [Progress(), Stages(self)]
         if recipe.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
@@ -87,16 +79,16 @@ class MedicalTrainer(Trainer):
             model=model,
             args=recipe,
             processing_class=processor,
-            compute_metrics=validation_metrics,
+            compute_metrics=metrics,
             callbacks=callbacks,
             train_dataset=self.sets[0] if self.sets else train,
             eval_dataset=self.sets[1] if self.sets else validation,
             # One loss for all families and for heads on features, which the model's own forward does not see.
-            compute_loss_func=lambda outputs, labels, num_items_in_batch=None: self.loss(
+            compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
                 outputs["logits"], labels, num_items_in_batch
             ),
         )
-        self.mean, self.std = (value.to(self.args.device) for value in statistics)
+        self.mean, self.std = (value.to(self.args.device) for value in normalisation(processor))
         self.draw = (-1, 0)  # optimizer step and batch in it
 
     @property
@@ -353,14 +345,6 @@ def mix(
     else:
         pixels = torch.lerp(other, pixels, kept)
     return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
-
-
-def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics of each epoch on the validation split, with the plain threshold 0.5 or argmax."""
-    logits = torch.as_tensor(np.asarray(prediction.predictions))
-    probabilities = logits.double().softmax(dim=1).numpy()
-    values = classification_metrics(np.asarray(prediction.label_ids), probabilities, positive=logits.shape[1] - 1)
-    return {name: float(value) for name, value in values.items()}
 
 
 def find_checkpoint(wish: str | None, output_dir: Path, labels: tuple[str, ...]) -> str | None:
