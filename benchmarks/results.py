@@ -10,15 +10,18 @@ not run again, so it goes on where it was stopped. The table goes to --out/RESUL
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_medtl.data.fingerprints import cores
 from hf_medtl.evaluation.compare import Predictions, average, difference
 from hf_medtl.evaluation.intervals import Interval
 
@@ -58,7 +61,8 @@ def covid(name: str, recipe: str, flags: str) -> Row:
 VIT_S = f"--config recipes/vit_brain_small.yaml --model_name_or_path WEIGHTS/{VIT} --mixed_precision bf16"
 RESNET_50 = f"--model_name_or_path WEIGHTS/{RESNET} --mixed_precision bf16"
 LITE_0 = f"--model_name_or_path WEIGHTS/{LITE}"
-FROZEN = "--strategy feature_extraction"
+FROZEN = "--strategy feature_extraction --num_train_epochs 40"
+SCRATCH = "--from_scratch --learning_rate 1e-3 --num_train_epochs 30 --early_stopping_patience 10"
 
 ROWS = [
     brain("vit-s/full", "vit_brain", VIT_S),
@@ -70,11 +74,11 @@ ROWS = [
     brain("lite0/full", "resnet50_brain", LITE_0),
     brain("lite0/lp_ft", "resnet50_brain", f"{LITE_0} --strategy lp_ft"),
     brain("lite0/feature_extraction", "resnet50_brain", f"{LITE_0} {FROZEN}"),
-    brain("lite0/from_scratch", "resnet50_brain", f"{LITE_0} --from_scratch"),
+    brain("lite0/from_scratch", "resnet50_brain", f"{LITE_0} {SCRATCH}"),
     brain("cnn/from_scratch", "cnn_brain", ""),
-    pneumonia("lite0/full", LITE_0),
-    pneumonia("resnet50/full", RESNET_50),
-    covid("lite0/full", "resnet50_covid4", LITE_0),
+    pneumonia("lite0/full", f"{LITE_0} --num_train_epochs 8"),
+    pneumonia("resnet50/full", f"{RESNET_50} --num_train_epochs 8"),
+    covid("lite0/full", "resnet50_covid4", f"{LITE_0} --num_train_epochs 10"),
     covid("cnn/from_scratch", "cnn_covid4", ""),
 ]
 # Pretrained against from scratch, and the strategies against each other.
@@ -90,7 +94,7 @@ PAIRS = [
 METRICS = {"roc_auc": "ROC AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
-def train(row: Row, seed: int, out: Path, data: Path, weights: Path) -> None:
+def train(row: Row, seed: int, out: Path, data: Path, weights: Path, jobs: int) -> None:
     """One run in a process of its own, unless it is there; SEED.json gets its seconds from outside."""
     folder, note = out / row.name / str(seed), out / row.name / f"{seed}.json"
     if note.exists():
@@ -103,12 +107,14 @@ def train(row: Row, seed: int, out: Path, data: Path, weights: Path) -> None:
     started = time.monotonic()
     with (out / row.name / f"{seed}.log").open("w") as log:
         arguments = [sys.executable, *shlex.split(command)[1:], *extra]
-        done = subprocess.run(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+        threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+        done = subprocess.run(arguments, cwd=ROOT, env=os.environ | threads, stdout=log, stderr=log, check=False)
     if done.returncode:
-        sys.exit(f"{row.name}, seed {seed}, ended with exit code {done.returncode}. See {log.name}.")
+        raise RuntimeError(f"{row.name}, seed {seed}, ended with exit code {done.returncode}. See {log.name}.")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    note.write_text(json.dumps({"seconds": round(time.monotonic() - started, 1), "command": row.command(seed)}))
+    facts = {"seconds": round(time.monotonic() - started, 1), "command": row.command(seed), "jobs": jobs, **threads}
+    note.write_text(json.dumps(facts))
 
 
 def table(out: Path) -> str:
@@ -152,16 +158,24 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder of the backbones")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of RESULTS.md")
     parser.add_argument("--only", default="", help="rows whose names begin so")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--table", action="store_true", help="run nothing; write the table of what is there")
     options = parser.parse_args()
     if not options.table:
         if not options.data or not options.weights:
             parser.error("--data and --weights are needed to run; --table needs neither")
-        # Seed by seed, so that a table of fewer seeds is whole as early as possible.
-        for seed in sorted({seed for row in ROWS for seed in row.seeds}):
-            for row in ROWS:
-                if seed in row.seeds and row.name.startswith(options.only):
-                    train(row, seed, options.out.resolve(), options.data.resolve(), options.weights.resolve())
+        wanted = [row for row in ROWS if row.name.startswith(options.only)]
+        places = [place.resolve() for place in (options.out, options.data, options.weights)]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            # Seed by seed, so that a table of fewer seeds is whole as early as possible.
+            runs = [
+                pool.submit(train, row, seed, *places, options.jobs)
+                for seed in sorted({seed for row in wanted for seed in row.seeds})
+                for row in wanted
+                if seed in row.seeds
+            ]
+            for done in as_completed(runs):
+                done.result()
     (options.out / "RESULTS.md").write_text(table(options.out))
     print(table(options.out))
 
