@@ -66,8 +66,8 @@ SCRATCH = "--from_scratch --learning_rate 1e-3 --num_train_epochs 30 --early_sto
 
 ROWS = [
     brain("vit-s/full", "vit_brain", VIT_S),
-    brain("vit-s/lp_ft", "vit_brain", f"{VIT_S} --strategy lp_ft"),
-    brain("vit-s/feature_extraction", "vit_brain", f"{VIT_S} {FROZEN}"),
+    brain("vit-s/lp_ft", "vit_brain", f"{VIT_S} --strategy lp_ft --head_learning_rate 1e-3"),
+    brain("vit-s/feature_extraction", "vit_brain", f"{VIT_S} {FROZEN} --head_learning_rate 1e-3 --mixup 0"),
     brain("resnet50/full", "resnet50_brain", RESNET_50),
     brain("resnet50/lp_ft", "resnet50_brain", f"{RESNET_50} --strategy lp_ft"),
     brain("resnet50/feature_extraction", "resnet50_brain", f"{RESNET_50} {FROZEN}"),
