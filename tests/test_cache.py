@@ -267,3 +267,145 @@ def test_grey_pictures_among_coloured_ones_lose_nothing(place, tmp_path):
         assert np.array_equal(plain[i]["pixel_values"].permute(1, 2, 0), expected)
         draw = np.random.SeedSequence([3, 0, i]).generate_state(1)
         assert np.array_equal(augmented[i]["pixel_values"].permute(1, 2, 0), augment(expected, int(draw[0])))
+
+
+def pairs(folder: Path, number: int = 4, size: tuple[int, int] = (30, 40)) -> tuple[list[Path], list[list[Path]]]:
+    """Pictures, and the mask of what is brighter than 127 in each."""
+    rng = np.random.default_rng(0)
+    (folder / "masks").mkdir(parents=True)
+    found: tuple[list[Path], list[list[Path]]] = [], []
+    for i in range(number):
+        bright = np.kron(rng.integers(0, 2, (3, 4)), np.ones((size[0] // 3, size[1] // 4))).astype(np.uint8)
+        for name, pixels in ((f"{i}.png", bright * 150 + 50), (f"masks/{i}.png", bright * 255)):
+            Image.fromarray(pixels).save(folder / name)
+        found[0].append(folder / f"{i}.png")
+        found[1].append([folder / "masks" / f"{i}.png"])
+    return found
+
+
+def build_both(paths, masks, key: str = "k", **more) -> datasets.Dataset:
+    return prepare(paths, [sha(path) for path in paths], small, key, masks, **more)
+
+
+def test_masks_lie_beside_their_pictures(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 70)
+    prepared = build_both(paths, masks)
+    pixels, indices = np.concatenate(views(prepared)), np.concatenate(views(prepared, "mask"))
+    assert indices.shape == (70, 12, 16)
+    assert set(np.unique(indices)) == {0, 1}
+    assert [view.shape for view in views(prepared, "mask")] == [(64, 12, 16), (6, 12, 16)]
+    assert all(not view.flags.owndata and not view.flags.writeable for view in views(prepared, "mask"))
+    assert np.array_equal(pixels, build(paths))  # and the pictures are what they are without
+    centres = np.zeros((12, 16), bool)
+    centres[2::4, 2::4] = True  # away from edges, where the picture's filter mixes
+    assert np.array_equal(indices[:, centres], pixels[:, centres, 0] > 127)
+    called.clear()
+    build_both(paths, masks)
+    assert not called
+    with_masks, labelled = (
+        Pictures(prepared, [69, 3], [0, 1]),
+        Pictures(prepare(paths, list(map(sha, paths)), small, "k"), [0], [7]),
+    )
+    item = with_masks[0]
+    assert item["labels"].dtype == torch.int64
+    assert np.array_equal(item["labels"], indices[69])
+    assert labelled[0]["labels"] == 7
+    batch = next(iter(DataLoader(with_masks, batch_size=2)))
+    assert batch["labels"].shape == (2, 12, 16)
+
+
+def test_the_key_changes_with_masks_and_values(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 2)
+    first = np.concatenate(views(build_both(paths, masks), "mask"))
+    build_both(paths, masks, values={0: 0, 255: 1})
+    swapped = np.concatenate(views(build_both(paths, masks, values={0: 1, 255: 0}), "mask"))
+    assert np.array_equal(swapped, 1 - first)
+    Image.new("L", (40, 30)).save(masks[0][0])
+    assert np.concatenate(views(build_both(paths, masks), "mask"))[0].max() == 0
+    assert len(list(place.glob("*.arrow"))) == 4
+
+
+def test_masks_of_other_sizes_modes_and_parts(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 1)
+    expected = np.concatenate(views(build_both(paths, masks), "mask"))
+    whole = Image.open(masks[0][0])
+    mask = np.asarray(whole)
+    for size in ((80, 60), (400, 299), (20, 15)):  # 299: rounded
+        whole.resize(size, Image.Resampling.NEAREST).convert("RGB").save(masks[0][0])
+        assert (np.concatenate(views(build_both(paths, masks), "mask")) == expected).mean() > 0.97
+    left, right = mask * (np.arange(40) < 20), mask * (np.arange(40) >= 20)
+    halves = [tmp_path / "data" / "masks" / name for name in ("left.png", "right.png")]
+    for path, half in zip(halves, (left, right), strict=True):
+        Image.fromarray(half.astype(np.uint8)).save(path)
+    assert np.array_equal(np.concatenate(views(build_both(paths, [halves]), "mask")), expected)
+    Image.fromarray((left // 255 + right // 255 * 2).astype(np.uint8)).save(masks[0][0])
+    classes = np.concatenate(views(build_both(paths, masks, values={0: 0, 1: 1, 2: 2}), "mask"))[0]
+    assert np.array_equal(classes > 0, expected[0])
+    assert np.array_equal(classes == 2, (expected[0] > 0) & (np.arange(16) >= 8))
+
+
+def test_masks_that_do_not_fit_are_named(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 3)
+    broken = masks[1][0]
+    with pytest.raises(MedtlError, match=r"1.png has no mask"):
+        build_both(paths, [masks[0], [], masks[2]])
+    for content, more, words in (
+        (np.zeros((40, 30), np.uint8), {}, r"masks.1.png: 30 × 40 pixels, but its picture .*1.png has 40 × 30"),
+        (np.zeros((30, 30), np.uint8), {}, r"30 × 30 pixels"),
+        (np.arange(1200, dtype=np.uint8).reshape(30, 40), {}, r"masks.1.png: expected a mask in black and white"),
+        (np.full((30, 40), 7, np.uint8), {"values": {0: 0, 255: 1}}, r"masks.1.png: .* values 0, 255, found 7"),
+    ):
+        Image.fromarray(content).save(broken)
+        with pytest.raises(MedtlError, match=words):
+            build_both(paths, masks, **more)
+    other = tmp_path / "data" / "masks" / "other.png"
+    Image.new("L", (4, 3)).save(other)
+    with pytest.raises(MedtlError, match=r"0.png and .*other.png: \(3, 4\) pixels"):
+        build_both(paths, [[masks[0][0], other], masks[0], masks[2]])
+    broken.write_bytes(b"no mask")
+    with pytest.raises(MedtlError, match=r"masks.1.png: not a readable picture"):
+        build_both(paths, masks)
+    broken.unlink()
+    with pytest.raises(MedtlError, match=r"masks.1.png, the mask of .*1.png, can't be read \(No such file"):
+        build_both(paths, masks)
+    assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
+
+
+@pytest.mark.parametrize("context", ["none", "fork", "spawn"])
+def test_augmentation_moves_picture_and_mask_together(place, tmp_path, context):
+    paths, masks = pairs(tmp_path / "data", 6, size=(120, 160))
+
+    def large(images: list[Image.Image]) -> np.ndarray:
+        return np.stack([np.asarray(image) for image in images])
+
+    prepared = prepare(paths, [sha(path) for path in paths], large, "large", masks)
+    augment = augmentation("light")
+    data = Pictures(prepared, range(6), [0] * 6, augment, seed=3)
+    plain = Pictures(prepared, range(6), [0] * 6)
+    more = {} if context == "none" else {"multiprocessing_context": context, "num_workers": 1}
+    moved = 0
+    for i, item in enumerate(DataLoader(data, batch_size=None, **more)):
+        draw = int(np.random.SeedSequence([3, 0, i]).generate_state(1)[0])
+        pixels, mask = np.concatenate(views(prepared))[i], np.concatenate(views(prepared, "mask"))[i]
+        expected = augment(pixels, draw, mask)
+        assert np.array_equal(item["pixel_values"].permute(1, 2, 0), expected[0])
+        assert np.array_equal(item["labels"], expected[1])
+        # Bright inside, dark outside: what the picture shows is what the mask says, but for a pixel at the edges.
+        shown = item["pixel_values"][0].numpy() > 110
+        assert (shown == (item["labels"].numpy() == 1)).mean() > 0.95
+        moved += not torch.equal(item["labels"], plain[i]["labels"])
+    assert moved >= 4
+
+
+def test_real_masks_fit_their_pictures(place, shared):
+    from hf_medtl import load
+
+    loaded = load("lung-masks", shared / "data" / "chest-xray-masks-and-labels")
+    rows = loaded.table[loaded.table["mask"] != ""].head(12)
+    paths = [loaded.root / path for path in rows["path"]]
+    masks = [[loaded.root / part for part in cell.split("|")] for cell in rows["mask"]]
+    prepared = build_both(paths, masks)
+    lungs = np.concatenate(views(prepared, "mask"))
+    assert ((lungs.mean(axis=(1, 2)) > 0.1) & (lungs.mean(axis=(1, 2)) < 0.6)).all()
+    pixels = np.concatenate(views(prepared))[..., 0]
+    assert np.mean([p[m == 1].mean() < p[4:8, 7:9].mean() for p, m in zip(pixels, lungs, strict=True)]) > 0.9  # spine

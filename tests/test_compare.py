@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from hf_medtl import MedtlError
-from hf_medtl.evaluation.compare import Predictions, average, difference
-from hf_medtl.evaluation.intervals import bootstrap
+from hf_medtl.evaluation.compare import Predictions, average, difference, mean_difference
+from hf_medtl.evaluation.intervals import bootstrap, mean_intervals
 
 
 def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None = None) -> Predictions:
@@ -76,3 +76,40 @@ def test_read(tmp_path):
         json.dumps({"labels": ["no", "yes"], "positive_label": "yes", "threshold": 0.5})
     )
     assert average([Predictions.read(tmp_path)], "roc_auc") == pytest.approx(average([run], "roc_auc"))
+
+
+def measured(seed: int, shift: float, n: int = 60) -> pd.DataFrame:
+    """Dice of pictures, two of a patient, some of them hard for every model; in an order of its own."""
+    ids, order = np.arange(n), np.random.default_rng(seed).permutation(n)
+    hard = np.random.default_rng(99).uniform(0, 0.3, n)
+    dice = 0.9 - hard + shift + np.random.default_rng(seed).normal(0, 0.005, n)
+    table = pd.DataFrame({"image_id": [f"{i:03}" for i in ids], "group": [f"p{i // 2}" for i in ids],
+                          "source": np.where(ids < 20, "a", "b"), "dice": dice, "iou": dice / (2 - dice)})  # fmt: skip
+    return table.iloc[order]
+
+
+def test_difference_of_means_is_paired():
+    good, bad = measured(0, 0.01), measured(1, 0.0)
+    found = mean_difference(good, bad, ["dice", "iou"])
+    assert found["dice"].value == pytest.approx(good["dice"].mean() - bad["dice"].mean())
+    assert 0.005 < found["dice"].low < found["dice"].value < found["dice"].high < 0.015
+    # Unpaired, what is hard for both would hide the gain.
+    alone = mean_intervals({"dice": good["dice"]}, good["group"])["dice"]
+    assert alone.high - alone.low > 5 * (found["dice"].high - found["dice"].low)
+    back = mean_difference(bad, good, ["iou"])["iou"]
+    assert back == pytest.approx((-found["iou"].value, -found["iou"].high, -found["iou"].low), abs=1e-12)
+    assert mean_difference(good, good, ["dice"])["dice"] == (0, 0, 0)
+    assert mean_difference(good.drop(columns="source"), bad, ["dice"])["dice"].value == found["dice"].value
+
+
+def test_difference_of_means_refuses_other_pictures():
+    one = measured(0, 0.0)
+    for other in (one.iloc[1:], one.assign(group="p"), one.assign(source="c"), one.replace({"image_id": {"003": "x"}})):
+        with pytest.raises(MedtlError, match="unet and fpn were not tested on the same pictures"):
+            mean_difference(one, other, ["dice"], ("unet", "fpn"))
+    with pytest.raises(MedtlError, match="same pictures"):
+        mean_difference(pd.concat([one, one]), pd.concat([one, one]), ["dice"])
+    with pytest.raises(MedtlError, match="fpn has no column iou"):
+        mean_difference(one, one.drop(columns="iou"), ["dice", "iou"], ("unet", "fpn"))
+    with pytest.raises(MedtlError, match="without a number for dice"):
+        mean_difference(one, one.assign(dice=np.nan), ["dice"])

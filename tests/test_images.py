@@ -9,6 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformers.image_utils import load_image
 
 from hf_medtl import read_image
+from hf_medtl.data.images import read_mask
 from hf_medtl.errors import UnreadableImage
 
 RNG = np.random.default_rng(0)
@@ -112,3 +113,65 @@ def test_decompression_bomb(tmp_path):
     Image.new("1", (11_000, 11_000)).save(path)  # Pillow itself would only warn
     with pytest.raises(UnreadableImage, match="100,000,000"):
         read_image(path)
+
+
+def as_file(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
+    content, image = io.BytesIO(), Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(content, kind)
+    return content.getvalue()
+
+
+DISC = (np.hypot(*np.meshgrid(np.arange(40) - 15, np.arange(30) - 12)) < 9).astype(np.uint8)
+
+
+def test_masks_in_any_dress_are_the_same():
+    palette = Image.fromarray(DISC, "P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])  # as VOC's masks: dark red
+    content = io.BytesIO()
+    palette.save(content, "PNG")
+    files = {
+        "black and white": as_file(DISC * 255),
+        "one bit": as_file(DISC * 255, "1"),
+        "colour channels": as_file(DISC * 255, "RGB"),
+        "labels": as_file(DISC),
+        "labels 1 and 2": as_file(DISC * (1 + (np.arange(40) > 15)).astype(np.uint8)),
+        "grey": as_file(DISC * 200 + 20),
+        "dark palette": content.getvalue(),
+        "16 bits": as_file(DISC.astype(np.uint16) * 65535),
+        "labels in 16 bits": as_file(DISC.astype(np.uint16)),
+        "JPEG": as_file(DISC * 255, kind="JPEG"),
+    }
+    for name, file in files.items():
+        found = np.asarray(read_mask([file]))
+        assert np.array_equal(found, DISC * 255), name
+    left, right = DISC * (np.arange(40) < 15), DISC * (np.arange(40) >= 15)
+    assert np.array_equal(read_mask([as_file(part.astype(np.uint8)) for part in (left, right)]), DISC * 255)
+    assert np.asarray(read_mask([as_file(DISC * 0)])).max() == 0
+    assert np.asarray(read_mask([as_file(DISC * 0 + 255)])).min() == 255
+
+
+def test_masks_of_declared_values():
+    grey = DISC * 85
+    grey[20:, 30:] = 170
+    values = {0: 0, 85: 1, 170: 2, 255: 255}
+    expected = DISC + 2 * (grey == 170).astype(np.uint8)
+    for file in (as_file(grey), as_file(grey, "RGB"), as_file(grey.astype(np.uint16))):
+        assert np.array_equal(read_mask([file], values), expected)
+    assert np.array_equal(read_mask([as_file(DISC * 85), as_file(grey * (grey == 170))], values), expected)
+    with pytest.raises(UnreadableImage, match=r"^bytes: expected a mask of the values 0, 85, found 170, too"):
+        read_mask([as_file(grey)], {0: 0, 85: 1})
+
+
+def test_what_is_no_mask_is_refused(tmp_path):
+    path = tmp_path / "radiograph.png"
+    path.write_bytes(as_file(GREY))
+    with pytest.raises(UnreadableImage, match=r"radiograph.png: expected a mask .* found \d\d% grey pixels"):
+        read_mask([path])
+    path.write_bytes(as_file(np.minimum(GREY, 5)))
+    with pytest.raises(UnreadableImage, match=r"radiograph.png: expected a mask .* found 6 dark values"):
+        read_mask([path])
+    with pytest.raises(UnreadableImage, match=r"bytes: \(37, 53\) pixels, but the other part of the mask has \(30, 40"):
+        read_mask([as_file(DISC), as_file(GREY // 128)])
+    path.write_bytes(b"")
+    with pytest.raises(UnreadableImage, match=r"radiograph.png"):
+        read_mask([path])

@@ -11,6 +11,8 @@ from hf_medtl.evaluation.intervals import (
     average_precision_floor,
     bootstrap,
     group_resamples,
+    intervals_by_source,
+    mean_intervals,
     wilson,
 )
 from hf_medtl.evaluation.metrics import classification_metrics
@@ -216,3 +218,81 @@ def test_coverage(pictures, sd_patient):
             held[name] += found[name].low <= value <= found[name].high
     for count in held.values():
         assert 0.90 <= count / 200 <= 0.99
+
+
+def test_means_are_those_of_drawing_patients_by_hand():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), rng.integers(1, 5, 40))
+    dice = np.clip(0.8 + rng.normal(0, 0.1, 40)[groups] + rng.normal(0, 0.02, groups.size), 0, 1)
+    found = mean_intervals({"dice": dice, "iou": dice / (2 - dice)}, groups)
+    assert found["dice"].value == pytest.approx(dice.mean())
+    means = []
+    for _ in range(2000):
+        drawn = rng.integers(40, size=40)
+        means.append(np.concatenate([dice[groups == g] for g in drawn]).mean())
+    assert found["dice"][1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+    # As if each picture were a patient: pictures of one patient are alike, so that would be too narrow.
+    alone = mean_intervals({"dice": dice}, np.arange(dice.size))["dice"]
+    assert found["dice"].high - found["dice"].low > 1.3 * (alone.high - alone.low)
+    assert mean_intervals({"iou": dice / (2 - dice)}, groups)["iou"] == pytest.approx(found["iou"])  # the same draws
+    narrow = mean_intervals({"dice": dice}, groups, level=0.5)["dice"]
+    assert found["dice"].low < narrow.low < narrow.high < found["dice"].high
+
+
+def test_draws_keep_the_mix_of_strata():
+    groups = np.arange(60)
+    sources = np.where(groups < 20, "a", "b")
+    values = np.where(groups < 20, 1.0, 0.0) + np.random.default_rng(0).normal(0, 0.01, 60)
+    loose, fixed = mean_intervals({"x": values}, groups)["x"], mean_intervals({"x": values}, groups, sources)["x"]
+    assert fixed.value == loose.value
+    assert fixed.high - fixed.low < 0.1 * (loose.high - loose.low)
+
+
+def test_by_source():
+    groups = np.array([f"p{i // 2}" for i in range(60)])
+    sources = np.where(np.arange(60) < 20, "Montgomery", "Shenzhen")
+    dice = np.random.default_rng(0).uniform(0.6, 1, 60)
+    found = intervals_by_source({"dice": dice}, groups, sources)
+    assert (found["overall"]["n"], found["overall"]["n_groups"]) == (60, 30)
+    assert list(found["sources"]) == ["Montgomery", "Shenzhen"]
+    one = found["sources"]["Montgomery"]
+    assert (one["n"], one["n_groups"]) == (20, 10)
+    assert one["metrics"] == mean_intervals({"dice": dice[:20]}, groups[:20])
+    assert found["overall"]["metrics"] == mean_intervals({"dice": dice}, groups, sources)
+    same = intervals_by_source({"dice": dice}, groups, ["x"] * 60)
+    assert same["overall"]["metrics"] == same["sources"]["x"]["metrics"]
+
+
+def test_a_sample_without_spread_gives_no_limits():
+    for values, groups in (([1.0] * 9, range(9)), ([0.5, 0.9, 0.7], ["p"] * 3), ([0.1] * 7, range(7))):
+        found = mean_intervals({"dice": values}, list(groups))["dice"]
+        assert found.value == pytest.approx(np.mean(values))
+        assert np.isnan(found.low)
+        assert np.isnan(found.high)
+
+
+def test_few_patients_give_limits_as_narrow_as_the_docstring_says():
+    rng = np.random.default_rng(0)
+    truth = 0.93 * 40 / 43 + 0.07 * 0.4
+    held = 0
+    for study in range(300):
+        values = np.where(rng.random(20) < 0.07, rng.uniform(0, 0.8, 20), rng.beta(40, 3, 20))
+        found = mean_intervals({"dice": values}, np.arange(20), resamples=200, seed=study)["dice"]
+        held += found.low <= truth <= found.high
+    assert 0.64 < held / 300 < 0.84
+
+
+def test_means_refuse_nonsense():
+    for values, groups, words in (
+        ({"dice": [0.5, np.nan]}, ["a", "b"], "1 of 2 not"),
+        ({"dice": []}, [], "finite values"),
+        ({"dice": [0.5, 0.6]}, ["a", None], "1 missing"),
+        ({"dice": [0.5, 0.6]}, ["a"], "shape"),
+        ({"dice": [0.5, 0.6], "iou": [0.5]}, ["a", "b"], "dimension"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mean_intervals(values, groups)
+    with pytest.raises(ValueError, match="resample"):
+        mean_intervals({"dice": [0.5, 0.6]}, ["a", "b"], resamples=0)
+    with pytest.raises(ValueError, match="shape"):
+        intervals_by_source({"dice": [0.5, 0.6]}, ["a", "b"], ["x"])

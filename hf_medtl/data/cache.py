@@ -1,4 +1,4 @@
-"""The deterministic part of preprocessing, done once: uint8 pictures at the model's size, memory-mapped."""
+"""The deterministic part of preprocessing, done once: uint8 pictures, and masks, at the model's size, memory-mapped."""
 
 import contextlib
 import hashlib
@@ -8,9 +8,9 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hf_medtl.data.fingerprints import cache_dir, cores
-from hf_medtl.data.images import read_image
+from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.errors import MedtlError, UnreadableImage
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,18 @@ RECORDS = 64  # pictures a record batch
 UNUSED_DAYS = 30
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
-Prepared = tuple[NDArray[np.uint8], bool]  # (height, width, channels), and whether it is grey
-Augment = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+Prepared = dict[str, NDArray[Any]]  # a row: pixels (height, width, channels), grey (), perhaps mask (height, width)
+Augment = Callable[..., Any]  # (pixels, seed) -> pixels, or (pixels, seed, mask) -> (pixels, mask)
 
 
-def prepare(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess, key: str) -> datasets.Dataset:
+def prepare(
+    paths: Sequence[Path],
+    sha256: Sequence[str],
+    preprocess: Preprocess,
+    key: str,
+    masks: Sequence[Sequence[Path]] | None = None,
+    values: Mapping[int, int] | None = None,
+) -> datasets.Dataset:
     """Decode and preprocess files once; later calls with the same contents map the result into memory.
 
     The result is `<key>.arrow` in the folder `pictures` of `cache_dir()`. Files there can be deleted at any time; those
@@ -53,15 +60,27 @@ def prepare(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess
         sha256: (n,) of their bytes, so that a changed file is prepared again.
         preprocess: k RGB pictures -> (k, height, width, channels) uint8; called from several threads.
         key: names the preprocessing and the versions of the libraries behind it.
+        masks: (n,) the files of each picture's mask, united. They are resized as a whole to the pictures' prepared size
+            by nearest neighbour, so `preprocess` must neither crop nor add margins.
+        values: grey value of the masks -> class index, see `read_mask`; by default 0 outside and 1 inside.
 
     Returns:
         Arrow data set of n rows with the columns pixels (height × width × channels), see `views`, and grey, whether
-        the three channels are equal.
+        the three channels are equal; with `masks` also mask (height × width), class indices.
 
     Raises:
         MedtlError: the disk lacks room; a file is missing, unreadable or not the one of `sha256` any more; the
-            preprocessed pictures differ in size.
+            preprocessed pictures differ in size; a mask is missing, of another aspect than its picture, or of values
+            that were not declared.
     """
+    found = [None] * len(paths) if masks is None else [find_mask(*both) for both in zip(paths, masks, strict=True)]
+    jobs = [
+        partial(read, path, digest, preprocess, mask, values)
+        for path, digest, mask in zip(paths, sha256, found, strict=True)
+    ]
+    if masks is not None:
+        key = f"{key}\nmasks {sorted(values.items()) if values else 'inside'}"
+        sha256 = [*sha256, *("+".join(mask.values()) for mask in found if mask)]
     folder = cache_dir() / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{fingerprint(key, sha256)}.arrow"
@@ -69,10 +88,23 @@ def prepare(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess
         with turn(target):
             if not is_whole(target, len(paths)):
                 tidy(folder)
-                build(target, paths, sha256, preprocess)
+                build(target, paths, jobs)
     with contextlib.suppress(OSError):  # somebody else's file
         os.utime(target)
     return datasets.Dataset.from_file(str(target))
+
+
+def find_mask(path: Path, parts: Sequence[Path]) -> dict[Path, str]:
+    """The files of a picture's mask, and the sha256 of each."""
+    if not parts:
+        raise MedtlError(f"{path} has no mask. Give it one, or leave it out.")
+    try:
+        return {Path(part): hashlib.sha256(Path(part).read_bytes()).hexdigest() for part in parts}
+    except OSError as error:
+        raise MedtlError(
+            f"{error.filename}, the mask of {path}, can't be read ({error.strerror}). Put it back, or leave the "
+            "picture out."
+        ) from error
 
 
 def fingerprint(key: str, sha256: Sequence[str]) -> str:
@@ -119,40 +151,37 @@ def tidy(folder: Path) -> None:
                     path.unlink()
 
 
-def build(target: Path, paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> None:
+def build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], Prepared]]) -> None:
     """Write `target`, whole or not at all. In memory are, at a time, one decoded picture a core and two batches."""
-    partial = target.with_suffix(".partial")
-    with contextlib.closing(read_all(paths, sha256, preprocess)) as pictures:
+    unfinished = target.with_suffix(".partial")
+    with contextlib.closing(read_all(jobs)) as pictures:
         first = next(pictures)  # tells the shape of all
-        shape = first[0].shape
-        check_room(target.parent, len(paths), shape)
-        kind: Any = pa.uint8()
-        for length in reversed(shape):
-            kind = pa.list_(kind, length)
-        schema = pa.schema({"pixels": kind, "grey": pa.bool_()})
+        shape = first["pixels"].shape
+        check_room(target.parent, len(paths), first)
+        blocks = {name: np.empty((RECORDS, *value.shape), value.dtype) for name, value in first.items()}
         try:
-            with partial.open("wb") as stream:
-                with pa.ipc.new_stream(stream, schema) as writer:
-                    block, greys = np.empty((RECORDS, *shape), np.uint8), np.empty(RECORDS, bool)
-                    for i, (pixels, grey) in enumerate(chain([first], pictures)):
-                        if pixels.shape != shape:
+            with unfinished.open("wb") as stream:
+                with pa.ipc.new_stream(stream, records(blocks, 0).schema) as writer:
+                    for i, picture in enumerate(chain([first], pictures)):
+                        if picture["pixels"].shape != shape:
                             raise MedtlError(
-                                f"{paths[i]} becomes {pixels.shape}, {paths[0]} {shape}; expected one size."
+                                f"{paths[i]} becomes {picture['pixels'].shape}, {paths[0]} {shape}; expected one size."
                             )
                         last = i % RECORDS
-                        block[last], greys[last] = pixels, grey
+                        for name, value in picture.items():
+                            blocks[name][last] = value
                         if last == RECORDS - 1 or i == len(paths) - 1:
-                            writer.write_batch(records(block[: last + 1], greys[: last + 1], schema))
+                            writer.write_batch(records(blocks, last + 1))
                 stream.flush()
                 os.fsync(stream.fileno())  # else a power cut may leave the name without the content
-            partial.replace(target)
+            unfinished.replace(target)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
 
-def check_room(folder: Path, number: int, shape: tuple[int, ...]) -> None:
+def check_room(folder: Path, number: int, first: Prepared) -> None:
     """Say how large the prepared pictures will be, and refuse a disk that lacks room for them."""
-    size = number * int(np.prod(shape))
+    shape, size = first["pixels"].shape, number * sum(value.nbytes for value in first.values())
     logger.info("Preparing %d pictures of %d × %d pixels: %.2f GB in %s", number, *shape[:2], size / 1e9, folder)
     free = shutil.disk_usage(folder).free
     if free < 1.01 * size:
@@ -162,26 +191,29 @@ def check_room(folder: Path, number: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def records(block: NDArray[np.uint8], greys: NDArray[np.bool_], schema: pa.Schema) -> pa.RecordBatch:
-    """Pictures (k, height, width, channels), and which are grey, as k rows, without a copy of the pixels."""
-    column: Any = pa.array(block.ravel())
-    for length in reversed(block.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, length)
-    return pa.RecordBatch.from_arrays([column, pa.array(greys)], schema=schema)
+def records(blocks: dict[str, NDArray[Any]], number: int) -> pa.RecordBatch:
+    """The first `number` of blocks (k, ...) as rows, without a copy of the pixels."""
+    columns = {}
+    for name, block in blocks.items():
+        column: Any = pa.array(block[:number].ravel())
+        for length in reversed(block.shape[1:]):
+            column = pa.FixedSizeListArray.from_arrays(column, length)
+        columns[name] = column
+    return pa.RecordBatch.from_pydict(columns)
 
 
-def read_all(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preprocess) -> Generator[Prepared, None, None]:
+def read_all(jobs: Sequence[Callable[[], Prepared]]) -> Generator[Prepared, None, None]:
     """Prepared pictures in order, read by one thread a core (decoders and torch release the GIL)."""
     threads = torch.get_num_threads()
     waiting: deque[Future[Prepared]] = deque()
     with (
         # torch would start as many threads as there are cores in each of ours.
         ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        tqdm(desc="Preparing pictures", total=len(paths), unit="picture", disable=None, leave=False) as bar,
+        tqdm(desc="Preparing pictures", total=len(jobs), unit="picture", disable=None, leave=False) as bar,
     ):
         try:
-            for path, digest in zip(paths, sha256, strict=True):
-                waiting.append(pool.submit(read, path, digest, preprocess))
+            for job in jobs:
+                waiting.append(pool.submit(job))
                 if len(waiting) >= RECORDS:
                     yield waiting.popleft().result()
                     bar.update()
@@ -193,28 +225,71 @@ def read_all(paths: Sequence[Path], sha256: Sequence[str], preprocess: Preproces
             torch.set_num_threads(threads)
 
 
-def read(path: Path, sha256: str, preprocess: Preprocess) -> Prepared:
+def read(
+    path: Path,
+    sha256: str,
+    preprocess: Preprocess,
+    mask: Mapping[Path, str] | None = None,
+    values: Mapping[int, int] | None = None,
+) -> Prepared:
     """One prepared picture, from the very bytes that have this sha256."""
+    content = read_bytes(path, sha256)
+    try:
+        picture = read_image(content)
+        pixels = preprocess([picture])[0]
+    except UnreadableImage as error:
+        raise UnreadableImage(str(error).replace("bytes", str(path), 1)) from error
+    grey = pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
+    prepared = {"pixels": pixels, "grey": np.array(grey)}
+    if mask is not None:
+        prepared["mask"] = read_classes(mask, values, path, picture.size, pixels.shape[:2])
+    return prepared
+
+
+def read_classes(
+    mask: Mapping[Path, str],
+    values: Mapping[int, int] | None,
+    path: Path,
+    size: tuple[int, int],
+    shape: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """Class indices of `shape` (height, width) from the mask of a picture, `path`, of `size` (width, height)."""
+    name = " and ".join(map(str, mask))
+    contents = [read_bytes(part, sha256) for part, sha256 in mask.items()]
+    try:
+        whole = read_mask(contents, values)
+    except UnreadableImage as error:
+        raise UnreadableImage(str(error).replace("bytes", name, 1)) from error
+    # A mask may be smaller or larger than its picture, its sides rounded to whole pixels.
+    if abs(whole.height * size[0] - whole.width * size[1]) > max(size):
+        raise MedtlError(
+            f"{name}: {whole.width} × {whole.height} pixels, but its picture {path} has {size[0]} × {size[1]}: one of "
+            "them is cropped, turned or not of the other. Mend the pair, or leave it out."
+        )
+    # Pillow takes the value at each new pixel's centre, as its filters for the picture do; OpenCV's INTER_NEAREST and
+    # torch's "nearest" take that at the corner, which moves a mask by up to half a pixel of the larger grid.
+    indices = np.asarray(whole.resize(shape[::-1], Image.Resampling.NEAREST))
+    return indices if values else (indices > 0).astype(np.uint8)
+
+
+def read_bytes(path: Path, sha256: str) -> bytes:
+    """The content of a file, which must be that of this sha256."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise MedtlError(f"{path} can't be read any more ({error.strerror}). Put it back and start again.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise MedtlError(f"{path} was changed while it was being prepared. Start again when nobody writes to the data.")
-    try:
-        pixels = preprocess([read_image(content)])[0]
-    except UnreadableImage as error:
-        raise UnreadableImage(str(error).replace("bytes", str(path), 1)) from error
-    return pixels, pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
+    return content
 
 
-def views(prepared: datasets.Dataset) -> list[NDArray[np.uint8]]:
+def views(prepared: datasets.Dataset, column: str = "pixels") -> list[NDArray[np.uint8]]:
     """The column pixels as arrays (k, height, width, channels), k equal in all but the last, without a copy.
 
-    They look into the memory-mapped file: what is not looked at is not read.
+    They look into the memory-mapped file: what is not looked at is not read. The column mask gives (k, height, width).
     """
     arrays = []
-    for chunk in prepared.data.column("pixels").chunks:
+    for chunk in prepared.data.column(column).chunks:
         shape = [len(chunk)]
         while pa.types.is_fixed_size_list(chunk.type):
             shape.append(chunk.type.list_size)
@@ -224,7 +299,9 @@ def views(prepared: datasets.Dataset) -> list[NDArray[np.uint8]]:
 
 
 class Pictures(Dataset):
-    """Prepared pictures for training: `pixel_values` uint8 (3, height, width) and `labels`.
+    """Prepared pictures for training: `pixel_values` uint8 (3, height, width) and `labels`, an index or a mask.
+
+    Of pictures prepared with masks `labels` is the mask, int64 (height, width), moved as its picture is.
 
     Augmentation of a picture is drawn from (seed, epoch, index) alone, so it is the same on resume, in any worker and
     on any number of processes. `epoch` lies in shared memory: workers see it change.
@@ -248,12 +325,17 @@ class Pictures(Dataset):
         return views(self.prepared)
 
     @cached_property
+    def masks(self) -> list[NDArray[np.uint8]] | None:
+        """Masks (k, height, width) likewise; None where pictures have labels only."""
+        return views(self.prepared, "mask") if "mask" in self.prepared.column_names else None
+
+    @cached_property
     def grey(self) -> NDArray[np.bool_]:
         """(n,) whether the three channels of a prepared picture are equal."""
         return self.prepared.data.column("grey").to_numpy()
 
     def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps the file anew
-        return {name: value for name, value in vars(self).items() if name not in ("views", "grey")}
+        return {name: value for name, value in vars(self).items() if name not in ("views", "masks", "grey")}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -264,8 +346,13 @@ class Pictures(Dataset):
         planes = torch.empty((pixels.shape[2], *pixels.shape[:2]), dtype=torch.uint8)
         if self.grey[self.indices[index]]:  # one channel gives the same with less than half of the work
             pixels = np.ascontiguousarray(pixels[..., :1])
+        mask = None if self.masks is None else self.masks[batch][row]
         if self.augment is not None:
-            draw = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
-            pixels = self.augment(pixels, int(draw[0]))
+            draw = int(np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)[0])
+            if mask is None:
+                pixels = self.augment(pixels, draw)
+            else:
+                pixels, mask = self.augment(pixels, draw, mask)
         planes.numpy()[:] = pixels.transpose(2, 0, 1)
-        return {"pixel_values": planes, "labels": self.labels[index]}
+        labels = self.labels[index] if mask is None else torch.from_numpy(mask.astype(np.int64))
+        return {"pixel_values": planes, "labels": labels}

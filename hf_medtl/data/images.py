@@ -5,7 +5,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,24 +64,60 @@ def read_image(
         raise UnreadableImage(f"{name}: not a readable picture ({type(error).__name__}: {error}).") from error
 
 
-def read_mask(parts: Sequence[str | Path]) -> Image.Image:
+def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | None = None) -> Image.Image:
     """Read a mask as 8-bit grey, 255 inside and 0 outside; several files, such as a left and a right lung, united.
 
     Inside is what is brighter than 127, or, in a file of labels 0 and 1, or 0 to 2, what is not 0.
 
+    Args:
+        parts: files, or their bytes.
+        values: grey value -> class index, for masks of more classes: the result holds these indices, where parts
+            overlap the highest. Grey is luma, also that of a coloured or palette file.
+
     Raises:
-        UnreadableImage: a file gives no picture, or the parts differ in size.
+        UnreadableImage: a file gives no picture, or no mask but many greys, or other values than declared; or the
+            parts differ in size.
     """
-    inside: NDArray[np.bool_] | None = None
+    whole: NDArray[np.uint8] | None = None
     for part in parts:
-        grey = np.asarray(read_image(part).convert("L"))
-        here = grey > (127 if grey.max() > 127 else 0)
-        if inside is not None and here.shape != inside.shape:
-            raise UnreadableImage(f"{part}: {here.shape} pixels, but the other part of the mask has {inside.shape}.")
-        inside = here if inside is None else inside | here
-    if inside is None:
+        name = "bytes" if isinstance(part, bytes) else str(part)
+        # With this window a mask of more than 8 bits keeps its values up to 255; percentiles would stretch them.
+        grey = np.asarray(read_image(part, window=(0, 255)).convert("L"))
+        here = inside(grey, name) if values is None else classes(grey, values, name)
+        if whole is not None and here.shape != whole.shape:
+            raise UnreadableImage(f"{name}: {here.shape} pixels, but the other part of the mask has {whole.shape}.")
+        whole = here if whole is None else np.maximum(whole, here)
+    if whole is None:
         raise ValueError("a mask needs at least one file")
-    return Image.fromarray(inside.astype(np.uint8) * 255)
+    return Image.fromarray(whole)
+
+
+def inside(grey: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """255 inside of a mask (H, W) of two values, 0 outside; `name` is for the error."""
+    bright = grey.max() > 127
+    between = ((grey >= 64) & (grey < 192)).mean() if bright else 0.0
+    # Edges that are smooth or compressed by JPEG are grey, but not a tenth of a mask.
+    if between > 0.1 or (not bright and np.unique(grey).size > 3):
+        found = f"{between:.0%} grey pixels" if bright else f"{np.unique(grey).size} dark values"
+        raise UnreadableImage(
+            f"{name}: expected a mask in black and white, or of labels 0 to 2, found {found}. Is it the picture "
+            "itself, or a mask of more classes?"
+        )
+    return (grey > (127 if bright else 0)).astype(np.uint8) * 255
+
+
+def classes(grey: NDArray[np.uint8], values: Mapping[int, int], name: str) -> NDArray[np.uint8]:
+    """Class index of each pixel of a mask (H, W) of declared grey values; `name` is for the error."""
+    others = sorted(set(np.unique(grey).tolist()) - set(values))
+    if others:
+        raise UnreadableImage(
+            f"{name}: expected a mask of the values {', '.join(map(str, sorted(values)))}, found "
+            f"{', '.join(map(str, others[:9]))}{' ...' * (len(others) > 9)}, too. Declare them, or save it without "
+            "lossy compression."
+        )
+    index = np.zeros(256, np.uint8)
+    index[list(values)] = list(values.values())
+    return index[grey]
 
 
 def read_picture(

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.intervals import Interval, bootstrap, group_resamples
+from hf_medtl.evaluation.intervals import Interval, bootstrap, group_resamples, mean_draws
 from hf_medtl.evaluation.metrics import classification_metrics
 
 
@@ -107,6 +107,49 @@ def difference(
     pairs = list(zip(ones, others, _draws(ones, resamples, seed), strict=True))
     value = np.mean([one.metric(metric) - other.metric(metric) for one, other, _ in pairs])
     return _percentile(float(value), np.mean([a.metric(metric, w) - b.metric(metric, w) for a, b, w in pairs], axis=0))
+
+
+def mean_difference(
+    one: pd.DataFrame,
+    other: pd.DataFrame,
+    metrics: Sequence[str],
+    names: tuple[str, str] = ("One run", "the other"),
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Mean over pictures of one run's values minus the other's, paired by picture, with 95 % limits.
+
+    Percentile bootstrap over groups; both runs are given the same resamples, stratified by source where the tables have
+    that column. For values that each picture has, such as Dice.
+
+    Args:
+        one, other: a row a picture, in any order: image_id, group, perhaps source, and the metrics.
+        metrics: columns to compare.
+        names: of the runs, for messages.
+
+    Raises:
+        MedtlError: not the same pictures, or they contradict each other in group or source; a metric is missing or not
+            a number somewhere.
+    """
+    facts = ["image_id", "group", *(["source"] if "source" in one and "source" in other else [])]
+    for name, table in zip(names, (one, other), strict=True):
+        absent = [column for column in (*facts, *metrics) if column not in table]
+        if absent:
+            raise MedtlError(f"{name} has no column {', '.join(absent)}; it has {', '.join(map(str, table.columns))}.")
+        if not np.isfinite(table[list(metrics)].to_numpy(np.float64)).all():
+            raise MedtlError(f"{name} has pictures without a number for {', '.join(metrics)}: nothing can be paired.")
+    one, other = (table.sort_values("image_id", ignore_index=True) for table in (one, other))
+    if not one[facts].equals(other[facts]) or one["image_id"].duplicated().any() or one.empty:
+        raise MedtlError(
+            f"{names[0]} and {names[1]} were not tested on the same pictures. Give both the same --split_seed, or "
+            "--splits with the splits.csv of one."
+        )
+    gains = one[list(metrics)].to_numpy(np.float64) - other[list(metrics)].to_numpy(np.float64)
+    draws = mean_draws(gains, one["group"], one["source"] if "source" in facts else None, resamples, seed)
+    return {
+        name: _percentile(float(gain.mean()), column)
+        for name, gain, column in zip(metrics, gains.T, draws.T, strict=True)
+    }
 
 
 def _draws(runs: Sequence[Predictions], resamples: int, seed: int) -> list[NDArray]:

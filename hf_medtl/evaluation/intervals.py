@@ -1,14 +1,15 @@
-"""Confidence intervals of classification metrics: a bootstrap over patients, and score intervals at the boundary."""
+"""Confidence intervals of metrics: a bootstrap over patients, and score intervals at the boundary."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
-from hf_medtl.evaluation.metrics import classification_metrics, decide
+from hf_medtl.evaluation.metrics import BLOCK_CELLS, classification_metrics, decide
 
 
 class Interval(NamedTuple):
@@ -89,6 +90,91 @@ def group_resamples(
         for row in drawn:
             row[members] = np.bincount(rng.integers(members.size, size=members.size), minlength=members.size)
     return drawn[:, groups]
+
+
+def mean_intervals(
+    values: Mapping[str, ArrayLike],
+    groups: ArrayLike,
+    strata: ArrayLike | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Means over pictures of values that each picture has, such as Dice, with percentile limits over groups.
+
+    Every picture counts once, a patient of two pictures twice. Whole groups are drawn with replacement. Where the draws
+    are all one value, with a single group or equal values in all of them, the sample cannot tell how far the mean
+    might lie elsewhere, and the limits are NaN.
+
+    Percentile limits of a mean are too narrow in small samples, because a rare failure that did not happen is not
+    drawn either. Of values like the Dice of a good model (93 % from Beta(40, 3), 7 % failures, uniform from 0 to 0.8)
+    those of 10, 20, 50 and 100 patients held the truth in 57, 74, 87 and 92 of 100 simulated studies at a level of
+    0.95.
+
+    Args:
+        values: name -> (n,) finite numbers.
+        groups: (n,) patient or duplicate-group of each picture, none missing.
+        strata: (n,) such as the source: as many groups are drawn from each as there are, for a sample whose mix of them
+            was chosen. A group in several belongs to the one with most of its pictures.
+        resamples, level, seed: as in `bootstrap`.
+
+    Raises:
+        ValueError: as `bootstrap`; values that are missing, not finite or of another length.
+    """
+    _check_level(level)
+    table = np.column_stack([np.asarray(column, np.float64) for column in values.values()])
+    draws = mean_draws(table, groups, strata, resamples, seed)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    unknown = np.ptp(draws, axis=0) <= 1e-12 * np.abs(table).max(axis=0)
+    low, high = np.where(unknown, math.nan, low), np.where(unknown, math.nan, high)
+    rows = np.column_stack([table.mean(axis=0), low, high]).tolist()
+    return {name: Interval(*row) for name, row in zip(values, rows, strict=True)}
+
+
+def mean_draws(
+    table: NDArray[np.float64], groups: ArrayLike, strata: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Means (resamples, M) of the columns of a table (n, M) when groups are drawn; arguments as `mean_intervals`."""
+    if not table.size or not np.isfinite(table).all():
+        raise ValueError(f"expected finite values, found {int((~np.isfinite(table)).sum())} of {table.size} not")
+    if resamples < 1:
+        raise ValueError(f"expected at least 1 resample, got {resamples}")
+    n = len(table)
+    group = _group_index(groups, n)
+    stratum = np.zeros(n, np.int64) if strata is None else _group_index(strata, n)
+    weights = group_resamples(stratum, group, resamples, seed)
+    step = max(1, BLOCK_CELLS // n)
+    blocks = (weights[start : start + step].astype(np.float64) for start in range(0, resamples, step))
+    return np.concatenate([block @ table / block.sum(axis=1, keepdims=True) for block in blocks])
+
+
+def intervals_by_source(
+    values: Mapping[str, ArrayLike],
+    groups: ArrayLike,
+    sources: ArrayLike,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`mean_intervals` of all pictures, stratified by source, and of each source by itself.
+
+    Returns:
+        overall and sources (source -> the same, in order of their names): each with n, n_groups and metrics
+        (name -> Interval).
+
+    Raises:
+        ValueError: as `mean_intervals`.
+    """
+    columns = {name: np.asarray(column, np.float64) for name, column in values.items()}
+    group, source = np.asarray(groups, dtype=object), np.asarray(sources, dtype=object)
+
+    def part(rows: NDArray[np.bool_], strata: NDArray | None = None) -> dict[str, Any]:
+        inside = {name: column[rows] for name, column in columns.items()}
+        metrics = mean_intervals(inside, group[rows], strata, resamples, level, seed)
+        return {"n": int(rows.sum()), "n_groups": len(set(group[rows])), "metrics": metrics}
+
+    everything = part(np.ones(len(group), bool), source)  # checks lengths and missing names first
+    return {"overall": everything, "sources": {name: part(source == name) for name in sorted(set(source))}}
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

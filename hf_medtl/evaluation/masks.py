@@ -1,0 +1,119 @@
+"""Metrics of a predicted mask against the true one, of one picture at a time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
+
+METRICS = ("dice", "iou", "precision", "recall", "hausdorff95")
+IGNORED = 255  # in a true mask: nobody says what the pixel shows
+
+
+def mask_metrics(
+    true: ArrayLike,
+    predicted: ArrayLike,
+    names: Sequence[str] = ("background", "mask"),
+    spacing: tuple[float, float] | None = None,
+) -> dict[str, float]:
+    """METRICS of one picture, and how many of its classes were empty: a row of a per-picture table.
+
+    A class that is in neither mask was rightly not found: overlaps 1, distance 0. One that is in only one of them is
+    the worst there can be: overlaps 0, and for the distance, which has no value then, the picture's diagonal. BraTS
+    scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such pictures out as NaN would reward a
+    model that finds nothing where it is unsure, and with zeros for both empty, lesion-free pictures could not be got
+    right. Both conventions move means by much where classes are often empty, so `both_empty` and `one_empty` count
+    them: report them beside the means.
+
+    With more than two classes a metric's mean over the foreground classes comes first, and each class's value under
+    `dice_<name>` and so on. Pixels that are IGNORED in the true mask count in no overlap, and as background for the
+    distance.
+
+    Args:
+        true: (H, W) class indices; bool for two classes.
+        predicted: (H, W) likewise, without IGNORED.
+        names: (K,) of the classes in output order; index 0 is the background.
+        spacing: mm from one row to the next and from one column to the next, for `hausdorff95` in mm; pixels if None.
+
+    Raises:
+        ValueError: shapes that differ or are not (H, W), values that are no class, a spacing that is not above 0.
+    """
+    n_classes = len(names)
+    t, p = _checked_mask(true, "true"), _checked_mask(predicted, "predicted")
+    if t.shape != p.shape:
+        raise ValueError(f"expected two masks of one shape, found {t.shape} and {p.shape}: resize the prediction")
+    if n_classes < 2:
+        raise ValueError(f"expected at least two classes, the background first, found {tuple(names)}")
+    valid = t != IGNORED
+    for mask, name in ((t[valid], "true"), (p, "predicted")):
+        if mask.size and not (mask.min() >= 0 and mask.max() < n_classes):
+            raise ValueError(f"expected {name} classes in 0..{n_classes - 1}, found {mask.min()}..{mask.max()}")
+
+    counts = np.bincount(t[valid] * n_classes + p[valid], minlength=n_classes**2).reshape(n_classes, n_classes)
+    hits, n_true, n_predicted = np.diag(counts)[1:], counts.sum(axis=1)[1:], counts.sum(axis=0)[1:]
+    empty = (n_true + n_predicted) == 0
+
+    def share(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.where(empty, 1.0, numerator / np.maximum(denominator, 1))  # hits are 0 wherever one is empty
+
+    found = {
+        "dice": share(2 * hits, n_true + n_predicted),
+        "iou": share(hits, n_true + n_predicted - hits),
+        "precision": share(hits, n_predicted),
+        "recall": share(hits, n_true),
+        "hausdorff95": np.array(
+            [hausdorff95(valid & (t == k), valid & (p == k), spacing) for k in range(1, n_classes)]
+        ),
+    }
+    row = {name: float(values.mean()) for name, values in found.items()}
+    row["both_empty"], row["one_empty"] = float(empty.sum()), float(((n_true == 0) ^ (n_predicted == 0)).sum())
+    if n_classes > 2:
+        row |= {f"{name}_{names[k + 1]}": float(found[name][k]) for k in range(n_classes - 1) for name in METRICS}
+    return row
+
+
+def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, float] | None = None) -> float:
+    """95 % Hausdorff distance of two masks: the larger of the two directed 95th percentiles.
+
+    From the centre of each surface pixel of one mask to the nearest one of the other; a surface pixel is in the mask
+    and at the picture's edge or beside (not only diagonally) a pixel that is not. Percentiles are interpolated
+    linearly. So MONAI's compute_hausdorff_distance(percentile=95) defines it; medpy's hd95 takes one percentile of both
+    directions together, which is smaller, and implementations differ by much (Podobnik & Vrtovec 2024,
+    https://arxiv.org/abs/2410.02630): never compare with another tool's numbers.
+
+    Both masks empty: 0. One empty: the picture's diagonal, see `mask_metrics`.
+
+    Args:
+        true, predicted: (H, W), where it is not 0 is inside.
+        spacing: mm from one row to the next and from one column to the next; pixels if None.
+
+    Raises:
+        ValueError: as `mask_metrics`.
+    """
+    t, p = np.asarray(true) != 0, np.asarray(predicted) != 0
+    step = np.array((1.0, 1.0) if spacing is None else spacing, np.float64)
+    if t.shape != p.shape or t.ndim != 2:
+        raise ValueError(f"expected two masks of one shape (H, W), found {t.shape} and {p.shape}")
+    if step.shape != (2,) or not (step > 0).all() or not np.isfinite(step).all():
+        raise ValueError(f"expected a spacing of two numbers above 0 (rows, columns), found {spacing}")
+    if not t.any() or not p.any():
+        return float(np.hypot(*(t.shape * step))) if t.any() or p.any() else 0.0
+    # Of trees of points, not of distance maps: those of a radiograph of 10 million pixels take seconds.
+    one, other = surface(t) * step, surface(p) * step
+    there, back = KDTree(other).query(one)[0], KDTree(one).query(other)[0]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def surface(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n, 2) row and column of the pixels of a mask (H, W) that are at its edge or at the picture's."""
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+def _checked_mask(mask: ArrayLike, name: str) -> NDArray[np.int64]:
+    array = np.asarray(mask)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"expected a {name} mask of shape (H, W), found {array.shape}")
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"expected {name} to be integer class indices, found dtype {array.dtype}")
+    return array.astype(np.int64)

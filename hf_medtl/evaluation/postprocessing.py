@@ -1,0 +1,82 @@
+"""What is done to a predicted mask before anybody sees it; decided on validation data and saved in config.json."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes, generate_binary_structure, label
+
+from hf_medtl.errors import MedtlError
+
+Mask = NDArray[Any]
+EIGHT = generate_binary_structure(2, 2)  # pixels that touch at a corner are one component; holes are the dual, four
+
+
+def largest_components(mask: Mask, number: int) -> Mask:
+    """Of each class in a mask (H, W) the `number` largest connected components; the others become background (0).
+
+    Pixels that touch at a corner are connected. Of components of one size the one that begins further up is kept.
+    """
+    kept = np.zeros_like(mask)
+    for value in np.unique(mask[mask != 0]):
+        components, count = label(mask == value, structure=EIGHT)
+        sizes = np.bincount(components.ravel())[1:]
+        # Stable, so that the same mask gives the same pixels wherever it is computed.
+        largest = 1 + np.argsort(-sizes, kind="stable")[:number]
+        kept[np.isin(components, largest) if count > number else components > 0] = value
+    return kept
+
+
+def fill_holes(mask: Mask, fill: bool = True) -> Mask:
+    """Background (0) of a mask (H, W) that one class encloses becomes that class; other classes inside it stay.
+
+    A gap at the picture's edge, or one that leads outside between pixels that touch along a side, is no hole. With
+    `fill` False nothing is done.
+    """
+    if not fill:
+        return mask
+    filled = mask.copy()
+    for value in np.unique(mask[mask != 0]):
+        filled[binary_fill_holes(mask == value) & (filled == 0)] = value
+    return filled
+
+
+# In the order in which they are applied: a hole of a component that goes need not be filled.
+STEPS: dict[str, Callable[[Mask, Any], Mask]] = {"largest_components": largest_components, "fill_holes": fill_holes}
+
+
+def check_postprocessing(steps: Mapping[str, Any]) -> None:
+    """Refuse what `postprocess` does not know.
+
+    Raises:
+        MedtlError: an unknown step, or a value that can't be.
+    """
+    for name, value in steps.items():
+        if name not in STEPS:
+            raise MedtlError(f"Unknown step after segmentation {name!r}. Known are: {', '.join(STEPS)}.")
+        if name == "fill_holes" and not isinstance(value, bool):
+            raise MedtlError(f"fill_holes is true or false, found {value!r}.")
+        if name == "largest_components" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise MedtlError(f"largest_components is a whole number of at least 1, found {value!r}.")
+
+
+def postprocess(mask: Mask, steps: Mapping[str, Any]) -> Mask:
+    """Apply steps to a mask (H, W): bool, or uint8 class indices of which 0 is the background. Same dtype.
+
+    Args:
+        mask: (H, W); it is not changed.
+        steps: as they are in config.json, such as {"largest_components": 2, "fill_holes": true}; whatever their order
+            there, components come first. Each class is treated by itself.
+
+    Raises:
+        MedtlError: as `check_postprocessing`.
+        ValueError: a mask that is not (H, W).
+    """
+    check_postprocessing(steps)
+    if mask.ndim != 2:
+        raise ValueError(f"expected a mask of shape (H, W), found {mask.shape}")
+    for name, step in STEPS.items():
+        if name in steps:
+            mask = step(mask, steps[name])
+    return mask

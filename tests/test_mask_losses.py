@@ -1,0 +1,147 @@
+"""Losses of masks: plain formulas, segmentation_models_pytorch where it agrees, empty masks, parts of a batch."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from segmentation_models_pytorch import losses as smp
+from torch.nn.functional import cross_entropy
+
+from hf_medtl import MedtlError
+from hf_medtl.training.mask_losses import IGNORED, LOSSES, MaskLoss
+
+torch.manual_seed(0)
+LOGITS = torch.randn(4, 3, 8, 10)
+LABELS = torch.randint(0, 3, (4, 8, 10))
+PARTLY = LABELS.clone()
+PARTLY[:, :3] = IGNORED  # of every picture as many, so that means over pictures and over pixels agree
+
+
+def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: float, smooth: float) -> float:
+    """1 - Tversky index with loops over pictures, classes and pixels."""
+    losses = []
+    for scores, truth in zip(logits.softmax(1), labels, strict=True):
+        for k in range(1, logits.shape[1]):
+            tp = fp = fn = 0.0
+            for p, y in zip(scores[k].flatten().tolist(), truth.flatten().tolist(), strict=True):
+                if y != IGNORED:
+                    tp, fp, fn = tp + p * (y == k), fp + p * (y != k), fn + (1 - p) * (y == k)
+            losses.append(1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("labels", [LABELS, PARTLY])
+def test_formulas(labels):
+    entropy = cross_entropy(LOGITS, labels, ignore_index=IGNORED)
+    dice = by_hand(LOGITS, labels, 0.5, 0.5, 1.0)
+    assert torch.allclose(MaskLoss("cross_entropy")(LOGITS, labels), entropy)
+    assert MaskLoss("dice")(LOGITS, labels).item() == pytest.approx(dice, abs=1e-6)
+    assert MaskLoss("bce_dice")(LOGITS, labels).item() == pytest.approx(entropy.item() + dice, abs=1e-6)
+    assert MaskLoss("tversky", alpha=0.2, beta=0.9, smooth=3.0)(LOGITS, labels).item() == pytest.approx(
+        by_hand(LOGITS, labels, 0.2, 0.9, 3.0), abs=1e-6
+    )
+    assert torch.allclose(MaskLoss("tversky", alpha=0.5, beta=0.5)(LOGITS, labels), MaskLoss("dice")(LOGITS, labels))
+    known = labels != IGNORED
+    p = LOGITS.softmax(1).movedim(1, -1)[known].gather(1, labels[known][:, None])
+    assert torch.allclose(MaskLoss("focal", gamma=1.5)(LOGITS, labels), (-((1 - p) ** 1.5) * p.log()).mean())
+    assert torch.allclose(MaskLoss("focal", gamma=0.0)(LOGITS, labels), entropy)
+
+
+@pytest.mark.parametrize("labels", [LABELS, PARTLY])
+def test_overlap_of_one_picture_is_that_of_smp(labels):
+    common = {"mode": "multiclass", "classes": [1, 2], "smooth": 1.0, "ignore_index": IGNORED}
+    dice, tversky = smp.DiceLoss(**common), smp.TverskyLoss(**common, alpha=0.3, beta=0.7)
+    for ours, theirs in ((MaskLoss("dice"), dice), (MaskLoss("tversky"), tversky)):
+        each = torch.stack([theirs(LOGITS[i : i + 1], labels[i : i + 1]) for i in range(4)])
+        assert torch.allclose(ours(LOGITS, labels), each.mean(), atol=1e-6)
+
+
+def test_why_not_those_of_smp():
+    """When one of these fails, segmentation_models_pytorch has changed, and the docstring of MaskLoss is to be read."""
+    healthy = torch.zeros_like(LABELS)
+    common = {"mode": "multiclass", "smooth": 1.0, "ignore_index": IGNORED}
+    assert smp.DiceLoss(**common, classes=[1])(LOGITS, healthy) == 0  # whatever is predicted
+    assert MaskLoss("dice")(LOGITS, healthy) > 0.5
+    whole = smp.DiceLoss(**common)(LOGITS, LABELS)
+    parts = torch.stack([smp.DiceLoss(**common)(LOGITS[i : i + 1], LABELS[i : i + 1]) for i in range(4)])
+    assert not torch.allclose(whole, parts.mean(), atol=1e-5)
+    nothing = torch.full_like(LABELS, IGNORED)
+    assert smp.FocalLoss("multiclass", ignore_index=IGNORED)(LOGITS, nothing).isnan()
+    assert MaskLoss("focal")(LOGITS, nothing) == 0
+    assert not torch.allclose(smp.FocalLoss("multiclass", gamma=0.0)(LOGITS, LABELS), cross_entropy(LOGITS, LABELS))
+    soft = smp.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORED)(LOGITS, PARTLY)
+    assert torch.allclose(soft, cross_entropy(LOGITS, PARTLY, ignore_index=IGNORED) * 5 / 8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_parts_of_a_batch_add_up(name):
+    loss = MaskLoss(name)
+    labels = LABELS.clone()
+    labels[0] = 0  # pictures that differ: without foreground, and partly ignored
+    labels[1, :5] = IGNORED
+    number = labels.ne(-100).sum()  # as the Trainer counts
+    whole = loss(LOGITS, labels)
+    assert torch.allclose(loss(LOGITS, labels, number), whole)
+    parts = [loss(LOGITS[a:b], labels[a:b], number) for a, b in ((0, 1), (1, 4))]
+    assert torch.allclose(sum(parts), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_classes_learn_and_ignored_pixels_do_not(name):
+    labels = torch.zeros(2, 12, 12, dtype=torch.int64)
+    labels[:, 3:8, 3:8] = 1
+    labels[:, :2] = IGNORED
+    logits = torch.zeros(2, 2, 12, 12, requires_grad=True)
+    loss = MaskLoss(name)
+    first = loss(logits, labels)
+    first.backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, :, :2] == 0).all()
+    assert (logits.grad[:, 1, 3:8, 3:8] < 0).all()
+    assert (logits.grad[:, 1, 9:] > 0).all()
+    right = torch.nn.functional.one_hot(labels.clamp(max=1), 2).movedim(-1, 1) * 40.0 - 20
+    assert loss(right, labels) < 1e-4 < first
+    for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert again(logits, labels) == first
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("value", [0, IGNORED])
+def test_nothing_to_find(name, value):
+    """Finite loss and gradient, also for the surest logits; false lesions cost something, ignored pixels nothing."""
+    labels = torch.full((2, 6, 6), value)
+    for size in (1.0, 1e4):
+        logits = (torch.randn(2, 2, 6, 6) * size).requires_grad_()
+        loss = MaskLoss(name, gamma=0.5)(logits, labels)
+        loss.backward()
+        assert loss.isfinite()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+        if value == IGNORED:
+            assert loss == 0
+            assert (logits.grad == 0).all()
+    quiet, loud = (torch.stack([torch.zeros(2, 6, 6), torch.full((2, 6, 6), x)], dim=1) for x in (-9.0, 9.0))
+    if value == 0:
+        assert MaskLoss(name)(quiet, labels) < 0.01 < 0.5 < MaskLoss(name)(loud, labels)
+
+
+def test_sixteen_bits_lose_no_pixels():
+    logits, labels = torch.randn(1, 2, 256, 256), torch.randint(0, 2, (1, 256, 256))
+    half = MaskLoss("bce_dice")(logits.bfloat16(), labels)
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, MaskLoss("bce_dice")(logits, labels), atol=2e-3)
+
+
+def test_nonsense_is_refused():
+    for more, words in (
+        ({"name": "bce"}, "Unknown loss of masks 'bce'. Known are: cross_entropy, dice, bce_dice, focal, tversky"),
+        ({"gamma": -1.0}, "gamma -1.0"),
+        ({"alpha": 0.0, "beta": 0.0}, "not both 0"),
+        ({"smooth": 0.0}, "smooth above 0"),
+    ):
+        with pytest.raises(MedtlError, match=words):
+            MaskLoss(**more)
+    for logits, labels in ((LOGITS[:, :1], LABELS), (LOGITS, LABELS[:, :4]), (LOGITS, LABELS[:2])):
+        with pytest.raises(ValueError, match="expected logits"):
+            MaskLoss()(logits, labels)
