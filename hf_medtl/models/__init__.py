@@ -1,9 +1,15 @@
 """What learns. Importing any part of it makes our classes known to the Auto classes of `transformers`."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
+from hf_medtl.models.smp import SmpConfig, SmpForSemanticSegmentation
 
 # The first argument should be a model's configuration class, but this processor serves any model: registered for
 # ViTConfig, say, it would stand beside ViTImageProcessor and not be found. So it is its own key. Both backends, because
@@ -13,8 +19,12 @@ AutoImageProcessor.register(
 )
 AutoConfig.register(MedicalCnnConfig.model_type, MedicalCnnConfig)
 AutoModelForImageClassification.register(MedicalCnnConfig, MedicalCnnForImageClassification)
+AutoConfig.register(SmpConfig.model_type, SmpConfig)
+AutoModelForSemanticSegmentation.register(SmpConfig, SmpForSemanticSegmentation)
 
 # save_pretrained copies their files beside the weights.
 MedicalImageProcessor.register_for_auto_class()
 MedicalCnnConfig.register_for_auto_class()
 MedicalCnnForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+SmpConfig.register_for_auto_class()
+SmpForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -65,10 +65,12 @@ def build(
             model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
             _draw_as_timm(model)
         else:
-            model = _load_weights(name, config, revision)
+            model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
+            head = {id(p) for p in find_head(model).parameters()}
+            refuse_missing(name, model, missing, {n for n, p in model.named_parameters() if id(p) not in head})
     except (OSError, ValueError, KeyError) as error:
         raise MedtlError(
-            f"No image classifier can be made from {name!r} ({_first_line(error)}). Expected a model id on the Hub, "
+            f"No image classifier can be made from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
             "such as google/vit-base-patch16-224-in21k, a folder with config.json"
             f"{'' if from_scratch else ' and model.safetensors'}, or {' or '.join(PRESETS)}. Check the spelling, the "
             f"network, or the path.{_tags(name)}"
@@ -106,7 +108,7 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
         pretrained: Any = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
     except RuntimeError as error:
         close = difflib.get_close_matches(architecture.split(".")[0], timm.list_models()) or ["resnet50"]
-        raise MedtlError(f"{_first_line(error)} Such as timm/{' or timm/'.join(close)} exist.") from error
+        raise MedtlError(f"{first_line(error)} Such as timm/{' or timm/'.join(close)} exist.") from error
     known = {"pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True)}
     return TimmWrapperConfig(architecture=architecture.split(".")[0], **known)
 
@@ -129,11 +131,18 @@ def _draw_as_timm(model: Any) -> None:
         model.timm_model.load_state_dict(fresh.state_dict())
 
 
-def _load_weights(name: str, config: Any, revision: str | None) -> PreTrainedModel:
+def load_weights(
+    auto: Any, name: str, config: PreTrainedConfig, revision: str | None
+) -> tuple[PreTrainedModel, set[str]]:
+    """Model of an Auto class in float32, and the names of tensors that the checkpoint lacks or has in another shape.
+
+    Raises:
+        OSError, ValueError, KeyError: there is no such checkpoint.
+    """
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of missing weights is checked here instead
+    transformers_logging.set_verbosity_error()  # its report of missing weights: `refuse_missing` says it better
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(
+        model, info = auto.from_pretrained(
             name,
             config=config,
             revision=revision,
@@ -144,16 +153,19 @@ def _load_weights(name: str, config: Any, revision: str | None) -> PreTrainedMod
         )
     finally:
         transformers_logging.set_verbosity(level)
-    head = {id(p) for p in find_head(model).parameters()}
-    body = {n for n, p in model.named_parameters() if id(p) not in head}
-    missing = sorted(body & ({*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}))
-    if missing:
+    return model, {*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}
+
+
+def refuse_missing(name: str, model: PreTrainedModel, missing: set[str], body: set[str]) -> None:
+    """Raise MedtlError if tensors of the body are missing in a checkpoint; they would be random."""
+    lacking = sorted(body & missing)
+    if lacking:
         raise MedtlError(
-            f"{name} lacks {len(missing)} of the {len(body)} tensors of {type(model).__name__}'s body "
-            f"({', '.join(missing[:3])} ...); they would be random. Use a complete checkpoint of this architecture."
+            f"{name} lacks {len(lacking)} of the {len(body)} tensors of {type(model).__name__}'s body "
+            f"({', '.join(lacking[:3])} ...); they would be random. Use a complete checkpoint of this architecture."
         )
-    return model
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the rest."""
     return str(error).strip().split("\n")[0][:200]

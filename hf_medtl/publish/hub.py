@@ -8,7 +8,8 @@ from hf_medtl.errors import MedtlError
 
 FILES = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
-         "cnn.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv", "figures/*.png")  # fmt: skip
+         "cnn.py", "smp.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
+         "figures/*.png")  # fmt: skip
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False, message: str = "Upload run") -> str:

@@ -1,0 +1,135 @@
+"""Segmentation networks of SMP. Their code travels with the weights, so this file imports nothing of hf_medtl."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+ARCHITECTURES = ("unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
+STRIDE = 32  # in pixels, of the coarsest features of every encoder
+
+
+class SmpConfig(PreTrainedConfig):
+    """Shape of a `SmpForSemanticSegmentation`.
+
+    Args:
+        architecture: one of ARCHITECTURES.
+        encoder_name: as SMP has it, such as resnet34 or mit_b0; `tu-NAME` is an architecture of timm.
+        model_args: further arguments of SMP's class, such as `decoder_channels`.
+        num_channels: of the pictures.
+        semantic_loss_ignore_index: class index of pixels that the loss leaves out.
+        encoder_weights: None, always. TRAP: with a name here SMP would download the encoder at each loading, although
+            the weights are in the folder.
+        kwargs: what every configuration has, such as `num_labels`, which counts the background.
+
+    Raises:
+        ValueError: an unknown architecture, or `encoder_weights`.
+    """
+
+    model_type = "medical_smp"
+
+    def __init__(
+        self,
+        architecture: str = "unet",
+        encoder_name: str = "resnet34",
+        model_args: dict[str, Any] | None = None,
+        num_channels: int = 3,
+        semantic_loss_ignore_index: int = 255,
+        encoder_weights: None = None,
+        **kwargs: Any,
+    ) -> None:
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is one of {ARCHITECTURES}; found {architecture!r}.")
+        if encoder_weights is not None:
+            raise ValueError(f"encoder_weights is None: load weights into the model; found {encoder_weights!r}.")
+        self.architecture, self.encoder_name, self.encoder_weights = architecture, encoder_name, encoder_weights
+        self.model_args = dict(model_args or {})
+        self.num_channels, self.semantic_loss_ignore_index = num_channels, semantic_loss_ignore_index
+        super().__init__(**kwargs)
+
+
+class SmpForSemanticSegmentation(PreTrainedModel):
+    """Encoder, decoder and head of an SMP network, for pictures of any size; tensors are named as in SMP.
+
+    Source: Iakubovskii 2019, Segmentation Models PyTorch, https://github.com/qubvel-org/segmentation_models.pytorch.
+    """
+
+    config_class = SmpConfig
+    config: SmpConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    accepts_loss_kwargs = False  # the loss is a mean over the pixels of this batch; Trainer then averages over batches
+    _no_split_modules: list[str] = []  # noqa: RUF012 - as transformers has it
+
+    def __init__(self, config: SmpConfig) -> None:
+        super().__init__(config)
+        network = build_network(config)
+        self.encoder, self.decoder, self.segmentation_head = network.encoder, network.decoder, network.segmentation_head
+        for _, tensor in _named_tensors(self):
+            tensor._is_hf_initialized = not tensor.is_meta  # type: ignore[attr-defined]
+        self.post_init()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Give what no checkpoint has filled the values that SMP draws, and leave all else as it is.
+
+        TRAP: `transformers` would draw every layer with a deviation of 0.02, those of a pretrained encoder, too; and
+        buffers that are not saved, such as tables of relative positions, would hold anything after loading.
+        """
+        empty = {name: x for name, x in _named_tensors(self) if not getattr(x, "_is_hf_initialized", False)}
+        if empty:
+            for name, drawn in _named_tensors(build_network(self.config)):
+                if name in empty:
+                    empty[name].copy_(drawn)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple[torch.Tensor, ...]:
+        """Logits (B, K, H, W) of pictures (B, C, H, W), and with labels the mean cross entropy, in float32.
+
+        Sizes that STRIDE does not divide are padded by repeating the last row and column, and the logits are cropped.
+
+        Args:
+            pixel_values: as the image processor makes them.
+            labels: (B, H, W) class indices; `semantic_loss_ignore_index` for pixels without a label.
+            return_dict: False for a tuple.
+        """
+        height, width = pixel_values.shape[-2:]
+        margins = (0, -width % STRIDE, 0, -height % STRIDE)
+        if any(margins):
+            pixel_values = nn.functional.pad(pixel_values, margins, mode="replicate")
+        logits = self.segmentation_head(self.decoder(self.encoder(pixel_values)))[..., :height, :width]
+        loss = None
+        if labels is not None:
+            ignored = self.config.semantic_loss_ignore_index
+            total = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
+            loss = total / (labels != ignored).sum().clamp(min=1)  # 0, not NaN, for a batch without labelled pixels
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)
+
+
+def build_network(config: SmpConfig, encoder_weights: str | bool | None = None) -> Any:
+    """SMP's own network with new weights; those of the encoder are downloaded if `encoder_weights` names some."""
+    import segmentation_models_pytorch  # takes seconds, so it is imported when it is first used
+
+    return segmentation_models_pytorch.create_model(
+        config.architecture,
+        encoder_name=config.encoder_name,
+        encoder_weights=encoder_weights,
+        in_channels=config.num_channels,
+        classes=int(config.num_labels or 0),
+        **config.model_args,
+    )
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
