@@ -62,12 +62,14 @@ def build(
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
         if from_scratch:
-            model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+            model, missing = AutoModelForImageClassification.from_config(config, dtype=torch.float32), set()
             _draw_as_timm(model)
         else:
             model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
             head = {id(p) for p in find_head(model).parameters()}
-            refuse_missing(name, model, missing, {n for n, p in model.named_parameters() if id(p) not in head})
+            body = {n for n, p in model.named_parameters() if id(p) not in head}
+            refuse_missing(name, model, missing, body)
+            missing &= {n for n, p in model.named_parameters() if id(p) in head}
     except (OSError, ValueError, KeyError) as error:
         raise MedtlError(
             f"No image classifier can be made from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
@@ -78,7 +80,7 @@ def build(
     drop_out(find_head(model), head_dropout)
     if from_scratch:
         logger.info("%s with random weights", type(model).__name__)
-    elif old_labels != labels:
+    elif old_labels != labels or missing:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
     processor = build_processor(None if is_ours(name) else name, model.config, steps, fit, revision=revision)
