@@ -50,6 +50,7 @@ def build(
             head, an unknown step or fit.
     """
     check_steps(steps, fit)  # before weights are downloaded
+    missing: set[str] = set()
     id2label = dict(enumerate(labels))
     label2id = {label: i for i, label in id2label.items()}
     try:
@@ -62,7 +63,7 @@ def build(
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
         if from_scratch:
-            model, missing = AutoModelForImageClassification.from_config(config, dtype=torch.float32), set()
+            model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
             _draw_as_timm(model)
         else:
             model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
