@@ -117,13 +117,15 @@ def preview(
     from hf_medtl.data.images import read_image
     from hf_medtl.data.load import survey
     from hf_medtl.data.preview import preview
+    from hf_medtl.data.specs import labels_of
     from hf_medtl.models.preprocessing import check_steps, to_uint8
     from hf_medtl.models.processor import MedicalImageProcessor
 
     steps = [step.strip() for step in preprocessing.split(",") if step.strip()]
     check_steps(steps, fit)
     found = survey(name, data_dir)
-    rows = found.table.groupby("label", group_keys=False).sample(pictures, random_state=seed, replace=True)
+    each = found.table.assign(label=found.table["label"].map(labels_of)).explode("label")
+    rows = each.groupby("label", group_keys=False).sample(pictures, random_state=seed, replace=True)
     rows = rows.drop_duplicates("path")
     processor = MedicalImageProcessor(size={"height": size, "width": size}, steps=steps, fit=fit)
     images = [read_image(found.root / path) for path in rows["path"]]

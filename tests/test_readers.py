@@ -182,9 +182,9 @@ def test_medmnist(tmp_path, size):
         "test": 10,
     }
     assert from_npz(file) == loaded.root
-    np.savez(tmp_path / "chestmnist.npz", **arrays | {"train_labels": np.zeros((30, 14), int)})
-    with pytest.raises(MedtlError, match="one label a picture"):
-        load("medmnist", tmp_path / "chestmnist.npz")
+    np.savez(tmp_path / "mixed.npz", **arrays | {"train_labels": np.zeros((30, 14), int)})
+    with pytest.raises(MedtlError, match="as many labels in each split"):
+        load("medmnist", tmp_path / "mixed.npz")
     (tmp_path / "no.npz").write_bytes(b"no")
     with pytest.raises(MedtlError, match="is not a MedMNIST file"):
         load("medmnist", tmp_path / "no.npz")

@@ -23,6 +23,7 @@ from hf_medtl.data.overlap import shared_pictures
 from hf_medtl.data.shortcuts import BORDER, FOLDS, PROBES, RESAMPLES, SIDE, Measured, measure_all, shortcuts
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.splits import SPLITS
+from hf_medtl.errors import MedtlError
 
 LISTED = 50  # examples of each kind in the findings; counts are always complete
 FEW = 5  # pictures of a colour mode from which it is worth a word that only one label has them
@@ -66,7 +67,10 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
 
     Raises:
         UnreadableImage: a file has become unreadable since the survey.
+        MedtlError: a picture can have several labels.
     """
+    if survey.spec.several:
+        raise MedtlError(f"{survey.spec.title} has several labels a picture. The audit knows sets with one, so far.")
     spec, table = survey.spec, survey.table
     measured = measure_all([survey.root / path for path in table["path"]])
     copies = table["sha256"].value_counts()

@@ -311,7 +311,7 @@ class Pictures(Dataset):
         self,
         prepared: datasets.Dataset,
         indices: Sequence[int],
-        labels: Sequence[int],
+        labels: Sequence[Any],
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:

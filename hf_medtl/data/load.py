@@ -3,6 +3,7 @@
 import io
 import logging
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_medtl.data import fingerprints, phantoms, unpack
 from hf_medtl.data.fingerprints import Fingerprint
 from hf_medtl.data.images import read_mask
 from hf_medtl.data.readers import READERS, some
-from hf_medtl.data.specs import DATASETS, DatasetSpec
+from hf_medtl.data.specs import DATASETS, DatasetSpec, labels_of
 from hf_medtl.data.splits import SPLITS, fold_groups, join_groups, split_groups
 from hf_medtl.errors import MedtlError
 
@@ -34,10 +35,11 @@ class Survey:
         spec: the row of DATASETS; for a data set of your own with the labels that were found.
         root: the data folder.
         labels: those of the spec that have pictures here, in its order.
-        table: one row a readable picture, in the order of `image_id`: image_id, path (relative to `root`), label,
-            patient, source, mask (relative to `root`, with | between the parts, "" where there is none), official
-            (split that the archive puts it in: train, validation, test or ""), sha256, duplicate (number, equal for
-            copies and near copies), group (name, equal for copies and for pictures of one patient, transitively).
+        table: one row a readable picture, in the order of `image_id`: image_id, path (relative to `root`), label (with
+            | between several, "" where there is none), patient, source, mask (relative to `root`, with | between the
+            parts, "" where there is none), official (split that the archive puts it in: train, validation, test or
+            ""), sha256, duplicate (number, equal for copies and near copies), group (name, equal for copies and for
+            pictures of one patient, transitively).
         excluded: one row a file that is left out: path, label, kind (a few words), reason.
         prints: fingerprint of each row of `table`.
     """
@@ -64,17 +66,31 @@ class Loaded(Survey):
         """Output of the positive label."""
         return None if self.positive is None else self.labels.index(self.positive)
 
+    def has(self) -> NDArray[np.bool_]:
+        """(n, K) which picture has which label."""
+        cells = [labels_of(cell) for cell in self.table["label"]]
+        return np.array([[label in cell for label in self.labels] for cell in cells]).reshape(len(cells), -1)
+
     def counts(self) -> dict[str, dict[str, int]]:
-        """Split -> label -> number of pictures."""
-        pairs = list(zip(self.table["split"], self.table["label"], strict=True))
-        return {split: {label: pairs.count((split, label)) for label in self.labels} for split in SPLITS}
+        """Split -> label -> number of pictures; with several labels a picture those with (none) and (all), too."""
+        has, found = self.has(), {}
+        for split in SPLITS:
+            here = has[self.table["split"] == split]
+            found[split] = dict(zip(self.labels, here.sum(axis=0).tolist(), strict=True))
+            if self.spec.several:
+                found[split] |= {"(none)": int((~here.any(axis=1)).sum()), "(all)": len(here)}
+        return found
 
     def splits(self) -> datasets.DatasetDict:
-        """DatasetDict of train, validation and test with the columns image, mask, label, patient, source, image_id."""
+        """DatasetDict of train, validation and test with the columns image, mask, label, patient, source, image_id.
+
+        With several labels a picture `label` is a list.
+        """
+        label = datasets.ClassLabel(names=list(self.labels))
         features = datasets.Features(
             image=datasets.Image(decode=False),  # decoded by `read_image`, which knows 16-bit pictures
             mask=datasets.Image(decode=False),
-            label=datasets.ClassLabel(names=list(self.labels)),
+            label=datasets.List(label) if self.spec.several else label,
             patient=datasets.Value("string"),
             source=datasets.Value("string"),
             image_id=datasets.Value("string"),
@@ -85,7 +101,8 @@ class Loaded(Survey):
                     {
                         "image": [str(self.root / path) for path in rows["path"]],
                         "mask": [self._mask(cell) for cell in rows["mask"]],
-                        **{column: list(rows[column]) for column in ("label", "patient", "source", "image_id")},
+                        "label": [list(labels_of(cell)) if self.spec.several else cell for cell in rows["label"]],
+                        **{column: list(rows[column]) for column in ("patient", "source", "image_id")},
                     },
                     features=features,
                 )
@@ -170,20 +187,27 @@ def survey(dataset: str, data_dir: str | Path | None = None, *, positive: str | 
     table = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
     table["source"] = table["source"].replace("", spec.id)
     table["official"] = table["official"].map(lambda name: spec.official.get(name, ""))
-    unknown = ~table["label"].isin(spec.labels)
+    # Where there are several, those that are not meant have been left out by the reader.
+    unknown = ~table["label"].isin(spec.labels) & (not spec.several)
     told = table.loc[unknown, "label"].str.removeprefix("?")
     others = table.loc[unknown, ["path"]].assign(label="", kind="of another label", reason="called " + told)
     if len(others):
         logger.warning("%s: %d pictures have other labels and are left out: %s.", spec.name, len(others),
                        some(sorted(set(told))))  # fmt: skip
     table = table[~unknown].reset_index(drop=True)
-    check_counts(spec, root, table["label"].tolist())
+    check_counts(spec, root, list(chain.from_iterable(map(labels_of, table["label"]))))
     table, excluded, prints = check_files(spec, root, table)
     table["group"] = join_groups(table["patient"].tolist(), table["duplicate"].to_numpy())
-    labels = tuple(label for label in spec.labels if label in set(table["label"]))
+    found = present(table)
+    labels = tuple(label for label in spec.labels if label in found)
     if not spec.problems and not table["patient"].any():
         spec = replace(spec, problems=(UNKNOWN_PATIENTS,))
     if positive:
+        if spec.several:
+            raise MedtlError(
+                f"A positive label is one of two that exclude each other, found {positive!r} where a picture can have "
+                f"several of {', '.join(labels)}. Each has a threshold of its own: leave out --positive_label."
+            )
         if len(labels) != 2 or positive not in labels:
             raise MedtlError(f"The positive label must be one of two, found {positive!r} for {', '.join(labels)}.")
         spec = replace(spec, positive=positive)
@@ -278,6 +302,11 @@ def draw_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> 
     return split_groups(labels, groups, fractions, seed, sources)
 
 
+def present(table: pd.DataFrame) -> set[str]:
+    """The labels of a table's pictures."""
+    return set(chain.from_iterable(map(labels_of, table["label"])))
+
+
 def strata(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
     """Labels, groups and sources of a table."""
     labels, groups, sources = (table[column].tolist() for column in ("label", "group", "source"))
@@ -306,7 +335,7 @@ def official_splits(table: pd.DataFrame, shares: dict[str, float], seed: int) ->
     leaks = ~test & group.isin(group[test]).to_numpy()
     valid = (official == "validation") & ~leaks
     split = np.where(test, "test", "train").astype("<U10")
-    if set(table.loc[valid, "label"]) == set(table["label"]):
+    if present(table[valid]) == present(table):
         split[valid] = "validation"
         leaks |= ~test & ~valid & group.isin(group[valid]).to_numpy()
     else:

@@ -11,6 +11,7 @@ import pandas as pd
 from hf_medtl.data.fingerprints import near_duplicates
 from hf_medtl.data.load import COLUMNS, Loaded, Survey, survey
 from hf_medtl.data.readers import some
+from hf_medtl.data.specs import labels_of
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def external(
 
     Raises:
         MedtlError: pictures of the second set are in the first, or known to be there beyond recognition; no label in
-            common; or an error of `load`.
+            common, or with several a picture one that the second set says nothing about; or an error of `load`.
     """
     found = survey(dataset, data_dir)
     if loaded.spec.name in found.spec.copies_of or found.spec.name in loaded.spec.copies_of:
@@ -84,16 +85,29 @@ def external(
             f"{', '.join(loaded.labels)}."
         )
     mapping = {label: label for label in found.labels if label in loaded.labels} | mapping
-    table = found.table.assign(label=[mapping.get(label, "") for label in found.table["label"]])
-    known = (table["label"] != "").to_numpy()
+    told = [{mapping.get(label) for label in labels_of(cell)} for cell in found.table["label"]]
+    table = found.table.assign(label=["|".join(label for label in loaded.labels if label in its) for its in told])
+    known = (table["label"] != "").to_numpy() | found.spec.several
+    if loaded.spec.several != found.spec.several:
+        raise MedtlError(
+            f"Of {loaded.spec.name} and {dataset} one has several labels a picture, the other does not. A | in any "
+            "cell of a table's column label says that there can be several."
+        )
+    # Else what nobody looked for would count as absent.
+    unasked = [label for label in loaded.labels if label not in mapping.values()] if found.spec.several else []
+    if unasked:
+        raise MedtlError(
+            f"{dataset} says nothing about {', '.join(unasked)}: it has {', '.join(found.labels)}. Say which mean the "
+            "same, such as --external_labels oedema=edema, or test on a data set with all labels."
+        )
     if table.loc[known, "label"].nunique() < 2:
         raise MedtlError(
             f"{dataset} has the labels {', '.join(found.labels)}, the model {', '.join(loaded.labels)}: fewer than two "
             "in common. Say which mean the same, such as --external_labels viral_pneumonia=pneumonia."
         )
     kept = known.copy()
-    told = found.table.loc[~known, ["path", "label"]]
-    excluded = [told.assign(kind="of another label", reason="the model does not have the label " + told["label"])]
+    others = found.table.loc[~known, ["path", "label"]]
+    excluded = [others.assign(kind="of another label", reason="the model does not have the label " + others["label"])]
 
     seen = (loaded.table["split"] != "test").to_numpy()
     training = replace(

@@ -53,7 +53,12 @@ def write_parquet(loaded: Loaded, out: Path, findings: list[str], name: str) -> 
         out: folder, made if need be.
         findings: what is to be known about the data, as `audit.summary` says it; they go on the card.
         name: of the repo, for the card.
+
+    Raises:
+        MedtlError: a picture can have several labels.
     """
+    if loaded.spec.several:
+        raise MedtlError(f"{loaded.spec.title} has several labels a picture. Only sets with one are written, so far.")
     features = datasets.Features(
         image=datasets.Image(),
         mask=datasets.Image(),

@@ -3,14 +3,14 @@
 import logging
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from hf_medtl.data.images import EXTENSIONS
-from hf_medtl.data.specs import DatasetSpec
+from hf_medtl.data.specs import DatasetSpec, labels_of
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "vali
                "validation": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
 # Labels that say that nothing was found; of two labels the other one is the positive.
 NEGATIVE = r"(?i)(no|non|not|without)([^a-z].*)?|normal.*|negative|healthy|benign|control|0+"
+# Cells that say so where a picture can have several labels; NIH ChestX-ray14 has "No Finding".
+NOTHING = r"(?i)no[ _-]?findings?|none"
 FIELDS = ("file_name", "label", "patient", "source", "mask", "split")
 
 Rows = list[dict[str, str]]
@@ -59,7 +61,8 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     """Class folders, in split folders or not, below any wrapping folder; and what `metadata.csv` files add to them.
 
     A folder `masks` holds masks under the pictures' own paths or names. A `metadata.csv` follows the convention of
-    `datasets`: a column `file_name`, relative to it, and any of label, patient, source, mask and split.
+    `datasets`: a column `file_name`, relative to it, and any of label, patient, source, mask and split. With | in one
+    of its labels a picture can have several, and folders say nothing about them.
     """
     every = files_below(spec, root)
     about = [path for path in every if posixpath.basename(path) == "metadata.csv"]
@@ -68,6 +71,7 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         listed = pd.concat(tables, ignore_index=True).fillna("")
     else:
         listed = pd.DataFrame({"file_name": []})
+    several = has_several(listed.get("label", []))
     masks = {mask for cell in listed.get("mask", []) for mask in cell.split("|")}
     pictures = [
         path
@@ -94,7 +98,7 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             {
                 "image_id": "/".join(path.split("/")[base:]),
                 "path": path,
-                "label": fact.get("label") or (folders[0] if folders else ""),
+                "label": fact.get("label") or (folders[0] if folders and not several else ""),
                 "patient": fact.get("patient") or spec.patient_of(path),
                 "official": SPLIT_NAMES.get(fact.get("split", "").lower(), "") or official,
                 "source": fact.get("source", ""),
@@ -107,25 +111,29 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         raise MedtlError(
             f"{root}: expected a folder of pictures for each label, such as {spec.example}, found {inside(root)}."
         )
-    bare = sorted(row["path"] for row in rows if not row["label"])
+    bare = sorted(row["path"] for row in rows if not row["label"] and not several)
     if bare:
         raise MedtlError(
             f"{root}: {len(bare)} pictures have no label: {some(bare)}. Put them in a folder named after the label, or "
             "add a metadata.csv with the columns file_name and label."
         )
     splits = {row["official"] for row in rows} - {""}
-    spec = with_found_labels(spec, root, [row["label"] for row in rows])
+    spec = with_found_labels(spec, root, [row["label"] for row in rows], several)
     logger.info(
-        "%s: found the labels %s%s.",
+        "%s: found the labels %s%s%s.",
         root,
-        ", ".join(dict.fromkeys(row["label"] for row in rows)),
+        ", ".join(dict.fromkeys(spec.labels if several else (row["label"] for row in rows))),
+        ", any number of them a picture" if several else "",
         f" and the splits {', '.join(sorted(splits))}" if splits else "",
     )
     return spec, [row | {"label": spec.label(row["label"]) or ""} for row in rows]
 
 
 def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
-    """A CSV or Parquet table; `spec.columns` says how its columns give ours, `spec.keep` which rows are meant."""
+    """A CSV or Parquet table; `spec.columns` says how its columns give ours, `spec.keep` which rows are meant.
+
+    With | in one of the labels a picture can have several, or with an empty cell none.
+    """
     file = root / spec.table if spec.table else root
     folder = file.parent
     if not file.is_file():
@@ -137,14 +145,18 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     missing = sorted(set(pictures) - every)
     if len(missing) == len(pictures):
         raise MedtlError(f"{file}: none of its {len(pictures)} files is in {folder}, such as {some(missing)}.")
-    if "" in set(frame["label"]):
-        raise MedtlError(f"{file}: {(frame['label'] == '').sum()} rows have no label. Fill in the column label.")
-    spec = with_found_labels(spec, file, frame["label"].tolist())
+    several = has_several(frame["label"])
+    if "" in set(frame["label"]) and not several:
+        raise MedtlError(
+            f"{file}: {(frame['label'] == '').sum()} rows have no label. Fill in the column label. (An empty cell "
+            "means that there is none only where another has several, with | between them.)"
+        )
+    spec = with_found_labels(spec, file, frame["label"].tolist(), several)
     rows = [
         {
             "image_id": row["file_name"],
             "path": row["file_name"],
-            "label": spec.label(row["label"]) or f"?{row['label']}",
+            "label": f"?{row['label']}" if (label := spec.label(row["label"])) is None else label,
             "patient": row["patient"],
             "official": SPLIT_NAMES.get(row["split"].lower(), row["split"]),
             "source": row["source"],
@@ -195,6 +207,8 @@ def described(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str
             raise MedtlError(f"{file}: expected a column 'label', found {', '.join(map(str, frame.columns[:12]))}.")
         else:
             rows[ours] = [""] * len(frame)
+    if "label" in rows:
+        rows["label"] = [re.sub(r"\s*\|\s*", "|", cell) for cell in rows["label"]]
     for name in ("file_name", "mask"):
         rows[name] = ["|".join(posixpath.normpath(posixpath.join(folder, p)) for p in cell.split("|") if p)
                       for cell in rows[name]]  # fmt: skip
@@ -209,12 +223,24 @@ def records(frame: pd.DataFrame) -> list[dict[str, str]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def with_found_labels(spec: DatasetSpec, place: Path, found: Iterable[str]) -> DatasetSpec:
+def has_several(cells: Iterable[str]) -> bool:
+    """Whether a picture can have several labels: one cell with | says so for all."""
+    return any("|" in cell for cell in cells)
+
+
+def with_found_labels(spec: DatasetSpec, place: Path, found: Sequence[str], several: bool = False) -> DatasetSpec:
     """The spec with the labels that were found, where it does not name its own.
 
     Raises:
-        MedtlError: fewer than two, or others than a spec with labels of its own can tell apart.
+        MedtlError: fewer than two, others than a spec with labels of its own can tell apart, or with several a picture
+            one that says that there is none.
     """
+    if several and not spec.labels:
+        spec = replace(spec, several=True)
+        both = [cell for cell in found if "|" in cell and any(re.fullmatch(NOTHING, name) for name in labels_of(cell))]
+        if both:
+            raise MedtlError(f"{place}: {len(both)} pictures have a label and none: {some(both, 3)}. Mend the table.")
+        found = [name for cell in found for name in labels_of(cell) if not re.fullmatch(NOTHING, name)]
     names = sorted(set(found), key=lambda name: (not re.fullmatch(NEGATIVE, name), name))
     if spec.labels:
         told = [spec.label(name) for name in names]
@@ -225,9 +251,12 @@ def with_found_labels(spec: DatasetSpec, place: Path, found: Iterable[str]) -> D
                 "--dataset imagefolder, which takes the labels as they are named."
             )
         return spec
+    if any("|" in name for name in names):
+        raise MedtlError(f"{place}: a folder's name can't have a |, found {some(names)}. Tell several labels a picture "
+                         "in a metadata.csv with the columns file_name and label.")  # fmt: skip
     if len(names) < 2:
         raise MedtlError(f"{place}: a classifier needs at least two labels, found {', '.join(names) or 'none'}.")
-    positive = names[1] if len(names) == 2 else None
+    positive = names[1] if len(names) == 2 and not spec.several else None
     return replace(spec, labels=tuple(names), values={re.escape(name): name for name in names}, positive=positive)
 
 

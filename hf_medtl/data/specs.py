@@ -23,8 +23,9 @@ class DatasetSpec:
         example: paths that fit, for error messages.
         reader: how its files lie: "paths" fit a pattern, "folders" are discovered, "table" lists them (`readers.py`).
         labels: in the order of the model's outputs; () where they are those that are found.
+        several: whether a picture can have any number of the labels, none included.
         values: regular expression of what the data call a label -> label; the first that matches.
-        positive: the label whose probability the threshold is put on; None where there are more than two.
+        positive: the label whose probability the threshold is put on; None where there are more than two, or several.
         pattern: regular expression of a picture's path below a root (with /), whose group `label` says the label and
             whose groups `split` and `source`, where there are any, the official split and the source.
         roots: places below the data folder to look, in this order. The first with a picture that fits is the only one
@@ -51,6 +52,7 @@ class DatasetSpec:
     task: str = "image-classification"
     reader: str = "paths"
     labels: tuple[str, ...] = ()
+    several: bool = False
     values: dict[str, str] = field(default_factory=dict)
     positive: str | None = None
     pattern: str = ""
@@ -75,7 +77,16 @@ class DatasetSpec:
         return self.kaggle or self.name
 
     def label(self, found: str) -> str | None:
-        """The label that the data call `found`; None if they mean none of ours."""
+        """The label that the data call `found`; None if they mean none of ours.
+
+        With several a picture: those of ours, in their order, with | between them; "" if there is none.
+        """
+        if self.several:
+            told = {self._one(part) for part in labels_of(found)}
+            return "|".join(label for label in self.labels if label in told)
+        return self._one(found)
+
+    def _one(self, found: str) -> str | None:
         return next((label for rule, label in self.values.items() if re.fullmatch(rule, found)), None)
 
     def patient_of(self, path: str) -> str:
@@ -87,6 +98,11 @@ class DatasetSpec:
     def url(self) -> str:
         """Where to read about it and download it by hand."""
         return f"https://www.kaggle.com/datasets/{self.kaggle}" if self.kaggle else ""
+
+
+def labels_of(cell: str) -> tuple[str, ...]:
+    """The labels of a cell of the column `label`: one, or with | between them none or several."""
+    return tuple(dict.fromkeys(part for part in cell.split("|") if part))
 
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -295,7 +311,8 @@ DATASETS: dict[str, DatasetSpec] = {
             name="table",
             title="Table of pictures",
             reader="table",
-            example="a CSV or Parquet file: columns file_name, label and any of patient, source, mask, split",
+            example="a CSV or Parquet file: columns file_name, label (of several with | between them) and any of "
+            "patient, source, mask, split",
             official={"train": "train", "validation": "validation", "test": "test"},
         ),
         DatasetSpec(

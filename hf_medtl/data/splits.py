@@ -1,12 +1,14 @@
 """Who is on which side: groups that belong together, and splits that never part them."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from hf_medtl.data.specs import labels_of
 from hf_medtl.errors import MedtlError
 
 SPLITS = ("train", "validation", "test")
@@ -51,10 +53,12 @@ def split_groups(
     """Give each picture a split so that no group is in two and each has about its share of every label and source.
 
     Greedy, as scikit-learn's StratifiedGroupKFold: the largest groups first, each to the split that lacks most of the
-    group's labels; ties in an order drawn from `seed`.
+    group's labels; ties in an order drawn from `seed`. A picture of several labels counts for each, rare ones more, as
+    in iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10): combinations need no share.
 
     Args:
-        labels, groups: (n,) of each picture, in an order that is the same on every machine.
+        labels, groups: (n,) of each picture, in an order that is the same on every machine; several labels with |
+            between them.
         fractions: split -> share of the pictures; the shares sum to 1.
         seed: of the draw.
         sources: (n,) hospital or collection of each picture.
@@ -69,18 +73,21 @@ def split_groups(
     shares = np.array([fractions[name] for name in names])
     if (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise MedtlError(f"Split fractions must be positive and sum to 1, found {fractions}.")
-    for label in sorted(set(labels)):
-        number = len({group for group, its in zip(groups, labels, strict=True) if its == label})
+    its = [labels_of(cell) for cell in labels]
+    for label in sorted(set(chain.from_iterable(its))):
+        number = len({group for group, some in zip(groups, its, strict=True) if label in some})
         if number < len(names):
             raise MedtlError(
                 f"Label {str(label)!r} has {number} independent group(s) of pictures, too few for the splits "
                 f"{', '.join(names)}. Add pictures of other patients, or leave the label out."
             )
-    strata = [f"{source}/{label}" for source, label in zip(sources or [""] * len(labels), labels, strict=True)]
+    pictures = [picture for picture, some in enumerate(its) for _ in some or ("",)]
+    strata = [f"{source}/{label}" for source, some in zip(sources or [""] * len(its), its, strict=True)
+              for label in some or ("",)]  # fmt: skip
     stratum_names, stratum_index = np.unique(np.asarray(strata), return_inverse=True)
     group_names, group_index = np.unique(np.asarray(groups), return_inverse=True)
     counts = np.zeros((len(group_names), len(stratum_names)))
-    np.add.at(counts, (group_index, stratum_index), 1)
+    np.add.at(counts, (group_index[pictures], stratum_index), 1)
     totals = counts.sum(axis=0)
     missing = shares[:, None] * totals  # (splits, strata): how many pictures each split still lacks
     order = np.random.default_rng(seed).permutation(len(group_names))

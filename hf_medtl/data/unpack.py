@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,15 +21,24 @@ from hf_medtl.errors import MedtlError
 logger = logging.getLogger(__name__)
 
 # medmnist/info.py of MedMNIST 3.0; sets that are not here are called by their numbers.
-MEDMNIST = {"pneumoniamnist": ("normal", "pneumonia"), "breastmnist": ("malignant", "normal or benign")}
+MEDMNIST: dict[str, tuple[str, ...]] = {
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "breastmnist": ("malignant", "normal or benign"),
+    "chestmnist": (
+        *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax"),
+        *("consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
+    ),
+}
 LABELS, PATIENTS = ("label", "labels", "class"), ("patient", "patient_id", "patientid", "subject", "subject_id")
 
 
 def from_npz(path: Path) -> Path:
     """Folder `split/label/number.png` of a MedMNIST file of any size, 28 to 224 pixels.
 
+    With labels (n, K) of 0 and 1, as those of ChestMNIST, `split/number.png` and a metadata.csv with several a picture.
+
     Raises:
-        MedtlError: no such file, another content, or a set of volumes or with several labels a picture.
+        MedtlError: no such file, another content, or a set of volumes.
     """
     try:
         content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -43,18 +52,37 @@ def from_npz(path: Path) -> Path:
     for images, labels in splits.values():
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
             raise MedtlError(f"{path}: expected uint8 pictures (n, H, W) or (n, H, W, 3), found {images.shape}.")
-        if labels.size != len(images):
-            raise MedtlError(f"{path}: expected one label a picture, found {labels.shape}. Choose another set.")
-    names = MEDMNIST.get(path.stem.split("_")[0])
+        if labels.size != len(images) and (
+            labels.ndim != 2 or len(labels) != len(images) or not np.isin(labels, (0, 1)).all()
+        ):
+            raise MedtlError(
+                f"{path}: expected one label a picture, or 0 or 1 for each of several, found {labels.shape} with "
+                f"values up to {labels.max()}. Choose another set."
+            )
+    if len({labels.shape[1:] for _, labels in splits.values()}) > 1:
+        raise MedtlError(
+            f"{path}: expected as many labels in each split, found {[a.shape for _, a in splits.values()]}."
+        )
+    known = MEDMNIST.get(path.stem.split("_")[0], ())
+
+    def name(label: int) -> str:
+        return known[label] if known else f"{label:02d}"
 
     def write(folder: Path) -> Iterator[None]:
+        rows = []
         for split, (images, labels) in splits.items():
-            for number, (pixels, label) in enumerate(zip(images, labels.ravel(), strict=True)):
-                label_name = names[int(label)] if names else f"{int(label):02d}"
-                file = folder / split / label_name / f"{number:06d}.png"
+            several = labels.size != len(images)
+            for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+                file = folder / split / ("" if several else name(int(label.item()))) / f"{number:06d}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(file)
+                if several:
+                    rows.append(
+                        {"file_name": f"{split}/{file.name}", "label": cell(map(name, np.flatnonzero(label).tolist()))}
+                    )
                 yield
+        if rows:
+            pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
 
     return once(f"medmnist/{path.stem}-{content}", write, sum(len(images) for images, _ in splits.values()))
 
@@ -62,8 +90,8 @@ def from_npz(path: Path) -> Path:
 def from_hub(name: str, revision: str | None = None) -> Path:
     """Folder of a data set on the Hub: `split/label/number`, and a metadata.csv with patient, source and mask.
 
-    The pictures are in the first column of images, the labels in `label`. Columns named as ours, or `patient_id`, are
-    understood. Needs twice the disk: the Hub's own cache and the pictures.
+    The pictures are in the first column of images, the labels in `label`: one, or a list of any number. Columns named
+    as ours, or `patient_id`, are understood. Needs twice the disk: the Hub's own cache and the pictures.
 
     Raises:
         MedtlError: no such data set, no network, or no column of pictures or labels.
@@ -87,7 +115,8 @@ def from_hub(name: str, revision: str | None = None) -> Path:
         )
     image = "image" if "image" in images else images[0]
     patient = next((key for key in PATIENTS if key in features), None)
-    kind = features[label]
+    several = isinstance(features[label], datasets.List)
+    kind = features[label].feature if several else features[label]
     for key in images:
         splits = splits.cast_column(key, datasets.Image(decode=False))
 
@@ -98,8 +127,10 @@ def from_hub(name: str, revision: str | None = None) -> Path:
                 if row[label] in (None, -1):  # as test splits of competitions have it
                     unlabelled += 1
                     continue
-                called = str(kind.int2str(row[label]) if isinstance(kind, datasets.ClassLabel) else row[label])
-                place = f"{split}/{plain(called)}"
+                told = row[label] if several else [row[label]]
+                names = [str(kind.int2str(one) if isinstance(kind, datasets.ClassLabel) else one) for one in told]
+                called = cell(names) if several else names[0]
+                place = split if several else f"{split}/{plain(called)}"
                 known = PurePosixPath(row.get("image_id") or f"{number:06d}")
                 stem = plain(str(known.with_suffix("")))
                 file = save(folder, f"{place}/{stem}", row[image])
@@ -122,6 +153,11 @@ def from_hub(name: str, revision: str | None = None) -> Path:
     key = hashlib.sha256(str(builder.cache_dir).encode()).hexdigest()[:16]
     total = sum(len(part) for part in splits.values())
     return once(f"hub/{name.replace('/', '--')}-{key}", write, total)
+
+
+def cell(names: Iterable[str]) -> str:
+    """What a metadata.csv says of a picture with any number of labels; the | is there even if no other has two."""
+    return "|".join([*names, ""]) or "|"
 
 
 def plain(name: str) -> str:

@@ -1,9 +1,11 @@
 """Temperature and threshold. Both are fitted on validation data, never on test."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_expit, log_softmax
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -22,10 +24,32 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     targets = np.repeat(((1 - right) / (classes - 1))[:, None], classes, axis=1)
     targets[np.arange(n), labels] = right
 
-    def loss(log_temperature: float) -> float:
-        return float(-(targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(axis=1).mean())
+    return _best(lambda temperature: float(-(targets * log_softmax(logits / temperature, axis=1)).sum(axis=1).mean()))
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+def fit_temperature_of_several(logits: NDArray[np.floating], targets: NDArray[np.bool_]) -> float:
+    """One T for all labels that minimises the binary negative log-likelihood of sigmoid(logits / T), as above.
+
+    Targets are smoothed label by label: (positives + 1) / (positives + 2) and 1 / (negatives + 2) (Platt 1999).
+
+    Args:
+        logits: (n, K) of validation pictures.
+        targets: (n, K) which picture has which label.
+    """
+    positives, negatives = targets.sum(axis=0), (~targets).sum(axis=0)
+    soft = np.where(targets, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+    def loss(temperature: float) -> float:
+        scaled = logits / temperature
+        return float(-(soft * log_expit(scaled) + (1 - soft) * log_expit(-scaled)).mean())
+
+    return _best(loss)
+
+
+def _best(loss: Callable[[float], float]) -> float:
+    """The temperature of least loss between 0.05 and 20."""
+    bounds = (np.log(0.05), np.log(20))
+    return float(np.exp(minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=bounds, method="bounded").x))
 
 
 def youden_threshold(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:

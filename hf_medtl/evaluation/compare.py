@@ -38,7 +38,7 @@ class Predictions:
         """From a finished run's folder.
 
         Raises:
-            MedtlError: the folder has no results.
+            MedtlError: the folder has no results, or those of several labels a picture.
         """
         folder = Path(folder)
         try:
@@ -46,6 +46,8 @@ class Predictions:
             table = pd.read_csv(folder / "predictions.csv", dtype={"image_id": str, "label": str, "group": str})
         except FileNotFoundError as error:
             raise MedtlError(f"{folder} has no {Path(str(error.filename)).name}: it is no finished run.") from error
+        if "per_label" in result:
+            raise MedtlError(f"{folder} has several labels a picture. Only runs with one are compared, so far.")
         names = list(result["labels"])
         positive = names.index(result["positive_label"]) if result["positive_label"] else len(names) - 1
         chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)

@@ -1,6 +1,6 @@
 """A saved folder and a split -> results, through the folder's own `pipeline`, as a user would load it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_medtl.evaluation.intervals import bootstrap
+from hf_medtl.evaluation.intervals import Interval, bootstrap, bootstrap_several
 from hf_medtl.evaluation.metrics import confusion_matrix, decide
 
 
@@ -78,10 +78,68 @@ def results(
         "n_groups": len(set(groups)),
         "positive_label": positive,
         "threshold": threshold,
-        "metrics": {
-            name: {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}
-            for name, interval in intervals.items()
-        },
+        "metrics": {name: _plain(interval) for name, interval in intervals.items()},
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
         "labels": list(names),
     }
+
+
+def results_of_several(
+    targets: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+    groups: Sequence[str],
+    thresholds: Mapping[str, float],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The same where a picture can have several labels.
+
+    Args:
+        targets: (n, K) which picture has which label.
+        probabilities: (n, K).
+        groups: (n,) of pictures that belong together.
+        thresholds: label, in output order, -> probability from which it is decided.
+        seed: of the bootstrap.
+
+    Returns:
+        n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high of the mean over
+        those n_labels labels that it is defined for; per_label: label -> n_positive, threshold, threshold_fitted,
+        metrics (null where undefined, with a reason) and confusion_matrix (rows true, columns decided; absent first).
+    """
+    means, each = bootstrap_several(targets, probabilities, groups, list(thresholds.values()), seed=seed)
+    per_label = {}
+    for (label, threshold), has, p, metrics in zip(thresholds.items(), targets.T, probabilities.T, each, strict=True):
+        decided = p >= threshold
+        per_label[label] = {
+            "n_positive": int(has.sum()),
+            "threshold": threshold,
+            "threshold_fitted": True,
+            "metrics": {
+                name: _plain(interval) | ({} if np.isfinite(interval.value) else {"reason": _reason(has, decided)})
+                for name, interval in metrics.items()
+            },
+            "confusion_matrix": confusion_matrix(has.astype(int), decided.astype(int), 2).tolist(),
+        }
+    return {
+        "n": len(targets),
+        "n_groups": len(set(groups)),
+        "positive_label": None,
+        "threshold": None,
+        "metrics": {
+            name: _plain(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
+            for name, interval in means.items()
+        },
+        "per_label": per_label,
+        "labels": list(thresholds),
+    }
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    """For JSON: null where undefined."""
+    return {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}
+
+
+def _reason(has: NDArray[np.bool_], decided: NDArray[np.bool_]) -> str:
+    """Why a metric of a label is undefined."""
+    constant = has.all() or not has.any()
+    values, verb = (has, "has") if constant else (decided, "is decided to have")
+    return f"{'every' if values.any() else 'no'} picture {verb} it"

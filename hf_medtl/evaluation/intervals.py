@@ -1,7 +1,7 @@
 """Confidence intervals of metrics: a bootstrap over patients, and score intervals at the boundary."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,12 +66,66 @@ def bootstrap(
     weights = group_resamples(y, group, resamples, seed)
     draws = classification_metrics(y, p, positive, threshold, weights)
     parts = _score_parts(y, p, group, positive, threshold, level)
-    # Resampling adds to the calibration error what it adds to the sample's own: turn the bias round (basic bootstrap,
-    # Davison & Hinkley 1997, 5.2). The plain percentile interval often lies wholly above the value.
-    draws["ece"] = np.clip(2 * float(values["ece"]) - np.asarray(draws["ece"]), 0, 1)
-    return {
-        name: _interval(float(value), np.asarray(draws[name]), parts.get(name), level) for name, value in values.items()
-    }
+    return {name: _limits(name, value, draws[name], parts.get(name), level) for name, value in values.items()}
+
+
+def bootstrap_several(
+    targets: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+    groups: ArrayLike,
+    thresholds: Sequence[float],
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[dict[str, Interval], list[dict[str, Interval]]]:
+    """The same where a picture can have several labels: means over labels, and each label against its absence.
+
+    Every resample is one draw of groups for all labels, since what labels share they err in together. Groups are drawn
+    within the rarest label that most of their pictures have, so that rare ones are in nearly every resample. A mean is
+    over the labels that the metric is defined for in the sample; a resample without one of them is left out. Where a
+    rate is 0 or 1, the limits of a mean take the labels for independent.
+
+    Args:
+        targets: (n, K) which picture has which label.
+        probabilities: (n, K).
+        groups: (n,) as in `bootstrap`.
+        thresholds: (K,) from which a label is decided.
+        resamples, level, seed: as in `bootstrap`.
+
+    Returns:
+        Means by metric, and by label and metric.
+    """
+    group = _group_index(groups, len(targets))
+    _check_level(level)
+    rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))  # 0 for the rarest
+    rarest = np.where(targets, rarity, targets.shape[1]).min(axis=1)
+    weights = group_resamples(rarest, group, resamples, seed)
+    singles = []
+    for has, p, threshold in zip(targets.T.astype(np.int64), probabilities.T, thresholds, strict=True):
+        both = np.column_stack([1 - p, p])
+        values, draws = (classification_metrics(has, both, 1, threshold, w) for w in (None, weights))
+        singles.append((values, draws, _score_parts(has, both, group, 1, threshold, level)))
+    means = {}
+    for name in singles[0][0]:
+        known = [single for single in singles if not math.isnan(float(single[0][name]))] or singles
+        value = float(np.mean([float(values[name]) for values, _, _ in known]))
+        draws = np.mean([draws[name] for _, draws, _ in known], axis=0)
+        parts = [parts[name] for _, _, parts in known if name in parts]
+        means[name] = _limits(name, value, draws, np.concatenate(parts) if parts else None, level)
+    each = [
+        {name: _limits(name, value, draws[name], parts.get(name), level) for name, value in values.items()}
+        for values, draws, parts in singles
+    ]
+    return means, each
+
+
+def _limits(name: str, value: ArrayLike, draws: ArrayLike, parts: NDArray | None, level: float) -> Interval:
+    value, draws = float(np.asarray(value)), np.asarray(draws)
+    if name == "ece":
+        # Resampling adds to the calibration error what it adds to the sample's own: turn the bias round (basic
+        # bootstrap, Davison & Hinkley 1997, 5.2). The plain percentile interval often lies wholly above the value.
+        draws = np.clip(2 * value - draws, 0, 1)
+    return _interval(value, draws, parts, level)
 
 
 def group_resamples(

@@ -69,6 +69,21 @@ def roc(
     figure.savefig(path, dpi=120)
 
 
+def roc_of_several(
+    targets: NDArray[np.bool_], probabilities: NDArray[np.float64], names: Sequence[str], path: Path
+) -> None:
+    """ROC curve of each label (n, K) that the test split has pictures with and without."""
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for has, scores, name in zip(targets.T, probabilities.T, names, strict=True):
+        if has.any() and not has.all():
+            RocCurveDisplay.from_predictions(has, scores, ax=axes, name=name)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="Test split", aspect="equal")
+    axes.legend(loc="lower right", fontsize=8 if len(names) < 8 else 5)
+    figure.savefig(path, dpi=120)
+
+
 def reliability(
     labels: NDArray[np.int64], probabilities: NDArray[np.float64], index: int | None, path: Path, bins: int = 10
 ) -> None:
@@ -80,12 +95,23 @@ def reliability(
         score, outcome = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     else:
         score, outcome = probabilities[:, index], labels == index
+    _reliability(score, outcome, f"{len(labels)} pictures", path, bins)
+
+
+def reliability_of_several(
+    targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, bins: int = 10
+) -> None:
+    """The same of every label of every picture (n, K), together."""
+    _reliability(probabilities.ravel(), targets.ravel(), "{} pictures x {} labels".format(*targets.shape), path, bins)
+
+
+def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption: str, path: Path, bins: int) -> None:
     number = calibration_bins(score, bins)
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
     points = [(score[number == b].mean(), outcome[number == b].mean(), (number == b).sum()) for b in np.unique(number)]
-    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=BLUE, label=f"{len(labels)} pictures")
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=BLUE, label=caption)
     for x, y, count in points:
         axes.annotate(str(count), (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8, color=GREY)
     axes.set(xlabel="predicted probability", ylabel="observed share", title="Reliability on the test split")

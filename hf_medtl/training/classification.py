@@ -24,7 +24,7 @@ from hf_medtl.training.recipe import Recipe
 
 def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
     """Model and image processor of a recipe."""
-    return build_classifier(
+    model, processor = build_classifier(
         recipe.model_name_or_path,
         labels,
         from_scratch=recipe.from_scratch,
@@ -33,6 +33,10 @@ def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any
         fit=recipe.fit,
         head_dropout=recipe.head_dropout,
     )
+    model.config.problem_type = (
+        None  # a backbone may have been made for several labels a picture: pipeline() believes it
+    )
+    return model, processor
 
 
 def targets(loaded: Loaded, split: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Losses for classes of unequal number and for pictures of unequal difficulty, on labels or soft labels."""
+"""Losses for classes of unequal number and for pictures of unequal difficulty, on labels, soft labels or several."""
 
 from collections.abc import Sequence
 
@@ -84,3 +84,42 @@ class ClassificationLoss(nn.Module):
             terms = soft * (1 - log_p.exp()) ** self.gamma * -log_p
             total = (terms if weights is None else terms * weights).sum()
         return total / (len(labels) if number is None else number)
+
+
+class MultiLabelLoss(nn.Module):
+    """Binary cross entropy of each label, with weights for its positives if asked, focal with `gamma` above 0.
+
+    For targets y it is -(y w (1 - p)^gamma log p + (1 - y) p^gamma log(1 - p)): the focal loss of Lin et al. 2017,
+    https://arxiv.org/abs/1708.02002, without its alpha, and with gamma 0 torch's binary_cross_entropy_with_logits.
+
+    Args:
+        weights: (K,) of the positives of each label, or None for 1.
+        gamma: of the focal loss; 0 for cross entropy.
+        smoothing: share of each target that becomes one half.
+    """
+
+    def __init__(self, weights: torch.Tensor | None = None, gamma: float = 0.0, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.weights, self.gamma, self.smoothing = weights, gamma, smoothing
+
+    def forward(
+        self, logits: torch.Tensor, labels: torch.Tensor, number: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Sum over pictures and labels by `number`: parts of an optimizer step add up to the loss of all its pictures.
+
+        Args:
+            logits: (B, K).
+            labels: (B, K) from 0 to 1.
+            number: of targets, as Trainer counts them: K a picture; B x K if None.
+        """
+        weights = None if self.weights is None else self.weights.to(logits)
+        soft = labels.to(logits) * (1 - self.smoothing) + self.smoothing / 2
+        if self.gamma == 0:
+            total = nn.functional.binary_cross_entropy_with_logits(logits, soft, pos_weight=weights, reduction="sum")
+        else:
+            log_p, log_q = nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)
+            found = soft * log_q.exp() ** self.gamma * -log_p
+            total = (
+                (found if weights is None else found * weights) + (1 - soft) * log_p.exp() ** self.gamma * -log_q
+            ).sum()
+        return total / (labels.numel() if number is None else number)

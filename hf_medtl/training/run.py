@@ -25,7 +25,7 @@ from hf_medtl.training.environment import environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.summary import show_plan, show_results
-from hf_medtl.training.tasks import TASKS, Task
+from hf_medtl.training.tasks import Task, task_of
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
 
 logger = logging.getLogger("hf_medtl")
@@ -96,7 +96,7 @@ def run(recipe: Recipe) -> Path:
                 labels=recipe.label_map,
                 drop_overlap=recipe.drop_overlap,
             )
-    task = TASKS[loaded.spec.task]
+    task = task_of(loaded)
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.labels)
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
     model, processor = task.build(recipe, loaded.labels)
@@ -164,7 +164,7 @@ def pictures(recipe: Recipe, loaded: Loaded, processor: Any) -> dict[str, Pictur
         split: Pictures(
             prepared,
             np.flatnonzero(loaded.table["split"] == split).tolist(),
-            TASKS[loaded.spec.task].targets(loaded, split),
+            task_of(loaded).targets(loaded, split),
             augmentation(recipe.augmentation) if split == "train" else None,
             recipe.seed,
         )

@@ -23,15 +23,17 @@ def show_plan(
     checkpoint: str | None,
 ) -> None:
     """Print what will run: data and split, model, preprocessing, training, disk."""
-    table = Table(title=loaded.spec.title, title_justify="left")
-    for column in ("split", *loaded.labels, "groups"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split, counts in loaded.counts().items():
-        groups = loaded.table.loc[loaded.table["split"] == split, "group"].nunique()
-        table.add_row(split, *map(str, counts.values()), str(groups))
+    parts = {
+        split: (counts, loaded.table.loc[loaded.table["split"] == split]) for split, counts in loaded.counts().items()
+    }
     if outside:
-        groups = outside.table["group"].nunique()
-        table.add_row(f"external: {outside.spec.name}", *map(str, outside.counts()["test"].values()), str(groups))
+        parts[f"external: {outside.spec.name}"] = outside.counts()["test"], outside.table
+    table = Table("label", title=loaded.spec.title, title_justify="left")
+    for part in parts:
+        table.add_column(part, justify="right")
+    for label in loaded.counts()["train"]:  # a line each: there may be more labels than columns on a screen
+        table.add_row(label, *(str(counts[label]) for counts, _ in parts.values()))
+    table.add_row("groups", *(str(rows["group"].nunique()) for _, rows in parts.values()))
     console = Console()
     console.print(table)
     start = "random weights" if recipe.from_scratch else recipe.model_name_or_path
@@ -61,6 +63,9 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
             for name, metric in part["metrics"].items():
                 table.add_row(NAMES[name], interval(metric))
             console.print(table)
+            if "per_label" in part:
+                console.print("These are means over the labels. Each by itself:")
+                show_labels(console, part["per_label"])
     ours = "import hf_medtl; " if any(folder.glob("*.py")) else ""
     console.print(
         f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
@@ -69,3 +74,15 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_labels(console: Console, per_label: dict[str, Any]) -> None:
+    """Print the main metrics of each of several labels."""
+    shown = ("roc_auc", "sensitivity", "specificity")
+    table = Table("label")
+    for column in ("pictures", "threshold", *(NAMES[name] for name in shown)):
+        table.add_column(column, justify="right")
+    for label, its in per_label.items():
+        metrics = [interval(its["metrics"][name]) for name in shown]
+        table.add_row(label, str(its["n_positive"]), f"{its['threshold']:.3f}", *metrics)
+    console.print(table)

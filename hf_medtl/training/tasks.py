@@ -10,7 +10,7 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
-from hf_medtl.training import classification
+from hf_medtl.training import classification, multilabel
 from hf_medtl.training.recipe import Recipe
 
 
@@ -21,7 +21,8 @@ class Task:
     Attributes:
         build: recipe, labels -> model and image processor.
         targets: data set, split -> what each picture is to be learnt as, for `Pictures`.
-        loss: recipe, labels, targets of the training split -> (logits, targets, number of pictures) -> loss.
+        loss: recipe, labels, targets of the training split -> (logits, targets, number of targets as Trainer counts
+            them) -> loss.
         validation_metrics: what each evaluation during training logs.
         answer: run folder, data set, split -> answers, through the folder's own pipeline.
         calibrate: model, data set, answers on its validation split -> extra keys of config.json; may change the model.
@@ -45,5 +46,10 @@ def _row(module: Any) -> Task:
     return Task(**{name: getattr(module, name) for name in Task.__dataclass_fields__})
 
 
-# The pipeline's name, which is also DatasetSpec.task -> row.
-TASKS = {"image-classification": _row(classification)}
+# The pipeline's name, which is also DatasetSpec.task -> row; and the row where a picture can have several labels.
+TASKS = {"image-classification": _row(classification), "several labels": _row(multilabel)}
+
+
+def task_of(loaded: Loaded) -> Task:
+    """The row for a data set."""
+    return TASKS["several labels" if loaded.spec.several else loaded.spec.task]

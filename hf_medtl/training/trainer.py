@@ -109,7 +109,9 @@ class MedicalTrainer(Trainer):
             self.draw = (step, self.draw[1] + 1 if self.draw[0] == step else 0)
             # Nothing but where training is: a resumed run draws the same, and each process its own.
             rng = np.random.default_rng([self.args.seed, *self.draw, self.args.process_index])
-            labels = nn.functional.one_hot(inputs["labels"], cast(int, self.model.config.num_labels)).float()
+            labels = inputs["labels"]
+            if labels.ndim == 1:  # an index a picture
+                labels = nn.functional.one_hot(labels, cast(int, self.model.config.num_labels)).float()
             mixed = mix(inputs["pixel_values"], labels, self.args.mixup, self.args.cutmix, rng)
             inputs["pixel_values"], inputs["labels"] = mixed
         return inputs

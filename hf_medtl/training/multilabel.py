@@ -1,0 +1,122 @@
+"""Any number of labels a picture, as a row of `tasks.py`: image classification with a sigmoid for each label."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from transformers import EvalPrediction, PreTrainedModel
+
+from hf_medtl.data.load import Loaded
+from hf_medtl.evaluation import plots
+from hf_medtl.evaluation.calibration import fit_temperature_of_several, youden_threshold
+from hf_medtl.evaluation.evaluate import results_of_several
+from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.models.head import divide_logits
+from hf_medtl.training import classification
+from hf_medtl.training.classification import answer
+from hf_medtl.training.losses import MultiLabelLoss, class_weights
+from hf_medtl.training.recipe import Recipe
+
+__all__ = ["answer", "build", "calibrate", "draw", "loss", "measure", "predictions", "targets", "validation_metrics"]
+
+logger = logging.getLogger("hf_medtl")
+
+
+def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
+    """Model and image processor of a recipe; stock `pipeline()` applies a sigmoid to each output."""
+    model, processor = classification.build(recipe, labels)
+    model.config.problem_type = "multi_label_classification"
+    return model, processor
+
+
+def targets(loaded: Loaded, split: str) -> NDArray[np.float32]:
+    """(n, K) 1 for each label that a picture of a split has, else 0."""
+    return loaded.has()[loaded.table["split"] == split].astype(np.float32)
+
+
+def loss(recipe: Recipe, labels: tuple[str, ...], train: NDArray[np.float32]) -> MultiLabelLoss:
+    """That of a recipe; class weights are those of each label's positives to its negatives in the training split.
+
+    Raises:
+        MedtlError: a label that no picture has, or every one, can't be weighed.
+    """
+    weights = []
+    for label, positives in zip(labels, train.sum(axis=0), strict=True):
+        counts, names = (len(train) - int(positives), int(positives)), (f"the absence of {label}", label)
+        absence, presence = class_weights(recipe.class_weights, counts, names, recipe.effective_beta)
+        weights.append(presence / absence)
+    return MultiLabelLoss(
+        None if recipe.class_weights == "none" else torch.tensor(weights, dtype=torch.float32),
+        recipe.focal_gamma if recipe.loss == "focal" else 0.0,
+        recipe.label_smoothing_factor,
+    )
+
+
+def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of each epoch with thresholds of 0.5: means over the labels that they are defined for.
+
+    `auc_labels` is the number of labels that validation has pictures with and without, those of roc_auc.
+    """
+    chances = expit(np.asarray(prediction.predictions, np.float64))
+    singles = [
+        classification_metrics(has.astype(np.int64), np.column_stack([1 - p, p]))
+        for has, p in zip(np.asarray(prediction.label_ids).T, chances.T, strict=True)
+    ]
+    found = pd.DataFrame(singles, dtype=np.float64)
+    return {**{str(name): float(value) for name, value in found.mean().items()},
+            "auc_labels": float(found["roc_auc"].notna().sum())}  # fmt: skip
+
+
+def calibrate(model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
+    """Fold one temperature for all labels into the head; it and each label's threshold are extra keys of config.json.
+
+    Args:
+        model: is changed.
+        loaded: whose validation split the probabilities belong to.
+        chances: (n, K).
+    """
+    has = targets(loaded, "validation") > 0
+    logits = logit(chances.clip(1e-7, 1 - 1e-7))  # as near to 1 as float32 can tell
+    temperature = fit_temperature_of_several(logits, has)
+    divide_logits(model, temperature)
+    thresholds = {
+        label: youden_threshold(scores, its)
+        for label, scores, its in zip(loaded.labels, expit(logits / temperature).T, has.T, strict=True)
+        if its.any() and not its.all()
+    }
+    unfitted = [label for label in loaded.labels if label not in thresholds]
+    if unfitted:
+        logger.warning("No threshold can be fitted for %s, of which validation has no picture, or no other; it is 0.5.",
+                       ", ".join(unfitted))  # fmt: skip
+    return {
+        "thresholds": {label: thresholds.get(label, 0.5) for label in loaded.labels},
+        "unfitted_thresholds": unfitted,
+        "folded_temperature": temperature,
+    }
+
+
+def measure(loaded: Loaded, chances: NDArray[np.float64], config: Any) -> dict[str, Any]:
+    """What results.json says of the test split of a data set."""
+    groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
+    has = targets(loaded, "test") > 0
+    numbers = results_of_several(has, chances, groups, config.thresholds)
+    for label in config.unfitted_thresholds:
+        numbers["per_label"][label]["threshold_fitted"] = False
+    return {**numbers, "temperature": config.folded_temperature}
+
+
+def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
+    """Of the test split: image_id, label (with | between several), group and each label's probability."""
+    return classification.predictions(loaded, chances)
+
+
+def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: dict[str, Any]) -> None:
+    """ROC of each label, and reliability of all together."""
+    has = targets(loaded, "test") > 0
+    plots.roc_of_several(has, chances, loaded.labels, figures / "roc.png")
+    plots.reliability_of_several(has, chances, figures / "reliability.png")
