@@ -73,13 +73,15 @@ class Loaded(Survey):
         return np.array([[label in cell for label in self.labels] for cell in cells]).reshape(len(cells), -1)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Split -> label -> number of pictures; of several, or of masks, those with (none) and (all), too."""
+        """Split -> label -> number of pictures; of several those with (none), and (all), too."""
         has, found = self.has(), {}
         for split in SPLITS:
             here = has[self.table["split"] == split]
             found[split] = dict(zip(self.labels, here.sum(axis=0).tolist(), strict=True))
+            if self.spec.several:
+                found[split]["(none)"] = int((~here.any(axis=1)).sum())
             if self.spec.several or self.spec.of_masks:
-                found[split] |= {"(none)": int((~here.any(axis=1)).sum()), "(all)": len(here)}
+                found[split]["(all)"] = len(here)
         return found
 
     def splits(self) -> datasets.DatasetDict:

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from hf_medtl.evaluation.compare import mean_difference
 from hf_medtl.evaluation.intervals import Interval, bootstrap, bootstrap_several, intervals_by_source
@@ -60,7 +61,12 @@ def predict_masks(
         paths: (n,) picture files, of which one at a time is in memory.
         read: file -> RGB picture.
     """
-    segment: Any = transformers.pipeline("image-segmentation", model=str(model), device=PartialState().device)
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+    try:
+        segment: Any = transformers.pipeline("image-segmentation", model=str(model), device=PartialState().device)
+    finally:
+        logging.set_verbosity(level)
     index = segment.model.config.label2id
     answers = segment(read(path) for path in paths)
     for answer in tqdm(answers, "Evaluating", len(paths), unit="picture", leave=False, disable=None):
@@ -162,8 +168,8 @@ def results_of_masks(
     """The same of masks: means over pictures with 95 % intervals by bootstrap over groups, within each source.
 
     Args:
-        table: a row a picture: image_id, group, source, what `mask_metrics` gives, and with `steps` raw_NAME for the
-            metrics of the mask before them.
+        table: a row a picture: image_id, group, source, what `mask_metrics` gives, and with `steps` raw_NAME for
+            METRICS of the mask before them.
         names: (K,) labels in output order, the background first.
         steps: what is done to predicted masks, see `postprocess`.
         seed: of the bootstrap.
@@ -200,12 +206,9 @@ def results_of_masks(
     }
     if many:
         result["per_class"] = {name: part(overall, its) for name, its in single.items()}
-    raw = {f"raw_{name}": name for name in METRICS if f"raw_{name}" in table}
-    if raw:
-        facts = table[["image_id", "group", "source"]]
-        pairs = table[[*raw.values()]], table[[*raw]].rename(columns=raw)
-        one, other = (pd.concat([facts, values], axis=1) for values in pairs)
-        gains = mean_difference(one, other, [*raw.values()], seed=seed)
+    if steps:
+        raw = {f"raw_{name}": name for name in METRICS}
+        gains = mean_difference(table, table.drop(columns=[*METRICS]).rename(columns=raw), METRICS, seed=seed)
         result["postprocessing_gain"] = {name: plain(interval) for name, interval in gains.items()}
     return result
 

@@ -28,7 +28,6 @@ from hf_medtl.training.mask_losses import LOSSES, MaskLoss
 from hf_medtl.training.recipe import Recipe, without_place
 
 watched = "dice"
-RAW = ("dice", "hausdorff95")  # what postprocessing is for: reported without it, too
 STRATEGIES = ("full", "feature_extraction", "lp_ft")
 
 
@@ -156,7 +155,7 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def answer(folder: Path, loaded: Loaded, split: str) -> pd.DataFrame:
     """A row a picture: image_id, label, source, group and its metrics, at its own size.
 
-    Where postprocessing is on, raw_dice and raw_hausdorff95 are those without. In memory is one picture at a time.
+    Where postprocessing is on, raw_dice and so on are those without. In memory is one picture at a time.
     """
     facts = loaded.table.loc[loaded.table["split"] == split, ["image_id", "label", "source", "group"]]
     state = PartialState()
@@ -184,7 +183,7 @@ def judged(folder: Path, loaded: Loaded, rows: list[int]) -> Iterator[tuple[dict
         metrics = mask_metrics(true, final, names)
         if steps:
             before = mask_metrics(true, raw, names)
-            metrics |= {f"raw_{name}": before[name] for name in RAW}
+            metrics |= {f"raw_{name}": before[name] for name in METRICS}
         yield metrics, true, final
 
 
