@@ -364,3 +364,28 @@ def test_external_data_that_training_sees_or_of_other_masks_are_refused(chests, 
     brain = {"external_dataset": "brain-phantoms", "external_data_dir": str(phantoms)}
     with pytest.raises(MedtlError, match="masks of brain-phantoms show lesion, those of chest-phantoms lungs"):
         run(recipe(chests, tmp_path / "run", **brain))
+
+
+@pytest.mark.parametrize("layout", ["images and masks", "splits of them", "table"])
+def test_own_pictures_need_no_labels(layout, chests, tmp_path):
+    places = {"images and masks": [""], "splits of them": ["train/", "test/"], "table": ["some/"]}[layout]
+    for i, path in enumerate(sorted(chests.glob("*/chest-*_0.png"))):
+        if path.parent.name == "masks":
+            continue
+        for folder, source in (("images", path), ("masks", chests / "masks" / path.name)):
+            target = tmp_path / f"{places[i % len(places)]}{folder}" / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    dataset, data = "imagefolder", tmp_path
+    if layout == "table":
+        dataset, data = "table", tmp_path / "all.csv"
+        names = [path.name for path in sorted(tmp_path.glob("some/images/*"))]
+        rows = [{"file_name": f"some/images/{name}", "mask": f"some/masks/{name}"} for name in names]
+        pd.DataFrame(rows).to_csv(data, index=False)
+    loaded = load(dataset, data, task="image-segmentation")
+    assert len(loaded.table) == 18
+    assert min(counts["(all)"] for counts in loaded.counts().values()) > 0
+    for image, mask in zip(loaded.table["path"], loaded.table["mask"], strict=True):
+        assert mask == image.replace("images/", "masks/")
+    with pytest.raises(MedtlError):
+        load(dataset, data)
