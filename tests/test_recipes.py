@@ -12,7 +12,8 @@ from PIL import Image
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 BACKBONES = {"vit": "vit", "cnn": "cnn", "inception": "timm", "resnet50": "timm", "densenet121": "timm",
-             "efficientnet": "timm-efficientnet", "vgg16": "timm-byobnet"}  # fmt: skip
+             "efficientnet": "timm-efficientnet", "vgg16": "timm-byobnet", "unet": "unet"}  # fmt: skip
+OURS = ("cnn", "unet")  # no weights of these are downloaded, but of an encoder
 
 # Places of a label's pictures, by data set; {} is a number.
 LAYOUTS = {
@@ -31,6 +32,7 @@ LAYOUTS = {
         for split in ("train", "test")
         for name in ("COVID19", "NORMAL", "PNEUMONIA")
     ],
+    "lung-masks": [f"CXR_png/{place}_{{}}_{label}.png" for place in ("CHNCXR", "MCUCXR") for label in (0, 1)],
     "pulmonary-edema": ["train/edema/{}.png", "train/normal/{}.png", "test/edema/{}.png", "test/normal/{}.png"],
 }
 
@@ -47,7 +49,18 @@ def downloads(tmp_path_factory) -> dict[str, Path]:
                 path = folders[dataset] / place.replace("{}", str(next(numbers)))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).resize((48, 48)).save(path)
+    for path in [*folders["lung-masks"].glob("CXR_png/*.png")]:
+        mask = path.parents[1] / "masks" / f"{path.stem}_mask.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.fromarray((np.array(Image.open(path)) > 127).astype(np.uint8) * 255).save(mask)
     return folders
+
+
+def start_of(recipe: Path, tiny) -> dict[str, object]:
+    """Options with which a recipe needs no network."""
+    family = BACKBONES[recipe.stem.split("_")[0]]
+    start: dict[str, object] = {"model_name_or_path": family if family in OURS else tiny(family)}
+    return start | ({"encoder": "tu-test_resnet", "encoder_weights": "none"} if family == "unet" else {})
 
 
 def dry_run(recipe: Path, monkeypatch, **values: object) -> None:
@@ -63,9 +76,7 @@ def test_it_is_short_and_a_dry_run_passes(recipe, downloads, tiny, tmp_path, mon
     values = runpy.run_path(str(recipe))["RECIPE"]
     assert values["output_dir"] == f"runs/{recipe.stem}"
     assert values["augmentation"] == ("brain" if "brain" in values["dataset"] else "chest")
-    family = BACKBONES[recipe.stem.split("_")[0]]
-    backbone = family if family == "cnn" else tiny(family)  # that one has no weights to download
-    dry_run(recipe, monkeypatch, model_name_or_path=backbone, data_dir=downloads[values["dataset"]],
+    dry_run(recipe, monkeypatch, **start_of(recipe, tiny), data_dir=downloads[values["dataset"]],
             output_dir=tmp_path / "run")  # fmt: skip
     shown = capsys.readouterr().out
     assert f"augmentation {values['augmentation']}" in shown
@@ -86,18 +97,18 @@ def test_a_dry_run_on_the_real_pictures_passes(recipe, shared, tiny, tmp_path, m
     folders = {
         "brain-tumor-mri": "brain-mri-images-for-brain-tumor-detection",
         "covid19-radiography": "covid19-radiography-database",
+        "lung-masks": "chest-xray-masks-and-labels",
         "pulmonary-edema": "nih-edema-mini",
     }
     dataset = runpy.run_path(str(recipe))["RECIPE"]["dataset"]
-    backbone = tiny(BACKBONES[recipe.stem.split("_")[0]])
-    dry_run(recipe, monkeypatch, model_name_or_path=backbone, data_dir=shared / "data" / folders.get(dataset, dataset),
+    dry_run(recipe, monkeypatch, **start_of(recipe, tiny), data_dir=shared / "data" / folders.get(dataset, dataset),
             output_dir=tmp_path / "run")  # fmt: skip
 
 
 @pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
 def test_the_prose_of_a_card_renders(card):
     counts = {split: {"ill": 3, "healthy": 4} for split in ("train", "validation", "test")}
-    facts = {"counts": counts, "results": {"n": 7, "positive_label": "ill"}}
+    facts = {"counts": counts, "results": {"n": 7, "positive_label": "ill", "by_source": {"here": {}}}}
     text = Environment(undefined=StrictUndefined).from_string(card.read_text()).render(facts)
     assert "## Intended use" in text
     assert "## Limits" in text

@@ -16,6 +16,7 @@ from hf_medtl.data import fingerprints, phantoms, unpack
 from hf_medtl.data.fingerprints import Fingerprint
 from hf_medtl.data.images import read_mask
 from hf_medtl.data.readers import READERS, some
+from hf_medtl.data.selection import with_labels, with_masks
 from hf_medtl.data.specs import DATASETS, DatasetSpec, labels_of
 from hf_medtl.data.splits import SPLITS, fold_groups, join_groups, split_groups
 from hf_medtl.errors import MedtlError
@@ -72,13 +73,15 @@ class Loaded(Survey):
         return np.array([[label in cell for label in self.labels] for cell in cells]).reshape(len(cells), -1)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Split -> label -> number of pictures; with several labels a picture those with (none) and (all), too."""
+        """Split -> label -> number of pictures; of several those with (none), and (all), too."""
         has, found = self.has(), {}
         for split in SPLITS:
             here = has[self.table["split"] == split]
             found[split] = dict(zip(self.labels, here.sum(axis=0).tolist(), strict=True))
             if self.spec.several:
-                found[split] |= {"(none)": int((~here.any(axis=1)).sum()), "(all)": len(here)}
+                found[split]["(none)"] = int((~here.any(axis=1)).sum())
+            if self.spec.several or self.spec.of_masks:
+                found[split]["(all)"] = len(here)
         return found
 
     def splits(self) -> datasets.DatasetDict:
@@ -133,6 +136,7 @@ def load(
     fold: int = 0,
     splits: str | Path | None = None,
     positive: str | None = None,
+    task: str | None = None,
 ) -> Loaded:
     """Find, check and split a data set. No patient and no (near-)duplicate picture is in two splits.
 
@@ -149,12 +153,14 @@ def load(
             an official split and of `test_fraction`.
         splits: the splits.csv of another run, to repeat its split exactly; the above are not used then.
         positive: the positive one of two labels, where the spec does not know it or guesses wrong.
+        task: that of the model, where it is not the data set's own: for image-segmentation pictures without a mask are
+            left out, and labels need not be two.
 
     Raises:
-        MedtlError: unknown data set, no network, another layout than expected, a label without pictures, more than
-            5 % unreadable files, too few pictures to split, a splits.csv of other pictures or one that leaks.
+        MedtlError: unknown data set, no network, another layout than expected, a label without pictures, no masks, more
+            than 5 % unreadable files, too few pictures to split, a splits.csv of other pictures or one that leaks.
     """
-    found = survey(dataset, data_dir, positive=positive)
+    found = survey(dataset, data_dir, positive=positive, task=task)
     spec, table, excluded = found.spec, found.table, found.excluded
     shares = {"train": 1 - validation_fraction - test_fraction, "validation": validation_fraction}
     if splits is not None:
@@ -178,24 +184,19 @@ def load(
     return Loaded(spec, found.root, found.labels, table, excluded, prints)
 
 
-def survey(dataset: str, data_dir: str | Path | None = None, *, positive: str | None = None) -> Survey:
+def survey(
+    dataset: str, data_dir: str | Path | None = None, *, positive: str | None = None, task: str | None = None
+) -> Survey:
     """Find and check every file of a data set, and group copies and patients. Arguments and errors as for `load`."""
     spec, root = locate(dataset, data_dir)
+    spec = replace(spec, task=task or spec.task)
     spec, rows = READERS[spec.reader](spec, root)
     if root.is_file():
         root = root.parent
     table = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
     table["source"] = table["source"].replace("", spec.id)
     table["official"] = table["official"].map(lambda name: spec.official.get(name, ""))
-    # Where there are several, those that are not meant have been left out by the reader.
-    unknown = ~table["label"].isin(spec.labels) & (not spec.several)
-    told = table.loc[unknown, "label"].str.removeprefix("?")
-    others = table.loc[unknown, ["path"]].assign(label="", kind="of another label", reason="called " + told)
-    if len(others):
-        logger.warning("%s: %d pictures have other labels and are left out: %s.", spec.name, len(others),
-                       some(sorted(set(told))))  # fmt: skip
-    table = table[~unknown].reset_index(drop=True)
-    check_counts(spec, root, list(chain.from_iterable(map(labels_of, table["label"]))))
+    table, others = (with_masks if spec.of_masks else with_labels)(spec, root, table)
     table, excluded, prints = check_files(spec, root, table)
     table["group"] = join_groups(table["patient"].tolist(), table["duplicate"].to_numpy())
     found = present(table)
@@ -248,25 +249,6 @@ def fetch(spec: DatasetSpec) -> Path:
             f"{spec.name} could not be downloaded from Kaggle ({type(error).__name__}). Check the network, or download "
             f"{spec.url} by hand, unpack it and give its folder with --data_dir."
         ) from error
-
-
-def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:
-    """Say what is missing.
-
-    Raises:
-        MedtlError: fewer than two labels have pictures.
-    """
-    missing = [label for label in spec.labels if label not in labels]
-    if missing and len(spec.labels) - len(missing) < 2:
-        raise MedtlError(
-            f"{root} has no pictures of {', '.join(map(repr, missing))}. {spec.title} needs at least two labels, in "
-            f"files such as {spec.example}. Download it again."
-        )
-    if missing:
-        logger.warning("%s: no pictures of %s; the model will not know it.", spec.name, ", ".join(missing))
-    for label, count in spec.counts.items():
-        if label not in missing and labels.count(label) != count:
-            logger.warning("%s: %d %s pictures; the complete set has %d.", spec.name, labels.count(label), label, count)
 
 
 def check_files(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hf_medtl.data.fingerprints import near_duplicates
 from hf_medtl.data.load import COLUMNS, Loaded, Survey, survey
@@ -51,6 +52,48 @@ def first_of(keys: "pd.Series | np.ndarray", paths: pd.Series) -> dict[object, s
     return dict(reversed(list(zip(keys, paths, strict=True))))
 
 
+def map_labels(loaded: Loaded, found: Survey, mapping: dict[str, str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+    """The second set's table with labels of the first, and (n,) which pictures have one; errors of `external`."""
+    wrong = sorted({*mapping} - {*found.labels}) + sorted({*mapping.values()} - {*loaded.labels})
+    if wrong:
+        raise MedtlError(
+            f"{some(wrong)}: no such label. {found.spec.name} has {', '.join(found.labels)}; the model has "
+            f"{', '.join(loaded.labels)}."
+        )
+    mapping = {label: label for label in found.labels if label in loaded.labels} | mapping
+    told = [{mapping.get(label) for label in labels_of(cell)} for cell in found.table["label"]]
+    table = found.table.assign(label=["|".join(label for label in loaded.labels if label in its) for its in told])
+    known = (table["label"] != "").to_numpy() | found.spec.several
+    if loaded.spec.several != found.spec.several:
+        raise MedtlError(
+            f"Of {loaded.spec.name} and {found.spec.name} one has several labels a picture, the other does not. A | "
+            "in any cell of a table's column label says that there can be several."
+        )
+    # Else what nobody looked for would count as absent.
+    unasked = [label for label in loaded.labels if label not in mapping.values()] if found.spec.several else []
+    if unasked:
+        raise MedtlError(
+            f"{found.spec.name} says nothing about {', '.join(unasked)}: it has {', '.join(found.labels)}. Say which "
+            "mean the same, such as --external_labels oedema=edema, or test on a data set with all labels."
+        )
+    if table.loc[known, "label"].nunique() < 2:
+        raise MedtlError(
+            f"{found.spec.name} has the labels {', '.join(found.labels)}, the model {', '.join(loaded.labels)}: fewer "
+            "than two in common. Say which mean the same, such as --external_labels viral_pneumonia=pneumonia."
+        )
+    return table, known
+
+
+def same_masks(loaded: Loaded, found: Survey, mapping: dict[str, str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+    """The second set's table, of which all pictures count; refuses masks that show something else, and a mapping."""
+    shown, theirs = loaded.spec.mask_shows, found.spec.mask_shows
+    if mapping:
+        raise MedtlError("--external_labels are for labels; a model of masks does not look at them. Leave them out.")
+    if shown != theirs and "mask" not in (shown, theirs):
+        raise MedtlError(f"The masks of {found.spec.name} show {theirs}, those of {loaded.spec.name} {shown}.")
+    return found.table, np.ones(len(found.table), bool)
+
+
 def external(
     loaded: Loaded,
     dataset: str,
@@ -61,6 +104,8 @@ def external(
 ) -> Loaded:
     """A second data set as a test split for a model of the first: the same labels, and nothing that training sees.
 
+    For a model of masks labels do not matter, only what the masks show.
+
     Args:
         loaded: what the model learns from; its train and validation splits count as seen.
         dataset, data_dir: as for `load`; all its pictures are for testing, whatever its own splits are.
@@ -69,42 +114,17 @@ def external(
 
     Raises:
         MedtlError: pictures of the second set are in the first, or known to be there beyond recognition; no label in
-            common, or with several a picture one that the second set says nothing about; or an error of `load`.
+            common, or with several a picture one that the second set says nothing about; masks of something else; or
+            an error of `load`.
     """
-    found = survey(dataset, data_dir)
+    of_masks = loaded.spec.of_masks
+    found = survey(dataset, data_dir, task=loaded.spec.task)
     if loaded.spec.name in found.spec.copies_of or found.spec.name in loaded.spec.copies_of:
         raise MedtlError(
             f"{found.spec.name} is never external to {loaded.spec.name}: one holds pictures of the other, cropped or "
             "shrunk so that not all can be recognised and dropped. Test on another data set."
         )
-    mapping = dict(labels or {})
-    wrong = sorted({*mapping} - {*found.labels}) + sorted({*mapping.values()} - {*loaded.labels})
-    if wrong:
-        raise MedtlError(
-            f"{some(wrong)}: no such label. {dataset} has {', '.join(found.labels)}; the model has "
-            f"{', '.join(loaded.labels)}."
-        )
-    mapping = {label: label for label in found.labels if label in loaded.labels} | mapping
-    told = [{mapping.get(label) for label in labels_of(cell)} for cell in found.table["label"]]
-    table = found.table.assign(label=["|".join(label for label in loaded.labels if label in its) for its in told])
-    known = (table["label"] != "").to_numpy() | found.spec.several
-    if loaded.spec.several != found.spec.several:
-        raise MedtlError(
-            f"Of {loaded.spec.name} and {dataset} one has several labels a picture, the other does not. A | in any "
-            "cell of a table's column label says that there can be several."
-        )
-    # Else what nobody looked for would count as absent.
-    unasked = [label for label in loaded.labels if label not in mapping.values()] if found.spec.several else []
-    if unasked:
-        raise MedtlError(
-            f"{dataset} says nothing about {', '.join(unasked)}: it has {', '.join(found.labels)}. Say which mean the "
-            "same, such as --external_labels oedema=edema, or test on a data set with all labels."
-        )
-    if table.loc[known, "label"].nunique() < 2:
-        raise MedtlError(
-            f"{dataset} has the labels {', '.join(found.labels)}, the model {', '.join(loaded.labels)}: fewer than two "
-            "in common. Say which mean the same, such as --external_labels viral_pneumonia=pneumonia."
-        )
+    table, known = (same_masks if of_masks else map_labels)(loaded, found, dict(labels or {}))
     kept = known.copy()
     others = found.table.loc[~known, ["path", "label"]]
     excluded = [others.assign(kind="of another label", reason="the model does not have the label " + others["label"])]
@@ -127,7 +147,7 @@ def external(
         reasons = both.merge(table[["path", "label"]], on="path").assign(kind="seen in training")
         reasons["reason"] += " as " + reasons["copy_of"]
         excluded.append(reasons[["path", "label", "kind", "reason"]])
-        if table.loc[kept, "label"].nunique() < 2:
+        if not kept.any() or (table.loc[kept, "label"].nunique() < 2 and not of_masks):
             raise MedtlError(f"{dataset}: without the pictures that training sees, fewer than two labels are left.")
     return Loaded(
         replace(found.spec, labels=loaded.spec.labels, positive=loaded.positive),

@@ -60,9 +60,10 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
 def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     """Class folders, in split folders or not, below any wrapping folder; and what `metadata.csv` files add to them.
 
-    A folder `masks` holds masks under the pictures' own paths or names. A `metadata.csv` follows the convention of
-    `datasets`: a column `file_name`, relative to it, and any of label, patient, source, mask and split. With | in one
-    of its labels a picture can have several, and folders say nothing about them.
+    A folder `masks` holds masks under the pictures' own paths or names, or lies beside the pictures' folder. A file
+    `metadata.csv` follows the convention of `datasets`: a column `file_name`, relative to it, and any of label,
+    patient, source, mask and split. With | in one of its labels a picture can have several, and folders say nothing
+    about them.
     """
     every = files_below(spec, root)
     about = [path for path in every if posixpath.basename(path) == "metadata.csv"]
@@ -111,7 +112,7 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         raise MedtlError(
             f"{root}: expected a folder of pictures for each label, such as {spec.example}, found {inside(root)}."
         )
-    bare = sorted(row["path"] for row in rows if not row["label"] and not several)
+    bare = sorted(row["path"] for row in rows if not (row["label"] or several or spec.of_masks))
     if bare:
         raise MedtlError(
             f"{root}: {len(bare)} pictures have no label: {some(bare)}. Put them in a folder named after the label, or "
@@ -146,7 +147,7 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     if len(missing) == len(pictures):
         raise MedtlError(f"{file}: none of its {len(pictures)} files is in {folder}, such as {some(missing)}.")
     several = has_several(frame["label"])
-    if "" in set(frame["label"]) and not several:
+    if "" in set(frame["label"]) and not (several or spec.of_masks):
         raise MedtlError(
             f"{file}: {(frame['label'] == '').sum()} rows have no label. Fill in the column label. (An empty cell "
             "means that there is none only where another has several, with | between them.)"
@@ -203,7 +204,7 @@ def described(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str
                 f"{file}: expected a column {needed[0]!r} with the pictures' paths relative to it, found the columns "
                 f"{', '.join(map(str, frame.columns[:12]))}. Others that are used: {', '.join(FIELDS[1:])}."
             )
-        elif ours == "label" and spec.table is None and spec.reader == "table":
+        elif ours == "label" and spec.table is None and spec.reader == "table" and not spec.of_masks:
             raise MedtlError(f"{file}: expected a column 'label', found {', '.join(map(str, frame.columns[:12]))}.")
         else:
             rows[ours] = [""] * len(frame)
@@ -241,7 +242,7 @@ def with_found_labels(spec: DatasetSpec, place: Path, found: Sequence[str], seve
         if both:
             raise MedtlError(f"{place}: {len(both)} pictures have a label and none: {some(both, 3)}. Mend the table.")
         found = [name for cell in found for name in labels_of(cell) if not re.fullmatch(NOTHING, name)]
-    names = sorted(set(found), key=lambda name: (not re.fullmatch(NEGATIVE, name), name))
+    names = sorted({*found} - {""}, key=lambda name: (not re.fullmatch(NEGATIVE, name), name))
     if spec.labels:
         told = [spec.label(name) for name in names]
         if spec.reader == "folders" and sorted(filter(None, told)) != sorted(spec.labels):
@@ -254,7 +255,7 @@ def with_found_labels(spec: DatasetSpec, place: Path, found: Sequence[str], seve
     if any("|" in name for name in names):
         raise MedtlError(f"{place}: a folder's name can't have a |, found {some(names)}. Tell several labels a picture "
                          "in a metadata.csv with the columns file_name and label.")  # fmt: skip
-    if len(names) < 2:
+    if len(names) < 2 and not spec.of_masks:
         raise MedtlError(f"{place}: a classifier needs at least two labels, found {', '.join(names) or 'none'}.")
     positive = names[1] if len(names) == 2 and not spec.several else None
     return replace(spec, labels=tuple(names), values={re.escape(name): name for name in names}, positive=positive)
@@ -284,10 +285,10 @@ def mask_of(spec: DatasetSpec, path: str, every: set[str]) -> str:
 
 
 def mask_beside(path: str, base: int, every: set[str]) -> str:
-    """`masks/` + the picture's path below the wrapping folders, or its name alone; "" if there is neither."""
+    """`masks/` + the picture's path below the wrapping folders, or its name, there or beside its folder; else ""."""
     parts = path.split("/")
-    for below in (parts[base:], parts[-1:]):
-        mask = "/".join([*parts[:base], "masks", *below])
+    for place, below in ((parts[:base], parts[base:]), (parts[:base], parts[-1:]), (parts[:-2], parts[-1:])):
+        mask = "/".join([*place, "masks", *below])
         if mask in every:
             return mask
     return ""

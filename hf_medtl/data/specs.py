@@ -32,6 +32,7 @@ class DatasetSpec:
             read: archives often hold the same pictures twice.
         official: the archive's split -> ours, where the set has an official one that is worth keeping.
         patient: regular expression on the file's name whose first group is the patient; None where nobody knows.
+        mask_shows: what the inside of a mask is, as a label; "mask" where nobody says.
         masks: paths of a picture's mask below the data folder, the first that exists: {folder}, {name}, {stem} of the
             picture; several with | between them, such as a left and a right lung, are one mask.
         table: file with the rows, for the reader "table"; None where the user names it.
@@ -59,6 +60,7 @@ class DatasetSpec:
     roots: tuple[str, ...] = ("",)
     official: dict[str, str] = field(default_factory=dict)
     patient: str | None = None
+    mask_shows: str = "mask"
     masks: tuple[str, ...] = ()
     table: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
@@ -70,6 +72,11 @@ class DatasetSpec:
     licence: str = "unknown"
     citation: str = ""
     problems: tuple[str, ...] = ()
+
+    @property
+    def of_masks(self) -> bool:
+        """Whether a model learns the masks: a picture needs one then, and its labels only tell the kind of picture."""
+        return self.task == "image-segmentation"
 
     @property
     def id(self) -> str:
@@ -187,6 +194,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 "COVID-19_Radiography_Dataset/COVID-19_Radiography_Dataset/",
                 "COVID-19 Radiography Database/",
             ),
+            mask_shows="lungs",
             masks=("{folder}/../masks/{name}",),
             kaggle="tawsifurrahman/covid19-radiography-database",
             counts={"normal": 10192, "covid19": 3616, "lung_opacity": 6012, "viral_pneumonia": 1345},
@@ -226,6 +234,7 @@ DATASETS: dict[str, DatasetSpec] = {
             positive="tuberculosis",
             roots=("data/Lung Segmentation/", "Lung Segmentation/", ""),
             patient=r"((?:CHN|MCU)CXR_\d+)",
+            mask_shows="lungs",
             masks=(
                 "{folder}/../masks/{stem}_mask.png",
                 "{folder}/../masks/{stem}.png",
@@ -270,6 +279,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 r"Pneumonia.*|Pneumocystis|Streptococcus|Klebsiella|Legionella|E\.Coli|Varicella|Lipoid|Influenza|SARS"
                 r"|MERS.*|Mycoplasma.*|Chlamydophila|Aspergillosis|Nocardia|Herpes ?|H1N1|Staphylococcus": "pneumonia",
             },
+            mask_shows="lungs",
             masks=("masks_v7labs/{stem}.png", "masks_v7labs/{name}"),
             table="metadata.csv",
             columns={"file_name": "images/{filename}", "label": "{finding}", "patient": "{patientid}"},
@@ -324,6 +334,7 @@ DATASETS: dict[str, DatasetSpec] = {
             labels=("no_lesion", "lesion"),
             positive="lesion",
             patient=r"(.+)_\d+\.png",
+            mask_shows="lesion",
             masks=("{folder}/../masks/{name}",),
             phantom="brain",
             licence="cc0-1.0",
@@ -338,6 +349,7 @@ DATASETS: dict[str, DatasetSpec] = {
             labels=("normal", "opacity"),
             positive="opacity",
             patient=r"(.+)_\d+\.png",
+            mask_shows="lungs",
             masks=("{folder}/../masks/{name}",),
             phantom="chest",
             licence="cc0-1.0",

@@ -46,6 +46,8 @@ class Predictions:
             table = pd.read_csv(folder / "predictions.csv", dtype={"image_id": str, "label": str, "group": str})
         except FileNotFoundError as error:
             raise MedtlError(f"{folder} has no {Path(str(error.filename)).name}: it is no finished run.") from error
+        if "by_source" in result:
+            raise MedtlError(f"{folder} is a run of masks: compare the tables predictions.csv with `mean_difference`.")
         if "per_label" in result:
             raise MedtlError(f"{folder} has several labels a picture. Only runs with one are compared, so far.")
         names = list(result["labels"])
@@ -152,6 +154,20 @@ def mean_difference(
         name: _percentile(float(gain.mean()), column)
         for name, gain, column in zip(metrics, gains.T, draws.T, strict=True)
     }
+
+
+def unpaired_difference(
+    one: pd.DataFrame, other: pd.DataFrame, metrics: Sequence[str], resamples: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """Mean over the pictures of one table minus that of another with other pictures, with 95 % limits.
+
+    Percentile bootstrap over groups within each source, of each table by itself. Arguments as for `mean_difference`.
+    """
+    tables = [(table[list(metrics)].to_numpy(np.float64), table["group"], table["source"]) for table in (one, other)]
+    means = np.subtract(*(values.mean(axis=0) for values, *_ in tables))
+    first, second = (mean_draws(*table, resamples, seed + i) for i, table in enumerate(tables))
+    draws = (first - second).T
+    return {name: _percentile(float(mean), column) for name, mean, column in zip(metrics, means, draws, strict=True)}
 
 
 def _draws(runs: Sequence[Predictions], resamples: int, seed: int) -> list[NDArray]:

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from hf_medtl.evaluation.intervals import Interval, bootstrap, bootstrap_several
+from hf_medtl.evaluation.compare import mean_difference
+from hf_medtl.evaluation.intervals import Interval, bootstrap, bootstrap_several, intervals_by_source
+from hf_medtl.evaluation.masks import METRICS
 from hf_medtl.evaluation.metrics import confusion_matrix, decide
 
 
@@ -47,6 +51,31 @@ def predict(
     return np.array(gather_object(found) if state.num_processes > 1 else found).reshape(len(paths), len(names))
 
 
+def predict_masks(
+    model: str | Path, paths: Sequence[Path], read: Callable[[Path], Image.Image]
+) -> Iterator[NDArray[np.uint8]]:
+    """Class indices (H, W) of each picture, at its own size, by stock `pipeline("image-segmentation", model)`.
+
+    Args:
+        model: folder or Hub id.
+        paths: (n,) picture files, of which one at a time is in memory.
+        read: file -> RGB picture.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+    try:
+        segment: Any = transformers.pipeline("image-segmentation", model=str(model), device=PartialState().device)
+    finally:
+        logging.set_verbosity(level)
+    index = segment.model.config.label2id
+    answers = segment(read(path) for path in paths)
+    for answer in tqdm(answers, "Evaluating", len(paths), unit="picture", leave=False, disable=None):
+        mask = np.zeros(answer[0]["mask"].size[::-1], np.uint8)
+        for part in answer:
+            mask[np.asarray(part["mask"]) > 0] = index[part["label"]]
+        yield mask
+
+
 def results(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
@@ -78,7 +107,7 @@ def results(
         "n_groups": len(set(groups)),
         "positive_label": positive,
         "threshold": threshold,
-        "metrics": {name: _plain(interval) for name, interval in intervals.items()},
+        "metrics": {name: plain(interval) for name, interval in intervals.items()},
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
         "labels": list(names),
     }
@@ -114,7 +143,7 @@ def results_of_several(
             "threshold": threshold,
             "threshold_fitted": True,
             "metrics": {
-                name: _plain(interval) | ({} if np.isfinite(interval.value) else {"reason": _reason(has, decided)})
+                name: plain(interval) | ({} if np.isfinite(interval.value) else {"reason": _reason(has, decided)})
                 for name, interval in metrics.items()
             },
             "confusion_matrix": confusion_matrix(has.astype(int), decided.astype(int), 2).tolist(),
@@ -125,7 +154,7 @@ def results_of_several(
         "positive_label": None,
         "threshold": None,
         "metrics": {
-            name: _plain(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
+            name: plain(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
             for name, interval in means.items()
         },
         "per_label": per_label,
@@ -133,7 +162,58 @@ def results_of_several(
     }
 
 
-def _plain(interval: Interval) -> dict[str, float | None]:
+def results_of_masks(
+    table: pd.DataFrame, names: Sequence[str], steps: Mapping[str, Any], seed: int = 0
+) -> dict[str, Any]:
+    """The same of masks: means over pictures with 95 % intervals by bootstrap over groups, within each source.
+
+    Args:
+        table: a row a picture: image_id, group, source, what `mask_metrics` gives, and with `steps` raw_NAME for
+            METRICS of the mask before them.
+        names: (K,) labels in output order, the background first.
+        steps: what is done to predicted masks, see `postprocess`.
+        seed: of the bootstrap.
+
+    Returns:
+        n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; per_class: class ->
+        the same, with more than one; by_source: source -> n, n_groups and metrics; both_empty and one_empty: how many
+        pictures' classes; postprocessing, and with steps postprocessing_gain: metric -> value, low, high of the paired
+        difference that they make.
+    """
+    many = len(names) > 2
+    single = {name: [f"{metric}_{name}" for metric in METRICS] for name in names[1:]} if many else {}
+    columns = [*METRICS, *(column for its in single.values() for column in its)]
+    found = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"], seed=seed)
+
+    def part(of: dict[str, Any], its: Sequence[str] = METRICS) -> dict[str, Any]:
+        return {name: plain(of["metrics"][column]) for name, column in zip(METRICS, its, strict=True)}
+
+    overall = found["overall"]
+    result: dict[str, Any] = {
+        "n": overall["n"],
+        "n_groups": overall["n_groups"],
+        "positive_label": None,
+        "threshold": None,
+        "metrics": part(overall),
+        "by_source": {
+            source: {"n": its["n"], "n_groups": its["n_groups"], "metrics": part(its)}
+            for source, its in found["sources"].items()
+        },
+        "both_empty": int(table["both_empty"].sum()),
+        "one_empty": int(table["one_empty"].sum()),
+        "postprocessing": dict(steps),
+        "labels": list(names),
+    }
+    if many:
+        result["per_class"] = {name: part(overall, its) for name, its in single.items()}
+    if steps:
+        raw = {f"raw_{name}": name for name in METRICS}
+        gains = mean_difference(table, table.drop(columns=[*METRICS]).rename(columns=raw), METRICS, seed=seed)
+        result["postprocessing_gain"] = {name: plain(interval) for name, interval in gains.items()}
+    return result
+
+
+def plain(interval: Interval) -> dict[str, float | None]:
     """For JSON: null where undefined."""
     return {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}
 

@@ -1,4 +1,4 @@
-"""Figures of a run: training history, confusion matrix, ROC, reliability."""
+"""Figures of a run: training history, confusion matrix, ROC, reliability, outlines, Dice by source."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +14,25 @@ from hf_medtl.evaluation.metrics import calibration_bins, decide
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito: told apart by the colour-blind
 
 
-def history(log: Sequence[dict[str, Any]], best_step: int | None, path: Path) -> None:
-    """Loss of training and validation, and validation AUC, by epoch. `log` is the Trainer's log_history."""
+def history(
+    log: Sequence[dict[str, Any]], best_step: int | None, path: Path, metric: str = "roc_auc", title: str = "ROC AUC"
+) -> None:
+    """Loss of training and validation, and a metric of validation, by epoch. `log` is the Trainer's log_history."""
     train = [(row["epoch"], row["loss"]) for row in log if "loss" in row]
-    valid = [(row["epoch"], row["eval_loss"], row["eval_roc_auc"], row["step"]) for row in log if "eval_loss" in row]
+    valid = [(row["epoch"], row["eval_loss"], row[f"eval_{metric}"], row["step"]) for row in log if "eval_loss" in row]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, auc = figure.subplots(1, 2)
+    loss, other = figure.subplots(1, 2)
     if train:
         loss.plot(*zip(*train, strict=True), color=GREY, label="training")
     if valid:
-        epoch, value, area, steps = (list(column) for column in zip(*valid, strict=True))
+        epoch, value, measured, steps = (list(column) for column in zip(*valid, strict=True))
         loss.plot(epoch, value, "o-", color=BLUE, label="validation")
-        auc.plot(epoch, area, "o-", color=BLUE)
+        other.plot(epoch, measured, "o-", color=BLUE)
         if best_step in steps:
-            for axes in (loss, auc):
+            for axes in (loss, other):
                 axes.axvline(epoch[steps.index(best_step)], color=ORANGE, linestyle="--", label="kept")
     loss.set(xlabel="epoch", ylabel="loss", title="Loss", ylim=(0, None))
-    auc.set(xlabel="epoch", ylabel="ROC AUC", title="Validation ROC AUC", ylim=(None, 1.01))
+    other.set(xlabel="epoch", ylabel=title, title=f"Validation {title}", ylim=(None, 1.01))
     loss.legend()
     figure.savefig(path, dpi=120)
 
@@ -117,4 +119,47 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
     axes.set(xlabel="predicted probability", ylabel="observed share", title="Reliability on the test split")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def outlines(
+    pictures: Sequence[NDArray[np.uint8]],
+    masks: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    captions: Sequence[str],
+    path: Path,
+) -> None:
+    """Pictures (H, W, 3) with the outlines of each class of their true and predicted masks (H, W)."""
+    figure = Figure(figsize=(4 * len(pictures), 4.6), layout="constrained")
+    for axes, picture, both, caption in zip(
+        figure.subplots(1, len(pictures), squeeze=False)[0], pictures, masks, captions, strict=True
+    ):
+        step = max(1, max(picture.shape) // 800)  # more than a screen shows
+        axes.imshow(picture[::step, ::step], cmap="gray")
+        for mask, colour in zip(both, (BLUE, ORANGE), strict=True):
+            for value in np.unique(mask[mask > 0]):
+                inside = np.pad(mask[::step, ::step] == value, 1)  # closes an outline at the picture's edge
+                side = [np.arange(length) - 1 for length in inside.shape[::-1]]
+                if inside.any():
+                    axes.contour(*side, inside, [0.5], colors=colour, linewidths=1.2)
+        axes.set(title=caption)
+        axes.set_axis_off()
+    figure.supxlabel("outlines: true (blue) and predicted (orange)", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def by_source(values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path) -> None:
+    """A point a picture by source, with the mean and its interval from `by_source` of results.json."""
+    figure = Figure(figsize=(2.5 + 1.3 * len(results), 3.8), layout="constrained")
+    axes, rng = figure.subplots(), np.random.default_rng(0)
+    for place, (source, part) in enumerate(results.items()):
+        points = values[np.asarray(sources) == source]
+        axes.plot(place + rng.uniform(-0.15, 0.15, len(points)), points, ".", color=GREY, zorder=1)
+        mean, low, high = (part["metrics"]["dice"][key] for key in ("value", "low", "high"))
+        axes.plot(place, mean, "o", color=BLUE, zorder=3)
+        if low is not None:
+            axes.plot([place, place], [low, high], color=BLUE, linewidth=2, zorder=2)
+    axes.set_xticks(range(len(results)), [f"{name}\n{part['n']} pictures" for name, part in results.items()])
+    axes.set(
+        ylabel="Dice", title="Test split: mean and 95 % interval", xlim=(-0.5, len(results) - 0.5), ylim=(None, 1.01)
+    )
     figure.savefig(path, dpi=120)

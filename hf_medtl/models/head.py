@@ -10,6 +10,11 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 
 
+def is_segmenter(model: nn.Module) -> bool:
+    """Whether a model tells a class of each pixel: transformers calls the classes of such models so."""
+    return type(model).__name__.endswith("ForSemanticSegmentation")
+
+
 def find_head(model: PreTrainedModel) -> nn.Linear:
     """The linear layer that gives the logits.
 

@@ -1,4 +1,4 @@
-"""What is frozen when, and with which learning rate: for any image classifier of transformers or timm, and our own."""
+"""What is frozen when, and with which learning rate: for any model of transformers or timm, and our own."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.head import find_head
+from hf_medtl.models.head import find_head, is_segmenter
 
 STRATEGIES = ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora")
 
@@ -198,7 +198,20 @@ def count_blocks(depths: dict[str, int]) -> int:
 
 
 def head_names(model: PreTrainedModel) -> set[str]:
-    """Names of the head's parameters."""
+    """Names of the head's parameters: of a segmentation network all that is not its encoder.
+
+    Raises:
+        MedtlError: a classifier without a linear head, or a segmentation network without an encoder apart.
+    """
+    if is_segmenter(model):
+        encoder = f"{model.base_model_prefix}."
+        outside = {name for name, _ in model.named_parameters() if not name.startswith(encoder)}
+        if len(outside) == len(dict(model.named_parameters())):
+            raise MedtlError(
+                f"{type(model).__name__} has no encoder apart from the rest, so they can't be trained differently. Use "
+                "--strategy full without --head_learning_rate."
+            )
+        return outside
     head = {id(p) for p in find_head(model).parameters()}
     return {name for name, p in model.named_parameters() if id(p) in head}
 

@@ -1,10 +1,9 @@
 """README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
 
-import importlib.resources
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -17,6 +16,11 @@ NAMES = {
     "roc_auc": "ROC AUC",
     "average_precision": "Average precision",
     "brier": "Brier score (lower is better)",
+    "dice": "Dice",
+    "iou": "IoU (Jaccard)",
+    "precision": "Precision of pixels",
+    "recall": "Recall of pixels",
+    "hausdorff95": "95 % Hausdorff distance in pixels (lower is better)",
     "ece": "Expected calibration error (lower is better)",
 }
 
@@ -26,15 +30,19 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
 
     Args:
         facts: `results` (of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split -> label ->
-            number), `excluded` (kind -> number), `name`, `base_model`, `base_is_local`, `license`, `model_class`,
-            `processor`, `own_code` (names of the files with code beside the weights), `recipe_yaml`, `from_scratch`.
+            number), `excluded` (kind -> number), `name`, `base_model` (None for random weights), `base_is_local`,
+            `start` (what the weights were before training), `license`, `model_class`, `parameters`, `processor`,
+            `own_code` (names of the files with code beside the weights), `recipe_yaml`.
         prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
     """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    loader = PackageLoader("hf_medtl.publish", "")
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
     environment.filters["interval"] = interval
-    template = importlib.resources.files("hf_medtl.publish").joinpath("card.md.jinja").read_text(encoding="utf-8")
     facts = facts | {"names": NAMES}
-    body = environment.from_string(template).render(facts | {"prose": environment.from_string(prose).render(facts)})
+    template = environment.get_template(f"{facts['spec'].task}.md.jinja")
+    body = template.render(facts | {"prose": environment.from_string(prose).render(facts)})
     return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}"
 
 
@@ -44,7 +52,7 @@ def metadata(facts: dict[str, Any]) -> ModelCardData:
     tested = [(spec, results)] + ([(facts["external_spec"], results["external"])] if "external" in results else [])
     return ModelCardData(
         license=facts["license"],
-        base_model=None if facts["from_scratch"] else facts["base_model"],
+        base_model=facts["base_model"],
         datasets=[spec.id],
         pipeline_tag=spec.task,
         library_name="transformers",

@@ -12,14 +12,33 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded
+from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
 from hf_medtl.evaluation.evaluate import predict, results
 from hf_medtl.evaluation.metrics import classification_metrics
 from hf_medtl.models.build import build as build_classifier
 from hf_medtl.models.head import divide_logits
-from hf_medtl.training.losses import ClassificationLoss, class_weights
+from hf_medtl.training.losses import LOSSES, ClassificationLoss, class_weights
 from hf_medtl.training.recipe import Recipe
+
+watched = "roc_auc"
+reduce = drop = None
+
+
+def check(recipe: Recipe) -> None:
+    """Raise MedtlError for what a recipe asks and labels do not allow."""
+    recipe.refuse(
+        ("encoder", "encoder_weights", "image_size", "mask_values", "largest_components", "fill_holes"),
+        "only for --task image-segmentation. Leave it out, or give that.",
+    )
+    if recipe.loss not in LOSSES:
+        raise MedtlError(f"--loss is one of {', '.join(LOSSES)} for labels, found {recipe.loss!r}.")
+
+
+def output_labels(recipe: Recipe, loaded: Loaded) -> tuple[str, ...]:
+    """(K,) those of the data set."""
+    return loaded.labels
 
 
 def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
@@ -37,6 +56,21 @@ def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any
         None  # a backbone may have been made for several labels a picture: pipeline() believes it
     )
     return model, processor
+
+
+def start(recipe: Recipe, model: PreTrainedModel) -> str:
+    """What the weights were before training, for people."""
+    return "random weights" if recipe.from_scratch else recipe.base_model
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """What the Hub calls base model."""
+    return None if recipe.from_scratch else recipe.base_model
+
+
+def masks(config: Any, loaded: Loaded) -> dict[str, Any]:
+    """Nothing: masks are not looked at."""
+    return {}
 
 
 def targets(loaded: Loaded, split: str) -> list[int]:

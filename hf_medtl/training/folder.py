@@ -16,7 +16,17 @@ from hf_medtl.errors import MedtlError
 
 MARK = "UNFINISHED"
 # What decides which tensors a checkpoint and its optimizer have.
-FIXED = ("ema_decay", "from_scratch", "lora_rank", "model_name_or_path", "optim", "strategy")
+FIXED = (
+    "ema_decay",
+    "encoder",
+    "encoder_weights",
+    "from_scratch",
+    "lora_rank",
+    "model_name_or_path",
+    "optim",
+    "strategy",
+    "task",
+)
 GIGABYTE = 1e9
 
 

@@ -18,11 +18,39 @@ from hf_medtl.evaluation.evaluate import results_of_several
 from hf_medtl.evaluation.metrics import classification_metrics
 from hf_medtl.models.head import divide_logits
 from hf_medtl.training import classification
-from hf_medtl.training.classification import answer
+from hf_medtl.training.classification import (
+    answer,
+    base_model,
+    check,
+    drop,
+    masks,
+    output_labels,
+    reduce,
+    start,
+    watched,
+)
 from hf_medtl.training.losses import MultiLabelLoss, class_weights
 from hf_medtl.training.recipe import Recipe
 
-__all__ = ["answer", "build", "calibrate", "draw", "loss", "measure", "predictions", "targets", "validation_metrics"]
+__all__ = [
+    "answer",
+    "base_model",
+    "build",
+    "calibrate",
+    "check",
+    "draw",
+    "drop",
+    "loss",
+    "masks",
+    "measure",
+    "output_labels",
+    "predictions",
+    "reduce",
+    "start",
+    "targets",
+    "validation_metrics",
+    "watched",
+]
 
 logger = logging.getLogger("hf_medtl")
 

@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +18,14 @@ from transformers.training_args import OptimizerNames
 from hf_medtl.data import augment
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.postprocessing import check_postprocessing
 from hf_medtl.models.build import is_ours
 from hf_medtl.models.cnn import PRESETS
 from hf_medtl.models.preprocessing import STEPS, check_steps
+from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.models.strategies import STRATEGIES, Strategy
-from hf_medtl.training.losses import CLASS_WEIGHTS, LOSSES
+from hf_medtl.training import losses, mask_losses
+from hf_medtl.training.losses import CLASS_WEIGHTS
 
 # Left out of recipe.yaml: they say where the run was made, not how, and would carry paths to the Hub.
 PLACES = (
@@ -40,6 +43,8 @@ OWNERS = {
     "lora_alpha": ("lora",),
     "feature_views": ("feature_extraction", "lp_ft"),
 }
+
+LOSSES = tuple(dict.fromkeys((*losses.LOSSES, *mask_losses.LOSSES)))  # which task has which: `tasks.py`
 
 
 def _our(name: str, default: Any) -> Any:
@@ -63,6 +68,10 @@ class Recipe(TrainingArguments):
     dry_run: bool = _new(False, "Check data, model, disk and flags, print what would run, and stop.")
     dataset: str = _new("brain-tumor-mri", f"One of {', '.join(DATASETS)}, or an id on the Hub, such as owner/name.")
     data_dir: str | None = _new(None, "Folder or file with the data; downloaded (or generated) if not given.")
+    task: str | None = _new(None, "The data set's own if not given; image-segmentation learns its masks.")
+    mask_values: str | None = _new(
+        None, "Grey values of masks of several classes, the background first: 0=background,128=lungs,255=heart."
+    )
     positive_label: str | None = _new(None, "The positive one of two labels, where the data set does not say.")
     official_split: bool = _new(True, "Keep the data set's own test split, where it has one.")
     validation_fraction: float = _new(0.15, "Share of the pictures for early stopping, temperature and threshold.")
@@ -76,8 +85,13 @@ class Recipe(TrainingArguments):
     drop_overlap: bool = _new(False, "Leave out of the second data set what training sees, instead of refusing.")
     split_seed: int | None = _new(None, "Seed of the split; the same as --seed if not given.")
     model_name_or_path: str = _new(
-        "google/vit-base-patch16-224-in21k", f"Hub id or folder of the backbone, or {' or '.join(PRESETS)}."
+        "google/vit-base-patch16-224-in21k",
+        f"Hub id or folder of the backbone, or {' or '.join(PRESETS)}; "
+        f"of a segmentation model, or one of {', '.join(ARCHITECTURES)}.",
     )
+    encoder: str | None = _new(None, "Of a new segmentation network, such as resnet34, mit_b0 or tu-convnext_tiny.")
+    encoder_weights: str = _new("imagenet", "Its weights: imagenet, none for random ones, or a folder.")
+    image_size: int | None = _new(None, "Its height and width in pixels; 256, or the checkpoint's, if not given.")
     model_revision: str | None = _new(None, "Branch, tag or commit of the backbone on the Hub.")
     from_scratch: bool = _new(
         False, "Take only the architecture, with random weights; timm/NAME then needs no network."
@@ -86,6 +100,8 @@ class Recipe(TrainingArguments):
     augmentation: str = _new("light", f"One of {', '.join(augment.NAMES)}.")
     preprocessing: str = _new("", f"Steps before the model, with commas: some of {', '.join(STEPS)}.")
     fit: str = _new("squash", "How a picture gets the model's size: squash, or pad to keep the aspect.")
+    largest_components: int = _new(0, "Keep so many components of each class of a predicted mask; 0 = all.")
+    fill_holes: bool = _new(False, "Fill the holes of a predicted mask.")
     mixup: float = _new(0.0, "Blend pairs of training pictures, with shares drawn from Beta(a, a) of this a; 0 = off.")
     cutmix: float = _new(0.0, "Paste a box of one training picture into another, with areas drawn so; 0 = off.")
     head_learning_rate: float | None = _new(None, "Learning rate of the new head; --learning_rate if not given.")
@@ -143,6 +159,9 @@ class Recipe(TrainingArguments):
         }
         if "model_name_or_path" in self._chosen:
             self._chosen["model_name_or_path"] = self.base_model
+        if "encoder_weights" in self._chosen:
+            self._chosen["encoder_weights"] = without_place(self.encoder_weights)
+        self.task = self.task or DATASETS.get(self.dataset, DATASETS["imagefolder"]).task
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise MedtlError(f"--mixed_precision is auto, no, bf16 or fp16, found {self.mixed_precision!r}.")
         self.from_scratch |= is_ours(self.model_name_or_path)
@@ -171,6 +190,8 @@ class Recipe(TrainingArguments):
         if self.label_map and not self.external_dataset:
             raise MedtlError("--external_labels are those of --external_dataset, which is not given.")
         check_steps(self.steps, self.fit)
+        check_postprocessing(self.postprocessing)
+        self.mask_classes  # noqa: B018 - of a wrong value
         if not 0 <= self.head_dropout < 1:
             raise MedtlError(f"--head_dropout is a share of 0 or more and below 1, found {self.head_dropout}.")
         self._check_strategy()
@@ -235,8 +256,37 @@ class Recipe(TrainingArguments):
     @property
     def base_model(self) -> str:
         """The backbone's Hub id, or its folder's name: the folder's path says where the run was made."""
-        local = Path(self.model_name_or_path)
-        return local.resolve().name if local.exists() else self.model_name_or_path
+        return without_place(self.model_name_or_path)
+
+    @property
+    def mask_classes(self) -> dict[int, str] | None:
+        """`mask_values` as grey value -> class; None where a mask is only inside and outside.
+
+        Raises:
+            MedtlError: no such pairs, or fewer than two classes.
+        """
+        if not self.mask_values:
+            return None
+        pairs = [pair.partition("=")[::2] for pair in self.mask_values.split(",")]
+        found = {int(value): name.strip() for value, name in pairs if value.strip().isdecimal() and name.strip()}
+        if len(found) < len(pairs) or max(found) > 255 or len({*found.values()}) < 2:
+            raise MedtlError(
+                "--mask_values are pairs of a grey value from 0 to 255 and a class, the background first, such as "
+                f"0=background,128=lungs,255=heart; found {self.mask_values!r}."
+            )
+        return found
+
+    @property
+    def postprocessing(self) -> dict[str, Any]:
+        """What is done to predicted masks, as config.json has it."""
+        steps = {"largest_components": self.largest_components, "fill_holes": self.fill_holes}
+        return {name: value for name, value in steps.items() if value}
+
+    def refuse(self, options: Iterable[str], why: str) -> None:
+        """Raise MedtlError if one of these options was given."""
+        given = [f"--{option}" for option in options if option in self._chosen]
+        if given:
+            raise MedtlError(f"{', '.join(given)}: {why}")
 
     @property
     def label_map(self) -> dict[str, str]:
@@ -285,6 +335,11 @@ class Recipe(TrainingArguments):
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> Any:  # argparse prints two screens of usage before its message
         raise MedtlError(f"{message[0].upper()}{message[1:]}. See --help.")
+
+
+def without_place(name: str) -> str:
+    """A folder's name, or the name of what is no folder."""
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _default(f: dataclasses.Field) -> Any:

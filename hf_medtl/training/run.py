@@ -19,13 +19,13 @@ from hf_medtl.data.overlap import external
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
-from hf_medtl.publish.card import card
+from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.summary import show_plan, show_results
-from hf_medtl.training.tasks import Task, task_of
+from hf_medtl.training.tasks import Task, check, task_of
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
 
 logger = logging.getLogger("hf_medtl")
@@ -69,6 +69,7 @@ def run(recipe: Recipe) -> Path:
         MedtlError: what the user can mend, before training wherever it can be known then.
         Interrupted: after Ctrl-C, when the checkpoint is written.
     """
+    check(recipe)
     folder = Path(str(recipe.output_dir))
     if recipe.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
         # accelerate launch gives each process a single thread, however many cores there are.
@@ -86,6 +87,7 @@ def run(recipe: Recipe) -> Path:
             fold=recipe.fold,
             splits=recipe.splits,
             positive=recipe.positive_label,
+            task=recipe.task,
         )
         outside = None
         if recipe.external_dataset:
@@ -97,16 +99,17 @@ def run(recipe: Recipe) -> Path:
                 drop_overlap=recipe.drop_overlap,
             )
     task = task_of(loaded)
-    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, loaded.labels)
+    labels = task.output_labels(recipe, loaded)
+    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, labels)
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
-    model, processor = task.build(recipe, loaded.labels)
+    model, processor = task.build(recipe, labels)
     recipe.plan.check(model)
-    loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
+    loss = task.loss(recipe, labels, task.targets(loaded, "train"))
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
     check_disk(folder, needed)
     if recipe.should_save:
-        show_plan(recipe, loaded, outside, model, processor, needed, checkpoint)
+        show_plan(recipe, loaded, outside, model, task.start(recipe, model), processor, needed, checkpoint)
     if recipe.dry_run:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
@@ -115,17 +118,24 @@ def run(recipe: Recipe) -> Path:
         if recipe.should_save:
             begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
         trainer = MedicalTrainer(
-            recipe, model, processor, **pictures(recipe, loaded, processor), loss=loss, metrics=task.validation_metrics
+            recipe,
+            model,
+            processor,
+            **pictures(recipe, loaded, processor, task.masks(model.config, loaded)),
+            loss=loss,
+            metrics=task.validation_metrics,
+            reduce=task.reduce,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
 
         save(recipe, folder, model, processor)
-        answers = task.answer(folder, loaded, "validation")
-        if recipe.should_save:
-            model.config.update(task.calibrate(model, loaded, answers))
-        save(recipe, folder, model, processor)
+        if task.calibrate:
+            answers = task.answer(folder, loaded, "validation")
+            if recipe.should_save:
+                model.config.update(task.calibrate(model, loaded, answers))
+            save(recipe, folder, model, processor)
 
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
@@ -147,14 +157,21 @@ def run(recipe: Recipe) -> Path:
     return folder
 
 
-def pictures(recipe: Recipe, loaded: Loaded, processor: Any) -> dict[str, Pictures]:
-    """Prepared pictures of the training split, augmented, and of the validation split, by split."""
+def pictures(
+    recipe: Recipe, loaded: Loaded, processor: Any, masks: dict[str, Any] | None = None
+) -> dict[str, Pictures]:
+    """Prepared pictures of the training split, augmented, and of the validation split, by split.
+
+    Args:
+        masks: arguments of `prepare` that concern masks, if any are learnt.
+    """
     with recipe.main_process_first(local=True):
         prepared = prepare(
             [loaded.root / path for path in loaded.table["path"]],
             loaded.table["sha256"].tolist(),
             lambda images: to_uint8(processor, images),
             key=preprocessing_key(processor),
+            **(masks or {}),
         )
     looked_at = getattr(processor, "counts", {}).get("pictures")  # none if the pictures were prepared before
     if looked_at:
@@ -212,12 +229,14 @@ def report(
     write(folder / "predictions.csv", task.predictions(loaded, answers).to_csv(index=False))
     if len(tested) > 1:
         outside, values = tested[1]
-        result["external"] = measured[1] | {"excluded": left_out(outside)}
+        fall = {"drop": task.drop(answers, values)} if task.drop else {}
+        result["external"] = measured[1] | fall | {"excluded": left_out(outside)}
         write(folder / "external.csv", task.predictions(outside, values).to_csv(index=False))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    plots.history(trainer.state.log_history, trainer.state.best_global_step, figures / "history.png")
+    log, best = trainer.state.log_history, trainer.state.best_global_step
+    plots.history(log, best, figures / "history.png", task.watched, NAMES[task.watched])
     task.draw(figures, loaded, answers, result)
 
     facts = {
@@ -227,11 +246,12 @@ def report(
         "counts": loaded.counts(),
         "excluded": left_out(loaded),
         "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
-        "base_model": recipe.base_model,
+        "base_model": task.base_model(recipe),
         "base_is_local": Path(recipe.model_name_or_path).exists(),
-        "from_scratch": recipe.from_scratch,
+        "start": task.start(recipe, trainer.model),
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,
+        "parameters": trainer.model.num_parameters(),
         "processor": describe_processor(processor),
         "own_code": sorted(path.name for path in folder.glob("*.py")),
         "recipe_yaml": recipe.to_yaml(),

@@ -18,6 +18,7 @@ def show_plan(
     loaded: Loaded,
     outside: Loaded | None,
     model: PreTrainedModel,
+    start: str,
     processor: Any,
     needed: float,
     checkpoint: str | None,
@@ -36,7 +37,6 @@ def show_plan(
     table.add_row("groups", *(str(rows["group"].nunique()) for _, rows in parts.values()))
     console = Console()
     console.print(table)
-    start = "random weights" if recipe.from_scratch else recipe.model_name_or_path
     batch = recipe.train_batch_size * recipe.gradient_accumulation_steps * recipe.world_size
     rates = f"{recipe.learning_rate:g}" + (f", head {recipe.head_learning_rate:g}" if recipe.head_learning_rate else "")
     for name, value in {

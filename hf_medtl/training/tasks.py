@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
-from hf_medtl.training import classification, multilabel
+from hf_medtl.errors import MedtlError
+from hf_medtl.training import classification, multilabel, segmentation
 from hf_medtl.training.recipe import Recipe
 
 
@@ -19,25 +20,43 @@ class Task:
     """One task. "Answers" are what its pipeline says of a split's pictures, in whatever form the row chooses.
 
     Attributes:
+        check: recipe -> nothing; raises MedtlError for options that are not for this task.
+        output_labels: recipe, data set -> labels of the model's outputs.
         build: recipe, labels -> model and image processor.
+        start: recipe, model -> what its weights are before training, in words.
+        base_model: recipe -> what the Hub calls base model; None for random weights.
+        masks: model's configuration, data set -> the arguments of `prepare` that concern masks.
         targets: data set, split -> what each picture is to be learnt as, for `Pictures`.
         loss: recipe, labels, targets of the training split -> (logits, targets, number of targets as Trainer counts
             them) -> loss.
+        reduce: logits and targets of a batch -> what `validation_metrics` needs of them; None for all.
         validation_metrics: what each evaluation during training logs.
+        watched: the one that is drawn by epoch.
         answer: run folder, data set, split -> answers, through the folder's own pipeline.
         calibrate: model, data set, answers on its validation split -> extra keys of config.json; may change the model.
+            None where nothing is fitted.
         measure: data set, answers on its test split, configuration -> part of results.json, its metrics in `metrics`.
+        drop: answers on the test split, answers on an external data set -> metric -> how much lower it is there; None
+            where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
         draw: folder of figures, data set, answers, results -> figures.
     """
 
+    check: Callable[[Recipe], None]
+    output_labels: Callable[[Recipe, Loaded], tuple[str, ...]]
     build: Callable[[Recipe, tuple[str, ...]], tuple[PreTrainedModel, Any]]
+    start: Callable[[Recipe, PreTrainedModel], str]
+    base_model: Callable[[Recipe], str | None]
+    masks: Callable[[Any, Loaded], dict[str, Any]]
     targets: Callable[[Loaded, str], Any]
-    loss: Callable[[Recipe, tuple[str, ...], Any], nn.Module]
+    loss: Callable[[Recipe, tuple[str, ...], Any], Callable[..., torch.Tensor]]
+    reduce: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None
     validation_metrics: Callable[[EvalPrediction], dict[str, float]]
+    watched: str
     answer: Callable[[Path, Loaded, str], Any]
-    calibrate: Callable[[PreTrainedModel, Loaded, Any], dict[str, Any]]
+    calibrate: Callable[[PreTrainedModel, Loaded, Any], dict[str, Any]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
+    drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
 
@@ -46,10 +65,21 @@ def _row(module: Any) -> Task:
     return Task(**{name: getattr(module, name) for name in Task.__dataclass_fields__})
 
 
-# The pipeline's name, which is also DatasetSpec.task -> row; and the row where a picture can have several labels.
-TASKS = {"image-classification": _row(classification), "several labels": _row(multilabel)}
+TASKS = {"image-classification": _row(classification), "image-segmentation": _row(segmentation)}  # by pipeline's name
+SEVERAL = _row(multilabel)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what can be refused before data are read.
+
+    Raises:
+        MedtlError: an unknown task, or options that are not for it.
+    """
+    if recipe.task not in TASKS:
+        raise MedtlError(f"--task is one of {', '.join(TASKS)}, found {recipe.task!r}.")
+    TASKS[recipe.task].check(recipe)
 
 
 def task_of(loaded: Loaded) -> Task:
-    """The row for a data set."""
-    return TASKS["several labels" if loaded.spec.several else loaded.spec.task]
+    """The row for a data set: classification is another one where a picture can have several labels."""
+    return SEVERAL if loaded.spec.several and not loaded.spec.of_masks else TASKS[loaded.spec.task]

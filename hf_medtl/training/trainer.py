@@ -17,6 +17,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, PreT
 
 from hf_medtl.data.cache import Pictures
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.head import is_segmenter
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
     add_lora,
@@ -52,8 +53,9 @@ class MedicalTrainer(Trainer):
         processor: Any,
         train: Pictures,
         validation: Pictures,
-        loss: nn.Module,
+        loss: Callable[..., torch.Tensor],
         metrics: Callable[[EvalPrediction], dict[str, float]],
+        reduce: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
         self.strategy = recipe.plan
         self.strategy.check(model)
@@ -69,8 +71,10 @@ class MedicalTrainer(Trainer):
         choose_trained(model, self.strategy.trained(self.strategy.epochs, self.blocks), self.depths)
         if self.strategy.name == "lora":
             self.lora = add_lora(model, self.strategy.lora_rank, self.strategy.lora_alpha)
+        self.reduce = reduce
         self.sets: list[features.FeatureSet] = []
-        if recipe.cache_features and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
+        can_cache = recipe.cache_features and not is_segmenter(model)
+        if can_cache and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
             self.sets = [features.FeatureSet(data, recipe.feature_views) for data in (train, validation)]
         callbacks: list[TrainerCallback] = [Progress(), Stages(self)]
         if recipe.early_stopping_patience:
@@ -266,6 +270,13 @@ class MedicalTrainer(Trainer):
         """That of Trainer, of the averaged weights if there are."""
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """That of Trainer; only what the metrics need of logits and targets, or masks would fill the memory."""
+        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        if self.reduce and logits is not None:
+            logits, labels = self.reduce(logits, cast(torch.Tensor, labels))
+        return loss, logits, labels
 
     # Checkpoints have the Hub's tensor names, which plain load_state_dict half ignores without an error (transformers
     # issue #48805). Both overrides can go when its fix, PR #48822, is in the oldest version that we support.

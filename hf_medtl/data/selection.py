@@ -1,0 +1,71 @@
+"""Which of a data set's pictures can be learnt from: those of its labels, or those with a mask."""
+
+import logging
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+
+from hf_medtl.data.readers import some
+from hf_medtl.data.specs import DatasetSpec, labels_of
+from hf_medtl.errors import MedtlError
+
+logger = logging.getLogger("hf_medtl.data.load")
+
+
+def with_labels(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pictures of known labels, and the others as excluded.csv has them.
+
+    Raises:
+        MedtlError: fewer than two labels have pictures.
+    """
+    # Where there are several, those that are not meant have been left out by the reader.
+    unknown = ~table["label"].isin(spec.labels) & (not spec.several)
+    told = table.loc[unknown, "label"].str.removeprefix("?")
+    others = table.loc[unknown, ["path"]].assign(label="", kind="of another label", reason="called " + told)
+    if len(others):
+        logger.warning("%s: %d pictures have other labels and are left out: %s.", spec.name, len(others),
+                       some(sorted(set(told))))  # fmt: skip
+    table = table[~unknown].reset_index(drop=True)
+    check_counts(spec, root, list(chain.from_iterable(map(labels_of, table["label"]))))
+    return table, others
+
+
+def with_masks(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pictures with a mask, whatever their label, and the others as excluded.csv has them.
+
+    Raises:
+        MedtlError: there is no mask.
+    """
+    bare = table["mask"] == ""
+    if bare.all():
+        rule = spec.masks[0] if spec.masks else "masks/PICTURE beside the folders, or a column mask"
+        raise MedtlError(
+            f"None of the {len(table)} pictures in {root} has a mask, so there is nothing to learn. {spec.title} has "
+            f"masks such as {rule}. Add them, or tell labels apart: --task image-classification."
+        )
+    if bare.any():
+        logger.warning("%s: %d of %d pictures have no mask and are left out.", spec.name, bare.sum(), len(table))
+    ours = table["label"].isin(spec.labels) | spec.several
+    table = table.assign(label=table["label"].where(ours, ""))
+    others = table.loc[bare, ["path", "label"]].assign(kind="without a mask", reason="no mask was found")
+    return table[~bare].reset_index(drop=True), others
+
+
+def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:
+    """Say what is missing.
+
+    Raises:
+        MedtlError: fewer than two labels have pictures.
+    """
+    missing = [label for label in spec.labels if label not in labels]
+    if missing and len(spec.labels) - len(missing) < 2:
+        raise MedtlError(
+            f"{root} has no pictures of {', '.join(map(repr, missing))}. {spec.title} needs at least two labels, in "
+            f"files such as {spec.example}. Download it again."
+        )
+    if missing:
+        logger.warning("%s: no pictures of %s; the model will not know it.", spec.name, ", ".join(missing))
+    for label, count in spec.counts.items():
+        if label not in missing and labels.count(label) != count:
+            logger.warning("%s: %d %s pictures; the complete set has %d.", spec.name, labels.count(label), label, count)
