@@ -78,7 +78,7 @@ ROWS = [
     brain("lite0/lp_ft", "resnet50_brain", f"{LITE_0} --strategy lp_ft"),
     brain("lite0/feature_extraction", "resnet50_brain", f"{LITE_0} {FROZEN}"),
     brain("lite0/from_scratch", "resnet50_brain", f"{LITE_0} {SCRATCH}"),
-    brain("cnn/from_scratch", "cnn_brain", ""),
+    brain("cnn/from_scratch", "cnn_brain", "", (1,)),
     pneumonia("lite0/full", f"{LITE_0} --num_train_epochs 5"),
     pneumonia("resnet50/full", f"{RESNET_50} --num_train_epochs 5"),
     covid("lite0/full", "resnet50_covid4", f"{LITE_0} --num_train_epochs 8"),

@@ -4,7 +4,8 @@ accelerate launch recipes/cnn_brain.py
 
 The same from a network of two layers: --model_name_or_path cnn_baseline.
 
-No score of this recipe has been measured yet.
+ROC AUC 0.935 [0.844, 0.990] on the 51 test pictures of seed 1, 13 minutes on one shared CPU core; see
+benchmarks/RESULTS.md.
 """
 
 from pathlib import Path
