@@ -156,6 +156,17 @@ def test_half_a_checkpoint_is_refused(tiny, tmp_path):
         build(str(tmp_path), LABELS)
 
 
+def test_a_checkpoint_without_its_head_gets_a_new_one(tiny, tmp_path, caplog):
+    AutoConfig.from_pretrained(tiny("vit")).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_bytes((tiny("vit") / "preprocessor_config.json").read_bytes())
+    weights = load_file(tiny("vit") / "model.safetensors")
+    kept = {name: t for name, t in weights.items() if "classifier" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level("INFO", "hf_medtl"):
+        build(str(tmp_path), ("cat", "dog", "cow"))  # its own labels
+    assert "New head" in caplog.text
+
+
 def test_unknown_backbones(tmp_path, tiny, hub):
     with pytest.raises(MedtlError, match="Check the spelling"):
         build("nobody/absent", LABELS)

@@ -109,7 +109,7 @@ def bootstrap_several(
     for name in singles[0][0]:
         known = [single for single in singles if not math.isnan(float(single[0][name]))] or singles
         value = float(np.mean([float(values[name]) for values, _, _ in known]))
-        draws = np.mean([draws[name] for _, draws, _ in known], axis=0)
+        draws = np.mean([np.asarray(draws[name]) for _, draws, _ in known], axis=0)
         parts = [parts[name] for _, _, parts in known if name in parts]
         means[name] = _limits(name, value, draws, np.concatenate(parts) if parts else None, level)
     each = [

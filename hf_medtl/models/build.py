@@ -50,6 +50,7 @@ def build(
             head, an unknown step or fit.
     """
     check_steps(steps, fit)  # before weights are downloaded
+    missing: set[str] = set()
     id2label = dict(enumerate(labels))
     label2id = {label: i for i, label in id2label.items()}
     try:
@@ -67,7 +68,9 @@ def build(
         else:
             model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
             head = {id(p) for p in find_head(model).parameters()}
-            refuse_missing(name, model, missing, {n for n, p in model.named_parameters() if id(p) not in head})
+            body = {n for n, p in model.named_parameters() if id(p) not in head}
+            refuse_missing(name, model, missing, body)
+            missing &= {n for n, p in model.named_parameters() if id(p) in head}
     except (OSError, ValueError, KeyError) as error:
         raise MedtlError(
             f"No image classifier can be made from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
@@ -78,7 +81,7 @@ def build(
     drop_out(find_head(model), head_dropout)
     if from_scratch:
         logger.info("%s with random weights", type(model).__name__)
-    elif old_labels != labels:
+    elif old_labels != labels or missing:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
     processor = build_processor(None if is_ours(name) else name, model.config, steps, fit, revision=revision)
