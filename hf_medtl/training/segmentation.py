@@ -33,8 +33,21 @@ STRATEGIES = ("full", "feature_extraction", "lp_ft")
 
 def check(recipe: Recipe) -> None:
     """Raise MedtlError for what a recipe asks and masks do not allow."""
+    if recipe.model_name_or_path == Recipe.model_name_or_path:
+        raise MedtlError(
+            f"--task image-segmentation needs --model_name_or_path {' or '.join(ARCHITECTURES)}, or another "
+            f"segmentation model; the default, {Recipe.model_name_or_path}, is none."
+        )
     recipe.refuse(
-        ("mixup", "cutmix", "class_weights", "effective_beta", "label_smoothing_factor", "head_dropout"),
+        (
+            "mixup",
+            "cutmix",
+            "class_weights",
+            "effective_beta",
+            "label_smoothing_factor",
+            "head_dropout",
+            "feature_views",
+        ),
         "not for --task image-segmentation. Leave it out; for rare structures take --loss dice, bce_dice or tversky.",
     )
     recipe.refuse(
