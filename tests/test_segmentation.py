@@ -434,3 +434,13 @@ def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
     card = (done / "README.md").read_text()
     assert "trust_remote_code" not in card
     assert "base_model: tiny-segformer" in card
+
+
+def test_a_bad_mask_of_an_external_data_set_is_found_before_training(chests, tmp_path):
+    other = write(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    for mask in (other / "masks").glob("*.png"):
+        Image.fromarray((np.arange(4096) % 256).astype(np.uint8).reshape(64, 64)).save(mask)
+    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(other), "drop_overlap": True}
+    with pytest.raises(MedtlError, match="expected a mask in black and white"):
+        run(recipe(chests, tmp_path / "run", **more))
+    assert not (tmp_path / "run").exists()

@@ -126,6 +126,13 @@ def masks(config: Any, loaded: Loaded) -> dict[str, Any]:
     return {"masks": files, "values": values}
 
 
+def verify(config: Any, loaded: Loaded) -> None:
+    """Read every mask of an external data set, so that one that can't be read does not come up after training."""
+    wanted = masks(config, loaded)
+    for files in wanted["masks"]:
+        read_mask(files, wanted["values"])
+
+
 def targets(loaded: Loaded, split: str) -> list[None]:
     """(n,) nothing: the masks are beside the prepared pictures."""
     return [None] * int((loaded.table["split"] == split).sum())
