@@ -11,7 +11,13 @@ import torch
 from conftest import options, script
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import EvalPrediction
+from transformers import (
+    EvalPrediction,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    TrainerCallback,
+)
 
 from hf_medtl import MedtlError, Recipe, load, read_image, run
 from hf_medtl.data.images import read_mask
@@ -68,6 +74,16 @@ def recipe(data: Path, output: Path, **more: object) -> Recipe:
             },
         )
     )
+
+
+class StopAfter(TrainerCallback):
+    """Ends training after some of its epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop = round(state.epoch) >= self.epochs
 
 
 def trainer_of(wishes: Recipe) -> MedicalTrainer:
@@ -186,21 +202,25 @@ def test_logits_of_a_quarter_of_the_size_are_enlarged():
     assert segmentation.reduce(logits, masks)[0].shape == (2, 1, 2)
 
 
-@pytest.mark.parametrize("strategy", ["full", "feature_extraction"])
-def test_a_frozen_encoder_stays_bit_equal(strategy, chests, tmp_path):
+@pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
+def test_a_frozen_encoder_stays_bit_equal(strategy, epochs, chests, tmp_path):
     weights = tmp_path / "weights"
     first = trainer_of(recipe(chests, tmp_path / "first"))
     first.model.save_pretrained(weights)
     first.processing_class.save_pretrained(weights)
-    more = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 1}
-    trainer = trainer_of(recipe(chests, tmp_path / "run", **more))
+    more = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 2}
+    more |= {"probe_epochs": 1} if strategy == "lp_ft" else {}
+    trainer = trainer_of(
+        recipe(chests, tmp_path / "run", load_best_model_at_end=False, early_stopping_patience=0, **more)
+    )
+    trainer.add_callback(StopAfter(epochs))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     for name, tensor in first.model.encoder.state_dict().items():
         assert torch.equal(before[f"encoder.{name}"], tensor), name
     trainer.train()
     after = trainer.model.state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
-    assert any(name.startswith("encoder.") for name in changed) == (strategy == "full")
+    assert any(name.startswith("encoder.") for name in changed) == (strategy == "full" or epochs == 2)
     assert any(name.startswith("decoder.") for name in changed)
     assert any(name.startswith("segmentation_head.") for name in changed)
 
@@ -255,6 +275,7 @@ def test_checkpoints_restore_every_tensor(chests, tmp_path):
         ({"from_scratch": True}, "--encoder_weights none"),
         ({"strategy": "lora"}, "--strategy is one of full, feature_extraction, lp_ft for masks"),
         ({"strategy": "feature_extraction"}, "would freeze random weights"),
+        ({"model_name_or_path": Recipe.model_name_or_path}, "needs --model_name_or_path unet or"),
         ({"model_name_or_path": "somebody/unet"}, "those are of a new network"),
         ({"task": "image-classification", "model_name_or_path": "cnn"}, "only for --task image-segmentation"),
         ({"task": "image-segmentatoin"}, "--task is one of"),
@@ -389,3 +410,37 @@ def test_own_pictures_need_no_labels(layout, chests, tmp_path):
         assert mask == image.replace("images/", "masks/")
     with pytest.raises(MedtlError):
         load(dataset, data)
+
+
+def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
+    folder = tmp_path / "tiny-segformer"
+    sizes = {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "num_attention_heads": [1] * 4,
+        "decoder_hidden_size": 16,
+    }
+    torch.manual_seed(0)
+    SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=5)).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    more = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
+    done = run(recipe(chests, tmp_path / "run", strategy="feature_extraction", num_train_epochs=1, **more))
+    before, after = (load_file(place / "model.safetensors") for place in (folder, done))
+    shared = {name for name in before if before[name].shape == after[name].shape}
+    changed = {name for name in shared if not torch.equal(after[name], before[name])}
+    assert changed
+    assert all(name.startswith("decode_head.") for name in changed)
+    assert not list(done.glob("*.py"))
+    card = (done / "README.md").read_text()
+    assert "trust_remote_code" not in card
+    assert "base_model: tiny-segformer" in card
+
+
+def test_a_bad_mask_of_an_external_data_set_is_found_before_training(chests, tmp_path):
+    other = write(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    for mask in (other / "masks").glob("*.png"):
+        Image.fromarray((np.arange(4096) % 256).astype(np.uint8).reshape(64, 64)).save(mask)
+    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(other), "drop_overlap": True}
+    with pytest.raises(MedtlError, match="expected a mask in black and white"):
+        run(recipe(chests, tmp_path / "run", **more))
+    assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from hf_medtl.training.losses import LOSSES, ClassificationLoss, class_weights
 from hf_medtl.training.recipe import Recipe
 
 watched = "roc_auc"
-reduce = drop = None
+reduce = drop = verify = None
 
 
 def check(recipe: Recipe) -> None:

@@ -27,6 +27,7 @@ from hf_medtl.training.classification import (
     output_labels,
     reduce,
     start,
+    verify,
     watched,
 )
 from hf_medtl.training.losses import MultiLabelLoss, class_weights
@@ -49,6 +50,7 @@ __all__ = [
     "start",
     "targets",
     "validation_metrics",
+    "verify",
     "watched",
 ]
 

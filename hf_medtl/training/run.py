@@ -105,6 +105,8 @@ def run(recipe: Recipe) -> Path:
     model, processor = task.build(recipe, labels)
     recipe.plan.check(model)
     loss = task.loss(recipe, labels, task.targets(loaded, "train"))
+    if outside and task.verify:
+        task.verify(model.config, outside)
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
     check_disk(folder, needed)

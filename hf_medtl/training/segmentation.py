@@ -33,8 +33,21 @@ STRATEGIES = ("full", "feature_extraction", "lp_ft")
 
 def check(recipe: Recipe) -> None:
     """Raise MedtlError for what a recipe asks and masks do not allow."""
+    if recipe.model_name_or_path == Recipe.model_name_or_path:
+        raise MedtlError(
+            f"--task image-segmentation needs --model_name_or_path {' or '.join(ARCHITECTURES)}, or another "
+            f"segmentation model; the default, {Recipe.model_name_or_path}, is none."
+        )
     recipe.refuse(
-        ("mixup", "cutmix", "class_weights", "effective_beta", "label_smoothing_factor", "head_dropout"),
+        (
+            "mixup",
+            "cutmix",
+            "class_weights",
+            "effective_beta",
+            "label_smoothing_factor",
+            "head_dropout",
+            "feature_views",
+        ),
         "not for --task image-segmentation. Leave it out; for rare structures take --loss dice, bce_dice or tversky.",
     )
     recipe.refuse(
@@ -111,6 +124,13 @@ def masks(config: Any, loaded: Loaded) -> dict[str, Any]:
     values = config.mask_values and {int(value): index for value, index in config.mask_values.items()}
     files = [[loaded.root / part for part in cell.split("|")] for cell in loaded.table["mask"]]
     return {"masks": files, "values": values}
+
+
+def verify(config: Any, loaded: Loaded) -> None:
+    """Read every mask of an external data set, so that one that can't be read does not come up after training."""
+    wanted = masks(config, loaded)
+    for files in wanted["masks"]:
+        read_mask(files, wanted["values"])
 
 
 def targets(loaded: Loaded, split: str) -> list[None]:

@@ -66,6 +66,8 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
             if "per_label" in part:
                 console.print("These are means over the labels. Each by itself:")
                 show_labels(console, part["per_label"])
+            if len(part.get("by_source", {})) > 1:
+                show_sources(console, part["by_source"])
     ours = "import hf_medtl; " if any(folder.glob("*.py")) else ""
     console.print(
         f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
@@ -85,4 +87,15 @@ def show_labels(console: Console, per_label: dict[str, Any]) -> None:
     for label, its in per_label.items():
         metrics = [interval(its["metrics"][name]) for name in shown]
         table.add_row(label, str(its["n_positive"]), f"{its['threshold']:.3f}", *metrics)
+    console.print(table)
+
+
+def show_sources(console: Console, by_source: dict[str, Any]) -> None:
+    """Print the main metrics of masks by source."""
+    shown = ("dice", "iou", "hausdorff95")
+    table = Table("source")
+    for column in ("pictures", "groups", *(NAMES[name] for name in shown)):
+        table.add_column(column, justify="right")
+    for source, its in by_source.items():
+        table.add_row(source, str(its["n"]), str(its["n_groups"]), *(interval(its["metrics"][name]) for name in shown))
     console.print(table)

@@ -26,6 +26,8 @@ class Task:
         start: recipe, model -> what its weights are before training, in words.
         base_model: recipe -> what the Hub calls base model; None for random weights.
         masks: model's configuration, data set -> the arguments of `prepare` that concern masks.
+        verify: model's configuration, external data set -> nothing; raises MedtlError for what could not be measured
+            after training. None where there is nothing to look at.
         targets: data set, split -> what each picture is to be learnt as, for `Pictures`.
         loss: recipe, labels, targets of the training split -> (logits, targets, number of targets as Trainer counts
             them) -> loss.
@@ -48,6 +50,7 @@ class Task:
     start: Callable[[Recipe, PreTrainedModel], str]
     base_model: Callable[[Recipe], str | None]
     masks: Callable[[Any, Loaded], dict[str, Any]]
+    verify: Callable[[Any, Loaded], None] | None
     targets: Callable[[Loaded, str], Any]
     loss: Callable[[Recipe, tuple[str, ...], Any], Callable[..., torch.Tensor]]
     reduce: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None
