@@ -3,7 +3,8 @@ normal chest radiographs apart.
 
 accelerate launch recipes/cnn_covid4.py
 
-No score of this recipe has been measured yet.
+On a part of the set (three classes, 296 pictures to train on, 92 to test): ROC AUC 0.969 [0.939, 0.991]; the classes
+come from different hospitals, so that is too good. 30 minutes on one shared CPU core; see benchmarks/RESULTS.md.
 """
 
 from pathlib import Path
