@@ -182,8 +182,9 @@ def main() -> None:
             ]
             for done in as_completed(runs):
                 done.result()
-    (options.out / "RESULTS.md").write_text(table(options.out))
-    print(table(options.out))
+    text = table(options.out)
+    (options.out / "RESULTS.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -104,10 +104,7 @@ def difference(
         raise MedtlError(f"Runs are compared in pairs, found {len(ones)} and {len(others)}.")
     for one, other in zip(ones, others, strict=True):
         if not one.table.equals(other.table):
-            raise MedtlError(
-                f"{one.name} and {other.name} were not tested on the same pictures. Give both the same --split_seed, "
-                "or --splits with the splits.csv of one."
-            )
+            raise _other_pictures(one.name, other.name)
     pairs = list(zip(ones, others, _draws(ones, resamples, seed), strict=True))
     value = np.mean([one.metric(metric) - other.metric(metric) for one, other, _ in pairs])
     return _percentile(float(value), np.mean([a.metric(metric, w) - b.metric(metric, w) for a, b, w in pairs], axis=0))
@@ -144,10 +141,7 @@ def mean_difference(
             raise MedtlError(f"{name} has pictures without a number for {', '.join(metrics)}: nothing can be paired.")
     one, other = (table.sort_values("image_id", ignore_index=True) for table in (one, other))
     if not one[facts].equals(other[facts]) or one["image_id"].duplicated().any() or one.empty:
-        raise MedtlError(
-            f"{names[0]} and {names[1]} were not tested on the same pictures. Give both the same --split_seed, or "
-            "--splits with the splits.csv of one."
-        )
+        raise _other_pictures(*names)
     gains = one[list(metrics)].to_numpy(np.float64) - other[list(metrics)].to_numpy(np.float64)
     draws = mean_draws(gains, one["group"], one["source"] if "source" in facts else None, resamples, seed)
     return {
@@ -168,6 +162,13 @@ def unpaired_difference(
     first, second = (mean_draws(*table, resamples, seed + i) for i, table in enumerate(tables))
     draws = (first - second).T
     return {name: _percentile(float(mean), column) for name, mean, column in zip(metrics, means, draws, strict=True)}
+
+
+def _other_pictures(one: str, other: str) -> MedtlError:
+    return MedtlError(
+        f"{one} and {other} were not tested on the same pictures. Give both the same --split_seed, or --splits with "
+        "the splits.csv of one."
+    )
 
 
 def _draws(runs: Sequence[Predictions], resamples: int, seed: int) -> list[NDArray]:

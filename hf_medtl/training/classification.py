@@ -52,9 +52,8 @@ def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any
         fit=recipe.fit,
         head_dropout=recipe.head_dropout,
     )
-    model.config.problem_type = (
-        None  # a backbone may have been made for several labels a picture: pipeline() believes it
-    )
+    # A backbone may have been made for several labels a picture, and pipeline() believes what it says.
+    model.config.problem_type = None
     return model, processor
 
 

@@ -1,5 +1,6 @@
 """What a person reads on the screen before and after a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,11 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
             console.print(table)
             if "per_label" in part:
                 console.print("These are means over the labels. Each by itself:")
-                show_labels(console, part["per_label"])
+                facts = {"pictures": "n_positive", "threshold": "threshold"}
+                show_parts(console, "label", part["per_label"], facts, ("roc_auc", "sensitivity", "specificity"))
             if len(part.get("by_source", {})) > 1:
-                show_sources(console, part["by_source"])
+                facts = {"pictures": "n", "groups": "n_groups"}
+                show_parts(console, "source", part["by_source"], facts, ("dice", "iou", "hausdorff95"))
     ours = "import hf_medtl; " if any(folder.glob("*.py")) else ""
     console.print(
         f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
@@ -78,24 +81,20 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
     )
 
 
-def show_labels(console: Console, per_label: dict[str, Any]) -> None:
-    """Print the main metrics of each of several labels."""
-    shown = ("roc_auc", "sensitivity", "specificity")
-    table = Table("label")
-    for column in ("pictures", "threshold", *(NAMES[name] for name in shown)):
-        table.add_column(column, justify="right")
-    for label, its in per_label.items():
-        metrics = [interval(its["metrics"][name]) for name in shown]
-        table.add_row(label, str(its["n_positive"]), f"{its['threshold']:.3f}", *metrics)
-    console.print(table)
+def show_parts(console: Console, kind: str, parts: dict[str, Any], facts: dict[str, str], shown: Sequence[str]) -> None:
+    """Print a table with a row for each label or source.
 
-
-def show_sources(console: Console, by_source: dict[str, Any]) -> None:
-    """Print the main metrics of masks by source."""
-    shown = ("dice", "iou", "hausdorff95")
-    table = Table("source")
-    for column in ("pictures", "groups", *(NAMES[name] for name in shown)):
+    Args:
+        kind: of the parts, the first column's name.
+        parts: name -> what results.json says of it.
+        facts: column -> key of a number that is no metric.
+        shown: metrics.
+    """
+    table = Table(kind)
+    for column in (*facts, *(NAMES[name] for name in shown)):
         table.add_column(column, justify="right")
-    for source, its in by_source.items():
-        table.add_row(source, str(its["n"]), str(its["n_groups"]), *(interval(its["metrics"][name]) for name in shown))
+    for name, its in parts.items():
+        numbers = [its[key] for key in facts.values()]
+        cells = [f"{number:.3f}" if isinstance(number, float) else str(number) for number in numbers]
+        table.add_row(name, *cells, *(interval(its["metrics"][metric]) for metric in shown))
     console.print(table)
