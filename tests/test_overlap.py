@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 from conftest import options
 from PIL import Image
@@ -109,3 +110,25 @@ def test_what_can_not_be_recognised_is_never_external(shared):
     small = shared / "data" / "medmnist" / "pneumoniamnist_reassembled.npz"
     with pytest.raises(MedtlError, match="medmnist is never external to chest-xray-pneumonia"):
         external(loaded, "medmnist", small, drop_overlap=True)
+
+
+def test_of_two_hospitals_one_is_learnt_from_and_one_tested(tmp_path):
+    rows = []
+    for i in range(40):
+        picture(tmp_path / f"{i}.png", i)
+        rows.append({"file_name": f"{i}.png", "label": "sick" if i % 2 else "healthy", "source": "AB"[i % 4 // 2]})
+    rows[0]["source"] = rows[2]["source"] = rows[4]["source"] = "C"
+    table = tmp_path / "table.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    loaded = load("table", table, sources=["A"])
+    assert set(loaded.table["source"]) == {"A"}
+    assert loaded.excluded["kind"].value_counts().to_dict() == {"of another source": 40 - len(loaded.table)}
+    with pytest.raises(MedtlError, match="not external"):
+        external(loaded, "table", table)
+    outside = external(loaded, "table", table, sources=["B", "C"])
+    assert set(outside.table["source"]) == {"B", "C"}
+    assert len(outside.table) + len(loaded.table) == 40
+    with pytest.raises(MedtlError, match=r"has no source D\. Its sources are A, B, C"):
+        load("table", table, sources=["D", "A"])
+    with pytest.raises(MedtlError, match="All 3 pictures of C are healthy"):
+        load("table", table, sources=["C"])

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from hf_medtl.data import fingerprints, phantoms, unpack
 from hf_medtl.data.fingerprints import Fingerprint
 from hf_medtl.data.images import read_mask
 from hf_medtl.data.readers import READERS, some
-from hf_medtl.data.selection import with_labels, with_masks
+from hf_medtl.data.selection import of_sources, with_labels, with_masks
 from hf_medtl.data.specs import DATASETS, DatasetSpec, labels_of
 from hf_medtl.data.splits import SPLITS, fold_groups, join_groups, split_groups
 from hf_medtl.errors import MedtlError
@@ -137,6 +138,7 @@ def load(
     splits: str | Path | None = None,
     positive: str | None = None,
     task: str | None = None,
+    sources: Sequence[str] = (),
 ) -> Loaded:
     """Find, check and split a data set. No patient and no (near-)duplicate picture is in two splits.
 
@@ -155,12 +157,13 @@ def load(
         positive: the positive one of two labels, where the spec does not know it or guesses wrong.
         task: that of the model, where it is not the data set's own: for image-segmentation pictures without a mask are
             left out, and labels need not be two.
+        sources: hospitals or collections to keep, as the column source has them; all if empty.
 
     Raises:
         MedtlError: unknown data set, no network, another layout than expected, a label without pictures, no masks, more
             than 5 % unreadable files, too few pictures to split, a splits.csv of other pictures or one that leaks.
     """
-    found = survey(dataset, data_dir, positive=positive, task=task)
+    found = survey(dataset, data_dir, positive=positive, task=task, sources=sources)
     spec, table, excluded = found.spec, found.table, found.excluded
     shares = {"train": 1 - validation_fraction - test_fraction, "validation": validation_fraction}
     if splits is not None:
@@ -185,7 +188,12 @@ def load(
 
 
 def survey(
-    dataset: str, data_dir: str | Path | None = None, *, positive: str | None = None, task: str | None = None
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    positive: str | None = None,
+    task: str | None = None,
+    sources: Sequence[str] = (),
 ) -> Survey:
     """Find and check every file of a data set, and group copies and patients. Arguments and errors as for `load`."""
     spec, root = locate(dataset, data_dir)
@@ -197,6 +205,9 @@ def survey(
     table["source"] = table["source"].replace("", spec.id)
     table["official"] = table["official"].map(lambda name: spec.official.get(name, ""))
     table, others = (with_masks if spec.of_masks else with_labels)(spec, root, table)
+    if sources:
+        table, elsewhere = of_sources(spec, table, sources)
+        others = pd.concat([others, elsewhere], ignore_index=True)
     table, excluded, prints = check_files(spec, root, table)
     table["group"] = join_groups(table["patient"].tolist(), table["duplicate"].to_numpy())
     found = present(table)

@@ -1,7 +1,7 @@
 """Testing on a second data set: only on pictures that the model has not seen in the first."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +101,7 @@ def external(
     *,
     labels: Mapping[str, str] | None = None,
     drop_overlap: bool = False,
+    sources: Sequence[str] = (),
 ) -> Loaded:
     """A second data set as a test split for a model of the first: the same labels, and nothing that training sees.
 
@@ -111,6 +112,7 @@ def external(
         dataset, data_dir: as for `load`; all its pictures are for testing, whatever its own splits are.
         labels: label of the second set -> label of the first, where their names differ; others are left out.
         drop_overlap: leave out pictures that training sees, instead of refusing.
+        sources: as for `load`, so that a set of two hospitals can be learnt from one and tested on the other.
 
     Raises:
         MedtlError: pictures of the second set are in the first, or known to be there beyond recognition; no label in
@@ -118,7 +120,7 @@ def external(
             an error of `load`.
     """
     of_masks = loaded.spec.of_masks
-    found = survey(dataset, data_dir, task=loaded.spec.task)
+    found = survey(dataset, data_dir, task=loaded.spec.task, sources=sources)
     if loaded.spec.name in found.spec.copies_of or found.spec.name in loaded.spec.copies_of:
         raise MedtlError(
             f"{found.spec.name} is never external to {loaded.spec.name}: one holds pictures of the other, cropped or "

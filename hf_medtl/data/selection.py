@@ -1,6 +1,7 @@
 """Which of a data set's pictures can be learnt from: those of its labels, or those with a mask."""
 
 import logging
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def with_masks(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.D
     table = table.assign(label=table["label"].where(ours, ""))
     others = table.loc[bare, ["path", "label"]].assign(kind="without a mask", reason="no mask was found")
     return table[~bare].reset_index(drop=True), others
+
+
+def of_sources(spec: DatasetSpec, table: pd.DataFrame, sources: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pictures of some hospitals or collections, and the others as excluded.csv has them.
+
+    Raises:
+        MedtlError: a source that no picture has, or one label for all that is left.
+    """
+    known = sorted(set(table["source"]))
+    if wrong := sorted(set(sources) - set(known)):
+        raise MedtlError(f"{spec.name} has no source {some(wrong)}. Its sources are {', '.join(known)}.")
+    ours = table["source"].isin(sources)
+    told = "from " + table.loc[~ours, "source"]
+    others = table.loc[~ours, ["path", "label"]].assign(kind="of another source", reason=told)
+    table = table[ours].reset_index(drop=True)
+    if not (spec.of_masks or spec.several) and table["label"].nunique() < 2:
+        raise MedtlError(
+            f"All {len(table)} pictures of {some(list(sources))} are {table['label'][0]}: nothing to learn."
+        )
+    return table, others
 
 
 def check_counts(spec: DatasetSpec, root: Path, labels: list[str]) -> None:

@@ -72,6 +72,7 @@ class Recipe(TrainingArguments):
     mask_values: str | None = _new(
         None, "Grey values of masks of several classes, the background first: 0=background,128=lungs,255=heart."
     )
+    sources: str = _new("", "Learn from these hospitals or collections only, with commas, where pictures say theirs.")
     positive_label: str | None = _new(None, "The positive one of two labels, where the data set does not say.")
     official_split: bool = _new(True, "Keep the data set's own test split, where it has one.")
     validation_fraction: float = _new(0.15, "Share of the pictures for early stopping, temperature and threshold.")
@@ -81,6 +82,7 @@ class Recipe(TrainingArguments):
     splits: str | None = _new(None, "splits.csv of another run, to repeat its split exactly.")
     external_dataset: str | None = _new(None, "Second data set to test on; refused if training sees its pictures.")
     external_data_dir: str | None = _new(None, "Its folder or file; downloaded if not given.")
+    external_sources: str = _new("", "Its sources to test on, as --sources.")
     external_labels: str | None = _new(None, "Its labels in ours, where names differ: viral_pneumonia=pneumonia,a=b.")
     drop_overlap: bool = _new(False, "Leave out of the second data set what training sees, instead of refusing.")
     split_seed: int | None = _new(None, "Seed of the split; the same as --seed if not given.")
@@ -187,8 +189,10 @@ class Recipe(TrainingArguments):
         for option, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < float("inf"):
                 raise MedtlError(f"--{option} is the a of Beta(a, a), 0 or more (0.2 and 1 are usual), found {alpha}.")
-        if self.label_map and not self.external_dataset:
-            raise MedtlError("--external_labels are those of --external_dataset, which is not given.")
+        for option in ("external_labels", "external_sources"):
+            if getattr(self, option) and not self.external_dataset:
+                raise MedtlError(f"--{option} are those of --external_dataset, which is not given.")
+        self.label_map  # noqa: B018 - of a wrong value
         check_steps(self.steps, self.fit)
         check_postprocessing(self.postprocessing)
         self.mask_classes  # noqa: B018 - of a wrong value
@@ -251,7 +255,7 @@ class Recipe(TrainingArguments):
     @property
     def steps(self) -> tuple[str, ...]:
         """The steps of `preprocessing`."""
-        return tuple(step.strip() for step in self.preprocessing.split(",") if step.strip())
+        return words(self.preprocessing)
 
     @property
     def base_model(self) -> str:
@@ -335,6 +339,11 @@ class Recipe(TrainingArguments):
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> Any:  # argparse prints two screens of usage before its message
         raise MedtlError(f"{message[0].upper()}{message[1:]}. See --help.")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def without_place(name: str) -> str:

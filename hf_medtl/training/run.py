@@ -23,7 +23,7 @@ from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
-from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.recipe import Recipe, words
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
@@ -88,6 +88,7 @@ def run(recipe: Recipe) -> Path:
             splits=recipe.splits,
             positive=recipe.positive_label,
             task=recipe.task,
+            sources=words(recipe.sources),
         )
         outside = None
         if recipe.external_dataset:
@@ -97,6 +98,7 @@ def run(recipe: Recipe) -> Path:
                 recipe.external_data_dir,
                 labels=recipe.label_map,
                 drop_overlap=recipe.drop_overlap,
+                sources=words(recipe.external_sources),
             )
     task = task_of(loaded)
     labels = task.output_labels(recipe, loaded)
