@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,9 @@ def show(interval: Interval, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(rows: list[Row], table: Callable[[Path], str], about: str | None) -> None:
+    """Run rows and write their table to --out/RESULTS.md."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--weights", type=Path, help="folder of the backbones")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of RESULTS.md")
@@ -170,7 +172,7 @@ def main() -> None:
     if not options.table:
         if not options.data or not options.weights:
             parser.error("--data and --weights are needed to run; --table needs neither")
-        wanted = [row for row in ROWS if row.name.startswith(options.only)]
+        wanted = [row for row in rows if row.name.startswith(options.only)]
         places = [place.resolve() for place in (options.out, options.data, options.weights)]
         with ThreadPoolExecutor(options.jobs) as pool:
             # Seed by seed, so that a table of fewer seeds is whole as early as possible.
@@ -188,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ROWS, table, __doc__)

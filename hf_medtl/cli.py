@@ -106,6 +106,9 @@ def preview(
     data_dir: DataDir = None,
     augmentation: Annotated[str, typer.Option(help="Name of an augmentation, or none.")] = "light",
     preprocessing: Annotated[str, typer.Option(help="Medical steps, such as brain_crop,clahe.")] = "",
+    lung_model: Annotated[
+        str | None, typer.Option("--lung_model", "--lung-model", help="Model that lung_crop needs: id or folder.")
+    ] = None,
     fit: Annotated[str, typer.Option(help="squash, or pad to keep the aspect.")] = "squash",
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
     pictures: Annotated[int, typer.Option(help="Of each label.")] = 2,
@@ -118,16 +121,15 @@ def preview(
     from hf_medtl.data.load import survey
     from hf_medtl.data.preview import preview
     from hf_medtl.data.specs import labels_of
-    from hf_medtl.models.preprocessing import check_steps, to_uint8
-    from hf_medtl.models.processor import MedicalImageProcessor
+    from hf_medtl.models.preprocessing import check_steps, medical, to_uint8
 
     steps = [step.strip() for step in preprocessing.split(",") if step.strip()]
-    check_steps(steps, fit)
+    check_steps(steps, fit, lung_model)
     found = survey(name, data_dir)
     each = found.table.assign(label=found.table["label"].map(labels_of)).explode("label")
     rows = each.groupby("label", group_keys=False).sample(pictures, random_state=seed, replace=True)
     rows = rows.drop_duplicates("path")
-    processor = MedicalImageProcessor(size={"height": size, "width": size}, steps=steps, fit=fit)
+    processor = medical({"size": {"height": size, "width": size}}, steps, fit, lung_model)
     images = [read_image(found.root / path) for path in rows["path"]]
     captions = [f"{label}: {Path(path).name}" for label, path in zip(rows["label"], rows["path"], strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ def build(
     revision: str | None = None,
     steps: Sequence[str] = (),
     fit: str = "squash",
+    lung_model: str | None = None,
     head_dropout: float = 0.0,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier for `labels` and its image processor.
@@ -42,14 +43,14 @@ def build(
         from_scratch: take only the architecture, with random weights. That of `timm/NAME`, with or without the tag of
             its weights, needs no network.
         revision: branch, tag or commit on the Hub.
-        steps, fit: medical preprocessing, see `build_processor`.
+        steps, fit, lung_model: medical preprocessing, see `build_processor`.
         head_dropout: share of the head's inputs that training drops, see `drop_out`.
 
     Raises:
         MedtlError: no such model, no network, not an image classifier, weights that don't fill the model, no linear
             head, an unknown step or fit.
     """
-    check_steps(steps, fit)  # before weights are downloaded
+    check_steps(steps, fit, lung_model)  # before weights are downloaded
     missing: set[str] = set()
     id2label = dict(enumerate(labels))
     label2id = {label: i for i, label in id2label.items()}
@@ -84,7 +85,9 @@ def build(
     elif old_labels != labels or missing:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
-    processor = build_processor(None if is_ours(name) else name, model.config, steps, fit, revision=revision)
+    processor = build_processor(
+        None if is_ours(name) else name, model.config, steps, fit, lung_model, revision=revision
+    )
     return model, processor
 
 

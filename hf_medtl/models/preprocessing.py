@@ -15,11 +15,18 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig, TimmWrapperConfig, ViTImageProcessor
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, opencv
+from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, lung_model_folder, opencv
+
+LUNG_MARGIN = 0.05  # predicted lungs end a little early, above all in the costophrenic angles
 
 
 def build_processor(
-    name: str | None, config: PreTrainedConfig, steps: Sequence[str] = (), fit: str = "squash", **hub: Any
+    name: str | None,
+    config: PreTrainedConfig,
+    steps: Sequence[str] = (),
+    fit: str = "squash",
+    lung_model: str | None = None,
+    **hub: Any,
 ) -> Any:
     """Image processor that resizes the whole picture to the model's size; nothing is cropped away unasked.
 
@@ -32,12 +39,13 @@ def build_processor(
         config: its configuration; of a timm model the preprocessing lives there, and is changed there.
         steps: some of STEPS, see `MedicalImageProcessor`.
         fit: "squash", or "pad" to keep the aspect.
+        lung_model: Hub id or folder of the segmentation model that lung_crop needs.
         hub: `revision`, `token`.
 
     Raises:
-        MedtlError: an unknown step or fit; the checkpoint says nothing about preprocessing.
+        MedtlError: an unknown step or fit, no such lung model; the checkpoint says nothing about preprocessing.
     """
-    check_steps(steps, fit)
+    check_steps(steps, fit, lung_model)
     plain = not steps and fit == "squash"
     if isinstance(config, TimmWrapperConfig):
         from transformers.models.timm_wrapper import TimmWrapperImageProcessor
@@ -55,7 +63,7 @@ def build_processor(
             "image_mean": list(timm.data_config["mean"]),
             "image_std": list(timm.data_config["std"]),
         }
-        return MedicalImageProcessor(**settings, steps=steps, fit=fit)
+        return medical(settings, steps, fit, lung_model)
     try:
         stock = (
             ViTImageProcessor(size=config.image_size) if not name else AutoImageProcessor.from_pretrained(name, **hub)
@@ -73,16 +81,36 @@ def build_processor(
         "do_normalize": stock.do_normalize,
         "rescale_factor": stock.rescale_factor,
     }
-    return ViTImageProcessor(**settings) if plain else MedicalImageProcessor(**settings, steps=steps, fit=fit)
+    return ViTImageProcessor(**settings) if plain else medical(settings, steps, fit, lung_model)
 
 
-def check_steps(steps: Sequence[str], fit: str) -> None:
-    """Raise MedtlError for a step or a fit that does not exist, with those that do."""
+def medical(settings: dict[str, Any], steps: Sequence[str], fit: str, lung_model: str | None) -> MedicalImageProcessor:
+    """A processor with medical steps; arguments and errors as for `build_processor`."""
+    if lung_model is None:
+        return MedicalImageProcessor(**settings, steps=steps, fit=fit)
+    try:
+        folder = lung_model_folder(lung_model)
+        return MedicalImageProcessor(**settings, steps=steps, fit=fit, lung_model=folder, crop_margin=LUNG_MARGIN)
+    except (OSError, ValueError, KeyError) as error:
+        raise MedtlError(
+            f"--lung_model {lung_model} is no segmentation model that can be used ({str(error).splitlines()[0]}). Give "
+            "the Hub id or folder of one, such as the run of recipes/unet_lungs.py."
+        ) from error
+
+
+def check_steps(steps: Sequence[str], fit: str, lung_model: str | None = None) -> None:
+    """Raise MedtlError for a step or a fit that does not exist, with those that do, and for steps that can't be."""
     for step in steps:
         if step not in STEPS:
             raise MedtlError(f"Unknown preprocessing step {step!r}. Known: {', '.join(STEPS)}.")
     if fit not in FITS:
         raise MedtlError(f"Unknown fit {fit!r}. Known: {', '.join(FITS)}.")
+    if "lung_crop" in steps and not lung_model:
+        raise MedtlError("lung_crop needs --lung_model, a run of recipes/unet_lungs.py or another model of lungs.")
+    if lung_model and "lung_crop" not in steps:
+        raise MedtlError("--lung_model is for --preprocessing lung_crop, which is not given.")
+    if {"brain_crop", "lung_crop"} <= set(steps):
+        raise MedtlError("--preprocessing takes one crop, found brain_crop and lung_crop.")
 
 
 def name_processor(config: TimmWrapperConfig, processor: type[MedicalImageProcessor] | None) -> None:
@@ -146,11 +174,16 @@ def describe_processor(processor: Any) -> str:
     else:
         size, mean, std = (processor.size.height, processor.size.width), processor.image_mean, processor.image_std
     steps, fit = (processor.steps, processor.fit) if isinstance(processor, MedicalImageProcessor) else ((), "squash")
+    cropped = {"brain_crop", "lung_crop"} & {*steps}
     parts = [
         "RGB",
         "cropped to the brain, or the whole picture where none is found" if "brain_crop" in steps else "",
+        "cropped to the lungs, which the segmentation model in lung_model finds, or the whole picture where none are "
+        "found"
+        if "lung_crop" in steps
+        else "",
         "grey values" if "grayscale" in steps else "",
-        f"{'' if 'brain_crop' in steps else 'the whole picture '}resized to {size[0]} × {size[1]} pixels"
+        f"{'' if cropped else 'the whole picture '}resized to {size[0]} × {size[1]} pixels"
         f"{', the aspect kept with black margins' if fit == 'pad' else ''}",
         f"Gaussian blur (sigma {processor.blur_sigma:g} pixels)" if "blur" in steps else "",
         f"CLAHE (clip {processor.clahe_clip:g}, {processor.clahe_grid} × {processor.clahe_grid} tiles)"

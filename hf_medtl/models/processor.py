@@ -1,27 +1,36 @@
 """Image processor with medical steps. It travels with the weights, so this file imports nothing of hf_medtl."""
 
+import hashlib
+import os
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import SizeDict, make_flat_list_of_images
 
-STEPS = ("brain_crop", "grayscale", "blur", "clahe")  # in the order in which they are applied
+STEPS = ("brain_crop", "lung_crop", "grayscale", "blur", "clahe")  # in the order in which they are applied
 FITS = ("squash", "pad")
+LUNG_MODEL = "lung_model"  # the folder of the segmentation model of lung_crop, beside preprocessor_config.json
+LUNG_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json", "*.py")
 COUNTING = threading.Lock()  # a lock inside the processor could not be copied with it
 
 
 class MedicalImageProcessor(BaseImageProcessor):
     """8-bit RGB pictures -> `pixel_values`, by a fixed order of operations; those in `steps` are optional.
 
-    1. brain_crop: cut to the brain, see `brain_box`; the whole picture where none is found
+    1. brain_crop: cut to the brain, see `brain_box`, or lung_crop: to the lungs, which a segmentation model finds; the
+       whole picture where nothing is found
     2. grayscale: ITU-R 601 luma in all three channels
     3. resize with Pillow, whose filters are anti-aliased; `fit` is "squash" (to `size`) or "pad" (aspect kept)
     4. blur: Gaussian
@@ -40,18 +49,20 @@ class MedicalImageProcessor(BaseImageProcessor):
         rescale_factor: 1/255 maps pixels to [0, 1].
         steps: some of STEPS, in any order.
         fit: one of FITS.
-        crop_margin: left around the brain, as a share of the box's width and height.
+        crop_margin: left around the brain or the lungs, as a share of the box's width and height.
         blur_sigma: standard deviation of the blur in pixels of the resized picture.
         clahe_clip: limit of the contrast, in OpenCV's unit.
         clahe_grid: tiles in a row and in a column.
+        lung_model: folder of the segmentation model of lung_crop, see `Lungs`. `save_pretrained` copies it to
+            LUNG_MODEL beside the settings, where `from_pretrained` finds it.
         kwargs: what `from_pretrained` finds besides.
 
     Attributes:
-        counts: "pictures" that were looked at for a brain, and those with "no_contour", which stayed whole; by this
+        counts: "pictures" that were to be cropped, and those where "nothing" was found, which stayed whole; by this
             object in this process, and never saved.
 
     Raises:
-        ValueError: an unknown step or fit.
+        ValueError: an unknown step or fit, two crops, lung_crop without a model or with another than it was saved with.
     """
 
     def __init__(
@@ -68,11 +79,15 @@ class MedicalImageProcessor(BaseImageProcessor):
         blur_sigma: float = 1.0,
         clahe_clip: float = 2.0,
         clahe_grid: int = 8,
+        lung_model: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        known = kwargs.pop("lung_model_sha256", None)
         super().__init__(**kwargs)
         if not set(steps) <= set(STEPS) or fit not in FITS:
             raise ValueError(f"steps are some of {STEPS} and fit one of {FITS}; found {steps!r} and {fit!r}.")
+        if {"brain_crop", "lung_crop"} <= set(steps) or ("lung_crop" in steps) != (lung_model is not None):
+            raise ValueError("steps have one crop, and lung_crop, alone, goes with a lung_model.")
         self.size: Any = SizeDict(**dict(size or {"height": 224, "width": 224}))
         self.resample = int(resample)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
@@ -81,10 +96,36 @@ class MedicalImageProcessor(BaseImageProcessor):
         self.crop_margin, self.blur_sigma = crop_margin, blur_sigma
         self.clahe_clip, self.clahe_grid = clahe_clip, clahe_grid
         self.counts: Counter[str] = Counter()
+        self.lungs = None if lung_model is None else Lungs(Path(lung_model))
+        if self.lungs and known not in (None, self.lungs.sha256):
+            raise ValueError(f"{lung_model} is not the model that this processor was saved with. Download it again.")
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The saved settings, and where the model of lung_crop lies: in the same folder, or downloaded from the Hub."""
+        hub = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+        given = {key: kwargs[key] for key in hub if kwargs.get(key) is not None}
+        subfolder = kwargs.get("subfolder", "")
+        settings, rest = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "lung_crop" in settings.get("steps", ()):
+            wanted = f"{subfolder}/{LUNG_MODEL}/*".lstrip("/")
+            place = lung_model_folder(str(pretrained_model_name_or_path), [wanted], **given)
+            settings["lung_model"] = place / subfolder / LUNG_MODEL
+        return settings, rest
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Settings, code, and the model of lung_crop, if any, in LUNG_MODEL."""
+        if self.lungs:
+            self.lungs.copy(Path(save_directory) / LUNG_MODEL)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without `counts`."""
-        settings = {key: value for key, value in super().to_dict().items() if key != "counts"}
+        """The settings, without `counts`; for the model of lung_crop its checksum."""
+        settings = {key: value for key, value in super().to_dict().items() if key not in ("counts", "lungs")}
+        if self.lungs:
+            settings["lung_model_sha256"] = self.lungs.sha256
         # TRAP: from `auto_map` alone pipeline() infers a video processor in this file as well, and asks on the terminal
         # whether to run its code. Seen in transformers 5.23; this can go when pipelines for pictures load none.
         return {**settings, "video_processor_type": "none"}
@@ -117,10 +158,10 @@ class MedicalImageProcessor(BaseImageProcessor):
         Returns:
             (height, width, 3) of `size`.
         """
-        if "brain_crop" in self.steps:
-            box = brain_box(rgb)
+        if self.lungs or "brain_crop" in self.steps:
+            box = self.lungs.box(rgb) if self.lungs else brain_box(rgb)
             with COUNTING:  # pictures are prepared by several threads
-                self.counts.update({"pictures": 1, "no_contour": int(box is None)})
+                self.counts.update({"pictures": 1, "nothing": int(box is None)})
             if box is not None:
                 left, top, right, bottom = box
                 x, y = round((right - left) * self.crop_margin), round((bottom - top) * self.crop_margin)
@@ -145,6 +186,77 @@ class MedicalImageProcessor(BaseImageProcessor):
         return canvas
 
 
+class Lungs:
+    """A model that finds the lungs on a radiograph, on the CPU.
+
+    Classes whose name contains "lung" are lungs, or all but class 0 where none does.
+
+    Args:
+        folder: a semantic segmentation model with its image processor, as `save_pretrained` leaves it. If this file
+            came with a repository whose code was trusted, so is the code of the model in it; otherwise none is run.
+
+    Raises:
+        OSError, ValueError: there is no such model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        trust = __name__.startswith("transformers_modules.")
+        self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust)
+        self.model = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, trust_remote_code=trust, dtype=torch.float32, use_safetensors=True
+        ).eval()
+        names = self.model.config.id2label
+        self.classes = [i for i, name in names.items() if "lung" in name.lower()] or [i for i in names if i]
+        digest = hashlib.sha256()
+        for path in sorted(p for pattern in LUNG_FILES[:3] for p in folder.glob(pattern)):
+            digest.update(path.read_bytes())
+        self.sha256 = digest.hexdigest()
+
+    def __deepcopy__(self, memo: Any) -> "Lungs":
+        """The same: settings are copied often, and the weights never change."""
+        return self
+
+    def copy(self, folder: Path) -> None:
+        """Copy what is needed to load the model."""
+        if folder.exists() and folder.samefile(self.folder):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (p for pattern in LUNG_FILES for p in self.folder.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+
+    @torch.inference_mode()
+    def box(self, rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
+        """Left, top, right, bottom of the lungs in a picture (height, width, 3); None if there are none to speak of."""
+        logits = self.model(**self.processor(Image.fromarray(rgb), return_tensors="pt")).logits
+        mask = np.isin(logits[0].argmax(dim=0).numpy(), self.classes).astype(np.uint8)
+        box = large_box(mask)
+        if box is None:
+            return None
+        (height, width), (rows, columns) = rgb.shape[:2], mask.shape
+        left, top, right, bottom = box
+        return (
+            left * width // columns,
+            top * height // rows,
+            -(-right * width // columns),
+            -(-bottom * height // rows),
+        )
+
+
+def lung_model_folder(name: str, patterns: Sequence[str] = LUNG_FILES, **hub: Any) -> Path:
+    """A folder, or that of a Hub id, downloaded.
+
+    Args:
+        name: Hub id or folder.
+        patterns: of the files to download.
+        hub: cache_dir, force_download, local_files_only, revision, token.
+
+    Raises:
+        OSError: there is no such repository, or no network.
+    """
+    return Path(name if Path(name).is_dir() else snapshot_download(name, allow_patterns=list(patterns), **hub))
+
+
 def brain_box(rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """Left, top, right, bottom of the head in a slice on a dark ground; None if there is no contour to speak of.
 
@@ -163,12 +275,20 @@ def brain_box(rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     cv2 = opencv()
     grey = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (5, 5), 0)
     bright = (grey > 0.12 * np.percentile(grey, 99)).astype(np.uint8)
-    bright = cv2.dilate(cv2.erode(bright, None, iterations=2), None, iterations=2)
-    contours, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return large_box(cv2.dilate(cv2.erode(bright, None, iterations=2), None, iterations=2))
+
+
+def large_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of what is not 0 in a mask (height, width), specks aside; None if that is all there is.
+
+    Outer contours at least a tenth as large as the largest count, and a box of at least 2 % of the picture.
+    """
+    cv2 = opencv()
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     areas = [cv2.contourArea(contour) for contour in contours]
     large = [contour for contour, area in zip(contours, areas, strict=True) if area >= 0.1 * max(areas)]
     left, top, width, height = cv2.boundingRect(np.concatenate(large)) if large else (0, 0, 0, 0)
-    return (left, top, left + width, top + height) if width * height >= 0.02 * grey.size else None
+    return (left, top, left + width, top + height) if width * height >= 0.02 * mask.size else None
 
 
 def clahe(rgb: NDArray[np.uint8], clip: float = 2.0, grid: int = 8) -> NDArray[np.uint8]:

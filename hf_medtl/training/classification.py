@@ -50,6 +50,7 @@ def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any
         revision=recipe.model_revision,
         steps=recipe.steps,
         fit=recipe.fit,
+        lung_model=recipe.lung_model,
         head_dropout=recipe.head_dropout,
     )
     # A backbone may have been made for several labels a picture, and pipeline() believes what it says.

@@ -101,6 +101,7 @@ class Recipe(TrainingArguments):
     head_dropout: float = _new(0.0, "Share of the head's inputs that training drops, such as 0.5.")
     augmentation: str = _new("light", f"One of {', '.join(augment.NAMES)}.")
     preprocessing: str = _new("", f"Steps before the model, with commas: some of {', '.join(STEPS)}.")
+    lung_model: str | None = _new(None, "Hub id or folder of the segmentation model that lung_crop needs.")
     fit: str = _new("squash", "How a picture gets the model's size: squash, or pad to keep the aspect.")
     largest_components: int = _new(0, "Keep so many components of each class of a predicted mask; 0 = all.")
     fill_holes: bool = _new(False, "Fill the holes of a predicted mask.")
@@ -161,8 +162,9 @@ class Recipe(TrainingArguments):
         }
         if "model_name_or_path" in self._chosen:
             self._chosen["model_name_or_path"] = self.base_model
-        if "encoder_weights" in self._chosen:
-            self._chosen["encoder_weights"] = without_place(self.encoder_weights)
+        for option in ("encoder_weights", "lung_model"):
+            if option in self._chosen:
+                self._chosen[option] = without_place(getattr(self, option))
         self.task = self.task or DATASETS.get(self.dataset, DATASETS["imagefolder"]).task
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise MedtlError(f"--mixed_precision is auto, no, bf16 or fp16, found {self.mixed_precision!r}.")
@@ -193,7 +195,7 @@ class Recipe(TrainingArguments):
             if getattr(self, option) and not self.external_dataset:
                 raise MedtlError(f"--{option} are those of --external_dataset, which is not given.")
         self.label_map  # noqa: B018 - of a wrong value
-        check_steps(self.steps, self.fit)
+        check_steps(self.steps, self.fit, self.lung_model)
         check_postprocessing(self.postprocessing)
         self.mask_classes  # noqa: B018 - of a wrong value
         if not 0 <= self.head_dropout < 1:

@@ -179,7 +179,7 @@ def pictures(
         )
     looked_at = getattr(processor, "counts", {}).get("pictures")  # none if the pictures were prepared before
     if looked_at:
-        logger.info("Brain crop: no contour in %d of %d pictures; those stay whole.", processor.counts["no_contour"],
+        logger.info("Crop: nothing found in %d of %d pictures; those stay whole.", processor.counts["nothing"],
                     looked_at)  # fmt: skip
     return {
         split: Pictures(

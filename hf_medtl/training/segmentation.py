@@ -51,7 +51,7 @@ def check(recipe: Recipe) -> None:
         "not for --task image-segmentation. Leave it out; for rare structures take --loss dice, bce_dice or tversky.",
     )
     recipe.refuse(
-        ("preprocessing", "fit"),
+        ("preprocessing", "fit", "lung_model"),
         "not for --task image-segmentation, since the masks would have to go through the same. Leave it out.",
     )
     recipe.refuse(
