@@ -53,10 +53,10 @@ def read(row: Row, out: Path, name: str = "predictions.csv") -> pd.DataFrame:
 
 def means(table: pd.DataFrame) -> list[str]:
     """Cells: pictures, then the metrics with limits."""
-    found = mean_intervals(table[list(OF_ALL)].to_numpy(float), table["group"], table["source"])
+    found = mean_intervals({name: table[name] for name in OF_ALL}, table["group"], table["source"])
     pictures = " + ".join(str(n) for n in table.groupby("seed").size())
-    return [pictures, *(show(x) if name != "hausdorff95" else f"{x.value:.1f} [{x.low:.1f}, {x.high:.1f}]"
-                        for name, x in zip(OF_ALL, found, strict=True))]  # fmt: skip
+    digits = {"hausdorff95": ".1f"}
+    return [pictures, *(show(interval, "", digits.get(name, ".3f")) for name, interval in found.items())]
 
 
 def table(out: Path) -> str:
@@ -98,7 +98,7 @@ def table(out: Path) -> str:
         ]
         lines += [f"| seeds {' '.join(map(str, both))} | {' | '.join(show(x, '+') for x in found.values())} |"]
     lines += ["", "| | training, s | whole run, s | memory, MB |", "|---|---|---|---|"]
-    for name, (row, found) in runs.items():
+    for name, (_, found) in runs.items():
         for seed in sorted({*found["seed"]}):
             result = json.loads((out / name / str(seed) / "results.json").read_text())
             note = json.loads((out / name / f"{seed}.json").read_text())

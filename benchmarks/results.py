@@ -153,9 +153,9 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def show(interval: Interval, sign: str = "") -> str:
+def show(interval: Interval, sign: str = "", digits: str = ".3f") -> str:
     """Value [low, high]."""
-    value, low, high = (format(number, f"{sign}.3f") for number in interval)
+    value, low, high = (format(number, sign + digits) for number in interval)
     return f"{value} [{low}, {high}]"
 
 
