@@ -17,6 +17,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
     TrainerCallback,
+    pipeline,
 )
 
 from hf_medtl import MedtlError, Recipe, load, read_image, run
@@ -444,3 +445,43 @@ def test_a_bad_mask_of_an_external_data_set_is_found_before_training(chests, tmp
     with pytest.raises(MedtlError, match="expected a mask in black and white"):
         run(recipe(chests, tmp_path / "run", **more))
     assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_another_size_of_grey_edges_in_colour_or_empty_are_right(chests, tmp_path):
+    """Pictures of 299 pixels with masks of 256, as covid19-radiography has them."""
+
+    empty = {f"chest-{patient:04}_{i}.png" for patient in range(0, 18, 2) for i in (0, 1)}
+
+    def change(name: str, mask: np.ndarray) -> np.ndarray:
+        smooth = np.asarray(Image.fromarray(mask).resize((256, 256), Image.Resampling.BILINEAR))  # grey edges
+        return np.dstack([0 * smooth if name in empty else smooth] * 3)
+
+    data = copy_of(chests, tmp_path / "data", change)
+    for path in data.glob("*/*.png"):
+        if path.parent.name != "masks":
+            Image.open(path).resize((299, 299)).save(path)
+    folder = run(recipe(data, tmp_path / "run", num_train_epochs=1, seed=3))
+    table = pd.read_csv(folder / "predictions.csv")
+    result = json.loads((folder / "results.json").read_text())
+    bare = table["image_id"].str.split("/").str[-1].isin(empty)
+    assert 0 < bare.sum() < len(table)
+    assert result["both_empty"] + result["one_empty"] == bare.sum()
+    assert table.loc[bare, "dice"].isin([0, 1]).all()
+    assert table.loc[~bare, "dice"].between(0.2, 0.99).all()
+    path = data / table["image_id"].iloc[-1]
+    segment = pipeline("image-segmentation", str(folder), device="cpu")
+    assert {part["mask"].size for part in segment(str(path))} == {(299, 299)}
+
+
+def test_a_mask_of_another_aspect_and_one_without_a_picture(chests, tmp_path, caplog):
+    data = copy_of(chests, tmp_path / "data", lambda name, mask: mask[:40] if name.endswith("0001_0.png") else mask)
+    Image.new("L", (64, 64)).save(data / "masks" / "nobody.png")
+    with pytest.raises(MedtlError, match=r"64 × 40 pixels, but its picture .* has 64 × 64"):
+        run(recipe(data, tmp_path / "run"))
+    assert "1 masks belong to none of these pictures: masks/nobody.png." in caplog.text
+    cropped = copy_of(chests, tmp_path / "cropped", lambda name, mask: mask[:, :40])
+    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(cropped), "drop_overlap": True}
+    other = write(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    with pytest.raises(MedtlError, match=r"40 × 64 pixels, but its picture"):
+        run(recipe(other, tmp_path / "second", **more))
+    assert not (tmp_path / "second").exists()

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -38,6 +38,7 @@ RECORDS = 64  # pictures a record batch
 UNUSED_DAYS = 30
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
+T = TypeVar("T")
 Prepared = dict[str, NDArray[Any]]  # a row: pixels (height, width, channels), grey (), perhaps mask (height, width)
 Augment = Callable[..., Any]  # (pixels, seed) -> pixels, or (pixels, seed, mask) -> (pixels, mask)
 
@@ -92,6 +93,23 @@ def prepare(
     with contextlib.suppress(OSError):  # somebody else's file
         os.utime(target)
     return datasets.Dataset.from_file(str(target))
+
+
+def check_masks(
+    paths: Sequence[Path], masks: Sequence[Sequence[Path]], values: Mapping[int, int] | None = None
+) -> None:
+    """Read pictures and masks, so that one that can't be used does not come up later; arguments as for `prepare`.
+
+    Raises:
+        MedtlError: as `prepare`, of masks.
+    """
+
+    def check(path: Path, mask: Mapping[Path, str]) -> None:
+        read_classes(mask, values, path, read_image(path).size, (1, 1))
+
+    found = [find_mask(*both) for both in zip(paths, masks, strict=True)]
+    jobs = [partial(check, *both) for both in zip(paths, found, strict=True)]
+    deque(read_all(jobs, "Checking masks"), maxlen=0)
 
 
 def find_mask(path: Path, parts: Sequence[Path]) -> dict[Path, str]:
@@ -202,14 +220,14 @@ def records(blocks: dict[str, NDArray[Any]], number: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def read_all(jobs: Sequence[Callable[[], Prepared]]) -> Generator[Prepared, None, None]:
-    """Prepared pictures in order, read by one thread a core (decoders and torch release the GIL)."""
+def read_all(jobs: Sequence[Callable[[], T]], what: str = "Preparing pictures") -> Generator[T, None, None]:
+    """Results in order, by one thread a core (decoders and torch release the GIL); `what` is for the progress bar."""
     threads = torch.get_num_threads()
-    waiting: deque[Future[Prepared]] = deque()
+    waiting: deque[Future[T]] = deque()
     with (
         # torch would start as many threads as there are cores in each of ours.
         ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        tqdm(desc="Preparing pictures", total=len(jobs), unit="picture", disable=None, leave=False) as bar,
+        tqdm(desc=what, total=len(jobs), unit="picture", disable=None, leave=False) as bar,
     ):
         try:
             for job in jobs:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hf_medtl.data.readers import some
+from hf_medtl.data.readers import is_picture, some
 from hf_medtl.data.specs import DatasetSpec, labels_of
 from hf_medtl.errors import MedtlError
 
@@ -47,6 +47,13 @@ def with_masks(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[pd.D
         )
     if bare.any():
         logger.warning("%s: %d of %d pictures have no mask and are left out.", spec.name, bare.sum(), len(table))
+    used = {part for cell in table["mask"] for part in cell.split("|") if part}
+    beside = {path.relative_to(root).as_posix() for folder in {(root / part).parent for part in used}
+              for path in folder.iterdir()}  # fmt: skip
+    lonely = sorted(path for path in beside - used - {*table["path"]} if is_picture(root, path))
+    if lonely:
+        logger.warning("%s: %d masks belong to none of these pictures: %s. Is a picture missing, or named otherwise?",
+                       spec.name, len(lonely), some(lonely, 3))  # fmt: skip
     ours = table["label"].isin(spec.labels) | spec.several
     table = table.assign(label=table["label"].where(ours, ""))
     others = table.loc[bare, ["path", "label"]].assign(kind="without a mask", reason="no mask was found")

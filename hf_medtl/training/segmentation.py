@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig, EvalPrediction, PreTrainedModel
 
+from hf_medtl.data.cache import check_masks
 from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.data.load import Loaded
 from hf_medtl.errors import MedtlError
@@ -127,10 +128,8 @@ def masks(config: Any, loaded: Loaded) -> dict[str, Any]:
 
 
 def verify(config: Any, loaded: Loaded) -> None:
-    """Read every mask of an external data set, so that one that can't be read does not come up after training."""
-    wanted = masks(config, loaded)
-    for files in wanted["masks"]:
-        read_mask(files, wanted["values"])
+    """Read every mask of an external data set, so that one that can't be used does not come up after training."""
+    check_masks([loaded.root / path for path in loaded.table["path"]], **masks(config, loaded))
 
 
 def targets(loaded: Loaded, split: str) -> list[None]:
