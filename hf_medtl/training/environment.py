@@ -1,6 +1,8 @@
 """What a run was made with: versions and hardware, and nothing that names a person or a machine."""
 
+import ctypes
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
@@ -26,6 +28,20 @@ def environment(precision: str, processes: int) -> dict[str, Any]:
         "mixed_precision": precision,
         "packages": {"hf_medtl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep memory that is freed for the next batch; whether it did.
+
+    It hands blocks of more than 32 MB back at once, and the system fills the next ones with zeros, page by page: a
+    third of the CPU's time in training a U-Net. Nothing is changed where there is no glibc, or where somebody has set
+    MALLOC_* or GLIBC_TUNABLES. Source: mallopt(3). Speed and memory are in benchmarks/README.md.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUN")) for name in os.environ):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1))
 
 
 def peak_memory_mb() -> float:

@@ -21,7 +21,7 @@ from hf_medtl.evaluation import plots
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
-from hf_medtl.training.environment import environment, peak_memory_mb
+from hf_medtl.training.environment import environment, keep_freed_memory, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
 from hf_medtl.training.recipe import Recipe, words
 from hf_medtl.training.summary import show_plan, show_results
@@ -74,6 +74,8 @@ def run(recipe: Recipe) -> Path:
     if recipe.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
         # accelerate launch gives each process a single thread, however many cores there are.
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if recipe.device.type == "cpu":
+        keep_freed_memory()
     check_folder(folder, resuming=bool(recipe.resume_from_checkpoint))
     with recipe.main_process_first(local=True):  # the other processes find its caches
         loaded = load(
