@@ -1,4 +1,4 @@
-"""Temperature and threshold. Both are fitted on validation data, never on test."""
+"""Temperature, fitted on validation data, never on test."""
 
 from collections.abc import Callable
 
@@ -50,20 +50,3 @@ def _best(loss: Callable[[float], float]) -> float:
     """The temperature of least loss between 0.05 and 20."""
     bounds = (np.log(0.05), np.log(20))
     return float(np.exp(minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=bounds, method="bounded").x))
-
-
-def youden_threshold(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Threshold on `scores` with the highest sensitivity + specificity - 1 (Youden 1950).
-
-    Candidates lie halfway between neighbouring scores; among equally good ones the nearest to 0.5 is taken.
-
-    Args:
-        scores: (n,) probabilities of the positive label on validation pictures.
-        positive: (n,) whether the picture has that label. Both kinds must be there.
-    """
-    edges = np.unique(np.concatenate([[0.0], scores, [1.0]]))
-    candidates = np.append((edges[1:] + edges[:-1]) / 2, 0.5)
-    decided = scores[None] >= candidates[:, None]
-    youden = decided[:, positive].mean(axis=1) - decided[:, ~positive].mean(axis=1)
-    best = candidates[youden > youden.max() - 1e-12]
-    return float(best[np.argmin(np.abs(best - 0.5))])

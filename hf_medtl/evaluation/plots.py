@@ -1,4 +1,4 @@
-"""Figures of a run: training history, confusion matrix, ROC, reliability, outlines, Dice by source."""
+"""Figures of a run: training history, confusion matrix, ROC, reliability, risk, outlines, Dice by source."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
+from hf_medtl.evaluation.decisions import risk_coverage
 from hf_medtl.evaluation.metrics import calibration_bins, decide
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito: told apart by the colour-blind
@@ -119,6 +120,24 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
     axes.set(xlabel="predicted probability", ylabel="observed share", title="Reliability on the test split")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def risk(confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path) -> None:
+    """Share of wrong decisions among the most confident pictures, and what abstaining leaves.
+
+    Args:
+        confidence, right: (n,) as for `risk_coverage`.
+        abstained: share of pictures that the conformal sets abstain from.
+    """
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    coverage, error = risk_coverage(confidence, right)
+    axes.step(coverage, error, where="post", color=BLUE, label=f"{len(right)} pictures, the surest first")
+    axes.axvline(1 - abstained, color=ORANGE, linestyle="--", label="sets of one label")
+    axes.set(xlabel="share of pictures decided", ylabel="share of wrong decisions", title="Test split: abstaining")
+    axes.set(xlim=(0, 1.02), ylim=(0, max(0.1, 1.1 * error.max())))
+    axes.legend(loc="upper left")
     figure.savefig(path, dpi=120)
 
 

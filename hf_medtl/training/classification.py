@@ -14,9 +14,10 @@ from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.calibration import fit_temperature, youden_threshold
+from hf_medtl.evaluation.calibration import fit_temperature
+from hf_medtl.evaluation.decisions import choose_threshold, conformal_quantiles, parse_rule, set_results
 from hf_medtl.evaluation.evaluate import predict, results
-from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.evaluation.metrics import classification_metrics, decide
 from hf_medtl.models.build import build as build_classifier
 from hf_medtl.models.head import divide_logits
 from hf_medtl.training.losses import LOSSES, ClassificationLoss, class_weights
@@ -34,6 +35,9 @@ def check(recipe: Recipe) -> None:
     )
     if recipe.loss not in LOSSES:
         raise MedtlError(f"--loss is one of {', '.join(LOSSES)} for labels, found {recipe.loss!r}.")
+    parse_rule(recipe.threshold)
+    if not 0 < recipe.conformal_alpha < 1:
+        raise MedtlError(f"--conformal_alpha is a share between 0 and 1, found {recipe.conformal_alpha:g}.")
 
 
 def output_labels(recipe: Recipe, loaded: Loaded) -> tuple[str, ...]:
@@ -112,10 +116,11 @@ def answer(folder: Path, loaded: Loaded, split: str) -> NDArray[np.float64]:
     return predict(folder, [loaded.root / path for path in paths], read_image, loaded.spec.task)
 
 
-def calibrate(model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
-    """Fold a temperature into the head; it, the positive label and its threshold are extra keys of config.json.
+def calibrate(recipe: Recipe, model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
+    """Fold a temperature into the head; it, threshold and conformal sets are extra keys of config.json.
 
     Args:
+        recipe: with the rule of the threshold and the share of sets that may miss.
         model: is changed.
         loaded: whose validation split the probabilities belong to.
         chances: (n, K).
@@ -124,18 +129,43 @@ def calibrate(model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float6
     logits = np.log(chances.clip(1e-12))  # equal to the logits up to a constant that softmax does not see
     temperature = fit_temperature(logits, labels)
     divide_logits(model, temperature)
+    calibrated = softmax(logits / temperature, axis=1)
     threshold = None
     if positive is not None:
-        threshold = youden_threshold(softmax(logits / temperature, axis=1)[:, positive], labels == positive)
-    # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
-    return {"positive_label": loaded.positive, "threshold": threshold, "folded_temperature": temperature}
+        threshold = choose_threshold(recipe.threshold, calibrated[:, positive], labels == positive)
+    lowest = conformal_quantiles(calibrated, labels, recipe.conformal_alpha)
+    return {
+        "positive_label": loaded.positive,
+        "threshold": threshold,
+        "threshold_rule": None if threshold is None else recipe.threshold,
+        # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
+        "folded_temperature": temperature,
+        "conformal": {
+            "alpha": recipe.conformal_alpha,
+            "lowest": dict(zip(loaded.labels, lowest.tolist(), strict=True)),
+            "pictures": np.bincount(labels, minlength=len(loaded.labels)).tolist(),
+        },
+    }
 
 
 def measure(loaded: Loaded, chances: NDArray[np.float64], config: Any) -> dict[str, Any]:
     """What results.json says of the test split of a data set."""
+    labels = indices(loaded, "test")
+    lowest = np.array([config.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts them
     groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
-    numbers = results(indices(loaded, "test"), chances, groups, loaded.labels, loaded.positive, config.threshold)
-    return {**numbers, "temperature": config.folded_temperature}
+    numbers = results(labels, chances, groups, loaded.labels, loaded.positive, config.threshold)
+    right = decide(chances, positive_output(loaded), config.threshold) == labels
+    return {
+        **numbers,
+        "threshold_rule": config.threshold_rule,
+        "temperature": config.folded_temperature,
+        "conformal": {**config.conformal, **set_results(chances, labels, lowest, right)},
+    }
+
+
+def positive_output(loaded: Loaded) -> int:
+    """Output of the positive label, or the last where there is none, as `decide` takes it."""
+    return len(loaded.labels) - 1 if loaded.positive_index is None else loaded.positive_index
 
 
 def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
@@ -145,8 +175,10 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: dict[str, Any]) -> None:
-    """Confusion matrix, ROC and reliability."""
+    """Confusion matrix, ROC, reliability, and what abstaining would give."""
     labels = indices(loaded, "test")
     plots.confusion(result["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png")
     plots.roc(labels, chances, loaded.labels, loaded.positive, result["threshold"], figures / "roc.png")
     plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
+    right = decide(chances, positive_output(loaded), result["threshold"]) == labels
+    plots.risk(chances.max(axis=1), right, result["conformal"]["abstained"]["value"], figures / "risk_coverage.png")

@@ -13,7 +13,8 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.calibration import fit_temperature_of_several, youden_threshold
+from hf_medtl.evaluation.calibration import fit_temperature_of_several
+from hf_medtl.evaluation.decisions import choose_threshold
 from hf_medtl.evaluation.evaluate import results_of_several
 from hf_medtl.evaluation.metrics import classification_metrics
 from hf_medtl.models.head import divide_logits
@@ -59,6 +60,7 @@ logger = logging.getLogger("hf_medtl")
 
 def build(recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
     """Model and image processor of a recipe; stock `pipeline()` applies a sigmoid to each output."""
+    recipe.refuse(("conformal_alpha",), "not where a picture can have several labels. Leave it out.")
     model, processor = classification.build(recipe, labels)
     model.config.problem_type = "multi_label_classification"
     return model, processor
@@ -102,10 +104,11 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
             "auc_labels": float(found["roc_auc"].notna().sum())}  # fmt: skip
 
 
-def calibrate(model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
+def calibrate(recipe: Recipe, model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
     """Fold one temperature for all labels into the head; it and each label's threshold are extra keys of config.json.
 
     Args:
+        recipe: with the rule of the thresholds.
         model: is changed.
         loaded: whose validation split the probabilities belong to.
         chances: (n, K).
@@ -115,7 +118,7 @@ def calibrate(model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float6
     temperature = fit_temperature_of_several(logits, has)
     divide_logits(model, temperature)
     thresholds = {
-        label: youden_threshold(scores, its)
+        label: choose_threshold(recipe.threshold, scores, its)
         for label, scores, its in zip(loaded.labels, expit(logits / temperature).T, has.T, strict=True)
         if its.any() and not its.all()
     }

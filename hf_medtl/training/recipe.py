@@ -18,6 +18,7 @@ from transformers.training_args import OptimizerNames
 from hf_medtl.data import augment
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.decisions import FORMS
 from hf_medtl.evaluation.postprocessing import check_postprocessing
 from hf_medtl.models.build import is_ours
 from hf_medtl.models.cnn import PRESETS
@@ -125,6 +126,8 @@ class Recipe(TrainingArguments):
     lr_step_epochs: float = _new(0.0, "Lower the learning rate every so many epochs, for --lr_scheduler_type; 0 = off.")
     lr_step_factor: float = _new(0.1, "The factor then.")
     early_stopping_patience: int = _new(5, "Evaluations without improvement before training stops; 0 = never.")
+    threshold: str = _new("youden", f"From which probability the positive label is decided: {FORMS}.")
+    conformal_alpha: float = _new(0.1, "Share of pictures whose conformal set of labels may lack the true one.")
     mixed_precision: str = _new("auto", "auto (bf16 or fp16 where the hardware has it), no, bf16 or fp16.")
     model_card: str | None = _new(None, "Markdown file with the prose of the model card.")
     model_license: str = _new("apache-2.0", "Licence of the fine-tuned weights, by the Hub's name.")

@@ -140,7 +140,7 @@ def run(recipe: Recipe) -> Path:
         if task.calibrate:
             answers = task.answer(folder, loaded, "validation")
             if recipe.should_save:
-                model.config.update(task.calibrate(model, loaded, answers))
+                model.config.update(task.calibrate(recipe, model, loaded, answers))
             save(recipe, folder, model, processor)
 
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]

@@ -56,7 +56,7 @@ def check(recipe: Recipe) -> None:
         "not for --task image-segmentation, since the masks would have to go through the same. Leave it out.",
     )
     recipe.refuse(
-        ("positive_label", "external_labels"),
+        ("positive_label", "external_labels", "threshold", "conformal_alpha"),
         "not for --task image-segmentation, which learns no labels. Leave it out.",
     )
     recipe.refuse(

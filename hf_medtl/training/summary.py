@@ -68,6 +68,13 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
                 console.print("These are means over the labels. Each by itself:")
                 facts = {"pictures": "n_positive", "threshold": "threshold"}
                 show_parts(console, "label", part["per_label"], facts, ("roc_auc", "sensitivity", "specificity"))
+            if "conformal" in part:
+                sets = part["conformal"]
+                line = f"Sets of labels held the true one in {interval(sets['coverage'])} of the pictures; "
+                line += f"{interval(sets['abstained'])} have none or several"
+                if sets["accuracy_of_the_rest"]["value"] is not None:
+                    line += f", and on the others {interval(sets['accuracy_of_the_rest'])} of the decisions are right"
+                console.print(f"{line}.", highlight=False)
             if len(part.get("by_source", {})) > 1:
                 facts = {"pictures": "n", "groups": "n_groups"}
                 show_parts(console, "source", part["by_source"], facts, ("dice", "iou", "hausdorff95"))

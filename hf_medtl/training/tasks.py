@@ -35,8 +35,8 @@ class Task:
         validation_metrics: what each evaluation during training logs.
         watched: the one that is drawn by epoch.
         answer: run folder, data set, split -> answers, through the folder's own pipeline.
-        calibrate: model, data set, answers on its validation split -> extra keys of config.json; may change the model.
-            None where nothing is fitted.
+        calibrate: recipe, model, data set, answers on its validation split -> extra keys of config.json; may change the
+            model. None where nothing is fitted.
         measure: data set, answers on its test split, configuration -> part of results.json, its metrics in `metrics`.
         drop: answers on the test split, answers on an external data set -> metric -> how much lower it is there; None
             where that is not computed.
@@ -57,7 +57,7 @@ class Task:
     validation_metrics: Callable[[EvalPrediction], dict[str, float]]
     watched: str
     answer: Callable[[Path, Loaded, str], Any]
-    calibrate: Callable[[PreTrainedModel, Loaded, Any], dict[str, Any]] | None
+    calibrate: Callable[[Recipe, PreTrainedModel, Loaded, Any], dict[str, Any]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
