@@ -73,7 +73,7 @@ def test_the_folder_has_everything_and_nothing_half_written(finished):
     assert present == {
         "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "splits.csv", "results.json",
         "predictions.csv", "README.md", "figures/history.png", "figures/confusion_matrix.png", "figures/roc.png",
-        "figures/reliability.png", "figures/risk_coverage.png",
+        "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors",
     }  # fmt: skip
     for figure in (finished / "figures").iterdir():
         Image.open(figure).verify()
@@ -84,7 +84,7 @@ def test_the_folder_has_everything_and_nothing_half_written(finished):
 def test_results_follow_the_schema(results):
     assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "threshold",
                             "threshold_rule", "temperature", "conformal", "metrics", "confusion_matrix", "labels",
-                            "train_seconds", "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
+                            "outliers", "train_seconds", "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
     assert list(results["metrics"]) == METRICS
     for name, metric in results["metrics"].items():
         assert set(metric) == {"value", "low", "high"}

@@ -87,6 +87,9 @@ def indices(loaded: Loaded, split: str) -> NDArray[np.int64]:
     return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.labels.index).to_numpy(np.int64)
 
 
+kinds = indices  # pictures of a label look alike
+
+
 def loss(recipe: Recipe, labels: tuple[str, ...], train: list[int]) -> ClassificationLoss:
     """That of a recipe, with class weights from the targets of the training split.
 

@@ -42,6 +42,7 @@ __all__ = [
     "check",
     "draw",
     "drop",
+    "kinds",
     "loss",
     "masks",
     "measure",
@@ -131,6 +132,11 @@ def calibrate(recipe: Recipe, model: PreTrainedModel, loaded: Loaded, chances: N
         "unfitted_thresholds": unfitted,
         "folded_temperature": temperature,
     }
+
+
+def kinds(loaded: Loaded, split: str) -> NDArray[np.int64]:
+    """(n,) zeros: combinations of labels are too many to be kinds."""
+    return np.zeros(int((loaded.table["split"] == split).sum()), np.int64)
 
 
 def measure(loaded: Loaded, chances: NDArray[np.float64], config: Any) -> dict[str, Any]:

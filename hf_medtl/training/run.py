@@ -4,11 +4,13 @@ import hashlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import set_seed
 
 from hf_medtl.data.augment import augmentation
@@ -16,8 +18,11 @@ from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.fingerprints import cores
 from hf_medtl.data.load import Loaded, load
 from hf_medtl.data.overlap import external
+from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
+from hf_medtl.evaluation.decisions import share
+from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
@@ -123,11 +128,13 @@ def run(recipe: Recipe) -> Path:
     try:
         if recipe.should_save:
             begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
+        splits = pictures(recipe, loaded, processor, task.masks(model.config, loaded), SPLITS)
         trainer = MedicalTrainer(
             recipe,
             model,
             processor,
-            **pictures(recipe, loaded, processor, task.masks(model.config, loaded)),
+            splits["train"],
+            splits["validation"],
             loss=loss,
             metrics=task.validation_metrics,
             reduce=task.reduce,
@@ -142,10 +149,16 @@ def run(recipe: Recipe) -> Path:
             if recipe.should_save:
                 model.config.update(task.calibrate(recipe, model, loaded, answers))
             save(recipe, folder, model, processor)
+        unlike = {}
+        if task.kinds:
+            others = {"external": pictures(recipe, outside, processor, splits=["test"])["test"]} if outside else {}
+            kinds = task.kinds(loaded, "train")
+            unlike = find_outliers(recipe, folder, trainer, kinds, splits | others)
+            save(recipe, folder, model, processor)
 
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
-            result = report(recipe, task, folder, tested, processor, trainer)
+            result = report(recipe, task, folder, tested, processor, trainer, unlike)
             finish(folder)
             show_results(folder, result)
             if recipe.push_to_hub:
@@ -164,9 +177,13 @@ def run(recipe: Recipe) -> Path:
 
 
 def pictures(
-    recipe: Recipe, loaded: Loaded, processor: Any, masks: dict[str, Any] | None = None
+    recipe: Recipe,
+    loaded: Loaded,
+    processor: Any,
+    masks: dict[str, Any] | None = None,
+    splits: Sequence[str] = ("train", "validation"),
 ) -> dict[str, Pictures]:
-    """Prepared pictures of the training split, augmented, and of the validation split, by split.
+    """Prepared pictures by split, those of the training split augmented.
 
     Args:
         masks: arguments of `prepare` that concern masks, if any are learnt.
@@ -191,8 +208,34 @@ def pictures(
             augmentation(recipe.augmentation) if split == "train" else None,
             recipe.seed,
         )
-        for split in ("train", "validation")
+        for split in splits
     }
+
+
+def find_outliers(
+    recipe: Recipe, folder: Path, trainer: MedicalTrainer, kinds: NDArray[np.int64], splits: dict[str, Pictures]
+) -> dict[str, Any]:
+    """Fit what tells pictures unlike those of training; its threshold, from validation, goes to the configuration.
+
+    Args:
+        kinds: (n,) of the training pictures, see `Task`.
+        splits: train, validation, test, and perhaps external.
+
+    Returns:
+        test, and perhaps external -> share of pictures called outliers, with limits; nothing if pictures are too few.
+    """
+    features = {name: trainer.head_inputs(its).numpy() for name, its in splits.items()}
+    try:
+        found = Outliers.fit(features.pop("train"), kinds)
+    except MedtlError as error:
+        logger.warning("Outliers will not be told: %s", error)
+        return {}
+    scores = {name: found.score(its) for name, its in features.items()}
+    threshold = outlier_threshold(scores.pop("validation"))
+    trainer.model.config.update({"outliers": {"threshold": threshold}})
+    if recipe.should_save:
+        found.save(folder)
+    return {name: share(its > threshold) for name, its in scores.items()}
 
 
 def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
@@ -212,11 +255,13 @@ def report(
     tested: list[tuple[Loaded, Any]],
     processor: Any,
     trainer: MedicalTrainer,
+    unlike: dict[str, Any],
 ) -> dict[str, Any]:
     """Write predictions, figures/, README.md and results.json; return the results.
 
     Args:
         tested: the data set and the answers on its test split, and those of an external one, if any.
+        unlike: of `find_outliers`.
     """
     loaded, answers = tested[0]
     precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # accelerate's own flags included
@@ -227,6 +272,7 @@ def report(
     ]
     result = {
         **measured[0],
+        **({"outliers": unlike} if unlike else {}),
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),

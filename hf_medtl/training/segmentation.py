@@ -206,7 +206,7 @@ def judged(folder: Path, loaded: Loaded, rows: list[int]) -> Iterator[tuple[dict
         yield metrics, true, final
 
 
-calibrate = None  # the class of the largest logit is decided, and no probabilities are given
+calibrate = kinds = None  # the class of the largest logit is decided, and no probabilities are given
 
 
 def measure(loaded: Loaded, table: pd.DataFrame, config: Any) -> dict[str, Any]:

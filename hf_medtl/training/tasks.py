@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
@@ -37,6 +39,8 @@ class Task:
         answer: run folder, data set, split -> answers, through the folder's own pipeline.
         calibrate: recipe, model, data set, answers on its validation split -> extra keys of config.json; may change the
             model. None where nothing is fitted.
+        kinds: data set, split -> (n,) kind of each picture, where pictures of a kind have like features, for telling
+            outliers; None where there is no head to take features before.
         measure: data set, answers on its test split, configuration -> part of results.json, its metrics in `metrics`.
         drop: answers on the test split, answers on an external data set -> metric -> how much lower it is there; None
             where that is not computed.
@@ -58,6 +62,7 @@ class Task:
     watched: str
     answer: Callable[[Path, Loaded, str], Any]
     calibrate: Callable[[Recipe, PreTrainedModel, Loaded, Any], dict[str, Any]] | None
+    kinds: Callable[[Loaded, str], NDArray[np.int64]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]

@@ -248,6 +248,16 @@ class MedicalTrainer(Trainer):
             len(self.sets[0]), self.sets[0].views, len(self.sets[1]), time.monotonic() - started,
         )  # fmt: skip
 
+    def head_inputs(self, pictures: Pictures) -> torch.Tensor:
+        """Features (n, d) before the head, of pictures as they are; every process gets all."""
+        plain = copy.copy(pictures)
+        plain.augment = None
+        data = features.FeatureSet(plain, views=1)
+        workers, batch = self.args.dataloader_num_workers, self.args.per_device_eval_batch_size
+        place = self.args.process_index, self.args.world_size
+        features.compute(data, self.model, self._prepare_inputs, batch, workers, *place)
+        return cast(torch.Tensor, data.values)[0]
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """That of Trainer; then the model is the plain one that is published: averaged, merged, whole."""
         result = super().train(*args, **kwargs)
