@@ -15,6 +15,7 @@ _NAMES = {
     "DATASETS": "hf_medtl.data.specs",
     "DatasetSpec": "hf_medtl.data.specs",
     "MedtlError": "hf_medtl.errors",
+    "Predictor": "hf_medtl.predict",
     "Recipe": "hf_medtl.training.recipe",
     "audit": "hf_medtl.data.audit",
     "load": "hf_medtl.data.load",
@@ -24,7 +25,19 @@ _NAMES = {
     "survey": "hf_medtl.data.load",
 }
 
-__all__ = ["DATASETS", "DatasetSpec", "MedtlError", "Recipe", "audit", "load", "main", "read_image", "run", "survey"]
+__all__ = [
+    "DATASETS",
+    "DatasetSpec",
+    "MedtlError",
+    "Predictor",
+    "Recipe",
+    "audit",
+    "load",
+    "main",
+    "read_image",
+    "run",
+    "survey",
+]
 
 if TYPE_CHECKING:
     from hf_medtl.data.audit import audit
@@ -32,6 +45,7 @@ if TYPE_CHECKING:
     from hf_medtl.data.load import load, survey
     from hf_medtl.data.specs import DATASETS, DatasetSpec
     from hf_medtl.errors import MedtlError
+    from hf_medtl.predict import Predictor
     from hf_medtl.training.recipe import Recipe
     from hf_medtl.training.run import main, run
 

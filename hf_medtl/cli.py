@@ -12,6 +12,7 @@ from hf_medtl.errors import MedtlError
 
 if TYPE_CHECKING:
     from hf_medtl.data.load import Survey
+    from hf_medtl.predict import Prediction
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +38,53 @@ def main() -> None:
         app()
     except MedtlError as error:
         sys.exit(f"Error: {error}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Run folder, or id of a model on the Hub.")],
+    places: Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.")],
+    out: Annotated[Path | None, typer.Option(help="Table to write: .csv, .jsonl or .parquet; else printed.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder for the masks of a segmentation model.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="Pictures at a time.")] = 16,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator where there is one.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run code of the model's repository.")
+    ] = False,
+) -> None:
+    """What a model says of pictures: probabilities, decision, and when it should not decide.
+
+    With --out the same command goes on where it was stopped. Exit code 1 if any picture could not be read.
+    """
+    from rich.console import Console
+
+    from hf_medtl.predict import Predictor, picture_files
+    from hf_medtl.predictions import predict_files
+
+    predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
+    if out:
+        number, failed = predict_files(predictor, places, out, f"{model}@{predictor.revision}", masks, batch_size)
+        print(f"{out}: {number} pictures{f', {failed} of them with an error' if failed else ''}")
+        raise typer.Exit(int(failed > 0))
+    if masks:
+        raise MedtlError("--masks go with a table. Give --out, too.")
+    console, failed = Console(highlight=False, soft_wrap=True), 0
+    for prediction in predictor.stream((path for place in places for path in picture_files(place)), batch_size):
+        console.print(describe(prediction), markup=False)
+        failed += bool(prediction.error)
+    console.print("For research and education only: not for diagnosis.")
+    raise typer.Exit(int(failed > 0))
+
+
+def describe(prediction: "Prediction") -> str:
+    """One line for people."""
+    if prediction.error:
+        return f"error: {prediction.error}"
+    its = prediction.area or prediction.probabilities
+    line = f"{prediction.name}: {prediction.decision or ('outlined' if prediction.area else 'none of the labels')}"
+    line += f" ({', '.join(f'{name} {value:.3f}' for name, value in its.items())})"
+    return f"{line}; abstain: {', '.join(prediction.reasons)}" if prediction.abstain else line
 
 
 @data.command("list")

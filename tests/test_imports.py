@@ -15,6 +15,8 @@ MAY_USE = {
     "explain": {"models"},
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
+    "predict": {"data", "models", "evaluation", "explain"},
+    "predictions": {"predict"},
 }
 TOP = {"hf_medtl.cli", "hf_medtl.training.run", "hf_medtl.training.summary", "hf_medtl"}
 

@@ -1,0 +1,295 @@
+"""Predictor: load any published image model and apply everything that was saved with it."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HFValidationError
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from hf_medtl.data.fingerprints import cores
+from hf_medtl.data.images import EXTENSIONS, read_image
+from hf_medtl.errors import MedtlError, UnreadableImage
+from hf_medtl.evaluation.decisions import conformal_sets
+from hf_medtl.evaluation.outliers import FILE as OUTLIERS
+from hf_medtl.evaluation.outliers import Outliers
+from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.models.head import find_head, is_segmenter
+
+Source = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture. A picture that can't be read has an `error` and nothing else.
+
+    Attributes:
+        name: its path, or #0, #1, ... by its place.
+        probabilities: label -> calibrated probability, in output order; empty for masks.
+        label: the most probable; None for masks.
+        decision: label at the saved threshold; with several labels a picture those decided, with | between them.
+        candidates: conformal set of labels; None where none was saved.
+        reasons: why no decision should be taken from this: "uncertain" (not one candidate), "unlike the training
+            pictures"; empty where it may.
+        outlier: score by the threshold, above 1 unlike the training pictures; None where none was saved.
+        mask: (H, W) class indices at the picture's own size, after the saved postprocessing; None for labels.
+        area: class -> share of the picture's pixels, without the background.
+        error: why there is no answer.
+    """
+
+    name: str
+    probabilities: dict[str, float] = field(default_factory=dict)
+    label: str | None = None
+    decision: str | None = None
+    candidates: tuple[str, ...] | None = None
+    reasons: tuple[str, ...] = ()
+    outlier: float | None = None
+    mask: NDArray[np.uint8] | None = None
+    area: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def abstain(self) -> bool:
+        """Whether there are `reasons`."""
+        return bool(self.reasons)
+
+    def row(self) -> dict[str, Any]:
+        """Flat, for tables: path, label, p_LABEL, area_CLASS, decision, abstain, reason, error."""
+        return {
+            "path": self.name,
+            "label": self.label,
+            **{f"p_{label}": p for label, p in self.probabilities.items()},
+            **{f"area_{name}": share for name, share in self.area.items()},
+            "decision": self.decision,
+            "abstain": self.abstain,
+            "reason": ", ".join(self.reasons),
+            "error": self.error,
+        }
+
+
+class Predictor:
+    """An image classifier or segmentation model with its image processor and all that its folder says of decisions.
+
+    Args:
+        model: with a configuration that may have threshold, thresholds, positive_label, conformal, outliers and
+            postprocessing; any other model has none, and gives probabilities or masks alone.
+        processor: its image processor.
+        outliers: what tells pictures unlike those of training.
+        revision: commit on the Hub that it was loaded from, or the start of the SHA-256 of a folder's weights.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, outliers: Outliers | None = None, revision: str | None = None
+    ) -> None:
+        self.model, self.processor, self.outliers, self.revision = model.eval(), processor, outliers, revision
+        self.config = model.config
+        self.labels = tuple(name for _, name in sorted((self.config.id2label or {}).items()))
+        self.of_masks = is_segmenter(model)
+        self.several = self.config.problem_type == "multi_label_classification"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+    ) -> "Predictor":
+        """From a run folder or a Hub id.
+
+        Args:
+            name: folder or id.
+            revision: branch, tag or commit on the Hub.
+            device: "cuda", "cpu", ...; an accelerator where there is one, if not given.
+            trust_remote_code: run code of the repository. Ours needs none: what `hf_medtl` brings itself is used.
+
+        Raises:
+            MedtlError: no such model, no network, or neither a classifier nor a segmentation model.
+        """
+        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            config = AutoConfig.from_pretrained(name, **hub)
+            masks = any(kind.endswith("ForSemanticSegmentation") for kind in config.architectures or ())
+            auto: Any = AutoModelForSemanticSegmentation if masks else AutoModelForImageClassification
+            model = auto.from_pretrained(name, **hub, dtype=torch.float32, use_safetensors=True)
+            processor = AutoImageProcessor.from_pretrained(name, **hub)
+            found = cached_file(name, OUTLIERS, revision=revision, _raise_exceptions_for_missing_entries=False)
+            outliers = Outliers.load(Path(found).parent) if found and getattr(config, "outliers", None) else None
+        except (OSError, ValueError, KeyError, HFValidationError, SafetensorError) as error:
+            raise MedtlError(
+                f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
+                " Give a run folder or the id of a model on the Hub; check the spelling and the network."
+            ) from error
+        revision = _digest(Path(name)) if Path(name).is_dir() else _commit(str(name), revision)
+        return cls(model.to(device or _device()), processor, outliers, revision)
+
+    def predict(self, images: Source | Iterable[Source], batch_size: int = 16) -> list[Prediction]:
+        """Answers for pictures, in their order; a folder stands for the pictures in it.
+
+        Args:
+            images: paths, bytes, Pillow pictures or uint8 arrays (H, W[, 3]), or one of these. Deep pictures and DICOM
+                are windowed as in training.
+            batch_size: pictures at a time.
+        """
+        return list(self.stream(images, batch_size))
+
+    def stream(self, images: Source | Iterable[Source], batch_size: int = 16) -> Iterator[Prediction]:
+        """`predict` for any number of pictures: two batches at a time are in memory."""
+        sources = enumerate(_each(images))
+        with ThreadPoolExecutor(cores()) as pool:
+            waiting = pool.map(_read, islice(sources, batch_size))
+            while batch := list(waiting):
+                waiting = pool.map(_read, islice(sources, batch_size))  # read while the model works
+                yield from self._batch(batch)
+
+    def _batch(self, batch: list[tuple[str, Image.Image | None, str]]) -> Iterator[Prediction]:
+        pictures = [picture for _, picture, _ in batch if picture is not None]
+        answers = iter(self._answer(pictures) if pictures else ())
+        for name, picture, error in batch:
+            yield Prediction(name, error=error) if picture is None else Prediction(name, **next(answers))
+
+    @torch.inference_mode()
+    def _answer(self, pictures: list[Image.Image]) -> Iterator[dict[str, Any]]:
+        """The fields of `Prediction` for each of some RGB pictures."""
+        seen: list[torch.Tensor] = []
+        hook = (
+            find_head(self.model).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
+            if self.outliers
+            else None
+        )
+        try:
+            inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
+            logits = self.model(**inputs).logits.float()
+        finally:
+            if hook:
+                hook.remove()
+        if self.of_masks:
+            sizes = [(picture.height, picture.width) for picture in pictures]
+            for one, size in zip(logits, sizes, strict=True):
+                # As image processors of segmentation models do it.
+                large = torch.nn.functional.interpolate(one[None], size, mode="bilinear", align_corners=False)
+                yield self._mask(large[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
+            return
+        chances = (logits.sigmoid() if self.several else logits.softmax(dim=1)).double().cpu().numpy()
+        scores = np.full(len(pictures), np.nan)
+        if self.outliers:
+            scores = self.outliers.score(seen[0].float().cpu().numpy()) / self.config.outliers["threshold"]
+        for p, score in zip(chances, scores, strict=True):
+            yield self._labels(p, None if np.isnan(score) else float(score))
+
+    def _mask(self, mask: NDArray[np.uint8]) -> dict[str, Any]:
+        mask = postprocess(mask, getattr(self.config, "postprocessing", None) or {})
+        counts = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size
+        return {"mask": mask, "area": dict(zip(self.labels[1:], counts[1:].tolist(), strict=True))}
+
+    def _labels(self, p: NDArray[np.float64], score: float | None) -> dict[str, Any]:
+        config, best = self.config, self.labels[int(p.argmax())]
+        decision, candidates, reasons = best, None, []
+        positive, threshold = getattr(config, "positive_label", None), getattr(config, "threshold", None)
+        if self.several:
+            cuts = getattr(config, "thresholds", None) or {}
+            decided = [label for label, chance in zip(self.labels, p, strict=True) if chance >= cuts.get(label, 0.5)]
+            decision = "|".join(decided)
+        elif positive is not None and threshold is not None:
+            index = self.labels.index(positive)
+            decision = positive if p[index] >= threshold else self.labels[1 - index]
+        if conformal := getattr(config, "conformal", None):
+            lowest = np.array([conformal["lowest"][label] for label in self.labels])
+            inside = conformal_sets(p[None], lowest)[0]
+            candidates = tuple(label for label, is_in in zip(self.labels, inside, strict=True) if is_in)
+            reasons += ["uncertain"] if len(candidates) != 1 else []
+        if score is not None and score > 1:
+            reasons.append("unlike the training pictures")
+        return {
+            "probabilities": dict(zip(self.labels, p.tolist(), strict=True)),
+            "label": best,
+            "decision": decision,
+            "candidates": candidates,
+            "reasons": tuple(reasons),
+            "outlier": score,
+        }
+
+
+def columns(predictor: Predictor) -> list[str]:
+    """Those of `Prediction.row` for a model's pictures."""
+    some = [f"area_{name}" for name in predictor.labels[1:]] if predictor.of_masks else []
+    some = some or [f"p_{label}" for label in predictor.labels]
+    return ["path", "label", *some, "decision", "abstain", "reason", "error"]
+
+
+def picture_files(place: Path) -> list[Path]:
+    """A file, or the pictures below a folder, by name.
+
+    Raises:
+        MedtlError: there is no such place, or no picture in it.
+    """
+    if place.is_dir():
+        found = sorted(path for path in place.rglob("*") if path.name.lower().endswith(EXTENSIONS) and path.is_file())
+        if not found:
+            raise MedtlError(f"{place} has no pictures. They end in {', '.join(EXTENSIONS)}; others by their own path.")
+        return found
+    if not place.exists():
+        raise MedtlError(f"{place} does not exist. Give files, or a folder with pictures.")
+    return [place]
+
+
+def _each(images: Source | Iterable[Source]) -> Iterator[Source]:
+    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
+        images = [images]
+    for source in images:
+        if isinstance(source, str | Path) and Path(source).is_dir():
+            yield from picture_files(Path(source))
+        else:
+            yield source
+
+
+def _read(numbered: tuple[int, Source]) -> tuple[str, Image.Image | None, str]:
+    """Name, RGB picture and error of a source."""
+    number, source = numbered
+    name = str(source) if isinstance(source, str | Path) else f"#{number}"
+    try:
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8:
+                raise UnreadableImage(f"{name}: 8-bit pixels are expected, found {source.dtype}. Apply a window first.")
+            source = Image.fromarray(source)
+        if not isinstance(source, Image.Image):
+            return name, read_image(source), ""
+        if source.mode[0] in "IF":
+            raise UnreadableImage(f"{name}: 8-bit pixels are expected, found mode {source.mode}. Apply a window first.")
+        return name, source.convert("RGB"), ""
+    except UnreadableImage as error:
+        return name, None, str(error)
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit in the Hub's cache that the files came from."""
+    found = cached_file(name, "config.json", revision=revision)
+    return extract_commit_hash(found, None)
+
+
+def _digest(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        with path.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:12]
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
