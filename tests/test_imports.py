@@ -16,7 +16,9 @@ MAY_USE = {
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
 }
-TOP = {"hf_medtl.cli", "hf_medtl.training.run", "hf_medtl.training.summary", "hf_medtl"}
+TOP = {
+    *("hf_medtl", "hf_medtl.cli", "hf_medtl.training.folds", "hf_medtl.training.run", "hf_medtl.training.summary"),
+}
 
 
 def imports(path: Path) -> set[str]:

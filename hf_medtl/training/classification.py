@@ -149,3 +149,17 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     plots.confusion(result["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png")
     plots.roc(labels, chances, loaded.labels, loaded.positive, result["threshold"], figures / "roc.png")
     plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
+
+
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path) -> dict[str, Any]:
+    """What results.json says of all folds' test pictures, each decided with the threshold of the fold's own model."""
+    names, positive = singles[0]["labels"], singles[0]["positive_label"]
+    labels = table["label"].map(names.index).to_numpy(np.int64)
+    chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+    own = None if positive is None else np.array([single["threshold"] for single in singles])[table["fold"]]
+    found = results(labels, chances, table["group"].tolist(), names, positive, own)
+    index, where = None if positive is None else names.index(positive), "pooled folds"
+    plots.confusion(found["confusion_matrix"], names, figures / "confusion_matrix.png", where)
+    plots.roc(labels, chances, names, positive, own, figures / "roc.png", where)
+    plots.reliability(labels, chances, index, figures / "reliability.png", where)
+    return found

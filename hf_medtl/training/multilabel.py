@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
+from hf_medtl.data.specs import labels_of
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature_of_several, youden_threshold
 from hf_medtl.evaluation.evaluate import results_of_several
@@ -45,6 +46,7 @@ __all__ = [
     "masks",
     "measure",
     "output_labels",
+    "pool",
     "predictions",
     "reduce",
     "start",
@@ -150,3 +152,18 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     has = targets(loaded, "test") > 0
     plots.roc_of_several(has, chances, loaded.labels, figures / "roc.png")
     plots.reliability_of_several(has, chances, figures / "reliability.png")
+
+
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path) -> dict[str, Any]:
+    """What results.json says of all folds' test pictures, each decided with the thresholds of the fold's own model."""
+    names, where = singles[0]["labels"], "pooled folds"
+    has = np.array([[name in labels_of(cell) for name in names] for cell in table["label"]])
+    chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+    each = {name: [single["per_label"][name] for single in singles] for name in names}
+    own = {name: np.array([its["threshold"] for its in each[name]])[table["fold"]] for name in names}
+    found = results_of_several(has, chances, table["group"].tolist(), own)
+    for name in names:
+        found["per_label"][name]["threshold_fitted"] = all(its["threshold_fitted"] for its in each[name])
+    plots.roc_of_several(has, chances, names, figures / "roc.png", where)
+    plots.reliability_of_several(has, chances, figures / "reliability.png", where)
+    return found

@@ -42,6 +42,8 @@ class Task:
             where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
         draw: folder of figures, data set, answers, results -> figures.
+        pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures -> part of
+            the folds' common results.json; draws figures.
     """
 
     check: Callable[[Recipe], None]
@@ -62,6 +64,7 @@ class Task:
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
+    pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path], dict[str, Any]]
 
 
 def _row(module: Any) -> Task:
