@@ -238,3 +238,27 @@ def test_thresholds_of_each_case():
     assert decide(p, 1, np.array([0.3, 0.5, 0.95])).tolist() == [1, 0, 0]
     with pytest.raises(ValueError, match=r"one for each of 3 cases, found \(2,\)"):
         decide(p, 1, np.array([0.3, 0.5]))
+
+
+def test_cross_validations_side_by_side(validated, phantoms, tiny, tmp_path):
+    other = run(Recipe(**wishes(phantoms, tiny, tmp_path / "other", seed=2, split_seed=1, learning_rate=1e-3)))
+    done = script(sys.executable, "benchmarks/folds.py", validated, other)
+    assert done.returncode == 0, done.stderr
+    rows = {row.split("|")[1].strip(): row.split("|") for row in done.stdout.splitlines() if row.startswith("|")}
+    (first, table), (second, theirs) = read(validated), read(other)
+    both = table.merge(theirs, on=["image_id", "label", "group", "fold"])
+    assert len(both) == 48
+    mean, true = (both["p_lesion_x"] + both["p_lesion_y"]) / 2, both["label"] == "lesion"
+    cuts = np.mean([[single["threshold"] for single in result["folds"]] for result in (first, second)], axis=0)
+    for name, decided in (("at 0.5", mean >= 0.5), ("at the mean of thresholds", mean >= cuts[both["fold"]])):
+        cells = rows[f"average, {name}"]
+        assert cells[2].split()[0] == f"{roc_auc_score(true, mean):.3f}"
+        assert cells[3].split()[0] == f"{accuracy_score(true, decided):.3f}"
+    accuracy = first["metrics"]["accuracy"]
+    assert rows["all"][3].strip() == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**accuracy)
+    gain = first["metrics"]["roc_auc"]["value"] - second["metrics"]["roc_auc"]["value"]
+    assert rows["other minus all"][2].split()[0] == f"{-gain:+.3f}"
+
+    apart = script(sys.executable, "benchmarks/folds.py", validated, validated / "fold-0")
+    assert apart.returncode == 1
+    assert "same number of folds" in apart.stderr

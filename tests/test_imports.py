@@ -17,7 +17,14 @@ MAY_USE = {
     "publish": {"evaluation"},
 }
 TOP = {
-    *("hf_medtl", "hf_medtl.cli", "hf_medtl.training.folds", "hf_medtl.training.run", "hf_medtl.training.summary"),
+    *(
+        "hf_medtl",
+        "hf_medtl.cli",
+        "hf_medtl.ensemble",
+        "hf_medtl.training.folds",
+        "hf_medtl.training.run",
+        "hf_medtl.training.summary",
+    ),
 }
 
 

@@ -151,15 +151,20 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
 
 
-def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path) -> dict[str, Any]:
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:
     """What results.json says of all folds' test pictures, each decided with the threshold of the fold's own model."""
     names, positive = singles[0]["labels"], singles[0]["positive_label"]
     labels = table["label"].map(names.index).to_numpy(np.int64)
     chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
-    own = None if positive is None else np.array([single["threshold"] for single in singles])[table["fold"]]
+    own = None if positive is None else of_each([single["threshold"] for single in singles], table)
     found = results(labels, chances, table["group"].tolist(), names, positive, own)
-    index, where = None if positive is None else names.index(positive), "pooled folds"
+    index = None if positive is None else names.index(positive)
     plots.confusion(found["confusion_matrix"], names, figures / "confusion_matrix.png", where)
     plots.roc(labels, chances, names, positive, own, figures / "roc.png", where)
     plots.reliability(labels, chances, index, figures / "reliability.png", where)
     return found
+
+
+def of_each(values: list[float], table: pd.DataFrame) -> float | NDArray[np.float64]:
+    """The value of each picture's fold (n,), or the only one."""
+    return values[0] if len(values) == 1 else np.array(values)[table["fold"]]

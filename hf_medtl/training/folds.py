@@ -130,7 +130,7 @@ def summarise(folder: Path, folders: Sequence[Path], recipe: Recipe, task: Task,
     result = {
         **{key: singles[0][key] for key in ("dataset", "task")},
         "split": "out-of-fold",
-        **task.pool(table, singles, figures),
+        **task.pool(table, singles, figures, "pooled folds"),
         "mean_over_folds": spreads([single["metrics"] for single in singles]),
         "folds": [
             {"fold": fold} | {key: single[key] for key in OF_EACH if key in single}

@@ -25,6 +25,7 @@ from hf_medtl.training.classification import (
     check,
     drop,
     masks,
+    of_each,
     output_labels,
     reduce,
     start,
@@ -154,13 +155,13 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     plots.reliability_of_several(has, chances, figures / "reliability.png")
 
 
-def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path) -> dict[str, Any]:
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:
     """What results.json says of all folds' test pictures, each decided with the thresholds of the fold's own model."""
-    names, where = singles[0]["labels"], "pooled folds"
+    names = singles[0]["labels"]
     has = np.array([[name in labels_of(cell) for name in names] for cell in table["label"]])
     chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
     each = {name: [single["per_label"][name] for single in singles] for name in names}
-    own = {name: np.array([its["threshold"] for its in each[name]])[table["fold"]] for name in names}
+    own = {name: of_each([its["threshold"] for its in each[name]], table) for name in names}
     found = results_of_several(has, chances, table["group"].tolist(), own)
     for name in names:
         found["per_label"][name]["threshold_fitted"] = all(its["threshold_fitted"] for its in each[name])

@@ -42,8 +42,8 @@ class Task:
             where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
         draw: folder of figures, data set, answers, results -> figures.
-        pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures -> part of
-            the folds' common results.json; draws figures.
+        pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures, title of
+            the pictures -> part of the folds' common results.json; draws figures.
     """
 
     check: Callable[[Recipe], None]
@@ -64,7 +64,7 @@ class Task:
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
-    pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path], dict[str, Any]]
+    pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path, str], dict[str, Any]]
 
 
 def _row(module: Any) -> Task:
@@ -84,6 +84,11 @@ def check(recipe: Recipe) -> None:
     if recipe.task not in TASKS:
         raise MedtlError(f"--task is one of {', '.join(TASKS)}, found {recipe.task!r}.")
     TASKS[recipe.task].check(recipe)
+
+
+def task_of_results(result: dict[str, Any]) -> Task:
+    """The row that wrote a results.json."""
+    return SEVERAL if "per_label" in result else TASKS[result["task"]]
 
 
 def task_of(loaded: Loaded) -> Task:
