@@ -2,10 +2,10 @@
 
     python benchmarks/folds.py runs/vit-s runs/lite0
 
-Each argument is a folder that `--folds K` without `--fold` has finished; all with the same data, folds and split seed.
-Prints pooled out-of-fold metrics with 95 % intervals (bootstrap over groups), and paired differences. The average is of
-calibrated probabilities: of each fold's models, which were all trained without that fold, so it is honest. It is decided
-at 0.5, and at the mean of the thresholds that the fold's models got from validation.
+Each argument is a folder that `--folds K` without `--fold` has finished, with the same data, folds and split seed. It
+prints pooled out-of-fold metrics with 95 % intervals (bootstrap over groups), and paired differences. The average is of
+the calibrated probabilities of each fold's models, none of which has seen that fold, so it is honest. It is decided at
+0.5, and at the mean of the thresholds that the fold's models got from validation.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from hf_medtl.evaluation.intervals import Interval, bootstrap
 
 METRICS = {"roc_auc": "ROC AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
            "brier": "Brier score", "ece": "calibration error"}  # fmt: skip
+COMPARED = ("roc_auc", "accuracy", "brier")
 
 
 def read(folder: Path) -> Predictions:
@@ -36,23 +37,24 @@ def read(folder: Path) -> Predictions:
 
 
 def check_same_folds(folders: Sequence[Path]) -> None:
-    """Raise MedtlError unless fold k has the same training, validation and test pictures everywhere."""
+    """Raise MedtlError unless fold k has the same test pictures everywhere."""
     for folder in folders:
         sets = [sorted(path.name for path in place.glob("fold-*")) for place in (folders[0], folder)]
         if not sets[0] or sets[0] != sets[1]:
             raise MedtlError(f"{folders[0]} and {folder} do not have the same number of folds.")
         for name in sets[0]:
-            one, other = (split_of(place / name) for place in (folders[0], folder))
+            one, other = (tested(place / name) for place in (folders[0], folder))
             if one != other:
                 raise MedtlError(
-                    f"{folders[0]}/{name} and {folder}/{name} are split differently: an average would mix in models that "
-                    "have seen the picture. Give both the same --folds, --split_seed and --validation_fraction."
+                    f"{folders[0]}/{name} and {folder}/{name} have other test pictures: an average would mix in models "
+                    "that have seen the picture. Give both the same --folds and --split_seed."
                 )
 
 
-def split_of(folder: Path) -> set[tuple[str, ...]]:
-    """Which picture is on which side."""
-    return set(pd.read_csv(folder / "splits.csv", dtype=str)[["image_id", "sha256", "split"]].itertuples(index=False))
+def tested(folder: Path) -> set[str]:
+    """SHA-256 of a run's test pictures."""
+    table = pd.read_csv(folder / "splits.csv", dtype=str)
+    return set(table.loc[table["split"] == "test", "sha256"])
 
 
 def averages(runs: Sequence[Predictions]) -> list[Predictions]:
@@ -71,7 +73,7 @@ def show(interval: Interval, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def report(folders: Sequence[Path]) -> str:
+def report(folders: Sequence[Path], resamples: int) -> str:
     """Markdown of both tables."""
     check_same_folds(folders)
     runs = [read(folder) for folder in folders]
@@ -82,11 +84,12 @@ def report(folders: Sequence[Path]) -> str:
     lines = [f"{len(runs[0].labels)} pictures in {runs[0].table['group'].nunique()} groups, out of fold", ""]
     lines += [f"| model | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
     for run in every:
-        its = bootstrap(run.labels, run.probabilities, run.table["group"], run.positive, run.threshold)
+        its = bootstrap(run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples)
         lines.append(f"| {run.name} | {' | '.join(show(its[name]) for name in METRICS)} |")
-    lines += ["", f"| first minus second | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
+    titles = [METRICS[name] for name in COMPARED]
+    lines += ["", f"| first minus second | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for one, other in itertools.combinations(reversed(every), 2):
-        found = [show(difference([one], [other], name), "+") for name in METRICS]
+        found = [show(difference([one], [other], name, resamples), "+") for name in COMPARED]
         lines.append(f"| {one.name} minus {other.name} | {' | '.join(found)} |")
     return "\n".join(lines)
 
@@ -94,11 +97,12 @@ def report(folders: Sequence[Path]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="finished cross-validations, two or more")
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     options = parser.parse_args()
     if len(options.folders) < 2:
         parser.error("two or more cross-validations are needed")
     try:
-        print(report(options.folders))
+        print(report(options.folders, options.resamples))
     except MedtlError as error:
         parser.exit(1, f"Error: {error}\n")
 

@@ -242,7 +242,7 @@ def test_thresholds_of_each_case():
 
 def test_cross_validations_side_by_side(validated, phantoms, tiny, tmp_path):
     other = run(Recipe(**wishes(phantoms, tiny, tmp_path / "other", seed=2, split_seed=1, learning_rate=1e-3)))
-    done = script(sys.executable, "benchmarks/folds.py", validated, other)
+    done = script(sys.executable, "benchmarks/folds.py", validated, other, "--resamples", 100)
     assert done.returncode == 0, done.stderr
     rows = {row.split("|")[1].strip(): row.split("|") for row in done.stdout.splitlines() if row.startswith("|")}
     (first, table), (second, theirs) = read(validated), read(other)
@@ -254,8 +254,7 @@ def test_cross_validations_side_by_side(validated, phantoms, tiny, tmp_path):
         cells = rows[f"average, {name}"]
         assert cells[2].split()[0] == f"{roc_auc_score(true, mean):.3f}"
         assert cells[3].split()[0] == f"{accuracy_score(true, decided):.3f}"
-    accuracy = first["metrics"]["accuracy"]
-    assert rows["all"][3].strip() == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**accuracy)
+    assert rows["all"][3].split()[0] == f"{first['metrics']['accuracy']['value']:.3f}"  # each picture's own threshold
     gain = first["metrics"]["roc_auc"]["value"] - second["metrics"]["roc_auc"]["value"]
     assert rows["other minus all"][2].split()[0] == f"{-gain:+.3f}"
 
