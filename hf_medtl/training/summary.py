@@ -94,7 +94,7 @@ def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:
 def show_folds(folder: Path, result: dict[str, Any]) -> None:
     """Print the metrics of each fold and of all together, and where they are."""
     console = Console()
-    usual = ("roc_auc", "accuracy", "sensitivity", "specificity", "dice", "iou", "hausdorff95")
+    usual = ("roc_auc", "accuracy", "dice", "iou")
     rows = {str(fold["fold"]): fold for fold in result["folds"]} | {"pooled": result}
     shown = [name for name in usual if name in result["metrics"]]
     show_parts(console, "fold", rows, {"pictures": "n", "groups": "n_groups", "threshold": "threshold"}, shown)
