@@ -87,6 +87,26 @@ def describe(prediction: "Prediction") -> str:
     return f"{line}; abstain: {', '.join(prediction.reasons)}" if prediction.abstain else line
 
 
+@app.command()
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of all folds.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", "--output-dir", help="New folder for the ensemble.")],
+    soup: Annotated[bool, typer.Option("--soup", help="Average the weights, not the probabilities.")] = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data_dir", "--data-dir", help="The runs' data, to calibrate and test a soup of one split."),
+    ] = None,
+) -> None:
+    """Put runs together: one model that gives the mean of their calibrated probabilities."""
+    from hf_medtl.ensemble import ensemble
+    from hf_medtl.training.summary import show_results
+
+    result = ensemble(runs, output_dir, soup, data_dir)
+    if "metrics" in result:
+        show_results(output_dir, result)
+    print(f"{output_dir}: weights and README.md, which says what is known of it.")
+
+
 @data.command("list")
 def list_() -> None:
     """The data sets that are known by name."""

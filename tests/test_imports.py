@@ -18,7 +18,16 @@ MAY_USE = {
     "predict": {"data", "models", "evaluation", "explain"},
     "predictions": {"predict"},
 }
-TOP = {"hf_medtl.cli", "hf_medtl.training.run", "hf_medtl.training.summary", "hf_medtl"}
+TOP = {
+    *(
+        "hf_medtl",
+        "hf_medtl.cli",
+        "hf_medtl.ensemble",
+        "hf_medtl.training.folds",
+        "hf_medtl.training.run",
+        "hf_medtl.training.summary",
+    ),
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -23,7 +23,7 @@ class Predictions:
         table: image_id, label and group of each of n pictures.
         labels: (n,) class indices.
         probabilities: (n, K).
-        positive, threshold: as in `classification_metrics`.
+        positive, threshold: as in `classification_metrics`; of all folds together each picture has its own threshold.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Predictions:
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     positive: int
-    threshold: float | None
+    threshold: float | NDArray[np.float64] | None
 
     @classmethod
     def read(cls, folder: str | Path) -> "Predictions":
-        """From a finished run's folder.
+        """From the folder of a finished run, or of all folds.
 
         Raises:
             MedtlError: the folder has no results, or those of several labels a picture.
@@ -53,13 +53,16 @@ class Predictions:
         names = list(result["labels"])
         positive = names.index(result["positive_label"]) if result["positive_label"] else len(names) - 1
         chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+        threshold = result["threshold"]
+        if "folds" in result and result["positive_label"]:
+            threshold = np.array([fold["threshold"] for fold in result["folds"]])[table["fold"]]
         return cls(
             folder.name,
             table[["image_id", "label", "group"]],
             table["label"].map(names.index).to_numpy(np.int64),
             chances,
             positive,
-            result["threshold"],
+            threshold,
         )
 
     def metric(self, name: str, weights: NDArray | None = None) -> NDArray[np.float64]:

@@ -82,7 +82,7 @@ def results(
     groups: Sequence[str],
     names: Sequence[str],
     positive: str | None = None,
-    threshold: float | None = None,
+    threshold: float | NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The part of results.json that comes from predictions: metrics with 95 % intervals by bootstrap over groups.
@@ -92,12 +92,13 @@ def results(
         probabilities: (n, K).
         groups: (n,) of pictures that belong together.
         names: (K,) labels in output order.
-        positive, threshold: the decision with two labels; argmax with more.
+        positive, threshold: the decision with two labels, (n,) thresholds where pictures were seen by several models;
+            argmax with more.
         seed: of the bootstrap.
 
     Returns:
-        n, n_groups, positive_label, threshold, metrics (name -> value, low, high; null where undefined),
-        confusion_matrix (rows true, columns decided), labels.
+        n, n_groups, positive_label, threshold (null if there are n), metrics (name -> value, low, high; null where
+        undefined), confusion_matrix (rows true, columns decided), labels.
     """
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
@@ -106,7 +107,7 @@ def results(
         "n": len(labels),
         "n_groups": len(set(groups)),
         "positive_label": positive,
-        "threshold": threshold,
+        "threshold": None if isinstance(threshold, np.ndarray) else threshold,
         "metrics": {name: plain(interval) for name, interval in intervals.items()},
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
         "labels": list(names),
@@ -117,7 +118,7 @@ def results_of_several(
     targets: NDArray[np.bool_],
     probabilities: NDArray[np.float64],
     groups: Sequence[str],
-    thresholds: Mapping[str, float],
+    thresholds: Mapping[str, float | NDArray[np.float64]],
     seed: int = 0,
 ) -> dict[str, Any]:
     """The same where a picture can have several labels.
@@ -126,7 +127,7 @@ def results_of_several(
         targets: (n, K) which picture has which label.
         probabilities: (n, K).
         groups: (n,) of pictures that belong together.
-        thresholds: label, in output order, -> probability from which it is decided.
+        thresholds: label, in output order, -> probability from which it is decided, or (n,) of them.
         seed: of the bootstrap.
 
     Returns:
@@ -140,7 +141,7 @@ def results_of_several(
         decided = p >= threshold
         per_label[label] = {
             "n_positive": int(has.sum()),
-            "threshold": threshold,
+            "threshold": None if isinstance(threshold, np.ndarray) else threshold,
             "threshold_fitted": True,
             "metrics": {
                 name: plain(interval) | ({} if np.isfinite(interval.value) else {"reason": _reason(has, decided)})

@@ -25,7 +25,7 @@ def bootstrap(
     probabilities: ArrayLike,
     groups: ArrayLike,
     positive: int = 1,
-    threshold: float | None = None,
+    threshold: float | NDArray[np.float64] | None = None,
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -73,7 +73,7 @@ def bootstrap_several(
     targets: NDArray[np.bool_],
     probabilities: NDArray[np.float64],
     groups: ArrayLike,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | NDArray[np.float64]],
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -89,7 +89,7 @@ def bootstrap_several(
         targets: (n, K) which picture has which label.
         probabilities: (n, K).
         groups: (n,) as in `bootstrap`.
-        thresholds: (K,) from which a label is decided.
+        thresholds: (K,) from which a label is decided, or K of (n,).
         resamples, level, seed: as in `bootstrap`.
 
     Returns:
@@ -302,7 +302,12 @@ def _interval(value: float, draws: NDArray, parts: NDArray | None, level: float)
 
 
 def _score_parts(
-    y: NDArray, p: NDArray, group: NDArray, positive: int, threshold: float | None, level: float
+    y: NDArray,
+    p: NDArray,
+    group: NDArray,
+    positive: int,
+    threshold: float | NDArray[np.float64] | None,
+    level: float,
 ) -> dict[str, NDArray]:
     """For each metric but brier and ece the rates it is the mean of: (C, 3) of estimate, low, high."""
     decisions = decide(p, positive, threshold)

@@ -20,7 +20,7 @@ def classification_metrics(
     labels: ArrayLike,
     probabilities: ArrayLike,
     positive: int = 1,
-    threshold: float | None = None,
+    threshold: float | FloatArray | None = None,
     weights: ArrayLike | None = None,
     bins: int = 10,
 ) -> dict[str, float | FloatArray]:
@@ -40,7 +40,7 @@ def classification_metrics(
         labels: (n,) true class indices.
         probabilities: (n, K), rows summing to 1 within 1e-3.
         positive: the class of interest when K == 2.
-        threshold: probability of `positive`; only for K == 2.
+        threshold: probability of `positive`, one for all cases or (n,) one for each; only for K == 2.
         weights: (n,) or (B, n), not negative: how often each case counts.
         bins: calibration bins.
 
@@ -110,10 +110,11 @@ def classification_metrics(
     return {name: float(values[0]) for name, values in means.items()}
 
 
-def decide(probabilities: ArrayLike, positive: int = 1, threshold: float | None = None) -> IntArray:
+def decide(probabilities: ArrayLike, positive: int = 1, threshold: float | FloatArray | None = None) -> IntArray:
     """The class decided for each case, (n,).
 
-    K == 2: `positive` where its probability is at least `threshold` (0.5 if None), else the other class.
+    K == 2: `positive` where its probability is at least `threshold` (0.5 if None; one for all, or (n,) one for each
+    case, such as that of the model that saw it), else the other class.
     K > 2: the most probable class, the lowest index on a tie.
 
     Raises:
@@ -128,8 +129,10 @@ def decide(probabilities: ArrayLike, positive: int = 1, threshold: float | None 
                 f"expected threshold None for {n_classes} classes (the decision is argmax), got {threshold}"
             )
         return probabilities.argmax(axis=1)
-    cut = 0.5 if threshold is None else float(threshold)
-    if np.isnan(cut):
+    cut = np.asarray(0.5 if threshold is None else threshold, np.float64)
+    if cut.shape not in ((), (len(probabilities),)):
+        raise ValueError(f"expected one threshold, or one for each of {len(probabilities)} cases, found {cut.shape}")
+    if np.isnan(cut).any():
         raise ValueError("expected a threshold that is a number, found NaN")
     return np.where(probabilities[:, positive] >= cut, positive, 1 - positive)
 

@@ -38,12 +38,12 @@ def history(
     figure.savefig(path, dpi=120)
 
 
-def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
-    """Confusion matrix (K, K) of the test split: rows true, columns decided."""
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path, where: str = "test split") -> None:
+    """Confusion matrix (K, K) of the test split, or `where` else: rows true, columns decided."""
     figure = Figure(figsize=(4 + 0.4 * len(names), 3.4 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
     ConfusionMatrixDisplay(np.array(matrix), display_labels=list(names)).plot(ax=axes, cmap="Blues", colorbar=False)
-    axes.set(xlabel="decided", ylabel="true", title="Test split")
+    axes.set(xlabel="decided", ylabel="true", title=where.capitalize())
     figure.savefig(path, dpi=120)
 
 
@@ -52,8 +52,9 @@ def roc(
     probabilities: NDArray[np.float64],
     names: Sequence[str],
     positive: str | None,
-    threshold: float | None,
+    threshold: float | NDArray[np.float64] | None,
     path: Path,
+    where: str = "test split",
 ) -> None:
     """ROC curve of the positive label with the saved threshold's point, or of each label against the rest."""
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
@@ -65,15 +66,20 @@ def roc(
         index = list(names).index(positive)
         called = decide(probabilities, index, threshold) == index
         actual = labels == index
-        axes.plot(called[~actual].mean(), called[actual].mean(), "o", color=ORANGE, label=f"threshold {threshold:.2f}")
+        caption = "own thresholds" if isinstance(threshold, np.ndarray) else f"threshold {threshold:.2f}"
+        axes.plot(called[~actual].mean(), called[actual].mean(), "o", color=ORANGE, label=caption)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="Test split", aspect="equal")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=where.capitalize(), aspect="equal")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 
 
 def roc_of_several(
-    targets: NDArray[np.bool_], probabilities: NDArray[np.float64], names: Sequence[str], path: Path
+    targets: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+    names: Sequence[str],
+    path: Path,
+    where: str = "test split",
 ) -> None:
     """ROC curve of each label (n, K) that the test split has pictures with and without."""
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
@@ -82,13 +88,17 @@ def roc_of_several(
         if has.any() and not has.all():
             RocCurveDisplay.from_predictions(has, scores, ax=axes, name=name)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="Test split", aspect="equal")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=where.capitalize(), aspect="equal")
     axes.legend(loc="lower right", fontsize=8 if len(names) < 8 else 5)
     figure.savefig(path, dpi=120)
 
 
 def reliability(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], index: int | None, path: Path, bins: int = 10
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    index: int | None,
+    path: Path,
+    where: str = "test split",
 ) -> None:
     """Observed share against predicted probability in equal-mass bins, with the number of pictures in each.
 
@@ -98,18 +108,18 @@ def reliability(
         score, outcome = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     else:
         score, outcome = probabilities[:, index], labels == index
-    _reliability(score, outcome, f"{len(labels)} pictures", path, bins)
+    _reliability(score, outcome, f"{len(labels)} pictures", path, where)
 
 
 def reliability_of_several(
-    targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, bins: int = 10
+    targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, where: str = "test split"
 ) -> None:
     """The same of every label of every picture (n, K), together."""
-    _reliability(probabilities.ravel(), targets.ravel(), "{} pictures x {} labels".format(*targets.shape), path, bins)
+    _reliability(probabilities.ravel(), targets.ravel(), "{} pictures x {} labels".format(*targets.shape), path, where)
 
 
-def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption: str, path: Path, bins: int) -> None:
-    number = calibration_bins(score, bins)
+def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption: str, path: Path, where: str) -> None:
+    number = calibration_bins(score)
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
@@ -117,7 +127,7 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
     axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=BLUE, label=caption)
     for x, y, count in points:
         axes.annotate(str(count), (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8, color=GREY)
-    axes.set(xlabel="predicted probability", ylabel="observed share", title="Reliability on the test split")
+    axes.set(xlabel="predicted probability", ylabel="observed share", title=f"Reliability on the {where}")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -166,7 +176,9 @@ def outlines(
     figure.savefig(path, dpi=120)
 
 
-def by_source(values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path) -> None:
+def by_source(
+    values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path, where: str = "test split"
+) -> None:
     """A point a picture by source, with the mean and its interval from `by_source` of results.json."""
     figure = Figure(figsize=(2.5 + 1.3 * len(results), 3.8), layout="constrained")
     axes, rng = figure.subplots(), np.random.default_rng(0)
@@ -179,6 +191,24 @@ def by_source(values: NDArray[np.float64], sources: Sequence[str], results: dict
             axes.plot([place, place], [low, high], color=BLUE, linewidth=2, zorder=2)
     axes.set_xticks(range(len(results)), [f"{name}\n{part['n']} pictures" for name, part in results.items()])
     axes.set(
-        ylabel="Dice", title="Test split: mean and 95 % interval", xlim=(-0.5, len(results) - 0.5), ylim=(None, 1.01)
+        ylabel="Dice",
+        title=f"{where.capitalize()}: mean and 95 % interval",
+        xlim=(-0.5, len(results) - 0.5),
+        ylim=(None, 1.01),
     )
+    figure.savefig(path, dpi=120)
+
+
+def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str, title: str, path: Path) -> None:
+    """A metric with its interval for each fold, and of all folds' pictures pooled; each from a `metrics`."""
+    figure = Figure(figsize=(2.5 + 0.6 * len(folds), 3.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (part, colour) in enumerate([*((fold, GREY) for fold in folds), (pooled, BLUE)]):
+        value, low, high = (part[metric][key] for key in ("value", "low", "high"))
+        if value is not None:
+            axes.plot(place, value, "o", color=colour)
+        if low is not None:
+            axes.plot([place, place], [low, high], color=colour, linewidth=2)
+    axes.set_xticks(range(len(folds) + 1), [*map(str, range(len(folds))), "pooled"])
+    axes.set(xlabel="fold", ylabel=title, title=f"{title} with 95 % intervals", xlim=(-0.5, len(folds) + 0.5))
     figure.savefig(path, dpi=120)

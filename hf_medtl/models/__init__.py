@@ -8,6 +8,7 @@ from transformers import (
 )
 
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
+from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.models.smp import SmpConfig, SmpForSemanticSegmentation
 
@@ -19,6 +20,8 @@ AutoImageProcessor.register(
 )
 AutoConfig.register(MedicalCnnConfig.model_type, MedicalCnnConfig)
 AutoModelForImageClassification.register(MedicalCnnConfig, MedicalCnnForImageClassification)
+AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)
+AutoModelForImageClassification.register(EnsembleConfig, EnsembleForImageClassification)
 AutoConfig.register(SmpConfig.model_type, SmpConfig)
 AutoModelForSemanticSegmentation.register(SmpConfig, SmpForSemanticSegmentation)
 
@@ -26,5 +29,7 @@ AutoModelForSemanticSegmentation.register(SmpConfig, SmpForSemanticSegmentation)
 MedicalImageProcessor.register_for_auto_class()
 MedicalCnnConfig.register_for_auto_class()
 MedicalCnnForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+EnsembleConfig.register_for_auto_class()
+EnsembleForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 SmpConfig.register_for_auto_class()
 SmpForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

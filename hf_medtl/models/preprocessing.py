@@ -56,14 +56,7 @@ def build_processor(
         name_processor(config, None if plain else MedicalImageProcessor)
         if plain:
             return timm
-        height, width = timm.data_config["input_size"][1:]
-        settings: dict[str, Any] = {
-            "size": {"height": height, "width": width},
-            "resample": getattr(Image.Resampling, timm.data_config["interpolation"].upper(), Image.Resampling.BICUBIC),
-            "image_mean": list(timm.data_config["mean"]),
-            "image_std": list(timm.data_config["std"]),
-        }
-        return medical(settings, steps, fit, lung_model)
+        return of_own_class(timm, steps, fit, lung_model)
     try:
         stock = (
             ViTImageProcessor(size=config.image_size) if not name else AutoImageProcessor.from_pretrained(name, **hub)
@@ -73,7 +66,7 @@ def build_processor(
             f"{name} has no usable preprocessor_config.json ({type(error).__name__}), so size, mean and standard "
             "deviation of its pictures are unknown. Use a checkpoint that has one."
         ) from error
-    settings = {
+    settings: dict[str, Any] = {
         "size": input_size(stock, config),
         "resample": Image.Resampling.BICUBIC if stock.resample is None else stock.resample,
         "image_mean": list(stock.image_mean),
@@ -125,6 +118,48 @@ def name_processor(config: TimmWrapperConfig, processor: type[MedicalImageProces
     if processor is not None:
         auto_map = {"AutoImageProcessor": f"processor.{processor.__name__}"}
         config.update({"image_processor_type": processor.__name__, "auto_map": auto_map})
+
+
+def of_own_class(
+    timm: Any, steps: Sequence[str] = (), fit: str = "squash", lung_model: str | None = None
+) -> MedicalImageProcessor:
+    """Processor that does what that of a timm model does when nothing is cropped away, and steps besides."""
+    height, width = timm.data_config["input_size"][1:]
+    settings = {
+        "size": {"height": height, "width": width},
+        "resample": getattr(Image.Resampling, timm.data_config["interpolation"].upper(), Image.Resampling.BICUBIC),
+        "image_mean": list(timm.data_config["mean"]),
+        "image_std": list(timm.data_config["std"]),
+    }
+    return medical(settings, steps, fit, lung_model)
+
+
+def shared_processor(processors: Sequence[Any], names: Sequence[str]) -> Any:
+    """One processor whose pixels are those of all, up to mean and standard deviation, which are those of the first.
+
+    Args:
+        processors: of several models.
+        names: of these, for messages.
+
+    Raises:
+        MedtlError: they differ in something else.
+    """
+    savable = [of_own_class(each) if hasattr(each, "data_config") else each for each in processors]
+    aside = ("image_mean", "image_std", "auto_map", "image_processor_type")
+    settings = [
+        {"class": type(each).__name__} | {key: value for key, value in each.to_dict().items() if key not in aside}
+        for each in savable
+    ]
+    for name, its in zip(names, settings, strict=True):
+        unlike = [key for key in {**settings[0], **its} if settings[0].get(key) != its.get(key)]
+        if unlike:
+            pairs = "; ".join(f"{key} is {settings[0].get(key)} and {its.get(key)}" for key in unlike)
+            raise MedtlError(
+                f"The pictures of {names[0]} and {name} are prepared differently ({pairs}). Only mean and standard "
+                "deviation may differ: train them with the same size, --preprocessing and --fit. Stock processors "
+                "round differently when they resize; with a medical step, such as grayscale, all are ours."
+            )
+    return savable[0]
 
 
 def input_size(processor: Any, config: PreTrainedConfig) -> dict[str, int]:

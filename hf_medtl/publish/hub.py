@@ -8,7 +8,7 @@ from hf_medtl.errors import MedtlError
 
 FILES = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
-         "cnn.py", "smp.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
+         "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
          "figures/*.png", "lung_model/*", "outliers.safetensors")  # fmt: skip
 
 

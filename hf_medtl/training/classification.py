@@ -119,14 +119,17 @@ def answer(folder: Path, loaded: Loaded, split: str) -> NDArray[np.float64]:
     return predict(folder, [loaded.root / path for path in paths], read_image, loaded.spec.task)
 
 
-def calibrate(recipe: Recipe, model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
+def calibrate(
+    model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64], rule: str, alpha: float
+) -> dict[str, Any]:
     """Fold a temperature into the head; it, threshold and conformal sets are extra keys of config.json.
 
     Args:
-        recipe: with the rule of the threshold and the share of sets that may miss.
         model: is changed.
         loaded: whose validation split the probabilities belong to.
         chances: (n, K).
+        rule: of the threshold.
+        alpha: share of sets that may miss.
     """
     labels, positive = indices(loaded, "validation"), loaded.positive_index
     logits = np.log(chances.clip(1e-12))  # equal to the logits up to a constant that softmax does not see
@@ -135,16 +138,16 @@ def calibrate(recipe: Recipe, model: PreTrainedModel, loaded: Loaded, chances: N
     calibrated = softmax(logits / temperature, axis=1)
     threshold = None
     if positive is not None:
-        threshold = choose_threshold(recipe.threshold, calibrated[:, positive], labels == positive)
-    lowest = conformal_quantiles(calibrated, labels, recipe.conformal_alpha)
+        threshold = choose_threshold(rule, calibrated[:, positive], labels == positive)
+    lowest = conformal_quantiles(calibrated, labels, alpha)
     return {
         "positive_label": loaded.positive,
         "threshold": threshold,
-        "threshold_rule": None if threshold is None else recipe.threshold,
+        "threshold_rule": None if threshold is None else rule,
         # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
         "folded_temperature": temperature,
         "conformal": {
-            "alpha": recipe.conformal_alpha,
+            "alpha": alpha,
             "lowest": dict(zip(loaded.labels, lowest.tolist(), strict=True)),
             "pictures": np.bincount(labels, minlength=len(loaded.labels)).tolist(),
         },
@@ -185,3 +188,22 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
     right = decide(chances, positive_output(loaded), result["threshold"]) == labels
     plots.risk(chances.max(axis=1), right, result["conformal"]["abstained"]["value"], figures / "risk_coverage.png")
+
+
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:
+    """What results.json says of all folds' test pictures, each decided with the threshold of the fold's own model."""
+    names, positive = singles[0]["labels"], singles[0]["positive_label"]
+    labels = table["label"].map(names.index).to_numpy(np.int64)
+    chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+    own = None if positive is None else of_each([single["threshold"] for single in singles], table)
+    found = results(labels, chances, table["group"].tolist(), names, positive, own)
+    index = None if positive is None else names.index(positive)
+    plots.confusion(found["confusion_matrix"], names, figures / "confusion_matrix.png", where)
+    plots.roc(labels, chances, names, positive, own, figures / "roc.png", where)
+    plots.reliability(labels, chances, index, figures / "reliability.png", where)
+    return found
+
+
+def of_each(values: list[float], table: pd.DataFrame) -> float | NDArray[np.float64]:
+    """The value of each picture's fold (n,), or the only one."""
+    return values[0] if len(values) == 1 else np.array(values)[table["fold"]]

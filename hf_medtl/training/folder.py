@@ -30,6 +30,11 @@ FIXED = (
 GIGABYTE = 1e9
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    return (folder / "results.json").exists() and not (folder / MARK).exists()
+
+
 def check_folder(folder: Path, resuming: bool) -> None:
     """Refuse a folder whose contents a new run would spoil.
 
@@ -40,7 +45,7 @@ def check_folder(folder: Path, resuming: bool) -> None:
         return
     if not folder.is_dir():
         raise MedtlError(f"--output_dir {folder} is a file. Give a folder that is new or empty.")
-    if (folder / "results.json").exists() and not (folder / MARK).exists():
+    if is_finished(folder):
         raise MedtlError(f"{folder} holds a finished run. Give another --output_dir, or move that one away.")
     if any(folder.glob("checkpoint-*")) and not resuming:
         raise MedtlError(
@@ -95,21 +100,12 @@ def begin(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.Data
             folder / MARK, "This run is not finished. To go on: the same command with --resume_from_checkpoint auto\n"
         )
         if (folder / "splits.csv").exists():
-            before = pd.read_csv(folder / "splits.csv", keep_default_na=False)[["sha256", "split"]]
-            if before.to_csv(index=False) != table[["sha256", "split"]].to_csv(index=False):
-                raise MedtlError(
-                    f"The pictures or their split differ from {folder / 'splits.csv'}, so going on would mix test and "
-                    "training pictures. Restore the data and seed of that run, or give another --output_dir."
-                )
+            check_split(folder, table)
         if (folder / "recipe.yaml").exists():
-            then, now = (yaml.safe_load(text) for text in ((folder / "recipe.yaml").read_text("utf-8"), recipe_yaml))
-            for key in FIXED:
-                if then.get(key) != now.get(key):
-                    raise MedtlError(
-                        f"--{key} was {then.get(key, 'not given')} in the run of {folder} and is "
-                        f"{now.get(key, 'not given')} now, so its checkpoints do not fit. Give what it was, or another "
-                        "--output_dir."
-                    )
+            for key, words in changes(folder, recipe_yaml).items():
+                if key in FIXED:
+                    raise MedtlError(f"{words}, so its checkpoints do not fit. Give what it was, or another "
+                                     "--output_dir.")  # fmt: skip
         # A table of the user's own may call patients by their names.
         named = table.assign(patient=pseudonyms(table["patient"].tolist()))
         write(folder / "splits.csv", named[COLUMNS].to_csv(index=False))
@@ -118,6 +114,30 @@ def begin(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.Data
             write(folder / "excluded.csv", excluded.to_csv(index=False))
     except PermissionError as error:
         raise MedtlError(f"--output_dir {folder} can't be written to. Give a folder that is yours.") from error
+
+
+def check_split(folder: Path, table: pd.DataFrame) -> None:
+    """Refuse other pictures, or another split of them, than those of a run's splits.csv.
+
+    Raises:
+        MedtlError: they differ.
+    """
+    before = pd.read_csv(folder / "splits.csv", keep_default_na=False)[["sha256", "split"]]
+    if before.to_csv(index=False) != table[["sha256", "split"]].to_csv(index=False):
+        raise MedtlError(
+            f"The pictures or their split differ from {folder / 'splits.csv'}, so going on would mix test and "
+            "training pictures. Restore the data and seed of that run, or give another --output_dir."
+        )
+
+
+def changes(folder: Path, recipe_yaml: str) -> dict[str, str]:
+    """Key -> words for each key of a recipe that is not what it was in a run's recipe.yaml."""
+    then, now = (yaml.safe_load(text) for text in ((folder / "recipe.yaml").read_text("utf-8"), recipe_yaml))
+    return {
+        key: f"--{key} was {then.get(key, 'not given')} in the run of {folder} and is {now.get(key, 'not given')} now"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    }
 
 
 def write(path: Path, content: str | dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
+from hf_medtl.data.specs import labels_of
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature_of_several
 from hf_medtl.evaluation.decisions import choose_threshold
@@ -25,6 +26,7 @@ from hf_medtl.training.classification import (
     check,
     drop,
     masks,
+    of_each,
     output_labels,
     reduce,
     start,
@@ -47,6 +49,7 @@ __all__ = [
     "masks",
     "measure",
     "output_labels",
+    "pool",
     "predictions",
     "reduce",
     "start",
@@ -105,21 +108,24 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
             "auc_labels": float(found["roc_auc"].notna().sum())}  # fmt: skip
 
 
-def calibrate(recipe: Recipe, model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64]) -> dict[str, Any]:
+def calibrate(
+    model: PreTrainedModel, loaded: Loaded, chances: NDArray[np.float64], rule: str, alpha: float
+) -> dict[str, Any]:
     """Fold one temperature for all labels into the head; it and each label's threshold are extra keys of config.json.
 
     Args:
-        recipe: with the rule of the thresholds.
         model: is changed.
         loaded: whose validation split the probabilities belong to.
         chances: (n, K).
+        rule: of the thresholds.
+        alpha: not used, as there are no sets.
     """
     has = targets(loaded, "validation") > 0
     logits = logit(chances.clip(1e-7, 1 - 1e-7))  # as near to 1 as float32 can tell
     temperature = fit_temperature_of_several(logits, has)
     divide_logits(model, temperature)
     thresholds = {
-        label: choose_threshold(recipe.threshold, scores, its)
+        label: choose_threshold(rule, scores, its)
         for label, scores, its in zip(loaded.labels, expit(logits / temperature).T, has.T, strict=True)
         if its.any() and not its.all()
     }
@@ -159,3 +165,18 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     has = targets(loaded, "test") > 0
     plots.roc_of_several(has, chances, loaded.labels, figures / "roc.png")
     plots.reliability_of_several(has, chances, figures / "reliability.png")
+
+
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:
+    """What results.json says of all folds' test pictures, each decided with the thresholds of the fold's own model."""
+    names = singles[0]["labels"]
+    has = np.array([[name in labels_of(cell) for name in names] for cell in table["label"]])
+    chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+    each = {name: [single["per_label"][name] for single in singles] for name in names}
+    own = {name: of_each([its["threshold"] for its in each[name]], table) for name in names}
+    found = results_of_several(has, chances, table["group"].tolist(), own)
+    for name in names:
+        found["per_label"][name]["threshold_fitted"] = all(its["threshold_fitted"] for its in each[name])
+    plots.roc_of_several(has, chances, names, figures / "roc.png", where)
+    plots.reliability_of_several(has, chances, figures / "reliability.png", where)
+    return found

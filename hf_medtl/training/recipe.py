@@ -1,5 +1,6 @@
 """Recipe: everything one run needs, flat."""
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -79,7 +80,9 @@ class Recipe(TrainingArguments):
     validation_fraction: float = _new(0.15, "Share of the pictures for early stopping, temperature and threshold.")
     test_fraction: float = _new(0.2, "Share of the pictures for the reported results.")
     folds: int = _new(0, "Cut the pictures into so many folds, one of which is the test split; 0 = use test_fraction.")
-    fold: int = _new(0, "Which of the folds, from 0, is the test split.")
+    fold: int | None = _new(
+        None, "Which of the folds, from 0, is the test split; all, one after the other, if not given."
+    )
     splits: str | None = _new(None, "splits.csv of another run, to repeat its split exactly.")
     external_dataset: str | None = _new(None, "Second data set to test on; refused if training sees its pictures.")
     external_data_dir: str | None = _new(None, "Its folder or file; downloaded if not given.")
@@ -161,7 +164,8 @@ class Recipe(TrainingArguments):
             f.name: value
             for f in dataclasses.fields(self)
             for value, usual in [(getattr(self, f.name), _default(f))]
-            if f.name not in PLACES and value != usual and (value or usual not in (None, "", "no", False))
+            if f.name not in PLACES and value != usual
+            if value or type(value) is int or usual not in (None, "", "no", False)  # 0 is a number, False is nothing
         }
         if "model_name_or_path" in self._chosen:
             self._chosen["model_name_or_path"] = self.base_model
@@ -205,6 +209,7 @@ class Recipe(TrainingArguments):
             raise MedtlError(f"--head_dropout is a share of 0 or more and below 1, found {self.head_dropout}.")
         self._check_strategy()
         self._check_loss()
+        self._check_folds()
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
 
@@ -238,6 +243,36 @@ class Recipe(TrainingArguments):
                 raise MedtlError(f"--{option} is 0 or more and below {below:g}, found {value:g}.")
         if not 0 < self.lr_step_factor <= 1:
             raise MedtlError(f"--lr_step_factor is above 0 and at most 1, found {self.lr_step_factor:g}.")
+
+    def _check_folds(self) -> None:
+        if self.fold is not None and not self.folds:
+            raise MedtlError(f"--fold {self.fold} is one of --folds, which is not given. Give both, such as --folds 5.")
+        if not self.all_folds:
+            return
+        if self.splits:
+            raise MedtlError("--splits is one split, and --folds without --fold makes several. Leave one of them out.")
+        if self.push_to_hub:
+            raise MedtlError(
+                "--push_to_hub can't publish all folds: they are several models. Publish one of them (--fold), or an "
+                "ensemble: leave out --push_to_hub, then see hf-medtl ensemble --help."
+            )
+        if str(self.resume_from_checkpoint).lower() not in ("none", "false", "no", "auto", "true", "last"):
+            raise MedtlError(
+                f"--resume_from_checkpoint {self.resume_from_checkpoint} is of one fold. With all folds: auto, each "
+                "goes on from its own."
+            )
+
+    @property
+    def all_folds(self) -> bool:
+        """Whether each fold is to be the test split once."""
+        return bool(self.folds) and self.fold is None
+
+    def of_fold(self, fold: int) -> "Recipe":
+        """The same for one fold, with a folder of its own; as --fold makes it, but without a second process group."""
+        single = copy.copy(self)
+        single.fold, single.output_dir = fold, str(Path(str(self.output_dir)) / f"fold-{fold}")
+        single._chosen = {**self._chosen, "fold": fold}
+        return single
 
     @property
     def plan(self) -> Strategy:

@@ -16,7 +16,7 @@ from transformers import set_seed
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.fingerprints import cores
-from hf_medtl.data.load import Loaded, load
+from hf_medtl.data.load import Loaded
 from hf_medtl.data.overlap import external
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
@@ -26,8 +26,10 @@ from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
+from hf_medtl.training.data import read
 from hf_medtl.training.environment import environment, keep_freed_memory, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
+from hf_medtl.training.folds import cross_validate
 from hf_medtl.training.recipe import Recipe, words
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
@@ -70,11 +72,15 @@ def main(defaults: dict[str, Any]) -> None:
 def run(recipe: Recipe) -> Path:
     """Load, split, fine-tune, calibrate, save, evaluate, draw and describe; return the run folder.
 
+    With --folds and no --fold, do so for each fold, and then say what the folds say together.
+
     Raises:
         MedtlError: what the user can mend, before training wherever it can be known then.
         Interrupted: after Ctrl-C, when the checkpoint is written.
     """
     check(recipe)
+    if recipe.all_folds:
+        return cross_validate(recipe, run)
     folder = Path(str(recipe.output_dir))
     if recipe.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
         # accelerate launch gives each process a single thread, however many cores there are.
@@ -83,20 +89,7 @@ def run(recipe: Recipe) -> Path:
         keep_freed_memory()
     check_folder(folder, resuming=bool(recipe.resume_from_checkpoint))
     with recipe.main_process_first(local=True):  # the other processes find its caches
-        loaded = load(
-            recipe.dataset,
-            recipe.data_dir,
-            official_split=recipe.official_split,
-            validation_fraction=recipe.validation_fraction,
-            test_fraction=recipe.test_fraction,
-            seed=int(recipe.split_seed or 0),
-            folds=recipe.folds,
-            fold=recipe.fold,
-            splits=recipe.splits,
-            positive=recipe.positive_label,
-            task=recipe.task,
-            sources=words(recipe.sources),
-        )
+        loaded = read(recipe)
         outside = None
         if recipe.external_dataset:
             outside = external(
@@ -147,7 +140,8 @@ def run(recipe: Recipe) -> Path:
         if task.calibrate:
             answers = task.answer(folder, loaded, "validation")
             if recipe.should_save:
-                model.config.update(task.calibrate(recipe, model, loaded, answers))
+                rules = recipe.threshold, recipe.conformal_alpha
+                model.config.update(task.calibrate(model, loaded, answers, *rules))
             save(recipe, folder, model, processor)
         unlike = {}
         if task.kinds:

@@ -237,3 +237,11 @@ def draw(figures: Path, loaded: Loaded, table: pd.DataFrame, result: dict[str, A
     pictures = [np.asarray(read_image(loaded.root / path)) for path in loaded.table["path"][rows]]
     plots.outlines(pictures, found, captions, figures / "outlines.png")
     plots.by_source(dice, table["source"].tolist(), result["by_source"], figures / "dice_by_source.png")
+
+
+def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:
+    """What results.json says of all folds' test pictures."""
+    found = results_of_masks(table, singles[0]["labels"], singles[0]["postprocessing"])
+    dice, sources = table["dice"].to_numpy(np.float64), table["source"].tolist()
+    plots.by_source(dice, sources, found["by_source"], figures / "dice_by_source.png", where)
+    return found

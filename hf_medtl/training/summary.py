@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_medtl.data.load import Loaded
 from hf_medtl.models.preprocessing import describe_processor
-from hf_medtl.publish.card import NAMES, interval
+from hf_medtl.publish.card import NAMES, interval, spread
 from hf_medtl.training.recipe import Recipe
 
 
@@ -88,6 +88,37 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
     )
 
 
+def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Print what will be done with each fold, from its fold, state and number of pictures by split."""
+    table = Table(title=f"{len(folds)} folds in {folder}, each with the disk of one run", title_justify="left")
+    for column in folds[0]:
+        table.add_column(column, justify="left" if column == "state" else "right")
+    for fold in folds:
+        table.add_row(*map(str, fold.values()))
+    Console().print(table)
+
+
+def show_folds(folder: Path, result: dict[str, Any]) -> None:
+    """Print the metrics of each fold and of all together, and where they are."""
+    console = Console()
+    usual = ("roc_auc", "accuracy", "dice", "iou")
+    rows = {str(fold["fold"]): fold for fold in result["folds"]} | {"pooled": result}
+    shown = [name for name in usual if name in result["metrics"]]
+    show_parts(console, "fold", rows, {"pictures": "n", "groups": "n_groups", "threshold": "threshold"}, shown)
+    table = Table("metric", title=f"All folds, {result['dataset']}", title_justify="left")
+    table.add_column("pooled [95 % interval]", justify="right")
+    table.add_column("mean over folds (lowest to highest)", justify="right")
+    for name, metric in result["metrics"].items():
+        table.add_row(NAMES[name], interval(metric), spread(result["mean_over_folds"][name]))
+    console.print(table)
+    console.print(
+        f"\nThe folds are in [bold]{folder}[/bold]: a run each, and README.md, results.json, predictions.csv, figures/ "
+        "of all.\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def show_parts(console: Console, kind: str, parts: dict[str, Any], facts: dict[str, str], shown: Sequence[str]) -> None:
     """Print a table with a row for each label or source.
 
@@ -102,6 +133,9 @@ def show_parts(console: Console, kind: str, parts: dict[str, Any], facts: dict[s
         table.add_column(column, justify="right")
     for name, its in parts.items():
         numbers = [its[key] for key in facts.values()]
-        cells = [f"{number:.3f}" if isinstance(number, float) else str(number) for number in numbers]
+        cells = [
+            f"{number:.3f}" if isinstance(number, float) else "" if number is None else str(number)
+            for number in numbers
+        ]
         table.add_row(name, *cells, *(interval(its["metrics"][metric]) for metric in shown))
     console.print(table)

@@ -37,8 +37,8 @@ class Task:
         validation_metrics: what each evaluation during training logs.
         watched: the one that is drawn by epoch.
         answer: run folder, data set, split -> answers, through the folder's own pipeline.
-        calibrate: recipe, model, data set, answers on its validation split -> extra keys of config.json; may change the
-            model. None where nothing is fitted.
+        calibrate: model, data set, answers on its validation split, rule of the threshold, share of conformal sets that
+            may miss -> extra keys of config.json; may change the model. None where nothing is fitted.
         kinds: data set, split -> (n,) kind of each picture, where pictures of a kind have like features, for telling
             outliers; None where there is no head to take features before.
         measure: data set, answers on its test split, configuration -> part of results.json, its metrics in `metrics`.
@@ -46,6 +46,8 @@ class Task:
             where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
         draw: folder of figures, data set, answers, results -> figures.
+        pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures, title of
+            the pictures -> part of the folds' common results.json; draws figures.
     """
 
     check: Callable[[Recipe], None]
@@ -61,12 +63,13 @@ class Task:
     validation_metrics: Callable[[EvalPrediction], dict[str, float]]
     watched: str
     answer: Callable[[Path, Loaded, str], Any]
-    calibrate: Callable[[Recipe, PreTrainedModel, Loaded, Any], dict[str, Any]] | None
+    calibrate: Callable[[PreTrainedModel, Loaded, Any, str, float], dict[str, Any]] | None
     kinds: Callable[[Loaded, str], NDArray[np.int64]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
+    pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path, str], dict[str, Any]]
 
 
 def _row(module: Any) -> Task:
@@ -86,6 +89,11 @@ def check(recipe: Recipe) -> None:
     if recipe.task not in TASKS:
         raise MedtlError(f"--task is one of {', '.join(TASKS)}, found {recipe.task!r}.")
     TASKS[recipe.task].check(recipe)
+
+
+def task_of_results(result: dict[str, Any]) -> Task:
+    """The row that wrote a results.json."""
+    return SEVERAL if "per_label" in result else TASKS[result["task"]]
 
 
 def task_of(loaded: Loaded) -> Task:

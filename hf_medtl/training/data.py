@@ -1,0 +1,22 @@
+"""The pictures of a recipe, split as it says."""
+
+from hf_medtl.data.load import Loaded, load
+from hf_medtl.training.recipe import Recipe, words
+
+
+def read(recipe: Recipe) -> Loaded:
+    """`load` with the arguments that a recipe has for it; errors as there."""
+    return load(
+        recipe.dataset,
+        recipe.data_dir,
+        official_split=recipe.official_split,
+        validation_fraction=recipe.validation_fraction,
+        test_fraction=recipe.test_fraction,
+        seed=int(recipe.split_seed or 0),
+        folds=recipe.folds,
+        fold=recipe.fold or 0,
+        splits=recipe.splits,
+        positive=recipe.positive_label,
+        task=recipe.task,
+        sources=words(recipe.sources),
+    )
