@@ -1,0 +1,201 @@
+"""Many processes learn what one would; a run that is killed goes on as if it had not been."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, flags, options
+from nursery import Nursery, free_port
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_medtl import MedtlError, Recipe
+from hf_medtl.data.phantoms import write
+from hf_medtl.training.batches import Shares, divide
+from hf_medtl.training.checkpoints import damage, find_checkpoint
+from hf_medtl.training.folder import check_shared
+
+LABELS = ("no_lesion", "lesion")
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> Path:
+    """Without batch statistics and dropout, which differ by process."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbones") / "vit"
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=2, **layers)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+# ---- sharing
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (5, 1), (4, 3), (2, 5), (3, 2)])
+def test_each_picture_is_once_in_the_step_of_one_process(batch, accumulation, processes):
+    epoch = torch.tensor(0)
+    size, rounds = divide(batch, accumulation, processes)
+    assert size <= batch
+    assert processes * size * rounds >= batch * accumulation > processes * (size - 1) * rounds
+    for number in range(1, 40):
+        order = np.random.default_rng(number).permutation(number).tolist()
+        shares = [
+            Shares(order, number, batch * accumulation, size, rank, processes, epoch) for rank in range(processes)
+        ]
+        batches = [list(share) for share in shares]
+        assert {len(of_one) for of_one in batches} == {len(share) for share in shares} == {len(batches[0])}
+        # As Trainer counts optimizer steps: the last one of an epoch takes what is left.
+        steps = [[b for of_one in batches for b in of_one[i : i + rounds]] for i in range(0, len(batches[0]), rounds)]
+        assert len(steps) == math.ceil(number / (batch * accumulation))
+        for i, step in enumerate(steps):
+            real = [index for part in step for index in part if index >= 0]
+            assert sorted(real) == sorted(order[i * batch * accumulation : (i + 1) * batch * accumulation])
+            assert max(map(len, step)) <= size
+            assert all(len(part) == 1 for part in step if part[0] < 0)
+            sizes = [len(part) if part[0] >= 0 else 0 for part in step]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_more_processes_than_pictures_are_refused():
+    assert divide(8, 1, 8) == (1, 1)
+    with pytest.raises(MedtlError, match="9 processes can't share the 8 picture"):
+        divide(8, 1, 9)
+
+
+def test_several_gpus_without_a_launcher_do_not_change_the_batch(monkeypatch, tmp_path, caplog):
+    class Four:
+        def __get__(self, recipe, owner=None):
+            if recipe is not None and not hasattr(recipe, "counted"):
+                recipe._n_gpu, recipe.counted = 4, True
+            return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", Four())
+    monkeypatch.setattr(Recipe, "world_size", 1)
+    recipe = Recipe(output_dir=str(tmp_path), per_device_train_batch_size=8)
+    assert (recipe.n_gpu, recipe.train_batch_size) == (1, 8)
+    assert "4 GPUs are here and one is used" in caplog.text
+
+
+def test_what_needs_no_flag_or_one_process_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(MedtlError, match="SIGTERM writes a checkpoint anyway"):
+        Recipe(output_dir=str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
+    monkeypatch.setattr(Recipe, "world_size", 2)
+    with pytest.raises(MedtlError, match="is for one process"):
+        Recipe(output_dir=str(tmp_path), use_cpu=True, auto_find_batch_size=True)
+
+
+def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "UNFINISHED").touch()
+    check_shared(tmp_path / "seen")
+    with pytest.raises(MedtlError, match="on a disk that all machines share"):
+        check_shared(tmp_path / "unseen", patience=0)
+
+
+# ---- equal results
+
+
+def log_of(run: Path) -> list[dict]:
+    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return json.loads((newest / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_equal_runs(one: Path, many: Path, least: int) -> None:
+    """Loss curve, evaluations, weights, results and recipe.yaml.
+
+    Args:
+        least: losses that the curve has.
+    """
+    log, log2 = log_of(one), log_of(many)
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert len(losses) >= least
+    assert max(losses) - min(losses) > 1e-3  # something was learnt
+    for row, row2 in zip(log, log2, strict=True):
+        # Trainer counts batches for the share of the epoch, and those of accumulation may differ in size.
+        timeless = {name for name in row if name != "epoch" and not name.endswith(("_runtime", "_per_second"))}
+        assert row.keys() == row2.keys()
+        for name in timeless:
+            assert row[name] == pytest.approx(row2[name], abs=1e-4, nan_ok=True), (row["step"], name)
+    weights, weights2 = (load_file(run / "model.safetensors") for run in (one, many))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, weights2[name], rtol=0, atol=1e-4, msg=name)
+    result, result2 = (json.loads((run / "results.json").read_text()) for run in (one, many))
+    assert result2["environment"]["processes"] > result["environment"]["processes"] == 1
+    for name, metric in result["metrics"].items():
+        assert metric == pytest.approx(result2["metrics"][name], abs=1e-4, nan_ok=True), name
+    rows, rows2 = (pd.read_csv(run / "predictions.csv") for run in (one, many))
+    pd.testing.assert_frame_equal(rows, rows2, rtol=0, atol=1e-4)
+    assert (one / "recipe.yaml").read_text() == (many / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "accumulation"),
+    [(2, 10, 1), (3, 1, 9)],
+    ids=["an odd batch at the end", "accumulated, fewer pictures at the end than processes"],
+)
+def test_many_processes_learn_what_one_does(processes, batch, accumulation, nursery, phantoms, vit, tmp_path):
+    for count in (1, processes):
+        values = options(phantoms, vit, tmp_path / f"run{count}", learning_rate=3e-3, logging_steps=1,
+                         per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+                         per_device_eval_batch_size=3)  # fmt: skip
+        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
+    assert_equal_runs(tmp_path / "run1", tmp_path / f"run{processes}", least=6)
+    assert yaml.safe_load((tmp_path / "run1" / "recipe.yaml").read_text())["per_device_train_batch_size"] == batch
+    shown = (tmp_path / f"log{processes}.0").read_text()
+    assert f"batch {batch * accumulation} ({processes} process(es) x " in shown
+
+
+# The means of their batches differ by process. Each picture by itself does not.
+NO_BATCH_STATISTICS = """
+import torch
+torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x, 1, self.weight, self.bias)
+"""
+
+
+def test_masks_in_two_processes(nursery, tmp_path):
+    data = write(tmp_path / "chest", "chest", patients=15, pictures=1, size=64)
+    for count in (1, 2):
+        values = options(data, Path("unet"), tmp_path / f"run{count}", dataset="chest-phantoms", logging_steps=1,
+                         task="image-segmentation", encoder="tu-test_convnext", encoder_weights="none", image_size=64,
+                         loss="bce_dice", learning_rate=1e-3, per_device_train_batch_size=4,
+                         per_device_eval_batch_size=1, num_train_epochs=1)  # fmt: skip
+        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count, code=NO_BATCH_STATISTICS)
+    assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=2)
+
+
+def test_several_labels_a_picture_in_two_processes(nursery, vit, tmp_path):
+    rows = []
+    for i in range(30):
+        pixels = np.random.default_rng(i).integers(0, 120, (32, 32), dtype=np.uint8)
+        cell = ("", "bar", "disc", "bar | disc", "")[i % 5]
+        pixels[2:8] += 100 * ("bar" in cell)
+        pixels[20:28, 10:20] += 100 * ("disc" in cell)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "label": cell, "patient": f"p{i}"})
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    for count in (1, 2):
+        values = options(tmp_path / "table.csv", vit, tmp_path / f"run{count}", dataset="table", learning_rate=3e-3,
+                         logging_steps=1, per_device_train_batch_size=7, per_device_eval_batch_size=2)  # fmt: skip
+        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
+    assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=4)
