@@ -54,9 +54,8 @@ class Nursery:
         assert codes == [0] * processes, "\n".join(p.read_text()[-3000:] for p in log.parent.glob(f"{log.name}.*"))
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-        self.process.stdout.close()
+        self.process.kill()
+        self.process.communicate()
 
 
 def child(question: dict, rank: int, port: int) -> None:

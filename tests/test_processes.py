@@ -199,3 +199,167 @@ def test_several_labels_a_picture_in_two_processes(nursery, vit, tmp_path):
                          logging_steps=1, per_device_train_batch_size=7, per_device_eval_batch_size=2)  # fmt: skip
         nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
     assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=4)
+
+
+# ---- signals and kills
+
+
+def signal_at(step: int, number: int, whom: str = "0") -> str:
+    """Code that sends a signal when optimizer step `step` is done, to the process and its data loader's workers.
+
+    Args:
+        whom: rank that gets it.
+    """
+    return f"""
+import os
+from hf_medtl.training.callbacks import Progress
+before = Progress.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == {step} and rank == {whom}:
+        os.killpg(0, {number})
+        os.killpg(0, {number})
+    return before(self, args, state, control, **kwargs)
+Progress.on_step_end = on_step_end
+"""
+
+
+def same(one: Path, other: Path) -> bool:
+    weights, weights2 = (load_file(run / "model.safetensors") for run in (one, other))
+    return weights.keys() == weights2.keys() and all(torch.equal(weights[name], weights2[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def arguments(phantoms, vit):
+    """Flags of a run that evaluates and saves by epoch, 3 steps each."""
+
+    def of(output: Path, *more: str) -> list[str]:
+        return [*flags(**options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=12,
+                                 dataloader_num_workers=1)), *more]  # fmt: skip
+
+    return of
+
+
+@pytest.mark.parametrize(("processes", "step"), [(1, 2), (1, 3), (2, 4)])
+def test_sigterm_leaves_a_checkpoint_and_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
+    """In the middle of an epoch, at its end, and to one of two processes."""
+    nursery.run(tmp_path / "log", *arguments(tmp_path / "through"), processes=processes)
+    code = signal_at(step, signal.SIGTERM, str(processes - 1))
+    pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run"), processes=processes, code=code)
+    assert nursery.wait(pids) == [128 + signal.SIGTERM] * processes, (tmp_path / "log.0").read_text()
+    assert "--resume_from_checkpoint auto" in (tmp_path / "log.0").read_text()
+    assert find_checkpoint("auto", tmp_path / "run", LABELS) == str(tmp_path / "run" / f"checkpoint-{step}")
+    assert (tmp_path / "run" / "UNFINISHED").exists()
+    resume = arguments(tmp_path / "run", "--resume_from_checkpoint", "auto")
+    nursery.run(tmp_path / "log", *resume, processes=processes)
+    assert same(tmp_path / "through", tmp_path / "run")
+    evaluated, evaluated2 = (
+        [(row["step"], row["eval_loss"]) for row in log_of(tmp_path / name) if "eval_loss" in row]
+        for name in ("through", "run")
+    )
+    assert evaluated == evaluated2  # none in the middle of an epoch, none left out
+
+
+def test_resumed_on_another_number_of_processes(nursery, arguments, tmp_path):
+    nursery.run(tmp_path / "log", *arguments(tmp_path / "run1"))
+    code = signal_at(4, signal.SIGTERM, "1")
+    pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run2"), processes=2, code=code)
+    assert nursery.wait(pids) == [143, 143]
+    nursery.run(tmp_path / "log", *arguments(tmp_path / "run2", "--resume_from_checkpoint", "auto"))
+    weights, weights2 = (load_file(tmp_path / run / "model.safetensors") for run in ("run1", "run2"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, weights2[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(nursery, phantoms, vit, tmp_path):
+    """Half of them while a checkpoint is being written."""
+
+    def start(output: Path, *more: str) -> list[int]:
+        values = options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=6, num_train_epochs=60,
+                         save_strategy="steps", eval_strategy="steps", save_steps=5, eval_steps=5, logging_steps=1,
+                         early_stopping_patience=0)  # fmt: skip
+        return nursery.start(tmp_path / "log", *flags(**values), *more)
+
+    assert nursery.wait(start(tmp_path / "through")) == [0]
+    rng, output, torn = random.Random(0), tmp_path / "run", 0
+    for kill in range(20):
+        before = set(output.glob("checkpoint-*"))
+        (pid,) = start(output, "--resume_from_checkpoint", "auto")
+        began = time.monotonic()
+        wanted = rng.randint(1, 2)
+        while len(set(output.glob("checkpoint-*")) - before) < wanted:
+            assert time.monotonic() < began + 120
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.02) if kill % 2 else rng.uniform(0, 0.5))
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait([pid]) == [-signal.SIGKILL], (tmp_path / "log.0").read_text()
+        newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        torn += damage(newest) is not None
+    assert torn >= 3
+    assert nursery.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
+    assert same(tmp_path / "through", output)
+
+
+# ---- through accelerate's launcher, with the files of recipes/launch
+
+
+def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str = "") -> subprocess.Popen:
+    """Start the launcher on a recipe which executes `code` first; what it prints is in `folder`/launcher*.txt."""
+    script = folder / "recipe.py"
+    script.write_text(f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n")
+    with (folder / f"launcher{'-'.join(more[:2])}.txt").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/launch/{file}.yaml", *more,
+             str(script), *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("from hf_medtl import MedtlError; raise MedtlError('The scanner is broken.')", "The scanner is broken."),
+        ("os.kill(os.getpid(), 9)", "Signal 9 (SIGKILL)"),
+    ],
+    ids=["an error", "killed"],
+)
+def test_a_process_that_dies_ends_the_others_and_is_named(act, words, arguments, tmp_path):
+    """Without a word from the launcher the others would wait for its gradients for half an hour."""
+    code = signal_at(3, 0, "1").replace("os.killpg(0, 0)", act, 1)
+    process = launch("one_machine", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
+    assert process.wait(timeout=900) == 1
+    shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
+    assert words in shown
+    cause = shown[shown.index("Root Cause") :]
+    assert "rank      : 1 (local_rank: 1)" in cause
+    assert words in cause
+    assert (tmp_path / "run" / "UNFINISHED").exists()
+
+
+@pytest.mark.slow
+def test_the_launcher_hands_sigterm_on(arguments, tmp_path):
+    code = signal_at(2, signal.SIGTERM).replace("os.killpg(0,", "os.kill(os.getppid(),")
+    process = launch("cpu", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
+    assert process.wait(timeout=900) == 1
+    shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
+    assert "death signal, shutting down workers" in shown
+    assert "Interrupted. A checkpoint is in" in shown
+    assert find_checkpoint("auto", tmp_path / "run", LABELS) is not None
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_process_does(nursery, phantoms, vit, tmp_path):
+    def values(name: str) -> list[str]:
+        return flags(**options(phantoms, vit, tmp_path / name, learning_rate=3e-3, logging_steps=1,
+                               per_device_train_batch_size=10, per_device_eval_batch_size=3))  # fmt: skip
+
+    nursery.run(tmp_path / "log", *values("one"))
+    place = ("--num_processes", "2", "--main_process_port", str(free_port()))
+    both = [launch("two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *place) for rank in range(2)]
+    codes = [process.wait(timeout=900) for process in both]
+    assert codes == [0, 0], "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("launcher*.txt"))
+    assert_equal_runs(tmp_path / "one", tmp_path / "two", least=6)
