@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, flags, options
+from conftest import ROOT, flags, options, script
 from nursery import Nursery, free_port
 from PIL import Image
 from safetensors.torch import load_file
@@ -203,6 +203,29 @@ def test_several_labels_a_picture_in_two_processes(nursery, vit, tmp_path):
 
 # ---- signals and kills
 
+WORKERS = """
+import os, time
+from torch.utils.data import DataLoader
+from hf_medtl.training.batches import keep_workers
+rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
+next(rows)
+(worker,) = rows._workers
+for name in ("INT", "TERM"):
+    os.system(f"kill -{name} {worker.pid}")
+time.sleep(0.5)
+assert sum(1 for row in rows) == 99, "the worker died"
+rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
+next(rows)
+raise RuntimeError("training failed")
+"""
+
+
+def test_workers_outlive_signals_but_not_the_run():
+    """A worker that ignored SIGTERM would keep a run that fails from ending: multiprocessing waits for it."""
+    done = script(sys.executable, "-c", WORKERS, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: training failed")
+
 
 def signal_at(step: int, number: int, whom: str = "0") -> str:
     """Code that sends a signal when optimizer step `step` is done, to the process and its data loader's workers.
@@ -216,8 +239,7 @@ from hf_medtl.training.callbacks import Progress
 before = Progress.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == {step} and rank == {whom}:
-        os.killpg(0, {number})
-        os.killpg(0, {number})
+        os.system(f"kill -{number} -{{os.getpgrp()}}; kill -{number} -{{os.getpgrp()}}")
     return before(self, args, state, control, **kwargs)
 Progress.on_step_end = on_step_end
 """
@@ -305,12 +327,14 @@ def test_twenty_kills_at_random_moments(nursery, phantoms, vit, tmp_path):
 
 def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str = "") -> subprocess.Popen:
     """Start the launcher on a recipe which executes `code` first; what it prints is in `folder`/launcher*.txt."""
-    script = folder / "recipe.py"
-    script.write_text(f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n")
+    file_of_recipe = folder / "recipe.py"
+    file_of_recipe.write_text(
+        f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n"
+    )
     with (folder / f"launcher{'-'.join(more[:2])}.txt").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/launch/{file}.yaml", *more,
-             str(script), *arguments],
+             str(file_of_recipe), *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=log,
@@ -329,7 +353,7 @@ def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str 
 )
 def test_a_process_that_dies_ends_the_others_and_is_named(act, words, arguments, tmp_path):
     """Without a word from the launcher the others would wait for its gradients for half an hour."""
-    code = signal_at(3, 0, "1").replace("os.killpg(0, 0)", act, 1)
+    code = signal_at(3, 0, "1").replace("os.system(", f"{act}; (", 1)
     process = launch("one_machine", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
     shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
@@ -342,7 +366,7 @@ def test_a_process_that_dies_ends_the_others_and_is_named(act, words, arguments,
 
 @pytest.mark.slow
 def test_the_launcher_hands_sigterm_on(arguments, tmp_path):
-    code = signal_at(2, signal.SIGTERM).replace("os.killpg(0,", "os.kill(os.getppid(),")
+    code = signal_at(2, signal.SIGTERM).replace("os.system(", f"os.kill(os.getppid(), {signal.SIGTERM}); (", 1)
     process = launch("cpu", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
     shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()

@@ -1,7 +1,9 @@
 """How processes share the pictures of an optimizer step."""
 
 import math
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -135,14 +137,23 @@ def keep_workers(loader: DataLoader) -> DataLoader:
     """The same loader, whose workers outlive a signal to stop.
 
     Ctrl-C and schedulers signal all processes of a run. torch ends the loader's workers then, and training fails for
-    want of data before it has written its checkpoint. They still end with the process that started them.
+    want of data before it has written its checkpoint.
     """
-    loader.worker_init_fn = partial(_ignore_signals, loader.worker_init_fn)
+    loader.worker_init_fn = partial(_obey, os.getpid(), loader.worker_init_fn)
     return loader
 
 
-def _ignore_signals(then: Any, worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _obey(master: int, then: Any, worker: int) -> None:
+    """Let only `master` end this worker, which its exit waits for: a worker that ignored it would hang the run."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != master:
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where schedulers are rare
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=wait, daemon=True).start()
     if then is not None:
         then(worker)
