@@ -1,10 +1,14 @@
 """Correct weights: best checkpoint, resume, and augmentation that a restart does not change."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ from transformers import AutoModelForImageClassification, EarlyStoppingCallback
 from hf_medtl import MedtlError
 from hf_medtl.data.augment import augmentation
 from hf_medtl.models.head import find_head
-from hf_medtl.training.trainer import find_checkpoint
+from hf_medtl.training.checkpoints import find_checkpoint
 
 
 def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -85,6 +89,9 @@ def test_patience_goes_on_after_resume(trainer_of):
     assert again.state.epoch == 4
     counter = next(c for c in again.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
     assert counter.early_stopping_patience_counter == 3
+    after = trainer_of("convnext", **stuck)  # killed when training was over: Trainer would train another epoch
+    after.train(resume_from_checkpoint=str(Path(after.args.output_dir) / f"checkpoint-{trainer.state.global_step}"))
+    assert after.state.epoch == 4
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_only(trainer_of):
@@ -190,16 +197,48 @@ def test_ctrl_c_keeps_a_checkpoint_and_resumes_to_the_same_weights(undisturbed, 
     assert same(undisturbed, output)
 
 
-def test_checkpoints_that_can_not_be_resumed(tmp_path, tiny):
-    labels = ("no_lesion", "lesion")
-    assert find_checkpoint(None, tmp_path, labels) is None
-    assert find_checkpoint("auto", tmp_path, labels) is None
-    half = tmp_path / "checkpoint-3"
-    half.mkdir()
-    with pytest.raises(MedtlError, match=r"no trainer_state\.json"):
-        find_checkpoint(str(half), tmp_path, labels)
-    assert find_checkpoint("auto", tmp_path, labels) is None  # passed over
-    AutoModelForImageClassification.from_pretrained(tiny("vit")).save_pretrained(half)
-    (half / "trainer_state.json").write_text("{}")
-    with pytest.raises(MedtlError, match="checkpoint for the labels cat, dog, cow"):
-        find_checkpoint("auto", tmp_path, labels)
+def test_checkpoints_that_can_not_be_resumed(trainer_of, caplog):
+    trainer = trainer_of(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+    output, labels = Path(trainer.args.output_dir), ("no_lesion", "lesion")
+    assert find_checkpoint(None, output, labels) is None
+    assert find_checkpoint("auto", output, labels) is None
+    trainer.train()
+    older, newer = (output / f"checkpoint-{step}" for step in (1, 2))
+    assert find_checkpoint("auto", output, labels) == str(newer)
+    with pytest.raises(MedtlError, match="checkpoint for the labels no_lesion, lesion"):
+        find_checkpoint("auto", output, ("a", "b"))
+    state = json.loads((newer / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["Progress"]["attributes"]["processes"] == 1
+
+    def cut(name: str) -> Callable[[Path], None]:
+        return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 100)
+
+    def of_two(folder: Path) -> None:
+        state["stateful_callbacks"]["Progress"]["attributes"]["processes"] = 2
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+
+    for harm, words in (
+        (cut("model.safetensors"), "model.safetensors is cut short"),
+        (cut("optimizer.pt"), "optimizer.pt is cut short"),
+        (cut("scheduler.pt"), "scheduler.pt is cut short"),
+        (cut("rng_state.pth"), "rng_state.pth is cut short"),
+        (cut("trainer_state.json"), "trainer_state.json is cut short"),
+        (lambda folder: (folder / "trainer_state.json").unlink(), "it has no trainer_state.json"),
+        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it lacks weights"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "it lacks an optimizer"),
+        (lambda folder: (folder / "rng_state.pth").unlink(), "it lacks a random state"),
+        (of_two, "it has the random state of 1 of 2 processes"),
+    ):
+        whole = shutil.copytree(newer, output / "whole")
+        harm(newer)
+        caplog.clear()
+        assert find_checkpoint("auto", output, labels) == str(older), words
+        assert f"{newer} is passed over: {words}." in caplog.text
+        with pytest.raises(MedtlError, match=f"not a whole checkpoint: {re.escape(words)}"):
+            find_checkpoint(str(newer), output, labels)
+        shutil.rmtree(newer)
+        whole.rename(newer)
+    (older / "optimizer.pt").write_bytes(b"")
+    shutil.rmtree(newer)
+    assert find_checkpoint("auto", output, labels) is None

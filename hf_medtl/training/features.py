@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hf_medtl.data.cache import Pictures
 from hf_medtl.models.head import find_head
 from hf_medtl.models.strategies import rest_frozen
+from hf_medtl.training.batches import keep_workers
 
 logger = logging.getLogger("hf_medtl")
 
@@ -80,7 +81,7 @@ def compute(
             data.epoch.fill_(view)
             seen.clear()
             subset = torch.utils.data.Subset(data.pictures, mine)
-            for batch in DataLoader(subset, batch_size, num_workers=workers):
+            for batch in keep_workers(DataLoader(subset, batch_size, num_workers=workers)):
                 model(pixel_values=prepare(batch)["pixel_values"])
             if mine:
                 values[view, mine] = torch.cat(seen)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,25 @@ def changes(folder: Path, recipe_yaml: str) -> dict[str, str]:
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key)
     }
+
+
+def check_shared(folder: Path, patience: float = 60) -> None:
+    """Refuse a folder that the main process has begun and this one does not see: weights and checkpoints go through it.
+
+    Args:
+        patience: seconds; NFS may show a new file so much later.
+
+    Raises:
+        MedtlError: it is not there.
+    """
+    until = time.monotonic() + patience
+    while not (folder / MARK).exists():
+        if time.monotonic() > until:
+            raise MedtlError(
+                f"--output_dir {folder.absolute()} of the main process is not seen from {socket.gethostname()}. Give a "
+                "folder on a disk that all machines share, by the same path."
+            )
+        time.sleep(0.5)
 
 
 def write(path: Path, content: str | dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import sys
@@ -27,7 +28,10 @@ from hf_medtl.models.preprocessing import STEPS, check_steps
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.models.strategies import STRATEGIES, Strategy
 from hf_medtl.training import losses, mask_losses
+from hf_medtl.training.batches import divide
 from hf_medtl.training.losses import CLASS_WEIGHTS
+
+logger = logging.getLogger("hf_medtl")
 
 # Left out of recipe.yaml: they say where the run was made, not how, and would carry paths to the Hub.
 PLACES = (
@@ -192,6 +196,7 @@ class Recipe(TrainingArguments):
             self.ddp_find_unused_parameters = True
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns at each epoch otherwise
         super().__post_init__()
+        self._set_processes()
         if self.model_card and not Path(self.model_card).is_file():
             raise MedtlError(f"--model_card {self.model_card} is not a file. Give a Markdown file, or leave it out.")
         augment.augmentation(self.augmentation)  # fails here, not after the data are read
@@ -212,6 +217,21 @@ class Recipe(TrainingArguments):
         self._check_folds()
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
+
+    def _set_processes(self) -> None:
+        if self.n_gpu > 1:  # DataParallel would multiply the batch, and is slower than a process for each
+            logger.warning(
+                "%d GPUs are here and one is used. For all: accelerate launch --multi_gpu RECIPE, "
+                "or a file of recipes/launch/.",
+                self.n_gpu,
+            )
+            self._n_gpu = 1
+        self.undivided = self.per_device_train_batch_size, self.gradient_accumulation_steps  # of one process
+        if self.world_size > 1 and self.auto_find_batch_size:
+            raise MedtlError("--auto_find_batch_size is for one process. Give --per_device_train_batch_size.")
+        if self.enable_jit_checkpoint:
+            raise MedtlError("--enable_jit_checkpoint is not needed: SIGTERM writes a checkpoint anyway. Leave it out.")
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = divide(*self.undivided, self.world_size)
 
     def _check_strategy(self) -> None:
         for option, owners in OWNERS.items():

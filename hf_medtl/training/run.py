@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers import set_seed
 
 from hf_medtl.data.augment import augmentation
@@ -26,26 +28,42 @@ from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
+from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.data import read
 from hf_medtl.training.environment import environment, keep_freed_memory, peak_memory_mb
-from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
+from hf_medtl.training.folder import (
+    begin,
+    check_disk,
+    check_folder,
+    check_shared,
+    disk_needed,
+    finish,
+    is_disk_full,
+    write,
+)
 from hf_medtl.training.folds import cross_validate
 from hf_medtl.training.recipe import Recipe, words
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
-from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
+from hf_medtl.training.trainer import MedicalTrainer
 
 logger = logging.getLogger("hf_medtl")
 
 
 class Interrupted(Exception):
-    """Ctrl-C during training: a checkpoint was written, and the process should end with exit code 130."""
+    """A signal during training: a checkpoint was written, and the process should end with exit code 128 + `signal`."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def main(defaults: dict[str, Any]) -> None:
     """A recipe's command line: run it, print errors that the user can mend without a traceback.
 
-    Exit codes: 0 finished, 1 an error that the message explains, 130 interrupted with Ctrl-C.
+    Exit codes: 0 finished, 1 an error that the message explains, 130 interrupted with Ctrl-C, 143 by SIGTERM, as
+    schedulers send it; after both --resume_from_checkpoint auto goes on. `accelerate launch` of several processes ends
+    with 1 whatever theirs were.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -56,16 +74,23 @@ def main(defaults: dict[str, Any]) -> None:
             "accelerate launch --cpu started a single process although more were asked for. For several on a CPU:\n"
             "  accelerate launch --multi_gpu --num_machines 1 --num_processes N RECIPE --use_cpu true"
         )
+    ended = False
     try:
         run(Recipe.from_cli(defaults))
-    except MedtlError as error:
-        sys.exit(f"Error: {error}")
+        ended = True
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nInterrupted. {stop}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT))
+    except Exception as error:
+        get_error_handler().record_exception(error)  # for the launcher, which shows it with the process's number
+        if not isinstance(error, MedtlError):
+            raise
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        sys.exit(f"Error{' in process ' + os.environ['RANK'] if many else ''}: {error}")
     finally:
-        if torch.distributed.is_initialized():
-            # Left to the interpreter's own end, Gloo's threads abort the process now and then (pytorch#179291).
+        # Left to the interpreter's own end, Gloo's threads abort the process now and then (pytorch#179291). NCCL would
+        # wait here for the others, and the launcher for this process, which has failed.
+        if torch.distributed.is_initialized() and (ended or torch.distributed.get_backend() == "gloo"):
             torch.distributed.destroy_process_group()
 
 
@@ -76,7 +101,7 @@ def run(recipe: Recipe) -> Path:
 
     Raises:
         MedtlError: what the user can mend, before training wherever it can be known then.
-        Interrupted: after Ctrl-C, when the checkpoint is written.
+        Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     check(recipe)
     if recipe.all_folds:
@@ -119,8 +144,11 @@ def run(recipe: Recipe) -> Path:
         return folder
 
     try:
-        if recipe.should_save:
-            begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
+        with recipe.main_process_first(local=False):
+            if recipe.should_save:
+                begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
+            else:
+                check_shared(folder)
         splits = pictures(recipe, loaded, processor, task.masks(model.config, loaded), SPLITS)
         trainer = MedicalTrainer(
             recipe,
@@ -134,7 +162,10 @@ def run(recipe: Recipe) -> Path:
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
-            raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
+            raise Interrupted(
+                f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto",
+                trainer.progress.interrupted,
+            )
 
         save(recipe, folder, model, processor)
         if task.calibrate:

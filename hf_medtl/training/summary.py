@@ -1,5 +1,6 @@
 """What a person reads on the screen before and after a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,18 @@ def show_plan(
     table.add_row("groups", *(str(rows["group"].nunique()) for _, rows in parts.values()))
     console = Console()
     console.print(table)
-    batch = recipe.train_batch_size * recipe.gradient_accumulation_steps * recipe.world_size
+    batch = math.prod(recipe.undivided)
+    shared = ""
+    if recipe.world_size > 1 or recipe.gradient_accumulation_steps > 1:
+        shared = (
+            f" ({recipe.world_size} process(es) x {recipe.gradient_accumulation_steps} accumulated batch(es) of up to "
+            f"{recipe.per_device_train_batch_size})"
+        )
     rates = f"{recipe.learning_rate:g}" + (f", head {recipe.head_learning_rate:g}" if recipe.head_learning_rate else "")
     for name, value in {
         "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
         "preprocessing": describe_processor(processor),
-        "training": f"{recipe.num_train_epochs:g} epochs at most, batch {batch}, learning rate {rates}, "
+        "training": f"{recipe.num_train_epochs:g} epochs at most, batch {batch}{shared}, learning rate {rates}, "
         f"strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, seed {recipe.seed}",
         "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
         "disk": f"up to {needed / 1e9:.2f} GB in {recipe.output_dir}",

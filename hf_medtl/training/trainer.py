@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
 from hf_medtl.data.cache import Pictures
 from hf_medtl.errors import MedtlError
@@ -30,6 +31,7 @@ from hf_medtl.models.strategies import (
     rest_frozen,
 )
 from hf_medtl.training import features
+from hf_medtl.training.batches import STAND_IN, keep_workers, share_out
 from hf_medtl.training.callbacks import Progress, Stages
 from hf_medtl.training.ema import Ema
 from hf_medtl.training.recipe import Recipe
@@ -100,6 +102,22 @@ class MedicalTrainer(Trainer):
         """The callback in use: resuming replaces the one given at first."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Progress))
 
+    def get_train_dataloader(self) -> DataLoader:
+        """That of Trainer; of several processes each takes its share of every optimizer step's pictures."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size == 1:
+            return loader
+        drop_last, rank = self.args.dataloader_drop_last, self.args.process_index
+        return share_out(loader, *self.args.undivided, drop_last, rank, self.args.world_size)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        return keep_workers(super()._get_dataloader(*args, **kwargs))
+
+    def _get_num_items_in_batch(self, batches: list[dict[str, Any]], device: torch.device) -> Any:
+        return super()._get_num_items_in_batch(
+            [b | {"labels": torch.full_like(b["labels"], -100)} if STAND_IN in b else b for b in batches], device
+        )
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # uint8 travels to the device, a quarter of the bytes, and is normalised there. In place: allocating the batch
         # again takes longer than the arithmetic. Channels last: convolutions are faster so, and follow their input.
@@ -121,10 +139,12 @@ class MedicalTrainer(Trainer):
         return inputs
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """That of Trainer, with what is frozen at rest."""
+        """That of Trainer, with what is frozen at rest, and 0 for a stand-in."""
         if model.training and self.strategy.name not in ("full", "differential"):
             rest_frozen(self.model)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        stand_in = inputs.pop(STAND_IN, None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss if stand_in is None else loss * 0  # a gradient of zeros, since DDP waits for one
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW or what --optim names, with --head_learning_rate for the head and the strategy's rates for blocks."""
@@ -258,6 +278,10 @@ class MedicalTrainer(Trainer):
         features.compute(data, self.model, self._prepare_inputs, batch, workers, *place)
         return cast(torch.Tensor, data.values)[0]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # training had ended before it was resumed
+            super()._run_epoch(*args, **kwargs)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """That of Trainer; then the model is the plain one that is published: averaged, merged, whole."""
         result = super().train(*args, **kwargs)
@@ -284,6 +308,12 @@ class MedicalTrainer(Trainer):
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """That of Trainer; only what the metrics need of logits and targets, or masks would fill the memory."""
         loss, logits, labels = super().prediction_step(*args, **kwargs)
+        last = self.accelerator.gradient_state
+        if self.args.world_size > 1 and last.end_of_dataloader and last.remainder > 0 and logits is not None:
+            # What fills up the last batches is left out of the metrics; Trainer leaves it in the loss.
+            size = len(cast(torch.Tensor, labels))
+            mine = slice(min(max(last.remainder - self.args.process_index * size, 0), size) or size)
+            loss = cast(Any, self.compute_loss_func)({"logits": logits[mine]}, cast(torch.Tensor, labels)[mine])
         if self.reduce and logits is not None:
             logits, labels = self.reduce(logits, cast(torch.Tensor, labels))
         return loss, logits, labels
@@ -323,6 +353,11 @@ class MedicalTrainer(Trainer):
         with self._published():
             super()._save(output_dir, state_dict)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says it all
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # trainer_state.json, which is next, says that all is there, and lets the main process delete old checkpoints.
+        self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def _published(self) -> Iterator[None]:
@@ -368,31 +403,3 @@ def mix(
     else:
         pixels = torch.lerp(other, pixels, kept)
     return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
-
-
-def find_checkpoint(wish: str | None, output_dir: Path, labels: tuple[str, ...]) -> str | None:
-    """Folder to resume from: "auto" or "true" is the newest whole checkpoint below `output_dir`, or None.
-
-    Raises:
-        MedtlError: the folder is no checkpoint, or one of other labels.
-    """
-    if not wish or str(wish).lower() in ("none", "false", "no"):
-        return None
-    folder = wish
-    if str(wish).lower() in ("auto", "true", "last"):
-        whole = [state.parent for state in output_dir.glob("checkpoint-*/trainer_state.json")]  # written last
-        if not whole:
-            return None
-        folder = str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
-    if not (Path(folder) / "trainer_state.json").is_file():
-        raise MedtlError(
-            f"{folder} is not a whole checkpoint: it has no trainer_state.json. Give a checkpoint-* folder of the run, "
-            "or --resume_from_checkpoint auto."
-        )
-    found_labels = tuple(AutoConfig.from_pretrained(folder).id2label.values())
-    if found_labels != labels:
-        raise MedtlError(
-            f"{folder} is a checkpoint for the labels {', '.join(found_labels)}; this data set has {', '.join(labels)}."
-            " Resume with the data set that it was made with, or give it as --model_name_or_path to start from it."
-        )
-    return folder
