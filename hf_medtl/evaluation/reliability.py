@@ -89,7 +89,7 @@ def calibration_error(outcome: ArrayLike, probability: ArrayLike, bins: int = 10
     count = np.round(size * y.size)
     if (count < 2).any():
         return np.nan
-    squared = size @ ((mean - share) ** 2 - share * (1 - share) / (count - 1))
+    squared = float(size @ ((mean - share) ** 2 - share * (1 - share) / (count - 1)))
     return float(np.sqrt(max(squared, 0.0)))
 
 
