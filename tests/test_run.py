@@ -84,8 +84,7 @@ def test_the_folder_has_everything_and_nothing_half_written(finished):
 def test_results_follow_the_schema(results):
     assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "threshold", "temperature",
                             "metrics", "interval_methods", "confusion_matrix", "labels", "train_seconds",
-                            "peak_memory_mb",
-                            "splits_sha256", "environment"}  # fmt: skip
+                            "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
     assert list(results["metrics"]) == METRICS
     for name, metric in results["metrics"].items():
         assert set(metric) == {"value", "low", "high"}

@@ -84,5 +84,5 @@ def auc_interval(
     if math.isnan(low):
         y = np.asarray(positive).astype(bool)
         group = np.arange(y.size) if groups is None else group_index(groups, y.size)
-        low, high = auc_interval_newcombe(auc, *(np.unique(group[of]).size for of in (y, ~y)), level)
+        low, high = auc_interval_newcombe(auc, np.unique(group[y]).size, np.unique(group[~y]).size, level)
     return Interval(auc, low, high)

@@ -190,9 +190,9 @@ def results_of_masks(
 
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; interval_methods:
-        name -> in words; per_class: class -> metrics, with more than one; by_source: source -> n, n_groups and metrics; both_empty and one_empty: how many
-        pictures' classes; postprocessing, and with steps postprocessing_gain: metric -> value, low, high of the paired
-        difference that they make.
+        name -> in words; per_class: class -> metrics, with more than one; by_source: source -> n, n_groups and metrics;
+        both_empty and one_empty: how many pictures' classes; postprocessing, and with steps postprocessing_gain:
+        metric -> value, low, high of the paired difference that they make.
     """
     many = len(names) > 2
     single = {name: [f"{metric}_{name}" for metric in METRICS] for name in names[1:]} if many else {}

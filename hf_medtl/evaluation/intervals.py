@@ -171,10 +171,10 @@ def metric_intervals_of_several(
     means = {}
     for name in names:
         known = [single for single in singles if not math.isnan(float(single[0][name]))] or singles
-        values, draws, left_out, rates = (list(column) for column in zip(*known, strict=True))
-        value = float(np.mean([float(its[name]) for its in values]))
-        parts = np.concatenate([its[name] for its in rates]) if name in rates[0] else None
-        means[name] = together.limits(name, value, mean(draws, name), mean(left_out, name), parts, level, 2)
+        own, drawn, left_out, rates = (list(column) for column in zip(*known, strict=True))
+        value = float(np.mean([float(its[name]) for its in own]))
+        all_rates = np.concatenate([its[name] for its in rates]) if name in rates[0] else None
+        means[name] = together.limits(name, value, mean(drawn, name), mean(left_out, name), all_rates, level, 2)
     return means, each
 
 

@@ -111,7 +111,8 @@ def jackknife(strata: IntArray, groups: IntArray, seed: int = 0) -> Jackknife:
     rng = np.random.default_rng(seed)
     kinds, sizes = np.unique(strata, return_counts=True)
     most = max(20, JACKKNIFE_ROWS // kinds.size)
-    block, stratum = np.zeros(strata.size, np.int64), []
+    block = np.zeros(strata.size, np.int64)
+    stratum: list[int] = []
     for h, kind in enumerate(kinds):
         members = np.flatnonzero(strata == kind)
         rows = min(members.size, most)

@@ -112,7 +112,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"expected p-values (m,) in 0..1, found {p_values}")
+        raise ValueError(f"expected p-values (m,) in 0..1, found {p.tolist()}")
     order = np.argsort(p)
     raised = np.empty(p.size)
     raised[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
