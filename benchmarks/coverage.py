@@ -1,7 +1,7 @@
 """How often the 95 % intervals hold the truth, in simulated studies whose truth is known.
 
-    python benchmarks/coverage.py                             # minutes: the tables of benchmarks/README.md
-    python benchmarks/coverage.py --studies 100 --patients 50
+    python benchmarks/coverage.py                             # the table of benchmarks/README.md
+    python benchmarks/coverage.py --studies 100 --patients 50 --compare
 
 A study has patients, 30 % of them positive, with one picture each or with 1 to 5 that share a patient effect: of the
 variance of the scores half. The score of a positive picture is higher by as much as gives the area under the ROC curve
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000, help="a cell of the table (default: %(default)s)")
     parser.add_argument("--patients", type=int, nargs="+", default=[50, 200, 1000], help="(default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="of each bootstrap (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=500, help="of each bootstrap (default: %(default)s)")
     parser.add_argument("--slow_up_to", type=int, default=200, help="patients up to which all is simulated, beyond it "
                         "only ROC AUC, rates and Dice (default: %(default)s)")  # fmt: skip
     parser.add_argument("--compare", action="store_true", help="percentile and BCa bootstrap, too; takes twice as long")
@@ -102,7 +102,11 @@ def main() -> None:
                 found[name].append(interval.low <= truth[name.split(",")[0]] <= interval.high)
         for name, held in found.items():
             table[name][n, kind, several] = f"{100 * np.mean(held):.1f}"
-        print(f"{n} {kind} {'several' if several else 'one'} {time.perf_counter() - start:.0f} s", flush=True)
+        shown = ", ".join(
+            f"{name} {rows[n, kind, several]}" for name, rows in table.items() if (n, kind, several) in rows
+        )
+        pictures = "1 to 5 pictures" if several else "1 picture"
+        print(f"{n} patients, {kind}, {pictures}, {time.perf_counter() - start:.0f} s: {shown}", flush=True)
     heads = [f"{n} {kind}, {'1 to 5' if several else '1'}" for n, kind, several in columns]
     print(f"\n| metric | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
     for name in sorted(table, key=lambda name: "," in name):

@@ -7,6 +7,7 @@ import scipy.stats
 from scipy.stats import binomtest, norm
 
 from hf_medtl.evaluation.delong import auc_interval
+from hf_medtl.evaluation.evaluate import results
 from hf_medtl.evaluation.intervals import (
     METHODS,
     WORDS,
@@ -17,6 +18,7 @@ from hf_medtl.evaluation.intervals import (
     metric_intervals,
 )
 from hf_medtl.evaluation.metrics import METRICS, classification_metrics
+from hf_medtl.evaluation.resampling import group_draws
 from hf_medtl.evaluation.score_intervals import auc_interval_newcombe, average_precision_floor, rate, wilson
 
 
@@ -247,6 +249,63 @@ def test_means_are_those_of_drawing_patients_by_hand():
     assert found["dice"].low < narrow.low < narrow.high < found["dice"].high
 
 
+@pytest.mark.parametrize("scale", ["logit", "log", "plain"])
+def test_studentised_limits_are_those_of_a_loop(scale):
+    """Each resample's mean and standard error group by group, as the docstring says, on the scale of the values."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(30), rng.integers(1, 4, 30))
+    strata = (np.arange(30) >= 12).astype(int)
+    shares = rng.beta(5, 2, groups.size)
+    values = {"logit": shares, "log": 30 * shares, "plain": 30 * shares - 20}[scale]
+    there = {"logit": lambda m: np.log(m / (1 - m)), "log": np.log, "plain": lambda m: m}[scale]
+    slope = {"logit": lambda m: 1 / (m * (1 - m)), "log": lambda m: 1 / m, "plain": lambda m: 1.0}[scale]
+
+    def mean_and_error(drawn):
+        size = np.array([(groups == g).sum() for g in drawn])
+        total = np.array([values[groups == g].sum() for g in drawn])
+        mean = total.sum() / size.sum()
+        variance = 0.0
+        for stratum in (0, 1):
+            rest = (total - mean * size)[strata[drawn] == stratum]
+            variance += rest.size / (rest.size - 1) * ((rest - rest.mean()) ** 2).sum()
+        return mean, math.sqrt(variance) / size.sum()
+
+    mean, error = mean_and_error(np.arange(30))
+    ratios = []
+    for row in group_draws(strata, 300, seed=5):
+        other, its_error = mean_and_error(np.repeat(np.arange(30), row))
+        ratios.append((there(other) - there(mean)) / (slope(other) * its_error))
+    small, large = np.quantile(ratios, 0.025, method="lower"), np.quantile(ratios, 0.975, method="higher")
+    found = mean_intervals({"x": values}, groups, strata[groups], resamples=300, seed=5)["x"]
+    assert there(np.array(found[1:])) == pytest.approx(
+        [there(mean) - large * slope(mean) * error, there(mean) - small * slope(mean) * error]
+    )
+
+
+def test_limits_of_means_stay_where_values_are():
+    for values, low, high in (
+        ([0.99, 1.0, 1.0, 0.9, 1.0, 0.2], 0, 1),
+        ([0.0, 0.1, 0.0, 0.0, 90.0], 0, math.inf),
+        ([1.0, 1.0, 0.0], 0, 1),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = mean_intervals({"x": values}, range(len(values)))["x"]
+        assert low <= found.low <= found.value <= found.high <= high
+
+
+def test_results_say_how_and_why():
+    labels, p, groups = study(np.random.default_rng(0), patients=40)
+    found = results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
+    assert found["interval_methods"]["sensitivity"].startswith("Wilson")
+    assert found["interval_methods"]["roc_auc"].startswith("DeLong")
+    assert list(found["interval_methods"]) == list(found["metrics"])
+    assert found["metrics"]["ppv"]["reason"] == "no picture is decided positive (class 1)"
+    assert "reason" not in found["metrics"]["npv"]
+    three = results(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3], list(range(30)), ["a", "b", "c"])
+    assert three["interval_methods"]["sensitivity"] == three["interval_methods"]["roc_auc"] == WORDS["jackknife"]
+
+
 def test_draws_keep_the_mix_of_strata():
     groups = np.arange(60)
     sources = np.where(groups < 20, "a", "b")
@@ -352,7 +411,8 @@ def test_methods_that_are_none_are_refused():
     assert set(METHODS.values()) <= set(WORDS)
 
 
-def test_few_patients_give_limits_as_narrow_as_the_docstring_says():
+def test_a_failure_not_seen_is_not_in_the_limits_of_few_patients():
+    """No method can know: so the docstring says."""
     rng = np.random.default_rng(0)
     truth = 0.93 * 40 / 43 + 0.07 * 0.4
     held = 0

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm, t
 
+from hf_medtl.evaluation.metrics import BLOCK_CELLS
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -42,8 +44,13 @@ def group_draws(strata: IntArray, resamples: int, seed: int = 0) -> NDArray[np.u
     rng = np.random.default_rng(seed)
     drawn = np.zeros((resamples, strata.size), dtype=np.uint16)
     for members in (np.flatnonzero(strata == s) for s in np.unique(strata)):
-        for row in drawn:
-            row[members] = np.bincount(rng.integers(members.size, size=members.size), minlength=members.size)
+        size = members.size
+        step = max(1, BLOCK_CELLS // size)  # many rows at a time: each call costs more than 50 draws
+        for start in range(0, resamples, step):
+            rows = min(step, resamples - start)
+            places = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+            counts = np.bincount(places.ravel(), minlength=rows * size).reshape(rows, size)
+            drawn[start : start + rows, members] = counts
     return drawn
 
 
