@@ -81,12 +81,12 @@ def metric_intervals(
       one (two classes), on the logit scale of the metric's range, the log of what has no upper bound.
     - percentile, bca, basic: `resamples` bootstrap draws of groups.
 
-    How often 95 % intervals hold the truth, by benchmarks/coverage.py in 4 times 1,000 simulated studies of 50 patients,
-    15 of them positive, with a ROC AUC of 0.97 or 0.8 and one picture or several each: roc_auc 92.6 to 98.1 %,
-    average_precision 94.8 to 98.3, sensitivity 94.4 to 98.2, specificity 94.8 to 97.6, accuracy 94.1 to 98.0,
-    balanced_accuracy 94.7 to 97.9, f1 95.4 to 98.6, mcc 95.7 to 97.6, brier 92.7 to 95.9. ppv (97.4 to 98.7) and npv (97.6
-    to 99.9) are too wide for studies that all have one mix of classes. ece is held in 82 to 89 % only, in studies of 200
-    patients, too: noise within bins adds to it. Take `reliability.calibration_error` where it matters.
+    How often 95 % intervals hold the truth, by benchmarks/coverage.py in 4 times 1,000 simulated studies of 50
+    patients, 15 of them positive, with a ROC AUC of 0.97 or 0.8 and one picture or several each: roc_auc 92.6 to
+    98.1 %, average_precision 94.8 to 98.3, sensitivity 94.4 to 98.2, specificity 94.8 to 97.6, accuracy 94.1 to 98.0,
+    balanced_accuracy 94.7 to 97.9, f1 95.4 to 98.6, mcc 95.7 to 97.6, brier 92.7 to 95.9. ppv (97.4 to 98.7) and npv
+    (97.6 to 99.9) are too wide for studies that all have one mix of classes. ece is held in 82 to 89 % only, in studies
+    of 200 patients, too: noise within bins adds to it. Take `reliability.calibration_error` where it matters.
 
     A sample without a single error says [1, 1] to resampling, which is false. Where nothing varies, or a rate behind
     the metric is 0 or 1, the limits are (or are widened to) score limits that count groups: Wilson for rates, Newcombe
@@ -292,8 +292,8 @@ def mean_intervals(
     replacement, see `resampling.studentised_means`. Where nothing varies, with a single group or equal values in all of
     them, the sample cannot tell how far the mean might lie elsewhere, and the limits are NaN.
 
-    The truth is too rarely held in small samples of good models, because a rare failure that did not happen is not drawn
-    either: benchmarks/coverage.py finds 95 % intervals of a mean Dice of 50 patients (93 % from Beta(40, 3), 7 %
+    The truth is too rarely held in small samples of good models, because a rare failure that did not happen is not
+    drawn either: benchmarks/coverage.py finds 95 % intervals of a mean Dice of 50 patients (93 % from Beta(40, 3), 7 %
     failures, uniform from 0 to 0.8) to hold it in 91.7 % of 1,000 studies, without failures (Beta(4, 2)) in 95.9 %.
 
     Args:
