@@ -19,7 +19,7 @@ import pandas as pd
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.compare import Predictions, difference
-from hf_medtl.evaluation.intervals import Interval, bootstrap
+from hf_medtl.evaluation.intervals import Interval, metric_intervals
 
 METRICS = {"roc_auc": "ROC AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
            "brier": "Brier score", "ece": "calibration error"}  # fmt: skip
@@ -84,7 +84,9 @@ def report(folders: Sequence[Path], resamples: int) -> str:
     lines = [f"{len(runs[0].labels)} pictures in {runs[0].table['group'].nunique()} groups, out of fold", ""]
     lines += [f"| model | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
     for run in every:
-        its = bootstrap(run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples)
+        its = metric_intervals(
+            run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples
+        )
         lines.append(f"| {run.name} | {' | '.join(show(its[name]) for name in METRICS)} |")
     titles = [METRICS[name] for name in COMPARED]
     lines += ["", f"| first minus second | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]

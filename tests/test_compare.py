@@ -8,7 +8,7 @@ import pytest
 
 from hf_medtl import MedtlError
 from hf_medtl.evaluation.compare import Predictions, average, difference, mean_difference
-from hf_medtl.evaluation.intervals import bootstrap, mean_intervals
+from hf_medtl.evaluation.intervals import mean_intervals, metric_intervals
 
 
 def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None = None) -> Predictions:
@@ -22,7 +22,7 @@ def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None
 
 def test_one_run_is_its_own_mean():
     run = made("a", 0, 1.5)
-    usual = bootstrap(run.labels, run.probabilities, run.table["group"], 1, 0.5)
+    usual = metric_intervals(run.labels, run.probabilities, run.table["group"], 1, 0.5, methods="percentile")
     for metric in ("roc_auc", "accuracy", "brier"):
         assert average([run], metric) == pytest.approx(usual[metric], abs=1e-12)
 

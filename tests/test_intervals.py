@@ -3,19 +3,23 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 from scipy.stats import binomtest, norm
 
+from hf_medtl.evaluation.delong import auc_interval
+from hf_medtl.evaluation.evaluate import results
 from hf_medtl.evaluation.intervals import (
+    METHODS,
+    WORDS,
     Interval,
-    auc_interval_newcombe,
-    average_precision_floor,
-    bootstrap,
     group_resamples,
     intervals_by_source,
     mean_intervals,
-    wilson,
+    metric_intervals,
 )
-from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.evaluation.metrics import METRICS, classification_metrics
+from hf_medtl.evaluation.resampling import group_draws
+from hf_medtl.evaluation.score_intervals import auc_interval_newcombe, average_precision_floor, rate, wilson
 
 
 def two_columns(score):
@@ -89,18 +93,18 @@ def test_resamples_draw_whole_groups_within_each_label():
 def test_every_resample_keeps_the_rare_class():
     rng = np.random.default_rng(0)
     labels = np.r_[np.ones(2, int), np.zeros(200, int)]
-    found = bootstrap(labels, two_columns(rng.random(202)), np.arange(202), resamples=200)
+    found = metric_intervals(labels, two_columns(rng.random(202)), np.arange(202), resamples=200)
     assert all(isinstance(interval, Interval) for interval in found.values())
     assert not np.isnan(list(found.values())).any()
 
 
 def test_value_and_seed():
     labels, p, groups = study(np.random.default_rng(1))
-    found = bootstrap(labels, p, groups, resamples=300)
+    found = metric_intervals(labels, p, groups, resamples=300)
     assert {name: interval.value for name, interval in found.items()} == classification_metrics(labels, p)
-    assert found == bootstrap(labels, p, [f"patient {g}" for g in groups], resamples=300)
-    assert found != bootstrap(labels, p, groups, resamples=300, seed=1)
-    narrow = bootstrap(labels, p, groups, resamples=300, level=0.5)
+    assert found == metric_intervals(labels, p, [f"patient {g}" for g in groups], resamples=300)
+    assert found != metric_intervals(labels, p, groups, resamples=300, seed=1)
+    narrow = metric_intervals(labels, p, groups, resamples=300, level=0.5)
     for name, interval in found.items():
         assert interval.low < narrow[name].low < narrow[name].high < interval.high
         if name != "ece":
@@ -109,19 +113,23 @@ def test_value_and_seed():
 
 def test_agrees_with_wilson_away_from_the_boundary():
     labels, p, groups = study(np.random.default_rng(2), patients=1000)
-    found = bootstrap(labels, p, groups)["accuracy"]
+    found = metric_intervals(labels, p, groups)["accuracy"]
     assert found[1:] == pytest.approx(wilson(round(found.value * 1000), 1000), abs=0.005)
 
 
 def test_copies_of_a_picture_add_nothing():
     labels, p, groups = study(np.random.default_rng(3), patients=60)
-    once = bootstrap(labels, p, groups, resamples=500)
+    once = metric_intervals(labels, p, groups, resamples=500)
     copied = [np.repeat(a, 9, axis=0) for a in (labels, p, groups)]
-    grouped = bootstrap(*copied, resamples=500)
-    naive = bootstrap(*copied[:2], np.arange(540), resamples=500)
+    grouped = metric_intervals(*copied, resamples=500)
+    naive = metric_intervals(*copied[:2], np.arange(540), resamples=500)
+    drawn, drawn_copies = (
+        metric_intervals(*x, resamples=500, methods="percentile") for x in ((labels, p, groups), copied)
+    )
+    assert drawn_copies["accuracy"] == pytest.approx(drawn["accuracy"])
     for name in ("accuracy", "sensitivity", "roc_auc", "average_precision", "brier"):
         width, grouped_width, naive_width = (found[name].high - found[name].low for found in (once, grouped, naive))
-        assert grouped_width == pytest.approx(width)
+        assert grouped_width == pytest.approx(width, rel=0.05)  # where n is estimated t takes the place of z
         assert naive_width < 0.5 * grouped_width
 
 
@@ -129,7 +137,7 @@ def test_no_error_is_not_certainty():
     labels = np.repeat([1, 0], [25, 26])
     rng = np.random.default_rng(0)
     score = np.where(labels == 1, 0.75, 0.25) + rng.uniform(-0.2, 0.2, 51)
-    found = bootstrap(labels, two_columns(score), np.arange(51), resamples=200)
+    found = metric_intervals(labels, two_columns(score), np.arange(51), resamples=200)
     positives, negatives = wilson(25, 25)[0], wilson(26, 26)[0]
     lows = {
         "accuracy": wilson(51, 51)[0],
@@ -144,9 +152,11 @@ def test_no_error_is_not_certainty():
     }
     assert {name: found[name].low for name in lows} == pytest.approx(lows)
     assert all(found[name][::2] == (1.0, pytest.approx(1.0)) for name in lows)
-    copies = bootstrap(*(np.repeat(a, 4, axis=0) for a in (labels, two_columns(score), np.arange(51))), resamples=200)
+    copies = metric_intervals(
+        *(np.repeat(a, 4, axis=0) for a in (labels, two_columns(score), np.arange(51))), resamples=200
+    )
     assert {name: copies[name].low for name in lows} == pytest.approx(lows)
-    wrong = bootstrap(1 - labels, two_columns(score), np.arange(51), resamples=200)
+    wrong = metric_intervals(1 - labels, two_columns(score), np.arange(51), resamples=200)
     for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc"):
         assert wrong[name].low == wrong[name].value == 0
         assert 0.03 < wrong[name].high < 0.2
@@ -154,7 +164,7 @@ def test_no_error_is_not_certainty():
 
 def test_no_error_in_three_classes():
     labels = np.arange(60) % 3
-    found = bootstrap(labels, np.eye(3)[labels] * 0.7 + 0.1, np.arange(60), resamples=100)
+    found = metric_intervals(labels, np.eye(3)[labels] * 0.7 + 0.1, np.arange(60), resamples=100)
     assert found["accuracy"].low == pytest.approx(wilson(60, 60)[0])
     assert found["sensitivity"].low == pytest.approx(1 - (1 - wilson(20, 20)[0]) / math.sqrt(3))
     for name in set(found) - {"brier", "ece"}:
@@ -165,7 +175,7 @@ def test_a_part_without_error_still_adds_doubt():
     """All 8 positives are found, 80 of 100 negatives are: sensitivity is as unsure as 8 of 8."""
     labels = np.repeat([1, 0, 0], [8, 20, 80])
     score = np.repeat([0.9, 0.8, 0.1], [8, 20, 80])
-    found = bootstrap(labels, two_columns(score), np.arange(108), resamples=500)
+    found = metric_intervals(labels, two_columns(score), np.arange(108), resamples=500)
     assert found["sensitivity"][1:] == wilson(8, 8)
     assert found["balanced_accuracy"].low <= 0.9 - (1 - wilson(8, 8)[0]) / 2
     assert 0.8 < found["specificity"].high < 0.9
@@ -175,7 +185,7 @@ def test_one_patient_of_a_class():
     """Four pictures of one positive patient, three called: never drawn apart, and one patient is no evidence."""
     labels, groups = np.repeat([1, 0], [4, 50]), np.r_[[0] * 4, np.arange(1, 51)]
     score = np.r_[0.9, 0.8, 0.7, 0.4, np.random.default_rng(0).uniform(0, 0.6, 50)]
-    sensitivity = bootstrap(labels, two_columns(score), groups, resamples=200)["sensitivity"]
+    sensitivity = metric_intervals(labels, two_columns(score), groups, resamples=200)["sensitivity"]
     assert sensitivity == (0.75, wilson(0, 1)[0], wilson(1, 1)[1])
 
 
@@ -183,9 +193,9 @@ def test_undefined_stays_nan_and_silent():
     labels, p, groups = study(np.random.default_rng(4), patients=40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one_class = bootstrap(np.zeros(40, int), p, groups, resamples=50)
-        never_called = bootstrap(labels, p, groups, threshold=2.0, resamples=50)
-        rarely_called = bootstrap(labels, p, groups, threshold=p[:, 1].max(), resamples=50)
+        one_class = metric_intervals(np.zeros(40, int), p, groups, resamples=50)
+        never_called = metric_intervals(labels, p, groups, threshold=2.0, resamples=50)
+        rarely_called = metric_intervals(labels, p, groups, threshold=p[:, 1].max(), resamples=50)
     assert np.isnan(one_class["roc_auc"]).all()
     assert np.isnan(one_class["sensitivity"]).all()
     assert np.isnan(never_called["ppv"]).all()
@@ -203,7 +213,7 @@ def test_what_is_refused():
         ({"labels": [0, 1, 2, 0]}, "labels in 0..1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            bootstrap(**{"labels": labels, "probabilities": p, "groups": groups, **options})
+            metric_intervals(**{"labels": labels, "probabilities": p, "groups": groups, **options})
 
 
 @pytest.mark.parametrize(("pictures", "sd_patient"), [(1, 0.0), (3, 0.8)])
@@ -213,7 +223,7 @@ def test_coverage(pictures, sd_patient):
     truth = {"accuracy": norm.cdf(0.75), "roc_auc": norm.cdf(1.5 / math.sqrt(2))}
     held = dict.fromkeys(truth, 0)
     for _ in range(200):
-        found = bootstrap(*study(rng, 100, pictures, 1.5, sd_patient), resamples=300)
+        found = metric_intervals(*study(rng, 100, pictures, 1.5, sd_patient), resamples=300)
         for name, value in truth.items():
             held[name] += found[name].low <= value <= found[name].high
     for count in held.values():
@@ -237,6 +247,63 @@ def test_means_are_those_of_drawing_patients_by_hand():
     assert mean_intervals({"iou": dice / (2 - dice)}, groups)["iou"] == pytest.approx(found["iou"])  # the same draws
     narrow = mean_intervals({"dice": dice}, groups, level=0.5)["dice"]
     assert found["dice"].low < narrow.low < narrow.high < found["dice"].high
+
+
+@pytest.mark.parametrize("scale", ["logit", "log", "plain"])
+def test_studentised_limits_are_those_of_a_loop(scale):
+    """Each resample's mean and standard error group by group, as the docstring says, on the scale of the values."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(30), rng.integers(1, 4, 30))
+    strata = (np.arange(30) >= 12).astype(int)
+    shares = rng.beta(5, 2, groups.size)
+    values = {"logit": shares, "log": 30 * shares, "plain": 30 * shares - 20}[scale]
+    there = {"logit": lambda m: np.log(m / (1 - m)), "log": np.log, "plain": lambda m: m}[scale]
+    slope = {"logit": lambda m: 1 / (m * (1 - m)), "log": lambda m: 1 / m, "plain": lambda m: 1.0}[scale]
+
+    def mean_and_error(drawn):
+        size = np.array([(groups == g).sum() for g in drawn])
+        total = np.array([values[groups == g].sum() for g in drawn])
+        mean = total.sum() / size.sum()
+        variance = 0.0
+        for stratum in (0, 1):
+            rest = (total - mean * size)[strata[drawn] == stratum]
+            variance += rest.size / (rest.size - 1) * ((rest - rest.mean()) ** 2).sum()
+        return mean, math.sqrt(variance) / size.sum()
+
+    mean, error = mean_and_error(np.arange(30))
+    ratios = []
+    for row in group_draws(strata, 300, seed=5):
+        other, its_error = mean_and_error(np.repeat(np.arange(30), row))
+        ratios.append((there(other) - there(mean)) / (slope(other) * its_error))
+    small, large = np.quantile(ratios, 0.025, method="lower"), np.quantile(ratios, 0.975, method="higher")
+    found = mean_intervals({"x": values}, groups, strata[groups], resamples=300, seed=5)["x"]
+    assert there(np.array(found[1:])) == pytest.approx(
+        [there(mean) - large * slope(mean) * error, there(mean) - small * slope(mean) * error]
+    )
+
+
+def test_limits_of_means_stay_where_values_are():
+    for values, low, high in (
+        ([0.99, 1.0, 1.0, 0.9, 1.0, 0.2], 0, 1),
+        ([0.0, 0.1, 0.0, 0.0, 90.0], 0, math.inf),
+        ([1.0, 1.0, 0.0], 0, 1),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = mean_intervals({"x": values}, range(len(values)))["x"]
+        assert low <= found.low <= found.value <= found.high <= high
+
+
+def test_results_say_how_and_why():
+    labels, p, groups = study(np.random.default_rng(0), patients=40)
+    found = results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
+    assert found["interval_methods"]["sensitivity"].startswith("Wilson")
+    assert found["interval_methods"]["roc_auc"].startswith("DeLong")
+    assert list(found["interval_methods"]) == list(found["metrics"])
+    assert found["metrics"]["ppv"]["reason"] == "no picture is decided positive (class 1)"
+    assert "reason" not in found["metrics"]["npv"]
+    three = results(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3], list(range(30)), ["a", "b", "c"])
+    assert three["interval_methods"]["sensitivity"] == three["interval_methods"]["roc_auc"] == WORDS["jackknife"]
 
 
 def test_draws_keep_the_mix_of_strata():
@@ -271,7 +338,81 @@ def test_a_sample_without_spread_gives_no_limits():
         assert np.isnan(found.high)
 
 
-def test_few_patients_give_limits_as_narrow_as_the_docstring_says():
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_as_published(successes, n, low, high):
+    """Newcombe 1998, Stat Med 17:857-872, table I, method 3."""
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_shares_of_groups_count_effective_pictures():
+    rng = np.random.default_rng(0)
+    everyone = np.ones(60, bool)
+    success = rng.random(60) < 0.7
+    assert rate(success, everyone, np.arange(60)) == (success.mean(), *wilson(success.sum(), 60))
+    # Three copies of each: as one each, but for t in place of z.
+    copies = rate(np.repeat(success, 3), np.repeat(everyone, 3), np.repeat(np.arange(60), 3))
+    assert copies == pytest.approx((success.mean(), *wilson(success.sum(), 60, freedom=59)))
+    # Groups of one success and one failure each vary less than pictures by themselves: no credit for that.
+    balanced = rate(np.tile([True, False], 20), np.ones(40, bool), np.repeat(np.arange(20), 2))
+    assert balanced == pytest.approx((0.5, *wilson(20, 40, freedom=19)))
+    assert np.isnan(rate(success, ~everyone, np.arange(60))[0])
+
+
+def two_sample_auc(positives, negatives, axis=-1):
+    wins = np.expand_dims(positives, -1) - np.expand_dims(negatives, -2)
+    return ((wins > 0) + 0.5 * (wins == 0)).mean(axis=(-1, -2))
+
+
+def test_bca_is_that_of_scipy():
+    labels, p, groups = study(np.random.default_rng(8), patients=60)
+    score = p[:, 1]
+    found = metric_intervals(labels, p, groups, resamples=9999, names=["roc_auc", "brier"], methods="bca")
+    samples = (score[labels == 1], score[labels == 0])
+    reference = scipy.stats.bootstrap(samples, two_sample_auc, n_resamples=9999, vectorized=True, batch=500, rng=1)
+    plain = metric_intervals(labels, p, groups, resamples=9999, names=["roc_auc"], methods="percentile")
+    assert found["roc_auc"][1:] == pytest.approx(reference.confidence_interval, abs=0.004)
+    assert abs(plain["roc_auc"].low - found["roc_auc"].low) > 0.006  # and not that of the percentiles
+    squares = (score - labels) ** 2
+    once = metric_intervals(np.zeros(60, int), two_columns(np.sqrt(squares)), groups, 1, None, 9999,
+                            names=["brier"], methods="bca")["brier"]  # fmt: skip
+    reference = scipy.stats.bootstrap((squares,), np.mean, n_resamples=9999, rng=1)
+    assert once[1:] == pytest.approx(reference.confidence_interval, abs=0.004)
+
+
+def test_jackknife_of_the_area_is_delong():
+    for pictures, sd in ((1, 0.0), (3, 0.8)):
+        labels, p, groups = study(np.random.default_rng(9), patients=200, pictures=pictures, sd_patient=sd)
+        default, left_out = (
+            metric_intervals(labels, p, groups, names=["roc_auc"], methods=m)["roc_auc"] for m in ({}, "jackknife")
+        )
+        assert default == pytest.approx(auc_interval(labels, p[:, 1], groups))
+        assert left_out == pytest.approx(default, abs=5e-4)
+
+
+def test_blocks_stand_for_many_groups():
+    labels, p, groups = study(np.random.default_rng(10), patients=3000)
+    blocks, drawn = (
+        metric_intervals(labels, p, groups, resamples=500, names=["average_precision", "mcc"], methods=m)
+        for m in ("jackknife", "percentile")
+    )
+    for name in blocks:
+        assert np.subtract(*blocks[name][1:]) == pytest.approx(np.subtract(*drawn[name][1:]), rel=0.15)
+
+
+def test_methods_that_are_none_are_refused():
+    labels, p, groups = study(np.random.default_rng(0), patients=10)
+    for methods, words in (("guess", "found 'guess'"), ({"brier": "wilson"}, "for brier"), ("studentised", "accuracy")):
+        with pytest.raises(ValueError, match=words):
+            metric_intervals(labels, p, groups, methods=methods)
+    assert set(METHODS) == set(METRICS)
+    assert set(METHODS.values()) <= set(WORDS)
+
+
+def test_a_failure_not_seen_is_not_in_the_limits_of_few_patients():
+    """No method can know: so the docstring says."""
     rng = np.random.default_rng(0)
     truth = 0.93 * 40 / 43 + 0.07 * 0.4
     held = 0

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hf_medtl.evaluation.metrics import calibration_bins, classification_metrics, confusion_matrix, decide
+from hf_medtl.evaluation.metrics import (
+    METRICS,
+    calibration_bins,
+    classification_metrics,
+    confusion_matrix,
+    decide,
+    roc_auc_per_class,
+    why_undefined,
+)
 
 NAMES = [
     "accuracy",
@@ -202,3 +210,60 @@ HALVES = np.full((3, 2), 0.5)
 def test_what_is_refused(labels, p, options, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(labels, p, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_agreement_and_surprise_are_those_of_scikit_learn(seed, n_classes):
+    labels, p, weights = study(n_classes, seed)
+    decided = decide(p)
+    found = classification_metrics(labels, p, weights=weights, names=METRICS)
+    expected = {
+        "mcc": sk.matthews_corrcoef(labels, decided, sample_weight=weights),
+        "kappa": sk.cohen_kappa_score(labels, decided, sample_weight=weights),
+        "log_loss": sk.log_loss(labels, p, sample_weight=weights),
+    }
+    if n_classes == 2:
+        expected["lr_positive"], expected["lr_negative"] = sk.class_likelihood_ratios(
+            labels, decided, sample_weight=weights
+        )
+        expected["youden"] = 2 * found["balanced_accuracy"] - 1
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert list(found) == list(METRICS)
+    assert classification_metrics(labels, p, names=["kappa", "brier"]) == pytest.approx(
+        {"kappa": sk.cohen_kappa_score(labels, decided), "brier": classification_metrics(labels, p)["brier"]}
+    )
+    with pytest.raises(ValueError, match="found gini"):
+        classification_metrics(labels, p, names=["gini"])
+    each = [sk.roc_auc_score(labels == k, p[:, k]) for k in range(n_classes)]
+    assert roc_auc_per_class(labels, p) == pytest.approx(each)
+
+
+def test_each_undefined_metric_has_its_reason():
+    two, three = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), np.eye(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for labels, p, threshold in [
+            ([0, 1, 0], two, None),
+            ([0, 0, 0], two, None),
+            ([1, 1, 1], two, None),
+            ([1, 1, 1], two, 0.0),
+            ([0, 0, 1], two, 0.25),
+            ([0, 0, 1], two, 0.05),
+            ([0, 0, 1], three[[0, 0, 1]], None),
+            ([0, 0, 0], three[[0, 0, 0]], None),
+            ([0, 1, 2], three[[0, 0, 0]], None),
+            ([0, 0, 0], three, None),
+        ]:
+            values = classification_metrics(labels, p, threshold=threshold, names=METRICS)
+            undefined = {name for name, value in values.items() if np.isnan(value)}
+            assert set(why_undefined(labels, p, threshold=threshold)) == undefined
+            assert undefined
+    assert why_undefined([0, 1, 0], two) == {
+        "ppv": "no picture is decided positive (class 1)",
+        "lr_positive": "no picture is a false positive, so the ratio has no upper limit (class 1)",
+        "mcc": "no picture is decided negative (class 0)",
+    }
+    assert why_undefined([0, 0, 1], three[[0, 0, 1]])["roc_auc"] == "no picture is positive (class 2)"
+    assert np.isnan(roc_auc_per_class([0, 0, 1], three[[0, 0, 1]])).tolist() == [False, False, True]
+    assert not why_undefined([0, 1, 0, 1], np.vstack([two, [[0.4, 0.6]]]), threshold=0.15)

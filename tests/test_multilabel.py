@@ -25,7 +25,7 @@ from hf_medtl.data.unpack import from_npz
 from hf_medtl.evaluation.calibration import fit_temperature_of_several
 from hf_medtl.evaluation.compare import Predictions
 from hf_medtl.evaluation.evaluate import results_of_several
-from hf_medtl.evaluation.intervals import bootstrap, bootstrap_several
+from hf_medtl.evaluation.intervals import metric_intervals, metric_intervals_of_several
 from hf_medtl.training import classification, multilabel
 from hf_medtl.training.losses import MultiLabelLoss
 from hf_medtl.training.run import pictures
@@ -344,12 +344,12 @@ def test_validation_metrics_leave_out_labels_of_one_kind():
 
 def test_intervals_of_means_and_of_each_label():
     has, chances, groups = study()
-    means, each = bootstrap_several(has, chances, groups, [0.5, 0.4, 0.5], resamples=500)
+    means, each = metric_intervals_of_several(has, chances, groups, [0.5, 0.4, 0.5], resamples=500)
     for k, single in enumerate(each):
         assert single["roc_auc"].value == pytest.approx(roc_auc_score(has[:, k], chances[:, k]))
         assert single["average_precision"].value == pytest.approx(average_precision_score(has[:, k], chances[:, k]))
         both = np.column_stack([1 - chances[:, k], chances[:, k]])
-        alone = bootstrap(has[:, k].astype(int), both, groups, 1, [0.5, 0.4, 0.5][k], resamples=500)
+        alone = metric_intervals(has[:, k].astype(int), both, groups, 1, [0.5, 0.4, 0.5][k], resamples=500)
         assert {name: interval.value for name, interval in alone.items()} == {
             name: interval.value for name, interval in single.items()
         }
@@ -365,14 +365,16 @@ def test_intervals_of_means_and_of_each_label():
 def test_equal_labels_share_their_draws():
     """A mean of two copies of one label is as uncertain as the label itself: drawn apart it would seem less so."""
     has, chances, groups = study(labels=1)
-    once, _ = bootstrap_several(has, chances, groups, [0.5], resamples=300)
-    twice, _ = bootstrap_several(np.repeat(has, 2, 1), np.repeat(chances, 2, 1), groups, [0.5, 0.5], resamples=300)
+    once, _ = metric_intervals_of_several(has, chances, groups, [0.5], resamples=300)
+    twice, _ = metric_intervals_of_several(
+        np.repeat(has, 2, 1), np.repeat(chances, 2, 1), groups, [0.5, 0.5], resamples=300
+    )
     assert np.allclose(once["roc_auc"], twice["roc_auc"])
 
 
 def test_no_error_is_no_certainty():
     has, _, groups = study()
-    means, each = bootstrap_several(has, has * 0.98 + 0.01, groups, [0.5] * 3, resamples=200)
+    means, each = metric_intervals_of_several(has, has * 0.98 + 0.01, groups, [0.5] * 3, resamples=200)
     for name in ("roc_auc", "sensitivity", "accuracy", "f1", "average_precision"):
         assert means[name].value == pytest.approx(1)
         assert each[0][name].low < means[name].low < 0.999

@@ -83,13 +83,15 @@ def test_the_folder_has_everything_and_nothing_half_written(finished):
 
 def test_results_follow_the_schema(results):
     assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "threshold",
-                            "threshold_rule", "temperature", "conformal", "metrics", "confusion_matrix", "labels",
-                            "outliers", "train_seconds", "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
+                            "threshold_rule", "temperature", "conformal", "metrics", "interval_methods",
+                            "confusion_matrix", "labels", "outliers", "train_seconds", "peak_memory_mb",
+                            "splits_sha256", "environment"}  # fmt: skip
     assert list(results["metrics"]) == METRICS
     for name, metric in results["metrics"].items():
         assert set(metric) == {"value", "low", "high"}
         if metric["value"] is not None and name != "ece":
             assert metric["low"] <= metric["value"] <= metric["high"], name
+    assert list(results["interval_methods"]) == METRICS
     assert sum(map(sum, results["confusion_matrix"])) == results["n"]
     assert results["n_groups"] <= results["n"]
     assert results["train_seconds"] > 0

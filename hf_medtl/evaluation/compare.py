@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.intervals import Interval, bootstrap, group_resamples, mean_draws
+from hf_medtl.evaluation.intervals import Interval, group_resamples, mean_draws, metric_intervals
 from hf_medtl.evaluation.metrics import classification_metrics
 
 
@@ -67,7 +67,9 @@ class Predictions:
 
     def metric(self, name: str, weights: NDArray | None = None) -> NDArray[np.float64]:
         """One of `classification_metrics`: (), or (B,) with weights (B, n)."""
-        values = classification_metrics(self.labels, self.probabilities, self.positive, self.threshold, weights)
+        values = classification_metrics(
+            self.labels, self.probabilities, self.positive, self.threshold, weights, names=[name]
+        )
         return np.asarray(values[name])
 
 
@@ -86,7 +88,9 @@ def average(runs: Sequence[Predictions], metric: str, resamples: int = 2000, see
     interval = _percentile(value, draws)
     if interval.high - interval.low < 1e-12:  # no error anywhere is no certainty: the runs' own limits are wider
         own = [
-            bootstrap(run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples)[metric]
+            metric_intervals(run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples)[
+                metric
+            ]
             for run in runs
         ]
         return Interval(value, float(np.mean([x.low for x in own])), float(np.mean([x.high for x in own])))

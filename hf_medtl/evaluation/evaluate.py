@@ -15,9 +15,16 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_medtl.evaluation.compare import mean_difference
-from hf_medtl.evaluation.intervals import Interval, bootstrap, bootstrap_several, intervals_by_source
+from hf_medtl.evaluation.intervals import (
+    WORDS,
+    Interval,
+    intervals_by_source,
+    methods_in_words,
+    metric_intervals,
+    metric_intervals_of_several,
+)
 from hf_medtl.evaluation.masks import METRICS
-from hf_medtl.evaluation.metrics import confusion_matrix, decide
+from hf_medtl.evaluation.metrics import confusion_matrix, decide, why_undefined
 
 
 def predict(
@@ -85,7 +92,7 @@ def results(
     threshold: float | NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The part of results.json that comes from predictions: metrics with 95 % intervals by bootstrap over groups.
+    """The part of results.json that comes from predictions: metrics with 95 % intervals over groups.
 
     Args:
         labels: (n,) class indices.
@@ -98,17 +105,23 @@ def results(
 
     Returns:
         n, n_groups, positive_label, threshold (null if there are n), metrics (name -> value, low, high; null where
-        undefined), confusion_matrix (rows true, columns decided), labels.
+        undefined, with a reason), interval_methods (name -> in words), confusion_matrix (rows true, columns decided),
+        labels.
     """
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
-    intervals = bootstrap(labels, probabilities, groups, index, threshold, seed=seed)
+    intervals = metric_intervals(labels, probabilities, groups, index, threshold, seed=seed)
+    reasons = why_undefined(labels, probabilities, index, threshold)
     return {
         "n": len(labels),
         "n_groups": len(set(groups)),
         "positive_label": positive,
         "threshold": None if isinstance(threshold, np.ndarray) else threshold,
-        "metrics": {name: plain(interval) for name, interval in intervals.items()},
+        "metrics": {
+            name: plain(interval) | ({"reason": reasons[name]} if name in reasons else {})
+            for name, interval in intervals.items()
+        },
+        "interval_methods": methods_in_words(False, len(names)),
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
         "labels": list(names),
     }
@@ -133,9 +146,10 @@ def results_of_several(
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high of the mean over
         those n_labels labels that it is defined for; per_label: label -> n_positive, threshold, threshold_fitted,
-        metrics (null where undefined, with a reason) and confusion_matrix (rows true, columns decided; absent first).
+        metrics (null where undefined, with a reason) and confusion_matrix (rows true, columns decided; absent first);
+        interval_methods: of the means, in words.
     """
-    means, each = bootstrap_several(targets, probabilities, groups, list(thresholds.values()), seed=seed)
+    means, each = metric_intervals_of_several(targets, probabilities, groups, list(thresholds.values()), seed=seed)
     per_label = {}
     for (label, threshold), has, p, metrics in zip(thresholds.items(), targets.T, probabilities.T, each, strict=True):
         decided = p >= threshold
@@ -158,6 +172,7 @@ def results_of_several(
             name: plain(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
             for name, interval in means.items()
         },
+        "interval_methods": methods_in_words(True, 2),
         "per_label": per_label,
         "labels": list(thresholds),
     }
@@ -176,10 +191,10 @@ def results_of_masks(
         seed: of the bootstrap.
 
     Returns:
-        n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; per_class: class ->
-        the same, with more than one; by_source: source -> n, n_groups and metrics; both_empty and one_empty: how many
-        pictures' classes; postprocessing, and with steps postprocessing_gain: metric -> value, low, high of the paired
-        difference that they make.
+        n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; interval_methods:
+        name -> in words; per_class: class -> metrics, with more than one; by_source: source -> n, n_groups and metrics;
+        both_empty and one_empty: how many pictures' classes; postprocessing, and with steps postprocessing_gain:
+        metric -> value, low, high of the paired difference that they make.
     """
     many = len(names) > 2
     single = {name: [f"{metric}_{name}" for metric in METRICS] for name in names[1:]} if many else {}
@@ -196,6 +211,7 @@ def results_of_masks(
         "positive_label": None,
         "threshold": None,
         "metrics": part(overall),
+        "interval_methods": dict.fromkeys(METRICS, WORDS["studentised"]),
         "by_source": {
             source: {"n": its["n"], "n_groups": its["n_groups"], "metrics": part(its)}
             for source, its in found["sources"].items()

@@ -1,7 +1,7 @@
 """Classification metrics under integer case weights, many bootstrap resamples at once.
 
-Shapes: n cases, K classes, B resamples. Every metric is a fraction of one except `brier` (0 to 1 for two classes,
-0 to 2 for more). A metric that is not defined for a sample is NaN, never 0.
+Shapes: n cases, K classes, B resamples. A metric that is not defined for a sample is NaN, never 0; `why_undefined` says
+why. Unlike scikit-learn nothing warns.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,21 @@ from sklearn.metrics import roc_auc_score
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+REPORTED = (
+    "accuracy",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "f1",
+    "roc_auc",
+    "average_precision",
+    "brier",
+    "ece",
+)
+METRICS = (*REPORTED, "youden", "mcc", "kappa", "lr_positive", "lr_negative", "log_loss")
+
 BLOCK_CELLS = 2_000_000  # resamples x cases held as float64 at a time: 16 MB an array
 
 
@@ -23,18 +38,23 @@ def classification_metrics(
     threshold: float | FloatArray | None = None,
     weights: ArrayLike | None = None,
     bins: int = 10,
+    names: Sequence[str] = REPORTED,
 ) -> dict[str, float | FloatArray]:
-    """Every metric of a classifier, in a fixed order.
+    """Metrics of a classifier.
 
     Two classes: about class `positive`, decided when its probability is at least `threshold` (0.5 if None).
-    More classes: decided by argmax; sensitivity, specificity, ppv, npv, f1, roc_auc and average_precision are the
-    mean over classes of one-versus-rest, NaN if any class has none; `positive` is not used.
+    More classes: decided by argmax; sensitivity, specificity, ppv, npv, f1, roc_auc, average_precision, youden and the
+    likelihood ratios are the mean over classes of one-versus-rest, NaN if any class has none; `positive` is not used.
 
     roc_auc is the Mann-Whitney probability, a tie counting one half. average_precision is the step sum over distinct
     scores, not interpolated. f1 is 2 TP / (2 TP + FP + FN). brier is the mean squared error of the positive class
-    (K == 2) or summed over classes (K > 2; Brier 1950, Mon Weather Rev 78:1-3). ece is over `bins` equal-mass bins of
-    the positive-class probability (K == 2) or of the top-label confidence against correctness (K > 2; Guo et al. 2017,
-    ICML), the bins taken from the unweighted sample.
+    (K == 2, 0 to 1) or summed over classes (K > 2, 0 to 2; Brier 1950, Mon Weather Rev 78:1-3). ece is over `bins`
+    equal-mass bins of the positive-class probability (K == 2) or of the top-label confidence against correctness
+    (K > 2; Guo et al. 2017, ICML), the bins taken from the unweighted sample; noise in the bins only adds to it, see
+    `reliability.calibration_error`. youden is sensitivity + specificity - 1. mcc is Matthews's coefficient (K > 2:
+    Gorodkin 2004, Comput Biol Chem 28:367-374) and kappa Cohen's, both -1 to 1. lr_positive is sensitivity /
+    (1 - specificity), lr_negative (1 - sensitivity) / specificity, both from 0 without upper limit. log_loss is in
+    nats, probabilities of the true class below the float's epsilon counted as that.
 
     Args:
         labels: (n,) true class indices.
@@ -43,19 +63,21 @@ def classification_metrics(
         threshold: probability of `positive`, one for all cases or (n,) one for each; only for K == 2.
         weights: (n,) or (B, n), not negative: how often each case counts.
         bins: calibration bins.
+        names: of METRICS, in the order wanted.
 
     Returns:
-        accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv, f1, roc_auc, average_precision, brier, ece:
-        floats, or (B,) arrays if the weights are (B, n).
+        name -> float, or (B,) array if the weights are (B, n).
 
     Raises:
-        ValueError: on shapes, values or class indices other than these.
+        ValueError: on shapes, values, class indices or names other than these.
     """
     probabilities = _checked_probabilities(probabilities)
     n, n_classes = probabilities.shape
     labels = _checked_classes(labels, n_classes, "labels", n)
     decisions = decide(probabilities, positive, threshold)
     rows = _checked_weights(weights, n)
+    if unknown := set(names) - set(METRICS):
+        raise ValueError(f"expected metrics among {', '.join(METRICS)}, found {', '.join(sorted(unknown))}")
 
     classes = [positive] if n_classes == 2 else list(range(n_classes))
     scores = probabilities[:, classes]
@@ -67,47 +89,115 @@ def classification_metrics(
     else:
         confidence, outcome = probabilities.max(axis=1), correct
     in_bin = calibration_bins(confidence, bins)[:, None] == np.arange(bins)
+    surprise = -np.log(np.maximum(probabilities[np.arange(n), labels], np.finfo(np.float64).eps))
 
     # Each column is summed for itself: a difference of sums (FN = P - TP) leaves rounding where there should be 0,
     # and 0 / 0 would then give a number in place of NaN.
     columns: list[NDArray] = [actual & decided, actual, decided, ~actual & ~decided, ~actual, ~decided]
-    columns += [in_bin * (confidence - outcome)[:, None]]
-    columns += [correct[:, None], ((scores - actual) ** 2).sum(axis=1, keepdims=True), np.ones((n, 1))]
+    columns += [~actual & decided, actual & ~decided, in_bin * (confidence - outcome)[:, None]]
+    columns += [correct[:, None], ((scores - actual) ** 2).sum(axis=1, keepdims=True), surprise[:, None]]
+    columns += [np.ones((n, 1))]
     design = np.concatenate(columns, axis=1, dtype=np.float64)
-    rankings = [_ranking(score) for score in scores.T]
+    rankings = [_ranking(score) for score in scores.T] if {"roc_auc", "average_precision"} & set(names) else []
 
     sums, areas = [], []
     step = max(1, BLOCK_CELLS // n)
     for start in range(0, len(rows), step):
         block = rows[start : start + step].astype(np.float64)
         sums.append(block @ design)
-        areas.append([_ranking_areas(block, y, *ranking) for y, ranking in zip(actual.T, rankings, strict=True)])
-    auc, average_precision = np.concatenate(areas, axis=2).transpose(1, 2, 0)  # two of (B, classes)
+        areas.append([_ranking_areas(block, y, *ranking) for y, ranking in zip(actual.T, rankings, strict=False)])
 
     edges = np.cumsum([column.shape[1] for column in columns])[:-1]
-    tp, p, called, tn, q, not_called, gaps, right, squared_error, total = np.split(np.concatenate(sums), edges, axis=1)
+    (tp, p, called, tn, q, not_called, fp, fn, gaps, right, squared_error, surprise, total) = np.split(
+        np.concatenate(sums), edges, axis=1
+    )
     sensitivity, specificity = _ratio(tp, p), _ratio(tn, q)
-    balanced = (sensitivity + specificity) / 2 if n_classes == 2 else sensitivity
     per_class = {
         "accuracy": _ratio(right, total),
-        "balanced_accuracy": balanced,
+        "balanced_accuracy": (sensitivity + specificity) / 2 if n_classes == 2 else sensitivity,
         "sensitivity": sensitivity,
         "specificity": specificity,
         "ppv": _ratio(tp, called),
         "npv": _ratio(tn, not_called),
         "f1": _ratio(2 * tp, p + called),
-        "roc_auc": auc,
-        "average_precision": average_precision,
         "brier": _ratio(squared_error, total),
         "ece": _ratio(np.abs(gaps).sum(axis=1, keepdims=True), total),
+        "youden": sensitivity + specificity - 1,
+        "lr_positive": _ratio(sensitivity, _ratio(fp, q)),
+        "lr_negative": _ratio(_ratio(fn, p), specificity),
+        "log_loss": _ratio(surprise, total),
     }
-    means = {name: values.mean(axis=1) for name, values in per_class.items()}
-    if weights is None and n_classes == 2 and not np.isnan(means["roc_auc"][0]):
+    per_class["mcc"], per_class["kappa"] = _agreement(
+        *((np.hstack([p, q]), np.hstack([called, not_called])) if n_classes == 2 else (p, called)), right, total
+    )
+    if rankings:
+        found = np.concatenate(areas, axis=2).transpose(1, 2, 0)  # two of (B, classes)
+        per_class |= dict(zip(("roc_auc", "average_precision"), found, strict=True))
+    means = {name: per_class[name].mean(axis=1) for name in names}
+    if weights is None and n_classes == 2 and not np.isnan(means.get("roc_auc", np.array([np.nan]))[0]):
         # The same value to the last bit as a reader's own scikit-learn gives.
         means["roc_auc"][0] = roc_auc_score(actual[:, 0], scores[:, 0])
     if weights is not None and np.ndim(weights) == 2:
         return dict(means)
     return {name: float(values[0]) for name, values in means.items()}
+
+
+def roc_auc_per_class(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray:
+    """ROC AUC of each class against the rest, (K,), NaN where a class has no picture or all of them.
+
+    Raises:
+        ValueError: as `classification_metrics`.
+    """
+    p = _checked_probabilities(probabilities)
+    labels = _checked_classes(labels, p.shape[1], "labels", len(p))
+    ones = np.ones((1, len(p)))
+    return np.array([_ranking_areas(ones, labels == k, *_ranking(p[:, k]))[0][0] for k in range(p.shape[1])])
+
+
+def why_undefined(
+    labels: ArrayLike, probabilities: ArrayLike, positive: int = 1, threshold: float | FloatArray | None = None
+) -> dict[str, str]:
+    """For each metric that is NaN, in words, why it is. Arguments and errors as for `classification_metrics`.
+
+    Returns:
+        name -> the reason, of undefined METRICS only; positive and negative are meant of the class named.
+    """
+    values = classification_metrics(labels, probabilities, positive, threshold, names=METRICS)
+    n_classes = np.shape(probabilities)[1]
+    actual = np.asarray(labels)[:, None] == np.arange(n_classes)
+    decided = decide(probabilities, positive, threshold)[:, None] == np.arange(n_classes)
+    there = {
+        "positive": actual,
+        "negative": ~actual,
+        "decided positive": decided,
+        "decided negative": ~decided,
+        "positive or decided so": actual | decided,
+        "negative or decided so": ~(actual & decided),
+        "a false positive, so the ratio has no upper limit": ~actual & decided,
+        "a true negative, so the ratio has no upper limit": ~actual & ~decided,
+    }
+    needed = {
+        "sensitivity": ["positive"],
+        "specificity": ["negative"],
+        "ppv": ["decided positive"],
+        "npv": ["decided negative"],
+        "f1": ["positive or decided so"],
+        "average_precision": ["positive"],
+        "lr_positive": ["positive", "negative", "a false positive, so the ratio has no upper limit"],
+        "lr_negative": ["positive", "negative", "a true negative, so the ratio has no upper limit"],
+        "mcc": ["negative", "decided negative"],
+        "kappa": ["negative or decided so"],
+    }
+
+    def reason(name: str) -> str:
+        of_all = n_classes > 2 or name in ("mcc", "kappa")
+        for need in needed.get(name, ["positive", "negative"]):
+            absent = [k for k in (range(n_classes) if of_all else [positive]) if not there[need][:, k].any()]
+            if absent:
+                return f"no picture is {need} (class {absent[0]})"
+        raise AssertionError(f"{name} is undefined for no known reason")
+
+    return {name: reason(name) for name, value in values.items() if np.isnan(value)}
 
 
 def decide(probabilities: ArrayLike, positive: int = 1, threshold: float | FloatArray | None = None) -> IntArray:
@@ -183,6 +273,19 @@ def _ranking_areas(
         _ratio(pairs_won, hits[:, -1] * false_alarms[:, -1]),
         _ratio(np.einsum("bi,bi->b", new_hits, precision), hits[:, -1]),
     )
+
+
+def _agreement(actual: FloatArray, decided: FloatArray, right: FloatArray, total: FloatArray) -> tuple[FloatArray, ...]:
+    """mcc and kappa, each (B, 1), of cases in and called each class, (B, K), right ones and all, (B, 1)."""
+    pairs = (actual * decided).sum(axis=1, keepdims=True)
+    # A class of all cases makes one factor 0, in floating point only if it is the sum of one product.
+    one_true, one_called = ((counts > 0).sum(axis=1, keepdims=True) < 2 for counts in (actual, decided))
+    spread = np.sqrt(
+        np.where(one_true, 0, total**2 - (actual**2).sum(axis=1, keepdims=True))
+        * np.where(one_called, 0, total**2 - (decided**2).sum(axis=1, keepdims=True))
+    )
+    chance = np.where(one_true & one_called & (right > 0), total**2, pairs)
+    return _ratio(right * total - pairs, spread), _ratio(right * total - pairs, total**2 - chance)
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:

@@ -1,0 +1,69 @@
+"""Metrics of parts of a test set, such as each sex, scanner or hospital."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_medtl.evaluation.intervals import metric_intervals
+from hf_medtl.evaluation.metrics import REPORTED
+from hf_medtl.evaluation.resampling import group_index
+from hf_medtl.evaluation.score_intervals import Interval
+
+FEWEST = 10  # groups of a class below which an interval is too wide, and too unsure itself, to say anything
+
+
+class Slice(NamedTuple):
+    """n pictures of n_groups; groups_of_class (K,) with a picture of each; warning, or "" if it is large enough."""
+
+    n: int
+    n_groups: int
+    groups_of_class: list[int]
+    metrics: dict[str, Interval]
+    warning: str
+
+
+def metrics_by_slice(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    column: ArrayLike,
+    positive: int = 1,
+    threshold: float | None = None,
+    names: Sequence[str] = REPORTED,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Slice]:
+    """Metrics with intervals of the pictures of each value of a metadata column.
+
+    Intervals that overlap don't say that slices are equal, and of many slices one is worst by chance: to test a
+    difference, name the two slices before looking.
+
+    Args:
+        labels, probabilities, groups, positive, threshold, names, resamples, level, seed: as in `metric_intervals`.
+        column: (n,) value of each picture; missing ones (None, NaN) are a slice "(missing)" of their own.
+
+    Returns:
+        value as text -> Slice, in order of the values.
+
+    Raises:
+        ValueError: as `metric_intervals`; a column of another length.
+    """
+    y, p = np.asarray(labels), np.asarray(probabilities, np.float64)
+    group, found = group_index(groups, y.size), np.asarray(column, dtype=object)
+    if found.shape != y.shape:
+        raise ValueError(f"expected a column of shape {y.shape}, found {found.shape}")
+    texts = np.array(["(missing)" if value is None or value != value else str(value) for value in found], dtype=object)
+    slices = {}
+    for text in sorted(set(texts)):
+        rows = texts == text
+        metrics = metric_intervals(
+            y[rows], p[rows], group[rows], positive, threshold, resamples, level, seed, names=names
+        )
+        of_class = [np.unique(group[rows & (y == k)]).size for k in range(p.shape[1])]
+        few = ", ".join(f"{count} of class {k}" for k, count in enumerate(of_class) if count < FEWEST)
+        warning = f"too small to say anything: fewer than {FEWEST} groups of each class ({few})" if few else ""
+        slices[text] = Slice(int(rows.sum()), np.unique(group[rows]).size, of_class, metrics, warning)
+    return slices

@@ -1,0 +1,59 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from hf_medtl.evaluation.operating_points import net_benefit, predictive_values_at, sensitivity_at, specificity_at
+
+POSITIVE = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0])
+SCORES = np.array([0.9, 0.8, 0.4, 0.3, 0.7, 0.4, 0.2, 0.2, 0.1])
+
+
+def test_points_are_the_best_of_all_thresholds():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y, s = rng.random(60) < 0.4, rng.integers(0, 12, 60) / 12
+        points = [((s >= t)[y].mean(), (s < t)[~y].mean()) for t in (*np.unique(s), np.inf)]
+        for least in (0, 0.3, 0.8, 0.95, 1):
+            sensitivity, specificity = max(pair for pair in points if pair[1] >= least)
+            found = sensitivity_at(least, y, s)
+            assert found[1:] == pytest.approx((sensitivity, specificity))
+            assert ((s >= found.threshold)[y].mean(), (s < found.threshold)[~y].mean()) == pytest.approx(found[1:])
+            specificity, sensitivity = max((b, a) for a, b in points if a >= least)
+            assert specificity_at(least, y, s)[1:] == pytest.approx((sensitivity, specificity))
+
+
+def test_points_by_hand():
+    assert sensitivity_at(0.6, POSITIVE, SCORES) == pytest.approx((0.3, 1.0, 0.6))
+    assert sensitivity_at(1.0, POSITIVE, SCORES) == pytest.approx((0.8, 0.5, 1.0))
+    assert specificity_at(0.5, POSITIVE, SCORES) == pytest.approx((0.8, 0.5, 1.0))
+    assert sensitivity_at(1.0, [0, 1], [0.9, 0.1]) == (np.inf, 0.0, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(sensitivity_at(0.9, [1, 1], [0.1, 0.2])).all()
+    for bad, words in (((1.5, [0, 1], [0, 1]), "specificity in"), ((0.5, [0, 1], [0]), "shape")):
+        with pytest.raises(ValueError, match=words):
+            sensitivity_at(*bad)
+    with pytest.raises(ValueError, match="finite"):
+        specificity_at(0.5, [0, 1], [0, np.nan])
+
+
+def test_net_benefit_by_hand():
+    # From 0.3 on: 4 true, 2 false positives of 9, a false one weighs 3 / 7. At 0 all are treated and nothing weighs.
+    assert net_benefit(POSITIVE, SCORES, [0, 0.3, 0.75]) == pytest.approx([4 / 9, 4 / 9 - 2 / 9 * 3 / 7, 2 / 9])
+    all_treated = net_benefit(POSITIVE, np.ones(9), [0.3])
+    assert all_treated == pytest.approx(4 / 9 - 5 / 9 * 3 / 7)
+    with pytest.raises(ValueError, match="below 1"):
+        net_benefit(POSITIVE, SCORES, [1.0])
+
+
+def test_predictive_values_elsewhere():
+    # 1 % prevalence, 90 % sensitivity, 91 % specificity: the mammography example of Gigerenzer, about 1 in 10.
+    ppv, npv = predictive_values_at(0.01, 0.9, 0.91)
+    assert ppv == pytest.approx(0.009 / (0.009 + 0.0891))
+    assert npv == pytest.approx(0.9009 / (0.9009 + 0.001))
+    ppv, npv = predictive_values_at([0.0, 1.0, 0.5], 1.0, 1.0)
+    assert np.array_equal(ppv, [np.nan, 1, 1], equal_nan=True)
+    assert np.array_equal(npv, [1, np.nan, 1], equal_nan=True)
+    with pytest.raises(ValueError, match=r"prevalence in 0\.\.1"):
+        predictive_values_at(1.2, 0.9, 0.9)

@@ -1,0 +1,167 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from statsmodels.stats.contingency_tables import mcnemar as reference
+from statsmodels.stats.multitest import multipletests
+
+from hf_medtl.evaluation.delong import auc_interval, delong
+from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.evaluation.score_intervals import auc_interval_newcombe
+from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar, paired_bootstrap
+
+
+def scored(seed, n=80, patients=None, ties=False):
+    """Two scores of the same pictures that err together; pictures of a patient, too."""
+    rng = np.random.default_rng(seed)
+    groups = np.arange(n) if patients is None else rng.integers(0, patients, n)
+    y = rng.random(n) < 0.4
+    shared = rng.normal(size=n) + rng.normal(size=n)[groups]
+    scores = np.column_stack([y * 1.2 + shared + rng.normal(0, 0.5, n), y * 0.6 + shared + rng.normal(0, 0.8, n)])
+    return y, np.round(scores) if ties else scores, groups
+
+
+def components(y, scores):
+    """DeLong's, pair by pair."""
+    kernel = [(s[y][:, None] > s[~y]) + 0.5 * (s[y][:, None] == s[~y]) for s in scores.T]
+    return np.array([k.mean() for k in kernel]), [k.mean(axis=1) for k in kernel], [k.mean(axis=0) for k in kernel]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_midranks_give_what_all_pairs_give(seed, ties):
+    y, scores, _ = scored(seed, ties=ties)
+    auc, v10, v01 = components(y, scores)
+    found = delong(y, scores)
+    assert found.auc == pytest.approx(auc, abs=1e-12)
+    assert found.covariance == pytest.approx(np.cov(v10) / y.sum() + np.cov(v01) / (~y).sum(), abs=1e-12)
+    assert found.freedom == min(y.sum(), (~y).sum()) - 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_are_those_of_obuchowski(seed):
+    """Her formulas of 1997, sum by sum; patients have pictures of both classes."""
+    y, scores, groups = scored(seed, n=90, patients=30, ties=True)
+    auc, v10, v01 = components(y, scores)
+    m, n = y.sum(), (~y).sum()
+    patients = np.unique(groups)
+    i10, i01, i = np.unique(groups[y]).size, np.unique(groups[~y]).size, patients.size
+    expected = np.zeros((2, 2))
+    for r in range(2):
+        for s in range(2):
+            s10 = s01 = s11 = s11_back = 0.0
+            for patient in patients:
+                of_one, of_other = groups[y] == patient, groups[~y] == patient
+                x_r, x_s = ((v10[k][of_one] - auc[k]).sum() for k in (r, s))
+                y_r, y_s = ((v01[k][of_other] - auc[k]).sum() for k in (r, s))
+                s10, s01 = s10 + x_r * x_s, s01 + y_r * y_s
+                s11, s11_back = s11 + x_r * y_s, s11_back + x_s * y_r
+            expected[r, s] = i10 / (i10 - 1) * s10 / m**2 + i01 / (i01 - 1) * s01 / n**2
+            expected[r, s] += i / (i - 1) * (s11 + s11_back) / (m * n)
+    assert delong(y, scores, groups).covariance == pytest.approx(expected, abs=1e-12)
+    copied = delong(np.repeat(y, 3), np.repeat(scores, 3, axis=0), np.repeat(np.arange(90), 3))
+    assert copied.covariance == pytest.approx(delong(y, scores).covariance)
+
+
+def test_auc_interval():
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(50), 4)
+    y = groups % 3 == 0
+    scores = (2 * y + rng.normal(size=50)[groups] + 0.5 * rng.normal(size=200))[:, None]
+    alone, grouped = auc_interval(y, scores[:, 0]), auc_interval(y, scores[:, 0], groups)
+    assert alone.value == grouped.value
+    assert grouped.high - grouped.low > 1.2 * (alone.high - alone.low)
+    se = math.sqrt(delong(y, scores[:, 0]).covariance[0, 0])
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * se, rel=0.05)
+    assert alone.value - alone.low > alone.high - alone.value  # on the logit scale, away from 1
+    perfect = auc_interval(y, y.astype(float))
+    assert perfect == (1, *auc_interval_newcombe(1.0, y.sum(), (~y).sum()))
+    one_patient = auc_interval([1, 1, 0, 0, 0], [0.9, 0.2, 0.3, 0.1, 0.1], ["a", "a", "b", "c", "d"])
+    assert one_patient[1:] == auc_interval_newcombe(one_patient.value, 1, 3)
+    assert np.isnan(auc_interval(np.ones(5), np.arange(5))).all()
+    for bad, words in (
+        (([0, 1], [0.5]), "scores"),
+        (([0, 1], [0.5, np.nan]), "finite"),
+        (([0, 1], [0, 1], [0]), "grou"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            delong(*bad)
+
+
+def test_auc_difference_is_paired():
+    y, scores, groups = scored(1, n=150)
+    found = auc_difference(y, *scores.T)
+    areas = delong(y, scores)
+    assert found.value == pytest.approx(areas.auc[0] - areas.auc[1])
+    z = found.value / math.sqrt(areas.covariance[0, 0] + areas.covariance[1, 1] - 2 * areas.covariance[0, 1])
+    assert found.p_value == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
+    assert (found.low > 0) == (found.p_value < 0.05)
+    back = auc_difference(y, *scores.T[::-1])
+    assert back == pytest.approx((-found.value, -found.high, -found.low, found.p_value))
+    assert auc_difference(y, scores[:, 0], 3 * scores[:, 0] + 1) == (0, 0, 0, 1)
+    assert auc_difference(y, *scores.T, groups).p_value > found.p_value  # t in place of z
+    assert math.isnan(auc_difference([1, 0, 0], [3, 2, 1], [1, 2, 3]).p_value)
+
+
+def test_false_alarms_of_the_difference_are_five_in_a_hundred():
+    """Equally good scores of patients with several pictures: ignoring the patients rejects far more often."""
+    rng = np.random.default_rng(0)
+    grouped = alone = 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(60), 4)
+        y = groups % 2 == 0
+        scores = y[:, None] + rng.normal(size=(60, 2))[groups] + 0.5 * rng.normal(size=(240, 2))
+        grouped += auc_difference(y, *scores.T, groups).p_value < 0.05
+        alone += auc_difference(y, *scores.T).p_value < 0.05
+    assert 0.025 < grouped / 400 < 0.085
+    assert alone / 400 > 0.2
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(0, 0), (1, 0), (3, 9), (12, 12), (5, 19), (150, 86), (30, 12)])
+def test_mcnemar_is_that_of_statsmodels(more, fewer):
+    """150 and 86 are Agresti's table of approval ratings (Categorical Data Analysis, 10.1)."""
+    one = np.repeat([1, 0, 1, 0], [more, fewer, 40, 10]).astype(bool)
+    other = np.repeat([0, 1, 1, 0], [more, fewer, 40, 10]).astype(bool)
+    table = [[40, more], [fewer, 10]]
+    assert mcnemar(one, other) == pytest.approx(reference(table, exact=more + fewer < 25).pvalue, abs=1e-12)
+    assert mcnemar(one, other) == mcnemar(other, one, np.arange(one.size))
+    with pytest.raises(ValueError, match="paired_bootstrap does"):
+        mcnemar(one, other, np.zeros(one.size))
+    with pytest.raises(ValueError, match="two decisions"):
+        mcnemar(one, other[:-1])
+
+
+def test_mcnemar_by_hand():
+    # 10 of 12 discordant pairs on one side: 2 (1 + 12 + 66) / 4096.
+    assert mcnemar([1] * 10 + [0] * 2, [0] * 10 + [1] * 2) == pytest.approx(2 * 79 / 4096)
+    assert binomtest(10, 12).pvalue == pytest.approx(2 * 79 / 4096)
+
+
+def test_holm_is_that_of_statsmodels():
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 5, 20):
+        p = rng.random(m) ** 3
+        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]).size == 0
+    for bad in ([0.5, 1.2], [0.5, np.nan], [[0.5]]):
+        with pytest.raises(ValueError, match="p-values"):
+            holm(bad)
+
+
+def test_paired_bootstrap_agrees_with_delong():
+    y, scores, groups = scored(2, n=200)
+    both = [np.column_stack([1 - p, p]) for p in 1 / (1 + np.exp(-scores.T))]
+
+    def difference(weights):
+        areas = [classification_metrics(y, p, weights=weights, names=["roc_auc"])["roc_auc"] for p in both]
+        return np.subtract(*areas)
+
+    found = paired_bootstrap(difference, y.astype(int), groups, resamples=1000)
+    expected = auc_difference(y, *scores.T)
+    assert found == pytest.approx(expected, abs=0.02)
+    same = paired_bootstrap(lambda w: 0.0 if w is None else np.zeros(len(w)), y.astype(int), groups, resamples=50)
+    assert same == (0, 0, 0, 1)
+    assert math.isnan(
+        paired_bootstrap(lambda w: np.nan if w is None else np.full(len(w), np.nan), y.astype(int), groups)[3]
+    )
