@@ -223,9 +223,8 @@ def test_one_and_two_processes_see_the_same_pictures_and_give_equal_metrics(phan
     found = {}
     for processes in (1, 2):
         output = tmp_path / f"run{processes}"
-        values = options(phantoms, tiny("convnext"), output, per_device_train_batch_size=8 // processes,
-                         per_device_eval_batch_size=3, learning_rate=0.0, dataloader_drop_last=True,
-                         logging_steps=1)  # fmt: skip
+        values = options(phantoms, tiny("convnext"), output, per_device_train_batch_size=8,
+                         per_device_eval_batch_size=3, learning_rate=0.0, logging_steps=1)  # fmt: skip
         # Without --multi_gpu accelerate starts a single process on a CPU, whatever --num_processes says.
         many = ["--multi_gpu", "--num_machines", 1] if processes > 1 else []
         launcher = [sys.executable, "-m", "accelerate.commands.launch", *many, "--num_processes", processes]

@@ -79,7 +79,8 @@ def main(defaults: dict[str, Any]) -> None:
         run(Recipe.from_cli(defaults))
         ended = True
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"\nInterrupted. {stop}", file=sys.stderr)
+        if is_main:
+            print(f"\nInterrupted. {stop}", file=sys.stderr)
         sys.exit(128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT))
     except Exception as error:
         get_error_handler().record_exception(error)  # for the launcher, which shows it with the process's number
