@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
@@ -24,6 +24,8 @@ from hf_medtl.publish.hub import push
 from hf_medtl.training.environment import environment, peak_memory_mb
 from hf_medtl.training.folder import begin, check_disk, check_folder, disk_needed, finish, is_disk_full, write
 from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.search import search
+from hf_medtl.training.search_space import check_search, show_space
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
@@ -70,11 +72,12 @@ def run(recipe: Recipe) -> Path:
         Interrupted: after Ctrl-C, when the checkpoint is written.
     """
     check(recipe)
+    space = check_search(recipe) if recipe.search else {}
     folder = Path(str(recipe.output_dir))
     if recipe.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
         # accelerate launch gives each process a single thread, however many cores there are.
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    check_folder(folder, resuming=bool(recipe.resume_from_checkpoint))
+    check_folder(folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(space))
     with recipe.main_process_first(local=True):  # the other processes find its caches
         loaded = load(
             recipe.dataset,
@@ -101,10 +104,7 @@ def run(recipe: Recipe) -> Path:
     task = task_of(loaded)
     labels = task.output_labels(recipe, loaded)
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, labels)
-    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
-    model, processor = task.build(recipe, labels)
-    recipe.plan.check(model)
-    loss = task.loss(recipe, labels, task.targets(loaded, "train"))
+    model, processor, loss = build(recipe, loaded)
     if outside and task.verify:
         task.verify(model.config, outside)
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
@@ -112,6 +112,7 @@ def run(recipe: Recipe) -> Path:
     check_disk(folder, needed)
     if recipe.should_save:
         show_plan(recipe, loaded, outside, model, task.start(recipe, model), processor, needed, checkpoint)
+        show_space(space)
     if recipe.dry_run:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
@@ -119,15 +120,9 @@ def run(recipe: Recipe) -> Path:
     try:
         if recipe.should_save:
             begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
-        trainer = MedicalTrainer(
-            recipe,
-            model,
-            processor,
-            **pictures(recipe, loaded, processor, task.masks(model.config, loaded)),
-            loss=loss,
-            metrics=task.validation_metrics,
-            reduce=task.reduce,
-        )
+        if space:
+            return search(recipe, space, loaded, lambda a, kind: trainer_of(a, loaded, *build(a, loaded), kind))
+        trainer = trainer_of(recipe, loaded, model, processor, loss)
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
@@ -157,6 +152,41 @@ def run(recipe: Recipe) -> Path:
             ) from error
         raise
     return folder
+
+
+def build(recipe: Recipe, loaded: Loaded) -> tuple[PreTrainedModel, Any, Any]:
+    """Model, image processor and loss of a recipe.
+
+    Raises:
+        MedtlError: what can't be trained so.
+    """
+    task = task_of(loaded)
+    labels = task.output_labels(recipe, loaded)
+    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
+    model, processor = task.build(recipe, labels)
+    recipe.plan.check(model)
+    return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+
+
+def trainer_of(
+    recipe: Recipe,
+    loaded: Loaded,
+    model: PreTrainedModel,
+    processor: Any,
+    loss: Any,
+    kind: type[MedicalTrainer] = MedicalTrainer,
+) -> MedicalTrainer:
+    """The trainer of a recipe, with what `build` gave."""
+    task = task_of(loaded)
+    return kind(
+        recipe,
+        model,
+        processor,
+        **pictures(recipe, loaded, processor, task.masks(model.config, loaded)),
+        loss=loss,
+        metrics=task.validation_metrics,
+        reduce=task.reduce,
+    )
 
 
 def pictures(
