@@ -26,7 +26,6 @@ from hf_medtl.training import classification, search, search_space
 from hf_medtl.training.run import build, trainer_of
 from hf_medtl.training.search_space import check_search, draw, read_space
 
-
 SPACE = {"learning_rate": ["1e-4", 1e-2, "log"], "mixup": [0, 0.4], "augmentation": ["light", "brain"]}
 LOOKS = ["value", "learning_rate", "mixup", "augmentation", "state", "evaluations"]  # not the seconds
 
