@@ -1,5 +1,6 @@
 """A search: whole runs as trials, resumable, reproducible, and never judged by the test split."""
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -190,6 +191,9 @@ def quick(phantoms, tiny, tmp_path, monkeypatch):
             return judge.trial.params["mixup"]
 
         return attempt
+
+    # accelerate collects all garbage after each trial, which takes longer than these trials.
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
     def search_it(name: str, stop: int | None = None, **more: object) -> pd.DataFrame:
         monkeypatch.setattr(search, "_attempt", attempt_of(stop))

@@ -26,6 +26,7 @@ from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.models.strategies import STRATEGIES, Strategy
 from hf_medtl.training import losses, mask_losses
 from hf_medtl.training.losses import CLASS_WEIGHTS
+from hf_medtl.training.tracking import check_trackers
 
 # Left out of recipe.yaml: they say where the run was made, not how, and would carry paths to the Hub.
 PLACES = (
@@ -190,6 +191,8 @@ class Recipe(TrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns at each epoch otherwise
         super().__post_init__()
+        check_trackers(cast(list[str], self.report_to))
+        self.run_name = self.run_name or Path(str(self.output_dir)).resolve().name
         if self.model_card and not Path(self.model_card).is_file():
             raise MedtlError(f"--model_card {self.model_card} is not a file. Give a Markdown file, or leave it out.")
         augment.augmentation(self.augmentation)  # fails here, not after the data are read
@@ -348,6 +351,11 @@ class Recipe(TrainingArguments):
         other = Recipe(**self._chosen | places | changes)
         other._named = self._named | changes.keys()
         return other
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, as trackers get them: without tokens and places."""
+        models = {name: without_place(getattr(self, name)) for name in ("model_name_or_path", "encoder_weights")}
+        return {name: value for name, value in super().to_dict().items() if name not in PLACES} | models
 
     def to_yaml(self) -> str:
         """What was chosen, as YAML that `--config` reads; without tokens and places.

@@ -28,6 +28,7 @@ from hf_medtl.training.search import search
 from hf_medtl.training.search_space import check_search, show_space
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
+from hf_medtl.training.tracking import close, hold_open, log_results
 from hf_medtl.training.trainer import MedicalTrainer, find_checkpoint
 
 logger = logging.getLogger("hf_medtl")
@@ -117,12 +118,14 @@ def run(recipe: Recipe) -> Path:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
 
+    trainer: MedicalTrainer | None = None
     try:
         if recipe.should_save:
             begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
         if space:
             return search(recipe, space, loaded, lambda a, kind: trainer_of(a, loaded, *build(a, loaded), kind))
         trainer = trainer_of(recipe, loaded, model, processor, loss)
+        hold_open(trainer)
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto")
@@ -137,6 +140,7 @@ def run(recipe: Recipe) -> Path:
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
             result = report(recipe, task, folder, tested, processor, trainer)
+            log_results(trainer, result)
             finish(folder)
             show_results(folder, result)
             if recipe.push_to_hub:
@@ -151,6 +155,9 @@ def run(recipe: Recipe) -> Path:
                 "with --resume_from_checkpoint auto."
             ) from error
         raise
+    finally:
+        if trainer:
+            close(trainer)
     return folder
 
 
@@ -164,6 +171,7 @@ def build(recipe: Recipe, loaded: Loaded) -> tuple[PreTrainedModel, Any, Any]:
     labels = task.output_labels(recipe, loaded)
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
     model, processor = task.build(recipe, labels)
+    model.config.name_or_path = recipe.base_model  # trackers get the configuration, and no folder's place with it
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
 

@@ -191,7 +191,6 @@ def _run_missing(recipe: Recipe, space: Space, study: Any, trainer_of: Callable[
             n_trials=missing,
             sampler=_sampler(recipe.seed, len(done(study))),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-            gc_after_trial=True,
             **_options(recipe, Path(str(recipe.output_dir))),
         )
     except KeyboardInterrupt as stop:
