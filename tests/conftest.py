@@ -28,6 +28,7 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_MEDTL_CACHE": str(_WORK / "cache"),
+    "TRACKIO_DIR": str(_WORK / "trackio"),
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -1,4 +1,4 @@
-"""Figures of a run: training history, confusion matrix, ROC, reliability, risk, outlines, Dice by source."""
+"""Figures of a run: training history, confusion matrix, ROC, reliability, risk, outlines, Dice by source, search."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,4 +211,38 @@ def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str
             axes.plot([place, place], [low, high], color=colour, linewidth=2)
     axes.set_xticks(range(len(folds) + 1), [*map(str, range(len(folds))), "pooled"])
     axes.set(xlabel="fold", ylabel=title, title=f"{title} with 95 % intervals", xlim=(-0.5, len(folds) + 0.5))
+    figure.savefig(path, dpi=120)
+
+
+def trials(
+    values: Sequence[float | None],
+    finished: Sequence[bool],
+    higher_is_better: bool,
+    importances: dict[str, float],
+    title: str,
+    path: Path,
+) -> None:
+    """Value of each trial of a search with the best so far, and what the values depend on.
+
+    Args:
+        values: (n,) in order of the trials; of those given up the last one, or None.
+        finished: (n,) False for those given up.
+        importances: option -> share; may be empty.
+    """
+    figure = Figure(figsize=(9 if importances else 5, 3.6), layout="constrained")
+    first, *second = figure.subplots(1, 1 + bool(importances), squeeze=False)[0]
+    points = [(number, value) for number, value in enumerate(values, 1) if value is not None]
+    for is_finished, colour, label in ((True, BLUE, "finished"), (False, GREY, "given up")):
+        chosen = [(number, value) for number, value in points if finished[number - 1] == is_finished]
+        if chosen:
+            first.plot(*zip(*chosen, strict=True), "o", color=colour, label=label)
+    kept = [(number, value) for number, value in points if finished[number - 1]]
+    best = (np.maximum if higher_is_better else np.minimum).accumulate([value for _, value in kept])
+    first.step([number for number, _ in kept], best, where="post", color=ORANGE, label="best so far")
+    first.set(xlabel="trial", ylabel=title, title="Trials")
+    first.legend()
+    for axes in second:
+        names = list(importances)[::-1]
+        axes.barh(names, [importances[name] for name in names], color=BLUE)
+        axes.set(xlabel="share of the variation (PED-ANOVA)", title="What matters")
     figure.savefig(path, dpi=120)

@@ -25,6 +25,7 @@ from hf_medtl.training.recipe import Recipe
 
 watched = "roc_auc"
 reduce = drop = verify = None
+search_space = {"head_dropout": [0.0, 0.5], "mixup": [0.0, 0.4]}
 
 
 def check(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from hf_medtl.data.splits import pseudonyms
 from hf_medtl.errors import MedtlError
 
 MARK = "UNFINISHED"
+SEARCH = "search.db"
 # What decides which tensors a checkpoint and its optimizer have.
 FIXED = (
     "ema_decay",
@@ -37,16 +38,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / "results.json").exists() and not (folder / MARK).exists()
 
 
-def check_folder(folder: Path, resuming: bool) -> None:
+def check_folder(folder: Path, resuming: bool, searching: bool = False) -> None:
     """Refuse a folder whose contents a new run would spoil.
 
     Raises:
-        MedtlError: it holds a finished run, checkpoints of an unfinished one (unless resuming), or something else.
+        MedtlError: it holds a finished run, checkpoints of an unfinished one (unless resuming), a search (unless
+            searching), or something else.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise MedtlError(f"--output_dir {folder} is a file. Give a folder that is new or empty.")
+    if (folder / SEARCH).exists():
+        if searching:  # which goes on
+            return
+        raise MedtlError(f"{folder} holds a search. Give another --output_dir, or --search to go on with it.")
     if is_finished(folder):
         raise MedtlError(f"{folder} holds a finished run. Give another --output_dir, or move that one away.")
     if any(folder.glob("checkpoint-*")) and not resuming:

@@ -30,6 +30,7 @@ from hf_medtl.models.strategies import STRATEGIES, Strategy
 from hf_medtl.training import losses, mask_losses
 from hf_medtl.training.batches import divide
 from hf_medtl.training.losses import CLASS_WEIGHTS
+from hf_medtl.training.tracking import check_trackers
 
 logger = logging.getLogger("hf_medtl")
 
@@ -49,6 +50,8 @@ OWNERS = {
     "lora_alpha": ("lora",),
     "feature_views": ("feature_extraction", "lp_ft"),
 }
+
+LOWER_IS_BETTER = ("loss", "brier", "ece", "hausdorff95")  # TrainingArguments knows of losses alone
 
 LOSSES = tuple(dict.fromkeys((*losses.LOSSES, *mask_losses.LOSSES)))  # which task has which: `tasks.py`
 
@@ -72,6 +75,10 @@ class Recipe(TrainingArguments):
 
     config: str | None = _new(None, "YAML file with any of these keys; flags given beside it win.")
     dry_run: bool = _new(False, "Check data, model, disk and flags, print what would run, and stop.")
+    search: int = _new(0, "Try so many configurations, judged on the validation split, instead of one run; 0 = off.")
+    search_space: dict | str | None = _new(  # noqa: RUF009 - makes a field
+        None, "What it may change: {learning_rate: [1e-6, 1e-3, log], mixup: [0, 0.4], augmentation: [light, brain]}."
+    )
     dataset: str = _new("brain-tumor-mri", f"One of {', '.join(DATASETS)}, or an id on the Hub, such as owner/name.")
     data_dir: str | None = _new(None, "Folder or file with the data; downloaded (or generated) if not given.")
     task: str | None = _new(None, "The data set's own if not given; image-segmentation learns its masks.")
@@ -176,6 +183,7 @@ class Recipe(TrainingArguments):
         for option in ("encoder_weights", "lung_model"):
             if option in self._chosen:
                 self._chosen[option] = without_place(getattr(self, option))
+        self._named: set[str] = set()
         self.task = self.task or DATASETS.get(self.dataset, DATASETS["imagefolder"]).task
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise MedtlError(f"--mixed_precision is auto, no, bf16 or fp16, found {self.mixed_precision!r}.")
@@ -188,15 +196,19 @@ class Recipe(TrainingArguments):
         self.label_names = ["labels"]
         optimizers = ["adam", *(name.value for name in OptimizerNames)]
         if self.optim not in optimizers:
-            raise MedtlError(f"Unknown --optim {self.optim!r}. {_nearest(str(self.optim), optimizers)}")
+            raise MedtlError(f"Unknown --optim {self.optim!r}. {nearest(str(self.optim), optimizers)}")
         self.plain_adam = self.optim == "adam"  # which TrainingArguments does not know
         if self.plain_adam:
             self.optim = "adamw_torch"
         if self.plan.staged:  # DDP would wait for the gradients of what is frozen
             self.ddp_find_unused_parameters = True
+        if self.greater_is_better is None and self.metric_for_best_model:
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns at each epoch otherwise
         super().__post_init__()
         self._set_processes()
+        check_trackers(cast(list[str], self.report_to))
+        self.run_name = self.run_name or Path(str(self.output_dir)).resolve().name
         if self.model_card and not Path(self.model_card).is_file():
             raise MedtlError(f"--model_card {self.model_card} is not a file. Give a Markdown file, or leave it out.")
         augment.augmentation(self.augmentation)  # fails here, not after the data are read
@@ -383,17 +395,39 @@ class Recipe(TrainingArguments):
         names = [f.name for f in dataclasses.fields(cls) if f.init]
         for key in given:
             if key not in names:
-                raise MedtlError(f"Unknown key {key!r} in the recipe. {_nearest(key, names)}")
+                raise MedtlError(f"Unknown key {key!r} in the recipe. {nearest(key, names)}")
         # Numbers as text, so that argparse checks their type: YAML reads 2e-5 as a string anyway.
         parser.set_defaults(**{k: str(v) if type(v) in (int, float) else v for k, v in given.items()})
         namespace, unknown = parser.parse_known_args(argv)
         if unknown:
-            raise MedtlError(f"Unknown option {unknown[0]!r}. {_nearest(unknown[0].lstrip('-').split('=')[0], names)}")
-        return cls(**vars(namespace))
+            raise MedtlError(f"Unknown option {unknown[0]!r}. {nearest(unknown[0].lstrip('-').split('=')[0], names)}")
+        recipe = cls(**vars(namespace))
+        recipe._named = {*given}
+        return recipe
+
+    def variant(self, **changes: Any) -> "Recipe":
+        """A recipe of its own with other values of some options.
+
+        Raises:
+            MedtlError: values that can't work.
+        """
+        places = {name: getattr(self, name) for name in (*PLACES, "model_name_or_path", "encoder_weights")}
+        other = Recipe(**self._chosen | places | changes)
+        other._named = self._named | changes.keys()
+        return other
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, as trackers get them: without tokens and places."""
+        models = {name: without_place(getattr(self, name)) for name in ("model_name_or_path", "encoder_weights")}
+        return {name: value for name, value in super().to_dict().items() if name not in PLACES} | models
 
     def to_yaml(self) -> str:
-        """What differs from the defaults, as YAML that `--config` reads; without tokens and places."""
-        return yaml.safe_dump(self._chosen, sort_keys=True, allow_unicode=True)
+        """What was chosen, as YAML that `--config` reads; without tokens and places.
+
+        What differs from the defaults, and what was set back to a default: the recipe's file may say otherwise.
+        """
+        usual = {f.name: _default(f) for f in dataclasses.fields(self) if f.name in self._named - {*PLACES}}
+        return yaml.safe_dump(usual | self._chosen, sort_keys=True, allow_unicode=True)
 
 
 class _Parser(HfArgumentParser):
@@ -425,6 +459,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _nearest(word: str, names: list[str]) -> str:
+def nearest(word: str, names: list[str]) -> str:
     match = difflib.get_close_matches(word, names, n=1)
     return f"Did you mean {match[0]!r}? See --help." if match else "See --help for all."

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
@@ -43,8 +43,11 @@ from hf_medtl.training.folder import (
 )
 from hf_medtl.training.folds import cross_validate
 from hf_medtl.training.recipe import Recipe, words
+from hf_medtl.training.search import search
+from hf_medtl.training.search_space import check_search, show_space
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
+from hf_medtl.training.tracking import close, hold_open, log_results
 from hf_medtl.training.trainer import MedicalTrainer
 
 logger = logging.getLogger("hf_medtl")
@@ -105,6 +108,7 @@ def run(recipe: Recipe) -> Path:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     check(recipe)
+    space = check_search(recipe) if recipe.search else {}
     if recipe.all_folds:
         return cross_validate(recipe, run)
     folder = Path(str(recipe.output_dir))
@@ -113,7 +117,7 @@ def run(recipe: Recipe) -> Path:
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if recipe.device.type == "cpu":
         keep_freed_memory()
-    check_folder(folder, resuming=bool(recipe.resume_from_checkpoint))
+    check_folder(folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(space))
     with recipe.main_process_first(local=True):  # the other processes find its caches
         loaded = read(recipe)
         outside = None
@@ -129,10 +133,7 @@ def run(recipe: Recipe) -> Path:
     task = task_of(loaded)
     labels = task.output_labels(recipe, loaded)
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, labels)
-    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
-    model, processor = task.build(recipe, labels)
-    recipe.plan.check(model)
-    loss = task.loss(recipe, labels, task.targets(loaded, "train"))
+    model, processor, loss = build(recipe, loaded)
     if outside and task.verify:
         task.verify(model.config, outside)
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
@@ -140,27 +141,22 @@ def run(recipe: Recipe) -> Path:
     check_disk(folder, needed)
     if recipe.should_save:
         show_plan(recipe, loaded, outside, model, task.start(recipe, model), processor, needed, checkpoint)
+        show_space(space)
     if recipe.dry_run:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
 
+    trainer: MedicalTrainer | None = None
     try:
         with recipe.main_process_first(local=False):
             if recipe.should_save:
                 begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
             else:
                 check_shared(folder)
-        splits = pictures(recipe, loaded, processor, task.masks(model.config, loaded), SPLITS)
-        trainer = MedicalTrainer(
-            recipe,
-            model,
-            processor,
-            splits["train"],
-            splits["validation"],
-            loss=loss,
-            metrics=task.validation_metrics,
-            reduce=task.reduce,
-        )
+        if space:
+            return search(recipe, space, loaded, lambda a, kind: trainer_of(a, loaded, *build(a, loaded), kind))
+        trainer = trainer_of(recipe, loaded, model, processor, loss)
+        hold_open(trainer)
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(
@@ -178,13 +174,14 @@ def run(recipe: Recipe) -> Path:
         unlike = {}
         if task.kinds:
             others = {"external": pictures(recipe, outside, processor, splits=["test"])["test"]} if outside else {}
-            kinds = task.kinds(loaded, "train")
-            unlike = find_outliers(recipe, folder, trainer, kinds, splits | others)
+            splits = pictures(recipe, loaded, processor, splits=SPLITS) | others
+            unlike = find_outliers(recipe, folder, trainer, task.kinds(loaded, "train"), splits)
             save(recipe, folder, model, processor)
 
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
             result = report(recipe, task, folder, tested, processor, trainer, unlike)
+            log_results(trainer, result)
             finish(folder)
             show_results(folder, result)
             if recipe.push_to_hub:
@@ -199,7 +196,46 @@ def run(recipe: Recipe) -> Path:
                 "with --resume_from_checkpoint auto."
             ) from error
         raise
+    finally:
+        if trainer:
+            close(trainer)
     return folder
+
+
+def build(recipe: Recipe, loaded: Loaded) -> tuple[PreTrainedModel, Any, Any]:
+    """Model, image processor and loss of a recipe.
+
+    Raises:
+        MedtlError: what can't be trained so.
+    """
+    task = task_of(loaded)
+    labels = task.output_labels(recipe, loaded)
+    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
+    model, processor = task.build(recipe, labels)
+    model.config.name_or_path = recipe.base_model  # trackers get the configuration, and no folder's place with it
+    recipe.plan.check(model)
+    return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+
+
+def trainer_of(
+    recipe: Recipe,
+    loaded: Loaded,
+    model: PreTrainedModel,
+    processor: Any,
+    loss: Any,
+    kind: type[MedicalTrainer] = MedicalTrainer,
+) -> MedicalTrainer:
+    """The trainer of a recipe, with what `build` gave."""
+    task = task_of(loaded)
+    return kind(
+        recipe,
+        model,
+        processor,
+        **pictures(recipe, loaded, processor, task.masks(model.config, loaded)),
+        loss=loss,
+        metrics=task.validation_metrics,
+        reduce=task.reduce,
+    )
 
 
 def pictures(

@@ -29,6 +29,7 @@ from hf_medtl.training.mask_losses import LOSSES, MaskLoss
 from hf_medtl.training.recipe import Recipe, without_place
 
 watched = "dice"
+search_space = {"ema_decay": [0.0, 0.9, 0.99]}
 STRATEGIES = ("full", "feature_extraction", "lp_ft")
 
 

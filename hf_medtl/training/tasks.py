@@ -36,6 +36,7 @@ class Task:
         reduce: logits and targets of a batch -> what `validation_metrics` needs of them; None for all.
         validation_metrics: what each evaluation during training logs.
         watched: the one that is drawn by epoch.
+        search_space: what --search tries by itself, beside learning rates, weight decay and the strategy's options.
         answer: run folder, data set, split -> answers, through the folder's own pipeline.
         calibrate: model, data set, answers on its validation split, rule of the threshold, share of conformal sets that
             may miss -> extra keys of config.json; may change the model. None where nothing is fitted.
@@ -62,6 +63,7 @@ class Task:
     reduce: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None
     validation_metrics: Callable[[EvalPrediction], dict[str, float]]
     watched: str
+    search_space: dict[str, list[Any]]
     answer: Callable[[Path, Loaded, str], Any]
     calibrate: Callable[[PreTrainedModel, Loaded, Any, str, float], dict[str, Any]] | None
     kinds: Callable[[Loaded, str], NDArray[np.int64]] | None
