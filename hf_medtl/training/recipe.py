@@ -2,11 +2,9 @@
 
 import copy
 import dataclasses
-import difflib
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any, cast
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_medtl.data import augment
@@ -29,6 +27,7 @@ from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.models.strategies import STRATEGIES, Strategy
 from hf_medtl.training import losses, mask_losses
 from hf_medtl.training.batches import divide
+from hf_medtl.training.command_line import nearest, read_options
 from hf_medtl.training.losses import CLASS_WEIGHTS
 from hf_medtl.training.tracking import check_trackers
 
@@ -39,6 +38,9 @@ PLACES = (
     *("config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
     *("resume_from_checkpoint", "splits"),
 )
+
+# Folders of models or their ids: of a folder only the name goes to recipe.yaml and to trackers.
+MODELS = ("model_name_or_path", "encoder_weights", "lung_model")
 
 # Option -> the strategies that it belongs to.
 OWNERS = {
@@ -178,9 +180,7 @@ class Recipe(TrainingArguments):
             if f.name not in PLACES and value != usual
             if value or type(value) is int or usual not in (None, "", "no", False)  # 0 is a number, False is nothing
         }
-        if "model_name_or_path" in self._chosen:
-            self._chosen["model_name_or_path"] = self.base_model
-        for option in ("encoder_weights", "lung_model"):
+        for option in MODELS:
             if option in self._chosen:
                 self._chosen[option] = without_place(getattr(self, option))
         self._named: set[str] = set()
@@ -385,24 +385,9 @@ class Recipe(TrainingArguments):
         Raises:
             MedtlError: an unknown key or flag, with the nearest right one; a value of the wrong type.
         """
-        argv = list(sys.argv[1:] if argv is None else argv)
-        parser = _Parser(cast(Any, cls), allow_abbrev=False, description="Fine-tune a model on medical images.")
-        finder = _Parser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config")
-        given = dict(defaults or {})
-        if path := finder.parse_known_args(argv)[0].config:
-            given |= _read_yaml(Path(path))
-        names = [f.name for f in dataclasses.fields(cls) if f.init]
-        for key in given:
-            if key not in names:
-                raise MedtlError(f"Unknown key {key!r} in the recipe. {nearest(key, names)}")
-        # Numbers as text, so that argparse checks their type: YAML reads 2e-5 as a string anyway.
-        parser.set_defaults(**{k: str(v) if type(v) in (int, float) else v for k, v in given.items()})
-        namespace, unknown = parser.parse_known_args(argv)
-        if unknown:
-            raise MedtlError(f"Unknown option {unknown[0]!r}. {nearest(unknown[0].lstrip('-').split('=')[0], names)}")
-        recipe = cls(**vars(namespace))
-        recipe._named = {*given}
+        values, given = read_options(cls, defaults, argv)
+        recipe = cls(**values)
+        recipe._named = given
         return recipe
 
     def variant(self, **changes: Any) -> "Recipe":
@@ -411,14 +396,14 @@ class Recipe(TrainingArguments):
         Raises:
             MedtlError: values that can't work.
         """
-        places = {name: getattr(self, name) for name in (*PLACES, "model_name_or_path", "encoder_weights")}
+        places = {name: getattr(self, name) for name in (*PLACES, *MODELS)}
         other = Recipe(**self._chosen | places | changes)
         other._named = self._named | changes.keys()
         return other
 
     def to_dict(self) -> dict[str, Any]:
         """All options, as trackers get them: without tokens and places."""
-        models = {name: without_place(getattr(self, name)) for name in ("model_name_or_path", "encoder_weights")}
+        models = {name: its and without_place(its) for name in MODELS for its in [getattr(self, name)]}
         return {name: value for name, value in super().to_dict().items() if name not in PLACES} | models
 
     def to_yaml(self) -> str:
@@ -428,11 +413,6 @@ class Recipe(TrainingArguments):
         """
         usual = {f.name: _default(f) for f in dataclasses.fields(self) if f.name in self._named - {*PLACES}}
         return yaml.safe_dump(usual | self._chosen, sort_keys=True, allow_unicode=True)
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> Any:  # argparse prints two screens of usage before its message
-        raise MedtlError(f"{message[0].upper()}{message[1:]}. See --help.")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -447,18 +427,3 @@ def without_place(name: str) -> str:
 
 def _default(f: dataclasses.Field) -> Any:
     return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise MedtlError(f"--config {path} can't be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise MedtlError(f"--config {path} must hold `key: value` lines, found {type(content).__name__}.")
-    return content
-
-
-def nearest(word: str, names: list[str]) -> str:
-    match = difflib.get_close_matches(word, names, n=1)
-    return f"Did you mean {match[0]!r}? See --help." if match else "See --help for all."

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.training.recipe import OWNERS, Recipe, nearest
+from hf_medtl.training.command_line import nearest
+from hf_medtl.training.recipe import OWNERS, Recipe
 from hf_medtl.training.tasks import TASKS, check
 
 Space = dict[str, list[Any]]  # option -> [low, high], [low, high, "log"], or choices
