@@ -55,16 +55,17 @@ def overlay(picture: Image.Image, values: Maps, opacity: float = 0.6) -> Image.I
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def choose(truth: NDArray[np.int64], probabilities: NDArray[np.float64], number: int) -> dict[str, NDArray[np.int64]]:
+def choose(
+    truth: NDArray[np.int64], decided: NDArray[np.int64], certainty: NDArray[np.float64], number: int
+) -> dict[str, NDArray[np.int64]]:
     """Which pictures are worth a look: name of a page -> indices, the clearest first; empty where there are none.
 
     Args:
-        truth: (n,) class indices.
-        probabilities: (n, K).
+        truth, decided: (n,) class indices.
+        certainty: (n,) of the decisions.
         number: on each page, at most.
     """
-    top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
-    surest = np.argsort(-top, kind="stable")
+    right, surest = decided == truth, np.argsort(-certainty, kind="stable")
     return {
         "most_certain_right": surest[right[surest]][:number],
         "most_certain_wrong": surest[~right[surest]][:number],
