@@ -107,6 +107,66 @@ def ensemble(
     print(f"{output_dir}: weights and README.md, which says what is known of it.")
 
 
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="Folder of a run, or id of a published one.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and explanations.json.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="A name of `hf-medtl data list`; that of the run if not given.")
+    ] = None,
+    data_dir: DataDir = None,
+    method: Annotated[
+        str, typer.Option(help="gradcam, gradcam++, eigencam, scorecam (slow), rollout or integrated_gradients.")
+    ] = "gradcam",
+    layer: Annotated[str | None, typer.Option(help="Name of a module; found if not given.")] = None,
+    split: Annotated[str, typer.Option(help="Of the run: test, validation or train.")] = "test",
+    number: Annotated[int, typer.Option(help="Of pictures on a page, at most.")] = 12,
+    sample: Annotated[int, typer.Option(help="Of pictures for the verdict on each label, at most.")] = 12,
+    seed: Seed = 0,
+) -> None:
+    """Show what a classifier looks at, and whether such maps are to be believed."""
+    import torch
+    import yaml
+    from rich.console import Console
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.utils import cached_file
+
+    from hf_medtl.data.images import read_image
+    from hf_medtl.data.load import load
+    from hf_medtl.explain.report import check, report
+
+    try:
+        loaded = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
+        processor = AutoImageProcessor.from_pretrained(model)
+        beside = {
+            name: cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+            for name in ("recipe.yaml", "splits.csv")
+        }
+    except (OSError, ValueError) as error:
+        raise MedtlError(
+            f"{model} is no classifier that can be loaded ({str(error).strip().splitlines()[0]}). Give the folder of a "
+            "finished run, or the id of a published one."
+        ) from error
+    check(loaded)
+    if not beside["splits.csv"]:
+        raise MedtlError(
+            f"{model} has no splits.csv, so nobody knows which pictures it has learnt from. Give a run of hf_medtl."
+        )
+    recipe = yaml.safe_load(Path(beside["recipe.yaml"]).read_text("utf-8")) if beside["recipe.yaml"] else {}
+    name = dataset or recipe.get("dataset", "brain-tumor-mri")  # what is as by default is not in recipe.yaml
+    found = load(name, data_dir, splits=beside["splits.csv"])
+    rows = found.table[found.table["split"] == split]
+    if rows.empty:
+        raise MedtlError(f"The split {split!r} has no pictures. Give --split test, validation or train.")
+    paths = [found.root / path for path in rows["path"]]
+    labels = list(rows["label"])
+    result = report(loaded, processor, paths, labels, read_image, out, method, layer, number, sample, seed=seed)
+    console = Console(highlight=False, soft_wrap=True)
+    for label, verdict in result["verdict"].items():
+        console.print(f"[bold]{label}[/bold]: {verdict['summary']}")
+    print(f"\nLook at {out}: pages of pictures, and every number in explanations.json.")
+
+
 @data.command("list")
 def list_() -> None:
     """The data sets that are known by name."""

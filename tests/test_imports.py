@@ -12,7 +12,7 @@ MAY_USE = {
     "data": set(),
     "models": set(),
     "evaluation": set(),
-    "explain": {"models"},
+    "explain": {"models", "evaluation"},
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
     "predict": {"data", "models", "evaluation", "explain"},

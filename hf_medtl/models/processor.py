@@ -159,31 +159,57 @@ class MedicalImageProcessor(BaseImageProcessor):
             (height, width, 3) of `size`.
         """
         if self.lungs or "brain_crop" in self.steps:
-            box = self.lungs.box(rgb) if self.lungs else brain_box(rgb)
+            box = self.crop(rgb)
             with COUNTING:  # pictures are prepared by several threads
                 self.counts.update({"pictures": 1, "nothing": int(box is None)})
             if box is not None:
                 left, top, right, bottom = box
-                x, y = round((right - left) * self.crop_margin), round((bottom - top) * self.crop_margin)
-                rgb = rgb[max(0, top - y) : bottom + y, max(0, left - x) : right + x]
+                rgb = rgb[top:bottom, left:right]
         picture = Image.fromarray(rgb)
         if "grayscale" in self.steps:
             picture = picture.convert("L").convert("RGB")
-        height, width = self.size.height, self.size.width
-        inner_height, inner_width = height, width
-        if self.fit == "pad":
-            scale = min(height / picture.height, width / picture.width)
-            inner_height = max(1, round(picture.height * scale))
-            inner_width = max(1, round(picture.width * scale))
-        rgb = np.asarray(picture.resize((inner_width, inner_height), Image.Resampling(self.resample)))
+        left, top, right, bottom = self.inner(picture.height, picture.width)
+        rgb = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling(self.resample)))
         if "blur" in self.steps:
             rgb = opencv().GaussianBlur(rgb, (0, 0), self.blur_sigma)
         if "clahe" in self.steps:
             rgb = clahe(rgb, self.clahe_clip, self.clahe_grid)
-        canvas = np.zeros((height, width, 3), np.uint8)
-        top, left = (height - inner_height) // 2, (width - inner_width) // 2
-        canvas[top : top + inner_height, left : left + inner_width] = rgb
+        canvas = np.zeros((self.size.height, self.size.width, 3), np.uint8)
+        canvas[top:bottom, left:right] = rgb
         return canvas
+
+    def crop(self, rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
+        """Left, top, right, bottom of what is kept of a picture (height, width, 3); None where nothing is cropped."""
+        if not self.lungs and "brain_crop" not in self.steps:
+            return None
+        box = self.lungs.box(rgb) if self.lungs else brain_box(rgb)
+        if box is None:
+            return None
+        (height, width), (left, top, right, bottom) = rgb.shape[:2], box
+        x, y = round((right - left) * self.crop_margin), round((bottom - top) * self.crop_margin)
+        return max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y)
+
+    def inner(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom, in what the model sees, of a (cropped) picture; around it are black margins."""
+        rows, columns = self.size.height, self.size.width
+        if self.fit == "pad":
+            scale = min(rows / height, columns / width)
+            rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (self.size.height - rows) // 2, (self.size.width - columns) // 2
+        return left, top, left + columns, top + rows
+
+    def geometry(self, image: Any) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """Where the model's picture comes from: the box that is kept of `image`, and where it lies in `size`.
+
+        Both are left, top, right, bottom in pixels. The picture is not prepared, and not counted.
+
+        Args:
+            image: as for `preprocess`.
+        """
+        rgb = to_rgb(image)
+        height, width = rgb.shape[:2]
+        left, top, right, bottom = self.crop(rgb) or (0, 0, width, height)
+        return (left, top, right, bottom), self.inner(bottom - top, right - left)
 
 
 class Lungs:

@@ -1,0 +1,184 @@
+"""Whether maps are to be believed: a trained model's are, those of random weights and of a constant are not."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+
+from hf_medtl import MedtlError
+from hf_medtl.data.phantoms import brain
+from hf_medtl.explain.faithfulness import chance_maps, curves, ranks, road
+from hf_medtl.explain.maps import explain, to_pixels
+from hf_medtl.explain.randomisation import _draw, cascade, similarity, ssim
+from hf_medtl.explain.sanity import CHECKS, energy, verdict
+from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
+from hf_medtl.models.processor import MedicalImageProcessor
+
+SIZE, TRAINED, HELD_OUT = 64, 80, 12  # pixels; patients, each with and without a lesion
+PROCESSOR = MedicalImageProcessor(size={"height": SIZE, "width": SIZE})
+
+
+def phantoms(first, number, lesions=(True, False)):
+    """Pictures, labels and lesion masks."""
+    drawn = [brain(patient, 0, ill, size=SIZE) for patient in range(first, first + number) for ill in lesions]
+    pictures = [Image.fromarray(phantom.image).convert("RGB") for phantom in drawn]
+    return pictures, np.array([phantom.label == "lesion" for phantom in drawn], int), [p.mask > 0 for p in drawn]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network of 24,000 weights that finds lesions, with maps of stride 4."""
+    pictures, labels, _ = phantoms(0, TRAINED)
+    pixels, truth = to_pixels(PROCESSOR, pictures), torch.from_numpy(labels)
+    torch.manual_seed(0)
+    names = {"id2label": {0: "no_lesion", 1: "lesion"}, "label2id": {"no_lesion": 0, "lesion": 1}}
+    config = MedicalCnnConfig(widths=(16, 32, 64), convolutions=1, attention=False, image_size=SIZE, **names)
+    model = MedicalCnnForImageClassification(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=0.05)
+    batches = [batch for _ in range(18) for batch in torch.randperm(len(pixels)).split(20)]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=len(batches))
+    for i, batch in enumerate(batches):
+        shown = pixels[batch].flip(3) if i % 2 else pixels[batch]
+        loss = torch.nn.functional.cross_entropy(model(shown).logits, truth[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    """Pictures of other patients, all with a lesion, and its masks."""
+    pictures, _, masks = phantoms(1000, HELD_OUT, lesions=(True,))
+    return pictures, masks
+
+
+def forgotten(model, seed):
+    """The same network with all weights drawn anew."""
+    other, draws = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    for module in other.modules():
+        _draw(module, draws)
+    return other
+
+
+def nothing(model, pixels, classes, layer):
+    """A method whose map is the same everywhere."""
+    return np.ones((len(pixels), *pixels.shape[-2:]), np.float32)
+
+
+def ratio(model, pictures, masks):
+    """Energy inside the lesion over its area share, mean over pictures."""
+    shares = [
+        energy(item.map, mask) for item, mask in zip(explain(model, PROCESSOR, pictures, "lesion"), masks, strict=True)
+    ]
+    return np.mean([inside / area for inside, area in shares])
+
+
+def test_maps_of_what_was_learnt_lie_on_the_lesion(trained, lesions):
+    assert ratio(trained, *lesions) >= 5
+    assert np.mean([ratio(forgotten(trained, seed), *lesions) for seed in range(5)]) < 1.5
+
+
+def test_the_verdict_tells_learnt_from_random_and_constant(trained, lesions):
+    pictures, masks = lesions
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    good = verdict(trained, PROCESSOR, pictures, "lesion", masks=masks)
+    assert good["passed"], good["summary"]
+    assert good["failed"] == []
+    assert set(good["checks"]) == set(CHECKS)
+    assert good["energy"]["ratio"] >= 5
+    assert good["cascade"][-1]["share"] == pytest.approx(1)
+    assert good["agreement"]["gradcam++"] > 0.3
+    assert "pass all 6 checks on 12 pictures" in good["summary"]
+    assert json.loads(json.dumps(good, allow_nan=False)) == good
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+    for seed in range(3):  # without masks, too
+        bad = verdict(forgotten(trained, seed), PROCESSOR, pictures, "lesion")
+        assert {"deletion_insertion", "road"} <= set(bad["failed"])
+    blind = verdict(trained, PROCESSOR, pictures, "lesion", nothing, masks=masks)
+    assert blind["constant"] == len(pictures)
+    assert {"weights_spearman", "weights_ssim", "deletion_insertion", "road", "energy"} == set(blind["failed"])
+    assert blind["summary"].startswith("Do not believe the maps of nothing: 5 of 6 checks fail")
+
+
+def test_integrated_gradients_show_the_picture_more_than_the_model(trained, lesions):
+    found = verdict(trained, PROCESSOR, lesions[0][:4], "lesion", "integrated_gradients", others=())
+    assert "weights_spearman" in found["failed"]  # as Adebayo et al. found
+
+
+def test_the_cascade_goes_from_the_head_down(trained, lesions):
+    pixels = to_pixels(PROCESSOR, lesions[0][:4])
+    steps = cascade(trained, pixels, np.ones(4, int), "eigencam", steps=4)
+    shares = [step["share"] for step in steps]
+    assert shares == sorted(shares)
+    head = trained.classifier.weight.numel() + 2
+    assert shares[0] == pytest.approx(head / trained.num_parameters())
+    assert steps[0]["spearman"] == pytest.approx(1)  # Eigen-CAM does not know the head
+    assert steps[-1]["spearman"] < 0.5
+    assert cascade(trained, pixels, np.ones(4, int), "eigencam", steps=4) == steps
+
+
+def test_similarity_of_maps():
+    rng = np.random.default_rng(0)
+    one, other, flat = (
+        rng.random((40, 50), np.float32),
+        rng.random((40, 50), np.float32),
+        np.zeros((40, 50), np.float32),
+    )
+    assert similarity(one, one) == pytest.approx((1, 1))
+    assert abs(similarity(one, other).spearman) < 0.1
+    assert similarity(one, 1 - one).spearman == pytest.approx(-1)
+    assert similarity(one, one**3).spearman == pytest.approx(spearmanr(one.ravel(), one.ravel() ** 3).statistic)
+    assert similarity(flat, flat) == (1, 1)
+    assert similarity(flat, one) == similarity(one, flat) == (0, 0)
+    assert ssim(one, other) < 0.2
+    assert ssim(flat, flat + 1) < 1e-3
+
+
+def test_curves_follow_the_order_of_the_map(trained, lesions):
+    pixels = to_pixels(PROCESSOR, lesions[0][:4])
+    classes = np.ones(4, int)
+    truth = np.stack(lesions[1][:4]).astype(np.float32)
+    found = curves(trained, pixels, classes, truth, steps=10)
+    assert found.deletion.shape == found.insertion.shape == (4, 11)
+    np.testing.assert_allclose(found.deletion[:, 0], found.insertion[:, -1], atol=1e-6)  # the picture itself
+    np.testing.assert_allclose(found.deletion[:, -1], found.insertion[:, 0], atol=1e-6)  # nothing is left
+    assert found.gain().mean() > 0.2
+    wrong = curves(trained, pixels, classes, 1 - truth, steps=10)
+    assert wrong.gain().mean() < 0
+    assert road(trained, pixels, classes, truth, (90,)).mean() > road(trained, pixels, classes, 1 - truth, (90,)).mean()
+    again = road(trained, pixels, classes, truth, (90,))
+    np.testing.assert_array_equal(road(trained, pixels, classes, truth, (90,)), again)
+
+
+def test_equals_come_in_random_order_and_no_value_twice():
+    maps = np.zeros((2, 10, 10), np.float32)
+    maps[:, 3:5, 3:5] = 1
+    found = ranks(maps, seed=1)
+    assert sorted(found[0].ravel()) == pytest.approx(np.arange(1, 101) / 100)
+    assert (found[0][3:5, 3:5] > 0.96).all()
+    assert abs(spearmanr(found[0].ravel(), np.arange(100)).statistic) < 0.3
+    assert chance_maps(3, (20, 30)).shape == (3, 20, 30)
+
+
+def test_energy():
+    values, mask = np.zeros((10, 10), np.float32), np.zeros((10, 10), bool)
+    values[:5], mask[:, :5] = 1, True
+    assert energy(values, mask) == (0.5, 0.5)
+    mask[5:] = False
+    assert energy(values, mask) == (0.5, 0.25)
+    assert energy(np.zeros_like(values), mask) == (0.25, 0.25)
+    with pytest.raises(MedtlError, match="as large as its picture"):
+        energy(values, mask[:5])
+
+
+def test_a_verdict_needs_pictures_and_their_masks(trained, lesions):
+    with pytest.raises(MedtlError, match="found 0 pictures"):
+        verdict(trained, PROCESSOR, [])
+    with pytest.raises(MedtlError, match="12 pictures and 3 masks"):
+        verdict(trained, PROCESSOR, lesions[0], masks=lesions[1][:3])
