@@ -91,8 +91,8 @@ def explain(
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no pictures. Give --split test, validation or train.")
     paths = [found.root / path for path in rows["path"]]
-    more = {"method": method, "layer": layer, "number": number, "sample": sample, "seed": seed}
-    result = report(loaded, processor, paths, list(rows["label"]), read_image, out, **more)
+    labels, sizes = list(rows["label"]), (number, sample)
+    result = report(loaded, processor, paths, labels, read_image, out, method, layer, *sizes, seed=seed)
     console = Console(highlight=False, soft_wrap=True)
     for label, verdict in result["verdict"].items():
         console.print(f"[bold]{label}[/bold]: {verdict['summary']}")
