@@ -67,7 +67,9 @@ def table(out: Path) -> str:
     lines += ["|---" * 7 + "|"]
     drops, gains = [], []
     for name, (row, inside) in runs.items():
-        parts = {"held out": inside} | {f"held out, {HOSPITALS[s]}": t for s, t in inside.groupby("source")}
+        parts = {"held out": inside}
+        if inside["source"].nunique() > 1:
+            parts |= {f"held out, {HOSPITALS[source]}": rows for source, rows in inside.groupby("source")}
         if "external" in row.flags:
             outside = read(row, out, "external.csv")
             parts["other data"] = outside

@@ -84,7 +84,8 @@ def page(shown: Sequence[Shown], path: Path, title: str, columns: int = 4) -> No
     """
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.35 * rows + 0.5), layout="constrained")
+    tall = float(np.median([picture.height / picture.width for picture, _, _ in shown]))
+    figure = Figure(figsize=(3.6 * columns, (1.8 * tall + 0.35) * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, 2 * columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()

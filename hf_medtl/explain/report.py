@@ -1,7 +1,7 @@
 """Maps of a split: pages to look at, a verdict for each label, and where the maps lie."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.explain import gallery, statistics
-from hf_medtl.explain.maps import explain, label_names, predict, to_pixels
+from hf_medtl.explain.maps import Explanation, explain, label_names, predict, to_pixels
 from hf_medtl.explain.sanity import verdict
 from hf_medtl.models.head import is_segmenter
 
@@ -95,7 +95,7 @@ def report(
         positive, threshold = len(names) - 1, None
     decided = decide(probabilities, positive, threshold)
 
-    def maps_of(rows: NDArray[np.int64]) -> Any:
+    def maps_of(rows: NDArray[np.int64]) -> Iterator[tuple[Image.Image, Explanation]]:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             pictures = [read(paths[i]) for i in part]
@@ -106,11 +106,10 @@ def report(
     pages = {}
     for name, rows in gallery.choose(truth, decided, certainty(probabilities, positive, threshold), number).items():
         shown, listed = [], []
-        for i, (picture, item) in zip(rows, maps_of(np.asarray(rows, np.int64)), strict=True):
-            caption = f"{labels[i]}, {'called ' if decided[i] != truth[i] else ''}{item.label} {item.probability:.2f}"
-            shown.append(
-                gallery.Shown(picture, item.map, caption if decided[i] != truth[i] else caption.split(", ")[1])
-            )
+        for i, (picture, item) in zip(rows, maps_of(rows), strict=True):
+            told = f"{item.label} {item.probability:.2f}"
+            caption = told if decided[i] == truth[i] else f"{labels[i]}, called {told}"
+            shown.append(gallery.Shown(picture, item.map, caption))
             listed.append(
                 {
                     "picture": paths[i].name,

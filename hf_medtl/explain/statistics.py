@@ -46,7 +46,7 @@ def statistics(maps: Sequence[Maps], labels: Sequence[str], seed: int = 0) -> di
     grid, names = grid[lively], names[lively]
     order = np.random.default_rng(seed)
     pairs = np.array([*combinations(range(len(grid)), 2)], int).reshape(-1, 2)
-    ranks = np.array([_standard(rankdata(values)) for values in grid]).reshape(len(grid), -1)
+    ranks = np.array([_standard(rankdata(values)) for values in grid]).reshape(len(grid), GRID * GRID)
 
     def alike(chosen: NDArray[np.bool_]) -> float | None:
         these = pairs[chosen]
