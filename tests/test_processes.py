@@ -322,7 +322,7 @@ def test_twenty_kills_at_random_moments(nursery, phantoms, vit, tmp_path):
     assert same(tmp_path / "through", output)
 
 
-# ---- through accelerate's launcher, with the files of recipes/launch
+# ---- through accelerate's launcher, with the files of recipes/accelerate
 
 
 def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str = "") -> subprocess.Popen:
@@ -333,7 +333,7 @@ def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str 
     )
     with (folder / f"launcher{'-'.join(more[:2])}.txt").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/launch/{file}.yaml", *more,
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{file}.yaml", *more,
              str(file_of_recipe), *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -234,7 +234,7 @@ class Recipe(TrainingArguments):
         if self.n_gpu > 1:  # DataParallel would multiply the batch, and is slower than a process for each
             logger.warning(
                 "%d GPUs are here and one is used. For all: accelerate launch --multi_gpu RECIPE, "
-                "or a file of recipes/launch/.",
+                "or a file of recipes/accelerate/.",
                 self.n_gpu,
             )
             self._n_gpu = 1
