@@ -333,8 +333,8 @@ def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str 
     )
     with (folder / f"launcher{'-'.join(more[:2])}.txt").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{file}.yaml", *more,
-             str(file_of_recipe), *arguments],
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{file}.yaml",
+             *more, str(file_of_recipe), *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=log,

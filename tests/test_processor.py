@@ -175,7 +175,7 @@ def test_unknown_steps_are_named(tiny):
     with pytest.raises(MedtlError, match=r"'crop'.* squash, pad"):
         build_processor(str(tiny("vit")), AutoConfig.from_pretrained(tiny("vit")), fit="crop")
     with pytest.raises(ValueError, match="steps are some of"):
-        MedicalImageProcessor(steps=["lung_crop"])
+        MedicalImageProcessor(steps=["skull_strip"])
 
 
 def test_steps_do_what_they_say():
