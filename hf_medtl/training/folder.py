@@ -1,5 +1,6 @@
 """The run folder: it has everything, or it says that it is unfinished."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import yaml
 from hf_medtl.data.load import COLUMNS
 from hf_medtl.data.splits import pseudonyms
 from hf_medtl.errors import MedtlError
+from hf_medtl.training.recipe import Recipe, default_of
 
 MARK = "UNFINISHED"
 SEARCH = "search.db"
@@ -139,13 +141,18 @@ def check_split(folder: Path, table: pd.DataFrame) -> None:
 
 
 def changes(folder: Path, recipe_yaml: str) -> dict[str, str]:
-    """Key -> words for each key of a recipe that is not what it was in a run's recipe.yaml."""
+    """Key -> words for each key of a recipe whose value is not what it was in a run's recipe.yaml.
+
+    A key that is not there has its default.
+    """
     then, now = (yaml.safe_load(text) for text in ((folder / "recipe.yaml").read_text("utf-8"), recipe_yaml))
-    return {
-        key: f"--{key} was {then.get(key, 'not given')} in the run of {folder} and is {now.get(key, 'not given')} now"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    }
+    usual = {f.name: default_of(f) for f in dataclasses.fields(Recipe)}
+    found = {}
+    for key in sorted({*then, *now}):
+        if then.get(key, usual.get(key)) != now.get(key, usual.get(key)):
+            words = (str(its.get(key, "not given")) for its in (then, now))
+            found[key] = f"--{key} was {next(words)} in the run of {folder} and is {next(words)} now"
+    return found
 
 
 def check_shared(folder: Path, patience: float = 60) -> None:

@@ -176,7 +176,7 @@ class Recipe(TrainingArguments):
         self._chosen = {
             f.name: value
             for f in dataclasses.fields(self)
-            for value, usual in [(getattr(self, f.name), _default(f))]
+            for value, usual in [(getattr(self, f.name), default_of(f))]
             if f.name not in PLACES and value != usual
             if value or type(value) is int or usual not in (None, "", "no", False)  # 0 is a number, False is nothing
         }
@@ -411,7 +411,7 @@ class Recipe(TrainingArguments):
 
         What differs from the defaults, and what was set back to a default: the recipe's file may say otherwise.
         """
-        usual = {f.name: _default(f) for f in dataclasses.fields(self) if f.name in self._named - {*PLACES}}
+        usual = {f.name: default_of(f) for f in dataclasses.fields(self) if f.name in self._named - {*PLACES}}
         return yaml.safe_dump(usual | self._chosen, sort_keys=True, allow_unicode=True)
 
 
@@ -425,5 +425,6 @@ def without_place(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def _default(f: dataclasses.Field) -> Any:
+def default_of(f: dataclasses.Field) -> Any:
+    """The value of an option that was not given."""
     return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
