@@ -1,5 +1,6 @@
 """Trackers of --report_to (Trackio, TensorBoard, W&B, MLflow ...): there or not, and what they are told of the test."""
 
+import os
 from typing import Any
 
 from transformers import Trainer
@@ -33,6 +34,7 @@ def trackers(trainer: Trainer) -> list[Any]:
 
 def hold_open(trainer: Trainer) -> None:
     """Let trackers outlive the training, or the test's results would begin a run of their own; `close` ends them."""
+    os.environ.setdefault("WANDB_CONSOLE", "off")  # what is on the screen names folders of this machine
     for tracker in trackers(trainer):
         tracker.on_train_end = lambda *args, **kwargs: None
 
