@@ -220,7 +220,7 @@ def test_two_processes_train_as_one(more, phantoms, tiny, tmp_path):
         output = tmp_path / str(processes)
         values = options(phantoms, tiny("dinov2"), output, num_train_epochs=3, augmentation="none", optim="sgd",
                          learning_rate=0.01, head_learning_rate=0.01, **more)  # fmt: skip
-        values["per_device_train_batch_size"] = 4 // processes
+        values["per_device_train_batch_size"] = 4  # of a step, which the processes share
         launch = (*("-m", "torch.distributed.run", "--nproc_per_node", processes), "--standalone")
         done = script(sys.executable, *launch, "recipes/vit_brain.py", *flags(**values))
         assert done.returncode == 0, done.stderr[-3000:]
