@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from results import show
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.compare import Predictions, difference
-from hf_medtl.evaluation.intervals import Interval, metric_intervals
+from hf_medtl.evaluation.intervals import metric_intervals
 
 METRICS = {"roc_auc": "ROC AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
            "brier": "Brier score", "ece": "calibration error"}  # fmt: skip
@@ -65,12 +66,6 @@ def averages(runs: Sequence[Predictions]) -> list[Predictions]:
         return [replace(mean, name="average")]
     own = np.mean([run.threshold for run in runs], axis=0)
     return [mean, replace(mean, name="average, at the mean of thresholds", threshold=own)]
-
-
-def show(interval: Interval, sign: str = "") -> str:
-    """Value [low, high]."""
-    value, low, high = (format(number, f"{sign}.3f") for number in interval)
-    return f"{value} [{low}, {high}]"
 
 
 def report(folders: Sequence[Path], resamples: int) -> str:

@@ -27,6 +27,7 @@ from hf_medtl.data.fingerprints import cores
 from hf_medtl.data.images import EXTENSIONS, read_image
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.evaluation.decisions import conformal_sets
+from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.outliers import FILE as OUTLIERS
 from hf_medtl.evaluation.outliers import Outliers
 from hf_medtl.evaluation.postprocessing import postprocess
@@ -207,8 +208,7 @@ class Predictor:
             decided = [label for label, chance in zip(self.labels, p, strict=True) if chance >= cuts.get(label, 0.5)]
             decision = "|".join(decided)
         elif positive is not None and threshold is not None:
-            index = self.labels.index(positive)
-            decision = positive if p[index] >= threshold else self.labels[1 - index]
+            decision = self.labels[int(decide(p[None], self.labels.index(positive), threshold)[0])]
         if conformal := getattr(config, "conformal", None):
             lowest = np.array([conformal["lowest"][label] for label in self.labels])
             inside = conformal_sets(p[None], lowest)[0]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.score_intervals import wilson
 
 logger = logging.getLogger("hf_medtl")
 
@@ -186,8 +186,8 @@ def share(hits: NDArray[np.bool_]) -> dict[str, float | None]:
     """Share of true values with Wilson's 95 % limits; nulls of none."""
     if not len(hits):
         return {"value": None, "low": None, "high": None}
-    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"value": float(hits.mean()), "low": float(found.low), "high": float(found.high)}
+    low, high = wilson(int(hits.sum()), len(hits))
+    return {"value": float(hits.mean()), "low": low, "high": high}
 
 
 def risk_coverage(confidence: Scores, right: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

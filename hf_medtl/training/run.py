@@ -170,12 +170,12 @@ def run(recipe: Recipe) -> Path:
             if recipe.should_save:
                 rules = recipe.threshold, recipe.conformal_alpha
                 model.config.update(task.calibrate(model, loaded, answers, *rules))
-            save(recipe, folder, model, processor)
         unlike = {}
         if task.kinds:
             others = {"external": pictures(recipe, outside, processor, splits=["test"])["test"]} if outside else {}
             splits = pictures(recipe, loaded, processor, splits=SPLITS) | others
             unlike = find_outliers(recipe, folder, trainer, task.kinds(loaded, "train"), splits)
+        if task.calibrate or task.kinds:
             save(recipe, folder, model, processor)
 
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]

@@ -23,7 +23,7 @@ from hf_medtl.data.load import Loaded
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.training.folder import SEARCH, finish, write
-from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.recipe import MODELS, Recipe
 from hf_medtl.training.search_space import SEARCHABLE, Space, draw, has, own_value, trial_recipe
 from hf_medtl.training.trainer import MedicalTrainer
 
@@ -271,8 +271,9 @@ def _show(recipe: Recipe, folder: Path, table: pd.DataFrame, metric: str) -> Non
         shown.add_row(metric if name == "value" else name, *cells)
     console.print(shown)
     places = {name: getattr(recipe, name) for name in ("data_dir", "external_data_dir", "splits")}
-    for name in ("model_name_or_path", "encoder_weights"):  # best.yaml has a folder's name without its place
-        places[name] = getattr(recipe, name) if Path(getattr(recipe, name)).exists() else None
+    for name in MODELS:  # best.yaml has a folder's name without its place
+        its = getattr(recipe, name)
+        places[name] = its if its and Path(its).exists() else None
     script = sys.argv[0] if sys.argv[0].endswith(".py") else "RECIPE"
     values = {"config": folder / "best.yaml", "output_dir": f"{folder}-best"} | places
     flags = [f"--{name} {shlex.quote(str(value))}" for name, value in values.items() if value]
