@@ -58,6 +58,11 @@ class Nursery:
         self.process.communicate()
 
 
+def threads(name: str) -> int:
+    """How many of this process's threads have that name."""
+    return sum((task / "comm").read_text().strip() == name for task in Path("/proc/self/task").iterdir())
+
+
 def child(question: dict, rank: int, port: int) -> None:
     """One process of a run; does not return."""
     os.setpgid(0, 0)
@@ -81,6 +86,9 @@ def child(question: dict, rank: int, port: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        if status != 1 and (left := threads("pt_gloo_runloop")):  # at the interpreter's end they may abort the process
+            print(f"{left} threads of the process group are left", file=sys.stderr)
+            status = 70
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -234,12 +234,15 @@ def signal_at(step: int, number: int, whom: str = "0") -> str:
         whom: rank that gets it.
     """
     return f"""
-import os
+import os, time
 from hf_medtl.training.callbacks import Progress
 before = Progress.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == {step} and rank == {whom}:
         os.system(f"kill -{number} -{{os.getpgrp()}}; kill -{number} -{{os.getpgrp()}}")
+        until = time.monotonic() + 30
+        while {number} and not self.asked and time.monotonic() < until:  # a signal may take its time
+            time.sleep(0.001)
     return before(self, args, state, control, **kwargs)
 Progress.on_step_end = on_step_end
 """

@@ -1,5 +1,6 @@
 """The whole run, readable from top to bottom."""
 
+import gc
 import hashlib
 import logging
 import os
@@ -77,25 +78,29 @@ def main(defaults: dict[str, Any]) -> None:
             "accelerate launch --cpu started a single process although more were asked for. For several on a CPU:\n"
             "  accelerate launch --multi_gpu --num_machines 1 --num_processes N RECIPE --use_cpu true"
         )
-    ended = False
+    code: str | int | None = 1
     try:
         run(Recipe.from_cli(defaults))
-        ended = True
+        code = None
     except (Interrupted, KeyboardInterrupt) as stop:
         if is_main:
             print(f"\nInterrupted. {stop}", file=sys.stderr)
-        sys.exit(128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT))
+        code = 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except Exception as error:
         get_error_handler().record_exception(error)  # for the launcher, which shows it with the process's number
         if not isinstance(error, MedtlError):
             raise
         many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        sys.exit(f"Error{' in process ' + os.environ['RANK'] if many else ''}: {error}")
+        code = f"Error{' in process ' + os.environ['RANK'] if many else ''}: {error}"
     finally:
-        # Left to the interpreter's own end, Gloo's threads abort the process now and then (pytorch#179291). NCCL would
-        # wait here for the others, and the launcher for this process, which has failed.
-        if torch.distributed.is_initialized() and (ended or torch.distributed.get_backend() == "gloo"):
+        # NCCL would wait here for the others, and the launcher for this process, which has failed.
+        if torch.distributed.is_initialized() and (code is None or torch.distributed.get_backend() == "gloo"):
             torch.distributed.destroy_process_group()
+    # Gloo's threads, which may abort the process at the interpreter's end (pytorch#179291), end with the group's last
+    # reference. The trainer has one, and is part of a cycle; an exception's traceback would have one, too.
+    gc.collect()
+    if code is not None:
+        sys.exit(code)
 
 
 def run(recipe: Recipe) -> Path:
