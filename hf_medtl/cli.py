@@ -46,6 +46,17 @@ def predict(
     places: Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.")],
     out: Annotated[Path | None, typer.Option(help="Table to write: .csv, .jsonl or .parquet; else printed.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder for the masks of a segmentation model.")] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures with maps over them; see --explain.")
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(help="What the maps are: gradcam, gradcam++, eigencam, rollout ...; of masks uncertainty."),
+    ] = None,
+    tta: Annotated[int, typer.Option(help="Test-time augmentation: so many changed copies of each picture, too.")] = 0,
+    mc_dropout: Annotated[
+        int, typer.Option("--mc_dropout", "--mc-dropout", help="So many passes with dropout switched on, too.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="Pictures at a time.")] = 16,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator where there is one.")] = None,
@@ -64,13 +75,18 @@ def predict(
 
     predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
     if out:
-        number, failed = predict_files(predictor, places, out, f"{model}@{predictor.revision}", masks, batch_size)
+        identity = f"{model}@{predictor.revision}"
+        number, failed = predict_files(
+            predictor, places, out, identity, masks, maps, batch_size, explain, tta, mc_dropout
+        )
         print(f"{out}: {number} pictures{f', {failed} of them with an error' if failed else ''}")
         raise typer.Exit(int(failed > 0))
-    if masks:
-        raise MedtlError("--masks go with a table. Give --out, too.")
+    if masks or maps or explain:
+        raise MedtlError("--masks and --maps go with a table. Give --out, too.")
     console, failed = Console(highlight=False, soft_wrap=True), 0
-    for prediction in predictor.stream((path for place in places for path in picture_files(place)), batch_size):
+    for prediction in predictor.stream(
+        (path for place in places for path in picture_files(place)), batch_size, None, tta, mc_dropout
+    ):
         console.print(describe(prediction), markup=False)
         failed += bool(prediction.error)
     console.print("For research and education only: not for diagnosis.")
@@ -84,6 +100,8 @@ def describe(prediction: "Prediction") -> str:
     its = prediction.area or prediction.probabilities
     line = f"{prediction.name}: {prediction.decision or ('outlined' if prediction.area else 'none of the labels')}"
     line += f" ({', '.join(f'{name} {value:.3f}' for name, value in its.items())})"
+    if prediction.spread is not None:
+        line += f" ± {prediction.spread:.3f}"
     return f"{line}; abstain: {', '.join(prediction.reasons)}" if prediction.abstain else line
 
 

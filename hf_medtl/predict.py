@@ -1,7 +1,8 @@
 """Predictor: load any published image model and apply everything that was saved with it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from hf_medtl.data.augment import MIRRORING
 from hf_medtl.data.fingerprints import cores
 from hf_medtl.data.images import EXTENSIONS, read_image
 from hf_medtl.errors import MedtlError, UnreadableImage
@@ -31,7 +33,13 @@ from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.outliers import FILE as OUTLIERS
 from hf_medtl.evaluation.outliers import Outliers
 from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.explain.geometry import find_geometry, restore
+from hf_medtl.explain.layers import Layer, find_layer
+from hf_medtl.explain.maps import METHODS, Maps, heatmaps
+from hf_medtl.explain.segmentation import CAMS, entropy
+from hf_medtl.models.ensemble import mean_of_logs
 from hf_medtl.models.head import find_head, is_segmenter
+from hf_medtl.models.repeats import View, dropout_on, views
 
 Source = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
@@ -49,8 +57,11 @@ class Prediction:
         reasons: why no decision should be taken from this: "uncertain" (not one candidate), "unlike the training
             pictures"; empty where it may.
         outlier: score by the threshold, above 1 unlike the training pictures; None where none was saved.
+        spread: standard deviation of the label's probability over changed copies or passes with dropout; None without.
+        map: (H, W) in [0, 1], what the answer rests on, in the picture's own coordinates; None where none was asked.
         mask: (H, W) class indices at the picture's own size, after the saved postprocessing; None for labels.
         area: class -> share of the picture's pixels, without the background.
+        seconds: that the model and all after it took for this picture's batch, by picture.
         error: why there is no answer.
     """
 
@@ -61,8 +72,11 @@ class Prediction:
     candidates: tuple[str, ...] | None = None
     reasons: tuple[str, ...] = ()
     outlier: float | None = None
+    spread: float | None = None
+    map: Maps | None = None
     mask: NDArray[np.uint8] | None = None
     area: dict[str, float] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
     error: str = ""
 
     @property
@@ -71,12 +85,13 @@ class Prediction:
         return bool(self.reasons)
 
     def row(self) -> dict[str, Any]:
-        """Flat, for tables: path, label, p_LABEL, area_CLASS, decision, abstain, reason, error."""
+        """Flat, for tables: path, label, p_LABEL, area_CLASS, perhaps spread, decision, abstain, reason, error."""
         return {
             "path": self.name,
             "label": self.label,
             **{f"p_{label}": p for label, p in self.probabilities.items()},
             **{f"area_{name}": share for name, share in self.area.items()},
+            **({} if self.spread is None else {"spread": self.spread}),
             "decision": self.decision,
             "abstain": self.abstain,
             "reason": ", ".join(self.reasons),
@@ -103,6 +118,7 @@ class Predictor:
         self.labels = tuple(name for _, name in sorted((self.config.id2label or {}).items()))
         self.of_masks = is_segmenter(model)
         self.several = self.config.problem_type == "multi_label_classification"
+        self._layers: dict[tuple[str, tuple[int, ...]], Layer] = {}
 
     @classmethod
     def from_pretrained(
@@ -140,33 +156,67 @@ class Predictor:
         revision = _digest(Path(name)) if Path(name).is_dir() else _commit(str(name), revision)
         return cls(model.to(device or _device()), processor, outliers, revision)
 
-    def predict(self, images: Source | Iterable[Source], batch_size: int = 16) -> list[Prediction]:
+    def predict(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = 16,
+        explain: str | None = None,
+        tta: int = 0,
+        mc_dropout: int = 0,
+    ) -> list[Prediction]:
         """Answers for pictures, in their order; a folder stands for the pictures in it.
+
+        With `tta` or `mc_dropout` probabilities are means over all passes, the plain one included, and `spread` says
+        how far these differ. Threshold and sets stay those that were fitted to plain answers.
 
         Args:
             images: paths, bytes, Pillow pictures or uint8 arrays (H, W[, 3]), or one of these. Deep pictures and DICOM
                 are windowed as in training.
             batch_size: pictures at a time.
-        """
-        return list(self.stream(images, batch_size))
+            explain: method of a `map` of the label, such as "gradcam" (see `hf_medtl.explain.maps.METHODS`); for masks
+                "uncertainty", the entropy of each pixel's probabilities by the highest there can be.
+            tta: test-time augmentation, so many changed copies: turned, zoomed, and mirrored where the model was
+                trained with mirrored pictures.
+            mc_dropout: so many passes with dropout switched on.
 
-    def stream(self, images: Source | Iterable[Source], batch_size: int = 16) -> Iterator[Prediction]:
+        Raises:
+            MedtlError: no such method or so many copies; no dropout in the model.
+        """
+        return list(self.stream(images, batch_size, explain, tta, mc_dropout))
+
+    def stream(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = 16,
+        explain: str | None = None,
+        tta: int = 0,
+        mc_dropout: int = 0,
+    ) -> Iterator[Prediction]:
         """`predict` for any number of pictures: two batches at a time are in memory."""
+        known = ("uncertainty",) if self.of_masks else tuple(METHODS)
+        if explain is not None and explain not in known:
+            raise MedtlError(f"This model's answers are explained by {', '.join(known)}; found {explain!r}.")
+        copies = views(tta, mirrored=getattr(self.config, "augmentation", None) in MIRRORING)
         sources = enumerate(_each(images))
         with ThreadPoolExecutor(cores()) as pool:
             waiting = pool.map(_read, islice(sources, batch_size))
             while batch := list(waiting):
                 waiting = pool.map(_read, islice(sources, batch_size))  # read while the model works
-                yield from self._batch(batch)
-
-    def _batch(self, batch: list[tuple[str, Image.Image | None, str]]) -> Iterator[Prediction]:
-        pictures = [picture for _, picture, _ in batch if picture is not None]
-        answers = iter(self._answer(pictures) if pictures else ())
-        for name, picture, error in batch:
-            yield Prediction(name, error=error) if picture is None else Prediction(name, **next(answers))
+                began, pictures = time.monotonic(), [picture for _, picture, _ in batch if picture is not None]
+                answers = list(self._answer(pictures, explain, copies, mc_dropout)) if pictures else []
+                seconds = (time.monotonic() - began) / max(1, len(pictures))
+                following = iter(answers)
+                for name, picture, error in batch:
+                    yield (
+                        Prediction(name, error=error)
+                        if picture is None
+                        else Prediction(name, **next(following), seconds=seconds)
+                    )
 
     @torch.inference_mode()
-    def _answer(self, pictures: list[Image.Image]) -> Iterator[dict[str, Any]]:
+    def _answer(
+        self, pictures: list[Image.Image], explain: str | None, copies: Sequence[View], mc_dropout: int
+    ) -> Iterator[dict[str, Any]]:
         """The fields of `Prediction` for each of some RGB pictures."""
         seen: list[torch.Tensor] = []
         hook = (
@@ -176,28 +226,64 @@ class Predictor:
         )
         try:
             inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
-            logits = self.model(**inputs).logits.float()
+            passes = list(self._passes(inputs, copies, mc_dropout))
         finally:
             if hook:
                 hook.remove()
         if self.of_masks:
-            sizes = [(picture.height, picture.width) for picture in pictures]
-            for one, size in zip(logits, sizes, strict=True):
-                # As image processors of segmentation models do it.
-                large = torch.nn.functional.interpolate(one[None], size, mode="bilinear", align_corners=False)
-                yield self._mask(large[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
+            logits = passes[0] if len(passes) == 1 else mean_of_logs(torch.stack(passes).log_softmax(dim=2))
+            for one, picture in zip(logits, pictures, strict=True):
+                yield self._mask(one, picture, bool(explain))
             return
-        chances = (logits.sigmoid() if self.several else logits.softmax(dim=1)).double().cpu().numpy()
+        each = torch.stack(passes).double()
+        each = each.sigmoid() if self.several else each.softmax(dim=2)
+        chances = each.mean(dim=0).cpu().numpy()
+        spreads = each.std(dim=0).cpu().numpy() if len(passes) > 1 else None
         scores = np.full(len(pictures), np.nan)
         if self.outliers:
             scores = self.outliers.score(seen[0].float().cpu().numpy()) / self.config.outliers["threshold"]
-        for p, score in zip(chances, scores, strict=True):
-            yield self._labels(p, None if np.isnan(score) else float(score))
+        best = chances.argmax(axis=1)
+        maps = self._maps(pictures, inputs["pixel_values"], best, explain) if explain else [None] * len(pictures)
+        for i, label in enumerate(best):
+            answer = self._labels(chances[i], None if np.isnan(scores[i]) else float(scores[i]))
+            yield answer | {"spread": None if spreads is None else float(spreads[i, label]), "map": maps[i]}
 
-    def _mask(self, mask: NDArray[np.uint8]) -> dict[str, Any]:
+    def _passes(self, inputs: Any, copies: Sequence[View], mc_dropout: int) -> Iterator[torch.Tensor]:
+        """Logits (n, K), or (n, K, h, w) of masks: of the pictures, of their copies, and with dropout."""
+        yield self.model(**inputs).logits.float()
+        for view in copies:
+            logits = self.model(**{**inputs, "pixel_values": view.apply(inputs["pixel_values"])}).logits.float()
+            yield view.undo(logits) if self.of_masks else logits
+        if mc_dropout:
+            with dropout_on(self.model):
+                for _ in range(mc_dropout):
+                    yield self.model(**inputs).logits.float()
+
+    def _maps(
+        self, pictures: list[Image.Image], pixels: torch.Tensor, classes: NDArray[np.int64], method: str
+    ) -> list[Maps]:
+        """Maps of the classes, each of its picture's size."""
+        key = method, tuple(pixels.shape[1:])
+        if method in CAMS and key not in self._layers:  # looked for once: it takes a pass through the model
+            self._layers[key] = find_layer(self.model, pixels[:1].clone())
+        found = heatmaps(self.model, pixels, classes, method, self._layers.get(key))
+        return [
+            restore(values, find_geometry(self.processor, picture), (picture.height, picture.width))
+            for values, picture in zip(found, pictures, strict=True)
+        ]
+
+    def _mask(self, logits: torch.Tensor, picture: Image.Image, uncertainty: bool) -> dict[str, Any]:
+        # As image processors of segmentation models do it.
+        size = picture.height, picture.width
+        large = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        mask = large.argmax(dim=0).to(torch.uint8).cpu().numpy()
         mask = postprocess(mask, getattr(self.config, "postprocessing", None) or {})
         counts = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size
-        return {"mask": mask, "area": dict(zip(self.labels[1:], counts[1:].tolist(), strict=True))}
+        return {
+            "mask": mask,
+            "area": dict(zip(self.labels[1:], counts[1:].tolist(), strict=True)),
+            "map": entropy(large[None])[0] if uncertainty else None,
+        }
 
     def _labels(self, p: NDArray[np.float64], score: float | None) -> dict[str, Any]:
         config, best = self.config, self.labels[int(p.argmax())]
@@ -226,10 +312,12 @@ class Predictor:
         }
 
 
-def columns(predictor: Predictor) -> list[str]:
+def columns(predictor: Predictor, spread: bool = False) -> list[str]:
     """Those of `Prediction.row` for a model's pictures."""
-    some = [f"area_{name}" for name in predictor.labels[1:]] if predictor.of_masks else []
-    some = some or [f"p_{label}" for label in predictor.labels]
+    if predictor.of_masks:
+        some = [f"area_{name}" for name in predictor.labels[1:]]
+    else:
+        some = [*(f"p_{label}" for label in predictor.labels), *(["spread"] if spread else [])]
     return ["path", "label", *some, "decision", "abstain", "reason", "error"]
 
 

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
-from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.data.images import read_image
 from hf_medtl.errors import MedtlError
+from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import Predictor, columns, picture_files
 
 logger = logging.getLogger("hf_medtl")
@@ -31,7 +31,11 @@ def predict_files(
     out: Path,
     identity: str,
     masks: Path | None = None,
+    maps: Path | None = None,
     batch_size: int = 16,
+    explain: str | None = None,
+    tta: int = 0,
+    mc_dropout: int = 0,
 ) -> tuple[int, int]:
     """Write a table with a row a picture; return how many there are, and how many of them have an error.
 
@@ -44,7 +48,8 @@ def predict_files(
         out: table to write, one of FORMATS.
         identity: of the model, such as its name and revision: parts made with another are refused.
         masks: folder for masks, PNG of class indices, under the pictures' names; for segmentation models.
-        batch_size: pictures at a time.
+        maps: folder for the pictures with maps over them, PNG, likewise; needs `explain`.
+        batch_size, explain, tta, mc_dropout: as for `Predictor.predict`.
 
     Raises:
         MedtlError: `out` is there, has another ending, or its parts are of another model; no pictures; masks asked of a
@@ -57,6 +62,9 @@ def predict_files(
         raise MedtlError(f"{out} is there already. Move it away, or give another --out.")
     if masks and not predictor.of_masks:
         raise MedtlError("--masks is for segmentation models; this one gives labels. Leave it out.")
+    if (maps is None) != (explain is None):
+        raise MedtlError("--maps says where maps go, and --explain which: give both.")
+    identity += "".join(f", {name} {number}" for name, number in (("tta", tta), ("dropout", mc_dropout)) if number)
     files = list(dict.fromkeys(path for place in places for path in picture_files(place)))
     out.parent.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
@@ -74,9 +82,12 @@ def predict_files(
         if not part.stat().st_size:
             stream.write(json.dumps({"model": identity}) + "\n")
         bar = tqdm(total=len(mine), unit="picture", disable=None if state.is_local_main_process else True)
-        for number, prediction in enumerate(predictor.stream(mine, batch_size), 1):
+        for number, prediction in enumerate(predictor.stream(mine, batch_size, explain, tta, mc_dropout), 1):
             if masks and prediction.mask is not None:
-                _write_mask(Path(prediction.name), prediction.mask, places, masks)
+                Image.fromarray(prediction.mask).save(_target(prediction.name, places, masks))
+            if maps and prediction.map is not None:
+                over = overlay(read_image(prediction.name), prediction.map)
+                over.save(_target(prediction.name, places, maps))
             stream.write(json.dumps(prediction.row()) + "\n")
             if number % batch_size == 0:
                 stream.flush()
@@ -86,7 +97,7 @@ def predict_files(
     state.wait_for_everyone()
     failed = 0
     if state.is_main_process:
-        failed = _write_table(out, files, columns(predictor))
+        failed = _write_table(out, files, columns(predictor, spread=bool(tta or mc_dropout)))
         for path in _parts(out):
             path.unlink()
     return len(files), failed
@@ -154,9 +165,10 @@ def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> int:
     return failed
 
 
-def _write_mask(path: Path, mask: NDArray[np.uint8], places: Sequence[Path], folder: Path) -> None:
-    """PNG of class indices, at the picture's path below the place that was given, with .png added."""
+def _target(name: str, places: Sequence[Path], folder: Path) -> Path:
+    """A picture's path below the place that was given, in `folder` and with .png added."""
+    path = Path(name)
     base = next((place for place in places if path.is_relative_to(place) and place != path), path.parent)
     target = folder / f"{path.relative_to(base)}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask).save(target)
+    return target

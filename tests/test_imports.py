@@ -16,7 +16,7 @@ MAY_USE = {
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
     "predict": {"data", "models", "evaluation", "explain"},
-    "predictions": {"predict"},
+    "predictions": {"predict", "data", "explain"},
 }
 TOP = {
     *(

@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import COMMAND, options, script
 from huggingface_hub import HfApi
-from PIL import Image
+from PIL import Image, ImageOps
 from test_dicom import dicom
 from test_dicom import save as save_dicom
 from test_smp import build_tiny
@@ -24,6 +26,7 @@ from transformers import (
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.data.phantoms import write
+from hf_medtl.explain.maps import explain
 from hf_medtl.publish.hub import push
 
 
@@ -134,6 +137,76 @@ def test_masks_are_those_of_pipeline_after_postprocessing(tmp_path):
     assert found.area == {name: (found.mask == i).mean() for i, name in ((1, "left"), (2, "right"))}
 
 
+def test_copies_and_dropout_give_means_and_a_spread(folder, files, tmp_path):
+    predictor = Predictor.from_pretrained(folder)
+    plain, turned = (predictor.predict(files, tta=number) for number in (0, 2))
+    assert all(p.spread is None for p in plain)
+    assert all(p.spread > 0 for p in turned)
+    assert [p.outlier for p in turned] == [p.outlier for p in plain]  # told by the picture itself
+    # By hand: the mean over the picture and it turned by 5° each way.
+    from torchvision.transforms.v2.functional import affine, pad
+
+    pixels = predictor.processor([Image.open(path).convert("RGB") for path in files], return_tensors="pt").pixel_values
+    each = [pixels, *(affine(pad(pixels, [20], padding_mode="edge"), angle, [0, 0], 1.0, [0.0, 0.0],
+                             interpolation=2)[..., 20:-20, 20:-20] for angle in (5, -5))]  # fmt: skip
+    with torch.no_grad():
+        chances = torch.stack([predictor.model(pixel_values=x).logits.softmax(dim=1) for x in each])
+    wanted = dict(zip(predictor.labels, chances.mean(dim=0)[0].tolist(), strict=True))
+    assert turned[0].probabilities == pytest.approx(wanted, abs=1e-3)
+    best = int(chances.mean(dim=0)[0].argmax())
+    assert turned[0].spread == pytest.approx(float(chances[:, 0, best].std()), abs=1e-3)
+    with pytest.raises(MedtlError, match="0 to 8 views"):
+        predictor.predict(files, tta=9)
+    predictor.config.augmentation = "brain"  # trained with mirrored pictures: the first copy is one
+    (mirrored,) = predictor.predict(files[0], tta=1)
+    both = predictor.predict([files[0], ImageOps.mirror(Image.open(files[0]))])
+    mean = np.mean([p.probabilities["lesion"] for p in both])
+    assert mirrored.probabilities["lesion"] == pytest.approx(mean, abs=0.02)  # the crop is found before
+    drops, never = (
+        Predictor(
+            ViTForImageClassification(
+                ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                          image_size=32, patch_size=16, hidden_dropout_prob=rate)),
+            ViTImageProcessor(size={"height": 32, "width": 32}),
+        ) for rate in (0.5, 0.0)
+    )  # fmt: skip
+    with pytest.raises(MedtlError, match="no dropout"):
+        never.predict(files, mc_dropout=2)
+    assert all(p.spread > 0 for p in drops.predict(files, mc_dropout=3))
+    assert drops.predict(files) == drops.predict(files)
+
+
+def test_copies_of_masks_are_put_back(tmp_path):
+    """A network that marks bright pixels marks the same ones on turned pictures."""
+    model, processor = build_tiny(labels=("background", "bright"))
+
+    class BrightForSemanticSegmentation(torch.nn.Module):
+        config, device = model.config, torch.device("cpu")
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=torch.stack([-pixel_values.mean(1), pixel_values.mean(1)], 1) * 9)
+
+    pixels = np.zeros((96, 96), np.uint8)
+    pixels[20:40, 50:80] = 255
+    predictor = Predictor(BrightForSemanticSegmentation(), processor)
+    plain, turned = (predictor.predict(pixels, tta=number, explain="uncertainty")[0] for number in (0, 8))
+    assert (plain.mask == turned.mask).mean() > 0.97
+    assert turned.mask[25:35, 55:75].all()
+    assert turned.map.shape == (96, 96)
+    assert turned.map[19:41, 49:81].mean() > 3 * turned.map[60:].mean()
+
+
+def test_maps_are_those_of_explain(folder, files):
+    predictor = Predictor.from_pretrained(folder)
+    found = predictor.predict(files, batch_size=4, explain="gradcam")
+    pictures = [Image.open(path).convert("RGB") for path in files]
+    for prediction, other in zip(found, explain(predictor.model, predictor.processor, pictures), strict=True):
+        assert prediction.label == other.label
+        np.testing.assert_allclose(prediction.map, other.map, atol=1e-4)
+    with pytest.raises(MedtlError, match="explained by gradcam"):
+        predictor.predict(files, explain="tea leaves")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_the_command_writes_a_row_a_picture(folder, files, suffix, tmp_path):
     pictures = tmp_path / "pictures"
@@ -155,6 +228,20 @@ def test_the_command_writes_a_row_a_picture(folder, files, suffix, tmp_path):
     again = script(COMMAND, "predict", folder, pictures, "--out", out)
     assert again.returncode == 1
     assert "is there already" in again.stderr
+
+
+def test_the_command_draws_maps(folder, files, tmp_path):
+    done = script(COMMAND, "predict", folder, *files[:2], "--out", tmp_path / "out.csv", "--maps", tmp_path / "maps",
+                  "--explain", "eigencam", "--tta", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{path.name}.png" for path in files[:2]]
+    over, plain = (Image.open(path) for path in (tmp_path / "maps" / f"{files[0].name}.png", files[0]))
+    assert over.size == plain.size
+    assert np.ptp(np.asarray(over), axis=2).max() > 30  # colour over grey
+    assert (pd.read_csv(tmp_path / "out.csv")["spread"] > 0).all()
+    done = script(COMMAND, "predict", folder, files[0], "--out", tmp_path / "other.csv", "--maps", tmp_path / "maps")
+    assert done.returncode == 1
+    assert "give both" in done.stderr
 
 
 def test_the_command_prints(folder, files):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hf_medtl.errors import MedtlError
 
 NAMES = ("none", "light", "chest", "brain", "randaugment")
+MIRRORING = ("brain",)  # exchange left and right
 MAX_MAGNITUDE = 30
 
 Picture = NDArray[np.uint8]

@@ -17,11 +17,12 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.explain.attention import rollout_maps
 from hf_medtl.explain.frozen import Logits, frozen
 from hf_medtl.explain.geometry import find_geometry, restore
-from hf_medtl.explain.layers import find_layer
+from hf_medtl.explain.layers import Layer, find_layer
 
 Maps = NDArray[np.float32]
-# Model, pixels (n, C, H, W), class of each (n,), name of a layer or None -> maps (n, H, W) in [0, 1].
-Method = Callable[[PreTrainedModel, torch.Tensor, NDArray[np.int64], str | None], Maps]
+Where = str | Layer | None  # a layer, its name, or none: then it is found
+# Model, pixels (n, C, H, W), class of each (n,), a layer or its name or None -> maps (n, H, W) in [0, 1].
+Method = Callable[[PreTrainedModel, torch.Tensor, NDArray[np.int64], Where], Maps]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def explain(
     pictures: Sequence[Image.Image],
     classes: Sequence[int | str] | int | str | None = None,
     method: str | Method = "gradcam",
-    layer: str | None = None,
+    layer: Where = None,
     batch_size: int = 16,
 ) -> list[Explanation]:
     """One map a picture. The model is as it was before when this ends.
@@ -60,7 +61,7 @@ def explain(
         pictures: of any size, and RGB as `read_image` gives them.
         classes: index or label to explain, one for all or one a picture; None for the one that is predicted.
         method: name in METHODS, or a function.
-        layer: name of the module whose features are used; None finds one, see `find_layer`.
+        layer: name of the module whose features are used, or what `find_layer` gave; None finds one.
         batch_size: pictures at a time.
 
     Raises:
@@ -90,7 +91,7 @@ def heatmaps(
     pixels: torch.Tensor,
     classes: NDArray[np.int64],
     method: str | Method = "gradcam",
-    layer: str | None = None,
+    layer: Where = None,
 ) -> Maps:
     """Maps (n, H, W) of the model's input, in [0, 1]: each from 0 for its least to 1 for its most, a constant one 0.
 
@@ -161,14 +162,14 @@ def class_indices(
 def _cam(name: str) -> Method:
     """A class activation map of the package grad-cam."""
 
-    def apply(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: str | None) -> Maps:
+    def apply(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: Where) -> Maps:
         return activation_maps(cam_class(name), model, pixels, [_Target(int(index)) for index in classes], layer)
 
     return apply
 
 
 def activation_maps(
-    cam: Any, model: PreTrainedModel, pixels: torch.Tensor, targets: Sequence[Callable[..., Any]], layer: str | None
+    cam: Any, model: PreTrainedModel, pixels: torch.Tensor, targets: Sequence[Callable[..., Any]], layer: Where
 ) -> Maps:
     """Maps (n, H, W) by a class of the package grad-cam.
 
@@ -179,7 +180,7 @@ def activation_maps(
         targets: (n,) functions from the logits of a picture to what is explained.
         layer: name, or None.
     """
-    chosen = find_layer(model, pixels, layer)
+    chosen = layer if isinstance(layer, Layer) else find_layer(model, pixels, layer)
     apply = cam(Logits(model), [chosen.module], chosen.reshape)
     try:
         return apply(pixels.to(model.device).requires_grad_(), list(targets))
@@ -223,14 +224,14 @@ def cam_class(name: str) -> Any:
     return {**known, "eigencam": EigenCam, "scorecam": ScoreCam}[name]
 
 
-def _rollout(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: str | None) -> Maps:
+def _rollout(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: Where) -> Maps:
     """Attention rollout, which knows no class and no layer."""
     size = pixels.shape[-2:]
     maps = torch.from_numpy(rollout_maps(model, pixels))[:, None]
     return torch.nn.functional.interpolate(maps, size, mode="bilinear")[:, 0].numpy()
 
 
-def _integrated(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: str | None) -> Maps:
+def _integrated(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: Where) -> Maps:
     """Integrated gradients from the darkest colour of each picture, absolute values added over channels.
 
     The highest hundredth of the values is cut, as Smilkov et al. 2017 do, https://arxiv.org/abs/1706.03825, else few

@@ -72,7 +72,8 @@ def explain_masks(
         with frozen(model):
             with torch.no_grad():
                 logits = Logits(model)(pixels)
-            predicted, entropy = logits.argmax(dim=1), _entropy(logits, pixels)
+            predicted = logits.argmax(dim=1)
+            unsure = entropy(torch.nn.functional.interpolate(logits, pixels.shape[-2:], mode="bilinear"))
             seen = {}
             for index in wanted.tolist():
                 targets = [_Region(index, picture == index) for picture in predicted]
@@ -80,15 +81,14 @@ def explain_masks(
         for i, picture in enumerate(batch):
             geometry, size = find_geometry(processor, picture), (picture.height, picture.width)
             whole = {name: restore(maps.normalise(values[i]), geometry, size) for name, values in seen.items()}
-            found.append(Segmented(whole, restore(entropy[i], geometry, size)))
+            found.append(Segmented(whole, restore(unsure[i], geometry, size)))
     return found
 
 
-def _entropy(logits: torch.Tensor, pixels: torch.Tensor) -> Maps:
-    """(n, H, W) in [0, 1] at the size of the pixels."""
-    chances = torch.nn.functional.interpolate(logits, pixels.shape[-2:], mode="bilinear").softmax(dim=1)
-    entropy = torch.special.entr(chances).sum(dim=1) / np.log(chances.shape[1])
-    return entropy.clamp(0, 1).cpu().numpy()
+def entropy(logits: torch.Tensor) -> Maps:
+    """Entropy of each pixel's probabilities by the highest there can be: (n, H, W) of logits (n, K, H, W)."""
+    chances = logits.softmax(dim=1)
+    return (torch.special.entr(chances).sum(dim=1) / np.log(chances.shape[1])).clamp(0, 1).cpu().numpy()
 
 
 class _Region:

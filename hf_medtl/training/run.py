@@ -218,6 +218,7 @@ def build(recipe: Recipe, loaded: Loaded) -> tuple[PreTrainedModel, Any, Any]:
     set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
     model, processor = task.build(recipe, labels)
     model.config.name_or_path = recipe.base_model  # trackers get the configuration, and no folder's place with it
+    model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
 
