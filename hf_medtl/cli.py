@@ -72,6 +72,7 @@ def predict(
 
     from hf_medtl.predict import Predictor, picture_files
     from hf_medtl.predictions import predict_files
+    from hf_medtl.publish.wording import NOTICE
 
     predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
     if out:
@@ -83,13 +84,16 @@ def predict(
         raise typer.Exit(int(failed > 0))
     if masks or maps or explain:
         raise MedtlError("--masks and --maps go with a table. Give --out, too.")
-    console, failed = Console(highlight=False, soft_wrap=True), 0
+    console, failed, seen = Console(highlight=False, soft_wrap=True), 0, dict[str, None]()
     for prediction in predictor.stream(
         (path for place in places for path in picture_files(place)), batch_size, None, tta, mc_dropout
     ):
         console.print(describe(prediction), markup=False)
         failed += bool(prediction.error)
-    console.print("For research and education only: not for diagnosis.")
+        seen |= dict.fromkeys((prediction.decision or "").split("|"))
+    for label in seen.keys() & predictor.wording.keys():
+        console.print(f"{label}: {predictor.wording[label]}", markup=False)
+    console.print(NOTICE)
     raise typer.Exit(int(failed > 0))
 
 
@@ -128,7 +132,9 @@ def ensemble(
 @app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="Folder of a run, or id of a published one.")],
-    out: Annotated[Path, typer.Option(help="Folder for pictures and explanations.json.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for pictures and explanations.json; MODEL/explanations if not given.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="A name of `hf-medtl data list`; that of the run if not given.")
     ] = None,
@@ -142,7 +148,10 @@ def explain(
     sample: Annotated[int, typer.Option(help="Of pictures for the verdict on each label, at most.")] = 12,
     seed: Seed = 0,
 ) -> None:
-    """Show what a classifier looks at, and whether such maps are to be believed."""
+    """Show what a classifier looks at, and whether such maps are to be believed.
+
+    A run's folder keeps the verdict on its test split, explanations.json, and its card says it.
+    """
     import torch
     import yaml
     from rich.console import Console
@@ -152,7 +161,12 @@ def explain(
     from hf_medtl.data.images import read_image
     from hf_medtl.data.load import load
     from hf_medtl.explain.report import check, report
+    from hf_medtl.publish.card import put_explanations
 
+    own = Path(model).is_dir()
+    if out is None and not own:
+        raise MedtlError("--out says where the pages go. Only the folder of a run has a place of its own for them.")
+    out = out or Path(model) / "explanations"
     try:
         loaded = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
         processor = AutoImageProcessor.from_pretrained(model)
@@ -179,6 +193,8 @@ def explain(
     paths = [found.root / path for path in rows["path"]]
     labels = list(rows["label"])
     result = report(loaded, processor, paths, labels, read_image, out, method, layer, number, sample, seed=seed)
+    if own and split == "test" and (Path(model) / "README.md").is_file():
+        put_explanations(Path(model), result, split)
     console = Console(highlight=False, soft_wrap=True)
     for label, verdict in result["verdict"].items():
         console.print(f"[bold]{label}[/bold]: {verdict['summary']}")

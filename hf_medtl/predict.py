@@ -117,6 +117,7 @@ class Predictor:
         self.config = model.config
         self.labels = tuple(name for _, name in sorted((self.config.id2label or {}).items()))
         self.of_masks = is_segmenter(model)
+        self.wording: dict[str, str] = dict(getattr(self.config, "wording", None) or {})  # label -> sentence for people
         self.several = self.config.problem_type == "multi_label_classification"
         self._layers: dict[tuple[str, tuple[int, ...]], Layer] = {}
 

@@ -1,6 +1,7 @@
 """Statistics of maps, pages of them, and `hf-medtl explain`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,14 +97,15 @@ def test_pages_hold_what_is_clearest(tmp_path):
 
 @pytest.fixture(scope="module")
 def explained(finished, phantoms, tmp_path_factory):
-    """The folder that the command writes for a finished run, and what it prints."""
-    out = tmp_path_factory.mktemp("explained") / "new"
-    printed = typed("explain", finished, "--data_dir", phantoms, "--out", out, "--sample", 2, "--number", 3)
-    return out, printed
+    """A finished run, the folder that the command writes for it, and what it prints."""
+    place = tmp_path_factory.mktemp("explained")
+    run = shutil.copytree(finished, place / "run")
+    printed = typed("explain", run, "--data_dir", phantoms, "--out", place / "new", "--sample", 2, "--number", 3)
+    return run, place / "new", printed
 
 
-def test_the_command_explains_a_run(explained, finished):
-    out, printed = explained
+def test_the_command_explains_a_run(explained):
+    finished, out, printed = explained
     found = json.loads((out / "explanations.json").read_text())
     assert found["method"] == "gradcam"
     assert found["n"] == found["statistics"]["n"] > 5
@@ -118,6 +120,10 @@ def test_the_command_explains_a_run(explained, finished):
         assert len(rows) <= 3
     assert found["n"] == json.loads((finished / "results.json").read_text())["n"]
     assert {path.name for path in out.glob("*.png")} >= {"mean_maps.png", "centres.png", "least_certain.png"}
+    assert json.loads((finished / "explanations.json").read_text()) == found
+    told = (finished / "README.md").read_text()
+    assert "Not examined" not in told
+    assert all(told.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in found["verdict"].items())
 
 
 def test_what_can_not_be_explained_is_named(finished, phantoms, tiny, tmp_path):

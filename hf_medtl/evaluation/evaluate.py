@@ -25,6 +25,7 @@ from hf_medtl.evaluation.intervals import (
 )
 from hf_medtl.evaluation.masks import METRICS
 from hf_medtl.evaluation.metrics import confusion_matrix, decide, why_undefined
+from hf_medtl.evaluation.score_intervals import rate
 
 
 def predict(
@@ -106,12 +107,14 @@ def results(
     Returns:
         n, n_groups, positive_label, threshold (null if there are n), metrics (name -> value, low, high; null where
         undefined, with a reason), interval_methods (name -> in words), confusion_matrix (rows true, columns decided),
-        labels.
+        recall (label -> share of its pictures that are decided so, with limits), labels.
     """
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
     intervals = metric_intervals(labels, probabilities, groups, index, threshold, seed=seed)
     reasons = why_undefined(labels, probabilities, index, threshold)
+    group = np.unique(groups, return_inverse=True)[1]
+    recall = [rate(decisions == i, labels == i, group) for i in range(len(names))]
     return {
         "n": len(labels),
         "n_groups": len(set(groups)),
@@ -123,6 +126,7 @@ def results(
         },
         "interval_methods": methods_in_words(False, len(names)),
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
+        "recall": {name: plain(Interval(*its)) for name, its in zip(names, recall, strict=True)},
         "labels": list(names),
     }
 

@@ -1,5 +1,7 @@
 """README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -43,6 +45,28 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
 def page(name: str, facts: dict[str, Any]) -> str:
     """Markdown of the template NAME.md.jinja beside this file."""
     return templates().get_template(f"{name}.md.jinja").render(facts | {"names": NAMES})
+
+
+def put_section(card: Path, name: str, text: str) -> None:
+    """Replace what a card has between <!-- NAME --> and <!-- /NAME -->, or add both at its end."""
+    old = card.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = old.partition(begin)
+    after = rest.partition(end)[2] if found else "\n"
+    between = "" if found else "\n"
+    card.write_text(f"{before}{between}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
+    """Let a run's folder and card say what `explain.report.report` found."""
+    (folder / "explanations.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    lines = [f"- {label}: {verdict['summary']}" for label, verdict in found["verdict"].items()]
+    put_section(
+        folder / "README.md",
+        "explanations",
+        f"Maps by {found['method']}, of {found['n']} pictures of the {split} split, and whether they depend on what "
+        "was learnt, on the pictures, and on noise (`explanations.json` has every number):\n\n" + "\n".join(lines),
+    )
 
 
 def templates() -> Environment:

@@ -9,7 +9,7 @@ from hf_medtl.errors import MedtlError
 FILES = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
-         "figures/*.png", "lung_model/*", "outliers.safetensors")  # fmt: skip
+         "explanations.json", "figures/*.png", "lung_model/*", "outliers.safetensors")  # fmt: skip
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False, message: str = "Upload run") -> str:

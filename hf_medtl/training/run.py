@@ -29,6 +29,7 @@ from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.hub import push
+from hf_medtl.publish.wording import split_prose, wording
 from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.data import read
 from hf_medtl.training.environment import environment, keep_freed_memory, peak_memory_mb
@@ -113,6 +114,7 @@ def run(recipe: Recipe) -> Path:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     check(recipe)
+    written(recipe)
     space = check_search(recipe) if recipe.search else {}
     if recipe.all_folds:
         return cross_validate(recipe, run)
@@ -376,10 +378,19 @@ def report(
         "own_code": sorted(path.name for path in folder.glob("*.py")),
         "recipe_yaml": recipe.to_yaml(),
     }
-    prose = Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else ""
+    findings, prose = written(recipe)
+    facts["wording"] = wording(findings, result, loaded.spec.title)
+    if facts["wording"]:  # Predictor and the Space say it
+        trainer.model.config.update({"wording": facts["wording"]})
+        trainer.model.config.save_pretrained(folder)
     write(folder / "README.md", card(facts, prose))
     write(folder / "results.json", result)
     return result
+
+
+def written(recipe: Recipe) -> tuple[dict[str, str], str]:
+    """Words for the labels, and prose, of the recipe's model card."""
+    return split_prose(Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else "")
 
 
 def left_out(loaded: Loaded) -> dict[str, int]:
