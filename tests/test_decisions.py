@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import options
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from hf_medtl import MedtlError, Recipe, run
@@ -41,20 +41,32 @@ def plain_youden(scores, positive):
     return best[np.argmin(np.abs(best - 0.5))]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_youden_of_the_sample_is_that_of_every_cut(seed):
-    rng = np.random.default_rng(seed)
-    scores, positive = study(30, rng=rng)
-    scores = scores.round(1 + seed % 3)  # with ties
-    assert youden(scores, positive, resamples=0) == pytest.approx(plain_youden(scores, positive), abs=1e-12)
+def gain(cut, scores, positive):
+    return (scores[positive] >= cut).mean() - (scores[~positive] >= cut).mean()
 
 
-def test_youden_of_many_samples_moves_less_and_is_drawn_once():
-    found = [[youden(*study(26, rng=np.random.default_rng(seed)), resamples=b) for seed in range(60)] for b in (0, 200)]
-    assert np.std(found[1]) < 0.95 * np.std(found[0])
-    scores, positive = study(26)
-    assert youden(scores, positive) == youden(scores, positive)
-    perfect = np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])
+@pytest.mark.parametrize("prevalence", [0.1, 0.4, 0.7])
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+def test_youden_of_few_pictures_serves_new_ones_better_than_their_own_best_cut(prevalence, offset):
+    """Also of scores with an offset, such as class weights give."""
+
+    def draw(n, rng):
+        scores, positive = study(n, prevalence, rng=rng)
+        return expit(logit(scores) + offset), positive
+
+    new = draw(50_000, np.random.default_rng(9))
+    best = max(gain(cut, *new) for cut in np.linspace(0.01, 0.99, 99))
+    few = [draw(26, np.random.default_rng(seed)) for seed in range(80)]
+    few = [(scores, positive) for scores, positive in few if 1 < positive.sum() < 25]
+    gains = {rule: np.mean([gain(rule(*its), *new) for its in few]) for rule in (youden, plain_youden)}
+    assert gains[youden] > gains[plain_youden] + 0.015
+    assert gains[youden] > best - 0.03
+    many = draw(5_000, np.random.default_rng(7))
+    assert gain(youden(*many), *new) == pytest.approx(best, abs=0.006)
+
+
+def test_youden_where_validation_makes_no_error():
+    perfect = np.array([0.0, 0.2, 0.8, 1.0]), np.array([False, False, True, True])
     assert 0.3 < youden(*perfect) < 0.7
 
 

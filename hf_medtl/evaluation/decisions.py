@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.score_intervals import wilson
@@ -16,35 +18,22 @@ logger = logging.getLogger("hf_medtl")
 Scores = NDArray[np.floating]
 
 
-def youden(scores: Scores, positive: NDArray[np.bool_], resamples: int = 200, seed: int = 0) -> float:
-    """Threshold with the highest sensitivity + specificity - 1 (Youden 1950), median over bootstrap samples.
+def youden(scores: Scores, positive: NDArray[np.bool_]) -> float:
+    """Threshold with the highest sensitivity + specificity - 1 (Youden 1950), by a model of the scores.
 
-    On few pictures the best cut itself is a matter of luck: one more picture decides between two gaps. The median of
-    many samples' best cuts moves less (bagging, Breiman 1996). Candidates lie halfway between neighbouring
-    scores; among equally good ones the nearest to 0.5 is taken.
+    If log-odds are right but for an offset, sensitivity + specificity is highest where the corrected probability is the
+    share of positive pictures: below, a picture speaks more for the negative label than a picture does by chance. One
+    number, the offset, is fitted then. The cut that is best among a few pictures themselves is a matter of luck: one
+    more picture decides between two gaps.
 
     Args:
         scores: (n,) probabilities of the positive label on validation pictures.
         positive: (n,) whether the picture has that label. Both kinds must be there.
-        resamples: 0 for the cut of the sample itself.
-        seed: of the samples.
     """
-    order = np.argsort(scores, kind="stable")
-    edges = np.unique(np.concatenate([[0.0], scores, [1.0]]))
-    cuts = np.append((edges[1:] + edges[:-1]) / 2, 0.5)
-    above = np.searchsorted(scores[order], cuts)  # the first picture that is called positive at each cut
-    sides = np.stack([positive[order], ~positive[order]])
-    n, rng = len(scores), np.random.default_rng(seed)
-    found = []
-    for _ in range(max(resamples, 1)):
-        weight = rng.multinomial(n, np.full(n, 1 / n)) if resamples else np.ones(n)
-        sums = np.concatenate([[[0.0], [0.0]], (weight * sides).cumsum(axis=1)], axis=1)
-        if not sums[:, -1].all():
-            continue  # a sample without one of the two kinds
-        true, false = 1 - sums[:, above] / sums[:, -1:]
-        best = cuts[true - false > (true - false).max() - 1e-12]
-        found.append(best[np.argmin(np.abs(best - 0.5))])
-    return float(np.median(found))
+    odds = logit(np.clip(scores, 1e-6, 1 - 1e-6).astype(np.float64))
+    chance = (positive.sum() + 0.5) / (len(positive) + 1)  # never 0 or 1
+    offset = brentq(lambda c: float(expit(odds + c).mean() - chance), -40, 40)
+    return float(expit(logit(chance) - offset))
 
 
 def at_sensitivity(scores: Scores, positive: NDArray[np.bool_], target: float) -> float:
