@@ -22,6 +22,7 @@ TOP = {
     *(
         "hf_medtl",
         "hf_medtl.cli",
+        "hf_medtl.comparison",
         "hf_medtl.ensemble",
         "hf_medtl.training.folds",
         "hf_medtl.training.run",
