@@ -35,7 +35,9 @@ class Comparison:
         runs: name -> folder.
         reference: name of the run that the others are compared with.
         chosen: whether it was chosen because it is the best on these pictures.
-        facts: dataset, task, split, n (pictures), n_groups, tested (metrics), n_tests (that Holm corrects for).
+        facts: dataset, task, split, n (pictures), n_groups, folds (their number, 0 for single runs), part_kind (what
+            `parts` are), decides (whether disagreements are those of decisions), interval_methods (metric -> in words),
+            tested (metrics), n_tests (comparisons that Holm corrects for).
         metrics: run, metric, value, low, high.
         differences: run, metric, value, low, high (of run less reference), p_value, p_holm, test.
         parts: run, part (label, class or source), metric, value, low, high.
@@ -103,6 +105,9 @@ def comparison(
             "n": len(one.table),
             "n_groups": int(one.table["group"].nunique()),
             "folds": len(first.get("folds", ())),
+            "part_kind": one.part_kind,
+            "decides": one.decided is not None,
+            "interval_methods": one.methods,
             "tested": list(tested),
             "n_tests": sum(row.p_holm == row.p_holm for row in paired),
         },
@@ -175,13 +180,14 @@ def rival_of(folder: Path, result: dict[str, Any]) -> Rival:
     table = read_predictions(folder).sort_values("image_id", ignore_index=True)
     places = models_of(folder, result)
     if (places[0] / "splits.csv").exists():  # an ensemble has none
-        table = table.assign(sha256=table["image_id"].map(pictures_of(folder, result)["sha256"]))
+        table = table.assign(sha256=table["image_id"].map(pictures_of(folder, len(result.get("folds", ())))["sha256"]))
     return task_of_results(result).rival(table, [read_results(place) for place in places])
 
 
-def pictures_of(folder: Path, result: dict[str, Any]) -> pd.DataFrame:
-    """path and sha256 of every picture of a run's data set, by image_id."""
-    table = pd.read_csv(models_of(folder, result)[0] / "splits.csv", dtype=str, keep_default_na=False)
+def pictures_of(folder: Path, folds: int) -> pd.DataFrame:
+    """path and sha256 of every picture of a run's data set, by image_id; of folds all are in that of each."""
+    place = folder / "fold-0" if folds else folder
+    table = pd.read_csv(place / "splits.csv", dtype=str, keep_default_na=False)
     return table.set_index("image_id")[["path", "sha256"]]
 
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import masks
 from hf_medtl.evaluation.intervals import (
+    WORDS,
     Interval,
     intervals_by_source,
+    methods_in_words,
     metric_intervals,
     metric_intervals_of_several,
     rarest_label,
@@ -36,7 +38,9 @@ class Rival:
         table: image_id, label, group and, where they are known, source and sha256, by image_id.
         labels: of the outputs.
         metrics: metric -> value with limits.
+        methods: metric -> how the limits were made, in words.
         parts: label, class or source -> the same of it.
+        part_kind: which of these.
         usual: metrics to test unless told otherwise, the first to rank by.
         measure: metric, weights (B, n) or None -> (B,) or ().
         strata: (n,) class indices, within which groups are drawn.
@@ -51,7 +55,9 @@ class Rival:
     table: pd.DataFrame
     labels: tuple[str, ...]
     metrics: dict[str, Interval]
+    methods: dict[str, str]
     parts: dict[str, dict[str, Interval]]
+    part_kind: str
     usual: tuple[str, ...]
     measure: Callable[[str, NDArray | None], NDArray]
     strata: NDArray[np.int64]
@@ -91,14 +97,17 @@ def of_labels(
         is_one = (labels == k).astype(np.int64)
         called, score = (np.column_stack([1 - p, p]) for p in ((decided == k).astype(np.float64), chances[:, k]))
         parts[name] = metric_intervals(is_one, called, group, names=("sensitivity", "ppv", "f1"))
-        parts[name] |= metric_intervals(is_one, score, group, names=("roc_auc",))
+        if len(names) > 2:  # of two both have the same
+            parts[name] |= metric_intervals(is_one, score, group, names=("roc_auc",))
     said = chances[:, index] if len(names) == 2 else chances.max(axis=1)
     of = [names[index]] * len(labels) if len(names) == 2 else [names[k] for k in decided]
     return Rival(
         facts(table),
         tuple(names),
         metric_intervals(labels, chances, group, index, threshold),
+        methods_in_words(False, len(names)),
         parts,
+        "label",
         ("roc_auc", "accuracy"),
         measure,
         labels,
@@ -143,7 +152,9 @@ def of_several(
         facts(table),
         tuple(names),
         means,
+        methods_in_words(True, 2),
         dict(zip(names, each, strict=True)),
+        "label",
         ("roc_auc",),
         measure,
         rarest_label(targets),
@@ -179,7 +190,9 @@ def of_masks(table: pd.DataFrame, names: Sequence[str]) -> Rival:
         facts(table),
         tuple(names),
         {name: overall[name] for name in masks.METRICS},
+        dict.fromkeys(masks.METRICS, WORDS["studentised"]),
         parts,
+        "class" if single else "source",
         ("dice", "iou"),
         measure,
         pd.factorize(table["source"])[0].astype(np.int64),
