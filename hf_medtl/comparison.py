@@ -241,8 +241,10 @@ def costs_of(runs: dict[str, Path], results: dict[str, dict[str, Any]], device: 
     models = [model.to(device) for model, _ in loaded]
     found = latencies(models, [{key: its.to(device) for key, its in inputs.items()} for _, inputs in loaded])
     table[["latency_ms", "latency_lower", "latency_upper"]] = found
-    where = f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s)"
-    return table, where if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device)
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return table, f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s)"
+    return table, torch.cuda.get_device_name(device) if kind == "cuda" else kind
 
 
 def hardware(environment: dict[str, Any]) -> str:

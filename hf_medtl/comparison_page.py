@@ -76,10 +76,10 @@ def costs_table(found: Comparison) -> pd.DataFrame:
     costs, kinds = found.costs, {
         f"training{all_folds}, minutes": ("train_seconds", 60, ".1f"),
         "highest memory in training, MB": ("peak_memory_mb", 1, ",.0f"),
-        "energy of training, kWh": ("energy_kwh", 1, ".4f"),
-        "parameters, millions": ("parameters", 1e6, ".2f"),
-        "multiply-accumulates of a picture, billions": ("macs", 1e9, ".2f"),
-        "weights on disk, MB": ("weights_mb", 1, ".1f"),
+        "energy of training, kWh": ("energy_kwh", 1, ".3g"),
+        "parameters, millions": ("parameters", 1e6, ".3g"),
+        "multiply-accumulates of a picture, billions": ("macs", 1e9, ".3g"),
+        "weights on disk, MB": ("weights_mb", 1, ".3g"),
     }  # fmt: skip
     rows = {
         title: [UNKNOWN if math.isnan(value) else format(value / unit, form) for value in costs[column]]
@@ -149,6 +149,8 @@ def notes(found: Comparison) -> list[str]:
         "Multiply-accumulates: half the operations that torch's FlopCounterMode counts (matrix products, convolutions, "
         f"attention). {UNKNOWN}: not recorded."
     ]
+    if found.costs["energy_kwh"].notna().any():
+        lines.append("Energy: of the whole machine, by codecarbon; estimated where its meters can't be read.")
     if found.measured_on:
         lines.append(
             f"Time: the model alone, a batch of one, already prepared, float32, on {found.measured_on}; median of "

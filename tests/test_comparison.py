@@ -3,23 +3,27 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import options
 from scipy.stats import ttest_rel
 from test_cli import typed
 from torch import nn
 
-from hf_medtl import MedtlError, load
+from hf_medtl import MedtlError, Recipe, load, run
 from hf_medtl.comparison import Comparison, comparison
 from hf_medtl.comparison_page import tables, write_comparison
 from hf_medtl.data.load import COLUMNS
 from hf_medtl.evaluation.intervals import metric_intervals
 from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar
 from hf_medtl.models.costs import latencies, macs
+from hf_medtl.training.energy import Meter
 
 NAMES = ("no", "yes")
 
@@ -75,19 +79,26 @@ def test_metrics_and_tests_of_independent_pictures(runs):
         assert tuple(rows.loc[metric, ["value", "low", "high"]]) == pytest.approx(its[metric])
 
     raw = []
-    for run in ("bad", "middling"):
-        area, right = auc_difference(yes, p[run], p["good"], range(60)), [(p[r] >= 0.5) == yes for r in (run, "good")]
-        row = one(found, run, "roc_auc")
+    for name in ("bad", "middling"):
+        area, right = auc_difference(yes, p[name], p["good"], range(60)), [(p[r] >= 0.5) == yes for r in (name, "good")]
+        row = one(found, name, "roc_auc")
         assert tuple(row[["value", "low", "high", "p_value"]]) == pytest.approx(area)
-        assert (row["test"], one(found, run, "accuracy")["test"]) == ("DeLong's test", "McNemar's test")
-        assert one(found, run, "accuracy")["p_value"] == mcnemar(*right)
+        assert (row["test"], one(found, name, "accuracy")["test"]) == ("DeLong's test", "McNemar's test")
+        assert one(found, name, "accuracy")["p_value"] == mcnemar(*right)
         raw += [area.p_value, mcnemar(*right)]
-    corrected = [one(found, run, metric)["p_holm"] for run in ("bad", "middling") for metric in ("roc_auc", "accuracy")]
+    corrected = [
+        one(found, name, metric)["p_holm"] for name in ("bad", "middling") for metric in ("roc_auc", "accuracy")
+    ]
     assert corrected == pytest.approx(holm(raw))
     assert found.facts["n_tests"] == 4
     others = found.differences[~found.differences["metric"].isin(["roc_auc", "accuracy"])]
     assert others["p_value"].isna().all() and not others["test"].any() and others["low"].notna().all()
     assert "ece" not in set(found.differences["metric"])
+
+    shutil.copytree(runs[0], runs[0].parent / "twin")
+    rows = comparison([runs[0], runs[0].parent / "twin"], latency=False).differences
+    assert (rows["value"] == 0).all() and rows["low"].isna().all()  # never to differ here is not never to differ
+    assert rows.loc[rows["test"] != "", "p_value"].tolist() == [1, 1]
 
 
 def test_metrics_are_those_of_the_runs_own_results(finished, results, tmp_path):
@@ -97,7 +108,7 @@ def test_metrics_are_those_of_the_runs_own_results(finished, results, tmp_path):
         assert row.value == pytest.approx(results["metrics"][row.metric]["value"], nan_ok=True)
     assert found.costs["parameters"].nunique() == 1
     assert found.disagreements.empty
-    row = one(found, "again", "roc_auc")  # never to differ here is not never to differ
+    row = one(found, "again", "roc_auc")
     assert (row["value"], row["p_value"]) == (0, 1)
     assert math.isnan(row["low"])
     write_comparison(found, tmp_path / "out")
@@ -303,12 +314,48 @@ def test_pictures_that_are_not_the_runs_own_are_not_shown(seen, phantoms, tmp_pa
 def test_costs_are_known_or_a_dash(runs):
     found = comparison(runs, latency=False)
     table = tables(found)["costs"].set_index("cost")
-    assert table.loc["energy of training, kWh"].tolist() == ["–", "0.2500", "–"]
+    assert table.loc["energy of training, kWh"].tolist() == ["–", "0.25", "–"]
     assert table.loc["training, minutes"].tolist() == ["1.0"] * 3
     assert table.loc["trained on"].tolist() == ["–"] * 3
     assert table.loc["one picture, ms [quartiles]"].tolist() == ["–"] * 3
     size = (runs[1] / "model.safetensors").stat().st_size
     assert found.costs.loc["bad", "weights_mb"] == size / 1e6
+
+
+@pytest.fixture
+def meters(monkeypatch) -> list[SimpleNamespace]:
+    """In place of codecarbon, which takes seconds to look at the machine: the trackers that were made."""
+    made = []
+
+    class Tracker(SimpleNamespace):
+        def start(self) -> None:
+            made.append(self)
+
+        def stop(self) -> None:
+            self.final_emissions_data = SimpleNamespace(energy_consumed=0.5)
+
+    monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
+    return made
+
+
+def test_energy_is_recorded_where_codecarbon_is(meters, phantoms, tiny, tmp_path):
+    few = {"num_train_epochs": 1, "folds": 2}
+    folder = run(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run", **few)))
+    assert [json.loads((folder / part / "results.json").read_text())["energy_kwh"] for part in ("fold-0", ".")] == [
+        0.5,
+        1,
+    ]
+    assert [its.output_methods for its in meters] == [[], []]  # it writes no file and sends nothing
+    with Meter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "other")), resumed=True) as meter:
+        assert len(meters) == 2
+    assert meter.kwh is None  # what went before the resume is not known
+
+
+def test_no_energy_without_codecarbon(monkeypatch, phantoms, tiny, tmp_path):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    with Meter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run")), resumed=False) as meter:
+        assert meter.tracker is None
+    assert meter.kwh is None
 
 
 class Layers(nn.Module):
