@@ -97,9 +97,14 @@ def disagreements_table(found: Comparison) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"picture": row["image_id"], title: row["label"], **row["answers"]}
-            for row in found.disagreements.head(SHOWN).to_dict("records")
+            for row in first_in_dispute(found).to_dict("records")
         ]
     )
+
+
+def first_in_dispute(found: Comparison) -> pd.DataFrame:
+    """The rows to show, one of each group: copies of a picture are in dispute together."""
+    return found.disagreements.drop_duplicates("group").head(SHOWN)
 
 
 def true_label(found: Comparison) -> str:
@@ -173,10 +178,11 @@ def short(metric: str) -> str:
 def dispute(found: Comparison) -> str:
     """How many pictures are in dispute."""
     if not found.facts["decides"]:
-        return "These are the pictures on which the runs' Dice differs most."
+        return "Shown are the pictures on which the runs' Dice differs most, one a group."
     number = len(found.disagreements)
     words = f"On {number} of {found.facts['n']} pictures the runs do not all decide alike."
-    return f"{words} The widest gaps between their probabilities of the truth come first." if number else words
+    more = " Shown are the widest gaps between their probabilities of the truth, one picture a group."
+    return f"{words}{more}" if number else words
 
 
 def pictures(found: Comparison, data_dir: Path | None) -> tuple[list[NDArray[np.uint8]], str]:
@@ -194,7 +200,7 @@ def pictures(found: Comparison, data_dir: Path | None) -> tuple[list[NDArray[np.
     try:
         root = locate(found.facts["dataset"], data_dir)[1]
         root = root.parent if root.is_file() else root
-        files = pictures_of(first, found.facts["folds"]).loc[found.disagreements["image_id"].head(SHOWN)]
+        files = pictures_of(first, found.facts["folds"]).loc[first_in_dispute(found)["image_id"]]
         for path, sha256 in zip(files["path"], files["sha256"], strict=True):
             if hashlib.sha256((root / path).read_bytes()).hexdigest() != sha256:
                 raise MedtlError(f"{path} has other contents than in the run.")
@@ -265,7 +271,7 @@ def draw(found: Comparison, figures: Path, shown: list[NDArray[np.uint8]]) -> No
         ]
         plots.parts(found.parts, {metric: short(metric) for metric in several}, figures / "parts.png")
     if shown:
-        rows = found.disagreements.head(SHOWN)
+        rows = first_in_dispute(found)
         captions = [
             "\n".join(
                 [f"{true_label(found)}: {row['label']}", *(f"{run}: {words}" for run, words in row["answers"].items())]
@@ -306,7 +312,8 @@ def show_comparison(found: Comparison, out: Path, why_not: str) -> None:
     for title, words in parts.items():
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(words.columns):
-            table.add_column(str(column), justify="left" if place == 0 or column == "metric" else "right")
+            left = place == 0 or column == "metric"
+            table.add_column(str(column), justify="left" if left else "right", overflow="fold")
         for row in words.itertuples(index=False, name=None):
             table.add_row(*row)
         console.print(table)

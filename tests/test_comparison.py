@@ -129,6 +129,7 @@ def test_several_pictures_a_group_are_no_more_evidence(tiny, tmp_path):
     for key in ("value", "low", "high"):
         assert one(twice, "copies1", "brier")[key] == pytest.approx(one(once, "single1", "brier")[key])
     assert once.facts["n_tests"] == 1
+    assert not tables(twice)["disagreements"]["picture"].str.startswith("x").any()  # a copy shows nothing new
 
 
 def test_reference(runs):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hf_medtl.evaluation.plots import BLUE, GREY, ORANGE
 
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-MARKERS = "oosDv^P"  # told apart in grey, too
+MARKERS = "osD^vP*"  # told apart in grey, too
 COLUMNS = 4  # of a sheet
 
 
@@ -63,16 +63,14 @@ def parts(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     height = 1.2 + 0.18 * len(places) * (len(runs) + 1)
     figure = Figure(figsize=(1.5 + 2.7 * len(names), max(2.6, height)), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
-        styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
-        for number, (run, (colour, marker)) in enumerate(zip(runs, styles, strict=False)):
+        for number, (run, colour, marker) in enumerate(zip(runs, cycle(COLOURS), cycle(MARKERS), strict=False)):
             shift = (number - (len(runs) - 1) / 2) * 0.8 / len(runs)
             for place, part in enumerate(places):
                 chosen = (table["run"] == run) & (table["part"] == part) & (table["metric"] == metric)
                 _interval(axes, table[chosen], place + shift, colour, marker, run if place == 0 else "")
         axes.set_yticks(range(len(places)), places if axes.get_subplotspec().is_first_col() else [], parse_math=False)
         axes.set(ylim=(len(places) - 0.5, -0.5), xlabel=title)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(runs)), fontsize=9)
+    _legend(figure, len(runs))
     figure.savefig(path, dpi=120)
 
 
@@ -99,23 +97,22 @@ def pareto(
     rank = value if higher_is_better else -value
     for axes, (column, caption) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         cost = costs[column]
-        for run, y, low, high in zip(*(metrics[key] for key in ("run", "value", "low", "high")), strict=True):
-            x = float(cost[run])
-            axes.plot([x, x], [low, high], color=GREY, linewidth=1.5, zorder=1)
-            axes.plot(x, y, "o", color=BLUE, zorder=3)
-            axes.annotate(run, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9, parse_math=False)
+        rows = zip(*(metrics[key] for key in ("run", "value", "low", "high")), strict=True)
+        for (run, y, low, high), colour, marker in zip(rows, cycle(COLOURS), cycle(MARKERS), strict=False):
+            axes.plot([cost[run]] * 2, [low, high], color=colour, linewidth=1.5, alpha=0.6, zorder=1)
+            axes.plot(cost[run], y, marker, color=colour, markersize=7, label=run, zorder=3)
         order = pd.DataFrame({"cost": cost[rank.index], "rank": -rank}).sort_values(["cost", "rank"]).index
         best = [run for place, run in enumerate(order) if rank[run] > max(rank[order[:place]], default=-np.inf)]
         front = [(cost[run], value[run]) for run in best]
-        axes.step(*zip(*front, strict=True), where="post", color=ORANGE, zorder=2, label="not beaten in both")
+        axes.step(*zip(*front, strict=True), where="post", color=GREY, zorder=2, label="not beaten in both")
         axes.set(xlabel=caption, ylabel=title)
         if cost.max() > 5 * cost.min():
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.2)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.margins(x=0.1)
+    _legend(figure, len(metrics) + 1)
     figure.savefig(path, dpi=120)
 
 
@@ -133,6 +130,14 @@ def sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], title:
         axes.set_title(caption, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def _legend(figure: Figure, number: int) -> None:
+    """One for all panels, above them."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(4, number), fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _interval(axes: Axes, rows: pd.DataFrame, place: float, colour: str, marker: str = "o", label: str = "") -> None:
