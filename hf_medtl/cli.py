@@ -130,6 +130,32 @@ def ensemble(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of all folds; two or more.")],
+    out: Annotated[Path, typer.Option(help="Folder for README.md, comparison.json and figures/.")] = Path("comparison"),
+    metric: Annotated[
+        list[str] | None, typer.Option(help="To test, may be repeated; the first ranks. ROC AUC and accuracy, or Dice.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Run that the others are compared with, or best; the first if not given.")
+    ] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="Where the time for one picture is measured: cpu, cuda, ...")] = "cpu",
+    no_latency: Annotated[
+        bool, typer.Option("--no_latency", "--no-latency", help="Do not measure the time for one picture.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Runs side by side: metrics, paired differences with corrected p-values, costs, and where they disagree."""
+    from hf_medtl.comparison import comparison
+    from hf_medtl.comparison_page import check_out, show_comparison, write_comparison
+
+    check_out(out)
+    found = comparison(runs, metric or (), reference, not no_latency, device, seed)
+    show_comparison(found, out, write_comparison(found, out, data_dir))
+
+
+@app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="Folder of a run, or id of a published one.")],
     out: Annotated[

@@ -22,6 +22,8 @@ TOP = {
     *(
         "hf_medtl",
         "hf_medtl.cli",
+        "hf_medtl.comparison",
+        "hf_medtl.comparison_page",
         "hf_medtl.ensemble",
         "hf_medtl.training.folds",
         "hf_medtl.training.run",

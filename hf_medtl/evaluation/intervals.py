@@ -159,9 +159,7 @@ def metric_intervals_of_several(
     check_level(level)
     chosen = _chosen(methods, names, [])
     group = group_index(groups, len(targets))
-    rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))  # 0 for the rarest
-    rarest = np.where(targets, rarity, targets.shape[1]).min(axis=1)
-    together = _Samples.of(chosen, strata_of(rarest, group), group, resamples, seed)
+    together = _Samples.of(chosen, strata_of(rarest_label(targets), group), group, resamples, seed)
     singles, each = [], []
     for has, p, threshold in zip(targets.T.astype(np.int64), probabilities.T, thresholds, strict=True):
         both = np.column_stack([1 - p, p])
@@ -181,6 +179,12 @@ def metric_intervals_of_several(
         all_rates = np.concatenate([its[name] for its in rates]) if name in rates[0] else None
         means[name] = together.limits(name, value, mean(drawn, name), mean(left_out, name), all_rates, level, 2)
     return means, each
+
+
+def rarest_label(targets: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n,) the rarest label of each picture of (n, K), 0 for the rarest of all; K where it has none."""
+    rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
+    return np.where(targets, rarity, targets.shape[1]).min(axis=1)
 
 
 def methods_in_words(several: bool, n_classes: int, names: Sequence[str] = REPORTED) -> dict[str, str]:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, chi2, norm, t
 
 from hf_medtl.evaluation.delong import delong
-from hf_medtl.evaluation.resampling import group_draws, group_index, percentile_limits, strata_of
+from hf_medtl.evaluation.resampling import group_draws, group_index, jackknife, percentile_limits, strata_of
 from hf_medtl.evaluation.score_intervals import check_level
 
 
@@ -96,6 +96,34 @@ def paired_bootstrap(
         return Difference(value, math.nan, math.nan, math.nan)
     side = min((draws <= 0).sum(), (draws >= 0).sum())
     return Difference(value, *percentile_limits(draws, level), min(1.0, 2 * (side + 1) / (draws.size + 1)))
+
+
+def paired_jackknife(
+    difference: Callable[[NDArray | None], ArrayLike],
+    labels: NDArray[np.int64],
+    groups: ArrayLike,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """The same from leaving out each group in turn, with Student's t.
+
+    Where two models never differ, how far they might is not known: limits are NaN, and the p-value of 0 is 1.
+
+    Args:
+        difference: of weights (M, n), 0 for the pictures left out, -> (M,), and of None -> the sample's own.
+        labels, groups, level: as in `paired_bootstrap`.
+        seed: of the blocks that are left out together where there are more than 1,000 groups.
+    """
+    check_level(level)
+    group = group_index(groups, len(labels))
+    left_out = jackknife(strata_of(labels, group), group, seed)
+    value = float(np.asarray(difference(None)))
+    variance, freedom = left_out.variance(np.asarray(difference(left_out.weights), np.float64))
+    if math.isnan(value) or not variance > 1e-24 or freedom < 1:
+        return Difference(value, math.nan, math.nan, 1.0 if value == 0 else math.nan)
+    law, error = t(freedom), math.sqrt(variance)
+    reach = float(law.ppf((1 + level) / 2)) * error
+    return Difference(value, value - reach, value + reach, float(2 * law.sf(abs(value) / error)))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from hf_medtl.evaluation.calibration import fit_temperature
 from hf_medtl.evaluation.decisions import choose_threshold, conformal_quantiles, parse_rule, set_results
 from hf_medtl.evaluation.evaluate import predict, results
 from hf_medtl.evaluation.metrics import classification_metrics, decide
+from hf_medtl.evaluation.rivals import Rival, of_labels
 from hf_medtl.models.build import build as build_classifier
 from hf_medtl.models.head import divide_logits
 from hf_medtl.training.losses import LOSSES, ClassificationLoss, class_weights
@@ -203,6 +204,13 @@ def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, wher
     plots.roc(labels, chances, names, positive, own, figures / "roc.png", where)
     plots.reliability(labels, chances, index, figures / "reliability.png", where)
     return found
+
+
+def rival(table: pd.DataFrame, singles: list[dict[str, Any]]) -> Rival:
+    """A run, or all folds, each picture decided with the threshold of the model that was tested on it."""
+    names, positive = singles[0]["labels"], singles[0]["positive_label"]
+    own = None if positive is None else of_each([single["threshold"] for single in singles], table)
+    return of_labels(table, names, positive, own)
 
 
 def of_each(values: list[float], table: pd.DataFrame) -> float | NDArray[np.float64]:

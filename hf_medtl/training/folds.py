@@ -138,6 +138,11 @@ def summarise(folder: Path, folders: Sequence[Path], recipe: Recipe, task: Task,
         ],
         "train_seconds": round(sum(single["train_seconds"] for single in singles), 1),
         "peak_memory_mb": max(single["peak_memory_mb"] for single in singles),
+        **(
+            {"energy_kwh": sum(single["energy_kwh"] for single in singles)}
+            if all("energy_kwh" in single for single in singles)
+            else {}
+        ),
         # What is the same in all: folds may have been made on several machines.
         "environment": {k: v for k, v in environments[0].items() if all(its.get(k) == v for its in environments)},
     }

@@ -18,6 +18,7 @@ from hf_medtl.evaluation.calibration import fit_temperature_of_several
 from hf_medtl.evaluation.decisions import choose_threshold
 from hf_medtl.evaluation.evaluate import results_of_several
 from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.evaluation.rivals import Rival, of_several
 from hf_medtl.models.head import divide_logits
 from hf_medtl.training import classification
 from hf_medtl.training.classification import (
@@ -53,6 +54,7 @@ __all__ = [
     "pool",
     "predictions",
     "reduce",
+    "rival",
     "search_space",
     "start",
     "targets",
@@ -172,13 +174,26 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
 def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:
     """What results.json says of all folds' test pictures, each decided with the thresholds of the fold's own model."""
     names = singles[0]["labels"]
-    has = np.array([[name in labels_of(cell) for name in names] for cell in table["label"]])
+    has, own = marked(table, singles)
     chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
-    each = {name: [single["per_label"][name] for single in singles] for name in names}
-    own = {name: of_each([its["threshold"] for its in each[name]], table) for name in names}
     found = results_of_several(has, chances, table["group"].tolist(), own)
     for name in names:
-        found["per_label"][name]["threshold_fitted"] = all(its["threshold_fitted"] for its in each[name])
+        fitted = [single["per_label"][name]["threshold_fitted"] for single in singles]
+        found["per_label"][name]["threshold_fitted"] = all(fitted)
     plots.roc_of_several(has, chances, names, figures / "roc.png", where)
     plots.reliability_of_several(has, chances, figures / "reliability.png", where)
     return found
+
+
+def rival(table: pd.DataFrame, singles: list[dict[str, Any]]) -> Rival:
+    """A run, or all folds, each picture decided with the thresholds of the model that was tested on it."""
+    return of_several(table, *marked(table, singles))
+
+
+def marked(
+    table: pd.DataFrame, singles: list[dict[str, Any]]
+) -> tuple[NDArray[np.bool_], dict[str, float | NDArray[np.float64]]]:
+    """(n, K) which picture of predictions.csv has which label, and label -> threshold of each picture's model."""
+    names = singles[0]["labels"]
+    has = np.array([[name in labels_of(cell) for name in names] for cell in table["label"]])
+    return has, {name: of_each([single["per_label"][name]["threshold"] for single in singles], table) for name in names}

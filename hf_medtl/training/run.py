@@ -32,6 +32,7 @@ from hf_medtl.publish.hub import push
 from hf_medtl.publish.wording import split_prose, wording
 from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.data import read
+from hf_medtl.training.energy import Meter
 from hf_medtl.training.environment import environment, keep_freed_memory, peak_memory_mb
 from hf_medtl.training.folder import (
     begin,
@@ -164,7 +165,8 @@ def run(recipe: Recipe) -> Path:
             return search(recipe, space, loaded, lambda a, kind: trainer_of(a, loaded, *build(a, loaded), kind))
         trainer = trainer_of(recipe, loaded, model, processor, loss)
         hold_open(trainer)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with Meter(recipe, resumed=bool(checkpoint)) as meter:
+            trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.progress.interrupted:
             raise Interrupted(
                 f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto",
@@ -187,7 +189,7 @@ def run(recipe: Recipe) -> Path:
 
         tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
         if recipe.should_save:
-            result = report(recipe, task, folder, tested, processor, trainer, unlike)
+            result = report(recipe, task, folder, tested, processor, trainer, unlike, meter.kwh)
             log_results(trainer, result)
             finish(folder)
             show_results(folder, result)
@@ -326,12 +328,14 @@ def report(
     processor: Any,
     trainer: MedicalTrainer,
     unlike: dict[str, Any],
+    kwh: float | None,
 ) -> dict[str, Any]:
     """Write predictions, figures/, README.md and results.json; return the results.
 
     Args:
         tested: the data set and the answers on its test split, and those of an external one, if any.
         unlike: of `find_outliers`.
+        kwh: energy of training, if it was measured.
     """
     loaded, answers = tested[0]
     precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # accelerate's own flags included
@@ -345,6 +349,7 @@ def report(
         **({"outliers": unlike} if unlike else {}),
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
+        **({} if kwh is None else {"energy_kwh": kwh}),
         "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
         "environment": environment(precision, recipe.world_size),
     }

@@ -23,6 +23,7 @@ from hf_medtl.evaluation.compare import unpaired_difference
 from hf_medtl.evaluation.evaluate import plain, predict_masks, results_of_masks
 from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.evaluation.rivals import Rival, of_masks
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.training.mask_losses import LOSSES, MaskLoss
@@ -246,3 +247,8 @@ def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, wher
     dice, sources = table["dice"].to_numpy(np.float64), table["source"].tolist()
     plots.by_source(dice, sources, found["by_source"], figures / "dice_by_source.png", where)
     return found
+
+
+def rival(table: pd.DataFrame, singles: list[dict[str, Any]]) -> Rival:
+    """A run, or all folds."""
+    return of_masks(table, singles[0]["labels"])

@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.rivals import Rival
 from hf_medtl.training import classification, multilabel, segmentation
 from hf_medtl.training.recipe import Recipe
 
@@ -49,6 +50,8 @@ class Task:
         draw: folder of figures, data set, answers, results -> figures.
         pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures, title of
             the pictures -> part of the folds' common results.json; draws figures.
+        rival: predictions.csv, of all folds with the column fold, results.json of each fold or of the only run -> what
+            `hf-medtl compare` compares.
     """
 
     check: Callable[[Recipe], None]
@@ -72,6 +75,7 @@ class Task:
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
     pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path, str], dict[str, Any]]
+    rival: Callable[[pd.DataFrame, list[dict[str, Any]]], Rival]
 
 
 def _row(module: Any) -> Task:
