@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_medtl import publish_command
 from hf_medtl.errors import MedtlError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, preview, push.")
 app.add_typer(data, name="data")
+app.add_typer(publish_command.card, name="card")
+app.command()(publish_command.push)
 
 Name = Annotated[str, typer.Argument(help="A name of `hf-medtl data list`, or an id on the Hub, such as owner/name.")]
 DataDir = Annotated[

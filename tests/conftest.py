@@ -39,6 +39,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+WAIVED = dict.fromkeys(("intended_use", "out_of_scope", "limits"), "a test")  # what --model_card would give
 COMMAND = Path(sys.executable).with_name("hf-medtl")  # the environment need not be activated
 
 

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, quote, unquote
 import uvicorn
 import yaml
 from starlette.applications import Starlette
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 LFS_THRESHOLD = 10 * 1024 * 1024  # as on the Hub: text above 10 MiB, and every binary matched below
@@ -70,6 +70,12 @@ GITATTRIBUTES = "".join(
 PREFIX = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 
 
+async def torn():
+    """A body whose connection breaks off."""
+    yield b"x"
+    raise ConnectionResetError("asked for by a test")
+
+
 class HubError(Exception):
     def __init__(self, status, code, message):
         self.status, self.code, self.message = status, code, message
@@ -85,7 +91,7 @@ def git(repo, *args, data=None, check=True):
 class Hub:
     def __init__(self, root, user, token):
         self.root, self.user, self.token = Path(root), user, token
-        self.lock, self.log = threading.Lock(), []
+        self.lock, self.log, self.faults = threading.Lock(), [], []
         for d in ("repos", "lfs", "tmp"):
             (self.root / d).mkdir(parents=True, exist_ok=True)
 
@@ -381,6 +387,16 @@ class Hub:
         raw = request.scope["raw_path"].decode().split("?")[0]
         if raw == "/__log":
             return JSONResponse(self.log)
+        if raw == "/__fail":  # a list of {"path": part of it, "status": 0 to cut the connection, "times": n, "headers"}
+            self.faults = await request.json()
+            return Response()
+        for fault in self.faults:
+            if fault["path"] in raw and fault["times"]:
+                fault["times"] -= 1
+                if fault["status"]:
+                    body = {"error": "asked for by a test"}
+                    return JSONResponse(body, fault["status"], fault.get("headers"))
+                return StreamingResponse(torn(), headers={"Content-Length": "1000"})
         try:
             resp = await self.route(request, request.method, raw)
         except HubError as e:

@@ -1,7 +1,7 @@
 """Push to a Hub on the loopback address, and load again as somebody else would."""
 
 import pytest
-from conftest import options
+from conftest import ROOT, options
 from huggingface_hub import HfApi
 from test_run import as_a_stranger
 
@@ -12,7 +12,18 @@ from hf_medtl.publish.hub import push
 @pytest.fixture(scope="module")
 def pushed(hub, phantoms, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pushed") / "run"
-    return run(Recipe(**options(phantoms, tiny("vit"), folder, push_to_hub=True, hub_model_id="ci-user/phantom-vit")))
+    return run(
+        Recipe(
+            **options(
+                phantoms,
+                tiny("vit"),
+                folder,
+                push_to_hub=True,
+                hub_model_id="ci-user/phantom-vit",
+                model_card=str(ROOT / "model_cards" / "phantoms.md"),
+            )
+        )
+    )
 
 
 def test_only_what_a_model_page_needs_is_uploaded(pushed):

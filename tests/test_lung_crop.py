@@ -17,7 +17,6 @@ from transformers import AutoImageProcessor, pipeline
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key
 from hf_medtl.models.processor import LUNG_MODEL, MedicalImageProcessor
-from hf_medtl.publish.hub import push
 
 BOX = (40, 30, 120, 90)  # left, top, right, bottom of what is bright
 
@@ -90,7 +89,8 @@ def test_it_is_saved_and_loaded_with_the_classifier(family, finder, tiny, pictur
 def test_strangers_load_it_from_the_hub_without_hf_medtl(hub, finder, tiny, picture, tmp_path):
     model, processor = make(tiny("vit"), steps=["lung_crop"], lung_model=str(finder))
     folder = save(model, processor, tmp_path / "classifier")
-    push(folder, "ci-user/lung-cropped")
+    HfApi().create_repo("ci-user/lung-cropped")
+    HfApi().upload_folder(repo_id="ci-user/lung-cropped", folder_path=folder)
     done = script(sys.executable, "-I", "-c", STRANGER, picture, folder, "ci-user/lung-cropped")
     assert done.returncode == 0, done.stderr
     for scores in json.loads(done.stdout.splitlines()[-1]):

@@ -1,35 +1,141 @@
 """To the Hub: what is in a run folder, without its checkpoints."""
 
+import logging
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import filter_repo_objects
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.publish.card import put_section
+from hf_medtl.publish.check import FIELDS, check_card, check_secrets, check_whole, missing
 
+logger = logging.getLogger("hf_medtl")
+T = TypeVar("T")
 FILES = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
          "explanations.json", "figures/*.png", "lung_model/*", "outliers.safetensors")  # fmt: skip
+ADVICE = {
+    401: "The Hub does not know the token: log in with `hf auth login`, or set HF_TOKEN.",
+    403: "The token may not write there: take one with write access, or another owner.",
+    404: "There is no such owner or repository, or the token may not see it.",
+    409: "Somebody else changed the repository at the same moment: push again.",
+    412: "Somebody else changed the repository at the same moment: push again.",
+}
+PASSING = (408, 429, 500, 502, 503, 504)
+LONGEST = 60.0  # seconds between two attempts
 
 
-def push(folder: Path, repo_id: str, *, private: bool = False, message: str = "Upload run") -> str:
-    """Upload a finished run as one commit and return the repo's address.
+def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """What would be uploaded: name in the repository -> file; everything is checked, nothing is sent.
 
-    Only what a model page needs goes: weights, processor, configuration, card, results, split and figures. The token is
-    the one of `hf auth login` or $HF_TOKEN.
+    Args:
+        folder: of a finished run.
+        waive: field that its card lacks -> why. It is written on the card.
 
     Raises:
-        MedtlError: the run is unfinished, or the Hub refuses.
+        MedtlError: the run is not whole, its card lacks something that is not waived, or a file holds a token.
     """
-    if (folder / "UNFINISHED").exists() or not (folder / "model.safetensors").exists():
-        raise MedtlError(f"{folder} is not a finished run, so nothing was uploaded.")
-    try:
-        api = HfApi()
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message)
-    except OSError as error:  # what huggingface_hub raises on HTTP errors is one, too
+    results = check_whole(folder)
+    check_card(folder)
+    for name, reason in (waive or {}).items():
+        if name not in FIELDS or not reason.strip():
+            raise MedtlError(f"--waive is FIELD=REASON, with a field of {', '.join(FIELDS)}; found {name}={reason}.")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    lacking = {name: its for name, its in missing(text, results).items() if its.required and name not in (waive or {})}
+    if lacking:
+        words = ", ".join(its.words for its in lacking.values())
         raise MedtlError(
-            f"{repo_id} could not be uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). The run is whole "
-            f"in {folder}; check the network, the name and `hf auth login`, then push again."
+            f"The card of {folder} does not give {words}. Write it, or say why not: "
+            f"--waive {next(iter(lacking))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
+        )
+    every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
+    check_secrets(files)
+    return files
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str = "Upload run",
+    waive: Mapping[str, str] | None = None,
+) -> str:
+    """Upload a finished run as one commit, tag it v1, v2, ..., and return the repository's address.
+
+    Only what a model page needs goes: weights, processor, configuration, card, results, split and figures. Unchanged
+    files make no commit and no tag. The token is the one of `hf auth login` or $HF_TOKEN. What may pass, such as an
+    overloaded server or a broken connection, is tried again.
+
+    Args:
+        folder: of a finished run.
+        repo_id: owner/name, or name.
+        private: of a new repository.
+        message: of the commit.
+        waive: as for `plan`.
+
+    Raises:
+        MedtlError: as `plan`, or the Hub refuses; then the repository has the files of before, or none.
+    """
+    plan(folder, waive)
+    name_card(folder / "README.md", repo_id)
+    if waive:
+        said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
+        put_section(folder / "README.md", "waived", said)
+    api = HfApi()
+    try:
+        repo = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        before = patiently(lambda: api.model_info(repo.repo_id).sha)
+        commit = patiently(
+            lambda: api.upload_folder(
+                repo_id=repo.repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message
+            )
+        )
+        if commit.oid != before:
+            tags = {tag.name for tag in patiently(lambda: api.list_repo_refs(repo.repo_id)).tags}
+            number = 1 + max((int(tag[1:]) for tag in tags if tag[0] == "v" and tag[1:].isdigit()), default=0)
+            patiently(lambda: api.create_tag(repo.repo_id, tag=f"v{number}", revision=commit.oid, exist_ok=True))
+    except (OSError, HTTPError, ValueError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        advice = ADVICE.get(status, "Check the network, the name and `hf auth login`, then push again.")
+        raise MedtlError(
+            f"{repo_id} could not be uploaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). {advice} "
+            f"The run is whole in {folder}."
         ) from error
     return str(repo)
+
+
+def name_card(path: Path, repo_id: str) -> None:
+    """Let a card load its model by the name that it gets on the Hub."""
+    card = ModelCard.load(path)
+    old = card.data.model_name
+    if old and old != repo_id:
+        text = path.read_text(encoding="utf-8").replace(f"\n# {old}\n", f"\n# {repo_id}\n")
+        text = text.replace(f'"{old}"', f'"{repo_id}"').replace(f"\n- name: {old}\n", f"\n- name: {repo_id}\n")
+        path.write_text(text, encoding="utf-8")
+
+
+def patiently(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:
+    """What `ask` gives, after some attempts if it fails in a way that may pass.
+
+    Waits as long as the server asks for (Retry-After), or 1, 2, 4, ... seconds.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return ask()
+        except HTTPError as error:  # of HTTP and of the connection; an HfHubHTTPError is one, too
+            response = error.response if isinstance(error, HfHubHTTPError) else None
+            if attempt == attempts or (response is not None and response.status_code not in PASSING):
+                raise
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
+            seconds = min(LONGEST, float(asked) if asked.isdigit() else 2.0 ** (attempt - 1))
+            logger.warning("The Hub did not answer (%s); trying again in %.0f s.", type(error).__name__, seconds)
+            sleep(seconds)
+    raise AssertionError("not reached")

@@ -28,6 +28,7 @@ from hf_medtl.evaluation.decisions import share
 from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
+from hf_medtl.publish.check import check_prose
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.wording import split_prose, wording
 from hf_medtl.training.checkpoints import find_checkpoint
@@ -115,7 +116,9 @@ def run(recipe: Recipe) -> Path:
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     check(recipe)
-    written(recipe)
+    _, prose = written(recipe)
+    if recipe.push_to_hub:
+        check_prose(prose)
     space = check_search(recipe) if recipe.search else {}
     if recipe.all_folds:
         return cross_validate(recipe, run)

@@ -1,0 +1,155 @@
+"""Whether a run can be published: are its files whole, and does its card say what a reader must know?"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from huggingface_hub import get_token
+from huggingface_hub.repocard import ModelCard
+from safetensors import SafetensorError, safe_open
+
+from hf_medtl.errors import MedtlError
+
+PARTS = ("README.md", "config.json", "results.json", "recipe.yaml")
+TEXT = (".md", ".json", ".yaml", ".csv", ".py")
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+class Field(NamedTuple):
+    """Something that a card should say.
+
+    Attributes:
+        words: for people.
+        given: whether a card's text and results.json say it.
+        required: whether nothing is published without it.
+    """
+
+    words: str
+    given: Callable[[str, Mapping[str, Any]], bool]
+    required: bool = True
+
+
+def _says(*phrases: str) -> Callable[[str, Mapping[str, Any]], bool]:
+    return lambda text, results: all(phrase in text for phrase in phrases)
+
+
+def _has(key: str) -> Callable[[str, Mapping[str, Any]], bool]:
+    return lambda text, results: bool(results.get(key))
+
+
+# What readers are to find by CLAIM 2024 (https://doi.org/10.1148/ryai.240300), TRIPOD+AI
+# (https://doi.org/10.1136/bmj-2023-078378) and Model Facts (https://doi.org/10.1038/s41746-020-0253-3).
+PROSE = {
+    "intended_use": Field("intended use and users", _says("## Intended use")),
+    "out_of_scope": Field("what it is not for", _says("Out of scope:")),
+    "limits": Field("limits, biases and known shortcuts", _says("## Limits")),
+}
+FIELDS = PROSE | {
+    "not_a_device": Field("that it is no medical device", _says("Not a medical device")),
+    "results": Field("results with intervals", lambda text, results: _limits(results)),
+    "data": Field("data, their licence and problems, and how they were split", _says("## Data and split", "licence")),
+    "procedure": Field("preprocessing, training and environment", _says("## Procedure", "Preprocessing:")),
+    "loading": Field("how to load it", _says("## How to load it")),
+    "external": Field("a test on another data set", _has("external"), required=False),
+    "explanations": Field("whether its maps are to be believed", _says("`explanations.json`"), required=False),
+    "robustness": Field("robustness to corrupted pictures", _has("robustness"), required=False),
+    "subgroups": Field(
+        "results by subgroup or source",
+        lambda text, its: bool(its.get("by_source") or its.get("slices")),
+        required=False,
+    ),
+}
+
+
+def missing(text: str, results: Mapping[str, Any], fields: Mapping[str, Field] = FIELDS) -> dict[str, Field]:
+    """The fields that a card does not have; those waived in writing count as given."""
+    waived = set(re.findall(r"^- (\w+) is not given: \S", text, flags=re.MULTILINE))
+    return {name: field for name, field in fields.items() if name not in waived and not field.given(text, results)}
+
+
+def check_prose(text: str) -> None:
+    """Raise MedtlError unless the prose of a card has what only its author knows."""
+    if lacking := missing(text, {}, PROSE):
+        words = ", ".join(field.words for field in lacking.values())
+        raise MedtlError(
+            f"--push_to_hub publishes a card, and --model_card does not give {words}. model_cards/ has examples with "
+            "the headings; or leave --push_to_hub out and publish later with hf-medtl push --waive."
+        )
+
+
+def check_whole(folder: Path) -> dict[str, Any]:
+    """results.json of a finished run whose files are whole.
+
+    Raises:
+        MedtlError: what is missing or damaged.
+    """
+    if (folder / "UNFINISHED").exists() or not (folder / "config.json").is_file():
+        raise MedtlError(f"{folder} is not a finished run, so nothing was uploaded.")
+    if absent := [name for name in PARTS if not (folder / name).is_file()]:
+        raise MedtlError(
+            f"{folder} has no {', '.join(absent)}. Nothing was uploaded: train again, or restore the files."
+        )
+    read = {name: _json(folder / name) for name in ("config.json", "results.json")}
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for name in [*names, *(path.name for path in folder.glob("outliers.safetensors"))]:
+        _check_weights(folder / name)
+    return read["results.json"]
+
+
+def check_card(folder: Path) -> ModelCard:
+    """The run's card, if its metadata can be read and name licence and task.
+
+    Raises:
+        MedtlError: they can't, or they don't.
+    """
+    try:
+        card = ModelCard.load(folder / "README.md")
+    except (ValueError, yaml.YAMLError) as error:
+        raise MedtlError(f"The card of {folder} has invalid metadata ({str(error).splitlines()[0]}).") from error
+    absent = [name for name in ("license", "pipeline_tag", "library_name") if not getattr(card.data, name, None)]
+    if absent:
+        raise MedtlError(f"The metadata of {folder}/README.md do not give {', '.join(absent)}.")
+    return card
+
+
+def check_secrets(files: Mapping[str, Path]) -> None:
+    """Raise MedtlError if a file holds something that looks like a token, or the one in use."""
+    own = get_token()
+    for name, path in files.items():
+        text = (
+            path.read_bytes().decode("utf-8", errors="ignore")
+            if path.suffix in (".md", ".json", ".yaml", ".csv", ".py")
+            else ""
+        )
+        if TOKEN.search(text) or (own and len(own) > 5 and own in text):
+            raise MedtlError(f"{name} holds an access token. Nothing was uploaded: remove it, and revoke the token.")
+
+
+def _json(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a result")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (ValueError, OSError) as error:
+        raise MedtlError(f"{path} is damaged ({error}). Nothing was uploaded.") from error
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as stream:
+            broken = [name for name in stream.keys() if not torch.isfinite(stream.get_tensor(name)).all()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise MedtlError(f"{path} is missing or damaged ({error}). Nothing was uploaded.") from error
+    if broken:
+        raise MedtlError(f"{path} has numbers that are none in {broken[0]}: training failed. Nothing was uploaded.")
+
+
+def _limits(results: Mapping[str, Any]) -> bool:
+    metrics = results.get("metrics", {}).values()
+    return any(its["value"] is not None and its["low"] is not None for its in metrics)

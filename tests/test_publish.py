@@ -1,0 +1,190 @@
+"""What is refused before anything is sent, what is tried again, and what is left where it fails."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import COMMAND, options, script
+from huggingface_hub import HfApi, ModelCard, get_session
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file, save_file
+
+from hf_medtl import MedtlError, Predictor, Recipe, run
+from hf_medtl.publish import hub as publisher
+from hf_medtl.publish.check import missing
+from hf_medtl.publish.hub import patiently, plan, push
+
+PLANTED = "hf_" + "Ab1" * 12
+
+
+@pytest.fixture
+def ready(finished, tmp_path):
+    """A finished run that can be published."""
+    return shutil.copytree(finished, tmp_path / "ready")
+
+
+@pytest.fixture
+def failing(hub, monkeypatch):
+    """Let requests with something in their path fail; waits are noted instead of waited for."""
+    waits = []
+    monkeypatch.setattr(publisher.time, "sleep", waits.append)
+    monkeypatch.setattr(patiently, "__defaults__", (5, waits.append))
+
+    def fail(*faults: dict) -> list[float]:
+        get_session().post(f"{hub}/__fail", json=list(faults)).raise_for_status()
+        return waits
+
+    yield fail
+    fail()
+
+
+def replace(name, old, new):
+    def spoil(folder):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return spoil
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def burn(folder):
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "UNFINISHED").touch(), "not a finished run"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "missing or damaged"),
+        (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml"),
+        (truncate, "missing or damaged"),
+        (burn, "training failed"),
+        (replace("results.json", '"value": ', '"value": NaN, "was": '), "NaN is not a result"),
+        (replace("config.json", "{", ""), "is damaged"),
+        (replace("README.md", "license: apache-2.0", "licence: mine"), "do not give license"),
+        (replace("README.md", "pipeline_tag: ", "pipeline_tag: [a, "), "invalid metadata"),
+        (replace("README.md", "## Limits", "## Bounds"), "does not give limits, biases"),
+        (replace("recipe.yaml", "seed", f"note: {PLANTED}\nseed"), "recipe.yaml holds an access token"),
+    ],
+    ids=["unfinished", "no weights", "no recipe", "cut weights", "NaN weights", "NaN results", "cut config",
+         "no licence", "bad metadata", "no limits", "a token"],
+)  # fmt: skip
+def test_nothing_is_sent_of_a_run_with(spoil, words, hub, ready):
+    spoil(ready)
+    with pytest.raises(MedtlError, match=words) as error:
+        push(ready, "ci-user/spoilt")
+    assert PLANTED not in str(error.value)
+    assert not HfApi().repo_exists("ci-user/spoilt")
+
+
+def test_the_token_in_use_is_no_part_of_what_is_sent(ready, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret-of-another-kind")
+    replace("splits.csv", "\n", "\nsecret-of-another-kind")(ready)
+    with pytest.raises(MedtlError, match=r"splits.csv holds an access token"):
+        plan(ready)
+
+
+def test_a_card_without_prose_is_refused_before_training(phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match="does not give intended use and users, what it is not for, limits"):
+        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", push_to_hub=True)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_commit_one_tag_and_the_new_name(hub, ready, phantoms):
+    api = HfApi()
+    replace("README.md", "## Limits", "## Bounds")(ready)
+    address = push(ready, "ci-user/named", waive={"limits": "they are\nin the paper"})
+    assert address.endswith("ci-user/named")
+    push(ready, "ci-user/named")
+    assert [commit.title for commit in api.list_repo_commits("ci-user/named")].count("Upload run") == 1
+    assert [tag.name for tag in api.list_repo_refs("ci-user/named").tags] == ["v1"]
+    card = ModelCard.load("ci-user/named")
+    assert "- limits is not given: they are in the paper" in card.text
+    assert 'model="ci-user/named"' in card.text
+    assert card.data.model_name == "ci-user/named"
+    assert "limits" not in missing(card.content, json.loads((ready / "results.json").read_text()))
+    replace("README.md", "## Intended use", "Better words.\n\n## Intended use")(ready)
+    push(ready, "ci-user/named")
+    assert [tag.name for tag in api.list_repo_refs("ci-user/named").tags] == ["v1", "v2"]
+    picture = next(phantoms.glob("lesion/*.png"))
+    for revision in ("v1", "v2"):
+        assert Predictor.from_pretrained("ci-user/named", revision=revision).predict(picture)[0].label
+
+
+@pytest.mark.parametrize(
+    ("fault", "waits"),
+    [
+        ({"path": "/commit/", "status": 500, "times": 2}, [1, 2]),
+        ({"path": "/commit/", "status": 429, "times": 1, "headers": {"Retry-After": "7"}}, [7]),
+        ({"path": "/commit/", "status": 0, "times": 1}, [1]),
+        ({"path": "/repos/create", "status": 503, "times": 1}, [1]),
+    ],
+    ids=["500", "429 with Retry-After", "connection cut", "503 at the start"],
+)
+def test_what_may_pass_is_tried_again(fault, waits, failing, ready):
+    name = f"ci-user/patient-{fault['status']}-{fault['times']}-{fault['path'].count('c')}"
+    found = failing(fault)
+    push(ready, name)
+    assert [wait for wait in found if wait in waits][: len(waits)] == waits
+    assert HfApi().file_exists(name, "model.safetensors")
+    assert [tag.name for tag in HfApi().list_repo_refs(name).tags] == ["v1"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "does not know the token"),
+        (403, "may not write there"),
+        (412, "push again"),
+        (500, "could not be uploaded"),
+    ],
+)
+def test_what_will_not_pass_ends_in_one_message_and_no_card(status, words, failing, ready):
+    failing({"path": "/commit/", "status": status, "times": 99})
+    with pytest.raises(MedtlError, match=words) as error:
+        push(ready, f"ci-user/refused-{status}")
+    assert "The run is whole in" in str(error.value)
+    failing()
+    assert not HfApi().file_exists(f"ci-user/refused-{status}", "README.md")
+
+
+def test_other_errors_are_not_tried_again():
+    asked = []
+
+    def ask():
+        asked.append(1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        patiently(ask)
+    assert len(asked) == 1
+    assert issubclass(HfHubHTTPError, OSError)
+
+
+def test_the_commands(hub, ready):
+    done = script(COMMAND, "push", ready, "ci-user/by-command", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in done.stdout
+    assert "Nothing was sent" in done.stdout
+    assert not HfApi().repo_exists("ci-user/by-command")
+    done = script(COMMAND, "push", ready, "ci-user/by-command", "--private")
+    assert done.returncode == 0, done.stderr
+    assert HfApi().model_info("ci-user/by-command").private
+    done = script(COMMAND, "card", "check", ready)
+    assert done.returncode == 0, done.stderr
+    assert "not yet  external: a test on another data set" in done.stdout
+    replace("README.md", "Out of scope:", "Beyond:")(ready)
+    done = script(COMMAND, "card", "check", ready)
+    assert done.returncode == 1
+    assert "MISSING  out_of_scope" in done.stdout
+    done = script(COMMAND, "push", ready, "ci-user/by-command", "--waive", "scope=none")
+    assert done.returncode == 1
+    assert "--waive is FIELD=REASON" in done.stderr
