@@ -29,18 +29,16 @@ class Curve(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Of each bin (b,): mean probability, share that came true, its 95 % limits, number of pictures."""
+    """Of each bin (b,): mean probability, share that came true, its 95 % limits, number n of pictures."""
 
     predicted: FloatArray
     observed: FloatArray
     low: FloatArray
     high: FloatArray
-    count: NDArray[np.int64]
+    n: NDArray[np.int64]
 
 
-def roc_band(
-    positive: ArrayLike, score: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0
-) -> Curve:
+def roc_band(positive: ArrayLike, score: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0) -> Curve:
     """Sensitivity (y) against 1 - specificity (x).
 
     The band is that of the sensitivity at each 1 - specificity (vertical averaging), by percentile bootstrap of whole
@@ -104,7 +102,7 @@ def reliability_points(outcome: ArrayLike, probability: ArrayLike, groups: Array
     inside = [number == b for b in np.unique(number)]
     shares = np.array([rate(y, its, group) for its in inside])
     count = np.array([its.sum() for its in inside])
-    return Reliability(np.array([p[its].mean() for its in inside]), *shares.T, count)
+    return Reliability(np.array([p[its].mean() for its in inside]), shares[:, 0], shares[:, 1], shares[:, 2], count)
 
 
 def decision_band(

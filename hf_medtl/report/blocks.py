@@ -8,16 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Values = Sequence[Any] | NDArray[Any]
 
 # Roles of Okabe and Ito's palette, told apart by the colour-blind; the page has lighter ones for a dark screen.
 SERIES = ("blue", "orange", "green", "purple", "sky", "yellow")
-DASHES = ("solid", "dash", "dot", "dashdot")  # beside colours, so that nothing depends on them alone
+# Beside colours, so that nothing depends on them alone.
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = dict(
+    zip((*SERIES, "grey"), ("circle", "diamond", "square", "triangle-up", "cross", "star", "circle"), strict=True)
+)
 
 
-def style(index: int) -> dict[str, str]:
+def style(index: int) -> dict[str, Any]:
     """Colour and dash of the index-th line of a plot."""
-    return {"colour": SERIES[index % len(SERIES)], "dash": DASHES[index // len(SERIES) % len(DASHES)]}
+    return {"colour": SERIES[index % len(SERIES)], "dash": DASHES[index % len(DASHES)]}
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Line:
     """A line through x and y (n,), with a mark at each place if `marks`. Without a name it is not in the legend."""
 
     name: str
-    x: ArrayLike
-    y: ArrayLike
+    x: Values
+    y: Values
     colour: str = "blue"
     dash: str = "solid"
     marks: bool = False
@@ -83,9 +89,9 @@ class Line:
 class Band:
     """What lies between low and high (n,) along x."""
 
-    x: ArrayLike
-    low: ArrayLike
-    high: ArrayLike
+    x: Values
+    low: Values
+    high: Values
     colour: str = "blue"
 
 
@@ -94,10 +100,10 @@ class Points:
     """Marks at x and y (n,) with limits of y, or of x if `across`; NaN for none. `texts` are shown on hovering."""
 
     name: str
-    x: ArrayLike
-    y: ArrayLike
-    low: ArrayLike = ()
-    high: ArrayLike = ()
+    x: Values
+    y: Values
+    low: Values = ()
+    high: Values = ()
     colour: str = "blue"
     across: bool = False
     small: bool = False

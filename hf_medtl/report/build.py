@@ -15,7 +15,9 @@ from hf_medtl.report.tables import again_section, data_section, name_of, trainin
 
 logger = logging.getLogger("hf_medtl")
 
-NOTICE = "For research and education only. Not a medical device: not for diagnosis, and not for any decision about a person."
+NOTICE = (
+    "For research and education only. Not a medical device: not for diagnosis, and not for any decision about a person."
+)
 NOT_GIVEN = "the place of the data was not given (--data_dir)."
 NOT_FOUND = "the data were not found where --data_dir says, or are not those of this run."
 
@@ -27,13 +29,14 @@ SECTIONS: dict[str, Callable[[Run, Loaded | None, str], list[Section]]] = {
 LIMITS = (
     "Intervals and bands say how the numbers of these very models would vary with other test pictures drawn as these "
     "were. They do not say what other training pictures, seeds or hospitals would give.",
-    "Whole groups are resampled: pictures of one patient, copies and near copies. Where patients are unknown, pictures of "
-    "one patient may be in several groups and in two splits, and then all numbers are too good.",
-    "Thresholds, temperatures and conformal sets come from validation pictures, never from those that the numbers are of.",
-    "Bands are 95 % at each place, not of a whole curve at once. Of many metrics, slices or comparisons some look notable by "
-    "chance.",
-    "Numbers hold for the test pictures' mix of labels and sources. Predictive values, precision and net benefit change with "
-    "the share of positives.",
+    "Whole groups are resampled: pictures of one patient, copies and near copies. Where patients are unknown, pictures "
+    "of one patient may be in several groups and in two splits, and then all numbers are too good.",
+    "Thresholds, temperatures and conformal sets come from validation pictures, never from those that the numbers are "
+    "of.",
+    "Bands are 95 % at each place, not of a whole curve at once. Of many metrics, slices or comparisons some look "
+    "notable by chance.",
+    "Numbers hold for the test pictures' mix of labels and sources. Predictive values, precision and net benefit "
+    "change with the share of positives.",
 )
 
 
@@ -53,7 +56,9 @@ def build(folders: Sequence[Path], data: Mapping[str, Path]) -> Report:
     sections += [of_run(run, data) for run in runs]
     sections.append(Section("Limits and methods", [Prose(text) for text in LIMITS]))
     titles = dict.fromkeys(run.spec.title if run.spec else run.result["dataset"] for run in runs)
-    return Report(", ".join(titles), ", ".join(run.name for run in runs), facts(runs), [run.name for run in runs], sections)
+    return Report(
+        ", ".join(titles), ", ".join(run.name for run in runs), facts(runs), [run.name for run in runs], sections
+    )
 
 
 def overview(runs: Sequence[Run]) -> Section:
@@ -88,7 +93,9 @@ def of_run(run: Run, data: Mapping[str, Path]) -> Section:
     loaded, missing = pictures_of(run, data)
     parts = [*SECTIONS[run.task](run, loaded, missing), training_section(run), data_section(run), again_section(run)]
     metric = run.result["metrics"][run.watched]
-    short = f"{NAMES[run.watched]} {interval(metric)}, {run.result['n']:,} pictures in {run.result['n_groups']:,} groups"
+    short = (
+        f"{NAMES[run.watched]} {interval(metric)}, {run.result['n']:,} pictures in {run.result['n_groups']:,} groups"
+    )
     if run.folds:
         short += f", {len(run.folds)} folds"
     return Section(f"Run {run.name}", [], parts, short)

@@ -14,7 +14,9 @@ def report(
     data_dir: Annotated[
         list[str] | None,
         typer.Option(
-            "--data_dir", "--data-dir", help="Data of the runs, for pictures, as DIR or DATASET=DIR; can be given again."
+            "--data_dir",
+            "--data-dir",
+            help="Data of the runs, for pictures, as DIR or DATASET=DIR; can be given again.",
         ),
     ] = None,
 ) -> None:

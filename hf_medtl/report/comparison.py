@@ -48,7 +48,9 @@ def comparison(runs: Sequence[Run]) -> Section | None:
     parts = []
     for same in by_pictures(runs):
         if len(same) > 1:
-            parts.append(Section(f"{same[0].result['dataset']}: {len(same)} runs on the same pictures", side_by_side(same)))
+            parts.append(
+                Section(f"{same[0].result['dataset']}: {len(same)} runs on the same pictures", side_by_side(same))
+            )
         else:
             said = f"{same[0].name} was tested on other pictures than the others, so no difference is given."
             parts.append(Section(same[0].name, [Prose(said)]))
@@ -87,7 +89,9 @@ def side_by_side(runs: Sequence[Run]) -> list[Block]:
 def differences_table(first: Run, found: dict[str, dict[str, Interval]], metrics: Sequence[str], n: str) -> Table:
     """A column for each other run."""
     rows = [(NAMES[name], *(signed(its[name]) for its in found.values())) for name in metrics]
-    note = f"Less {first.name}, paired by picture: the same {n} in each resample. 95 % limits by percentile bootstrap of "
+    note = (
+        f"Less {first.name}, paired by picture: the same {n} in each resample. 95 % limits by percentile bootstrap of "
+    )
     note += "whole groups, 2,000 resamples; they say nothing of other training pictures or seeds. Of "
     note += f"{len(metrics) * len(found)} differences one in twenty leaves 0 out by chance: name the one that counts "
     note += "before looking."
@@ -95,8 +99,8 @@ def differences_table(first: Run, found: dict[str, dict[str, Interval]], metrics
 
 
 def signed(its: Interval) -> str:
-    """`+0.012 [-0.003, +0.027]`."""
-    value, low, high = (f"{number:+.3f}" if np.isfinite(number) else "?" for number in its)
+    """`+0.012 [−0.003, +0.027]`."""
+    value, low, high = (f"{number:+.3f}".replace("-", "−") if np.isfinite(number) else "?" for number in its)
     return f"{value} [{low}, {high}]"
 
 
@@ -115,7 +119,8 @@ def differences_plot(first: Run, found: dict[str, dict[str, Interval]], metrics:
         Axis(f"difference from {first.name}"),
         Axis("", -0.6, len(shown) - 0.4, [name_of(name) for name in shown]),
         f"{n}. Bars: 95 % limits, percentile bootstrap of whole groups, paired by picture.",
-        "Differences: " + "; ".join(f"{name} {name_of(m)} {signed(its[m])}" for name, its in found.items() for m in shown),
+        "Differences: "
+        + "; ".join(f"{name} {name_of(m)} {signed(its[m])}" for name, its in found.items() for m in shown),
         wide=True,
     )
 
@@ -134,28 +139,28 @@ def overlaid(runs: Sequence[Run]) -> list[Block]:
 
 def learning_curve(runs: Sequence[Run]) -> list[Block]:
     """The watched metric by number of training pictures, where runs have learnt from different ones."""
-    sizes = [None if run.splits is None or run.folds else int((run.splits["split"] == "train").sum()) for run in runs]
-    if None in sizes or len(set(sizes)) < 2:
+    tables = [run.splits for run in runs if run.splits is not None and not run.folds]
+    sizes = [int((table["split"] == "train").sum()) for table in tables]
+    if len(sizes) < len(runs) or len(set(sizes)) < 2:
         return []
     metric = runs[0].watched
     kinds: dict[str, list[tuple[int, dict]]] = {}
     for run, size in zip(runs, sizes, strict=True):
-        assert size is not None
         kinds.setdefault(run.learns, []).append((size, run.result["metrics"][metric]))
     marks: list[Line | Points] = []
     for index, (name, points) in enumerate(kinds.items()):
         points.sort(key=lambda point: point[0])
-        size = [point[0] for point in points]
+        x = [point[0] for point in points]
         value, low, high = (
             [np.nan if its[key] is None else its[key] for _, its in points] for key in ("value", "low", "high")
         )
         look = style(index)
-        marks += [Line("", size, value, **look), Points(name, size, value, low, high, look["colour"])]
+        marks += [Line("", x, value, **look), Points(name, x, value, low, high, look["colour"])]
     said = "; ".join(f"{name} " + ", ".join(f"{size}: {its['value']:.3f}" for size, its in points if its["value"])
                      for name, points in kinds.items())  # fmt: skip
     return [
         Plot("Learning curve", marks, Axis("training pictures", 0), Axis(name_of(metric)),
-             f"The same {runs[0].result['n']:,} test pictures. Bars: 95 % intervals over groups, from results.json; they "
-             "do not count that other training pictures would give another model.",
+             f"The same {runs[0].result['n']:,} test pictures. Bars: 95 % intervals over groups, from results.json; "
+             "they do not count that other training pictures would give another model.",
              f"{name_of(metric)} by number of training pictures: {said}.", wide=True)
     ]  # fmt: skip

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_medtl.report.blocks import Axis, Band, Line, Plot, Points, numbers
+from hf_medtl.report.blocks import SYMBOLS, Axis, Band, Line, Plot, Points, numbers
+
+LETTERS = 40  # of a name, at most: a phone has no room for more
 
 
 def figure(plot: Plot) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def figure(plot: Plot) -> dict[str, Any]:
 
 def axis(of: Axis) -> dict[str, Any]:
     """Title, range and ticks."""
-    found: dict[str, Any] = {"title": {"text": shown(of.title)}}
+    found: dict[str, Any] = {"title": {"text": shown(of.title, LETTERS + 8)}}
     if of.low is not None or of.high is not None:
         found["range"] = [of.low, of.high]
     if of.ticks:
@@ -57,15 +59,22 @@ def trace(mark: Line | Band | Points) -> dict[str, Any]:
         "hovertemplate": "%{text}<extra></extra>" if mark.texts else "%{x:.3~f}, %{y:.3~f}<extra></extra>",
     }
     if mark.texts:
-        found["text"] = [shown(text) for text in mark.texts]
+        found["text"] = [shown(text, 10 * LETTERS) for text in mark.texts]
     if isinstance(mark, Line):
         mode = "lines+markers" if mark.marks else "lines"
         line = {"color": colour, "dash": mark.dash, "width": 2}
-        return found | {"mode": mode, "line": line, "marker": {"color": colour, "size": 6}}
-    found |= {"mode": "markers", "marker": {"color": colour, "size": 5 if mark.small else 9}}
+        return found | {
+            "mode": mode,
+            "line": line,
+            "marker": {"color": colour, "size": 6, "symbol": SYMBOLS[mark.colour]},
+        }
+    found |= {
+        "mode": "markers",
+        "marker": {"color": colour, "size": 5 if mark.small else 9, "symbol": SYMBOLS[mark.colour]},
+    }
     if mark.small:
         found["marker"]["opacity"] = 0.65
-    if len(np.atleast_1d(mark.low)):
+    if len(mark.low):
         middle, low, high = (np.asarray(its, np.float64) for its in (mark.x if mark.across else mark.y,
                                                                       mark.low, mark.high))  # fmt: skip
         found["error_x" if mark.across else "error_y"] = {
@@ -80,9 +89,10 @@ def trace(mark: Line | Band | Points) -> dict[str, Any]:
     return found
 
 
-def shown(text: str) -> str:
-    """As it is: plotly.js would take <b> or <a> in a label's name for HTML."""
-    return html.escape(text, quote=False)
+def shown(text: str, most: int = LETTERS) -> str:
+    """As it is: plotly.js would take <b> or <a> in a label's name for HTML, and two $ for TeX. Cut to `most` letters."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return html.escape(cut, quote=False).replace("$", "&#36;")
 
 
 def figures(plots: Sequence[tuple[str, Plot]]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from hf_medtl.data.load import Loaded
 from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.reliability import brier_parts, calibration_error, calibration_line
-from hf_medtl.evaluation.slices import metrics_by_slice
+from hf_medtl.evaluation.slices import Slice, metrics_by_slice
 from hf_medtl.publish.card import interval
 from hf_medtl.report import plots
 from hf_medtl.report.blocks import Block, Gallery, Matrix, Plot, Prose, Section, Table
@@ -103,7 +103,7 @@ def results_section(run: Run, answers: Answers) -> Section:
 
 
 def ranking(answers: Answers) -> list[Block]:
-    """ROC, precision and recall, score distributions, and with more than two labels the area of each."""
+    """ROC, precision and recall, and with more than two labels the area of each."""
     point = None
     if len(answers.names) == 2:
         called, actual = answers.decided == answers.index, answers.labels == answers.index
@@ -112,17 +112,12 @@ def ranking(answers: Answers) -> list[Block]:
             point = float(called[~actual].mean()), float(called[actual].mean()), caption
     blocks: list[Block] = [*plots.ranking_plots(answers.scores(), point)]
     if len(answers.names) > 2:
-        areas = [
-            auc_interval(its.positive, its.score, its.groups)._asdict() if its.both else {"value": None}
-            for its in answers.scores()
-        ]
         rows = [
-            (its.name, f"{its.positive.sum():,}", interval(area))
-            for its, area in zip(answers.scores(), areas, strict=True)
+            (its.name, f"{its.positive.sum():,}", _interval(auc_interval(its.positive, its.score, its.groups)))
+            for its in answers.scores()
         ]
         note = "One label against the rest. DeLong's standard error over groups (Obuchowski); from predictions.csv."
         blocks.append(Table("ROC AUC of each label", ("label", "pictures", "ROC AUC [95 % interval]"), rows, note))
-    blocks.append(distributions(answers))
     return blocks
 
 
@@ -137,7 +132,7 @@ def distributions(answers: Answers) -> Plot:
 
 
 def calibration(answers: Answers, result: dict[str, Any]) -> list[Block]:
-    """Reliability, and the numbers of calibration."""
+    """Reliability, score distributions, and the numbers of calibration."""
     what, scores = answers.outcome()
     line = calibration_line(scores.positive, scores.score)
     parts = brier_parts(scores.positive, scores.score)
@@ -158,8 +153,14 @@ def calibration(answers: Answers, result: dict[str, Any]) -> list[Block]:
         *((f"Brier score, {name}", _number(value)) for name, value in parts._asdict().items()),
     ]
     note = f"Of the probability of {what}. The error and the Brier score with intervals are those of results.json; the "
-    note += "others are computed from predictions.csv: Cox's line on the logit, Murphy's parts over ten equal-mass bins."
-    return [plots.reliability_plot(scores, what), Table("Calibration", ("", "value"), rows, note)]
+    note += (
+        "others are computed from predictions.csv: Cox's line on the logit, Murphy's parts over ten equal-mass bins."
+    )
+    return [
+        plots.reliability_plot(scores, what),
+        distributions(answers),
+        Table("Calibration", ("", "value"), rows, note),
+    ]
 
 
 def decisions(answers: Answers, result: dict[str, Any]) -> list[Block]:
@@ -170,9 +171,7 @@ def decisions(answers: Answers, result: dict[str, Any]) -> list[Block]:
     if len(answers.names) == 2 and scores.both:
         blocks.append(plots.decision_plot(scores, answers.single_cut))
     decided = None if sets is None or sets["abstained"]["value"] is None else 1 - sets["abstained"]["value"]
-    blocks.append(
-        plots.abstaining_plot(answers.chances.max(axis=1), answers.right, decided, len(set(answers.groups)))
-    )
+    blocks.append(plots.abstaining_plot(answers.chances.max(axis=1), answers.right, decided, len(set(answers.groups))))
     if sets:
         rows = [
             ("Sets may miss the true label in, at most", f"{100 * sets['alpha']:g} %"),
@@ -184,7 +183,9 @@ def decisions(answers: Answers, result: dict[str, Any]) -> list[Block]:
             ("Abstained: no label, or several", interval(sets["abstained"])),
             ("Accuracy of the others", interval(sets["accuracy_of_the_rest"])),
         ]  # fmt: skip
-        note = "Split conformal prediction for each label, fitted on validation. Limits: Wilson, pictures as independent."
+        note = (
+            "Split conformal prediction for each label, fitted on validation. Limits: Wilson, pictures as independent."
+        )
         blocks.append(Table("Conformal sets and abstention", ("", "value [95 % interval]"), rows, note))
     else:
         blocks.append(Prose("No conformal sets are in this run's results.json."))
@@ -207,15 +208,16 @@ def slices(answers: Answers, loaded: Loaded | None, missing: str) -> list[Block]
         return [Prose(f"No slices by source: {missing}")]
     source = answers.table["image_id"].map(loaded.table.set_index("image_id")["source"])
     if not 1 < source.nunique() <= SOURCES:
-        return [Prose(f"No slices by source: the data name {source.nunique()}.")]
-    found = {}
+        few = "a single source" if source.nunique() == 1 else f"{source.nunique()} sources, which are too many"
+        return [Prose(f"No slices by source: the data name {few}.")]
+    found: dict[str, Slice] = {}
     for name in sorted(source.unique()):
         rows = (source == name).to_numpy()
-        cut = answers.cut[rows] if isinstance(answers.cut, np.ndarray) else answers.cut
+        cut: Any = answers.cut[rows] if isinstance(answers.cut, np.ndarray) else answers.cut
+        groups = np.array(answers.groups, dtype=object)[rows]
         found |= metrics_by_slice(
-            answers.labels[rows], answers.chances[rows], np.array(answers.groups, dtype=object)[rows],
-            source[rows].tolist(), answers.index, cut, SLICED,  # type: ignore[arg-type]
-        )  # fmt: skip
+            answers.labels[rows], answers.chances[rows], groups, source[rows], answers.index, cut, SLICED
+        )
     table = [
         (name, str(its.n), str(its.n_groups), *(_interval(its.metrics[metric]) for metric in SLICED),
          its.warning.split(":")[0]) for name, its in found.items()
@@ -229,9 +231,11 @@ def gallery(answers: Answers, loaded: Loaded | None, missing: str) -> list[Block
     """Pictures that the model is sure of, right and wrong, and those it is least sure of."""
     if loaded is None:
         return [Prose(f"No pictures: {missing}", "note")]
+    said = "The number is the probability of the decided label. Of each group, such as copies, one picture is shown, "
+    said += "drawn anew from its pixels, small and without metadata."
     confidence = answers.chances[np.arange(len(answers.labels)), answers.decided]
     blocks: list[Block] = []
-    for title, rows in chosen(answers.right, confidence).items():
+    for title, rows in chosen(answers.right, confidence, answers.groups).items():
         items = [
             shown(
                 loaded,
@@ -243,8 +247,7 @@ def gallery(answers: Answers, loaded: Loaded | None, missing: str) -> list[Block
             for row in rows
         ]
         if items:
-            blocks.append(Gallery(title, items, "The number is the probability of the decided label. Pictures are drawn "
-                                  "anew from their pixels, small and without metadata."))  # fmt: skip
+            blocks.append(Gallery(title, items, said))
     return blocks
 
 

@@ -1,6 +1,7 @@
 """What a report says of a run that outlines."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hf_medtl.training.segmentation import judged
 logger = logging.getLogger("hf_medtl")
 
 OUTLINED = 4  # best and worst pictures
+DRIFT = 0.005  # of Dice, which other hardware may give
 
 
 def sections(run: Run, loaded: Loaded | None, missing: str) -> list[Section]:
@@ -46,7 +48,9 @@ def results(part: dict[str, Any], title: str) -> list[Block]:
     blocks: list[Block] = [metrics_table(part, title)]
     if "per_class" in part:
         rows = [(name, *(interval(its[metric]) for metric in METRICS)) for name, its in part["per_class"].items()]
-        blocks.append(Table("Each class", ("class", *map(name_of, METRICS)), rows, "Value [95 % interval over groups]."))
+        blocks.append(
+            Table("Each class", ("class", *map(name_of, METRICS)), rows, "Value [95 % interval over groups].")
+        )
     if len(part["by_source"]) > 1:
         rows = [
             (source, str(its["n"]), str(its["n_groups"]), *(interval(its["metrics"][name]) for name in METRICS))
@@ -79,7 +83,8 @@ def distribution(part: dict[str, Any], table: pd.DataFrame) -> list[Block]:
     steps = np.repeat(curve.x, 2)[1:], np.repeat(curve.y, 2)[:-1]
     lowest = max(0.0, float(dice.min()) - 0.05)
     return [
-        Plot("Dice by source", marks, Axis("source (pictures)", -0.5, len(sources) - 0.5, ticks), Axis("Dice", None, 1.01),
+        Plot("Dice by source", marks, Axis("source (pictures)", -0.5, len(sources) - 0.5, ticks),
+             Axis("Dice", None, 1.01),
              f"{pictures(part)}; a grey point a picture, moved sideways at random. Blue: mean with its 95 % interval, "
              "studentised bootstrap over groups, from results.json.",
              "Dice by source. Means: " + ", ".join(f"{tick} {x:.3f}" for tick, x in zip(ticks, value, strict=True))),
@@ -95,35 +100,43 @@ def gallery(run: Run, loaded: Loaded | None, missing: str) -> list[Block]:
     if loaded is None:
         return [Prose(f"No pictures: {missing}", "note")]
     order = run.table["dice"].to_numpy(np.float64).argsort(kind="stable")
-    number = min(OUTLINED, len(order) // 2 or 1)
-    blocks: list[Block] = []
-    for title, rows in (("Lowest Dice", order[:number]), ("Highest Dice", order[::-1][:number])):
-        try:
-            items = [outlines(run, loaded, int(row)) for row in rows]
-        except (OSError, ValueError) as error:
-            logger.warning("%s: no outlines, since its weights can't be used: %s", run.name, error)
-            return [*blocks, Prose("No outlines: the run's weights are not here, or can't be loaded.", "note")]
-        blocks.append(Gallery(title, items, "Outlines: true (blue) and predicted (orange), the latter on top. Predicted "
-                              "anew with the run's weights; pictures are drawn anew from their pixels.", large=True))  # fmt: skip
-    return blocks
+    number = min(OUTLINED, -(-len(order) // 2))
+    shown = {"Lowest Dice": order[:number].tolist(), "Highest Dice": order[::-1][:number].tolist()}
+    try:
+        drawn = outlines(run, loaded, [row for rows in shown.values() for row in rows])
+    except (OSError, ValueError) as error:
+        logger.warning("%s: no outlines, since its weights can't be used: %s", run.name, error)
+        return [Prose("No outlines: the run's weights are not here, or can't be loaded.", "note")]
+    said = "Outlines: true (blue) and predicted (orange), the latter on top. Predicted anew with the run's weights; "
+    said += "pictures are drawn anew from their pixels, without metadata."
+    return [Gallery(title, [drawn[row] for row in rows], said, large=True) for title, rows in shown.items()]
 
 
-def outlines(run: Run, loaded: Loaded, row: int) -> Picture:
-    """A picture with both outlines.
+def outlines(run: Run, loaded: Loaded, rows: Sequence[int]) -> dict[int, Picture]:
+    """Pictures with both outlines, each predicted by the model that was tested on it.
 
     Args:
-        row: of predictions.csv.
+        rows: of predictions.csv.
     """
-    facts = run.table.iloc[row]
-    place = int(np.flatnonzero(loaded.table["image_id"] == facts["image_id"])[0])
-    model = run.folds[int(facts["fold"])] if run.folds else run
-    ((metrics, true, final),) = judged(model.folder, loaded, [place])
-    picture = read_image(loaded.root / loaded.table["path"][place])
-    caption = f"Dice {metrics['dice']:.3f}"
-    if abs(metrics["dice"] - facts["dice"]) > 5e-3:
-        caption += f" (predictions.csv: {facts['dice']:.3f})"
-    image = outlined(picture, (true.astype(np.uint8), final.astype(np.uint8)))
-    return Picture(jpeg(image), f"{caption}\n{facts['image_id']}", f"{facts['image_id']}: {caption}")
+    facts = run.table.iloc[sorted(set(rows))]
+    place = pd.Series(loaded.table.index, index=loaded.table["image_id"])
+    found = {}
+    of_models = [facts[facts["fold"] == fold] for fold in range(len(run.folds))] or [facts]
+    for model, its in zip(run.folds or [run], of_models, strict=True):
+        if its.empty:
+            continue
+        places = place[its["image_id"]].tolist()
+        answers = judged(model.folder, loaded, places)
+        for row, where, (metrics, true, final) in zip(its.index.tolist(), places, answers, strict=True):
+            known = its.loc[row]
+            caption = f"Dice {known['dice']:.3f}"
+            if abs(metrics["dice"] - known["dice"]) > DRIFT:
+                caption += f" (now {metrics['dice']:.3f})"
+            picture = read_image(loaded.root / loaded.table["path"][where])
+            image = outlined(picture, (true.astype(np.uint8), final.astype(np.uint8)))
+            name = known["image_id"]
+            found[row] = Picture(jpeg(image), f"{caption}\n{name}", f"{name}: {caption}")
+    return found
 
 
 def _nan(value: float | None) -> float:

@@ -16,7 +16,8 @@ from hf_medtl.report.blocks import Block, Matrix, Plot, Report, Section
 from hf_medtl.report.build import NOTICE
 from hf_medtl.report.interactive import figures
 
-MANY = 4  # columns from which a table is stacked on a phone
+MANY = 3  # columns from which a table is stacked on a phone
+SHORT = 24  # letters up to which a cell stays on one line, such as a value with its interval
 
 
 def page(report: Report) -> str:
@@ -43,6 +44,7 @@ def page(report: Report) -> str:
         id=id,
         figures=figures(places),
         many=MANY,
+        short=SHORT,
         style=Markup(resource("report.css")),
         scripts={name: Markup(text) for name, text in scripts.items()},  # not from a run: nothing to escape
         hashes=[checksum(text) for text in scripts.values()],

@@ -13,18 +13,28 @@ from hf_medtl.data.load import Loaded
 from hf_medtl.report.blocks import Picture
 
 SIDE, LARGE = 200, 420  # pixels of the longer side
-EACH = 8  # pictures of a kind
+EACH = 6  # pictures of a kind
 TRUE, PREDICTED = (86, 180, 233), (240, 120, 20)  # outlines, bright enough for a dark picture
 
 
-def chosen(right: NDArray[np.bool_], confidence: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:
-    """Title -> rows of at most EACH pictures, the clearest first; the surest right and wrong ones, the least sure."""
+def chosen(right: NDArray[np.bool_], confidence: NDArray[np.float64], groups: Sequence[str]) -> dict[str, list[int]]:
+    """Title -> rows of at most EACH pictures, the clearest first; the surest right and wrong ones, the least sure.
+
+    One of each group, so that copies do not fill a row.
+    """
     surest = np.argsort(-confidence, kind="stable")
-    return {
-        "Right, and most certain": surest[right[surest]][:EACH],
-        "Wrong, and most certain": surest[~right[surest]][:EACH],
-        "Least certain": surest[::-1][:EACH],
+    kinds = {
+        "Right, and most certain": surest[right[surest]],
+        "Wrong, and most certain": surest[~right[surest]],
+        "Least certain": surest[::-1],
     }
+    found = {}
+    for title, rows in kinds.items():
+        first: dict[str, int] = {}
+        for row in rows.tolist():
+            first.setdefault(groups[row], row)
+        found[title] = list(first.values())[:EACH]
+    return found
 
 
 def shown(loaded: Loaded, image_id: str, caption: str, kind: str = "plain") -> Picture:
@@ -35,9 +45,7 @@ def shown(loaded: Loaded, image_id: str, caption: str, kind: str = "plain") -> P
     return Picture(jpeg(image), f"{caption}\n{image_id}", f"{image_id}: {caption}", kind)
 
 
-def outlined(
-    picture: Image.Image, masks: Sequence[NDArray[np.uint8]], side: int = LARGE
-) -> Image.Image:
+def outlined(picture: Image.Image, masks: Sequence[NDArray[np.uint8]], side: int = LARGE) -> Image.Image:
     """A picture with the outlines of its true and its predicted mask, (H, W) class indices of the picture's size."""
     scale = min(1.0, side / max(picture.size))
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

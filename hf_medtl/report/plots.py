@@ -1,6 +1,6 @@
 """Plots of probabilities: ROC, precision and recall, reliability, decision curve, distributions, abstaining."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,16 +48,21 @@ def ranking_plots(scores: Sequence[Scores], point: tuple[float, float, str] | No
         return []
     areas = {its.name: measured(its) for its in shown}
     n = f"{len(shown[0].score):,} pictures"
-    about = (f"Bands: {BANDS}. A band without width says that no resample erred, not that none ever would: the interval "
-             "in the table is the one to believe.") if len(shown) <= BANDED else "Too many lines for bands."  # fmt: skip
-    named = (lambda name, value, what: f"{name} ({what} {value:.3f})") if len(shown) > 1 else (lambda name, *_: name)
+    about = (
+        f"Bands: {BANDS}. A band without width says that no resample erred, not that none ever would: the interval in "
+    )
+    about += "the table is the one to believe."
+    if len(shown) > BANDED:
+        about = "Too many lines for bands."
+
+    def named(name: str, value: float, what: str) -> str:
+        return f"{name} ({what} {value:.3f})" if len(shown) > 1 else name
+
     roc = _lines(shown, roc_band, [named(its.name, areas[its.name][0], "AUC") for its in shown])
     roc.append(Line("", [0, 1], [0, 1], "grey", "dot"))
     if point:
         roc.append(Points(point[2], [point[0]], [point[1]], colour="orange"))
-    precision = _lines(
-        shown, precision_recall_band, [named(its.name, areas[its.name][1], "AP") for its in shown]
-    )
+    precision = _lines(shown, precision_recall_band, [named(its.name, areas[its.name][1], "AP") for its in shown])
     shares = [float(its.positive.mean()) for its in shown]
     if len(shown) == 1:
         precision.append(Line("share of all pictures", [0, 1], [shares[0], shares[0]], "grey", "dot"))
@@ -100,9 +105,9 @@ def reliability_plot(scores: Scores, what: str, shown: str = "pictures") -> Plot
         ],
         Axis(f"predicted probability of {what}", -0.02, 1.02),
         Axis("observed share", -0.02, 1.02),
-        f"{len(scores.score):,} {shown} in {len(found.count)} bins of {found.count.min()} to {found.count.max()}. Bars: "
-        "95 % Wilson score limits at the effective number of pictures, which counts groups. The dotted line is perfect.",
-        f"Observed share against predicted probability of {what}, in {len(found.count)} bins.",
+        f"{len(scores.score):,} {shown} in {len(found.n)} bins of {found.n.min()} to {found.n.max()}. Bars: 95 % "
+        "Wilson score limits at the effective number of pictures, which counts groups. The dotted line is perfect.",
+        f"Observed share against predicted probability of {what}, in {len(found.n)} bins.",
     )
 
 
@@ -119,7 +124,7 @@ def decision_plot(scores: Scores, cut: float | None) -> Plot:
     floor = -0.1 * max(share, 0.2)
     seen = curve.y >= floor  # beyond, false alarms weigh so much that the line would only leave the picture
     above = everyone >= floor
-    marks = [
+    marks: list[Band | Line] = [
         Band(curve.at, np.maximum(curve.low, floor), np.maximum(curve.high, floor)),
         Line("by the model", curve.x[seen], curve.y[seen]),
         Line("treat all", curve.x[above], everyone[above], "orange", "dash"),
@@ -192,18 +197,18 @@ def abstaining_plot(
         marks,
         Axis("share of pictures decided, the surest first", 0, 1.02),
         Axis("share of wrong decisions", 0, top),
-        f"{len(right):,} pictures in {n_groups:,} groups, by falling probability of the most probable label. No band: it "
-        "is of these very pictures. The mean height is the area under the risk-coverage curve "
+        f"{len(right):,} pictures in {n_groups:,} groups, by falling probability of the most probable label. No band: "
+        "it is of these very pictures. The mean height is the area under the risk-coverage curve "
         f"({float(error.mean()):.3f}; Geifman and El-Yaniv 2017).",
         f"Share of wrong decisions: {float(error[-1]):.3f} when all pictures are decided.",
     )
 
 
-def _lines(shown: Sequence[Scores], curve_of, names: Sequence[str]) -> list:  # type: ignore[no-untyped-def]
-    marks = []
+def _lines(shown: Sequence[Scores], curve_of: Callable[..., Curve], names: Sequence[str]) -> list[Band | Line | Points]:
+    marks: list[Band | Line | Points] = []
     for index, (its, name) in enumerate(zip(shown, names, strict=True)):
         look = style(index)
-        curve: Curve = curve_of(its.positive, its.score, its.groups, RESAMPLES)
+        curve = curve_of(its.positive, its.score, its.groups, RESAMPLES)
         if len(shown) <= BANDED:
             marks.append(Band(curve.at, curve.low, curve.high, look["colour"]))
         marks.append(Line(name, curve.x, curve.y, **look))

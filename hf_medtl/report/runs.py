@@ -62,7 +62,10 @@ class Run:
     @property
     def learns(self) -> str:
         """The model that it started from, by recipe.yaml."""
-        return str(self.recipe.get("model_name_or_path", "the default model"))
+        name = str(self.recipe.get("model_name_or_path", "the default model"))
+        if "encoder_weights" in self.recipe:
+            return f"{name}, encoder {self.recipe['encoder_weights']}"
+        return f"{name}, random weights" if self.recipe.get("from_scratch") else name
 
     def history(self) -> tuple[list[dict[str, Any]], int | None]:
         """The Trainer's log and the best step, from the newest checkpoint; an empty log where none is kept."""

@@ -42,9 +42,13 @@ def results(part: dict[str, Any], title: str) -> list[Block]:
         (label, f"{its['n_positive']:,}", *(interval(its["metrics"][name]) for name in SHOWN))
         for label, its in part["per_label"].items()
     ]
-    note = "Value [95 % interval]. Of one label rates have Wilson's interval and ROC AUC has DeLong's, both over groups."
+    note = (
+        "Value [95 % interval]. Of one label rates have Wilson's interval and ROC AUC has DeLong's, both over groups."
+    )
     return [
-        Prose("A picture can have any number of the labels, or none; each has a probability and a threshold of its own."),
+        Prose(
+            "A picture can have any number of the labels, or none; each has a probability and a threshold of its own."
+        ),
         metrics_table(part, title),
         Table("Each label", ("label", "pictures with it", *map(name_of, SHOWN)), rows, note),
     ]
@@ -61,25 +65,26 @@ def scores(part: dict[str, Any], table: pd.DataFrame) -> list[Scores]:
 
 
 def ranking(part: dict[str, Any], table: pd.DataFrame) -> list[Block]:
-    """ROC, precision and recall, and probabilities of labels that are there and that are not."""
-    its = scores(part, table)
-    kinds = {
-        "label is there": np.concatenate([one.score[one.positive] for one in its]),
-        "label is not there": np.concatenate([one.score[~one.positive] for one in its]),
-    }
-    return [*plots.ranking_plots(its), plots.distribution_plot(kinds, "a label", None)]
+    """ROC, and precision and recall, a line each label."""
+    return [*plots.ranking_plots(scores(part, table))]
 
 
 def calibration(part: dict[str, Any], table: pd.DataFrame) -> list[Block]:
-    """Reliability of all labels' probabilities together."""
+    """Reliability and distribution of all labels' probabilities together."""
     its = scores(part, table)
     together = Scores("labels", np.concatenate([one.positive for one in its]),
-                      np.concatenate([one.score for one in its]), its[0].groups * len(its))  # fmt: skip
+                      np.concatenate([one.score for one in its]), [*its[0].groups] * len(its))  # fmt: skip
     known = [("Temperature, fitted on validation", f"{part['temperature']:.3f}")] if "temperature" in part else []
     rows = [*known, *((name_of(name) + " [95 % interval], mean over labels", interval(part["metrics"][name]))
                       for name in ("brier", "ece") if name in part["metrics"])]  # fmt: skip
     shown = f"labels of {len(table):,} pictures"
-    return [plots.reliability_plot(together, "a label", shown), Table("Calibration", ("", "value"), rows)]
+    kinds = {"label is there": together.score[together.positive],
+             "label is not there": together.score[~together.positive]}  # fmt: skip
+    return [
+        plots.reliability_plot(together, "a label", shown),
+        plots.distribution_plot(kinds, "a label", None),
+        Table("Calibration", ("", "value"), rows),
+    ]
 
 
 def thresholds(part: dict[str, Any]) -> Table:

@@ -2,10 +2,9 @@
 
 import io
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from hf_medtl.report.blocks import Band, Line, Plot
+from hf_medtl.report.blocks import SYMBOLS, Band, Line, Plot
 
 COLOURS = {
     "blue": "#0072B2",
@@ -16,6 +15,7 @@ COLOURS = {
     "yellow": "#B07C00",
     "grey": "#7A828A",
 }
+MARKERS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P", "star": "*"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
@@ -25,17 +25,19 @@ def png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> 
     axes = figure.subplots()
     handles, names = [], []
     for mark in plot.marks:
-        colour = COLOURS[mark.colour]
+        colour, symbol = COLOURS[mark.colour], MARKERS[SYMBOLS[mark.colour]]
         if isinstance(mark, Band):
-            axes.fill_between(np.asarray(mark.x), mark.low, mark.high, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(mark.x, mark.low, mark.high, color=colour, alpha=0.18, linewidth=0)
             continue
         if isinstance(mark, Line):
-            style = {"color": colour, "linestyle": DASHES[mark.dash], "linewidth": 1.8, "markersize": 4}
-            (drawn,) = axes.plot(np.asarray(mark.x), mark.y, marker="o" if mark.marks else None, **style)
+            (drawn,) = axes.plot(
+                mark.x, mark.y, color=colour, linestyle=DASHES[mark.dash], linewidth=1.8,
+                marker=symbol if mark.marks else None, markersize=4,
+            )  # fmt: skip
         else:
-            drawn = axes.plot(np.asarray(mark.x), mark.y, "o", color=colour, markersize=3 if mark.small else 6,
-                              alpha=0.6 if mark.small else 1)[0]  # fmt: skip
-            if len(np.atleast_1d(mark.low)):
+            size, alpha = (3, 0.6) if mark.small else (6, 1.0)
+            (drawn,) = axes.plot(mark.x, mark.y, symbol, color=colour, markersize=size, alpha=alpha)
+            if len(mark.low):
                 draw = axes.hlines if mark.across else axes.vlines
                 draw(mark.y if mark.across else mark.x, mark.low, mark.high, color=colour, linewidth=1.5)
         if mark.name:

@@ -97,7 +97,7 @@ def training_section(run: Run) -> Section:
         valid = [row for row in log if "eval_loss" in row]
         look = style(index)
         if train and not run.folds:
-            losses.append(Line("training", *zip(*train, strict=True), "grey", "dash"))
+            losses.append(Line("training", [row[0] for row in train], [row[1] for row in train], "grey", "dash"))
         if valid:
             epochs = [row["epoch"] for row in valid]
             losses.append(Line(name or "validation", epochs, [row["eval_loss"] for row in valid], marks=True, **look))
@@ -108,8 +108,12 @@ def training_section(run: Run) -> Section:
                 values.append(Points("kept", [epochs[kept[0]]], [its[kept[0]]], colour="orange"))
     blocks: list[Block] = []
     if values:
-        said = f"Validation split, after each epoch; from trainer_state.json. {name_of(metric)} there has no interval: "
-        said += "it chooses the epoch at most, and is no result."
+        n = [int((its.splits["split"] == "validation").sum()) for its in members if its.splits is not None]
+        said = f"{', '.join(map(str, dict.fromkeys(n)))} validation pictures, " if n else "Validation pictures, "
+        said += (
+            f"after each epoch; from trainer_state.json. No band: {name_of(metric)} there chooses the epoch at most, "
+        )
+        said += "and is no result."
         blocks += [
             Plot("Loss", losses, Axis("epoch"), Axis("loss", 0), said, f"Loss by epoch, last {_last(losses):.3f}."),
             Plot(f"Validation {name_of(metric)}", values, Axis("epoch"), Axis(name_of(metric), None, 1.01), said,
@@ -137,7 +141,7 @@ def training_section(run: Run) -> Section:
 
 def _last(marks: list[Any]) -> float:
     lines = [mark for mark in marks if isinstance(mark, Line)]
-    return float(list(lines[-1].y)[-1])  # type: ignore[call-overload]
+    return float(lines[-1].y[-1])
 
 
 def data_section(run: Run) -> Section:
@@ -149,7 +153,8 @@ def data_section(run: Run) -> Section:
         labels = list(dict.fromkeys(label for cell in table["label"] for label in labels_of(cell)))
         cells = {split: [labels_of(cell) for cell in its["label"]] for split, its in whole.items()}
         rows = [
-            (label, *(f"{sum(label in cell for cell in cells[split]):,}" for split in whole)) for label in sorted(labels)
+            (label, *(f"{sum(label in cell for cell in cells[split]):,}" for split in whole))
+            for label in sorted(labels)
         ]
         rows.append(("pictures", *(f"{len(its):,}" for its in whole.values())))
         rows.append(("groups", *(f"{its['group'].nunique():,}" for its in whole.values())))
