@@ -90,7 +90,7 @@ def trace(mark: Line | Band | Points) -> dict[str, Any]:
 
 
 def shown(text: str, most: int = LETTERS) -> str:
-    """As it is: plotly.js would take <b> or <a> in a label's name for HTML, and two $ for TeX. Cut to `most` letters."""
+    """As it is: plotly.js would take <b> or <a> in a label's name for HTML, two $ for TeX. Cut to `most` letters."""
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return html.escape(cut, quote=False).replace("$", "&#36;")
 
