@@ -125,7 +125,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG without metadata, `kind` right, wrong or plain."""
+    """A JPEG without metadata, `kind` right, wrong, plain, or figure for what was drawn."""
 
     jpeg: bytes
     caption: str

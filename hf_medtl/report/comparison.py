@@ -45,16 +45,16 @@ def comparison(runs: Sequence[Run]) -> Section | None:
     """All runs, and for each set of test pictures what differs between its runs; None for a single run."""
     if len(runs) < 2:
         return None
-    parts = []
+    parts, alone = [], []
     for same in by_pictures(runs):
         if len(same) > 1:
             parts.append(
                 Section(f"{same[0].result['dataset']}: {len(same)} runs on the same pictures", side_by_side(same))
             )
         else:
-            said = f"{same[0].name} was tested on other pictures than the others, so no difference is given."
-            parts.append(Section(same[0].name, [Prose(said)]))
-    return Section("Comparison", [], parts)
+            alone.append(same[0].name)
+    said = f"Tested on pictures that no other of these runs was tested on: {', '.join(alone)}. No difference is given."
+    return Section("Comparison", [Prose(said)] if alone else [], parts)
 
 
 def by_pictures(runs: Sequence[Run]) -> list[list[Run]]:

@@ -208,14 +208,14 @@ def gallery(block: Gallery, styles: dict[str, Any]) -> list[Any]:
     from reportlab.platypus import Image, Paragraph
     from reportlab.platypus import Table as Grid
 
-    columns = 4
+    columns = 1 if block.pictures[0].kind == "figure" else 4
     side = WIDTH / columns * cm
     cells: list[Any] = []
     for picture in block.pictures:
         wide, high = ImageReader(io.BytesIO(picture.jpeg)).getSize()
         scale = (side - 8) / max(wide, high)
         first, *rest = picture.caption.split("\n")
-        kind = "" if picture.kind == "plain" else f"<b>{picture.kind}</b> · "
+        kind = f"<b>{picture.kind}</b> · " if picture.kind in ("right", "wrong") else ""
         lines = [f"{kind}{escape(first)}", *map(escape, rest)]
         image = Image(io.BytesIO(picture.jpeg), wide * scale, high * scale)
         cells.append([image, Paragraph("<br/>".join(lines), styles["head"])])

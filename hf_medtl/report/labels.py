@@ -145,12 +145,13 @@ def calibration(answers: Answers, result: dict[str, Any]) -> list[Block]:
         rows.append(("Expected calibration error [95 % interval]", interval(ece)))
     if "brier" in result["metrics"]:
         rows.append(("Brier score [95 % interval]", interval(result["metrics"]["brier"])))
+    brier = "Brier score" if len(answers.names) == 2 else f"Brier score of {what}"
     rows += [
         ("Calibration error, noise of the bins taken off (root mean square)", _number(error)),
         ("Calibration slope (1 is perfect, below: too extreme)", _number(line.slope)),
         ("Calibration intercept (0 is perfect)", _number(line.intercept)),
         ("Calibration in the large (0 is perfect, below: too high)", _number(line.in_the_large)),
-        *((f"Brier score, {name}", _number(value)) for name, value in parts._asdict().items()),
+        *((f"{brier}, part: {name}", _number(value)) for name, value in parts._asdict().items()),
     ]
     note = f"Of the probability of {what}. The error and the Brier score with intervals are those of results.json; the "
     note += (

@@ -31,7 +31,7 @@
       ...layout,
       xaxis: axis(layout.xaxis),
       yaxis: axis(layout.yaxis),
-      autosize: true,
+      ...(printing ? { width: 640, height: 380 } : { autosize: true }), // that of the paper, see report.css
       margin: { l: 56, r: 14, t: 14, b: 48 },
       font: { family: "system-ui, sans-serif", size: narrow.matches ? 12 : 13, color: "var(--ink)" },
       paper_bgcolor: "rgba(0,0,0,0)",

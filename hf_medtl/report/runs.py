@@ -146,14 +146,15 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def short_names(places: Sequence[Path]) -> list[str]:
-    """The ends of paths, as long as needed to be different and to say more than a number or a fold."""
-    most = max(len(place.parts) for place in places)
-    for length in range(1, most + 1):
-        names = ["/".join(place.parts[-length:]) for place in places]
-        bare = any(place.name.isdigit() or place.name.startswith("fold-") for place in places)
-        if len(set(names)) == len(names) and (length > 1 or not bare):
-            break
-    return names
+    """The ends of paths, each as long as needed to be no other's and to say more than a number or a fold."""
+    found = []
+    for place in places:
+        ends = ["/".join(place.parts[-length:]) for length in range(1, len(place.parts) + 1)]
+        bare = place.name.isdigit() or place.name.startswith("fold-")
+        others = [f"/{other.as_posix()}" for other in places if other != place]
+        own = (end for end in ends[bare:] if not any(other.endswith(f"/{end}") for other in others))
+        found.append(next(own, place.as_posix()))
+    return found
 
 
 def _table(path: Path) -> pd.DataFrame:

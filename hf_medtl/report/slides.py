@@ -28,21 +28,16 @@ def presentation(report: Report) -> bytes:
     show = Presentation()
     show.slide_width, show.slide_height = Inches(WIDTH), Inches(HEIGHT)
     show.core_properties.title, show.core_properties.author = report.title, "hf_medtl"
-    title = show.slides.add_slide(show.slide_layouts[5])
-    heading(title, report.title, 34, top=1.9, height=1.4)
+    title = slide_of(show, report.title, 34, top=1.9, height=1.4)
     text(title, [report.subtitle], 18, 3.4, 0.8)
     text(title, [f"{name}: {value}" for name, value in list(report.facts.items())[:6]], 16, 4.2, 2.0)
-    text(title, [NOTICE], 14, 6.5, 0.6)
     for section in report.sections:
         if section.title == "Comparison":
             for part in section.parts:
                 compared(show, part)
         elif section.short:
             of_run(show, section)
-    last = show.slides.add_slide(show.slide_layouts[5])
-    heading(last, "Limits", 28)
-    text(last, [f"• {limit}" for limit in LIMITS], 16, 1.4, 4.8)
-    text(last, [NOTICE], 14, 6.5, 0.6)
+    text(slide_of(show, "Limits"), [f"• {limit}" for limit in LIMITS], 16, 1.4, 4.8)
     stream = io.BytesIO()
     show.save(stream)
     return stream.getvalue()
@@ -50,43 +45,38 @@ def presentation(report: Report) -> bytes:
 
 def of_run(show: Any, section: Section) -> None:
     """The run's main figures, one sentence, and a slide with its metrics."""
-    slide = show.slides.add_slide(show.slide_layouts[5])
-    heading(slide, section.title, 28)
+    slide = slide_of(show, section.title)
     text(slide, [section.short], 16, 1.15, 0.5)
     results = [part for part in section.parts if part.title in ("Ranking", "Calibration", "Decisions",
                                                                "By picture and source")]  # fmt: skip
     figures(slide, [block for part in results for block in part.blocks if isinstance(block, Plot)], 1.8)
-    text(slide, [NOTICE], 11, 7.02, 0.4)
     tables = [block for block in section.all_blocks if isinstance(block, Table)]
-    slide = show.slides.add_slide(show.slide_layouts[5])
-    heading(slide, f"{section.title}: {tables[0].title.lower()}", 28)
-    grid(slide, tables[0], 1.3)
+    grid(slide_of(show, f"{section.title}: {tables[0].title.lower()}"), tables[0], 1.3)
 
 
 def compared(show: Any, part: Section) -> None:
     """Tables and figures of runs side by side."""
     for block in part.blocks:
         if isinstance(block, Table):
-            slide = show.slides.add_slide(show.slide_layouts[5])
-            heading(slide, block.title, 28)
-            grid(slide, block, 1.3)
+            grid(slide_of(show, block.title), block, 1.3)
     plots = [block for block in part.blocks if isinstance(block, Plot)]
     if plots:
-        slide = show.slides.add_slide(show.slide_layouts[5])
-        heading(slide, part.title, 28)
-        figures(slide, plots, 1.6)
+        figures(slide_of(show, part.title), plots, 1.6)
 
 
-def heading(slide: Any, words: str, size: int, top: float = 0.4, height: float = 0.8) -> None:
-    """In the layout's own place for titles, so that outlines and screen readers find it."""
+def slide_of(show: Any, words: str, size: int = 28, top: float = 0.4, height: float = 0.8) -> Any:
+    """A slide with a title, in the layout's own place for it, so that screen readers find it, and the notice below."""
     from pptx.enum.text import PP_ALIGN
     from pptx.util import Inches
 
+    slide = show.slides.add_slide(show.slide_layouts[5])
     place = slide.shapes.title
     place.left, place.top, place.width, place.height = map(Inches, (MARGIN, top, WIDTH - 2 * MARGIN, height))
     place.text_frame.text = words
     place.text_frame.paragraphs[0].alignment = PP_ALIGN.LEFT
     dress(place.text_frame.paragraphs[0].runs, size, INK, bold=True)
+    text(slide, [NOTICE], 11, 7.0, 0.4)
+    return slide
 
 
 def text(slide: Any, lines: Sequence[str], size: int, top: float, height: float) -> None:

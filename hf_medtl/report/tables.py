@@ -5,12 +5,14 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from PIL import Image
 
 from hf_medtl.data.audit import verdicts
 from hf_medtl.data.specs import labels_of
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.publish.card import NAMES, interval, spread
-from hf_medtl.report.blocks import Axis, Block, Code, Line, Plot, Points, Prose, Section, Table, style
+from hf_medtl.report.blocks import Axis, Block, Code, Gallery, Line, Picture, Plot, Points, Prose, Section, Table, style
+from hf_medtl.report.pictures import jpeg
 from hf_medtl.report.runs import Run
 
 
@@ -120,7 +122,7 @@ def training_section(run: Run) -> Section:
                  f"Validation {name_of(metric)} by epoch, last {_last(values):.3f}."),
         ]  # fmt: skip
     else:
-        blocks.append(Prose("No training history: the run's folder keeps no checkpoint.", "note"))
+        blocks += drawn_history(run)
     facts = {"started from": run.learns} | {
         name.replace("_", " "): str(run.recipe[name])
         for name in ("strategy", "num_train_epochs", "learning_rate", "head_learning_rate", "augmentation",
@@ -137,6 +139,18 @@ def training_section(run: Run) -> Section:
     rows = list(facts.items())
     blocks.append(Table("Training", ("what", "value"), rows, "What recipe.yaml changes, and results.json measured."))
     return Section("Training", blocks)
+
+
+def drawn_history(run: Run) -> list[Block]:
+    """The figure that the run drew, where no checkpoint tells its numbers."""
+    path = run.folder / "figures" / "history.png"
+    if not path.is_file():
+        return [Prose("No training history: the run's folder keeps neither a checkpoint nor its figure.", "note")]
+    picture = Picture(jpeg(Image.open(path).convert("RGB")), "", "Loss and validation metric by epoch.", "figure")
+    n = "" if run.splits is None else f"{(run.splits['split'] == 'validation').sum()} "
+    said = f"As the run drew it: no checkpoint is kept, whose trainer_state.json would tell the numbers. {n}validation "
+    said += f"pictures, after each epoch; no band: {name_of(run.watched)} there chooses the epoch at most."
+    return [Gallery("Training history", [picture], said)]
 
 
 def _last(marks: list[Any]) -> float:
