@@ -260,8 +260,12 @@ def test_folds_against_folds(tmp_path):
     runs = [write_folds(tmp_path / "a", 0), write_folds(tmp_path / "b", 5)]
     shuffled = pd.read_csv(runs[1] / "predictions.csv").iloc[::-1]  # folds of another seed come in another order
     shuffled.to_csv(runs[1] / "predictions.csv", index=False)
+    pooled = json.loads((runs[0] / "results.json").read_text())
+    pooled["folds"][0]["metrics"]["roc_auc"] = {"value": None, "low": None, "high": None}  # one label is not in it
+    (runs[0] / "results.json").write_text(json.dumps(pooled))
     write_report(runs, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
+    assert page.tables["Each fold"][1][3] == "undefined"
     assert [row[0] for row in page.tables["Each fold"][1:]] == ["0", "1"]
     assert len(page.tables["Paired differences"]) == 1 + 11
     assert "own thresholds" in page.html

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
@@ -61,7 +62,7 @@ def folds_blocks(run: Run) -> list[Block]:
     means = [(NAMES[name], spread(its)) for name, its in result["mean_over_folds"].items()]
     parts = [*(fold["metrics"][metric] for fold in result["folds"]), result["metrics"][metric]]
     names = [*(f"fold {fold['fold']}" for fold in result["folds"]), "pooled"]
-    value, low, high = ([part[key] for part in parts] for key in ("value", "low", "high"))
+    value, low, high = (np.array([part[key] for part in parts], np.float64) for key in ("value", "low", "high"))
     last = len(parts) - 1
     return [
         Prose(
@@ -80,8 +81,7 @@ def folds_blocks(run: Run) -> list[Block]:
             Axis("", -0.5, last + 0.5, names),
             Axis(name_of(metric)),
             f"{pictures(result)}. Bars: 95 % intervals over groups, from results.json.",
-            f"{name_of(metric)} of {last} folds, from {min(value[:-1]):.3f} to {max(value[:-1]):.3f}; pooled "
-            f"{value[-1]:.3f}.",
+            f"{name_of(metric)}: " + "; ".join(f"{name} {its:.3f}" for name, its in zip(names, value, strict=True)),
         ),
         Table("Mean over folds", ("metric", "mean (lowest to highest)"), means, "Of the folds' own values."),
     ]  # fmt: skip
