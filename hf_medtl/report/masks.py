@@ -99,6 +99,8 @@ def gallery(run: Run, loaded: Loaded | None, missing: str) -> list[Block]:
     """Worst and best pictures with outlines, predicted anew by the run's own weights."""
     if loaded is None:
         return [Prose(f"No pictures: {missing}", "note")]
+    if len(run.folds) < len(run.result.get("folds", [])):
+        return [Prose("No outlines: the folders of some folds are not here.", "note")]
     order = run.table["dice"].to_numpy(np.float64).argsort(kind="stable")
     number = min(OUTLINED, -(-len(order) // 2))
     shown = {"Lowest Dice": order[:number].tolist(), "Highest Dice": order[::-1][:number].tolist()}
