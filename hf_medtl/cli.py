@@ -10,6 +10,7 @@ import typer
 
 from hf_medtl import publish_command
 from hf_medtl.errors import MedtlError
+from hf_medtl.report.command import report
 
 if TYPE_CHECKING:
     from hf_medtl.data.load import Survey
@@ -24,6 +25,7 @@ data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, pr
 app.add_typer(data, name="data")
 app.add_typer(publish_command.card, name="card")
 app.command()(publish_command.push)
+app.command()(report)
 
 Name = Annotated[str, typer.Argument(help="A name of `hf-medtl data list`, or an id on the Hub, such as owner/name.")]
 DataDir = Annotated[

@@ -1,0 +1,86 @@
+"""Curves with bands over groups."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hf_medtl.evaluation.curves import (
+    THRESHOLDS,
+    decision_band,
+    precision_recall_band,
+    reliability_points,
+    roc_band,
+    share_band,
+)
+from hf_medtl.evaluation.operating_points import net_benefit
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """200 pictures, two a group, with scores that tie."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(200) // 2
+    positive = (groups % 3) == 0
+    score = np.round(1 / (1 + np.exp(-(positive * 2 - 1 + rng.normal(0, 1.2, 200)))), 2)
+    return positive, score, groups
+
+
+def test_areas_under_the_curves_are_the_metrics(sample):
+    positive, score, _ = sample
+    roc, precision = roc_band(*sample, resamples=50), precision_recall_band(*sample, resamples=50)
+    assert np.trapezoid(roc.y, roc.x) == pytest.approx(roc_auc_score(positive, score))
+    assert np.trapezoid(precision.y, precision.x) == pytest.approx(average_precision_score(positive, score))
+
+
+@pytest.mark.parametrize("curve_of", [roc_band, precision_recall_band, decision_band])
+def test_a_band_holds_the_curve_and_counts_groups(sample, curve_of):
+    positive, score, groups = sample
+    curve = curve_of(positive, score, groups, resamples=400)
+    assert (curve.low <= curve.high).all()
+    # Of a step curve the height at a place is between those of its neighbours.
+    last = np.searchsorted(curve.x, curve.at, side="right") - 1
+    first = np.searchsorted(curve.x, curve.at).clip(0, len(curve.y) - 1)
+    beside = np.sort([curve.y[last], curve.y[first]], axis=0)
+    assert ((curve.low <= beside[1] + 1e-9) & (beside[0] - 1e-9 <= curve.high)).mean() > 0.97
+    copies = np.repeat(positive, 4), np.repeat(score, 4)  # which are no more evidence
+    wide = curve_of(*copies, np.repeat(np.arange(200), 4), resamples=400)
+    narrow = curve_of(*copies, np.arange(800), resamples=400)
+    assert (wide.high - wide.low).mean() > 1.5 * (narrow.high - narrow.low).mean()
+    again = curve_of(positive, score, groups, resamples=400)
+    np.testing.assert_array_equal(again.low, curve.low)
+
+
+def test_the_decision_curve_is_net_benefit(sample):
+    positive, score, groups = sample
+    np.testing.assert_allclose(decision_band(positive, score, groups, 20).y, net_benefit(positive, score, THRESHOLDS))
+
+
+def test_a_perfect_model_has_a_band_without_width():
+    positive = np.arange(40) % 2 == 0
+    curve = roc_band(positive, positive * 0.8, np.arange(40), resamples=50)
+    assert (curve.low == 1).all() and (curve.high == 1).all()
+
+
+def test_reliability_has_limits_where_nothing_fails():
+    probability = np.repeat([0.1, 0.9], 30)
+    found = reliability_points(probability > 0.5, probability, np.arange(60))
+    assert found.predicted == pytest.approx([0.1, 0.9])
+    assert found.observed.tolist() == [0, 1]
+    assert found.n.tolist() == [30, 30]
+    assert 0.05 < found.high[0] < 0.2
+    assert 0.8 < found.low[1] < 0.95
+
+
+def test_shares_of_pictures_rise_to_one(sample):
+    _, score, groups = sample
+    curve = share_band(score, groups, resamples=100)
+    assert (np.diff(curve.y) >= 0).all()
+    assert curve.y[-1] == 1
+    assert ((curve.low <= curve.y) & (curve.y <= curve.high)).mean() > 0.95
+
+
+def test_what_has_no_curve_is_refused():
+    with pytest.raises(ValueError, match="both kinds"):
+        roc_band([1, 1], [0.1, 0.2], [0, 1])
+    with pytest.raises(ValueError, match="shape"):
+        roc_band([1, 0], [0.1], [0, 1])
