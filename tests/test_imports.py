@@ -15,7 +15,7 @@ MAY_USE = {
     "explain": {"models", "evaluation"},
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
-    "report": {"data", "evaluation", "publish", "training"},
+    "report": {"comparison", "data", "evaluation", "publish", "training"},
     "predict": {"data", "models", "evaluation", "explain"},
     "predictions": {"predict", "data", "explain"},
 }

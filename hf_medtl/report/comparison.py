@@ -1,12 +1,11 @@
 """Runs side by side: their metrics, paired differences, curves in one plot, and what more training pictures gain."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
-from hf_medtl.evaluation.compare import Predictions, difference, mean_difference
-from hf_medtl.evaluation.intervals import Interval
+from hf_medtl.comparison import rival_of
+from hf_medtl.evaluation.rivals import Paired, differences
 from hf_medtl.publish.card import NAMES, interval
 from hf_medtl.report import plots
 from hf_medtl.report.blocks import Axis, Block, Line, Plot, Points, Prose, Section, Table, style
@@ -15,30 +14,6 @@ from hf_medtl.report.runs import Run
 from hf_medtl.report.tables import name_of
 
 SHARES = ("hausdorff95",)  # metrics in pixels, which no axis of shares has room for
-Differences = Callable[[Run, Run], dict[str, Interval]]
-
-
-def of_labels(one: Run, other: Run) -> dict[str, Interval]:
-    """`one` minus `other` by metric, paired by picture."""
-    a, b = in_order(one), in_order(other)
-    return {name: difference([a], [b], name) for name in one.result["metrics"] if name in other.result["metrics"]}
-
-
-def in_order(run: Run) -> Predictions:
-    """A run's predictions by image_id: those of folds come fold by fold, whatever the folds are."""
-    its = Predictions.read(run.folder)
-    order = its.table["image_id"].to_numpy(str).argsort(kind="stable")
-    cut = its.threshold[order] if isinstance(its.threshold, np.ndarray) else its.threshold
-    table = its.table.iloc[order].reset_index(drop=True)
-    return replace(its, table=table, labels=its.labels[order], probabilities=its.probabilities[order], threshold=cut)
-
-
-def of_masks(one: Run, other: Run) -> dict[str, Interval]:
-    """The same of masks."""
-    return mean_difference(one.table, other.table, list(one.result["metrics"]), (one.name, other.name))
-
-
-PAIRED: dict[str, Differences] = {"image-classification": of_labels, "image-segmentation": of_masks}
 
 
 def comparison(runs: Sequence[Run]) -> Section | None:
@@ -77,50 +52,59 @@ def side_by_side(runs: Sequence[Run]) -> list[Block]:
         Table("Side by side", ("metric", *(run.name for run in runs)), rows,
               f"The same {n}. Value [95 % interval over groups], from each run's results.json.")
     ]  # fmt: skip
-    paired = PAIRED.get(first.task)
-    if paired is None:
-        blocks.append(Prose("Differences are not given: they are known for runs of one label a picture and of masks."))
-    else:
-        found = {run.name: paired(run, first) for run in runs[1:]}
-        blocks += [differences_table(first, found, metrics, n), differences_plot(first, found, metrics, n)]
+    rivals = {run.name: rival_of(run.folder, run.result) for run in runs}
+    found: dict[str, dict[str, Paired]] = {}
+    for row in differences(rivals, first.name, rivals[first.name].usual):
+        found.setdefault(row.run, {})[row.metric] = row
+    metrics = [name for name in metrics if name in next(iter(found.values()))]
+    blocks += [differences_table(first, found, metrics, n), differences_plot(first, found, metrics, n)]
     return blocks + overlaid(runs) + learning_curve(runs)
 
 
-def differences_table(first: Run, found: dict[str, dict[str, Interval]], metrics: Sequence[str], n: str) -> Table:
+def differences_table(first: Run, found: dict[str, dict[str, Paired]], metrics: Sequence[str], n: str) -> Table:
     """A column for each other run."""
-    rows = [(NAMES[name], *(signed(its[name]) for its in found.values())) for name in metrics]
+    rows = [(NAMES[name], *(told(its[name]) for its in found.values())) for name in metrics]
+    tests = {row.metric: row.test for its in found.values() for row in its.values() if row.test}
     note = (
-        f"Less {first.name}, paired by picture: the same {n} in each resample. 95 % limits by percentile bootstrap of "
+        f"Less {first.name}, paired by picture: the same {n}. 95 % limits by the jackknife over groups, or DeLong's. "
     )
-    note += "whole groups, 2,000 resamples; they say nothing of other training pictures or seeds. Of "
-    note += f"{len(metrics) * len(found)} differences one in twenty leaves 0 out by chance: name the one that counts "
-    note += "before looking."
+    note += (
+        f"Tested are {', '.join(f'{NAMES[name]} ({test})' for name, test in tests.items())}, with p-values corrected "
+    )
+    note += (
+        "together (Holm). Limits and tests say nothing of other training pictures or seeds. `hf-medtl compare` tests "
+    )
+    note += "other metrics."
     return Table("Paired differences", ("metric", *(f"{name} − {first.name}" for name in found)), rows, note)
 
 
-def signed(its: Interval) -> str:
-    """`+0.012 [−0.003, +0.027]`."""
-    value, low, high = (f"{number:+.3f}".replace("-", "−") if np.isfinite(number) else "?" for number in its)
-    return f"{value} [{low}, {high}]"
+def told(row: Paired) -> str:
+    """`+0.012 [−0.003, +0.027], p = 0.120`, with p only of what was tested."""
+    value, low, high = (
+        f"{number:+.3f}".replace("-", "−") if np.isfinite(number) else "?"
+        for number in (row.difference.value, row.difference.low, row.difference.high)
+    )
+    p = f", p = {row.p_holm:.3f}" if np.isfinite(row.p_holm) else ""
+    return f"{value} [{low}, {high}]{p}"
 
 
-def differences_plot(first: Run, found: dict[str, dict[str, Interval]], metrics: Sequence[str], n: str) -> Plot:
+def differences_plot(first: Run, found: dict[str, dict[str, Paired]], metrics: Sequence[str], n: str) -> Plot:
     """A point for each metric and run, with its limits."""
     shown = [name for name in metrics if name not in SHARES][::-1]
     marks: list[Points | Line] = [Line("", [0, 0], [-0.6, len(shown) - 0.4], "grey", "dot")]
     for index, (name, its) in enumerate(found.items()):
-        value, low, high = np.array([its[metric] for metric in shown], np.float64).T
+        value, low, high = np.array([its[metric].difference[:3] for metric in shown], np.float64).T
         height = np.arange(len(shown)) - 0.15 * (index - (len(found) - 1) / 2)
-        texts = [f"{name_of(metric)}: {signed(its[metric])}" for metric in shown]
+        texts = [f"{name_of(metric)}: {told(its[metric])}" for metric in shown]
         marks.append(Points(name, value, height, low, high, style(index)["colour"], across=True, texts=texts))
     return Plot(
         "Paired differences",
         marks,
         Axis(f"difference from {first.name}"),
         Axis("", -0.6, len(shown) - 0.4, [name_of(name) for name in shown]),
-        f"{n}. Bars: 95 % limits, percentile bootstrap of whole groups, paired by picture.",
+        f"{n}. Bars: 95 % limits, paired by picture; methods as in the table.",
         "Differences: "
-        + "; ".join(f"{name} {name_of(m)} {signed(its[m])}" for name, its in found.items() for m in shown),
+        + "; ".join(f"{name} {name_of(m)} {told(its[m])}" for name, its in found.items() for m in shown),
         wide=True,
     )
 
