@@ -23,6 +23,7 @@ TOP = {
         "hf_medtl",
         "hf_medtl.cli",
         "hf_medtl.ensemble",
+        "hf_medtl.study",
         "hf_medtl.training.folds",
         "hf_medtl.training.run",
         "hf_medtl.training.summary",

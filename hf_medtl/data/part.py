@@ -75,7 +75,7 @@ def part_of(
     members: dict[str, list[str]] = {}
     for group in rng.permutation(sorted(kinds)).tolist():
         members.setdefault("|".join(sorted(kinds[group])), []).append(group)
-    place = {}
+    place: dict[str, float] = {}
     for kind in sorted(members):
         start = rng.random()
         place |= {group: (rank + start) / len(members[kind]) for rank, group in enumerate(members[kind])}
