@@ -27,6 +27,7 @@ TOP = {
         "hf_medtl.comparison_page",
         "hf_medtl.ensemble",
         "hf_medtl.publish_command",
+        "hf_medtl.study",
         "hf_medtl.training.folds",
         "hf_medtl.training.run",
         "hf_medtl.training.summary",

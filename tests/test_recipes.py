@@ -10,7 +10,7 @@ from conftest import ROOT, flags
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.stem != "study")  # that one makes many runs
 BACKBONES = {"vit": "vit", "cnn": "cnn", "inception": "timm", "resnet50": "timm", "densenet121": "timm",
              "efficientnet": "timm-efficientnet", "vgg16": "timm-byobnet", "unet": "unet"}  # fmt: skip
 OURS = ("cnn", "unet")  # no weights of these are downloaded, but of an encoder

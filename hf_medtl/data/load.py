@@ -56,7 +56,19 @@ class Survey:
 
 @dataclass(frozen=True)
 class Loaded(Survey):
-    """Pictures of a data set, ready to be learnt from: `table` has the column split, too, and only what is in one."""
+    """Pictures of a data set, ready to be learnt from: `table` has the column split, too, and only what is in one.
+
+    Attributes:
+        unused: rows as in `table` that `part.part_of_training` took from the training split.
+    """
+
+    unused: pd.DataFrame | None = None
+
+    def every(self) -> "Loaded":
+        """The same with what is not used: what all parts of a split have in common."""
+        if self.unused is None:
+            return self
+        return replace(self, table=pd.concat([self.table, self.unused]).sort_values("image_id", ignore_index=True))
 
     @property
     def positive(self) -> str | None:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
 from hf_medtl.evaluation.decisions import risk_coverage
+from hf_medtl.evaluation.guidelines import Point
 from hf_medtl.evaluation.metrics import calibration_bins, decide
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito: told apart by the colour-blind
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def history(
@@ -245,4 +247,34 @@ def trials(
         names = list(importances)[::-1]
         axes.barh(names, [importances[name] for name in names], color=BLUE)
         axes.set(xlabel="share of the variation (PED-ANOVA)", title="What matters")
+    figure.savefig(path, dpi=120)
+
+
+def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
+    """Metric with its interval by number of training groups: a colour a backbone, dashed from random weights.
+
+    Short lines across are single seeds. Arms of one backbone and start differ in their marker.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys((point.arm, point.backbone, point.scratch) for point in points))
+    backbones = list(dict.fromkeys(backbone for _, backbone, _ in arms))
+    for place, (arm, backbone, scratch) in enumerate(arms):
+        its = sorted((point for point in points if point.arm == arm), key=lambda point: point.groups)
+        colour = COLOURS[backbones.index(backbone) % len(COLOURS)]
+        marker = "osD^vPX*"[sum(other[1:] == (backbone, scratch) for other in arms[:place]) % 8]
+        shift = 1 + 0.03 * (place - (len(arms) - 1) / 2)  # so that intervals do not hide each other
+        x = np.array([point.groups for point in its]) * shift
+        value, low, high = (np.array(column) for column in zip(*(point.mean for point in its), strict=True))
+        reach = [value - low, high - value]
+        axes.errorbar(x, value, reach, color=colour, marker=marker, linestyle="--" if scratch else "-", capsize=3,
+                      markerfacecolor="white" if scratch else colour, label=arm)  # fmt: skip
+        for at, point in zip(x, its, strict=True):
+            axes.plot([at] * len(point.values), [*point.values.values()], "_", color=colour, markersize=9)
+    ticks = sorted({(point.groups, point.percent) for point in points})
+    axes.set_xscale("log")
+    axes.set_xticks([groups for groups, _ in ticks], [f"{groups:.0f}\n{percent:g} %" for groups, percent in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="training groups", ylabel=title, title=f"{title} on the same test pictures, with 95 % intervals")
+    axes.legend(fontsize=9)
     figure.savefig(path, dpi=120)

@@ -1,5 +1,6 @@
 """Image classification, as a row of `tasks.py`: what to learn, how it is judged, calibrated and shown."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,31 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
     right = decide(chances, positive_output(loaded), result["threshold"]) == labels
     plots.risk(chances.max(axis=1), right, result["conformal"]["abstained"]["value"], figures / "risk_coverage.png")
+
+
+def backbone(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Options that start from a backbone."""
+    return {"model_name_or_path": name}
+
+
+def scratch(recipe: Recipe) -> dict[str, Any]:
+    """Options that give the same network random weights; none if it has them already."""
+    return {} if recipe.from_scratch else {"from_scratch": True, "strategy": "full"}
+
+
+def score(
+    table: pd.DataFrame, result: dict[str, Any]
+) -> tuple[list[str], Callable[[NDArray | None], NDArray[np.float64]]]:
+    """Labels, within which groups are drawn, and the ROC AUC of a run's test pictures under weights (B, n)."""
+    names, positive = result["labels"], result["positive_label"]
+    labels = table["label"].map(names.index).to_numpy(np.int64)
+    chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+    index = names.index(positive) if positive else len(names) - 1
+
+    def area(weights: NDArray | None) -> NDArray[np.float64]:
+        return np.asarray(classification_metrics(labels, chances, index, None, weights, names=[watched])[watched])
+
+    return table["label"].tolist(), area
 
 
 def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:

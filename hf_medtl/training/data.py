@@ -1,12 +1,13 @@
 """The pictures of a recipe, split as it says."""
 
 from hf_medtl.data.load import Loaded, load
+from hf_medtl.data.part import part_of_training
 from hf_medtl.training.recipe import Recipe, words
 
 
 def read(recipe: Recipe) -> Loaded:
-    """`load` with the arguments that a recipe has for it; errors as there."""
-    return load(
+    """`load`, and `part_of_training`, with the arguments that a recipe has for them; errors as there."""
+    loaded = load(
         recipe.dataset,
         recipe.data_dir,
         official_split=recipe.official_split,
@@ -20,3 +21,6 @@ def read(recipe: Recipe) -> Loaded:
         task=recipe.task,
         sources=words(recipe.sources),
     )
+    if recipe.train_fraction == 1:
+        return loaded
+    return part_of_training(loaded, recipe.train_fraction, int(recipe.split_seed or 0))

@@ -1,6 +1,7 @@
 """Any number of labels a picture, as a row of `tasks.py`: image classification with a sigmoid for each label."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hf_medtl.models.head import divide_logits
 from hf_medtl.training import classification
 from hf_medtl.training.classification import (
     answer,
+    backbone,
     base_model,
     check,
     drop,
@@ -30,6 +32,7 @@ from hf_medtl.training.classification import (
     of_each,
     output_labels,
     reduce,
+    scratch,
     search_space,
     start,
     verify,
@@ -40,6 +43,7 @@ from hf_medtl.training.recipe import Recipe
 
 __all__ = [
     "answer",
+    "backbone",
     "base_model",
     "build",
     "calibrate",
@@ -55,6 +59,8 @@ __all__ = [
     "predictions",
     "reduce",
     "rival",
+    "score",
+    "scratch",
     "search_space",
     "start",
     "targets",
@@ -169,6 +175,24 @@ def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: di
     has = targets(loaded, "test") > 0
     plots.roc_of_several(has, chances, loaded.labels, figures / "roc.png")
     plots.reliability_of_several(has, chances, figures / "reliability.png")
+
+
+def score(
+    table: pd.DataFrame, result: dict[str, Any]
+) -> tuple[list[str], Callable[[NDArray | None], NDArray[np.float64]]]:
+    """One kind for all, and the mean ROC AUC over those labels that have pictures with and without."""
+    areas = []
+    for name in result["labels"]:
+        has = np.array([name in labels_of(cell) for cell in table["label"]])
+        if has.any() and not has.all():
+            chances = table[f"p_{name}"].to_numpy(np.float64)
+            areas.append((has.astype(np.int64), np.column_stack([1 - chances, chances])))
+
+    def mean(weights: NDArray | None) -> NDArray[np.float64]:
+        each = [classification_metrics(*area, 1, None, weights, names=[watched])[watched] for area in areas]
+        return np.mean(np.array(each), axis=0)
+
+    return [""] * len(table), mean
 
 
 def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:

@@ -92,6 +92,9 @@ class Recipe(TrainingArguments):
     official_split: bool = _new(True, "Keep the data set's own test split, where it has one.")
     validation_fraction: float = _new(0.15, "Share of the pictures for early stopping, temperature and threshold.")
     test_fraction: float = _new(0.2, "Share of the pictures for the reported results.")
+    train_fraction: float = _new(
+        1.0, "Learn from this share of the training groups; smaller shares are in larger ones."
+    )
     folds: int = _new(0, "Cut the pictures into so many folds, one of which is the test split; 0 = use test_fraction.")
     fold: int | None = _new(
         None, "Which of the folds, from 0, is the test split; all, one after the other, if not given."
@@ -279,6 +282,10 @@ class Recipe(TrainingArguments):
     def _check_folds(self) -> None:
         if self.fold is not None and not self.folds:
             raise MedtlError(f"--fold {self.fold} is one of --folds, which is not given. Give both, such as --folds 5.")
+        if not 0 < self.train_fraction <= 1:
+            raise MedtlError(f"--train_fraction is a share above 0 and at most 1, found {self.train_fraction:g}.")
+        if self.splits and self.train_fraction < 1:
+            raise MedtlError("--splits says which pictures are for training. Leave out --train_fraction, or give 1.")
         if not self.all_folds:
             return
         if self.splits:

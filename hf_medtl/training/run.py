@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -244,7 +245,7 @@ def trainer_of(
         recipe,
         model,
         processor,
-        **pictures(recipe, loaded, processor, task.masks(model.config, loaded)),
+        **pictures(recipe, loaded, processor, task.masks(model.config, loaded.every())),
         loss=loss,
         metrics=task.validation_metrics,
         reduce=task.reduce,
@@ -263,10 +264,12 @@ def pictures(
     Args:
         masks: arguments of `prepare` that concern masks, if any are learnt.
     """
+    every = loaded.every().table  # so that runs with more or fewer training pictures share what is prepared
+    place = pd.Series(range(len(every)), index=every["image_id"])[loaded.table["image_id"]].to_numpy()
     with recipe.main_process_first(local=True):
         prepared = prepare(
-            [loaded.root / path for path in loaded.table["path"]],
-            loaded.table["sha256"].tolist(),
+            [loaded.root / path for path in every["path"]],
+            every["sha256"].tolist(),
             lambda images: to_uint8(processor, images),
             key=preprocessing_key(processor),
             **(masks or {}),
@@ -278,7 +281,7 @@ def pictures(
     return {
         split: Pictures(
             prepared,
-            np.flatnonzero(loaded.table["split"] == split).tolist(),
+            place[loaded.table["split"] == split].tolist(),
             task_of(loaded).targets(loaded, split),
             augmentation(recipe.augmentation) if split == "train" else None,
             recipe.seed,

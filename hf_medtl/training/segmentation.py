@@ -24,6 +24,7 @@ from hf_medtl.evaluation.evaluate import plain, predict_masks, results_of_masks
 from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.evaluation.rivals import Rival, of_masks
+from hf_medtl.models.encoder import read_encoder
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.training.mask_losses import LOSSES, MaskLoss
@@ -239,6 +240,35 @@ def draw(figures: Path, loaded: Loaded, table: pd.DataFrame, result: dict[str, A
     pictures = [np.asarray(read_image(loaded.root / path)) for path in loaded.table["path"][rows]]
     plots.outlines(pictures, found, captions, figures / "outlines.png")
     plots.by_source(dice, table["source"].tolist(), result["by_source"], figures / "dice_by_source.png")
+
+
+def backbone(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Options that start from an encoder: by its name, with weights that are published, or from a folder of weights."""
+    if Path(name).is_dir():
+        return {"encoder_weights": name}
+    return {"encoder": name, "encoder_weights": Recipe.encoder_weights}
+
+
+def scratch(recipe: Recipe) -> dict[str, Any]:
+    """Options that give the same network random weights; none if it has them already."""
+    if recipe.encoder_weights == "none":
+        return {}
+    folder = Path(recipe.encoder_weights)
+    encoder = recipe.encoder or (read_encoder(folder).names[0] if folder.is_dir() else None)
+    return {"encoder": encoder, "encoder_weights": "none", "strategy": "full"}
+
+
+def score(
+    table: pd.DataFrame, result: dict[str, Any]
+) -> tuple[list[str], Callable[[NDArray | None], NDArray[np.float64]]]:
+    """Sources, within which groups are drawn, and the mean Dice of a run's test pictures under weights (B, n)."""
+    dice = table["dice"].to_numpy(np.float64)
+
+    def mean(weights: NDArray | None) -> NDArray[np.float64]:
+        rows = np.ones(len(dice)) if weights is None else weights
+        return np.asarray(rows @ dice / rows.sum(axis=-1))
+
+    return table["source"].tolist(), mean
 
 
 def pool(table: pd.DataFrame, singles: list[dict[str, Any]], figures: Path, where: str) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class Task:
             where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
         draw: folder of figures, data set, answers, results -> figures.
+        backbone: recipe, name or folder -> the options that start from it.
+        scratch: recipe -> the options that give the same network random weights; none if it has them already.
+        score: predictions.csv, results.json -> kind of each picture, within which groups are drawn, and weights (B, n)
+            or None -> (B,) or () `watched` on those pictures.
         pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures, title of
             the pictures -> part of the folds' common results.json; draws figures.
         rival: predictions.csv, of all folds with the column fold, results.json of each fold or of the only run -> what
@@ -74,6 +78,9 @@ class Task:
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
+    backbone: Callable[[Recipe, str], dict[str, Any]]
+    scratch: Callable[[Recipe], dict[str, Any]]
+    score: Callable[[pd.DataFrame, dict[str, Any]], tuple[list[str], Callable[[NDArray | None], NDArray[np.float64]]]]
     pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path, str], dict[str, Any]]
     rival: Callable[[pd.DataFrame, list[dict[str, Any]]], Rival]
 

@@ -1,0 +1,1 @@
+"""Module of `evaluate` for masks."""
