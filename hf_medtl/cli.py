@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluate_command import evaluate
 
 if TYPE_CHECKING:
     from hf_medtl.data.load import Survey
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, preview, push.")
 app.add_typer(data, name="data")
+app.command()(evaluate)
 
 Name = Annotated[str, typer.Argument(help="A name of `hf-medtl data list`, or an id on the Hub, such as owner/name.")]
 DataDir = Annotated[

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
+    pipeline,
 )
+from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.data.fingerprints import cores
@@ -128,7 +131,9 @@ class Predictor:
             config = AutoConfig.from_pretrained(name, **hub)
             masks = any(kind.endswith("ForSemanticSegmentation") for kind in config.architectures or ())
             auto: Any = AutoModelForSemanticSegmentation if masks else AutoModelForImageClassification
-            model = auto.from_pretrained(name, **hub, dtype=torch.float32, use_safetensors=True)
+            model, loading = auto.from_pretrained(
+                name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
             processor = AutoImageProcessor.from_pretrained(name, **hub)
             found = cached_file(name, OUTLIERS, revision=revision, _raise_exceptions_for_missing_entries=False)
             outliers = Outliers.load(Path(found).parent) if found and getattr(config, "outliers", None) else None
@@ -137,6 +142,11 @@ class Predictor:
                 f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
                 " Give a run folder or the id of a model on the Hub; check the spelling and the network."
             ) from error
+        if absent := sorted(loading["missing_keys"]):
+            raise MedtlError(
+                f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}: what it says "
+                "would be drawn at random. Fine-tune it first, or give a model that was."
+            )
         revision = _digest(Path(name)) if Path(name).is_dir() else _commit(str(name), revision)
         return cls(model.to(device or _device()), processor, outliers, revision)
 
@@ -168,18 +178,9 @@ class Predictor:
     @torch.inference_mode()
     def _answer(self, pictures: list[Image.Image]) -> Iterator[dict[str, Any]]:
         """The fields of `Prediction` for each of some RGB pictures."""
-        seen: list[torch.Tensor] = []
-        hook = (
-            find_head(self.model).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
-            if self.outliers
-            else None
-        )
-        try:
+        with self.watching() as seen:
             inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
             logits = self.model(**inputs).logits.float()
-        finally:
-            if hook:
-                hook.remove()
         if self.of_masks:
             sizes = [(picture.height, picture.width) for picture in pictures]
             for one, size in zip(logits, sizes, strict=True):
@@ -190,9 +191,45 @@ class Predictor:
         chances = (logits.sigmoid() if self.several else logits.softmax(dim=1)).double().cpu().numpy()
         scores = np.full(len(pictures), np.nan)
         if self.outliers:
-            scores = self.outliers.score(seen[0].float().cpu().numpy()) / self.config.outliers["threshold"]
+            scores = self.outlierness(seen)
         for p, score in zip(chances, scores, strict=True):
             yield self._labels(p, None if np.isnan(score) else float(score))
+
+    @contextmanager
+    def watching(self) -> Iterator[list[torch.Tensor]]:
+        """Features (B, d) before the head of each batch meanwhile, for `outlierness`; none without outliers."""
+        seen: list[torch.Tensor] = []
+        hook = (
+            find_head(self.model).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
+            if self.outliers
+            else None
+        )
+        try:
+            yield seen
+        finally:
+            if hook:
+                hook.remove()
+
+    def outlierness(self, features: list[torch.Tensor]) -> NDArray[np.float64]:
+        """(n,) scores by the threshold of what `watching` gave; above 1 unlike the training pictures.
+
+        Raises:
+            ValueError: nothing was saved to tell them by.
+        """
+        if not self.outliers:
+            raise ValueError("this model has no outliers.safetensors")
+        values = torch.cat([batch.detach().float().cpu() for batch in features]).numpy()
+        return self.outliers.score(values) / self.config.outliers["threshold"]
+
+    def pipeline(self) -> Any:
+        """Stock `pipeline()` of the model, as it was loaded here."""
+        task: Any = "image-segmentation" if self.of_masks else "image-classification"
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+        try:
+            return pipeline(task, model=self.model, image_processor=self.processor, device=self.model.device)
+        finally:
+            logging.set_verbosity(level)
 
     def _mask(self, mask: NDArray[np.uint8]) -> dict[str, Any]:
         mask = postprocess(mask, getattr(self.config, "postprocessing", None) or {})

@@ -23,6 +23,8 @@ TOP = {
         "hf_medtl",
         "hf_medtl.cli",
         "hf_medtl.ensemble",
+        "hf_medtl.evaluate_command",
+        "hf_medtl.external",
         "hf_medtl.training.folds",
         "hf_medtl.training.run",
         "hf_medtl.training.summary",

@@ -133,7 +133,9 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
     figure.savefig(path, dpi=120)
 
 
-def risk(confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path) -> None:
+def risk(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path, where: str = "test split"
+) -> None:
     """Share of wrong decisions among the most confident pictures, and what abstaining leaves.
 
     Args:
@@ -145,7 +147,8 @@ def risk(confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: f
     coverage, error = risk_coverage(confidence, right)
     axes.step(coverage, error, where="post", color=BLUE, label=f"{len(right)} pictures, the surest first")
     axes.axvline(1 - abstained, color=ORANGE, linestyle="--", label="sets of one label")
-    axes.set(xlabel="share of pictures decided", ylabel="share of wrong decisions", title="Test split: abstaining")
+    axes.set(xlabel="share of pictures decided", ylabel="share of wrong decisions")
+    axes.set(title=f"{where.capitalize()}: abstaining")
     axes.set(xlim=(0, 1.02), ylim=(0, max(0.1, 1.1 * error.max())))
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=120)
