@@ -39,6 +39,12 @@ def evaluate(
         str | None,
         typer.Option("--positive_label", "--positive-label", help="Of two labels, where the model does not say."),
     ] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Test on nine corruptions at five levels, too: 46 times the work.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Model that robustness is relative to; clean pictures if not given.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder; evaluations/MODEL-on-DATASET if not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Check everything, write nothing.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
@@ -66,6 +72,8 @@ def evaluate(
         training_data=training_data,
         sources=words(sources),
         positive=positive_label,
+        robust=robustness,
+        baseline=baseline,
         dry_run=dry_run,
         revision=revision,
         device=device,

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from PIL import Image
+from tqdm.auto import tqdm
 from transformers.utils.hub import cached_file
 
+from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded
-from hf_medtl.data.overlap import external, learnt
+from hf_medtl.data.overlap import external, learnt, seen_in_training, shared_pictures
 from hf_medtl.data.readers import NEGATIVE
 from hf_medtl.data.slices import slices
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import share
 from hf_medtl.evaluation.drop import drops
+from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness
 from hf_medtl.evaluation.slices import too_few
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import page
@@ -162,6 +168,8 @@ def evaluate_model(
     training_data: str | Path | None = None,
     sources: Sequence[str] = (),
     positive: str | None = None,
+    robust: bool = False,
+    baseline: str | Path | None = None,
     dry_run: bool = False,
     revision: str | None = None,
     device: str | None = None,
@@ -176,13 +184,15 @@ def evaluate_model(
         by: columns of metadata to report slices by, as for `slices`.
         training_data: the pictures that the model has learnt from, so that near copies of them are recognised, too.
         positive: the positive one of two labels, where the model does not say.
+        robust: test on nine corruptions of the pictures at five levels, too: 46 times the work.
+        baseline: run folder or id of a model that this one's robustness is relative to.
         dry_run: check everything, write nothing.
         revision, device, trust_remote_code: as for `Predictor.from_pretrained`.
 
     Returns:
         The folder and results.json: what a run's says of its external data set, and model, revision, internal (the
         model's own metrics and data set), overlap (seen, without_thumbnail, unsure) and slices (column -> value -> n,
-        n_groups, metrics, warning).
+        n_groups, metrics, warning), perhaps robustness.
 
     Raises:
         MedtlError: as `Subject.read`, `external` and `slices`; a folder that is not empty.
@@ -206,6 +216,8 @@ def evaluate_model(
     )
     columns = slices(outside, data_dir, by)
     task = task_of(outside)
+    other = Subject.read(baseline, training_data, positive, None, device, trust_remote_code) if baseline else None
+    check_robustness(subject, outside, robust, other)
     if task.verify:
         task.verify(predictor.config, outside)
     aside = "".join(f"; {number} left out: {kind}" for kind, number in left_out(outside).items())
@@ -240,8 +252,13 @@ def evaluate_model(
         "environment": environment("float32", 1),
     }
     result["drop"] = drops(subject.internal.get("metrics", {}), result["metrics"])
+    if robust:
+        beside = other.predictor if other else None
+        result["robustness"] = measure_robustness(task, outside, answers, predictor, beside)
     figures = folder / "figures"
     figures.mkdir(parents=True)
+    if robust:
+        plots.robustness(result["robustness"], figures / "robustness.png", outside.spec.name)
     task.draw(classify, figures, outside, answers, result, outside.spec.name)
     write(folder / "predictions.csv", task.predictions(outside, answers).to_csv(index=False))
     facts = {
@@ -253,6 +270,64 @@ def evaluate_model(
     write(folder / "README.md", page("evaluation", facts))
     write(folder / "results.json", result)
     return folder, result
+
+
+def check_robustness(subject: Subject, outside: Loaded, robust: bool, other: Subject | None) -> None:
+    """Refuse what robustness can't be measured of.
+
+    Raises:
+        MedtlError: a model of masks or of several labels a picture, a label without pictures, a baseline without
+            --robustness, of other labels, or that has learnt from these pictures.
+    """
+    if other and not robust:
+        raise MedtlError("--baseline is what --robustness is relative to, which is not given. Give both.")
+    if robust and (subject.predictor.of_masks or subject.predictor.several):
+        raise MedtlError("--robustness is for classifiers of one label a picture. Leave it out.")
+    absent = [label for label in outside.labels if label not in set(outside.table["label"])]
+    if robust and absent:
+        raise MedtlError(
+            f"--robustness is measured by the balanced accuracy, and {outside.spec.name} has no pictures of "
+            f"{', '.join(absent)}. Leave it out, or test on data with all labels."
+        )
+    if other and other.predictor.labels != subject.predictor.labels:
+        raise MedtlError(
+            f"--baseline {other.name} has the labels {', '.join(other.predictor.labels)}, the model "
+            f"{', '.join(subject.predictor.labels)}. Give one with the same, in the same order."
+        )
+    number = len(shared_pictures(seen_in_training(other.seen), outside)) if other else 0
+    if other and number:
+        raise MedtlError(
+            f"--baseline {other.name} has learnt from {number} of the {len(outside.table)} pictures. Give one that "
+            "has not, such as a run of the same split."
+        )
+
+
+def read_worse(path: Path, name: str, level: int) -> Image.Image:
+    """A picture, made worse by a corruption."""
+    return corrupt(read_image(path), name, level)
+
+
+def measure_robustness(
+    task: Task, outside: Loaded, answers: Any, predictor: Predictor, baseline: Predictor | None
+) -> dict[str, Any]:
+    """`robustness` of a model, with `answers` on the pictures as they are, and perhaps relative to another one."""
+    kinds = [(name, level) for name in CORRUPTIONS for level in LEVELS]
+
+    def all_answers(model: Predictor, clean: Any) -> dict[str, list[Any]]:
+        classify = model.pipeline()
+        found = {"clean": [task.answer(classify, outside, "test") if clean is None else clean]}
+        for name, level in tqdm(kinds, "Corruptions", unit="level", disable=None):
+            read = partial(read_worse, name=name, level=level)
+            found.setdefault(name, []).append(task.answer(classify, outside, "test", read))
+        return found
+
+    config = predictor.config
+    positive = outside.labels.index(config.positive_label) if config.positive_label else len(outside.labels) - 1
+    labels = outside.table["label"].map(outside.labels.index).to_numpy(np.int64)
+    other = (all_answers(baseline, None), baseline.config.threshold) if baseline else None
+    return robustness(
+        labels, outside.table["group"].tolist(), all_answers(predictor, answers), positive, config.threshold, other
+    )
 
 
 def sliced(

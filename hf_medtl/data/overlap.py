@@ -83,6 +83,12 @@ def learnt(spec: DatasetSpec, splits: Path | None, data_dir: str | Path | None =
     return Loaded(spec, Path(), spec.labels, table, nothing, remembered(table["sha256"].tolist()))
 
 
+def seen_in_training(loaded: Loaded) -> Loaded:
+    """The pictures of the train and validation splits."""
+    seen = (loaded.table["split"] != "test").to_numpy()
+    return replace(loaded, table=loaded.table[seen], prints=[p for p, s in zip(loaded.prints, seen, strict=True) if s])
+
+
 def of_split(found: Survey, split: str) -> Survey:
     """The pictures that the archive itself puts in a split; all of them for "all".
 
@@ -200,11 +206,7 @@ def external(
     others = found.table.loc[~known, ["path", "label"]]
     excluded = [others.assign(kind="of another label", reason="the model does not have the label " + others["label"])]
 
-    seen = (loaded.table["split"] != "test").to_numpy()
-    training = replace(
-        loaded, table=loaded.table[seen], prints=[p for p, s in zip(loaded.prints, seen, strict=True) if s]
-    )
-    both = shared_pictures(training, replace(found, table=table))
+    both = shared_pictures(seen_in_training(loaded), replace(found, table=table))
     both = both[both["path"].isin(table.loc[known, "path"])]
     if len(both) and not drop_overlap:
         named = "; ".join(f"{row.path} is {row.copy_of} ({row.reason})" for row in both.head(5).itertuples())

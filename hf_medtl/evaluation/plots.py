@@ -249,3 +249,27 @@ def trials(
         axes.barh(names, [importances[name] for name in names], color=BLUE)
         axes.set(xlabel="share of the variation (PED-ANOVA)", title="What matters")
     figure.savefig(path, dpi=120)
+
+
+def robustness(result: dict[str, Any], path: Path, where: str) -> None:
+    """Balanced accuracy by level with its interval, a panel each corruption; the baseline of `robustness` beside it."""
+    names = list(result["corruptions"])
+    rows = -(-len(names) // 3)
+    figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        lines = [("model", BLUE, [result["clean"], *result["corruptions"][name]["levels"]])]
+        if "baseline" in result:
+            lines.append(("baseline", GREY, [*result["baseline"]["clean"], *result["baseline"][name]]))
+        for caption, colour, levels in lines:
+            its = [level["balanced_accuracy"] for level in levels]
+            value, low, high = (
+                [np.nan if one[key] is None else one[key] for one in its] for key in ("value", "low", "high")
+            )
+            axes.plot(range(len(its)), value, "o-", color=colour, label=caption)
+            axes.fill_between(range(len(its)), low, high, color=colour, alpha=0.2)
+        axes.set(title=name, ylim=(0, 1.02), xticks=range(6))
+    panels[0].legend(loc="lower left")
+    figure.supxlabel("level; 0 is the picture as it is")
+    figure.supylabel(f"balanced accuracy, {where}")
+    figure.savefig(path, dpi=120)

@@ -1,5 +1,6 @@
 """Image classification, as a row of `tasks.py`: what to learn, how it is judged, calibrated and shown."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.special import softmax
 from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
@@ -114,10 +116,12 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def answer(folder: Path | Pipeline, loaded: Loaded, split: str) -> NDArray[np.float64]:
-    """Probabilities (n, K) of a split's original files, through the saved folder's own pipeline."""
+def answer(
+    folder: Path | Pipeline, loaded: Loaded, split: str, read: Callable[[Path], Image.Image] = read_image
+) -> NDArray[np.float64]:
+    """Probabilities (n, K) of a split's original files, read by `read`, through the saved folder's own pipeline."""
     paths = loaded.table.loc[loaded.table["split"] == split, "path"]
-    return predict(folder, [loaded.root / path for path in paths], read_image, loaded.spec.task)
+    return predict(folder, [loaded.root / path for path in paths], read, loaded.spec.task)
 
 
 def calibrate(

@@ -135,10 +135,27 @@ def show_evaluation(folder: Path, result: dict[str, Any], shown: Sequence[str]) 
         )
         show_parts(console, column, its, facts, [name for name in shown if name in result["metrics"]])
         lines += [f"{column} {value}: {part['warning']}." for value, part in its.items() if part.get("warning")]
+    if "robustness" in result:
+        show_robustness(console, result["robustness"])
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     where = f"\nLook at [bold]{folder}[/bold]: README.md, results.json, predictions.csv, figures/."
     console.print(where, highlight=False, soft_wrap=True)
+
+
+def show_robustness(console: Console, its: dict[str, Any]) -> None:
+    """Print how balanced accuracy falls with each corruption, and what that comes to."""
+    table = Table("corruption", title=f"Balanced accuracy, clean {interval(its['clean']['balanced_accuracy'])}")
+    for level in range(1, 6):
+        table.add_column(f"level {level}", justify="right")
+    table.add_column("relative drop [95 % interval]", justify="right")
+    for name, part in its["corruptions"].items():
+        values = [level["balanced_accuracy"]["value"] for level in part["levels"]]
+        table.add_row(name, *(f"{value:.3f}" for value in values), interval(part["relative_drop"]))
+    console.print(table)
+    for what in ("relative_drop", "corruption_error", "relative_corruption_error"):
+        if f"mean_{what}" in its:
+            console.print(f"Mean {what.replace('_', ' ')}: {interval(its[f'mean_{what}'])}", highlight=False)
 
 
 def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from transformers import EvalPrediction, Pipeline, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
 from hf_medtl.errors import MedtlError
@@ -37,7 +37,8 @@ class Task:
         validation_metrics: what each evaluation during training logs.
         watched: the one that is drawn by epoch.
         search_space: what --search tries by itself, beside learning rates, weight decay and the strategy's options.
-        answer: run folder (or a pipeline), data set, split -> answers, through the folder's own pipeline.
+        answer: run folder (or a pipeline), data set, split -> answers, through the folder's own pipeline. Of
+            classifiers, how to read a picture can be given, too.
         calibrate: model, data set, answers on its validation split, rule of the threshold, share of conformal sets that
             may miss -> extra keys of config.json; may change the model. None where nothing is fitted.
         kinds: data set, split -> (n,) kind of each picture, where pictures of a kind have like features, for telling
@@ -63,7 +64,7 @@ class Task:
     validation_metrics: Callable[[EvalPrediction], dict[str, float]]
     watched: str
     search_space: dict[str, list[Any]]
-    answer: Callable[[Path | Pipeline, Loaded, str], Any]
+    answer: Callable[..., Any]
     calibrate: Callable[[PreTrainedModel, Loaded, Any, str, float], dict[str, Any]] | None
     kinds: Callable[[Loaded, str], NDArray[np.int64]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
