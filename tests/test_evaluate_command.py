@@ -18,6 +18,7 @@ from hf_medtl.data.slices import banded
 from hf_medtl.evaluation.drop import drops
 from hf_medtl.evaluation.score_intervals import wilson
 from hf_medtl.external import evaluate_model
+from hf_medtl.publish.hub import push
 
 
 def foreign(folder, labels, kind=ViTForImageClassification):
@@ -150,6 +151,39 @@ def test_labels_that_the_model_lacks_are_said_to_mean_one_or_left_out(tmp_path):
         assert (
             evaluate_model(model, "imagefolder", tmp_path / "data", out=out, labels={"odd": meaning})[1]["n"] == number
         )
+
+
+def test_several_labels_a_picture(tmp_path):
+    cells = ["", "edema", "edema|mass", "mass"] * 6
+    for i in range(24):
+        picture(tmp_path / "pictures" / f"{i}.png", 1000 + i)
+    rows = pd.DataFrame(
+        {"file_name": [f"pictures/{i}.png" for i in range(24)], "label": cells, "source": list("AB") * 12}
+    )
+    rows.to_csv(tmp_path / "table.csv", index=False)
+    model = foreign(tmp_path / "model", ["mass", "edema"])
+    config = json.loads((model / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (model / "config.json").write_text(json.dumps(config))
+    folder, found = evaluate_model(model, "table", tmp_path / "table.csv", out=tmp_path / "out")
+    assert {name: its["n_positive"] for name, its in found["per_label"].items()} == {"mass": 12, "edema": 12}
+    assert {value: its["n"] for value, its in found["slices"]["source"].items()} == {"A": 12, "B": 12}
+    table = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+    right = (table["p_mass"] >= 0.5) == table["label"].str.contains("mass")
+    assert found["per_label"]["mass"]["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert "| edema | 12 | 0.500 |" in (folder / "README.md").read_text()
+    foreign(tmp_path / "single", ["mass", "edema"])
+    with pytest.raises(MedtlError, match="one has several labels a picture, the other does not"):
+        evaluate_model(tmp_path / "single", "table", tmp_path / "table.csv", out=tmp_path / "new")
+
+
+def test_a_published_run(finished, phantoms, hub, tmp_path):
+    push(finished, "someone/published")
+    ask = {"out": tmp_path / "out", "drop_overlap": True}
+    found = evaluate_model("someone/published", "brain-phantoms", phantoms, **ask)[1]
+    known = json.loads((finished / "results.json").read_text())
+    assert found["model"] == "someone/published"
+    assert found["n"] == known["n"]
+    assert found["internal"]["metrics"] == known["metrics"]
 
 
 def test_slices_by_metadata(hospital, tmp_path):
