@@ -191,8 +191,8 @@ def evaluate_model(
 
     Returns:
         The folder and results.json: what a run's says of its external data set, and model, revision, internal (the
-        model's own metrics and data set), overlap (seen, without_thumbnail, unsure) and slices (column -> value -> n,
-        n_groups, metrics, warning), perhaps robustness.
+        model's own metrics and data set), no_drop (why there is no drop, or ""), overlap (seen, without_thumbnail,
+        unsure), slices (column -> value -> n, n_groups, metrics, warning), perhaps robustness.
 
     Raises:
         MedtlError: as `Subject.read`, `external` and `slices`; a folder that is not empty.
@@ -251,7 +251,8 @@ def evaluate_model(
         "excluded": left_out(outside),
         "environment": environment("float32", 1),
     }
-    result["drop"] = drops(subject.internal.get("metrics", {}), result["metrics"])
+    result["no_drop"] = why_no_drop(subject, outside)
+    result["drop"] = {} if result["no_drop"] else drops(subject.internal["metrics"], result["metrics"])
     if robust:
         beside = other.predictor if other else None
         result["robustness"] = measure_robustness(task, outside, answers, predictor, beside)
@@ -270,6 +271,15 @@ def evaluate_model(
     write(folder / "README.md", page("evaluation", facts))
     write(folder / "results.json", result)
     return folder, result
+
+
+def why_no_drop(subject: Subject, outside: Loaded) -> str:
+    """Why these metrics can't be set against the model's own, or ""."""
+    if not subject.internal.get("metrics"):
+        return "the model has no results.json"
+    table = subject.seen.table
+    own = outside.table["sha256"].isin(table.loc[table["split"] == "test", "sha256"]).sum()
+    return f"{own} of these are the model's own test pictures" if own else ""
 
 
 def check_robustness(subject: Subject, outside: Loaded, robust: bool, other: Subject | None) -> None:

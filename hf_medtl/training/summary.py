@@ -117,9 +117,7 @@ def show_evaluation(folder: Path, result: dict[str, Any], shown: Sequence[str]) 
         f"{NAMES[name]} is undefined: {its['reason']}." for name, its in result["metrics"].items() if "reason" in its
     ]
     if not result["drop"]:
-        lines.append(
-            "The model has no results.json, so how much lower this is than on its own test pictures is not known."
-        )
+        lines.append(f"How much lower this is than on the model's own test pictures is not said: {result['no_drop']}.")
     elif any(its["value"] is not None and its["low"] is None for its in result["drop"].values()):
         lines.append("A difference has no interval where one of its two values has none.")
     if "conformal" in result:
