@@ -10,6 +10,7 @@ import typer
 
 from hf_medtl import publish_command
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluate_command import evaluate
 from hf_medtl.report.command import report
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, preview, push.")
 app.add_typer(data, name="data")
 app.add_typer(publish_command.card, name="card")
+app.command()(evaluate)
 app.command()(publish_command.push)
 app.command()(report)
 

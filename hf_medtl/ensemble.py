@@ -86,7 +86,7 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         answers = task.answer(folder, loaded, "test")
         result |= task.measure(loaded, answers, model.config)
         write(folder / "predictions.csv", task.predictions(loaded, answers).to_csv(index=False))
-        task.draw(folder / "figures", loaded, answers, result)
+        task.draw(folder, folder / "figures", loaded, answers, result)
     elif not soup and all(table[facts].equals(tables[0][facts]) for table in tables):
         table = averaged(tables)
         merged = singles[0] | mean_thresholds(singles)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
+    pipeline,
 )
+from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.data.augment import MIRRORING
@@ -145,7 +148,9 @@ class Predictor:
             config = AutoConfig.from_pretrained(name, **hub)
             masks = any(kind.endswith("ForSemanticSegmentation") for kind in config.architectures or ())
             auto: Any = AutoModelForSemanticSegmentation if masks else AutoModelForImageClassification
-            model = auto.from_pretrained(name, **hub, dtype=torch.float32, use_safetensors=True)
+            model, loading = auto.from_pretrained(
+                name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
             processor = AutoImageProcessor.from_pretrained(name, **hub)
             found = cached_file(name, OUTLIERS, revision=revision, _raise_exceptions_for_missing_entries=False)
             outliers = Outliers.load(Path(found).parent) if found and getattr(config, "outliers", None) else None
@@ -154,6 +159,11 @@ class Predictor:
                 f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
                 " Give a run folder or the id of a model on the Hub; check the spelling and the network."
             ) from error
+        if absent := sorted(loading["missing_keys"]):
+            raise MedtlError(
+                f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}: what it says "
+                "would be drawn at random. Fine-tune it first, or give a model that was."
+            )
         revision = _digest(Path(name)) if Path(name).is_dir() else _commit(str(name), revision)
         return cls(model.to(device or _device()), processor, outliers, revision)
 
@@ -219,18 +229,9 @@ class Predictor:
         self, pictures: list[Image.Image], explain: str | None, copies: Sequence[View], mc_dropout: int
     ) -> Iterator[dict[str, Any]]:
         """The fields of `Prediction` for each of some RGB pictures."""
-        seen: list[torch.Tensor] = []
-        hook = (
-            find_head(self.model).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
-            if self.outliers
-            else None
-        )
-        try:
+        with self.watching() as seen:
             inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
             passes = list(self._passes(inputs, copies, mc_dropout))
-        finally:
-            if hook:
-                hook.remove()
         if self.of_masks:
             logits = passes[0] if len(passes) == 1 else mean_of_logs(torch.stack(passes).log_softmax(dim=2))
             for one, picture in zip(logits, pictures, strict=True):
@@ -242,12 +243,48 @@ class Predictor:
         spreads = each.std(dim=0).cpu().numpy() if len(passes) > 1 else None
         scores = np.full(len(pictures), np.nan)
         if self.outliers:
-            scores = self.outliers.score(seen[0].float().cpu().numpy()) / self.config.outliers["threshold"]
+            scores = self.outlierness(seen[:1])  # of the pictures themselves
         best = chances.argmax(axis=1)
         maps = self._maps(pictures, inputs["pixel_values"], best, explain) if explain else [None] * len(pictures)
         for i, label in enumerate(best):
             answer = self._labels(chances[i], None if np.isnan(scores[i]) else float(scores[i]))
             yield answer | {"spread": None if spreads is None else float(spreads[i, label]), "map": maps[i]}
+
+    @contextmanager
+    def watching(self) -> Iterator[list[torch.Tensor]]:
+        """Features (B, d) before the head of each batch meanwhile, for `outlierness`; none without outliers."""
+        seen: list[torch.Tensor] = []
+        hook = (
+            find_head(self.model).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
+            if self.outliers
+            else None
+        )
+        try:
+            yield seen
+        finally:
+            if hook:
+                hook.remove()
+
+    def outlierness(self, features: list[torch.Tensor]) -> NDArray[np.float64]:
+        """(n,) scores by the threshold of what `watching` gave; above 1 unlike the training pictures.
+
+        Raises:
+            ValueError: nothing was saved to tell them by.
+        """
+        if not self.outliers:
+            raise ValueError("this model has no outliers.safetensors")
+        values = torch.cat([batch.detach().float().cpu() for batch in features]).numpy()
+        return self.outliers.score(values) / self.config.outliers["threshold"]
+
+    def pipeline(self) -> Any:
+        """Stock `pipeline()` of the model, as it was loaded here."""
+        task: Any = "image-segmentation" if self.of_masks else "image-classification"
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+        try:
+            return pipeline(task, model=self.model, image_processor=self.processor, device=self.model.device)
+        finally:
+            logging.set_verbosity(level)
 
     def _passes(self, inputs: Any, copies: Sequence[View], mc_dropout: int) -> Iterator[torch.Tensor]:
         """Logits (n, K), or (n, K, h, w) of masks: of the pictures, of their copies, and with dropout."""

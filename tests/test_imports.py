@@ -26,6 +26,8 @@ TOP = {
         "hf_medtl.comparison",
         "hf_medtl.comparison_page",
         "hf_medtl.ensemble",
+        "hf_medtl.evaluate_command",
+        "hf_medtl.external",
         "hf_medtl.publish_command",
         "hf_medtl.study",
         "hf_medtl.training.folds",

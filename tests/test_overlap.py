@@ -12,6 +12,7 @@ from test_readers import picture
 from hf_medtl import MedtlError, Recipe, load, run
 from hf_medtl.data.load import survey
 from hf_medtl.data.overlap import external, shared_pictures
+from hf_medtl.external import evaluate_model
 
 
 @pytest.fixture
@@ -84,11 +85,17 @@ def test_a_run_reports_both(tmp_path, phantoms, tiny):
     assert results["external"]["threshold"] == results["threshold"]
     assert (folder / "external.csv").read_text().count("\n") == 21
     assert "On another data set" in (folder / "README.md").read_text()
+    assert "lower than above by" in (folder / "README.md").read_text()
     assert results["splits_sha256"] in (folder / "README.md").read_text()
+    again = evaluate_model(folder, "imagefolder", second, out=tmp_path / "again")[1]
+    for name, metric in results["external"]["metrics"].items():
+        assert again["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-5)
+        assert again["drop"][name]["value"] == pytest.approx(results["external"]["drop"][name]["value"], abs=1e-5)
+    assert again["outliers"] == results["outliers"]["external"]
     with pytest.raises(MedtlError, match="is not external to brain-phantoms: 36 of its 48"):
         more["external_data_dir"] = str(phantoms)
-        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "again", **more)))
-    assert not (tmp_path / "again").exists()
+        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "never", **more)))
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.real

@@ -26,6 +26,7 @@ from hf_medtl.data.phantoms import write
 from hf_medtl.evaluation.evaluate import predict_masks
 from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.external import evaluate_model
 from hf_medtl.models.smp import SmpForSemanticSegmentation
 from hf_medtl.training import segmentation
 from hf_medtl.training.run import pictures
@@ -377,6 +378,10 @@ def test_an_external_data_set_needs_masks_of_the_same_and_no_labels(chests, segm
     assert outside["drop"]["dice"]["value"] == pytest.approx(expected)
     assert outside["drop"]["dice"]["low"] <= expected <= outside["drop"]["dice"]["high"]
     assert "lower than above by" in (folder / "README.md").read_text()
+    again = evaluate_model(folder, "imagefolder", tmp_path / "renamed", out=tmp_path / "again", by=["source"])[1]
+    assert {key: again[key] for key in outside if key != "split"} == {k: v for k, v in outside.items() if k != "split"}
+    assert again["slices"]["source"]["imagefolder"]["n"] == 12
+    assert (tmp_path / "again" / "figures" / "outlines.png").exists()
 
 
 def test_external_data_that_training_sees_or_of_other_masks_are_refused(chests, phantoms, tmp_path):

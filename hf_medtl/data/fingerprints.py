@@ -93,6 +93,15 @@ def fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint]:
     return found
 
 
+def remembered(hashes: list[str]) -> list[Fingerprint]:
+    """Fingerprints, by sha256, of pictures that are not at hand, from all caches; bare ones where none knows them."""
+    known: dict[str, Fingerprint] = {}
+    for cache in sorted((cache_dir() / "fingerprints").glob(f"*-{VERSION}.parquet")):
+        rows = pd.read_parquet(cache, filters=[("sha256", "in", hashes)]).to_dict("records") if hashes else []
+        known |= {row["sha256"]: Fingerprint(**{str(key): value for key, value in row.items()}) for row in rows}
+    return [known.get(sha256, Fingerprint(sha256)) for sha256 in hashes]
+
+
 def near_duplicates(
     items: list[Fingerprint], bits: int = 6, correlation: float = 0.985, crops: bool = True
 ) -> NDArray[np.int64]:

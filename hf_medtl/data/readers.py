@@ -183,17 +183,8 @@ def described(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str
         folder: where it lies below the data folder.
         columns: ours -> format string over the table's.
     """
-    try:
-        if file.suffix.lower() == ".parquet":
-            frame = pd.read_parquet(file).astype("string").fillna("")
-        else:
-            frame = pd.read_csv(file, sep=None, engine="python", dtype=str, keep_default_na=False)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Give CSV or Parquet.") from error
+    frame = meant(spec, file)
     columns = columns or {name: f"{{{name}}}" for name in FIELDS}
-    for column, wanted in spec.keep.items():
-        if column in frame:
-            frame = frame[frame[column].str.fullmatch(wanted)]
     rows: dict[str, list[str]] = {}
     for ours, rule in columns.items():
         needed = re.findall(r"{(\w+)}", rule)
@@ -217,6 +208,38 @@ def described(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str
     if outside:
         raise MedtlError(f"{file}: paths must lie below its own folder, found {some(outside)}.")
     return pd.DataFrame(rows)
+
+
+def meant(spec: DatasetSpec, file: Path) -> pd.DataFrame:
+    """The rows of a table that `spec.keep` means, all columns as text."""
+    try:
+        if file.suffix.lower() == ".parquet":
+            frame = pd.read_parquet(file).astype("string").fillna("")
+        else:
+            frame = pd.read_csv(file, sep=None, engine="python", dtype=str, keep_default_na=False)
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Give CSV or Parquet.") from error
+    for column, wanted in spec.keep.items():
+        if column in frame:
+            frame = frame[frame[column].str.fullmatch(wanted)]
+    return frame
+
+
+def tables(spec: DatasetSpec, place: Path) -> pd.DataFrame:
+    """All that a data set's tables say of its pictures, as text, by their paths below the data folder; may be empty."""
+    columns = None
+    files = sorted(place.rglob("metadata.csv")) if place.is_dir() else []
+    if spec.reader == "table":
+        files, columns = [place / spec.table if spec.table else place], {"file_name": "{file_name}", **spec.columns}
+    elif spec.reader != "folders":
+        files = []
+    found = [pd.DataFrame()]
+    for file in files:
+        folder = "" if columns else file.parent.relative_to(place).as_posix()
+        listed = described(spec, file, folder, {**{name: f"{{{name}}}" for name in FIELDS}, **(columns or {})})
+        found.append(meant(spec, file).set_axis(listed["file_name"], axis=0))
+    whole = pd.concat(found)
+    return whole[~whole.index.duplicated()].fillna("")
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, str]]:

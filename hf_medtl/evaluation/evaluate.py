@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import Pipeline
 from transformers.utils import logging
 
 from hf_medtl.evaluation.compare import mean_difference
@@ -28,8 +29,20 @@ from hf_medtl.evaluation.metrics import confusion_matrix, decide, why_undefined
 from hf_medtl.evaluation.score_intervals import rate
 
 
+def pipeline_of(model: str | Path | Pipeline, task: Any) -> Any:
+    """Stock `pipeline(task, model)` of a folder or Hub id; one that is there already as it is."""
+    if isinstance(model, Pipeline):
+        return model
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+    try:
+        return transformers.pipeline(task, model=str(model), device=PartialState().device)
+    finally:
+        logging.set_verbosity(level)
+
+
 def predict(
-    model: str | Path,
+    model: str | Path | Pipeline,
     paths: Sequence[Path],
     read: Callable[[Path], Image.Image],
     task: Any = "image-classification",
@@ -38,14 +51,14 @@ def predict(
     """Probabilities (n, K), in the order of the model's labels, as stock `pipeline(task, model)` returns them.
 
     Args:
-        model: folder or Hub id.
+        model: folder, Hub id or pipeline.
         paths: (n,) picture files; each process of a distributed run takes its share, all get the whole result.
         read: file -> RGB picture.
         task: name of the pipeline.
         batch_size: pictures at a time.
     """
     state = PartialState()
-    classify: Any = transformers.pipeline(task, model=str(model), device=state.device)
+    classify = pipeline_of(model, task)
     names = [name for _, name in sorted(classify.model.config.id2label.items())]
 
     def rows(share: Sequence[Path]) -> Iterator[list[float]]:
@@ -60,21 +73,16 @@ def predict(
 
 
 def predict_masks(
-    model: str | Path, paths: Sequence[Path], read: Callable[[Path], Image.Image]
+    model: str | Path | Pipeline, paths: Sequence[Path], read: Callable[[Path], Image.Image]
 ) -> Iterator[NDArray[np.uint8]]:
     """Class indices (H, W) of each picture, at its own size, by stock `pipeline("image-segmentation", model)`.
 
     Args:
-        model: folder or Hub id.
+        model: folder, Hub id or pipeline.
         paths: (n,) picture files, of which one at a time is in memory.
         read: file -> RGB picture.
     """
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
-    try:
-        segment: Any = transformers.pipeline("image-segmentation", model=str(model), device=PartialState().device)
-    finally:
-        logging.set_verbosity(level)
+    segment = pipeline_of(model, "image-segmentation")
     index = segment.model.config.label2id
     answers = segment(read(path) for path in paths)
     for answer in tqdm(answers, "Evaluating", len(paths), unit="picture", leave=False, disable=None):

@@ -135,7 +135,9 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
     figure.savefig(path, dpi=120)
 
 
-def risk(confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path) -> None:
+def risk(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path, where: str = "test split"
+) -> None:
     """Share of wrong decisions among the most confident pictures, and what abstaining leaves.
 
     Args:
@@ -147,7 +149,8 @@ def risk(confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: f
     coverage, error = risk_coverage(confidence, right)
     axes.step(coverage, error, where="post", color=BLUE, label=f"{len(right)} pictures, the surest first")
     axes.axvline(1 - abstained, color=ORANGE, linestyle="--", label="sets of one label")
-    axes.set(xlabel="share of pictures decided", ylabel="share of wrong decisions", title="Test split: abstaining")
+    axes.set(xlabel="share of pictures decided", ylabel="share of wrong decisions")
+    axes.set(title=f"{where.capitalize()}: abstaining")
     axes.set(xlim=(0, 1.02), ylim=(0, max(0.1, 1.1 * error.max())))
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=120)
@@ -277,4 +280,28 @@ def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
     axes.minorticks_off()
     axes.set(xlabel="training groups", ylabel=title, title=f"{title} on the same test pictures, with 95 % intervals")
     axes.legend(fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def robustness(result: dict[str, Any], path: Path, where: str) -> None:
+    """Balanced accuracy by level with its interval, a panel each corruption; the baseline of `robustness` beside it."""
+    names = list(result["corruptions"])
+    rows = -(-len(names) // 3)
+    figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        lines = [("model", BLUE, [result["clean"], *result["corruptions"][name]["levels"]])]
+        if "baseline" in result:
+            lines.append(("baseline", GREY, [*result["baseline"]["clean"], *result["baseline"][name]]))
+        for caption, colour, levels in lines:
+            its = [level["balanced_accuracy"] for level in levels]
+            value, low, high = (
+                [np.nan if one[key] is None else one[key] for one in its] for key in ("value", "low", "high")
+            )
+            axes.plot(range(len(its)), value, "o-", color=colour, label=caption)
+            axes.fill_between(range(len(its)), low, high, color=colour, alpha=0.2)
+        axes.set(title=name, ylim=(0, 1.02), xticks=range(6))
+    panels[0].legend(loc="lower left")
+    figure.supxlabel("level; 0 is the picture as it is")
+    figure.supylabel(f"balanced accuracy, {where}")
     figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
 """Metrics of parts of a test set, such as each sex, scanner or hospital."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +63,12 @@ def metrics_by_slice(
             y[rows], p[rows], group[rows], positive, threshold, resamples, level, seed, names=names
         )
         of_class = [np.unique(group[rows & (y == k)]).size for k in range(p.shape[1])]
-        few = ", ".join(f"{count} of class {k}" for k, count in enumerate(of_class) if count < FEWEST)
-        warning = f"too small to say anything: fewer than {FEWEST} groups of each class ({few})" if few else ""
+        warning = too_few({f"class {k}": count for k, count in enumerate(of_class)})
         slices[text] = Slice(int(rows.sum()), np.unique(group[rows]).size, of_class, metrics, warning)
     return slices
+
+
+def too_few(groups: Mapping[str, int]) -> str:
+    """Why a slice can't say anything, from class -> number of groups with a picture of it; "" if it can."""
+    few = ", ".join(f"{count} of {name}" for name, count in groups.items() if count < FEWEST)
+    return f"too small to say anything: fewer than {FEWEST} groups of each class ({few})" if few else ""

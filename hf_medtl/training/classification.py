@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.special import softmax
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
 from hf_medtl.data.images import read_image
 from hf_medtl.data.load import Loaded
@@ -26,7 +27,7 @@ from hf_medtl.training.losses import LOSSES, ClassificationLoss, class_weights
 from hf_medtl.training.recipe import Recipe
 
 watched = "roc_auc"
-reduce = drop = verify = None
+reduce = verify = None
 search_space = {"head_dropout": [0.0, 0.5], "mixup": [0.0, 0.4]}
 
 
@@ -116,10 +117,12 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def answer(folder: Path, loaded: Loaded, split: str) -> NDArray[np.float64]:
-    """Probabilities (n, K) of a split's original files, through the saved folder's own pipeline."""
+def answer(
+    folder: Path | Pipeline, loaded: Loaded, split: str, read: Callable[[Path], Image.Image] = read_image
+) -> NDArray[np.float64]:
+    """Probabilities (n, K) of a split's original files, read by `read`, through the saved folder's own pipeline."""
     paths = loaded.table.loc[loaded.table["split"] == split, "path"]
-    return predict(folder, [loaded.root / path for path in paths], read_image, loaded.spec.task)
+    return predict(folder, [loaded.root / path for path in paths], read, loaded.spec.task)
 
 
 def calibrate(
@@ -160,16 +163,14 @@ def calibrate(
 def measure(loaded: Loaded, chances: NDArray[np.float64], config: Any) -> dict[str, Any]:
     """What results.json says of the test split of a data set."""
     labels = indices(loaded, "test")
-    lowest = np.array([config.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts them
     groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
     numbers = results(labels, chances, groups, loaded.labels, loaded.positive, config.threshold)
+    numbers |= {"threshold_rule": config.threshold_rule, "temperature": config.folded_temperature}
+    if config.conformal is None:  # of a model that was not made here
+        return numbers
+    lowest = np.array([config.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts them
     right = decide(chances, positive_output(loaded), config.threshold) == labels
-    return {
-        **numbers,
-        "threshold_rule": config.threshold_rule,
-        "temperature": config.folded_temperature,
-        "conformal": {**config.conformal, **set_results(chances, labels, lowest, right)},
-    }
+    return {**numbers, "conformal": {**config.conformal, **set_results(chances, labels, lowest, right)}}
 
 
 def positive_output(loaded: Loaded) -> int:
@@ -183,14 +184,23 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
     return rows.assign(**{f"p_{label}": chances[:, i] for i, label in enumerate(loaded.labels)})
 
 
-def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: dict[str, Any]) -> None:
+def draw(
+    folder: Path | Pipeline,
+    figures: Path,
+    loaded: Loaded,
+    chances: NDArray[np.float64],
+    result: dict[str, Any],
+    where: str = "test split",
+) -> None:
     """Confusion matrix, ROC, reliability, and what abstaining would give."""
     labels = indices(loaded, "test")
-    plots.confusion(result["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png")
-    plots.roc(labels, chances, loaded.labels, loaded.positive, result["threshold"], figures / "roc.png")
-    plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png")
-    right = decide(chances, positive_output(loaded), result["threshold"]) == labels
-    plots.risk(chances.max(axis=1), right, result["conformal"]["abstained"]["value"], figures / "risk_coverage.png")
+    plots.confusion(result["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png", where)
+    plots.roc(labels, chances, loaded.labels, loaded.positive, result["threshold"], figures / "roc.png", where)
+    plots.reliability(labels, chances, loaded.positive_index, figures / "reliability.png", where)
+    if "conformal" in result:
+        right = decide(chances, positive_output(loaded), result["threshold"]) == labels
+        abstained = result["conformal"]["abstained"]["value"]
+        plots.risk(chances.max(axis=1), right, abstained, figures / "risk_coverage.png", where)
 
 
 def backbone(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
 from hf_medtl.data.load import Loaded
 from hf_medtl.data.specs import labels_of
@@ -27,7 +27,6 @@ from hf_medtl.training.classification import (
     backbone,
     base_model,
     check,
-    drop,
     masks,
     of_each,
     output_labels,
@@ -49,7 +48,6 @@ __all__ = [
     "calibrate",
     "check",
     "draw",
-    "drop",
     "kinds",
     "loss",
     "masks",
@@ -170,11 +168,18 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
     return classification.predictions(loaded, chances)
 
 
-def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: dict[str, Any]) -> None:
+def draw(
+    folder: Path | Pipeline,
+    figures: Path,
+    loaded: Loaded,
+    chances: NDArray[np.float64],
+    result: dict[str, Any],
+    where: str = "test split",
+) -> None:
     """ROC of each label, and reliability of all together."""
     has = targets(loaded, "test") > 0
-    plots.roc_of_several(has, chances, loaded.labels, figures / "roc.png")
-    plots.reliability_of_several(has, chances, figures / "reliability.png")
+    plots.roc_of_several(has, chances, loaded.labels, figures / "roc.png", where)
+    plots.reliability_of_several(has, chances, figures / "reliability.png", where)
 
 
 def score(

@@ -374,10 +374,7 @@ class Recipe(TrainingArguments):
     @property
     def label_map(self) -> dict[str, str]:
         """`external_labels` as a dict."""
-        pairs = [pair.split("=") for pair in (self.external_labels or "").split(",") if pair]
-        if any(len(pair) != 2 for pair in pairs):
-            raise MedtlError(f"--external_labels are pairs such as a=b,c=d, found {self.external_labels!r}.")
-        return {theirs.strip(): ours.strip() for theirs, ours in pairs}
+        return label_pairs(self.external_labels, "--external_labels")
 
     def _set_precision(self, wish: str) -> None:
         if wish == "auto" and not (self.bf16 or self.fp16) and torch.cuda.is_available() and not self.use_cpu:
@@ -420,6 +417,18 @@ class Recipe(TrainingArguments):
         """
         usual = {f.name: default_of(f) for f in dataclasses.fields(self) if f.name in self._named - {*PLACES}}
         return yaml.safe_dump(usual | self._chosen, sort_keys=True, allow_unicode=True)
+
+
+def label_pairs(text: str | None, option: str) -> dict[str, str]:
+    """`a=b,c=d` as a dict.
+
+    Raises:
+        MedtlError: no such pairs.
+    """
+    pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
+    if any(len(pair) != 2 for pair in pairs):
+        raise MedtlError(f"{option} are pairs such as a=b,c=d, found {text!r}.")
+    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import share
+from hf_medtl.evaluation.drop import drops
 from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
@@ -362,15 +363,15 @@ def report(
     write(folder / "predictions.csv", task.predictions(loaded, answers).to_csv(index=False))
     if len(tested) > 1:
         outside, values = tested[1]
-        fall = {"drop": task.drop(answers, values)} if task.drop else {}
-        result["external"] = measured[1] | fall | {"excluded": left_out(outside)}
+        fall = drops(measured[0]["metrics"], measured[1]["metrics"])
+        result["external"] = measured[1] | {"drop": fall, "excluded": left_out(outside)}
         write(folder / "external.csv", task.predictions(outside, values).to_csv(index=False))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     log, best = trainer.state.log_history, trainer.state.best_global_step
     plots.history(log, best, figures / "history.png", task.watched, NAMES[task.watched])
-    task.draw(figures, loaded, answers, result)
+    task.draw(folder, figures, loaded, answers, result)
 
     facts = {
         "results": result,

@@ -12,15 +12,14 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
 from hf_medtl.data.cache import check_masks
 from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.data.load import Loaded
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.compare import unpaired_difference
-from hf_medtl.evaluation.evaluate import plain, predict_masks, results_of_masks
+from hf_medtl.evaluation.evaluate import pipeline_of, predict_masks, results_of_masks
 from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.evaluation.rivals import Rival, of_masks
@@ -174,7 +173,7 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"dice": float(dice.mean()), "iou": float(iou.mean())}
 
 
-def answer(folder: Path, loaded: Loaded, split: str) -> pd.DataFrame:
+def answer(folder: Path | Pipeline, loaded: Loaded, split: str) -> pd.DataFrame:
     """A row a picture: image_id, label, source, group and its metrics, at its own size.
 
     Where postprocessing is on, raw_dice and so on are those without. In memory is one picture at a time.
@@ -187,17 +186,20 @@ def answer(folder: Path, loaded: Loaded, split: str) -> pd.DataFrame:
     return pd.concat([facts.reset_index(drop=True), pd.DataFrame(every)], axis=1)
 
 
-def judged(folder: Path, loaded: Loaded, rows: list[int]) -> Iterator[tuple[dict[str, float], NDArray, NDArray]]:
+def judged(
+    folder: Path | Pipeline, loaded: Loaded, rows: list[int]
+) -> Iterator[tuple[dict[str, float], NDArray, NDArray]]:
     """Metrics, true mask and final mask (H, W) of pictures, one at a time, by the folder's own pipeline.
 
     Args:
         rows: of `loaded.table`.
     """
-    config = AutoConfig.from_pretrained(folder)
+    segment = pipeline_of(folder, "image-segmentation")
+    config = segment.model.config
     names, steps = [config.id2label[i] for i in range(config.num_labels)], config.postprocessing
     files = masks(config, loaded)
     paths = [loaded.root / path for path in loaded.table["path"][rows]]
-    for row, raw in zip(rows, predict_masks(folder, paths, read_image), strict=True):
+    for row, raw in zip(rows, predict_masks(segment, paths, read_image), strict=True):
         whole = read_mask(files["masks"][row], files["values"])
         true = np.asarray(whole.resize(raw.shape[::-1], Image.Resampling.NEAREST))
         true = true if files["values"] else (true > 0).astype(np.uint8)
@@ -218,17 +220,19 @@ def measure(loaded: Loaded, table: pd.DataFrame, config: Any) -> dict[str, Any]:
     return results_of_masks(table, names, config.postprocessing)
 
 
-def drop(inside: pd.DataFrame, outside: pd.DataFrame) -> dict[str, Any]:
-    """How much lower the metrics are on an external data set than on our own test split."""
-    return {name: plain(interval) for name, interval in unpaired_difference(inside, outside, METRICS).items()}
-
-
 def predictions(loaded: Loaded, table: pd.DataFrame) -> pd.DataFrame:
     """Of the test split: the answers, which are a row a picture."""
     return table
 
 
-def draw(figures: Path, loaded: Loaded, table: pd.DataFrame, result: dict[str, Any]) -> None:
+def draw(
+    folder: Path | Pipeline,
+    figures: Path,
+    loaded: Loaded,
+    table: pd.DataFrame,
+    result: dict[str, Any],
+    where: str = "test split",
+) -> None:
     """Outlines on the best, the median and the worst picture, and Dice by source."""
     dice = table["dice"].to_numpy(np.float64)
     order = dice.argsort(kind="stable")
@@ -236,10 +240,10 @@ def draw(figures: Path, loaded: Loaded, table: pd.DataFrame, result: dict[str, A
     rows = np.flatnonzero(loaded.table["split"] == "test")[[*chosen.values()]].tolist()
     captions = [f"{name}: Dice {dice[place]:.3f}" for name, place in chosen.items()]
     # Predicted again: all masks of the test split would fill the memory.
-    found = [(true, final) for _, true, final in judged(figures.parent, loaded, rows)]
+    found = [(true, final) for _, true, final in judged(folder, loaded, rows)]
     pictures = [np.asarray(read_image(loaded.root / path)) for path in loaded.table["path"][rows]]
     plots.outlines(pictures, found, captions, figures / "outlines.png")
-    plots.by_source(dice, table["source"].tolist(), result["by_source"], figures / "dice_by_source.png")
+    plots.by_source(dice, table["source"].tolist(), result["by_source"], figures / "dice_by_source.png", where)
 
 
 def backbone(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -76,12 +76,7 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
                 facts = {"pictures": "n_positive", "threshold": "threshold"}
                 show_parts(console, "label", part["per_label"], facts, ("roc_auc", "sensitivity", "specificity"))
             if "conformal" in part:
-                sets = part["conformal"]
-                line = f"Sets of labels held the true one in {interval(sets['coverage'])} of the pictures; "
-                line += f"{interval(sets['abstained'])} have none or several"
-                if sets["accuracy_of_the_rest"]["value"] is not None:
-                    line += f", and on the others {interval(sets['accuracy_of_the_rest'])} of the decisions are right"
-                console.print(f"{line}.", highlight=False)
+                show_sets(console, part["conformal"])
             if len(part.get("by_source", {})) > 1:
                 facts = {"pictures": "n", "groups": "n_groups"}
                 show_parts(console, "source", part["by_source"], facts, ("dice", "iou", "hausdorff95"))
@@ -93,6 +88,72 @@ def show_results(folder: Path, result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_sets(console: Console, sets: dict[str, Any]) -> None:
+    """Print how sets of labels do, from `conformal` of results.json."""
+    line = f"Sets of labels held the true one in {interval(sets['coverage'])} of the pictures; "
+    line += f"{interval(sets['abstained'])} have none or several"
+    if sets["accuracy_of_the_rest"]["value"] is not None:
+        line += f", and on the others {interval(sets['accuracy_of_the_rest'])} of the decisions are right"
+    console.print(f"{line}.", highlight=False)
+
+
+def show_evaluation(folder: Path, result: dict[str, Any], shown: Sequence[str]) -> None:
+    """Print what `hf-medtl evaluate` found: metrics beside the model's own, slices with `shown` of them, warnings."""
+    console = Console()
+    title = f"{result['model']} on {result['dataset']}: {result['n']} pictures in {result['n_groups']} groups"
+    table = Table("metric", title=title, title_justify="left")
+    table.add_column("value [95 % interval]", justify="right")
+    own = result["internal"]
+    if result["drop"]:
+        table.add_column(f"{own['dataset']}, {own['split']} split", justify="right")
+        table.add_column("lower by", justify="right")
+    for name, metric in result["metrics"].items():
+        beside = [own["metrics"][name], result["drop"][name]] if name in result["drop"] else []
+        table.add_row(NAMES[name], interval(metric), *map(interval, beside))
+    console.print(table)
+    lines = [
+        f"{NAMES[name]} is undefined: {its['reason']}." for name, its in result["metrics"].items() if "reason" in its
+    ]
+    if not result["drop"]:
+        lines.append(f"How much lower this is than on the model's own test pictures is not said: {result['no_drop']}.")
+    elif any(its["value"] is not None and its["low"] is None for its in result["drop"].values()):
+        lines.append("A difference has no interval where one of its two values has none.")
+    if "conformal" in result:
+        show_sets(console, result["conformal"])
+    if "outliers" in result:
+        lines.append(f"{interval(result['outliers'])} of the pictures are unlike those of training.")
+    parts = {"label": result["per_label"]} if "per_label" in result else {}
+    for column, its in (parts | result["slices"]).items():
+        facts = (
+            {"pictures": "n_positive"}
+            if "n_positive" in next(iter(its.values()))
+            else {"pictures": "n", "groups": "n_groups"}
+        )
+        show_parts(console, column, its, facts, [name for name in shown if name in result["metrics"]])
+        lines += [f"{column} {value}: {part['warning']}." for value, part in its.items() if part.get("warning")]
+    if "robustness" in result:
+        show_robustness(console, result["robustness"])
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    where = f"\nLook at [bold]{folder}[/bold]: README.md, results.json, predictions.csv, figures/."
+    console.print(where, highlight=False, soft_wrap=True)
+
+
+def show_robustness(console: Console, its: dict[str, Any]) -> None:
+    """Print how balanced accuracy falls with each corruption, and what that comes to."""
+    table = Table("corruption", title=f"Balanced accuracy, clean {interval(its['clean']['balanced_accuracy'])}")
+    for level in range(1, 6):
+        table.add_column(f"level {level}", justify="right")
+    table.add_column("relative drop [95 % interval]", justify="right")
+    for name, part in its["corruptions"].items():
+        values = [level["balanced_accuracy"]["value"] for level in part["levels"]]
+        table.add_row(name, *(f"{value:.3f}" for value in values), interval(part["relative_drop"]))
+    console.print(table)
+    for what in ("relative_drop", "corruption_error", "relative_corruption_error"):
+        if f"mean_{what}" in its:
+            console.print(f"Mean {what.replace('_', ' ')}: {interval(its[f'mean_{what}'])}", highlight=False)
 
 
 def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:

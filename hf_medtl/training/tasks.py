@@ -38,16 +38,16 @@ class Task:
         validation_metrics: what each evaluation during training logs.
         watched: the one that is drawn by epoch.
         search_space: what --search tries by itself, beside learning rates, weight decay and the strategy's options.
-        answer: run folder, data set, split -> answers, through the folder's own pipeline.
+        answer: run folder (or a pipeline), data set, split -> answers, through the folder's own pipeline. Of
+            classifiers, how to read a picture can be given, too.
         calibrate: model, data set, answers on its validation split, rule of the threshold, share of conformal sets that
             may miss -> extra keys of config.json; may change the model. None where nothing is fitted.
         kinds: data set, split -> (n,) kind of each picture, where pictures of a kind have like features, for telling
             outliers; None where there is no head to take features before.
         measure: data set, answers on its test split, configuration -> part of results.json, its metrics in `metrics`.
-        drop: answers on the test split, answers on an external data set -> metric -> how much lower it is there; None
-            where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
-        draw: folder of figures, data set, answers, results -> figures.
+        draw: run folder (or a pipeline), folder of figures, data set, answers, results, what the pictures are ->
+            figures.
         backbone: recipe, name or folder -> the options that start from it.
         scratch: recipe -> the options that give the same network random weights; none if it has them already.
         score: predictions.csv, results.json -> kind of each picture, within which groups are drawn, and weights (B, n)
@@ -71,13 +71,12 @@ class Task:
     validation_metrics: Callable[[EvalPrediction], dict[str, float]]
     watched: str
     search_space: dict[str, list[Any]]
-    answer: Callable[[Path, Loaded, str], Any]
+    answer: Callable[..., Any]
     calibrate: Callable[[PreTrainedModel, Loaded, Any, str, float], dict[str, Any]] | None
     kinds: Callable[[Loaded, str], NDArray[np.int64]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
-    drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
-    draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
+    draw: Callable[..., None]
     backbone: Callable[[Recipe, str], dict[str, Any]]
     scratch: Callable[[Recipe], dict[str, Any]]
     score: Callable[[pd.DataFrame, dict[str, Any]], tuple[list[str], Callable[[NDArray | None], NDArray[np.float64]]]]
