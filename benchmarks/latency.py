@@ -24,8 +24,8 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from hf_medtl import Predictor
+from hf_medtl.data.sources import picture_files
 from hf_medtl.explain.layers import find_layer
-from hf_medtl.predict import picture_files
 
 
 class Logits(torch.nn.Module):

@@ -77,7 +77,8 @@ def predict(
     """
     from rich.console import Console
 
-    from hf_medtl.predict import Predictor, picture_files
+    from hf_medtl.data.sources import picture_files
+    from hf_medtl.predict import Predictor
     from hf_medtl.predictions import predict_files
     from hf_medtl.publish.wording import NOTICE
 

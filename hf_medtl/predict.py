@@ -29,8 +29,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.data.augment import MIRRORING
 from hf_medtl.data.fingerprints import cores
-from hf_medtl.data.images import EXTENSIONS, read_image
-from hf_medtl.errors import MedtlError, UnreadableImage
+from hf_medtl.data.sources import Source, each_source, read_source
+from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import conformal_sets
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.outliers import FILE as OUTLIERS
@@ -43,8 +43,6 @@ from hf_medtl.explain.segmentation import CAMS, entropy
 from hf_medtl.models.ensemble import mean_of_logs
 from hf_medtl.models.head import find_head, is_segmenter
 from hf_medtl.models.repeats import View, dropout_on, views
-
-Source = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -208,11 +206,11 @@ class Predictor:
         if explain is not None and explain not in known:
             raise MedtlError(f"This model's answers are explained by {', '.join(known)}; found {explain!r}.")
         copies = views(tta, mirrored=getattr(self.config, "augmentation", None) in MIRRORING)
-        sources = enumerate(_each(images))
+        sources = enumerate(each_source(images))
         with ThreadPoolExecutor(cores()) as pool:
-            waiting = pool.map(_read, islice(sources, batch_size))
+            waiting = pool.map(read_source, islice(sources, batch_size))
             while batch := list(waiting):
-                waiting = pool.map(_read, islice(sources, batch_size))  # read while the model works
+                waiting = pool.map(read_source, islice(sources, batch_size))  # read while the model works
                 began, pictures = time.monotonic(), [picture for _, picture, _ in batch if picture is not None]
                 answers = list(self._answer(pictures, explain, copies, mc_dropout)) if pictures else []
                 seconds = (time.monotonic() - began) / max(1, len(pictures))
@@ -357,50 +355,6 @@ def columns(predictor: Predictor, spread: bool = False) -> list[str]:
     else:
         some = [*(f"p_{label}" for label in predictor.labels), *(["spread"] if spread else [])]
     return ["path", "label", *some, "decision", "abstain", "reason", "error"]
-
-
-def picture_files(place: Path) -> list[Path]:
-    """A file, or the pictures below a folder, by name.
-
-    Raises:
-        MedtlError: there is no such place, or no picture in it.
-    """
-    if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if path.name.lower().endswith(EXTENSIONS) and path.is_file())
-        if not found:
-            raise MedtlError(f"{place} has no pictures. They end in {', '.join(EXTENSIONS)}; others by their own path.")
-        return found
-    if not place.exists():
-        raise MedtlError(f"{place} does not exist. Give files, or a folder with pictures.")
-    return [place]
-
-
-def _each(images: Source | Iterable[Source]) -> Iterator[Source]:
-    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
-        images = [images]
-    for source in images:
-        if isinstance(source, str | Path) and Path(source).is_dir():
-            yield from picture_files(Path(source))
-        else:
-            yield source
-
-
-def _read(numbered: tuple[int, Source]) -> tuple[str, Image.Image | None, str]:
-    """Name, RGB picture and error of a source."""
-    number, source = numbered
-    name = str(source) if isinstance(source, str | Path) else f"#{number}"
-    try:
-        if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8:
-                raise UnreadableImage(f"{name}: 8-bit pixels are expected, found {source.dtype}. Apply a window first.")
-            source = Image.fromarray(source)
-        if not isinstance(source, Image.Image):
-            return name, read_image(source), ""
-        if source.mode[0] in "IF":
-            raise UnreadableImage(f"{name}: 8-bit pixels are expected, found mode {source.mode}. Apply a window first.")
-        return name, source.convert("RGB"), ""
-    except UnreadableImage as error:
-        return name, None, str(error)
 
 
 def _commit(name: str, revision: str | None) -> str | None:

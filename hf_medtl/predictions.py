@@ -16,9 +16,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_medtl.data.images import read_image
+from hf_medtl.data.sources import picture_files
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
-from hf_medtl.predict import Predictor, columns, picture_files
+from hf_medtl.predict import Predictor, columns
 
 logger = logging.getLogger("hf_medtl")
 FORMATS = (".csv", ".jsonl", ".parquet")
