@@ -8,6 +8,7 @@ import pytest
 from conftest import options
 from scipy.special import expit, logit
 from scipy.stats import norm
+from sklearn.metrics import log_loss
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.evaluation.decisions import (
@@ -20,6 +21,7 @@ from hf_medtl.evaluation.decisions import (
     share,
     youden,
 )
+from hf_medtl.evaluation.evaluate import temperature_effect
 
 RNG = np.random.default_rng(0)
 
@@ -184,3 +186,25 @@ def test_a_run_stores_what_it_decides_by(phantoms, tiny, tmp_path):
     assert "for a sensitivity of 0.8, from the validation split" in card
     assert "in at most 20 % of each label's pictures" in card
     assert (folder / "figures" / "risk_coverage.png").exists()
+
+
+def test_what_the_temperature_changed_is_told_with_limits(finished, results):
+    """Of simulated overconfident scores it is seen; on a few pictures it is reported, whatever it is."""
+    rng = np.random.default_rng(0)
+    p, positive = study(2_000, rng=rng)
+    labels, groups = positive.astype(np.int64), [str(i) for i in range(2_000)]
+    right = np.column_stack([1 - p, p])
+    found = temperature_effect(labels, right, groups, temperature=3.0)  # the logits were three times as large
+    sharp = right**3 / (right**3).sum(axis=1, keepdims=True)
+    assert found["log_loss"]["before"] == pytest.approx(log_loss(labels, sharp), abs=1e-6)
+    assert found["log_loss"]["after"] == pytest.approx(log_loss(labels, right), abs=1e-6)
+    for its in found.values():
+        assert its["difference"]["value"] == pytest.approx(its["after"] - its["before"])
+        assert its["difference"]["low"] < its["difference"]["value"] < its["difference"]["high"] < 0
+    same = temperature_effect(labels, right, groups, temperature=1.0)
+    assert same["log_loss"]["difference"]["value"] == pytest.approx(0, abs=1e-12)
+    told = results["calibration"]
+    assert told["brier"]["after"] == pytest.approx(results["metrics"]["brier"]["value"])
+    assert told["ece"]["after"] == pytest.approx(results["metrics"]["ece"]["value"])
+    card = (finished / "README.md").read_text()
+    assert f"log loss from {told['log_loss']['before']:.3f} to {told['log_loss']['after']:.3f} (" in card

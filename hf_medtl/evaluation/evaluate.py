@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import softmax
 from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
@@ -25,8 +26,9 @@ from hf_medtl.evaluation.intervals import (
     metric_intervals_of_several,
 )
 from hf_medtl.evaluation.masks import METRICS
-from hf_medtl.evaluation.metrics import confusion_matrix, decide, why_undefined
+from hf_medtl.evaluation.metrics import classification_metrics, confusion_matrix, decide, why_undefined
 from hf_medtl.evaluation.score_intervals import rate
+from hf_medtl.evaluation.significance import paired_bootstrap, paired_jackknife
 
 
 def pipeline_of(model: str | Path | Pipeline, task: Any) -> Any:
@@ -137,6 +139,40 @@ def results(
         "recall": {name: plain(Interval(*its)) for name, its in zip(names, recall, strict=True)},
         "labels": list(names),
     }
+
+
+def temperature_effect(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], groups: Sequence[str], temperature: float
+) -> dict[str, dict[str, Any]]:
+    """What folding the temperature into the head changed: log loss, Brier score and ece before and after it.
+
+    Args:
+        labels: (n,) class indices.
+        probabilities: (n, K) after it.
+        groups: (n,) of pictures that belong together.
+        temperature: that was folded in.
+
+    Returns:
+        metric -> before, after, and difference (after minus before) with 95 % limits over groups: the jackknife's, of
+        ece the bootstrap's, since its bins change with the sample.
+    """
+    before = softmax(np.log(probabilities.clip(1e-12)) * temperature, axis=1)
+    found = {}
+    for name in ("log_loss", "brier", "ece"):
+
+        def value(p: NDArray, weights: NDArray | None = None, name: str = name) -> NDArray:
+            return np.asarray(classification_metrics(labels, p, p.shape[1] - 1, None, weights, names=[name])[name])
+
+        def gain(weights: NDArray | None, value: Callable[..., NDArray] = value) -> NDArray:
+            return value(probabilities, weights) - value(before, weights)
+
+        interval = (paired_bootstrap if name == "ece" else paired_jackknife)(gain, labels, groups)
+        found[name] = {
+            "before": float(value(before)),
+            "after": float(value(probabilities)),
+            "difference": plain(Interval(*interval[:3])),
+        }
+    return found
 
 
 def results_of_several(

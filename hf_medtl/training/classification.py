@@ -18,7 +18,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature
 from hf_medtl.evaluation.decisions import choose_threshold, conformal_quantiles, parse_rule, set_results
-from hf_medtl.evaluation.evaluate import predict, results
+from hf_medtl.evaluation.evaluate import predict, results, temperature_effect
 from hf_medtl.evaluation.metrics import classification_metrics, decide
 from hf_medtl.evaluation.rivals import Rival, of_labels
 from hf_medtl.models.build import build as build_classifier
@@ -166,6 +166,8 @@ def measure(loaded: Loaded, chances: NDArray[np.float64], config: Any) -> dict[s
     groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
     numbers = results(labels, chances, groups, loaded.labels, loaded.positive, config.threshold)
     numbers |= {"threshold_rule": config.threshold_rule, "temperature": config.folded_temperature}
+    if config.folded_temperature is not None:
+        numbers["calibration"] = temperature_effect(labels, chances, groups, config.folded_temperature)
     if config.conformal is None:  # of a model that was not made here
         return numbers
     lowest = np.array([config.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts them
