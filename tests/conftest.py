@@ -46,7 +46,7 @@ COMMAND = Path(sys.executable).with_name("hf-medtl")  # the environment need not
 @pytest.fixture(scope="session")
 def hub() -> str:
     """Address of the loopback Hub."""
-    for _ in range(200):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/__log", timeout=1)
             return os.environ["HF_ENDPOINT"]
@@ -198,7 +198,7 @@ def results(finished: Path) -> dict:
     return json.loads((finished / "results.json").read_text())
 
 
-def script(*command: object, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
+def script(*command: object, timeout: float = 600, **env: str) -> subprocess.CompletedProcess:
     """Run a command at the project's root and capture what it prints."""
     return subprocess.run(
         [str(part) for part in command],

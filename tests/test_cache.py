@@ -101,7 +101,7 @@ def build(paths: list[Path], key: str = "k") -> np.ndarray:
 
 
 def wait_for(pattern: str, place: Path) -> None:
-    for _ in range(3000):
+    for _ in range(30000):
         if any(path.stat().st_size > 0 for path in place.glob(pattern)):
             return
         time.sleep(0.01)
@@ -138,7 +138,7 @@ def test_the_key_changes_with_files_order_and_preprocessing(place, tmp_path, mon
 def test_two_processes_at_once_prepare_once(place, tmp_path):
     write(tmp_path / "data", 150)
     processes = [start(BUILDER, tmp_path / "data", 0.01) for _ in range(2)]
-    found = [process.communicate(timeout=60)[0].split() for process in processes]
+    found = [process.communicate(timeout=600)[0].split() for process in processes]
     assert found[0][:2] == found[1][:2]
     assert found[0][0] == "150"
     assert sorted(int(calls) for _, _, calls in found) == [0, 150]
@@ -167,7 +167,7 @@ def test_a_living_builder_keeps_its_file(place, tmp_path):
     process = start(BUILDER, tmp_path / "data", 0.02)
     wait_for("*.partial", place)
     build(write(tmp_path / "other", 3))
-    assert process.communicate(timeout=60)[0].split()[0] == "200"
+    assert process.communicate(timeout=600)[0].split()[0] == "200"
 
 
 def test_a_file_cut_short_is_built_again(place, tmp_path):
@@ -225,7 +225,7 @@ def test_what_nobody_used_for_long_goes(place, tmp_path):
 def test_memory_does_not_grow_with_the_pictures(place, tmp_path):
     write(tmp_path / "data", 4, (224, 224))
     process = start(MEASURED, tmp_path / "data")
-    grown, size = map(float, process.communicate(timeout=100)[0].split())
+    grown, size = map(float, process.communicate(timeout=600)[0].split())
     assert size > 300
     assert grown < 100, grown  # 300 MB of pictures
 

@@ -179,7 +179,7 @@ def test_killed_in_the_second_fold_and_given_again(validated, phantoms, tiny, tm
     process = start(arguments)
     wait_for_step(process, output / "fold-1", 1)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     assert (output / "fold-1" / "UNFINISHED").exists()
     first = (output / "fold-0" / "model.safetensors").stat().st_mtime_ns
     done = script(*arguments)  # as a single run, it does not go on unasked

@@ -163,7 +163,7 @@ def test_a_killed_search_goes_on_and_equals_one_that_was_not(number, killed_at, 
         time.sleep(0.01)
     time.sleep(0.2)  # in the next trial
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     done = finished_trials(output)
     assert killed_at - 1 <= done < number
     assert (output / "UNFINISHED").exists()

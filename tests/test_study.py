@@ -174,7 +174,7 @@ def test_killed_and_given_again(phantoms, tiny, tmp_path):
     process = start([str(part) for part in command])
     wait_for_step(process, output / "cells" / "tiny-cnn-full-100-seed1", 1)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     first = output / "cells" / "tiny-cnn-full-25-seed1" / "model.safetensors"
     assert (output / "cells" / "tiny-cnn-full-100-seed1" / "UNFINISHED").exists()
     assert not (output / "study.json").exists()

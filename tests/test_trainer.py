@@ -141,7 +141,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 
 def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
     """Until a whole checkpoint of `step` or later is there."""
-    for _ in range(6000):
+    for _ in range(60000):
         done = [int(p.parent.name.split("-")[1]) for p in output.glob("checkpoint-*/trainer_state.json")]
         if max(done, default=0) >= step:
             return
@@ -154,7 +154,7 @@ def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
 def undisturbed(phantoms, tiny, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Final weights of a run that nobody disturbed."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert start(command(phantoms, tiny("vit"), output)).wait(timeout=240) == 0
+    assert start(command(phantoms, tiny("vit"), output)).wait(timeout=600) == 0
     return load_file(output / "model.safetensors")
 
 
@@ -169,18 +169,18 @@ def test_killed_and_resumed_ends_with_the_same_weights(strategy, undisturbed, ph
     output, weights = tmp_path / "run", undisturbed
     more = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
     if more:
-        assert start(command(phantoms, tiny("vit"), tmp_path / "through", *more)).wait(timeout=240) == 0
+        assert start(command(phantoms, tiny("vit"), tmp_path / "through", *more)).wait(timeout=600) == 0
         weights = load_file(tmp_path / "through" / "model.safetensors")
     process = start(command(phantoms, tiny("vit"), output, *more))
     wait_for_step(process, output, 15)
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     assert (output / "UNFINISHED").exists()
     assert not (output / "results.json").exists()
-    assert start(command(phantoms, tiny("vit"), output, *more)).wait(timeout=240) == 1  # does not write over it
+    assert start(command(phantoms, tiny("vit"), output, *more)).wait(timeout=600) == 1  # does not write over it
     resume = command(phantoms, tiny("vit"), output, *more, "--resume_from_checkpoint", "auto")
-    assert start(resume).wait(timeout=240) == 0
+    assert start(resume).wait(timeout=600) == 0
     assert same(weights, output)
 
 
@@ -190,10 +190,10 @@ def test_ctrl_c_keeps_a_checkpoint_and_resumes_to_the_same_weights(undisturbed, 
     process = start(command(phantoms, tiny("vit"), output))
     wait_for_step(process, output, 10)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=600) == 130
     assert (output / "UNFINISHED").exists()
     assert find_checkpoint("auto", output, ("no_lesion", "lesion")) is not None
-    assert start(command(phantoms, tiny("vit"), output, "--resume_from_checkpoint", "auto")).wait(timeout=240) == 0
+    assert start(command(phantoms, tiny("vit"), output, "--resume_from_checkpoint", "auto")).wait(timeout=600) == 0
     assert same(undisturbed, output)
 
 
