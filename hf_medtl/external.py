@@ -30,7 +30,7 @@ from hf_medtl.evaluation.drop import drops
 from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness
 from hf_medtl.evaluation.slices import too_few
 from hf_medtl.predict import Predictor
-from hf_medtl.publish.card import page
+from hf_medtl.publish.card import page, put_evaluation
 from hf_medtl.training.environment import environment
 from hf_medtl.training.folder import write
 from hf_medtl.training.recipe import without_place
@@ -192,7 +192,8 @@ def evaluate_model(
     Returns:
         The folder and results.json: what a run's says of its external data set, and model, revision, internal (the
         model's own metrics and data set), no_drop (why there is no drop, or ""), overlap (seen, without_thumbnail,
-        unsure), slices (column -> value -> n, n_groups, metrics, warning), perhaps robustness.
+        unsure), slices (column -> value -> n, n_groups, metrics, warning), perhaps robustness. The folder and the card
+        of a run that is evaluated keep the most of it.
 
     Raises:
         MedtlError: as `Subject.read`, `external` and `slices`; a folder that is not empty.
@@ -270,6 +271,8 @@ def evaluate_model(
     }
     write(folder / "README.md", page("evaluation", facts))
     write(folder / "results.json", result)
+    if (Path(model) / "README.md").is_file() and (Path(model) / "results.json").is_file():
+        put_evaluation(Path(model), result, outside.spec.title, SHOWN)
     return folder, result
 
 

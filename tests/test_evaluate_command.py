@@ -18,6 +18,8 @@ from hf_medtl.data.slices import banded
 from hf_medtl.evaluation.drop import drops
 from hf_medtl.evaluation.score_intervals import wilson
 from hf_medtl.external import evaluate_model
+from hf_medtl.publish.card import interval
+from hf_medtl.publish.check import missing
 from hf_medtl.publish.hub import push
 
 
@@ -30,6 +32,12 @@ def foreign(folder, labels, kind=ViTForImageClassification):
     kind(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(finished, tmp_path_factory):
+    """One of its own: the command writes to the card."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("copy") / "finished")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +64,12 @@ def test_on_its_own_data_a_run_gets_its_own_results_again(finished, phantoms, tm
     assert found["n"] == (split == "test").sum()
     assert found["drop"] == {}
     assert found["no_drop"] == f"{found['n']} of these are the model's own test pictures"
+    card = (finished / "README.md").read_text()
+    assert "- Its own test pictures: Synthetic brain slices" in card
+    assert f"ROC AUC {interval(found['metrics']['roc_auc'])}" in card
+    kept = json.loads((finished / "evaluations.json").read_text())
+    assert kept["brain-phantoms, all"]["metrics"] == found["metrics"]
+    assert {"external", "robustness", "subgroups"} <= set(missing(card, known))
     for name, metric in known["metrics"].items():
         assert found["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-5)
     assert (found["threshold"], found["threshold_rule"]) == (known["threshold"], known["threshold_rule"])

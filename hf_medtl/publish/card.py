@@ -1,6 +1,7 @@
 """README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,48 @@ def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
         f"Maps by {found['method']}, of {found['n']} pictures of the {split} split, and whether they depend on what "
         "was learnt, on the pictures, and on noise (`explanations.json` has every number):\n\n" + "\n".join(lines),
     )
+
+
+def put_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Sequence[str]) -> None:
+    """Let a run's folder and card say what `hf-medtl evaluate` found on a data set.
+
+    Args:
+        folder: of the run.
+        result: of the evaluation.
+        title: of its data set.
+        shown: metrics that the card says.
+    """
+    path = folder / "evaluations.json"
+    every = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = (
+        "dataset",
+        "split",
+        "n",
+        "n_groups",
+        "metrics",
+        "drop",
+        "slices",
+        "overlap",
+        "excluded",
+        "robustness",
+        "no_drop",
+    )
+    every[f"{result['dataset']}, {result['split']}"] = {"title": title} | {
+        key: result[key] for key in kept if key in result
+    }
+    path.write_text(json.dumps(every, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    lines = []
+    for its in every.values():
+        told = "; ".join(f"{NAMES[name]} {interval(its['metrics'][name])}" for name in shown if name in its["metrics"])
+        where = "Its own test pictures:" if its["no_drop"] else "On other data:"
+        lines.append(f"- {where} {its['title']} ({its['n']} pictures in {its['n_groups']} groups): {told}.")
+        if its["slices"]:
+            lines.append(f"  Subgroups by {', '.join(its['slices'])} are measured.")
+        if "robustness" in its:
+            fall = interval(its["robustness"]["mean_relative_drop"])
+            lines.append(f"  Robustness: corrupted pictures lower balanced accuracy by a share of {fall} on average.")
+    head = "Tested afterwards with the same model and threshold (`evaluations.json` has every number):\n\n"
+    put_section(folder / "README.md", "evaluations", head + "\n".join(lines))
 
 
 def templates() -> Environment:

@@ -37,10 +37,6 @@ def _says(*phrases: str) -> Callable[[str, Mapping[str, Any]], bool]:
     return lambda text, results: all(phrase in text for phrase in phrases)
 
 
-def _has(key: str) -> Callable[[str, Mapping[str, Any]], bool]:
-    return lambda text, results: bool(results.get(key))
-
-
 # What readers are to find by CLAIM 2024 (https://doi.org/10.1148/ryai.240300), TRIPOD+AI
 # (https://doi.org/10.1136/bmj-2023-078378) and Model Facts (https://doi.org/10.1038/s41746-020-0253-3).
 PROSE = {
@@ -54,12 +50,20 @@ FIELDS = PROSE | {
     "data": Field("data, their licence and problems, and how they were split", _says("## Data and split", "licence")),
     "procedure": Field("preprocessing, training and environment", _says("## Procedure", "Preprocessing:")),
     "loading": Field("how to load it", _says("## How to load it")),
-    "external": Field("a test on another data set", _has("external"), required=False),
-    "explanations": Field("whether its maps are to be believed", _says("`explanations.json`"), required=False),
-    "robustness": Field("robustness to corrupted pictures", _has("robustness"), required=False),
+    "external": Field(
+        "a test on another data set (hf-medtl evaluate)",
+        lambda text, its: bool(its.get("external")) or "- On other data: " in text,
+        required=False,
+    ),
+    "explanations": Field(
+        "whether its maps are to be believed (hf-medtl explain)", _says("`explanations.json`"), required=False
+    ),
+    "robustness": Field(
+        "robustness to corrupted pictures (hf-medtl evaluate --robustness)", _says("  Robustness:"), required=False
+    ),
     "subgroups": Field(
-        "results by subgroup or source",
-        lambda text, its: bool(its.get("by_source") or its.get("slices")),
+        "results by subgroup or source (hf-medtl evaluate --by)",
+        lambda text, its: bool(its.get("by_source")) or "  Subgroups by " in text,
         required=False,
     ),
 }
