@@ -11,6 +11,7 @@ from scipy.stats import norm
 from sklearn.metrics import log_loss
 
 from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.evaluation.calibration import fit_temperature
 from hf_medtl.evaluation.decisions import (
     choose_threshold,
     conformal_quantiles,
@@ -208,3 +209,27 @@ def test_what_the_temperature_changed_is_told_with_limits(finished, results):
     assert told["ece"]["after"] == pytest.approx(results["metrics"]["ece"]["value"])
     card = (finished / "README.md").read_text()
     assert f"log loss from {told['log_loss']['before']:.3f} to {told['log_loss']['after']:.3f} (" in card
+
+
+@pytest.mark.parametrize("distance", [1.5, 2.5, 4.0])
+@pytest.mark.parametrize("overconfident", [0.6, 1.0, 2.0])
+def test_a_temperature_from_few_pictures_does_little_harm_and_from_many_is_right(distance, overconfident):
+    def draw(n, rng):
+        p, positive = study(n, 0.6, distance, rng)
+        return np.column_stack([np.zeros(n), overconfident * logit(p)]), positive.astype(np.int64)
+
+    logits, labels = draw(20_000, np.random.default_rng(9))
+    assert fit_temperature(logits, labels) == pytest.approx(overconfident, rel=0.1)
+
+    def loss(temperature):
+        return log_loss(labels, expit(logits[:, 1] / temperature))
+
+    few = [fit_temperature(*draw(26, np.random.default_rng(seed))) for seed in range(60)]
+    harm = np.mean([loss(t) for t in few]) - loss(overconfident)
+    assert harm < 0.031  # 0.08 with targets smoothed by Platt's rule, where classes are far apart
+
+
+def test_certainty_that_few_pictures_do_not_give():
+    labels = np.arange(20) % 2
+    logits = np.where(labels[:, None] == np.arange(2), 3.0, -3.0)
+    assert fit_temperature(logits, labels) > 0.3

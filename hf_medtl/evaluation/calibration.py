@@ -7,46 +7,39 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
+SPREAD = 0.5  # standard deviation of log T that is expected before any picture is seen
+
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Temperature T that minimises the negative log-likelihood of softmax(logits / T), between 0.05 and 20.
+    """The most probable temperature T of softmax(logits / T), between 0.05 and 20 (Guo et al. 2017).
 
-    Targets are smoothed by Laplace's rule, as Platt (1999) does: with few pictures that are all classified rightly the
-    unsmoothed optimum is T = 0, a certainty that the data do not give. Source: Guo et al. 2017.
+    Before any picture is seen log T is taken to be normal around 0, so that T stays near 1 unless the pictures say
+    otherwise. Without that, few pictures that are all classified rightly would give T = 0, a certainty that they do not
+    bear out; targets smoothed by Platt's rule (1999) would make probabilities of easy tasks far too cautious.
 
     Args:
         logits: (n, K) of validation pictures.
         labels: (n,) class indices.
     """
-    n, classes = logits.shape
-    counts = np.bincount(labels, minlength=classes)
-    right = ((counts + 1) / (counts + classes))[labels]
-    targets = np.repeat(((1 - right) / (classes - 1))[:, None], classes, axis=1)
-    targets[np.arange(n), labels] = right
-
-    return _best(lambda temperature: float(-(targets * log_softmax(logits / temperature, axis=1)).sum(axis=1).mean()))
+    picked = np.arange(len(labels)), labels
+    return _most_probable(lambda temperature: log_softmax(logits / temperature, axis=1)[picked].sum())
 
 
 def fit_temperature_of_several(logits: NDArray[np.floating], targets: NDArray[np.bool_]) -> float:
-    """One T for all labels that minimises the binary negative log-likelihood of sigmoid(logits / T), as above.
-
-    Targets are smoothed label by label: (positives + 1) / (positives + 2) and 1 / (negatives + 2) (Platt 1999).
+    """One T for all labels, of sigmoid(logits / T), likewise.
 
     Args:
         logits: (n, K) of validation pictures.
         targets: (n, K) which picture has which label.
     """
-    positives, negatives = targets.sum(axis=0), (~targets).sum(axis=0)
-    soft = np.where(targets, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-
-    def loss(temperature: float) -> float:
-        scaled = logits / temperature
-        return float(-(soft * log_expit(scaled) + (1 - soft) * log_expit(-scaled)).mean())
-
-    return _best(loss)
+    signed = np.where(targets, logits, -logits)
+    return _most_probable(lambda temperature: log_expit(signed / temperature).sum())
 
 
-def _best(loss: Callable[[float], float]) -> float:
-    """The temperature of least loss between 0.05 and 20."""
-    bounds = (np.log(0.05), np.log(20))
-    return float(np.exp(minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=bounds, method="bounded").x))
+def _most_probable(log_likelihood: Callable[[float], float]) -> float:
+    """The temperature of the highest posterior density between 0.05 and 20."""
+
+    def loss(x: float) -> float:
+        return (x / SPREAD) ** 2 / 2 - float(log_likelihood(float(np.exp(x))))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
