@@ -2,7 +2,9 @@
 
 accelerate launch recipes/efficientnet_lite0_brain.py
 
-MEASURED
+Five folds of the 253 slices, seed 1, with weights of ImageNet-1k: ROC AUC 0.958 [0.916, 0.980], accuracy 0.913
+[0.863, 0.946], every slice tested by a model that had not seen it; 5 minutes a fold on one CPU core. See
+benchmarks/RESULTS.md.
 """
 
 from pathlib import Path
