@@ -10,6 +10,7 @@ import typer
 
 from hf_medtl import publish_command
 from hf_medtl.errors import MedtlError
+from hf_medtl.export_command import export
 from hf_medtl.report.command import report
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ app.add_typer(data, name="data")
 app.add_typer(publish_command.card, name="card")
 app.command()(publish_command.push)
 app.command()(report)
+app.command()(export)
 
 Name = Annotated[str, typer.Argument(help="A name of `hf-medtl data list`, or an id on the Hub, such as owner/name.")]
 DataDir = Annotated[

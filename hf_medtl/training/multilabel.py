@@ -164,6 +164,9 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
     return classification.predictions(loaded, chances)
 
 
+rows = classification.rows
+
+
 def draw(figures: Path, loaded: Loaded, chances: NDArray[np.float64], result: dict[str, Any]) -> None:
     """ROC of each label, and reliability of all together."""
     has = targets(loaded, "test") > 0

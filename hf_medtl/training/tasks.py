@@ -1,6 +1,6 @@
 """What differs from task to task: a row of functions each. Nothing else in hf_medtl asks which task it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Task:
         drop: answers on the test split, answers on an external data set -> metric -> how much lower it is there; None
             where that is not computed.
         predictions: data set, answers -> the rows of predictions.csv.
+        rows: model's configuration, data set, some rows of its table, a `Prediction` of each -> their rows of
+            predictions.csv, as far as `rival` needs them.
         draw: folder of figures, data set, answers, results -> figures.
         pool: predictions.csv of all folds with the column fold, results.json of each fold, folder of figures, title of
             the pictures -> part of the folds' common results.json; draws figures.
@@ -73,6 +75,7 @@ class Task:
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
     drop: Callable[[Any, Any], dict[str, Any]] | None
     predictions: Callable[[Loaded, Any], pd.DataFrame]
+    rows: Callable[[Any, Loaded, list[int], Sequence[Any]], pd.DataFrame]
     draw: Callable[[Path, Loaded, Any, dict[str, Any]], None]
     pool: Callable[[pd.DataFrame, list[dict[str, Any]], Path, str], dict[str, Any]]
     rival: Callable[[pd.DataFrame, list[dict[str, Any]]], Rival]
