@@ -11,6 +11,7 @@ import typer
 from hf_medtl import publish_command
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluate_command import evaluate
+from hf_medtl.export_command import export
 from hf_medtl.report.command import report
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app.add_typer(publish_command.card, name="card")
 app.command()(evaluate)
 app.command()(publish_command.push)
 app.command()(report)
+app.command()(export)
 
 Name = Annotated[str, typer.Argument(help="A name of `hf-medtl data list`, or an id on the Hub, such as owner/name.")]
 DataDir = Annotated[

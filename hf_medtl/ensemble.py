@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     if "metrics" in result:
         result["temperature"] = model.config.folded_temperature
         write(folder / "results.json", result)
+        if same_split:  # else the members agree in the test pictures alone
+            shutil.copyfile(places[0] / "splits.csv", folder / "splits.csv")
     write_card(folder, places, names, model, processor, singles, result, soup, same_split)
     return result
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 NAMES = {
@@ -112,6 +112,18 @@ def put_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Sequ
     put_section(folder / "README.md", "evaluations", head + "\n".join(lines))
 
 
+def put_exports(folder: Path) -> None:
+    """Let a run's card say what the exports in its folder are worth: a row for each export/*/export.json."""
+    found = {path.parent.name: json.loads(path.read_text("utf-8")) for path in folder.glob("export/*/export.json")}
+    rows = dict(sorted(found.items()))
+    contracts = {
+        kind: json.loads((folder / "export" / kind / "preprocessing.json").read_text("utf-8")) for kind in rows
+    }
+    card = folder / "README.md"
+    name = ModelCard.load(card).data.model_name or folder.name
+    put_section(card, "exports", page("exports", {"exports": rows, "contracts": contracts, "name": name}))
+
+
 def templates() -> Environment:
     """Where templates come from and what they can do."""
     environment = Environment(
@@ -121,7 +133,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         autoescape=False,
     )
-    environment.filters |= {"interval": interval, "spread": spread}
+    environment.filters |= {"interval": interval, "spread": spread, "difference": difference}
     return environment
 
 
@@ -167,3 +179,11 @@ def interval(metric: dict[str, float | None]) -> str:
         return "undefined"
     low, high = ("?" if metric[key] is None else f"{metric[key]:.3f}" for key in ("low", "high"))
     return f"{metric['value']:.3f} [{low}, {high}]"
+
+
+def difference(metric: dict[str, float | None]) -> str:
+    """`-0.0020 [-0.0100, +0.0060]`; without limits where there are none."""
+    if metric["value"] is None:
+        return "undefined"
+    limits = "" if metric["low"] is None else f" [{metric['low']:+.4f}, {metric['high']:+.4f}]"
+    return f"{metric['value']:+.4f}{limits}"

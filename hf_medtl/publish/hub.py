@@ -19,7 +19,8 @@ T = TypeVar("T")
 FILES = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
-         "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*", "outliers.safetensors")  # fmt: skip
+         "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*", "outliers.safetensors",
+         "export/*/model.*", "export/*/*.json")  # fmt: skip
 ADVICE = {
     401: "The Hub does not know the token: log in with `hf auth login`, or set HF_TOKEN.",
     403: "The token may not write there: take one with write access, or another owner.",

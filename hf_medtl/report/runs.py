@@ -88,8 +88,8 @@ class Run:
         path = (self.folds[0].folder if self.folds else self.folder) / "config.json"
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
-    def data(self, data_dir: Path) -> Loaded:
-        """The data set with the run's split.
+    def data(self, data_dir: Path | None) -> Loaded:
+        """The data set with the run's split; downloaded if no folder is given.
 
         Raises:
             MedtlError: it is not there, or holds other pictures than the run's.

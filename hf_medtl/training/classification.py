@@ -1,6 +1,6 @@
 """Image classification, as a row of `tasks.py`: what to learn, how it is judged, calibrated and shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,12 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
     """Of the test split: image_id, label, group and each label's probability."""
     rows = loaded.table.loc[loaded.table["split"] == "test", ["image_id", "label", "group"]]
     return rows.assign(**{f"p_{label}": chances[:, i] for i, label in enumerate(loaded.labels)})
+
+
+def rows(config: Any, loaded: Loaded, places: list[int], predictions: Sequence[Any]) -> pd.DataFrame:
+    """Of some rows of the table: image_id, label, group and each label's probability by a `Prediction`."""
+    chances = {f"p_{label}": [its.probabilities[label] for its in predictions] for label in loaded.labels}
+    return loaded.table.loc[places, ["image_id", "label", "group"]].assign(**chances)
 
 
 def draw(

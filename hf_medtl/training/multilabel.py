@@ -168,6 +168,9 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
     return classification.predictions(loaded, chances)
 
 
+rows = classification.rows
+
+
 def draw(
     folder: Path | Pipeline,
     figures: Path,

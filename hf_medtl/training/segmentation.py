@@ -1,6 +1,6 @@
 """Image segmentation, as a row of `tasks.py`: what to learn of masks, how it is judged and shown."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +196,11 @@ def judged(
     """
     segment = pipeline_of(folder, "image-segmentation")
     config = segment.model.config
-    names, steps = [config.id2label[i] for i in range(config.num_labels)], config.postprocessing
+    names, steps = label_names(config), config.postprocessing
     files = masks(config, loaded)
     paths = [loaded.root / path for path in loaded.table["path"][rows]]
     for row, raw in zip(rows, predict_masks(segment, paths, read_image), strict=True):
-        whole = read_mask(files["masks"][row], files["values"])
-        true = np.asarray(whole.resize(raw.shape[::-1], Image.Resampling.NEAREST))
-        true = true if files["values"] else (true > 0).astype(np.uint8)
-        final = postprocess(raw, steps)
+        true, final = true_mask(files, row, raw.shape), postprocess(raw, steps)
         metrics = mask_metrics(true, final, names)
         if steps:
             before = mask_metrics(true, raw, names)
@@ -211,12 +208,36 @@ def judged(
         yield metrics, true, final
 
 
+def true_mask(files: dict[str, Any], row: int, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Class indices (H, W) of a picture of that shape, by `masks`."""
+    height, width = shape
+    whole = read_mask(files["masks"][row], files["values"])
+    true = np.asarray(whole.resize((width, height), Image.Resampling.NEAREST))
+    return true if files["values"] else (true > 0).astype(np.uint8)
+
+
+def label_names(config: Any) -> list[str]:
+    """(K,) in output order."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def rows(config: Any, loaded: Loaded, places: list[int], predictions: Sequence[Any]) -> pd.DataFrame:
+    """Of some rows of the table: image_id, label, source, group and the metrics of the mask of a `Prediction`."""
+    files, names = masks(config, loaded), label_names(config)
+    found = [
+        mask_metrics(true_mask(files, row, its.mask.shape), its.mask, names)
+        for row, its in zip(places, predictions, strict=True)
+    ]
+    facts = loaded.table.loc[places, ["image_id", "label", "source", "group"]]
+    return pd.concat([facts.reset_index(drop=True), pd.DataFrame(found)], axis=1)
+
+
 calibrate = kinds = None  # the class of the largest logit is decided, and no probabilities are given
 
 
 def measure(loaded: Loaded, table: pd.DataFrame, config: Any) -> dict[str, Any]:
     """What results.json says of the test split of a data set."""
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    names = label_names(config)
     return results_of_masks(table, names, config.postprocessing)
 
 

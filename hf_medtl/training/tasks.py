@@ -1,6 +1,6 @@
 """What differs from task to task: a row of functions each. Nothing else in hf_medtl asks which task it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Task:
             outliers; None where there is no head to take features before.
         measure: data set, answers on its test split, configuration -> part of results.json, its metrics in `metrics`.
         predictions: data set, answers -> the rows of predictions.csv.
+        rows: model's configuration, data set, some rows of its table, a `Prediction` of each -> their rows of
+            predictions.csv, as far as `rival` needs them.
         draw: run folder (or a pipeline), folder of figures, data set, answers, results, what the pictures are ->
             figures.
         backbone: recipe, name or folder -> the options that start from it.
@@ -76,6 +78,7 @@ class Task:
     kinds: Callable[[Loaded, str], NDArray[np.int64]] | None
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
     predictions: Callable[[Loaded, Any], pd.DataFrame]
+    rows: Callable[[Any, Loaded, list[int], Sequence[Any]], pd.DataFrame]
     draw: Callable[..., None]
     backbone: Callable[[Recipe, str], dict[str, Any]]
     scratch: Callable[[Recipe], dict[str, Any]]
