@@ -53,6 +53,10 @@ def predict(
         str | None,
         typer.Option(help="What the maps are: gradcam, gradcam++, eigencam, rollout ...; of masks uncertainty."),
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option("--dicom/--no_dicom", help="Masks and maps of DICOM files as DICOM, too; that names the patient."),
+    ] = True,
     tta: Annotated[int, typer.Option(help="Test-time augmentation: so many changed copies of each picture, too.")] = 0,
     mc_dropout: Annotated[
         int, typer.Option("--mc_dropout", "--mc-dropout", help="So many passes with dropout switched on, too.")
@@ -78,7 +82,7 @@ def predict(
     if out:
         identity = f"{model}@{predictor.revision}"
         number, failed = predict_files(
-            predictor, places, out, identity, masks, maps, batch_size, explain, tta, mc_dropout
+            predictor, places, out, identity, masks, maps, batch_size, explain, tta, mc_dropout, dicom
         )
         print(f"{out}: {number} pictures{f', {failed} of them with an error' if failed else ''}")
         raise typer.Exit(int(failed > 0))

@@ -16,7 +16,8 @@ MAY_USE = {
     "training": {"data", "models", "evaluation"},
     "publish": {"evaluation"},
     "predict": {"data", "models", "evaluation", "explain"},
-    "predictions": {"predict", "data", "explain"},
+    "dicom_out": {"data"},
+    "predictions": {"predict", "data", "dicom_out", "explain"},
 }
 TOP = {
     *(
