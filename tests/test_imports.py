@@ -17,6 +17,7 @@ MAY_USE = {
     "publish": {"evaluation"},
     "predict": {"data", "models", "evaluation", "explain"},
     "dicom_out": {"data"},
+    "regions": {"data", "explain", "predict"},
     "predictions": {"predict", "data", "dicom_out", "explain"},
 }
 TOP = {
