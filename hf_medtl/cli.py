@@ -55,7 +55,11 @@ def predict(
     ] = None,
     dicom: Annotated[
         bool,
-        typer.Option("--dicom/--no_dicom", help="Masks and maps of DICOM files as DICOM, too; that names the patient."),
+        typer.Option(
+            "--dicom/--no_dicom",
+            " /--no-dicom",
+            help="Masks and maps of DICOM files as DICOM, too; these name the patient.",
+        ),
     ] = True,
     tta: Annotated[int, typer.Option(help="Test-time augmentation: so many changed copies of each picture, too.")] = 0,
     mc_dropout: Annotated[

@@ -293,7 +293,6 @@ def _completed(source: Dataset) -> Dataset:
     """A copy without pixels and private elements, in UTF-8, which holds any label, and with what may be empty."""
     tags = [tag for tag in source.keys() if tag.group != 0x7FE0 and not tag.is_private]  # noqa: SIM118
     header = Dataset({tag: source[tag] for tag in tags})
-    header.file_meta = source.file_meta
     header.decode()
     header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in MAY_BE_EMPTY:
