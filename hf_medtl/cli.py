@@ -62,6 +62,14 @@ def predict(
         str | None,
         typer.Option(help="What the maps are: gradcam, gradcam++, eigencam, rollout ...; of masks uncertainty."),
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom/--no_dicom",
+            " /--no-dicom",
+            help="Masks and maps of DICOM files as DICOM, too; these name the patient.",
+        ),
+    ] = True,
     tta: Annotated[int, typer.Option(help="Test-time augmentation: so many changed copies of each picture, too.")] = 0,
     mc_dropout: Annotated[
         int, typer.Option("--mc_dropout", "--mc-dropout", help="So many passes with dropout switched on, too.")
@@ -88,7 +96,7 @@ def predict(
     if out:
         identity = f"{model}@{predictor.revision}"
         number, failed = predict_files(
-            predictor, places, out, identity, masks, maps, batch_size, explain, tta, mc_dropout
+            predictor, places, out, identity, masks, maps, batch_size, explain, tta, mc_dropout, dicom
         )
         print(f"{out}: {number} pictures{f', {failed} of them with an error' if failed else ''}")
         raise typer.Exit(int(failed > 0))
@@ -182,6 +190,13 @@ def explain(
     split: Annotated[str, typer.Option(help="Of the run: test, validation or train.")] = "test",
     number: Annotated[int, typer.Option(help="Of pictures on a page, at most.")] = 12,
     sample: Annotated[int, typer.Option(help="Of pictures for the verdict on each label, at most.")] = 12,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Measure how much of the maps lies inside the data set's own masks.")
+    ] = False,
+    lung_model: Annotated[
+        str | None,
+        typer.Option("--lung_model", "--lung-model", help="The same for the lungs, by a model: id or run folder."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Show what a classifier looks at, and whether such maps are to be believed.
@@ -198,7 +213,10 @@ def explain(
     from hf_medtl.data.load import load
     from hf_medtl.explain.report import check, report
     from hf_medtl.publish.card import put_explanations
+    from hf_medtl.regions import lungs_by, own_masks
 
+    if masks and lung_model:
+        raise MedtlError("Maps are compared with one region. Give --masks or --lung_model.")
     own = Path(model).is_dir()
     if out is None and not own:
         raise MedtlError("--out says where the pages go. Only the folder of a run has a place of its own for them.")
@@ -227,13 +245,19 @@ def explain(
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no pictures. Give --split test, validation or train.")
     paths = [found.root / path for path in rows["path"]]
-    labels = list(rows["label"])
-    result = report(loaded, processor, paths, labels, read_image, out, method, layer, number, sample, seed=seed)
+    labels, groups = list(rows["label"]), list(rows["group"])
+    region = own_masks(found) if masks else lungs_by(lung_model) if lung_model else None
+    result = report(
+        loaded, processor, paths, labels, read_image, out, method, layer, number, sample,
+        seed=seed, region=region, groups=groups,
+    )  # fmt: skip
     if own and split == "test" and (Path(model) / "README.md").is_file():
         put_explanations(Path(model), result, split)
     console = Console(highlight=False, soft_wrap=True)
     for label, verdict in result["verdict"].items():
         console.print(f"[bold]{label}[/bold]: {verdict['summary']}")
+    for label, facts in result.get("energy", {"by_label": {}})["by_label"].items():
+        console.print(f"[bold]{label}[/bold]: {facts['summary']}")
     print(f"\nLook at {out}: pages of pictures, and every number in explanations.json.")
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_medtl.data.images import read_image
 from hf_medtl.data.sources import picture_files
+from hf_medtl.dicom_out import Make, overlay_object, save_objects, segmentation_object
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import Predictor, columns
@@ -37,6 +39,7 @@ def predict_files(
     explain: str | None = None,
     tta: int = 0,
     mc_dropout: int = 0,
+    dicom: bool = True,
 ) -> tuple[int, int]:
     """Write a table with a row a picture; return how many there are, and how many of them have an error.
 
@@ -51,6 +54,8 @@ def predict_files(
         masks: folder for masks, PNG of class indices, under the pictures' names; for segmentation models.
         maps: folder for the pictures with maps over them, PNG, likewise; needs `explain`.
         batch_size, explain, tta, mc_dropout: as for `Predictor.predict`.
+        dicom: write masks and maps of DICOM files as DICOM, too, under the same names with .seg.dcm and .sc.dcm. A file
+            that lacks what these need has an error beside its answer.
 
     Raises:
         MedtlError: `out` is there, has another ending, or its parts are of another model; no pictures; masks asked of a
@@ -79,17 +84,31 @@ def predict_files(
     state.wait_for_everyone()  # nobody writes before all have read
     mine = [path for path in files if str(path) not in done][state.process_index :: state.num_processes]
     part = out.with_name(f"{out.name}.part-{state.process_index}.jsonl")
+    # Of a folder the end only: what is above it may name a person.
+    maker = "/".join(Path(predictor.config.name_or_path or type(predictor.model).__name__).parts[-2:])
+    made_by: dict[str, Any] = {"model_name": maker, "revision": predictor.revision}
     with part.open("a", encoding="utf-8") as stream:
         if not part.stat().st_size:
             stream.write(json.dumps({"model": identity}) + "\n")
         bar = tqdm(total=len(mine), unit="picture", disable=None if state.is_local_main_process else True)
         for number, prediction in enumerate(predictor.stream(mine, batch_size, explain, tta, mc_dropout), 1):
+            row, objects = prediction.row(), dict[Path, Make]()
             if masks and prediction.mask is not None:
-                Image.fromarray(prediction.mask).save(_target(prediction.name, places, masks))
+                target = _target(prediction.name, places, masks)
+                Image.fromarray(prediction.mask).save(target)
+                objects[target.with_suffix(".seg.dcm")] = partial(
+                    segmentation_object, mask=prediction.mask, labels=predictor.labels, **made_by
+                )
             if maps and prediction.map is not None:
+                target = _target(prediction.name, places, maps)
                 over = overlay(read_image(prediction.name), prediction.map)
-                over.save(_target(prediction.name, places, maps))
-            stream.write(json.dumps(prediction.row()) + "\n")
+                over.save(target)
+                label = prediction.label
+                told = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
+                objects[target.with_suffix(".sc.dcm")] = partial(overlay_object, picture=over, told=told, **made_by)
+            if dicom and objects:
+                row["error"] = save_objects(prediction.name, objects)
+            stream.write(json.dumps(row) + "\n")
             if number % batch_size == 0:
                 stream.flush()
                 os.fsync(stream.fileno())

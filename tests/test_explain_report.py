@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import typed
+from test_smp import build_tiny
 
 from hf_medtl import MedtlError
+from hf_medtl.data.load import load
 from hf_medtl.explain.gallery import Shown, choose, overlay, page
+from hf_medtl.explain.inside import Region, energy_inside, inside_of
 from hf_medtl.explain.report import certainty
 from hf_medtl.explain.statistics import GRID, common_grid, figures, mean_maps, statistics
+from hf_medtl.regions import lungs_by, own_masks
 
 
 def spot(x, y, size=(90, 120), width=0.05):
@@ -124,6 +128,81 @@ def test_the_command_explains_a_run(explained):
     told = (finished / "README.md").read_text()
     assert "Not examined" not in told
     assert all(told.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in found["verdict"].items())
+
+
+def test_energy_inside_is_a_mean_over_maps_with_an_interval_over_patients():
+    region = Region("lungs", "nobody", lambda path, picture: np.zeros((2, 2), bool))
+    left = np.zeros((10, 10), bool)
+    left[:, :5] = True
+    maps = [spot(x, 0.5, (10, 10), 0.1) for x in (0.1, 0.2, 0.25, 0.3, 0.35, 0.8)]
+    found = [*(inside_of(values, left) for values in maps), inside_of(maps[0], np.zeros_like(left))]
+    assert found[-1] is None
+    result = energy_inside(region, found, [*"aaaaabb"], [*"1234566"])
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["region"], result["source"], result["unknown"]) == ("lungs", "nobody", 1)
+    a, b = result["by_label"]["a"], result["by_label"]["b"]
+    assert a["inside"]["value"] == pytest.approx(np.mean([one.energy for one in found[:5]]))
+    assert a["area"]["value"] == 0.5
+    assert a["ratio"]["value"] == pytest.approx(2 * a["inside"]["value"])
+    assert 1.5 < a["ratio"]["low"] < a["ratio"]["value"] < a["ratio"]["high"]
+    assert (b["n"], b["n_groups"], b["inside"]["low"]) == (1, 1, None)
+    assert b["inside"]["value"] < 0.05
+    assert "inside the lungs, which cover 50 % of the pictures" in a["summary"]
+    assert "times as much as of a map that does not know the place (n = 5)" in a["summary"]
+
+
+def test_the_command_measures_energy_inside_the_masks_of_the_data(finished, phantoms, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    printed = typed("explain", run, "--data_dir", phantoms, "--sample", 9, "--number", 1, "--masks")
+    found = json.loads((run / "explanations.json").read_text())
+    energy = found["energy"]
+    assert energy["region"] == "lesion"
+    assert energy["unknown"] > 0  # a picture without a lesion has an empty mask
+    assert sum(its["n"] for its in energy["by_label"].values()) + energy["unknown"] == found["statistics"]["n"]
+    for label, its in energy["by_label"].items():
+        assert 0 < its["area"]["value"] < 0.2
+        assert f"{label}: {its['summary']}" in printed
+        assert f"- {label}: {its['summary']}" in (run / "README.md").read_text()
+    measured = [verdict["energy"] for verdict in found["verdict"].values() if verdict["energy"]["n"]]
+    assert measured
+    assert any("energy" in verdict["checks"] for verdict in found["verdict"].values())
+
+
+def test_lungs_are_those_that_a_model_outlines(finished, phantoms, tmp_path):
+    model, processor = build_tiny(labels=("background", "heart", "left lung", "right lung"))
+    model.save_pretrained(tmp_path / "unet")
+    processor.save_pretrained(tmp_path / "unet")
+    region, picture = lungs_by(str(tmp_path / "unet")), Image.effect_noise((50, 40), 90).convert("RGB")
+    from hf_medtl import Predictor
+
+    (whole,) = Predictor.from_pretrained(tmp_path / "unet").predict(picture)
+    assert np.array_equal(region.of(tmp_path, picture), whole.mask >= 2)
+    assert region.name == "lungs"
+    assert str(tmp_path.parent) not in region.source
+    common = "--data_dir", phantoms, "--sample", 1, "--number", 1, "--out", tmp_path / "out"
+    printed = typed("explain", finished, *common, "--split", "validation", "--lung_model", tmp_path / "unet")
+    energy = json.loads((tmp_path / "out" / "explanations.json").read_text())["energy"]
+    assert energy["by_label"]
+    assert all(its["summary"] in printed for its in energy["by_label"].values())
+    with pytest.raises(MedtlError, match="gives labels"):
+        typed("explain", finished, *common, "--lung_model", finished)
+    with pytest.raises(MedtlError, match="--masks or --lung_model"):
+        typed("explain", finished, *common, "--lung_model", finished, "--masks")
+
+
+def test_masks_of_another_size_are_stretched_and_missing_ones_are_empty(phantoms, tmp_path):
+    root = shutil.copytree(phantoms, tmp_path / "brain")
+    first, second = sorted((root / "lesion").iterdir())[:2]
+    mask = Image.open(root / "masks" / first.name)
+    mask.resize((32, 32), Image.Resampling.NEAREST).save(root / "masks" / first.name)
+    (root / "masks" / second.name).unlink()
+    region, picture = own_masks(load("brain-phantoms", root)), Image.open(first)
+    assert region.of(first, picture).shape == (picture.height, picture.width)
+    assert region.of(first, picture).mean() == pytest.approx((np.asarray(mask) > 0).mean(), abs=0.01)
+    assert not region.of(second, picture).any()
+    shutil.rmtree(root / "masks")
+    with pytest.raises(MedtlError, match="has no masks"):
+        own_masks(load("brain-phantoms", root))
 
 
 def test_what_can_not_be_explained_is_named(finished, phantoms, tiny, tmp_path):

@@ -17,7 +17,9 @@ MAY_USE = {
     "publish": {"models", "evaluation"},
     "report": {"comparison", "data", "evaluation", "publish", "training"},
     "predict": {"data", "models", "evaluation", "explain"},
-    "predictions": {"predict", "data", "explain"},
+    "dicom_out": {"data"},
+    "regions": {"data", "explain", "predict"},
+    "predictions": {"predict", "data", "dicom_out", "explain"},
 }
 TOP = {
     *(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -274,6 +275,42 @@ def test_killed_and_resumed_has_each_picture_once(folder, files, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "pictures are done already" in done.stderr
     assert pd.read_csv(out)["path"].tolist() == sorted(map(str, pictures.iterdir()))
+
+
+@pytest.mark.slow
+def test_thousands_of_pictures_killed_twice_are_each_there_once_in_flat_memory(tiny, tmp_path):
+    pictures, out, part = tmp_path / "pictures", tmp_path / "out.csv", tmp_path / "out.csv.part-0.jsonl"
+    pictures.mkdir()
+    # If each were kept, the last 4,000 would take 750 MiB.
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "picture.png")
+    for i in range(5000):
+        os.link(tmp_path / "picture.png", pictures / f"{i:04}.png")
+    command = [COMMAND, "predict", tiny("vit"), pictures, "--out", out, "--batch_size", "25"]
+
+    def started_until(more: int) -> subprocess.Popen:
+        """The command at work, when it has answered so many more."""
+        goal = rows() + more
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and rows() < goal:
+            time.sleep(0.02)
+        assert process.returncode is None
+        return process
+
+    def rows() -> int:
+        return part.read_bytes().count(b"\n") if part.exists() else 0
+
+    for _ in range(2):
+        process = started_until(more=300)
+        process.kill()
+        process.wait()
+        assert not out.exists()
+    process = started_until(more=1000)
+    early = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]  # peak so far, in KiB
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, pictures.iterdir()))
+    assert usage.ru_maxrss < 1.15 * int(early), f"{early} KiB after 1,000 pictures, {usage.ru_maxrss} in the end"
 
 
 def test_parts_of_another_model_are_refused(folder, files, tmp_path):

@@ -205,7 +205,7 @@ class Quiet:
     warnings back for all. Here the last one does.
     """
 
-    LOGGERS = ("PIL", "pydicom", "pylibjpeg", "libjpeg", "openjpeg", "nibabel")
+    LOGGERS = ("PIL", "pydicom", "highdicom", "pylibjpeg", "libjpeg", "openjpeg", "nibabel")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.explain import gallery, statistics
+from hf_medtl.explain.inside import Region, energy_inside, inside_of
 from hf_medtl.explain.maps import Explanation, explain, label_names, predict, to_pixels
 from hf_medtl.explain.sanity import verdict
 from hf_medtl.models.head import is_segmenter
@@ -48,6 +49,8 @@ def report(
     sample: int = 12,
     most: int = 200,
     seed: int = 0,
+    region: Region | None = None,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write explanations.json, a page of pictures for each of TITLES, mean_maps.png and centres.png.
 
@@ -63,10 +66,12 @@ def report(
         sample: of pictures for the verdict on each label, at most, drawn from those decided to have it.
         most: of pictures for the statistics, at most, drawn from all.
         seed: of all draws.
+        region: where maps should be. It is one more check of the verdict, and all maps of the statistics are measured.
+        groups: (n,) patient or duplicate-group of each picture, for intervals; each its own if not given.
 
     Returns:
         What is in explanations.json. For each label that is decided somewhere a verdict, see `verdict`; statistics, see
-        there; pages: name -> rows of picture, label, decided, probability.
+        there; pages: name -> rows of picture, label, decided, probability; with a region energy, see `energy_inside`.
 
     Raises:
         MedtlError: no pictures, labels that the model does not have, or as for `explain`.
@@ -126,10 +131,15 @@ def report(
     for i in np.unique(decided):
         rows = np.sort(rng.permutation(np.flatnonzero(decided == i))[:sample])
         pictures = [read(paths[row]) for row in rows]
-        verdicts[names[int(i)]] = verdict(model, processor, pictures, int(i), method, layer, seed=seed)
+        masks = region and [region.of(paths[row], picture) for row, picture in zip(rows, pictures, strict=True)]
+        verdicts[names[int(i)]] = verdict(model, processor, pictures, int(i), method, layer, masks, seed=seed)
 
     rows = np.sort(rng.permutation(len(paths))[:most])
-    shrunk = [statistics.common_grid([item.map])[0] for _, item in maps_of(rows)]
+    shrunk, inside = [], []
+    for i, (picture, item) in zip(rows, maps_of(rows), strict=True):
+        shrunk.append(statistics.common_grid([item.map])[0])
+        if region:
+            inside.append(inside_of(item.map, region.of(paths[i], picture)))
     called = [names[int(i)] for i in decided[rows]]
     statistics.figures(shrunk, called, out)
     found = {
@@ -141,6 +151,9 @@ def report(
         "statistics": statistics.statistics(shrunk, called, seed),
         "pages": pages,
     }
+    if region:
+        its = [str(i) for i in rows] if groups is None else [groups[i] for i in rows]
+        found["energy"] = energy_inside(region, inside, called, its, seed)
     (out / "explanations.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return found
 

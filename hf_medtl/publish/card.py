@@ -61,7 +61,8 @@ def put_section(card: Path, name: str, text: str) -> None:
 def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
     """Let a run's folder and card say what `explain.report.report` found."""
     (folder / "explanations.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    lines = [f"- {label}: {verdict['summary']}" for label, verdict in found["verdict"].items()]
+    told = [*found["verdict"].items(), *found.get("energy", {"by_label": {}})["by_label"].items()]
+    lines = [f"- {label}: {facts['summary']}" for label, facts in told]
     put_section(
         folder / "README.md",
         "explanations",
