@@ -19,6 +19,7 @@ from hf_medtl.explain.maps import Explanation, explain, label_names, predict, to
 from hf_medtl.explain.sanity import verdict
 from hf_medtl.models.head import is_segmenter
 
+SMALL = 0.2  # share of the picture that a region may cover for maps to fail if they are not twice as strong inside
 BATCH = 16  # pictures that are in memory at a time
 TITLES = {
     "most_certain_right": "Right, and most certain",
@@ -66,7 +67,8 @@ def report(
         sample: of pictures for the verdict on each label, at most, drawn from those decided to have it.
         most: of pictures for the statistics, at most, drawn from all.
         seed: of all draws.
-        region: where maps should be. It is one more check of the verdict, and all maps of the statistics are measured.
+        region: where maps should be. All maps of the statistics are measured. A small one, such as a lesion, is one more
+            check of the verdict; lungs, a quarter of the picture and more, are not.
         groups: (n,) patient or duplicate-group of each picture, for intervals; each its own if not given.
 
     Returns:
@@ -132,6 +134,8 @@ def report(
         rows = np.sort(rng.permutation(np.flatnonzero(decided == i))[:sample])
         pictures = [read(paths[row]) for row in rows]
         masks = region and [region.of(paths[row], picture) for row, picture in zip(rows, pictures, strict=True)]
+        if masks and np.mean([mask.mean() for mask in masks]) > SMALL:
+            masks = None
         verdicts[names[int(i)]] = verdict(model, processor, pictures, int(i), method, layer, masks, seed=seed)
 
     rows = np.sort(rng.permutation(len(paths))[:most])
