@@ -67,8 +67,8 @@ def report(
         sample: of pictures for the verdict on each label, at most, drawn from those decided to have it.
         most: of pictures for the statistics, at most, drawn from all.
         seed: of all draws.
-        region: where maps should be. All maps of the statistics are measured. A small one, such as a lesion, is one more
-            check of the verdict; lungs, a quarter of the picture and more, are not.
+        region: where maps should be. All maps of the statistics are measured. A small one, such as a lesion, is one
+            more check of the verdict; lungs, a quarter of the picture and more, are not.
         groups: (n,) patient or duplicate-group of each picture, for intervals; each its own if not given.
 
     Returns:
