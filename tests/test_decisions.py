@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import options
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from scipy.stats import norm
 from sklearn.metrics import log_loss
 
@@ -23,6 +23,7 @@ from hf_medtl.evaluation.decisions import (
     youden,
 )
 from hf_medtl.evaluation.evaluate import temperature_effect
+from hf_medtl.evaluation.metrics import classification_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -233,3 +234,15 @@ def test_certainty_that_few_pictures_do_not_give():
     labels = np.arange(20) % 2
     logits = np.where(labels[:, None] == np.arange(2), 3.0, -3.0)
     assert fit_temperature(logits, labels) > 0.3
+
+
+@pytest.mark.parametrize("overconfident", [0.4, 2.5])
+def test_the_calibration_error_of_many_cases_falls_below_two_percent(overconfident):
+    rng = np.random.default_rng(0)
+    (p, positive), (new, known) = (study(10_000, rng=rng) for _ in range(2))
+    logits, others = (np.column_stack([np.zeros(10_000), overconfident * logit(scores)]) for scores in (p, new))
+    after = softmax(others / fit_temperature(logits, positive.astype(np.int64)), axis=1)
+    error = [classification_metrics(known.astype(np.int64), chances, 1, 0.5, names=["ece"])["ece"]
+             for chances in (softmax(others, axis=1), after)]  # fmt: skip
+    assert error[0] > 0.04
+    assert error[1] < 0.02
