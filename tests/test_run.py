@@ -83,9 +83,9 @@ def test_the_folder_has_everything_and_nothing_half_written(finished):
 
 def test_results_follow_the_schema(results):
     assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "threshold",
-                            "threshold_rule", "temperature", "conformal", "metrics", "interval_methods",
-                            "confusion_matrix", "labels", "outliers", "train_seconds", "peak_memory_mb",
-                            "splits_sha256", "environment"}  # fmt: skip
+                            "threshold_rule", "temperature", "calibration", "conformal", "metrics",
+                            "interval_methods", "confusion_matrix", "recall", "labels", "outliers",
+                            "train_seconds", "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
     assert list(results["metrics"]) == METRICS
     for name, metric in results["metrics"].items():
         assert set(metric) == {"value", "low", "high"}

@@ -284,7 +284,10 @@ def test_a_bad_trial_ends_early_and_saves_nothing(phantoms, tiny, tmp_path):
         ({"search_space": {"lora_rank": [4, 8]}}, "--lora_rank is for --strategy lora"),
         ({"search_space": {"focal_gamma": [1, 3]}, "loss": "focal"}, "losses can't be compared.*roc_auc"),
         ({"search": -1}, "number of trials"),
-        ({"push_to_hub": True}, "--push_to_hub: not with --search"),
+        (
+            {"push_to_hub": True, "model_card": str(ROOT / "model_cards" / "brain.md")},
+            "--push_to_hub: not with --search",
+        ),
         ({"report_to": "tensorboard"}, "--report_to: not with --search"),
         (
             {"eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": 0},

@@ -97,13 +97,14 @@ def main(defaults: dict[str, Any]) -> None:
             raise
         many = int(os.environ.get("WORLD_SIZE", "1")) > 1
         code = f"Error{' in process ' + os.environ['RANK'] if many else ''}: {error}"
-    finally:
-        # NCCL would wait here for the others, and the launcher for this process, which has failed.
-        if torch.distributed.is_initialized() and (code is None or torch.distributed.get_backend() == "gloo"):
-            torch.distributed.destroy_process_group()
-    # Gloo's threads, which may abort the process at the interpreter's end (pytorch#179291), end with the group's last
-    # reference. The trainer has one, and is part of a cycle; an exception's traceback would have one, too.
-    gc.collect()
+    group = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
+    if group and (code is None or (group == "gloo" and not isinstance(code, str))):
+        # Gloo's threads, which may abort the process at the interpreter's end (pytorch#179291), end with the group's
+        # last reference. The trainer has one, and is part of a cycle; an exception's traceback would have one, too.
+        torch.distributed.destroy_process_group()
+        gc.collect()
+    # After an error the group is left alone. NCCL would wait for the others, and they would notice and fail before this
+    # process has ended, whose error the launcher should name.
     if code is not None:
         sys.exit(code)
 
