@@ -49,4 +49,4 @@ def push(
     if dry_run:
         print(f"Dry run: {len(files)} files would go to {repo}. Nothing was sent.")
         return
-    print(f"Pushed to {hub.push(run, repo, private=private, waive=reasons)}")
+    print(f"Pushed to {hub.send(run, repo, private=private, waive=reasons)}")

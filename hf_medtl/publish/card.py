@@ -125,14 +125,14 @@ def put_exports(folder: Path) -> None:
     put_section(card, "exports", page("exports", {"exports": rows, "contracts": contracts, "name": name}))
 
 
-def templates() -> Environment:
+def templates(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
     """Where templates come from and what they can do."""
     environment = Environment(
-        loader=PackageLoader("hf_medtl.publish", ""),
+        loader=PackageLoader(package, ""),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,
+        autoescape=autoescape,
     )
     environment.filters |= {"interval": interval, "spread": spread, "difference": difference}
     return environment

@@ -86,6 +86,18 @@ def push(
         MedtlError: as `plan`, or the Hub refuses; then the repository has the files of before, or none.
     """
     plan(folder, waive)
+    return send(folder, repo_id, private=private, message=message, waive=waive)
+
+
+def send(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str = "Upload run",
+    waive: Mapping[str, str] | None = None,
+) -> str:
+    """`push` of what `plan` has nothing to say against."""
     name_card(folder / "README.md", repo_id)
     if waive:
         said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())

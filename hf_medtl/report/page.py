@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hf_medtl
 from hf_medtl.errors import MedtlError
+from hf_medtl.publish.card import templates
 from hf_medtl.report.blocks import Block, Matrix, Plot, Report, Section
 from hf_medtl.report.build import NOTICE
 from hf_medtl.report.interactive import figures
@@ -28,13 +28,7 @@ def page(report: Report) -> str:
     """
     places = [(f"plot-{number}", plot) for number, plot in enumerate(plots(report.sections))]
     scripts = {"library": library(), "ours": resource("report.js")}
-    environment = Environment(
-        loader=PackageLoader("hf_medtl.report", ""),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
+    environment = templates("hf_medtl.report", autoescape=True)
     environment.filters |= {"anchor": anchor, "data_uri": data_uri, "kind": kind, "share": share}
     return environment.get_template("report.html.jinja").render(
         report=report,
