@@ -198,7 +198,7 @@ def results(finished: Path) -> dict:
     return json.loads((finished / "results.json").read_text())
 
 
-def script(*command: object, timeout: float = 600, **env: str) -> subprocess.CompletedProcess:
+def script(*command: object, timeout: float = 600, input: str | None = None, **env: str) -> subprocess.CompletedProcess:
     """Run a command at the project's root and capture what it prints."""
     return subprocess.run(
         [str(part) for part in command],
@@ -206,5 +206,6 @@ def script(*command: object, timeout: float = 600, **env: str) -> subprocess.Com
         env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
         capture_output=True,
         text=True,
+        input=input,
         timeout=timeout,
     )

@@ -52,6 +52,7 @@ def build_processor(
 
         # The processor is made from config.json alone; its own save_pretrained does nothing.
         config.pretrained_cfg = {**config.pretrained_cfg, "crop_pct": 1.0, "crop_mode": "squash"}
+        config.model_args = config.model_args or {}  # timm 1.0.31 reads config.json, too, and fails at null
         timm = TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
         name_processor(config, None if plain else MedicalImageProcessor)
         if plain:

@@ -122,7 +122,9 @@ def put_exports(folder: Path) -> None:
     }
     card = folder / "README.md"
     name = ModelCard.load(card).data.model_name or folder.name
-    put_section(card, "exports", page("exports", {"exports": rows, "contracts": contracts, "name": name}))
+    facts = {"exports": rows, "contracts": contracts, "name": name}
+    facts["own_processor"] = (folder / "processor.py").exists()
+    put_section(card, "exports", page("exports", facts))
 
 
 def templates(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:

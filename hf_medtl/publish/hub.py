@@ -1,6 +1,8 @@
 """To the Hub: what is in a run folder, without its checkpoints."""
 
+import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,11 +10,13 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card import put_section
 from hf_medtl.publish.check import FIELDS, check_card, check_secrets, check_whole, missing
+from hf_medtl.publish.serving import put_handler
 
 logger = logging.getLogger("hf_medtl")
 T = TypeVar("T")
@@ -20,7 +24,7 @@ FILES = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
          "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*", "outliers.safetensors",
-         "export/*/model.*", "export/*/*.json")  # fmt: skip
+         "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
 ADVICE = {
     401: "The Hub does not know the token: log in with `hf auth login`, or set HF_TOKEN.",
     403: "The token may not write there: take one with write access, or another owner.",
@@ -34,6 +38,8 @@ LONGEST = 60.0  # seconds between two attempts
 
 def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
     """What would be uploaded: name in the repository -> file; everything is checked, nothing is sent.
+
+    `handler.py` and `requirements.txt` are put into the folder.
 
     Args:
         folder: of a finished run.
@@ -55,10 +61,16 @@ def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path
             f"The card of {folder} does not give {words}. Write it, or say why not: "
             f"--waive {next(iter(lacking))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
-    every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
+    put_handler(folder)
+    files = files_of(folder)
     check_secrets(files)
     return files
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Name in the repository -> file of a run folder."""
+    every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
 
 
 def push(
@@ -98,23 +110,25 @@ def send(
     waive: Mapping[str, str] | None = None,
 ) -> str:
     """`push` of what `plan` has nothing to say against."""
-    name_card(folder / "README.md", repo_id)
     if waive:
         said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
         put_section(folder / "README.md", "waived", said)
     api = HfApi()
     try:
         repo = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        before = patiently(lambda: api.model_info(repo.repo_id).sha)
+        tags = {tag.name for tag in patiently(lambda: api.list_repo_refs(repo.repo_id)).tags}
+        number = max((int(tag[1:]) for tag in tags if tag[0] == "v" and tag[1:].isdigit()), default=0)
+        # The card names the tag that the push will get, so a push of what is there already must not get another.
+        name_card(folder / "README.md", repo.repo_id, f"v{number}")
+        if number and patiently(lambda: is_there(api, repo.repo_id, files_of(folder))):
+            return str(repo)
+        name_card(folder / "README.md", repo.repo_id, f"v{number + 1}")
         commit = patiently(
             lambda: api.upload_folder(
                 repo_id=repo.repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message
             )
         )
-        if commit.oid != before:
-            tags = {tag.name for tag in patiently(lambda: api.list_repo_refs(repo.repo_id)).tags}
-            number = 1 + max((int(tag[1:]) for tag in tags if tag[0] == "v" and tag[1:].isdigit()), default=0)
-            patiently(lambda: api.create_tag(repo.repo_id, tag=f"v{number}", revision=commit.oid, exist_ok=True))
+        patiently(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=commit.oid, exist_ok=True))
     except (OSError, HTTPError, ValueError) as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         advice = ADVICE.get(status, "Check the network, the name and `hf auth login`, then push again.")
@@ -125,14 +139,39 @@ def send(
     return str(repo)
 
 
-def name_card(path: Path, repo_id: str) -> None:
-    """Let a card load its model by the name that it gets on the Hub."""
-    card = ModelCard.load(path)
-    old = card.data.model_name
-    if old and old != repo_id:
-        text = path.read_text(encoding="utf-8").replace(f"\n# {old}\n", f"\n# {repo_id}\n")
-        text = text.replace(f'"{old}"', f'"{repo_id}"').replace(f"\n- name: {old}\n", f"\n- name: {repo_id}\n")
-        path.write_text(text, encoding="utf-8")
+def is_there(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
+    """Whether a repository has these very files, so that uploading them would make no commit."""
+    found = {its.path: its for its in api.list_repo_tree(repo_id, recursive=True) if isinstance(its, RepoFile)}
+    for name, path in sorted(files.items(), key=lambda item: item[1].stat().st_size):  # weights are read last
+        its, size = found.get(name), path.stat().st_size
+        if its is None or its.size != size:
+            return False
+        with path.open("rb") as stream:
+            if its.lfs:
+                same = hashlib.file_digest(stream, "sha256").hexdigest() == its.lfs.sha256
+            else:
+                same = hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() == its.blob_id  # as git has it
+        if not same:
+            return False
+    return True
+
+
+def name_card(path: Path, repo_id: str, revision: str) -> None:
+    """Let a card load its model by the name and the revision that it gets on the Hub."""
+    name = ModelCard.load(path).data.model_name
+    if not name:
+        return
+    old, text = re.escape(name), path.read_text(encoding="utf-8")
+    for form, new in {
+        rf"^# {old}$": f"# {repo_id}",
+        rf"^- name: {old}$": f"- name: {repo_id}",
+        rf'(model=|from_pretrained\()"{old}"(, revision="[^"]*")?': rf'\g<1>"{repo_id}", revision="{revision}"',
+        rf'^name(, revision)? = "{old}".*$': f'name, revision = "{repo_id}", "{revision}"',
+        rf'"(local-dir|hf-hub):{old}(@[^"]*)?"': f'"hf-hub:{repo_id}@{revision}"',
+        rf"^hf download {old}( --revision \S+)?": f"hf download {repo_id} --revision {revision}",
+    }.items():
+        text = re.sub(form, new, text, flags=re.MULTILINE)
+    path.write_text(text, encoding="utf-8")
 
 
 def patiently(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers import PreTrainedModel, set_seed
 
+from hf_medtl import __version__
 from hf_medtl.data.augment import augmentation
 from hf_medtl.data.cache import Pictures, prepare
 from hf_medtl.data.fingerprints import cores
@@ -229,6 +230,7 @@ def build(recipe: Recipe, loaded: Loaded) -> tuple[PreTrainedModel, Any, Any]:
     model, processor = task.build(recipe, labels)
     model.config.name_or_path = recipe.base_model  # trackers get the configuration, and no folder's place with it
     model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
+    model.config.hf_medtl_version = __version__  # beside transformers_version
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
 
@@ -321,7 +323,9 @@ def find_outliers(
 def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
     """Weights, configuration and preprocessing, by the main process; the others wait."""
     if recipe.should_save:
-        model.save_pretrained(folder)
+        # By timm's own names, so that timm loads its models, too: transformers drops the prefix only where it added it.
+        weights = {key.removeprefix("timm_model."): tensor for key, tensor in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=weights)
         if not hasattr(processor, "data_config"):  # a timm model keeps its preprocessing in config.json
             processor.save_pretrained(folder)
     if recipe.world_size > 1:
