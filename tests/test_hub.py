@@ -32,6 +32,7 @@ def test_only_what_a_model_page_needs_is_uploaded(pushed):
         ".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml",
         "results.json", "splits.csv", "predictions.csv", "figures/history.png", "figures/confusion_matrix.png",
         "figures/roc.png", "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors",
+        "handler.py", "requirements.txt",
     }  # fmt: skip
 
 

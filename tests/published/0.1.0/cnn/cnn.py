@@ -1,0 +1,135 @@
+"""Small convolutional networks. Their code travels with the weights, so this file imports nothing of hf_medtl."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
+
+# Name -> arguments of MedicalCnnConfig.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cnn": {},
+    "cnn_baseline": {"widths": (32, 64), "convolutions": 1, "batch_norm": False, "attention": False},
+}
+
+
+class MedicalCnnConfig(PreTrainedConfig):
+    """Shape of a `MedicalCnnForImageClassification`; the defaults are four blocks with batch norm and attention.
+
+    Args:
+        widths: channels of each block.
+        convolutions: 3 × 3 convolutions in a block.
+        batch_norm: after each convolution.
+        attention: CBAM at the end of each block.
+        num_channels: of the pictures.
+        image_size: height and width in pixels that the image processor makes; the network takes any.
+        kwargs: what every configuration has, such as `num_labels`.
+    """
+
+    model_type = "medical_cnn"
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 96, 128),
+        convolutions: int = 2,
+        batch_norm: bool = True,
+        attention: bool = True,
+        num_channels: int = 3,
+        image_size: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        self.widths, self.convolutions = list(widths), convolutions
+        self.batch_norm, self.attention = batch_norm, attention
+        self.num_channels, self.image_size = num_channels, image_size
+        super().__init__(**kwargs)
+
+
+class Attention(nn.Module):
+    """CBAM: weigh the channels, then the places, by what their means and maxima say.
+
+    Source: Woo et al. 2018, CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521.
+
+    Args:
+        width: channels.
+        reduction: channels are this many times fewer in the hidden layer.
+    """
+
+    def __init__(self, width: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(1, width // reduction)
+        self.channels = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.places = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same shape."""
+        weights = self.channels(x.mean((2, 3))) + self.channels(x.amax((2, 3)))
+        x = x * weights.sigmoid()[:, :, None, None]
+        maps = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return x * self.places(maps).sigmoid()
+
+
+class Block(nn.Sequential):
+    """Convolutions, attention, and half the resolution."""
+
+    def __init__(self, config: MedicalCnnConfig, inputs: int, width: int) -> None:
+        layers: list[nn.Module] = []
+        for i in range(config.convolutions):
+            layers.append(nn.Conv2d(width if i else inputs, width, 3, padding=1, bias=not config.batch_norm))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.ReLU())
+        if config.attention:
+            layers.append(Attention(width))
+        super().__init__(*layers, nn.MaxPool2d(2, ceil_mode=True))  # else a picture of one pixel would vanish
+
+
+class MedicalCnnForImageClassification(PreTrainedModel):
+    """Blocks of convolutions, the mean over all places, and a linear head: an image classifier for any input size."""
+
+    config_class = MedicalCnnConfig
+    config: MedicalCnnConfig
+    base_model_prefix = "blocks"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    _no_split_modules = ["Block"]  # noqa: RUF012 - as transformers has it
+
+    def __init__(self, config: MedicalCnnConfig) -> None:
+        super().__init__(config)
+        inputs = [config.num_channels, *config.widths]
+        self.blocks = nn.Sequential(*(Block(config, *pair) for pair in zip(inputs, config.widths, strict=False)))
+        self.classifier = nn.Linear(config.widths[-1], int(config.num_labels or 0))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # TRAP: torch.nn.init would draw loaded weights anew; these functions leave what is loaded.
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
+        """Logits (B, K) of pictures (B, C, H, W), and with labels the loss, as stock classifiers have it.
+
+        Args:
+            pixel_values: as the image processor makes them.
+            labels: (B,) class indices, or (B, K) with several labels a picture.
+            return_dict: False for a tuple.
+            kwargs: of the loss, such as `num_items_in_batch`.
+        """
+        logits = self.classifier(self.blocks(pixel_values).mean((2, 3)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return ImageClassifierOutput(loss=loss, logits=logits)
