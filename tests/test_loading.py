@@ -1,6 +1,7 @@
 """What a card says of loading is run: by strangers, from the Hub and from the cache, when the run itself is gone."""
 
 import ast
+import base64
 import contextlib
 import io
 import json
@@ -25,9 +26,10 @@ from test_multilabel import table
 from test_segmentation import recipe
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
-from hf_medtl import Recipe, run
+from hf_medtl import Predictor, Recipe, run
 from hf_medtl.data.phantoms import write
 from hf_medtl.fidelity import export
+from hf_medtl.publish.handler import EndpointHandler
 from hf_medtl.publish.hub import push
 
 # Family -> whether code travels, and what its card shows beside pipeline(), the Auto classes and Predictor.
@@ -272,6 +274,27 @@ def test_a_published_model_is_served_over_http(family, published, answers, tmp_p
             assert error.value.code == 400
             assert words in json.load(error.value)["error"]
     assert said == ast.literal_eval(answers["online"][f"{family} handler"]["printed"][0])
+
+
+def test_the_handler_says_what_predictor_says(finished, phantoms):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    pictures = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
+    handler, predictor = EndpointHandler(str(finished)), Predictor.from_pretrained(finished)
+    for picture, wanted in zip(pictures, predictor.predict(pictures), strict=True):
+        content = io.BytesIO()
+        picture.save(content, "png")
+        for given in (picture, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
+            said = handler({"inputs": given})
+            assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-6)
+            assert [said[key] for key in ("label", "decision", "abstain")] == [
+                wanted.label, wanted.decision, wanted.abstain
+            ]  # fmt: skip
+            assert said["candidates"] == list(wanted.candidates)
+            assert said["reasons"] == list(wanted.reasons)
+    assert "unlike the training pictures" in wanted.reasons
+    for nothing in (None, "", b"", "no base64"):
+        with pytest.raises(ValueError, match="no picture that can be read"):
+            handler({"inputs": nothing})
 
 
 def test_the_card_of_an_unchanged_run_keeps_its_tag(published, hub, finished, tmp_path):
