@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 import urllib.error
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, WAIVED, options, script
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from nursery import free_port
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -236,8 +237,6 @@ def test_every_way_to_load_gives_the_published_numbers(family, published, answer
 @contextlib.contextmanager
 def served(folder: Path):
     """Address of a model that its own handler serves, as its card says."""
-    import subprocess
-
     port = free_port()
     command = [sys.executable, "-I", str(folder / "handler.py"), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent)
@@ -254,6 +253,7 @@ def served(folder: Path):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["cnn", "unet"])
 def test_a_published_model_is_served_over_http(family, published, answers, tmp_path):
     line = next(line for line in fetch(family, "README.md").read_text().splitlines() if line.startswith("hf download"))
@@ -297,12 +297,10 @@ def test_the_handler_says_what_predictor_says(finished, phantoms):
             handler({"inputs": nothing})
 
 
-def test_the_card_of_an_unchanged_run_keeps_its_tag(published, hub, finished, tmp_path):
+def test_the_card_of_an_unchanged_run_keeps_its_tag(hub, finished, phantoms, tmp_path):
     """The card names the tag of its push; another name, or another push, and every place names that."""
-    from huggingface_hub import HfApi
-
     ready = shutil.copytree(finished, tmp_path / "ready")
-    export(ready, "onnx", data_dir=published["vit"])
+    export(ready, "onnx", data_dir=phantoms)
     for name in ("ci-user/first", "ci-user/first", "ci-user/second"):
         push(ready, name, waive=WAIVED)
         assert [tag.name for tag in HfApi().list_repo_refs(name).tags] == ["v1"]
