@@ -418,8 +418,8 @@ def test_own_pictures_need_no_labels(layout, chests, tmp_path):
         load(dataset, data)
 
 
-def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
-    folder = tmp_path / "tiny-segformer"
+def save_segformer(folder):
+    """A tiny SegFormer of transformers, with labels of its own, as it would come from the Hub."""
     sizes = {
         "hidden_sizes": [8, 8, 16, 16],
         "depths": [1] * 4,
@@ -429,6 +429,11 @@ def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
     torch.manual_seed(0)
     SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=5)).save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
+    folder = save_segformer(tmp_path / "tiny-segformer")
     more = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
     done = run(recipe(chests, tmp_path / "run", strategy="feature_extraction", num_train_epochs=1, **more))
     before, after = (load_file(place / "model.safetensors") for place in (folder, done))

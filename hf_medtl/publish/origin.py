@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 
 BIBTEX = re.compile(r"^```(?:bibtex|bib|latex)?[ \t]*\n(@\w+\{.*?)^```", re.DOTALL | re.MULTILINE)
@@ -39,14 +39,15 @@ def origin(name: str, revision: str | None = None) -> Origin:
 
     Args:
         name: id on the Hub, or folder.
-        revision: commit, or branch or tag, on the Hub.
+        revision: branch, tag or commit on the Hub.
     """
     folder = Path(name)
-    licence, bibtex = read_card(folder / "README.md" if folder.is_dir() else None, name, revision)
     if folder.is_dir():
         weights = sha256_of(sorted(folder.glob("*.safetensors")))
-        return Origin(folder.resolve().name, True, None, weights, licence, bibtex)
-    return Origin(name, False, revision, {}, licence, bibtex)
+        return Origin(folder.resolve().name, True, None, weights, *read_card(folder / "README.md", name, None))
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)  # what was loaded, not what is newest
+    commit = Path(cached).parent.name if isinstance(cached, str) else revision
+    return Origin(name, False, commit, {}, *read_card(None, name, commit))
 
 
 def read_card(path: Path | None, name: str, revision: str | None) -> tuple[str | None, tuple[str, ...]]:

@@ -379,7 +379,7 @@ def report(
     plots.history(log, best, figures / "history.png", task.watched, NAMES[task.watched])
     task.draw(folder, figures, loaded, answers, result)
 
-    base, commit = task.base_model(recipe), getattr(trainer.model.config, "_commit_hash", None)
+    base = task.base_model(recipe)
     facts = {
         **story(recipe, loaded, trainer.state),
         "results": result,
@@ -389,7 +389,7 @@ def report(
         "excluded": left_out(loaded),
         "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
         "worst": task.worst(table, result, WORST),
-        "origin": origin(base[0], commit or base[1]) if base else None,
+        "origin": origin(*base) if base else None,
         "start": task.start(recipe, trainer.model),
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,
