@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -255,10 +256,22 @@ def test_a_base_model_on_the_hub(hub, phantoms, tmp_path, monkeypatch):
     assert newer != origin("ci-user/base").revision == facts["origin"].revision == commit
 
 
+def test_encoders_that_are_published(tmp_path):
+    values = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
+
+    def base(**more):
+        return segmentation.base_model(Recipe(**options(tmp_path, "unet", tmp_path / "run", **values, **more)))
+
+    name, commit = base()
+    assert name == "smp-hub/resnet34.imagenet"
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert base(encoder="tu-resnet18") == ("timm/resnet18.a1_in1k", None)
+    assert base(encoder="resnet34", encoder_weights="none") is None
+    assert base(encoder_weights=str(tmp_path)) == (str(tmp_path), None)
+
+
 def test_a_data_set_on_the_hub_is_linked(made):
     _, facts = made("labels")
-    from dataclasses import replace
-
     spec = replace(facts["spec"], name="owner/pictures", title="Pictures & more", problems=())
     text = card(facts | {"spec": spec})
     assert "[Pictures & more](https://huggingface.co/datasets/owner/pictures)" in text

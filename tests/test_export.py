@@ -66,8 +66,10 @@ FAMILIES = ["vit", "swin", "timm-vit", "timm-convnext", "timm-efficientnet", "cn
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_formats_agree_with_torch_for_any_number_of_pictures(family, tiny, tmp_path):
     model = model_of(family, tiny, tmp_path / "tiny")
+    attention = model.config._attn_implementation
     size = 64 if family in ("smp", "segformer") or family.startswith("timm") else 32
     write_onnx(model, size, size, tmp_path / "model.onnx")
+    assert model.config._attn_implementation == attention
     asks = []
     for its in FORMATS.values():
         (tmp_path / its.package).mkdir()

@@ -57,7 +57,7 @@ def read_card(path: Path | None, name: str, revision: str | None) -> tuple[str |
     except (OSError, HTTPError, ValueError, yaml.YAMLError):
         return None, ()
     said = getattr(card.data, "license_name", None) or card.data.license
-    licence = ", ".join(said) if isinstance(said, list) else said
+    licence = ", ".join(map(str, said)) if isinstance(said, list) else said and str(said)
     return licence, tuple(entry.strip() for entry in BIBTEX.findall(card.text.replace("\r\n", "\n")))
 
 
