@@ -312,7 +312,7 @@ def test_a_path_never_enters_recipe_or_card(chests, segmented, tmp_path):
     for name in ("recipe.yaml", "README.md", "config.json", "results.json"):
         assert "secret-place" not in (folder / name).read_text(), name
     assert "encoder_weights: encoder" in (folder / "recipe.yaml").read_text()
-    assert "base_model: encoder\n" in (folder / "README.md").read_text()
+    assert "folder `encoder`" in (folder / "README.md").read_text()
 
 
 def copy_of(chests: Path, folder: Path, change) -> Path:
