@@ -265,7 +265,7 @@ def write_card(
     metrics = result.get("metrics", {})
     data = ModelCardData(
         license=licences.pop() if len(licences) == 1 else "other",
-        datasets=[singles[0]["dataset"]],
+        datasets=[singles[0]["dataset"]] if "/" in singles[0]["dataset"] else None,
         pipeline_tag=CLASSIFICATION,
         library_name="transformers",
         tags=["medical", "hf_medtl", "model-soup" if soup else "ensemble"],

@@ -24,8 +24,10 @@ from hf_medtl.evaluation.rivals import differences
 from hf_medtl.models.costs import latencies
 from hf_medtl.predict import Prediction, Predictor
 from hf_medtl.publish.card import NAMES, put_exports
+from hf_medtl.publish.check import weight_files
 from hf_medtl.publish.contract import contract
 from hf_medtl.publish.export import FORMATS, Ask, Pixels, quantise, write_onnx
+from hf_medtl.publish.origin import sha256_of
 from hf_medtl.report.runs import Run, read_run
 from hf_medtl.training.environment import environment
 from hf_medtl.training.folder import write
@@ -108,6 +110,8 @@ def export(
             "format": name,
             "int8": int8,
             "file": file.name,
+            "sha256": sha256_of(sorted(place.iterdir())),
+            "weights_sha256": sha256_of(weight_files(run)),
             "megabytes": round(sum(path.stat().st_size for path in place.iterdir()) / 1e6, 2),
             **compare(model, processor, ask, pictures),
             "milliseconds": dict(

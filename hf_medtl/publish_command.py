@@ -15,7 +15,7 @@ card = typer.Typer(no_args_is_help=True, help="Model cards.")
 @card.command()
 def check(run: Run) -> None:
     """What a card should say, by CLAIM, TRIPOD+AI and Model Facts, and does not. Exit code 1: it can't be published."""
-    from hf_medtl.publish.check import FIELDS, check_card, missing
+    from hf_medtl.publish.check import FIELDS, check_card, check_exports, missing
 
     try:
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
@@ -27,6 +27,7 @@ def check(run: Run) -> None:
     for name, field in FIELDS.items():
         state = "given  " if name not in lacking else "MISSING" if field.required else "not yet"
         print(f"{state}  {name}: {field.words}")
+    check_exports(run)
     raise typer.Exit(int(any(field.required for field in lacking.values())))
 
 

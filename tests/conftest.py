@@ -39,7 +39,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-WAIVED = dict.fromkeys(("intended_use", "out_of_scope", "limits"), "a test")  # what --model_card would give
+WAIVED = dict.fromkeys(  # what --model_card would give
+    ("intended_use", "out_of_scope", "limits", "population", "reference_standard"), "a test"
+)
 COMMAND = Path(sys.executable).with_name("hf-medtl")  # the environment need not be activated
 
 

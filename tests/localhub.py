@@ -599,13 +599,34 @@ def card_data(text):
     return json.loads(json.dumps(data, default=str)) if isinstance(data, dict) else {}
 
 
+RULES = {  # of the Hub, as far as form goes: ids, and names of its list of licences
+    "license": r"[a-z0-9.+-]+",
+    "base_model": r"[\w.-]+(/[\w.-]+)?",
+    "datasets": r"[\w.-]+(/[\w.-]+)?",
+}
+
+
 def card_errors(text):
     m = re.match(r"^\s*---[ \t]*\r?\n(.*?)\r?\n---", text, re.S)
     try:
         data = yaml.safe_load(m[1]) if m else {}
     except yaml.YAMLError as e:
         return [{"message": f"YAML: {e}"}]
-    return [] if data is None or isinstance(data, dict) else [{"message": "metadata must be a mapping"}]
+    if data is not None and not isinstance(data, dict):
+        return [{"message": "metadata must be a mapping"}]
+    data = data or {}
+    wrong = [f'"{key}" with value "{value}" is not valid' for key, rule in RULES.items()
+             for value in (data[key] if isinstance(data.get(key), list) else [data[key]] if key in data else [])
+             if not re.fullmatch(rule, str(value))]  # fmt: skip
+    try:
+        for model in data.get("model-index", []):
+            assert model["name"]
+            for r in model["results"]:
+                assert r["task"]["type"] and r["dataset"]["type"] and r["dataset"]["name"]
+                assert all("type" in m and m["value"] is not None for m in r["metrics"])
+    except (AssertionError, KeyError, TypeError) as e:
+        wrong.append(f"model-index lacks {e}")
+    return [{"message": words} for words in wrong]
 
 
 def make_app(root, user="ci-user", token="hf_ci"):

@@ -13,8 +13,16 @@ import pytest
 import torch
 from conftest import WAIVED, options
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_multilabel import table as table_of_marks
+from test_segmentation import save_segformer
 from test_smp import build_tiny
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    pipeline,
+)
 
 from hf_medtl import MedtlError, Predictor, Recipe, fidelity, load, read_image, run
 from hf_medtl.cli import main
@@ -23,14 +31,17 @@ from hf_medtl.ensemble import ensemble
 from hf_medtl.fidelity import export, speaking
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.head import find_head
+from hf_medtl.publish.check import check_exports
 from hf_medtl.publish.contract import contract
 from hf_medtl.publish.export import FORMATS, Format, write_onnx
 from hf_medtl.publish.hub import plan
 
 
-def model_of(family: str, tiny) -> torch.nn.Module:
+def model_of(family: str, tiny, folder: Path) -> torch.nn.Module:
     if family == "smp":
         return build_tiny()[0]
+    if family == "segformer":
+        return AutoModelForSemanticSegmentation.from_pretrained(save_segformer(folder), dtype=torch.float32).eval()
     if family == "ensemble":  # whose members normalise differently
         configs = [
             AutoModelForImageClassification.from_pretrained(tiny(name)).config.to_dict() for name in ("vit", "cnn")
@@ -49,10 +60,16 @@ def model_of(family: str, tiny) -> torch.nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("family", ["vit", "timm-convnext", "timm-efficientnet", "cnn", "ensemble", "smp"])
+FAMILIES = ["vit", "swin", "timm-vit", "timm-convnext", "timm-efficientnet", "cnn", "ensemble", "smp", "segformer"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_all_formats_agree_with_torch_for_any_number_of_pictures(family, tiny, tmp_path):
-    model, size = model_of(family, tiny), 64 if family == "smp" or family.startswith("timm") else 32
+    model = model_of(family, tiny, tmp_path / "tiny")
+    attention = model.config._attn_implementation
+    size = 64 if family in ("smp", "segformer") or family.startswith("timm") else 32
     write_onnx(model, size, size, tmp_path / "model.onnx")
+    assert model.config._attn_implementation == attention
     asks = []
     for its in FORMATS.values():
         (tmp_path / its.package).mkdir()
@@ -237,6 +254,106 @@ def test_masks_are_compared_at_the_pictures_own_size(tmp_path):
     assert said["output"]["shape"] == ["batch", 2, 64, 64]
     assert said["decision"]["postprocessing"] == {"largest_components": 2}
     assert "mask = logits.argmax(axis=0)" in (place / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def marks(tiny, tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A run of several labels a picture by the small CNN, its table, and one of its pictures."""
+    place = tmp_path_factory.mktemp("marks")
+    data = table_of_marks(place / "marks")
+    wishes = {"dataset": "table", "num_train_epochs": 4, "learning_rate": 2e-3}
+    return run(Recipe(**options(data, tiny("cnn"), place / "run", **wishes))), data, data.parent / "pictures/002.png"
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A run of a SegFormer of transformers, its data, and one of its pictures."""
+    place = tmp_path_factory.mktemp("native")
+    chests = write(place / "chest", "chest", patients=12, pictures=1, size=72)
+    wishes = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
+    folder = run(Recipe(**options(chests, save_segformer(place / "tiny"), place / "run", **wishes)))
+    return folder, chests, next(chests.glob("normal/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "format", "metric", "activation"),
+    [("marks", "onnx", "roc_auc", "sigmoid"), ("native", "onnx", "dice", "softmax"),
+     ("native", "openvino", "dice", "softmax")],
+)  # fmt: skip
+def test_runs_of_other_kinds(kind, format, metric, activation, request, monkeypatch, tmp_path, capsys):
+    original, data, path = request.getfixturevalue(kind)
+    folder = shutil.copytree(original, tmp_path / "run")
+    place, found = export(folder, format, data_dir=data)
+    result = json.loads((folder / "results.json").read_text())
+    assert found["largest_logit_difference"] < 1e-4
+    assert found["decisions_changed"] == 0
+    assert found["metric"] == metric
+    assert found["pictures"] == result["n"]
+    assert found["exported"]["value"] == pytest.approx(result["metrics"][metric]["value"], abs=1e-6)
+    said = json.loads((place / "preprocessing.json").read_text())
+    assert said["activation"]["name"] == activation
+    assert said["labels"] == result["labels"]
+    check_exports(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert said["decision"] == {key: config[key] for key in said["decision"]}
+    assert set(said["decision"]) == ({"thresholds"} if kind == "marks" else {"postprocessing"})
+    (code,) = re.findall(r"```python\n(import json.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    shutil.copy(path, tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code, {})
+    answer = eval(capsys.readouterr().out)
+    wanted = Predictor.from_pretrained(folder, device="cpu").predict(path)[0]
+    if kind == "marks":
+        assert answer == pytest.approx(wanted.probabilities, abs=1e-5)
+    else:
+        assert sum(answer.values()) == np.prod(said["output"]["shape"][-2:])
+        assert list(answer) == result["labels"]
+
+
+@pytest.mark.parametrize("kind", ["marks", "native"])
+def test_8_bits_of_other_kinds(kind, request, tmp_path):
+    original, data, _ = request.getfixturevalue(kind)
+    folder = shutil.copytree(original, tmp_path / "run")
+    place, found = export(folder, "onnx", int8=True, data_dir=data, force=True)
+    assert 1e-6 < found["largest_logit_difference"] < 10
+    assert b"QuantizeLinear" in (place / "model.onnx").read_bytes()
+    text = (folder / "README.md").read_text()
+    assert f"| `export/onnx-int8` | {found['largest_logit_difference']:.2g} |" in text
+    assert "`int8`: weights and activations in 8 bits" in text
+
+
+def retrain(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def rewrite(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (retrain, "made from other weights"),
+        (lambda run: (run / "export/onnx/model.onnx").write_bytes(b"other"), "model.onnx are damaged"),
+        (lambda run: (run / "export/onnx/model.onnx").unlink(), "model.onnx are damaged"),
+        (lambda run: rewrite(run / "config.json", threshold=0.123), "decides otherwise .*: threshold"),
+        (lambda run: rewrite(run / "export/onnx/export.json", weights_sha256=None), "an older version"),
+    ],
+    ids=["other weights", "changed", "gone", "another threshold", "unknown weights"],
+)
+def test_an_export_of_something_else_is_not_published(spoil, words, folder, exported, tmp_path, monkeypatch):
+    other = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("onnx-int8", "openvino"))
+    plan(other, WAIVED)
+    spoil(other)
+    with pytest.raises(MedtlError, match=f"{words}.*hf-medtl export .* --format onnx\\), or delete"):
+        plan(other, WAIVED)
+    monkeypatch.setattr(sys, "argv", ["hf-medtl", "card", "check", str(other)])
+    with pytest.raises(SystemExit, match="Write it again"):
+        main()
+    shutil.rmtree(other / "export")
+    plan(other, WAIVED)
 
 
 def test_the_contract_names_medical_steps(finished, phantoms):

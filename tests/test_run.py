@@ -117,8 +117,7 @@ def test_the_card_is_valid_and_says_what_was_measured(finished, results):
     text = (finished / "README.md").read_text()
     data = ModelCard(text).data
     assert data.license == "apache-2.0"
-    assert data.base_model == "tiny-vit"
-    assert data.datasets == ["brain-phantoms"]
+    assert data.base_model is data.datasets is None  # neither is on the Hub, and the Hub would link them
     assert data.pipeline_tag == "image-classification"
     assert data.library_name == "transformers"
     reported = {r.metric_type: r.metric_value for r in data.eval_results}

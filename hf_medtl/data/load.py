@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 0.05
 UNKNOWN_PATIENTS = "No patient identifiers: pictures of one patient can be on both sides of the split."
+DRAWN = "drawn by group, with like shares of each label and source"
 COLUMNS = ["image_id", "path", "label", "patient", "group", "split", "sha256"]
 
 
@@ -60,9 +61,11 @@ class Loaded(Survey):
 
     Attributes:
         unused: rows as in `table` that `part.part_of_training` took from the training split.
+        rule: how the pictures were split, in words.
     """
 
     unused: pd.DataFrame | None = None
+    rule: str = ""
 
     def every(self) -> "Loaded":
         """The same with what is not used: what all parts of a split have in common."""
@@ -181,13 +184,17 @@ def load(
     if splits is not None:
         split = given_splits(table, Path(splits))
         left_out = "not in the splits.csv that was given"
+        rule = "as in the splits.csv of another run"
     elif folds:
         split, left_out = fold_splits(table, folds, fold, validation_fraction, seed), ""
+        rule = f"fold {fold} of 0 to {folds - 1} is for testing, {percent(validation_fraction)} for validation; {DRAWN}"
     elif official_split and {"train", "test"} <= set(table["official"]):
         split = official_splits(table, shares, seed)
         left_out = "same patient or picture as one of another official split"
+        rule = f"the test split, and validation where it is worth keeping, are the data set's own; the rest is {DRAWN}"
     else:
         split, left_out = draw_splits(table, {**shares, "test": test_fraction}, seed), ""
+        rule = f"{percent(validation_fraction)} for validation, {percent(test_fraction)} for testing; {DRAWN}"
     table = table.assign(split=split)
     kept = (table["split"] != "").to_numpy()
     if not kept.all():
@@ -196,7 +203,7 @@ def load(
         excluded = pd.concat([excluded, leaking], ignore_index=True)
     prints = [item for item, keep in zip(found.prints, kept, strict=True) if keep]
     table = table.loc[kept, [*COLUMNS, "source", "mask"]].reset_index(drop=True)
-    return Loaded(spec, found.root, found.labels, table, excluded, prints)
+    return Loaded(spec, found.root, found.labels, table, excluded, prints, rule=rule)
 
 
 def survey(
@@ -299,6 +306,11 @@ def check_files(
     # Phantoms of different patients look more alike than cropped copies do, and none is a copy.
     table["duplicate"] = fingerprints.near_duplicates(prints, crops=not spec.phantom)
     return table, excluded, prints
+
+
+def percent(share: float) -> str:
+    """`15 %`."""
+    return f"{100 * share:g} %"
 
 
 def draw_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:

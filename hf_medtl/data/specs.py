@@ -102,9 +102,16 @@ class DatasetSpec:
         return match.group(1) if match else ""
 
     @property
+    def hub_id(self) -> str:
+        """Its id on the Hub; "" of a set that is elsewhere."""
+        return self.name if "/" in self.name else ""
+
+    @property
     def url(self) -> str:
-        """Where to read about it and download it by hand."""
-        return f"https://www.kaggle.com/datasets/{self.kaggle}" if self.kaggle else ""
+        """Where to read about it and download it by hand; "" of a set of one's own."""
+        if self.kaggle:
+            return f"https://www.kaggle.com/datasets/{self.kaggle}"
+        return f"https://huggingface.co/datasets/{self.hub_id}" if self.hub_id else ""
 
 
 def labels_of(cell: str) -> tuple[str, ...]:

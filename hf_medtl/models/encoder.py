@@ -176,3 +176,15 @@ def download_encoder(config: SmpConfig, weights: str) -> EncoderWeights:
         )
     tensors = {PREFIX.sub("", key): x for key, x in network.encoder.state_dict().items()}
     return EncoderWeights(f"{name} ({weights})", (name,), tensors, pictures["mean"], pictures["std"])
+
+
+def published_encoder(name: str, weights: str) -> tuple[str, str | None]:
+    """Id on the Hub, and commit where SMP pins one, of weights that `download_encoder` took."""
+    import segmentation_models_pytorch
+    import timm
+
+    if name.startswith("tu-"):
+        known = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+        return str(known.hf_hub_id if known else name), None
+    its = segmentation_models_pytorch.encoders.encoders[name]["pretrained_settings"][weights]
+    return its["repo_id"], its["revision"]

@@ -1,6 +1,7 @@
 """README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
 
     Args:
         facts: `results` (of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split -> label ->
-            number), `excluded` (kind -> number), `name`, `base_model` (None for random weights), `base_is_local`,
-            `start` (what the weights were before training), `license`, `model_class`, `parameters`, `processor`,
-            `own_code` (names of the files with code beside the weights), `recipe_yaml`.
+            number), `excluded` (kind -> number), `name`, `origin` (an `Origin`, None for random weights), `start`
+            (what the weights were before training), `license`, `model_class`, `parameters`, `processor`, `own_code`
+            (names of the files with code beside the weights), `recipe_yaml`, `worst` (rows of a table of test pictures,
+            worst first), and what `training.story.story` gives.
         prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
     """
     facts = facts | {"names": NAMES}
@@ -45,7 +47,8 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
 
 def page(name: str, facts: dict[str, Any]) -> str:
     """Markdown of the template NAME.md.jinja beside this file."""
-    return templates().get_template(f"{name}.md.jinja").render(facts | {"names": NAMES})
+    text = templates().get_template(f"{name}.md.jinja").render(facts | {"names": NAMES})
+    return re.sub(r"\n{3,}", "\n\n", text)  # what is left out leaves empty lines
 
 
 def put_section(card: Path, name: str, text: str) -> None:
@@ -137,17 +140,24 @@ def templates(package: str = "hf_medtl.publish", autoescape: bool = False) -> En
         autoescape=autoescape,
     )
     environment.filters |= {"interval": interval, "spread": spread, "difference": difference}
+    environment.filters |= {"linked": linked, "cell": cell, "bibtex": bibtex}
     return environment
 
 
 def metadata(facts: dict[str, Any]) -> ModelCardData:
     """Front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
-    spec, results = facts["spec"], facts["results"]
-    tested = [(spec, results)] + ([(facts["external_spec"], results["external"])] if "external" in results else [])
+    spec, results, origin = facts["spec"], facts["results"], facts["origin"]
+    # Two data sets of one name, such as two tables, are two data sets by their revisions.
+    tested = [(spec, results, results["splits_sha256"])]
+    tested += [(facts["external_spec"], results["external"], None)] if "external" in results else []
+    published = None if origin is None or origin.is_local else origin.name
     return ModelCardData(
         license=facts["license"],
-        base_model=facts["base_model"],
-        datasets=[spec.id],
+        base_model=published,
+        base_model_relation="finetune" if published else None,
+        # Ids on the Hub, which shows links: a set that is elsewhere is named in the model-index alone.
+        datasets=[spec.hub_id] if spec.hub_id else None,
+        metrics=[name for name, metric in results["metrics"].items() if metric["value"] is not None],
         pipeline_tag=spec.task,
         library_name="transformers",
         tags=["medical", "hf_medtl", *(["synthetic-data"] if spec.phantom else [])],
@@ -158,11 +168,12 @@ def metadata(facts: dict[str, Any]) -> ModelCardData:
                 dataset_type=data.id,
                 dataset_name=data.title,
                 dataset_split=measured["split"],
+                dataset_revision=revision,
                 metric_type=name,
                 metric_name=NAMES[name],
                 metric_value=round(metric["value"], 4),
             )
-            for data, measured in tested
+            for data, measured, revision in tested
             for name, metric in measured["metrics"].items()
             if metric["value"] is not None
         ],
@@ -180,8 +191,13 @@ def interval(metric: dict[str, float | None]) -> str:
     """`0.953 [0.871, 0.990]`, or `undefined`."""
     if metric["value"] is None:
         return "undefined"
-    low, high = ("?" if metric[key] is None else f"{metric[key]:.3f}" for key in ("low", "high"))
-    return f"{metric['value']:.3f} [{low}, {high}]"
+    low, high = ("?" if metric[key] is None else rounded(metric[key], 3) for key in ("low", "high"))
+    return f"{rounded(metric['value'], 3)} [{low}, {high}]"
+
+
+def rounded(value: Any, digits: int) -> str:
+    """`-0.001`, `0.000`; never `-0.000`."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def difference(metric: dict[str, float | None]) -> str:
@@ -190,3 +206,18 @@ def difference(metric: dict[str, float | None]) -> str:
         return "undefined"
     limits = "" if metric["low"] is None else f" [{metric['low']:+.4f}, {metric['high']:+.4f}]"
     return f"{metric['value']:+.4f}{limits}"
+
+
+def linked(spec: Any) -> str:
+    """A data set's title, as a link to where it can be read about if that is known."""
+    return f"[{spec.title}]({spec.url})" if spec.url else spec.title
+
+
+def cell(value: Any) -> str:
+    """What stands in a cell of a table: a file's name may hold what would end it."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def bibtex(text: str) -> str:
+    """Text as BibTeX takes it."""
+    return re.sub(r"([&%#_$])", r"\\\1", text)

@@ -13,6 +13,7 @@ from huggingface_hub.repocard import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.publish.origin import sha256_of
 
 PARTS = ("README.md", "config.json", "results.json", "recipe.yaml")
 TEXT = (".md", ".json", ".yaml", ".csv", ".py")
@@ -39,17 +40,34 @@ def _says(*phrases: str) -> Callable[[str, Mapping[str, Any]], bool]:
 
 # What readers are to find by CLAIM 2024 (https://doi.org/10.1148/ryai.240300), TRIPOD+AI
 # (https://doi.org/10.1136/bmj-2023-078378) and Model Facts (https://doi.org/10.1038/s41746-020-0253-3).
+# First what only the author knows.
 PROSE = {
-    "intended_use": Field("intended use and users", _says("## Intended use")),
+    "intended_use": Field("intended use and users", _says("## Intended use", "Users:")),
     "out_of_scope": Field("what it is not for", _says("Out of scope:")),
     "limits": Field("limits, biases and known shortcuts", _says("## Limits")),
+    "population": Field("whose pictures, from where and when, and how they were made", _says("Population:")),
+    "reference_standard": Field("how the truth was established, and by whom", _says("Reference standard:")),
 }
-FIELDS = PROSE | {
+AUTHOR = PROSE | {
+    "directions": Field("what to do with an answer, and when to stop using it", _says("Stop using it"), required=False),
+    "support": Field("funding, interests, ethics approval", _says("Funding and interests:"), required=False),
+}
+# Then what a run fills in. What is not required is missing in cards of older versions, or needs another command.
+FIELDS = AUTHOR | {
     "not_a_device": Field("that it is no medical device", _says("Not a medical device")),
     "results": Field("results with intervals", lambda text, results: _limits(results)),
     "data": Field("data, their licence and problems, and how they were split", _says("## Data and split", "licence")),
     "procedure": Field("preprocessing, training and environment", _says("## Procedure", "Preprocessing:")),
     "loading": Field("how to load it", _says("## How to load it")),
+    "split": Field("how pictures were split, by patient or not", _says("\nSplit: ", "patients |"), required=False),
+    "selection": Field("how the weights were chosen, and the seeds", _says("- The weights are", "- Seeds:"), False),
+    "origin": Field("which weights it started from", _says("- Model: `"), required=False),
+    "calibration": Field("whether probabilities are calibrated", _says("calibrat"), required=False),
+    "failures": Field("where it fails", _says("### Where it fails"), required=False),
+    "environment": Field("software, hardware, time, energy", _says("## Environment and cost", "Energy:"), False),
+    "licences": Field("licences of data, base model and model", _says("## Licences"), required=False),
+    "citation": Field("how to cite data and base model", _says("## Citation", "```bibtex"), required=False),
+    "exports": Field("exports and what they are worth (hf-medtl export)", _says("<!-- exports -->"), required=False),
     "external": Field(
         "a test on another data set (hf-medtl evaluate)",
         lambda text, its: bool(its.get("external")) or "- On other data: " in text,
@@ -98,11 +116,38 @@ def check_whole(folder: Path) -> dict[str, Any]:
             f"{folder} has no {', '.join(absent)}. Nothing was uploaded: train again, or restore the files."
         )
     read = {name: _json(folder / name) for name in ("config.json", "results.json")}
+    for path in [*weight_files(folder), *folder.glob("outliers.safetensors")]:
+        _check_weights(path)
+    check_exports(folder)
+    return read["results.json"]
+
+
+def check_exports(folder: Path) -> None:
+    """Raise MedtlError if a run's exports were not made from its weights and decisions, or have changed since."""
+    for path in sorted(folder.glob("export/*/export.json")):
+        said, place = _json(path), path.parent
+        made_from = said.get("weights_sha256")
+        name = f"--format {said['format']}{' --int8' if said['int8'] else ''}"
+        again = f"Write it again (hf-medtl export {folder} {name}), or delete {place}. Nothing was uploaded."
+        if made_from is None:
+            raise MedtlError(
+                f"{path} does not say which weights it was made from, as an older version wrote it. {again}"
+            )
+        if made_from != sha256_of(weight_files(folder)):
+            raise MedtlError(f"{place} was made from other weights than those of {folder}, which are newer. {again}")
+        files = [place / file for file in said["sha256"]]
+        if not all(file.is_file() for file in files) or sha256_of(files) != said["sha256"]:
+            raise MedtlError(f"{place} is not as it was written: {', '.join(said['sha256'])} are damaged. {again}")
+        decision, config = _json(place / "preprocessing.json")["decision"], _json(folder / "config.json")
+        if other := [key for key, value in decision.items() if config.get(key) != value]:
+            raise MedtlError(f"{place} decides otherwise than {folder}/config.json: {', '.join(other)}. {again}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a saved model's weights, in parts or in one."""
     index = folder / "model.safetensors.index.json"
     names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    for name in [*names, *(path.name for path in folder.glob("outliers.safetensors"))]:
-        _check_weights(folder / name)
-    return read["results.json"]
+    return [folder / name for name in names]
 
 
 def check_card(folder: Path) -> ModelCard:

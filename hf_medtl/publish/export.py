@@ -73,27 +73,42 @@ def write_onnx(model: PreTrainedModel, height: int, width: int, file: Path) -> N
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         required(name)
-    # Two pictures: torch.export takes sizes of 0 and 1 for constants.
-    sample = {INPUT: torch.zeros(2, 3, height, width)}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    attention = getattr(model.config, "_attn_implementation", None)
     try:
-        with quiet("onnxscript", "torch.onnx", "onnx_ir"):
-            torch.onnx.export(
-                Logits(model).eval(),
-                kwargs=sample,
-                f=file,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
-                dynamo=True,
-                external_data=size > LARGEST,
-                verbose=False,
-            )
+        try:
+            _export(model, height, width, file)
+        except torch.onnx.errors.OnnxExporterError:
+            if attention != "sdpa":
+                raise
+            # TRAP: torch 2.15 fails on the fused attention of Swin, whose number of windows depends on the batch.
+            model.set_attn_implementation("eager")
+            try:
+                _export(model, height, width, file)
+            finally:
+                model.set_attn_implementation(attention)
     except torch.onnx.errors.OnnxExporterError as error:
         raise MedtlError(
             f"torch can't export {type(model).__name__} to ONNX ({str(error).strip().splitlines()[0]}). The run "
             "stays as it is; its weights load with transformers."
         ) from error
+
+
+def _export(model: PreTrainedModel, height: int, width: int, file: Path) -> None:
+    # Two pictures: torch.export takes sizes of 0 and 1 for constants.
+    sample = {INPUT: torch.zeros(2, 3, height, width)}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    with quiet("onnxscript", "torch.onnx", "onnx_ir"):
+        torch.onnx.export(
+            Logits(model).eval(),
+            kwargs=sample,
+            f=file,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=size > LARGEST,
+            verbose=False,
+        )
 
 
 def quantise(file: Path, target: Path, pictures: Iterator[Pixels]) -> None:

@@ -71,9 +71,9 @@ def start(recipe: Recipe, model: PreTrainedModel) -> str:
     return "random weights" if recipe.from_scratch else recipe.base_model
 
 
-def base_model(recipe: Recipe) -> str | None:
-    """What the Hub calls base model."""
-    return None if recipe.from_scratch else recipe.base_model
+def base_model(recipe: Recipe) -> tuple[str, str | None] | None:
+    """Folder or id of the weights to start from, and the revision that was asked for."""
+    return None if recipe.from_scratch else (recipe.model_name_or_path, recipe.model_revision)
 
 
 def masks(config: Any, loaded: Loaded) -> dict[str, Any]:
@@ -190,6 +190,25 @@ def rows(config: Any, loaded: Loaded, places: list[int], predictions: Sequence[A
     """Of some rows of the table: image_id, label, group and each label's probability by a `Prediction`."""
     chances = {f"p_{label}": [its.probabilities[label] for its in predictions] for label in loaded.labels}
     return loaded.table.loc[places, ["image_id", "label", "group"]].assign(**chances)
+
+
+def worst(table: pd.DataFrame, result: dict[str, Any], number: int) -> list[dict[str, str]]:
+    """Wrong decisions on the pictures whose true label has the lowest probability."""
+    names, positive = result["labels"], result["positive_label"]
+    true = table["label"].map(names.index).to_numpy(np.int64)
+    chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
+    decided = decide(chances, names.index(positive) if positive else len(names) - 1, result["threshold"])
+    of_true = chances[np.arange(len(true)), true]
+    wrong = np.flatnonzero(decided != true)
+    return [
+        {
+            "picture": table["image_id"].iloc[place],
+            "true": names[true[place]],
+            "decided": names[decided[place]],
+            "probability of the true label": f"{of_true[place]:.3f}",
+        }
+        for place in wrong[of_true[wrong].argsort(kind="stable")][:number]
+    ]
 
 
 def draw(

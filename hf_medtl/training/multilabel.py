@@ -171,6 +171,25 @@ def predictions(loaded: Loaded, chances: NDArray[np.float64]) -> pd.DataFrame:
 rows = classification.rows
 
 
+def worst(table: pd.DataFrame, result: dict[str, Any], number: int) -> list[dict[str, str]]:
+    """Wrong decisions on single labels whose probability is farthest on the wrong side of the label's threshold."""
+    found = []
+    for label, its in result["per_label"].items():
+        has = np.array([label in labels_of(cell) for cell in table["label"]])
+        chances, threshold = table[f"p_{label}"].to_numpy(np.float64), its["threshold"]
+        wrong = np.flatnonzero((chances >= threshold) != has)
+        found += [(abs(chances[place] - threshold), place, label, has[place], chances[place]) for place in wrong]
+    return [
+        {
+            "picture": table["image_id"].iloc[place],
+            "label": label,
+            "true": "present" if has else "absent",
+            "probability": f"{chance:.3f}",
+        }
+        for _, place, label, has, chance in sorted(found, key=lambda its: -its[0])[:number]
+    ]
+
+
 def draw(
     folder: Path | Pipeline,
     figures: Path,

@@ -33,6 +33,7 @@ from hf_medtl.models.preprocessing import describe_processor, preprocessing_key,
 from hf_medtl.publish.card import NAMES, card
 from hf_medtl.publish.check import check_prose
 from hf_medtl.publish.hub import push
+from hf_medtl.publish.origin import origin
 from hf_medtl.publish.wording import split_prose, wording
 from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.data import read
@@ -52,12 +53,15 @@ from hf_medtl.training.folds import cross_validate
 from hf_medtl.training.recipe import Recipe, words
 from hf_medtl.training.search import search
 from hf_medtl.training.search_space import check_search, show_space
+from hf_medtl.training.story import story
 from hf_medtl.training.summary import show_plan, show_results
 from hf_medtl.training.tasks import Task, check, task_of
 from hf_medtl.training.tracking import close, hold_open, log_results
 from hf_medtl.training.trainer import MedicalTrainer
 
 logger = logging.getLogger("hf_medtl")
+
+WORST = 5  # pictures that the card says the model does worst on
 
 
 class Interrupted(Exception):
@@ -365,7 +369,8 @@ def report(
         "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
         "environment": environment(precision, recipe.world_size),
     }
-    write(folder / "predictions.csv", task.predictions(loaded, answers).to_csv(index=False))
+    table = task.predictions(loaded, answers)
+    write(folder / "predictions.csv", table.to_csv(index=False))
     if len(tested) > 1:
         outside, values = tested[1]
         fall = drops(measured[0]["metrics"], measured[1]["metrics"])
@@ -378,15 +383,17 @@ def report(
     plots.history(log, best, figures / "history.png", task.watched, NAMES[task.watched])
     task.draw(folder, figures, loaded, answers, result)
 
+    base = task.base_model(recipe)
     facts = {
+        **story(recipe, loaded, trainer.state),
         "results": result,
         "spec": loaded.spec,
         "external_spec": tested[-1][0].spec,
         "counts": loaded.counts(),
         "excluded": left_out(loaded),
         "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
-        "base_model": task.base_model(recipe),
-        "base_is_local": Path(recipe.model_name_or_path).exists(),
+        "worst": task.worst(table, result, WORST),
+        "origin": origin(*base) if base else None,
         "start": task.start(recipe, trainer.model),
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,

@@ -23,7 +23,7 @@ from hf_medtl.evaluation.evaluate import pipeline_of, predict_masks, results_of_
 from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.evaluation.rivals import Rival, of_masks
-from hf_medtl.models.encoder import read_encoder
+from hf_medtl.models.encoder import published_encoder, read_encoder
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.training.mask_losses import LOSSES, MaskLoss
@@ -115,11 +115,15 @@ def start(recipe: Recipe, model: PreTrainedModel) -> str:
     return f"a new {recipe.model_name_or_path} on the encoder `{model.config.encoder_name}` ({weights} weights)"
 
 
-def base_model(recipe: Recipe) -> str | None:
-    """What the Hub calls base model."""
+def base_model(recipe: Recipe) -> tuple[str, str | None] | None:
+    """Folder or id of the weights to start from, and the revision that was asked for."""
     if not is_new(recipe):
-        return recipe.base_model
-    return without_place(recipe.encoder_weights) if Path(recipe.encoder_weights).is_dir() else None
+        return recipe.model_name_or_path, recipe.model_revision
+    if recipe.encoder_weights == "none":
+        return None
+    if Path(recipe.encoder_weights).is_dir():
+        return recipe.encoder_weights, None
+    return published_encoder(recipe.encoder or "resnet34", recipe.encoder_weights)
 
 
 def masks(config: Any, loaded: Loaded) -> dict[str, Any]:
@@ -244,6 +248,15 @@ def measure(loaded: Loaded, table: pd.DataFrame, config: Any) -> dict[str, Any]:
 def predictions(loaded: Loaded, table: pd.DataFrame) -> pd.DataFrame:
     """Of the test split: the answers, which are a row a picture."""
     return table
+
+
+def worst(table: pd.DataFrame, result: dict[str, Any], number: int) -> list[dict[str, str]]:
+    """The pictures with the lowest Dice."""
+    rows = table.sort_values("dice", kind="stable").head(number)
+    return [
+        {"picture": row["image_id"], "source": row["source"], "Dice": f"{row['dice']:.3f}"}
+        for row in rows.to_dict("records")
+    ]
 
 
 def draw(

@@ -27,7 +27,8 @@ class Task:
         output_labels: recipe, data set -> labels of the model's outputs.
         build: recipe, labels -> model and image processor.
         start: recipe, model -> what its weights are before training, in words.
-        base_model: recipe -> what the Hub calls base model; None for random weights.
+        base_model: recipe -> folder, or id on the Hub, of the weights to start from, and its revision, None where it is
+            not known; None for random weights.
         masks: model's configuration, data set -> the arguments of `prepare` that concern masks.
         verify: model's configuration, external data set -> nothing; raises MedtlError for what could not be measured
             after training. None where there is nothing to look at.
@@ -48,6 +49,8 @@ class Task:
         predictions: data set, answers -> the rows of predictions.csv.
         rows: model's configuration, data set, some rows of its table, a `Prediction` of each -> their rows of
             predictions.csv, as far as `rival` needs them.
+        worst: predictions.csv, results.json, how many -> the test pictures that the model does worst on, worst
+            first: the cells of a row of the card's table by column.
         draw: run folder (or a pipeline), folder of figures, data set, answers, results, what the pictures are ->
             figures.
         backbone: recipe, name or folder -> the options that start from it.
@@ -64,7 +67,7 @@ class Task:
     output_labels: Callable[[Recipe, Loaded], tuple[str, ...]]
     build: Callable[[Recipe, tuple[str, ...]], tuple[PreTrainedModel, Any]]
     start: Callable[[Recipe, PreTrainedModel], str]
-    base_model: Callable[[Recipe], str | None]
+    base_model: Callable[[Recipe], tuple[str, str | None] | None]
     masks: Callable[[Any, Loaded], dict[str, Any]]
     verify: Callable[[Any, Loaded], None] | None
     targets: Callable[[Loaded, str], Any]
@@ -79,6 +82,7 @@ class Task:
     measure: Callable[[Loaded, Any, Any], dict[str, Any]]
     predictions: Callable[[Loaded, Any], pd.DataFrame]
     rows: Callable[[Any, Loaded, list[int], Sequence[Any]], pd.DataFrame]
+    worst: Callable[[pd.DataFrame, dict[str, Any], int], list[dict[str, str]]]
     draw: Callable[..., None]
     backbone: Callable[[Recipe, str], dict[str, Any]]
     scratch: Callable[[Recipe], dict[str, Any]]
