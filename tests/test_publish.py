@@ -8,6 +8,7 @@ import torch
 from conftest import COMMAND, options, script
 from huggingface_hub import HfApi, ModelCard, get_session
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
@@ -85,10 +86,33 @@ def test_nothing_is_sent_of_a_run_with(spoil, words, hub, ready):
     assert not HfApi().repo_exists("ci-user/spoilt")
 
 
-def test_the_token_in_use_is_no_part_of_what_is_sent(ready, monkeypatch):
+def note(folder):
+    """Text in a PNG, as programs put it there."""
+    path = folder / "figures" / "roc.png"
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Comment", "made with secret-of-another-kind")
+    Image.open(path).save(path, pnginfo=about)
+
+
+def name_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", {"format": "pt", "by": "secret-of-another-kind"})
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        (replace("config.json", "{", '{"note": "secret-of-another-kind", '), "config.json"),
+        (note, "figures/roc.png"),
+        (name_weights, "model.safetensors"),
+    ],
+    ids=["text", "in a picture", "in the weights' header"],
+)
+def test_the_token_in_use_is_no_part_of_what_is_sent(plant, name, ready, monkeypatch):
+    plan(ready)
     monkeypatch.setenv("HF_TOKEN", "secret-of-another-kind")
-    replace("splits.csv", "\n", "\nsecret-of-another-kind")(ready)
-    with pytest.raises(MedtlError, match=r"splits.csv holds an access token"):
+    plant(ready)
+    with pytest.raises(MedtlError, match=f"{name} holds an access token"):
         plan(ready)
 
 
