@@ -16,8 +16,6 @@ from huggingface_hub import get_token
 from huggingface_hub.repocard import ModelCard
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.licences import LICENCES
@@ -109,13 +107,8 @@ def check_whole(folder: Path) -> dict[str, Any]:
     names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     for name in [*names, *(path.name for path in folder.glob("outliers.safetensors"))]:
         _check_weights(folder / name)
-    try:
-        AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MedtlError(
-            f"The image processor of {folder} is missing or damaged ({str(error).splitlines()[0]}). "
-            "Nothing was uploaded."
-        ) from error
+    if absent := sorted(name for name in _loaded_with(folder, read["config.json"]) if not (folder / name).is_file()):
+        raise MedtlError(f"{folder} has no {', '.join(absent)}, so nobody could load it. Nothing was uploaded.")
     _check_tables(folder, read["results.json"])
     return read["results.json"]
 
@@ -140,7 +133,7 @@ def check_files(files: Mapping[str, Path]) -> None:
 
 
 def check_card(folder: Path) -> ModelCard:
-    """The run's card, if its metadata can be read and the Hub knows its licence, its task and the numbers' form.
+    """The run's card, if its metadata can be read, the Hub knows its licence, and task and numbers are in order.
 
     Raises:
         MedtlError: it can't, or it does not.
@@ -152,11 +145,10 @@ def check_card(folder: Path) -> ModelCard:
     absent = [name for name in ("license", "pipeline_tag", "library_name") if not getattr(card.data, name, None)]
     if absent:
         raise MedtlError(f"The metadata of {folder}/README.md do not give {', '.join(absent)}.")
-    tasks = PIPELINE_REGISTRY.get_supported_tasks()
-    if card.data.pipeline_tag not in tasks:
+    task = _json(folder / "results.json").get("task")
+    if card.data.pipeline_tag != task:
         raise MedtlError(
-            f"The pipeline_tag of {folder}/README.md is {card.data.pipeline_tag!r}, and no pipeline of transformers: "
-            f"{', '.join(tasks)}."
+            f"The pipeline_tag of {folder}/README.md is {card.data.pipeline_tag!r}, the task of its results {task!r}."
         )
     check_licence(card.data.license)
     for its in card.data.eval_results or ():
@@ -210,6 +202,18 @@ def _check_weights(path: Path) -> None:
         raise MedtlError(f"{path} is missing or damaged ({error}). Nothing was uploaded.") from error
     if broken:
         raise MedtlError(f"{path} has numbers that are none in {broken[0]}: training failed. Nothing was uploaded.")
+
+
+def _loaded_with(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """Files that loading asks for besides config.json and the weights."""
+    stock_timm = "pretrained_cfg" in config and "image_processor_type" not in config  # it needs no file of its own
+    found = set() if stock_timm else {"preprocessor_config.json"}
+    beside = [folder / name for name in found if (folder / name).is_file()]
+    for its in (config, *map(_json, beside)):
+        for classes in (its.get("auto_map") or {}).values():
+            names = [classes] if isinstance(classes, str) else classes
+            found |= {f"{name.partition('.')[0]}.py" for name in names if name}
+    return found
 
 
 def _check_tables(folder: Path, results: Mapping[str, Any]) -> None:

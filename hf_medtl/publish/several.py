@@ -29,7 +29,7 @@ def models_of(folder: Path) -> dict[str, Path]:
         best = sorted(cells, key=lambda cell: (-cell["percent"], cell["seed"]))
         arms = dict.fromkeys(cell["arm"] for cell in cells)
         its = {arm: next(cell["folder"] for cell in best if cell["arm"] == arm) for arm in arms}
-        return {f"-{'-'.join(re.findall('[A-Za-z0-9]+', arm))}": folder / place for arm, place in its.items()}
+        return {f"-{'-'.join(re.findall('[A-Za-z0-9_.]+', arm))}": folder / place for arm, place in its.items()}
     if folds := _read(folder / "results.json").get("folds"):
         return {f"-fold-{its['fold']}": folder / f"fold-{its['fold']}" for its in folds}
     return {"": folder}
