@@ -95,18 +95,15 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(ready, failing, written
 
 def test_what_an_earlier_run_had_alone_goes(hub, ready):
     api, name = HfApi(), "ci-user/changed"
-    exported = ready / "export" / "onnx"
-    exported.mkdir(parents=True)
-    (exported / "model.onnx").write_bytes(b"an export of these weights")
-    (exported / "export.json").write_text("{}")
+    (ready / "evaluations.json").write_text("[]")
     push(ready, name)
     api.upload_file(repo_id=name, path_or_fileobj=b"All rights.", path_in_repo="LICENSE")
-    assert api.file_exists(name, "export/onnx/model.onnx")
-    shutil.rmtree(ready / "export")
+    assert api.file_exists(name, "evaluations.json")
+    (ready / "evaluations.json").unlink()
     push(ready, name)
-    files = api.list_repo_files(name)
-    assert not [file for file in files if file.startswith("export/")]
-    assert {"LICENSE", ".gitattributes", "model.safetensors"} <= set(files)
+    files = set(api.list_repo_files(name))
+    assert "evaluations.json" not in files
+    assert {"LICENSE", ".gitattributes", "model.safetensors"} <= files
 
 
 def note(folder):
