@@ -1,7 +1,6 @@
 """What is refused before anything is sent, and what a push is."""
 
 import json
-import shutil
 
 import pytest
 import torch
