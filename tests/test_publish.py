@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.publish.check import missing
-from hf_medtl.publish.hub import patiently, plan, push
+from hf_medtl.publish.hub import commit, patiently, plan, push
 
 PLANTED = "hf_" + "Ab1" * 12
 
@@ -133,6 +133,18 @@ def test_the_token_in_use_is_no_part_of_what_is_sent(plant, name, ready, monkeyp
     plant(ready)
     with pytest.raises(MedtlError, match=f"{name} holds an access token"):
         plan(ready)
+
+
+def test_neither_a_reason_nor_any_other_file_brings_a_token_in(hub, ready, written):
+    before = (ready / "README.md").read_text()
+    with pytest.raises(MedtlError, match="--waive limits holds an access token") as error:
+        push(ready, "ci-user/waived", waive={"limits": f"see {PLANTED}"})
+    assert PLANTED not in str(error.value)
+    assert (ready / "README.md").read_text() == before
+    (ready / "notes.bin").write_bytes(b"\0" + PLANTED.encode() + b"\0")
+    with pytest.raises(MedtlError, match=r"its/notes.bin holds an access token"):
+        commit(HfApi(), "ci-user/waived", {"its/notes.bin": ready / "notes.bin"}, "A file")
+    assert not written()
 
 
 def test_a_card_without_prose_is_refused_before_training(phantoms, tiny, tmp_path):

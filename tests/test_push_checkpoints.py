@@ -79,7 +79,7 @@ def test_a_branch_has_what_the_strategy_says(strategy, folders, published, tmp_p
     assert not [*folder.rglob("*.bin")]
 
 
-def test_main_is_empty_until_the_run_is_finished(published, monkeypatch):
+def test_main_is_empty_until_the_run_is_finished(published, monkeypatch, written):
     def killed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
@@ -89,6 +89,7 @@ def test_main_is_empty_until_the_run_is_finished(published, monkeypatch):
     repo = "ci-user/checkpoints-every-save-cnn"
     assert files_of(repo, "main") == {".gitattributes"}
     assert {"cnn.py", "model.safetensors", "README.md"} <= files_of(repo, BRANCH)
+    assert written().count("/api/repos/create") == 1
 
 
 def test_training_goes_on_elsewhere_to_the_same_weights(published, tmp_path, phantoms, tiny):

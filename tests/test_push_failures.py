@@ -114,6 +114,15 @@ def test_what_will_not_pass_ends_in_one_message(there, store, fault, words, fail
     assert before == ([*api.list_repo_tree(name, recursive=True)], api.list_repo_refs(name), api.model_info(name).sha)
 
 
+def test_an_upload_that_takes_long_is_one_commit(serving, fresh, request, monkeypatch):
+    """TRAP: with hf-xet, upload_folder of huggingface_hub 2 makes several from 5 minutes on."""
+    pytest.importorskip("huggingface_hub._upload_pipeline")
+    monkeypatch.setattr("huggingface_hub._upload_pipeline.MAX_COMMIT_INTERVAL", 0)
+    serving("xet")
+    push(fresh, name_of(request))
+    assert len(HfApi().list_repo_commits(name_of(request))) == 2  # the Hub's own, and ours
+
+
 def test_what_could_not_be_tagged_is_tagged_by_the_next_push(failing, fresh):
     api, name = HfApi(), "ci-user/untagged"
     failing({"path": "/tag/", "status": 500, "times": 99})

@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card import put_section
-from hf_medtl.publish.check import FIELDS, check_card, check_files, check_secrets, check_whole, missing
+from hf_medtl.publish.check import FIELDS, check_card, check_files, check_secrets, check_whole, holds_token, missing
 from hf_medtl.publish.serving import put_handler
 
 logger = logging.getLogger("hf_medtl")
@@ -54,6 +54,8 @@ def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path
     for name, reason in (waive or {}).items():
         if name not in FIELDS or not reason.strip():
             raise MedtlError(f"--waive is FIELD=REASON, with a field of {', '.join(FIELDS)}; found {name}={reason}.")
+        if holds_token(reason.encode()):
+            raise MedtlError(f"--waive {name} holds an access token. Nothing was uploaded: revoke the token.")
     text = (folder / "README.md").read_text(encoding="utf-8")
     lacking = {name: its for name, its in missing(text, results).items() if its.required and name not in (waive or {})}
     if lacking:
