@@ -1,0 +1,1 @@
+"""The Gradio Space: what people put on the open web."""
