@@ -17,7 +17,7 @@ from hf_medtl.predict import columns
 from hf_medtl.space import views
 from hf_medtl.space.answers import Look, classify, compare, look, segment
 from hf_medtl.space.pictures import data_uri, fill, heat, outline
-from hf_medtl.space.shelf import Model, Shelf
+from hf_medtl.space.shelf import METHOD_NAMES, Model, Shelf
 from hf_medtl.space.uploads import Refusal, Upload, unpack
 
 SHOWN = 200  # rows of a batch's table on the page; the CSV has all
@@ -63,7 +63,7 @@ def on_classify(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) 
     model = shelf[wish.classifier or ""]
     facts = classify(model, picture)
     values, seen = look(model, picture, wish.look)
-    alt = f"Map of what the answer rests on, by {seen['method']}"
+    alt = f"Map of what the answer rests on, by {METHOD_NAMES[wish.look.method]}"
     caption = f"{alt}: brighter colours are more. The numbers are for the picture as it is shown here."
     return (
         views.viewer([sheet(picture, "The picture", layer("map", alt, heat(values)))], caption),
@@ -121,17 +121,14 @@ ACTS = {"classify": on_classify, "segment": on_segment, "compare": on_compare}
 def on_batch(model: Model, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of answers to many files and archives of files, one after the other; each file is gone when it was read."""
     for path in paths:
-        try:
-            for item in unpack(path):
-                yield row(model, item)
-        except MedtlError as error:
-            yield refusal(model, "file", str(error))
+        for item in unpack(path):
+            yield row(model, item)
 
 
 def row(model: Model, item: Upload | Refusal) -> dict[str, Any]:
     """One row; see `Prediction.row`."""
     if isinstance(item, Refusal):
-        return refusal(model, item.name, item.sentence)
+        return refusal(model, item.name, item.reason)
     try:
         picture = item.picture()
     except MedtlError as error:

@@ -17,7 +17,7 @@ from hf_medtl.explain.maps import Maps, normalise, to_pixels
 from hf_medtl.explain.maps import explain as maps_of
 from hf_medtl.predict import Prediction
 from hf_medtl.publish.wording import NOTICE
-from hf_medtl.space.shelf import HEAD, Model
+from hf_medtl.space.shelf import HEAD, METHOD_NAMES, Model
 
 CAMS = ("gradcam", "gradcam++", "eigencam")  # of `find_layer`, which need not look for it again
 
@@ -126,10 +126,11 @@ def verdict(model: Model, method: str, label: str | None) -> dict[str, Any]:
     if label in model.verdicts and method == model.verdict_method:
         its = model.verdicts[label]
         return {"passed": its["passed"], "summary": its["summary"]}
-    other = f" Those of {model.verdict_method} were." if model.verdicts and method != model.verdict_method else ""
+    known = METHOD_NAMES.get(model.verdict_method or "")
+    other = f" Those by {known} were: choose it." if model.verdicts and known and method != model.verdict_method else ""
     return {
         "passed": None,
-        "summary": f"Nobody has examined whether these maps are to be believed.{other} `hf-medtl explain` does it.",
+        "summary": f"Nobody has checked whether these maps are to be believed.{other} The command hf-medtl explain does.",
     }
 
 

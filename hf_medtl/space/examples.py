@@ -39,14 +39,14 @@ def drawn() -> list[Example]:
     brains = [phantoms.brain(patient, 0, lesion, seed=SEED, size=256) for patient, lesion in ((1, True), (2, False))]
     chests = [phantoms.chest(patient, 0, found, seed=SEED, size=256) for patient, found in ((1, True), (2, False))]
     named = [
-        ("brain slice with a lesion", "brain_lesion.png", brains[0]),
+        ("slice with lesion", "brain_lesion.png", brains[0]),
         ("brain slice", "brain.png", brains[1]),
-        ("chest with an opacity", "chest_opacity.png", chests[0]),
+        ("chest, opacity", "chest_opacity.png", chests[0]),
         ("chest", "chest.png", chests[1]),
     ]
     found = [Example(caption, name, png(its.image), its.image) for caption, name, its in named]
     deep = phantoms.brain(3, 0, True, seed=SEED, size=256).image
-    return [*found, Example("DICOM of 12 bits: try the window", "brain_12_bits.dcm", dicom(deep), deep)]
+    return [*found, Example("DICOM, 12 bits", "brain_12_bits.dcm", dicom(deep), deep)]
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.wording import NOTICE
@@ -13,8 +15,9 @@ from hf_medtl.space import acts, views
 from hf_medtl.space.answers import Look
 from hf_medtl.space.api import add_api
 from hf_medtl.space.examples import Example
-from hf_medtl.space.shelf import HEAD, Shelf
-from hf_medtl.space.uploads import Upload, discard, kind_of, take
+from hf_medtl.space.pictures import data_uri
+from hf_medtl.space.shelf import HEAD, METHOD_NAMES, Shelf
+from hf_medtl.space.uploads import Upload, kind_of, take
 
 MOST = 12  # pictures in hand at once; more are for the tab Batch
 KEPT = 15 * 60  # seconds that pictures in hand stay in memory when nothing is asked
@@ -23,6 +26,10 @@ PRIVACY = (
     "Pictures are read into memory, answered and not stored: not on disk, not in a log. They are forgotten when the page "
     "is closed, or a quarter of an hour after the last answer."
 )
+PICK = """element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-example]");
+  if (button) trigger("click", { index: +button.dataset.example });
+});"""
 Choices = list[tuple[str, int]]
 
 
@@ -53,10 +60,9 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                 upload = gr.File(label="Pictures", file_count="multiple", elem_id="upload", height=150)
                 gr.HTML(f"<p>{HELP}</p>", elem_classes="answer soft")
                 if examples:
-                    gallery = gr.Gallery(
-                        [(example.picture, example.caption) for example in examples],
-                        label="Or take one of these: drawn by a program, of nobody", columns=3, height="auto",
-                        allow_preview=False, interactive=False, elem_id="examples", buttons=[],
+                    gallery = gr.HTML(
+                        views.show("examples", [{"caption": its.caption, "src": data_uri(Image.fromarray(its.picture))} for its in examples]),
+                        js_on_load=PICK, elem_id="examples",
                     )  # fmt: skip
                 chosen = gr.Radio([], label="Picture in hand", type="value", visible=False, elem_id="chosen")
                 frame = gr.Slider(0, 1, step=1, label="Frame or slice", visible=False, elem_id="frame")
@@ -104,7 +110,7 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             layers, heads = model.heads or (2, 2)
             seen = kept == HEAD
             return [
-                gr.Dropdown(list(model.methods), value=kept),
+                gr.Dropdown([(METHOD_NAMES.get(its, its), its) for its in model.methods], value=kept),
                 gr.Dropdown(labels, value="", visible=not seen),
                 gr.Slider(1, layers, value=layers, visible=seen),
                 gr.Slider(1, heads, value=1, visible=seen),
@@ -123,7 +129,7 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                 except MedtlError as error:
                     problems.append(str(error))
             for path in (paths or [])[MOST:]:
-                discard(path)
+                Path(path).unlink(missing_ok=True)
             if len(paths or []) > MOST:
                 problems.append(f"The first {MOST} pictures are here; for more take the tab Batch.")
             for problem in problems if found else problems[1:]:
@@ -133,8 +139,8 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                 return [Hand(), *held(()), "", views.show("problem", sentence), None]
             return [Hand(tuple(found)), *held(found), gr.skip(), gr.skip(), None]
 
-        def taken(event: gr.SelectData) -> list[Any]:
-            found = (examples[event.index].upload(),)
+        def taken(event: gr.EventData) -> list[Any]:
+            found = (examples[event._data["index"]].upload(),)
             return [Hand(found), *held(found)]
 
         def held(found: Sequence[Upload]) -> list[Any]:
@@ -204,7 +210,7 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
         come = upload.upload(received, upload, [hand, *controls, view, says, upload], show_progress_on=[view], **work)
         come.then(**ask)
         if examples:
-            gallery.select(taken, None, [hand, *controls], **quiet).then(**ask)
+            gallery.click(taken, None, [hand, *controls], **quiet).then(**ask)
         chosen.input(lambda hand, number: windows(hand.uploads, number or 0), [hand, chosen], controls[1:], **quiet).then(**ask)
         preset.input(preset_to_sliders, [hand, chosen, preset], [level, width], **quiet).then(**ask)
         gr.on([level.release, width.release], lambda: None, None, preset, **quiet).then(**ask)

@@ -16,6 +16,13 @@ from hf_medtl.explain.maps import METHODS, to_pixels
 from hf_medtl.predict import Predictor
 
 HEAD = "attention head"  # of a layer, beside those of METHODS
+METHOD_NAMES = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "eigencam": "Eigen-CAM",
+    "rollout": "attention rollout",
+    HEAD: "attention of one head",
+}
 SLOW = ("scorecam", "integrated_gradients")  # seconds to minutes a picture on a CPU: not for a page
 
 

@@ -7,7 +7,7 @@
   const views = () => document.querySelectorAll("figure.viewer");
 
   function apply(figure) {
-    const layers = [...figure.querySelectorAll(".stage:first-child .layer")].map((image) => image.dataset.layer);
+    const layers = [...figure.querySelector(".stage:not(.twin)").querySelectorAll(".layer")].map((image) => image.dataset.layer);
     const layer = state.layer === "" || layers.includes(state.layer) ? state.layer : layers[0];
     const alone = figure.dataset.views === "1";
     const mode = alone && layer ? state.mode : "over";
@@ -26,8 +26,13 @@
   }
 
   function twin(figure) {
-    if (figure.querySelector(".twin")) return;
-    const stage = figure.querySelector(".stage"), copy = stage.cloneNode(true);
+    const stage = figure.querySelector(".stage:not(.twin)"), before = figure.querySelector(".twin");
+    if (before) {
+      const [old, now] = [before, stage].map((each) => each.querySelector(".base"));
+      if (old.src !== now.src) old.src = now.src;
+      return;
+    }
+    const copy = stage.cloneNode(true);
     copy.classList.add("twin");
     copy.querySelectorAll(".layer").forEach((image) => image.remove());
     stage.parentNode.insertBefore(copy, stage);
@@ -121,12 +126,18 @@
     event.preventDefault();
   });
 
+  // Gradio changes parts of an answer in place, so every change of one is looked at, once a frame.
+  let shown = null, waiting = false;
+  function refresh() {
+    waiting = false;
+    const source = document.querySelector("figure.viewer .base")?.src;
+    if (source && source !== shown) { shown = source; move(1, 0, 0); }
+    views().forEach(apply);
+  }
   new MutationObserver((changes) => {
-    for (const change of changes)
-      for (const node of change.addedNodes)
-        if (node.nodeType === 1) {
-          const figure = node.matches?.("figure.viewer") ? node : node.querySelector?.("figure.viewer");
-          if (figure) { move(1, 0, 0); apply(figure); }
-        }
-  }).observe(document.documentElement, { childList: true, subtree: true });
+    const inside = (node) => node.nodeType === 1 && (node.closest("figure.viewer") || node.querySelector("figure.viewer"));
+    if (waiting || !changes.some((change) => inside(change.target) || [...change.addedNodes].some(inside))) return;
+    waiting = true;
+    requestAnimationFrame(refresh);
+  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
 })();

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hf_medtl.publish.card import NAMES, interval, templates
 from hf_medtl.publish.wording import NOTICE
 from hf_medtl.space.pictures import CLASSES
-from hf_medtl.space.shelf import Model
+from hf_medtl.space.shelf import METHOD_NAMES, Model
 
 
 @cache
@@ -19,7 +19,7 @@ def template() -> Template:
     """The macros of views.html.jinja."""
     environment = templates("hf_medtl.space", autoescape=True)
     environment.globals |= {"names": NAMES, "notice": NOTICE, "colour": colour}
-    environment.filters |= {"interval": interval, "percent": percent, "markdown": markdown, "plain": plain}
+    environment.filters |= {"interval": interval, "percent": percent, "markdown": markdown, "plain": plain, "method": METHOD_NAMES.get}
     return environment.get_template("views.html.jinja")
 
 
