@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -50,7 +50,6 @@ HEADERS = {
 REMOVED = ("access-control-", "server", "content-security-policy")
 POLICY = {
     "default-src": "'none'",
-    "script-src": "'self'",
     "style-src": "'self' 'unsafe-inline'",  # its components set styles of their own
     "img-src": "'self' data: blob:",
     "font-src": "'self' data:",
@@ -81,6 +80,7 @@ class Guard:
         upload_bytes: of one request with files.
         body_bytes: of any other.
         keep: seconds for which a file stays on disk.
+        evaluated: whether the page's scripts may make code of text, as Gradio does for `gr.HTML` and `js=`.
     """
 
     def __init__(
@@ -93,12 +93,14 @@ class Guard:
         upload_bytes: int = MAX_ARCHIVE + 1_000_000,
         body_bytes: int = 1_000_000,
         keep: float = 3600,
+        evaluated: bool = False,
     ) -> None:
         self.app = app
         self.uploads = uploads.resolve()
         self.proxied = "SPACE_ID" in os.environ if proxied is None else proxied
         self.clients = Clients(posts)
         self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
+        self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -108,7 +110,7 @@ class Guard:
             finally:
                 sweeper.cancel()
         elif scope["type"] == "http":
-            answer = Answer(send)
+            answer = Answer(send, self.scripts)
             try:
                 await self.answer(scope, receive, answer)
             except TooLong as error:
@@ -147,7 +149,7 @@ class Guard:
         if "\0" in path or "\\" in path or {"..", "."} & set(path.split("/")):
             return False
         if method == "POST":
-            return path.rstrip("/") in WRITABLE
+            return path in WRITABLE
         if method not in {"GET", "HEAD"}:
             return False
         file = path.removeprefix(API + "file=")
@@ -166,7 +168,9 @@ class Guard:
         if not self.proxied:
             removed |= {name for name, _ in scope["headers"] if name.startswith(b"x-forwarded-")}
         query = [
-            (key, value) for key, value in parse_qsl(scope["query_string"].decode("latin-1")) if key != "deep_link"
+            (key, value)
+            for key, value in parse_qsl(scope["query_string"].decode("latin-1"), True)
+            if key != "deep_link"
         ]
         headers = [(name, value) for name, value in scope["headers"] if name not in removed]
         return {**scope, "headers": headers, "query_string": urlencode(query).encode()}
@@ -198,17 +202,19 @@ class Guard:
         return sum(sizes) + self.upload_bytes <= MAX_KEPT
 
     async def sweep(self) -> None:
-        """Remove what is older than `keep` seconds, for ever."""
+        """Remove what is older than `keep` seconds, for ever; but not what is there at first, such as examples."""
+        spared = frozenset(self.uploads.rglob("*"))
         while True:
-            await anyio.to_thread.run_sync(remove_old, self.uploads, self.keep)
+            await anyio.to_thread.run_sync(remove_old, self.uploads, self.keep, spared)
             await asyncio.sleep(min(60, self.keep))
 
 
 class Answer:
     """A `send` that adds the headers; a page is held back until its inline scripts are hashed for the policy."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, scripts: str) -> None:
         self.send = send
+        self.scripts = scripts
         self.started = False
         self.page: tuple[Message, bytearray] | None = None
 
@@ -219,13 +225,13 @@ class Answer:
             if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
                 self.page = message, bytearray()
             else:
-                await self.send(dressed(message, b""))
+                await self.send(dressed(message, self.scripts))
         elif self.page and message["type"] == "http.response.body":
             start, body = self.page
             body += message.get("body", b"")
             if not message.get("more_body"):
                 self.page = None
-                await self.send(dressed(start, bytes(body)))
+                await self.send(dressed(start, self.scripts, bytes(body)))
                 await self.send({"type": "http.response.body", "body": bytes(body)})
         else:
             await self.send(message)
@@ -236,11 +242,11 @@ class Answer:
             await response(scope, nothing, self)
 
 
-def dressed(start: Message, page: bytes) -> Message:
-    """The start of a response with the guard's headers; `page` is its HTML, if it is that."""
+def dressed(start: Message, scripts: str, page: bytes = b"") -> Message:
+    """The start of a response with the guard's headers; `page` is its HTML, whose inline scripts are allowed, too."""
     hashes = {base64.b64encode(hashlib.sha256(code).digest()).decode() for code in INLINE.findall(page)}
-    script = " ".join([POLICY["script-src"], *(f"'sha256-{code}'" for code in sorted(hashes))])
-    policy = "; ".join(f"{name} {value}" for name, value in {**POLICY, "script-src": script}.items())
+    script = " ".join([scripts, *(f"'sha256-{code}'" for code in sorted(hashes))])
+    policy = "; ".join(f"{name} {value}" for name, value in {"script-src": script, **POLICY}.items())
     kept = [(name, value) for name, value in start["headers"] if not name.lower().decode().startswith(REMOVED)]
     added = {**HEADERS, "Content-Security-Policy": policy}
     names = {name.lower().encode() for name in added}
@@ -339,11 +345,11 @@ def name_of(path: str | Path) -> str:
     return NAMES.pop(str(path), Path(path).name)
 
 
-def remove_old(folder: Path, seconds: float) -> None:
-    """Remove files below a folder that were written that long ago, and folders left empty."""
+def remove_old(folder: Path, seconds: float, spared: Collection[Path] = ()) -> None:
+    """Remove files below a folder that were put there that long ago, and folders left empty."""
     before = time.time() - seconds
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+    for path in sorted({*folder.rglob("*")}.difference(spared), reverse=True):  # what is in a folder before the folder
         with contextlib.suppress(OSError):  # gone meanwhile, or not empty
-            if path.lstat().st_mtime < before:
+            if path.lstat().st_ctime < before:  # Gradio's copies have the time of the original otherwise
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
                 NAMES.pop(str(path), None)

@@ -15,6 +15,7 @@ from hf_medtl.space.guards import Guard
 
 if TYPE_CHECKING:
     from gradio import Blocks
+    from uvicorn import Server
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,14 @@ def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any
     return Guard(app, Path(get_upload_folder()), **(limits or {}))
 
 
-def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve until interrupted. Nothing is logged of a request, and the answers do not tell what serves them."""
+def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
+    """What serves an app; its `run()` does until interrupted.
+
+    Nothing is logged of a request, and the answers do not tell what serves them.
+    """
     import uvicorn
 
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -65,6 +69,7 @@ def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
         limit_concurrency=500,  # a page that is open holds one or two connections
         timeout_graceful_shutdown=5,
     )
+    return uvicorn.Server(config)
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
