@@ -119,17 +119,18 @@ class Upload:
         return plainly(kind, lambda: read_image(self.content, window, frame))
 
 
-def take(path: str | Path, remove: bool = True) -> Upload:
+def take(path: str | Path, remove: bool = True, name: str = "") -> Upload:
     """Read an uploaded file once, and look whether it is a picture that can be shown.
 
     Args:
         path: the file.
         remove: whether it leaves the disk, whatever happens; its folder, too, if that is empty then.
+        name: what its user calls it; by default its name on disk.
 
     Raises:
         MedtlError: what is wrong and what to do, in words for a person.
     """
-    return examined(shown(Path(path).name), fetched(Path(path), MAX_BYTES, remove))
+    return examined(shown(name or Path(path).name), fetched(Path(path), MAX_BYTES, remove))
 
 
 def fetched(path: Path, limit: int, remove: bool) -> bytes:
@@ -308,24 +309,24 @@ class Refusal:
     reason: str
 
 
-def unpack(path: str | Path, remove: bool = True) -> Iterator[Upload | Refusal]:
+def unpack(path: str | Path, remove: bool = True, name: str = "") -> Iterator[Upload | Refusal]:
     """The pictures in an uploaded zip, or the one that a file is, one at a time; nothing is written to disk.
 
     What can't be read is a Refusal, and the others go on. Never raises.
 
     Args:
         path: the file; it is read, and removed, at once, before the first picture is asked for.
-        remove: as in `take`.
+        remove, name: as in `take`.
     """
     path = Path(path)
-    name = shown(path.name)
+    name = shown(name or path.name)
     try:
         content = fetched(path, MAX_ARCHIVE, remove)
     except MedtlError as error:
         return iter([Refusal(name, str(error))])
     if content[:2] == b"PK" and kind_of(content) == "picture":
         return (
-            Refusal(shown(entry or path.name), problem) if problem else attempt(shown(entry), inside)
+            Refusal(shown(entry) if entry else name, problem) if problem else attempt(shown(entry), inside)
             for entry, inside, problem in entries(content, MAX_BYTES)
         )
     return iter([attempt(name, content)])
