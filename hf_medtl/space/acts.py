@@ -16,6 +16,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.predict import columns
 from hf_medtl.space import views
 from hf_medtl.space.answers import Look, classify, compare, look, segment
+from hf_medtl.space.guards import name_of
 from hf_medtl.space.pictures import data_uri, fill, heat, outline
 from hf_medtl.space.shelf import METHOD_NAMES, Model, Shelf
 from hf_medtl.space.uploads import Refusal, Upload, unpack
@@ -121,7 +122,7 @@ ACTS = {"classify": on_classify, "segment": on_segment, "compare": on_compare}
 def on_batch(model: Model, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of answers to many files and archives of files, one after the other; each file is gone when it was read."""
     for path in paths:
-        for item in unpack(path):
+        for item in unpack(path, name=name_of(path)):
             yield row(model, item)
 
 

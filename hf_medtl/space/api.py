@@ -1,7 +1,5 @@
 """What programs can ask, through gradio_client, plain HTTP or, by option, MCP."""
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -12,8 +10,10 @@ from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import columns
 from hf_medtl.space import acts, answers
 from hf_medtl.space.pictures import data_uri, fill, heat
+from hf_medtl.space.server import plain
 from hf_medtl.space.shelf import Shelf
 from hf_medtl.space.uploads import take
+from hf_medtl.space.guards import name_of
 
 
 def add_api(shelf: Shelf) -> None:
@@ -25,7 +25,7 @@ def add_api(shelf: Shelf) -> None:
     def read(file: str | None) -> Image.Image:
         if not file:
             raise MedtlError("No file came. Give one: handle_file('picture.png').")
-        return take(file).picture()
+        return take(file, name=name_of(file)).picture()
 
     def classify(file: str, model: str) -> dict[str, Any]:
         """Probabilities, decision, set of labels that can't be ruled out, and whether not to decide, and why."""
@@ -81,18 +81,5 @@ def add_api(shelf: Shelf) -> None:
             (batch, [files, model]),
         ):
             gr.Button(act.__name__).click(
-                told(act), inputs, found, api_name=act.__name__, concurrency_id="model", concurrency_limit=2
+                plain(act), inputs, found, api_name=act.__name__, concurrency_id="model", concurrency_limit=2
             )  # fmt: skip
-
-
-def told(act: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that the asker can mend become their sentence; Gradio hides all others."""
-
-    @wraps(act)
-    def asked(*values: Any) -> Any:
-        try:
-            return act(*values)
-        except MedtlError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    return asked

@@ -2,12 +2,15 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hf_medtl.data import phantoms
+from hf_medtl.data.images import read_image
+from hf_medtl.data.sources import picture_files
 from hf_medtl.space.uploads import Upload, examined
 
 SEED = 7  # of none that a demonstration model is trained on
@@ -81,3 +84,15 @@ def dicom(pixels: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     made.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
+
+
+def in_folder(folder: Path) -> list[Example]:
+    """The pictures of a folder, by name.
+
+    Raises:
+        MedtlError: there is none, or one can't be read.
+    """
+    return [
+        Example(path.stem.replace("_", " "), path.name, path.read_bytes(), np.asarray(read_image(path)))
+        for path in picture_files(folder)
+    ]

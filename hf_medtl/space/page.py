@@ -15,7 +15,9 @@ from hf_medtl.space import acts, views
 from hf_medtl.space.answers import Look
 from hf_medtl.space.api import add_api
 from hf_medtl.space.examples import Example
+from hf_medtl.space.guards import name_of
 from hf_medtl.space.pictures import data_uri
+from hf_medtl.space.server import plain
 from hf_medtl.space.shelf import HEAD, METHOD_NAMES, Shelf
 from hf_medtl.space.uploads import Upload, kind_of, take
 
@@ -41,13 +43,13 @@ class Hand:
 
 
 def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
-    """The whole page with its API; `launch` it with what `hf_medtl.space.serve` gives."""
+    """The whole page with its API."""
     classifiers, segmenters = shelf.of(masks=False), shelf.of(masks=True)
     modes = (["classify"] if classifiers else []) + (["segment"] if segmenters else [])
     first = modes[0]
     pair = classifiers if len(classifiers) > 1 else segmenters if len(segmenters) > 1 else []
 
-    with gr.Blocks(title="hf_medtl", analytics_enabled=False, delete_cache=(60, 120), fill_width=True) as page:
+    with gr.Blocks(title="hf_medtl", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<p><strong>{NOTICE}</strong> Not a medical device.</p>", elem_id="notice")
         gr.HTML(
             "<h1>Look at what a model sees</h1><p>Calibrated probabilities, maps with their evidence, and “I can’t say” "
@@ -120,12 +122,12 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             seen = method == HEAD
             return [gr.Dropdown(visible=not seen), gr.Slider(visible=seen), gr.Slider(visible=seen)]
 
-        def received(paths: list[str] | None) -> list[Any]:
+        def come(paths: list[str] | None) -> list[Any]:
             """Files -> pictures in hand; they are gone from disk then."""
             found, problems = [], []
             for path in (paths or [])[:MOST]:
                 try:
-                    found.append(take(path))
+                    found.append(take(path, name=name_of(path)))
                 except MedtlError as error:
                     problems.append(str(error))
             for path in (paths or [])[MOST:]:
@@ -200,6 +202,7 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                 yield html, gr.skip()
             yield html, None
 
+        come, asked, all_of = plain(come), plain(asked), plain(all_of)  # type: ignore[assignment]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         work: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 2}
         inputs = [hand, chosen, frame, preset, level, width, mode, classifier, method, label, layer, head, segmenter, one, other]
@@ -207,8 +210,8 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
         ask: dict[str, Any] = {
             "fn": asked, "inputs": inputs, "outputs": [view, says], "show_progress_on": [view], "trigger_mode": "always_last",
         } | work  # fmt: skip
-        come = upload.upload(received, upload, [hand, *controls, view, says, upload], show_progress_on=[view], **work)
-        come.then(**ask)
+        arrived = upload.upload(come, upload, [hand, *controls, view, says, upload], show_progress_on=[view], **work)
+        arrived.then(**ask)
         if examples:
             gallery.click(taken, None, [hand, *controls], **quiet).then(**ask)
         chosen.input(lambda hand, number: windows(hand.uploads, number or 0), [hand, chosen], controls[1:], **quiet).then(**ask)
