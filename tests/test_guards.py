@@ -404,6 +404,21 @@ def test_generators_fail_alike():
         assert caught.value.__context__ is None or end is caught.value
 
 
+def test_names_do_not_reach_gradio(tmp_path):
+    path = str(tmp_path.resolve() / "upload.png")
+    file = {"path": path, "orig_name": f"{NAME}.png", "size": 5, **META}
+    seen = guards.harmless(json.dumps({"data": [[file], {"orig_name": "of no file"}, "ä", 0.5]}).encode(), tmp_path)
+    assert json.loads(seen) == {"data": [[{**file, "orig_name": "upload.png"}], {"orig_name": "of no file"}, "ä", 0.5]}
+    assert guards.harmless(b"", tmp_path) == b""
+    for body in (b"{", b"[" * 100_000, b"\xff", b'{"path": 5}', b'{"path": ["/"]}'):
+        assert guards.harmless(body, tmp_path) is None
+
+
+def test_a_page_may_be_allowed_to_make_code_of_text(tmp_path):
+    response = asked(Guard(echo, tmp_path, evaluated=True), "GET", "/")
+    assert "script-src 'self' 'unsafe-eval';" in response.headers["content-security-policy"]
+
+
 async def echo(scope, receive, send) -> None:
     """An app that answers with nothing, or fails with a name."""
     if scope["path"] == "/config":
@@ -436,15 +451,15 @@ def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     app = Guard(echo, tmp_path, posts=30, proxied=True)
     first, second = {"X-Forwarded-For": "1.2.3.4, 8.8.8.8"}, {"X-Forwarded-For": "1.2.3.4, 9.9.9.9"}
     join = API + "queue/join"
-    assert [asked(app, "POST", join, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
-    refused = asked(app, "POST", join, headers=first)
+    assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
+    refused = asked(app, "POST", join, json={}, headers=first)
     assert refused.headers["retry-after"] == "2"
     assert "2 seconds" in refused.json()["detail"]
     check_headers(refused)
-    assert asked(app, "POST", join, headers=second).status_code == 200
+    assert asked(app, "POST", join, json={}, headers=second).status_code == 200
     assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
     now += 2
-    assert [asked(app, "POST", join, headers=first).status_code for _ in range(2)] == [200, 429]
+    assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]
 
 
 def test_the_table_of_clients_is_bounded(monkeypatch):
@@ -481,7 +496,7 @@ def test_old_files_are_removed(tmp_path, monkeypatch):
     remove_old(tmp_path, 60, spared)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
     now = time.time()
-    for hour in (1, 2, 3):  # a folder that lost its file is as old as that
+    for hour in (1, 2, 3, 4):  # a folder that lost its file is as old as that
         monkeypatch.setattr(guards.time, "time", lambda hour=hour: now + hour * 3600)
         remove_old(tmp_path, 60, spared)
     assert list(tmp_path.iterdir()) == spared

@@ -139,8 +139,8 @@ class Guard:
             return await response(scope, receive, send)
         if path == API + "upload":
             return await (await self.upload(scope, receive))(scope, receive, send)
-        body = await whole(scope, receive, self.body_bytes)
-        if not harmless(body, self.uploads):
+        body = harmless(await body_of(scope, receive, self.body_bytes), self.uploads)
+        if body is None:
             return await refusal(scope, 403, "Only files that were uploaded here are read.")(scope, receive, send)
         return await self.app(scope, again(body, receive), send)
 
@@ -195,15 +195,15 @@ class Guard:
 
     def has_room(self) -> bool:
         """Whether uploads on disk leave room for one more."""
-        sizes = []
-        for path in self.incoming.rglob("*"):
+        kept = 0
+        for path in below(self.incoming):
             with contextlib.suppress(OSError):  # removed meanwhile
-                sizes.append(path.stat().st_size)
-        return sum(sizes) + self.upload_bytes <= MAX_KEPT
+                kept += path.lstat().st_size
+        return kept + self.upload_bytes <= MAX_KEPT
 
     async def sweep(self) -> None:
         """Remove what is older than `keep` seconds, for ever; but not what is there at first, such as examples."""
-        spared = frozenset(self.uploads.rglob("*"))
+        spared = frozenset(below(self.uploads))
         while True:
             await anyio.to_thread.run_sync(remove_old, self.uploads, self.keep, spared)
             await asyncio.sleep(min(60, self.keep))
@@ -284,7 +284,7 @@ def counted(receive: Receive, limit: int) -> Receive:
     return received
 
 
-async def whole(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The body of a request."""
     return await Request(scope, counted(receive, limit)).body()
 
@@ -299,22 +299,30 @@ def again(body: bytes, receive: Receive) -> Receive:
     return received
 
 
-def harmless(body: bytes, uploads: Path) -> bool:
-    """Whether a body is JSON in which each "path" is a file below `uploads`: Gradio would fetch one that is a URL."""
+def harmless(body: bytes, uploads: Path) -> bytes | None:
+    """A body of JSON without the names of files; None if a "path" in it is no file below `uploads`.
+
+    Gradio would fetch a path that is a URL, and `gr.Image` writes a copy under the file's own name.
+    """
+    if not body:
+        return body
     try:
-        left = [json.loads(body)] if body else []
+        whole = json.loads(body)
     except (ValueError, RecursionError):
-        return False
+        return None
+    left = [whole]
     while left:
         value = left.pop()
         if isinstance(value, dict):
             path = value.get("path")
             if path and not (isinstance(path, str) and inside(path, uploads)):
-                return False
+                return None
+            if path and value.get("orig_name"):
+                value["orig_name"] = Path(path).name
             left += value.values()
         elif isinstance(value, list):
             left += value
-    return True
+    return json.dumps(whole).encode()
 
 
 def inside(path: str, folder: Path) -> bool:
@@ -345,10 +353,15 @@ def name_of(path: str | Path) -> str:
     return NAMES.pop(str(path), Path(path).name)
 
 
+def below(folder: Path) -> list[Path]:
+    """Files and folders below a folder. Unlike `Path.rglob` it does not mind if some are removed meanwhile."""
+    return [Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)]
+
+
 def remove_old(folder: Path, seconds: float, spared: Collection[Path] = ()) -> None:
     """Remove files below a folder that were put there that long ago, and folders left empty."""
     before = time.time() - seconds
-    for path in sorted({*folder.rglob("*")}.difference(spared), reverse=True):  # what is in a folder before the folder
+    for path in set(below(folder)).difference(spared):
         with contextlib.suppress(OSError):  # gone meanwhile, or not empty
             if path.lstat().st_ctime < before:  # Gradio's copies have the time of the original otherwise
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
