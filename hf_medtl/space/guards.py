@@ -37,9 +37,10 @@ logger = logging.getLogger(__name__)
 
 API = "/gradio_api/"
 READABLE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"}
-READABLE |= {API + name for name in ("app_id", "info", "queue/data", "startup-events", "upload_progress")}
+READABLE |= {API + name for name in ("app_id", "info", "openapi.json", "queue/data", "startup-events", "upload_progress")}
+CALLED = re.compile(f"{API}call(/v2)?/[a-z]+(/[0-9a-f]+)?")  # without gradio_client: a POST, then a GET
 READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
-WRITABLE = {API + name for name in ("queue/join", "upload", "cancel", "reset")}
+WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -81,6 +82,7 @@ class Guard:
         body_bytes: of any other.
         keep: seconds for which a file stays on disk.
         evaluated: whether the page's scripts may make code of text, as Gradio does for `gr.HTML` and `js=`.
+        mcp: whether Gradio's server of the Model Context Protocol is reached.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Guard:
         body_bytes: int = 1_000_000,
         keep: float = 3600,
         evaluated: bool = False,
+        mcp: bool = False,
     ) -> None:
         self.app = app
         self.uploads = uploads.resolve()
@@ -101,6 +104,7 @@ class Guard:
         self.clients = Clients(posts)
         self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
         self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
+        self.mcp = mcp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -149,13 +153,13 @@ class Guard:
         if "\0" in path or "\\" in path or {"..", "."} & set(path.split("/")):
             return False
         if method == "POST":
-            return path in WRITABLE
+            return path in WRITABLE or bool(CALLED.fullmatch(path)) or (self.mcp and path == API + "mcp/")
         if method not in {"GET", "HEAD"}:
             return False
         file = path.removeprefix(API + "file=")
         if file != path:  # what the app made, not what others uploaded
             return inside(file, self.uploads) and not inside(file, self.incoming)
-        return path in READABLE or path.startswith(READABLE_BELOW)
+        return path in READABLE or path.startswith(READABLE_BELOW) or bool(CALLED.fullmatch(path))
 
     @property
     def incoming(self) -> Path:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -70,6 +71,16 @@ def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
+
+
+def free(host: str, port: int) -> None:
+    """Raise a MedtlError unless the port can be listened at: before models are loaded, not after."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((host, port))
+        except OSError as error:
+            raise MedtlError(f"{host}:{port} can't be listened at ({error.strerror}). Give another --port.") from error
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ def site(
         {"evaluated": True, "mcp": mcp} | (limits or {}),
         theme=gradio.themes.Base(font=FONT, font_mono=MONO, primary_hue="blue"),
         css=asset("space.css"),
-        head=f"<script>{asset('viewer.js')}</script>",
+        js=f"() => {{{asset('viewer.js')}}}",
         footer_links=["api", "settings"],
         mcp_server=mcp,
     )
