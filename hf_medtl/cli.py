@@ -28,6 +28,7 @@ data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, pr
 app.add_typer(data, name="data")
 app.add_typer(publish_command.card, name="card")
 app.add_typer(space, name="space")
+app.add_typer(publish_command.metric, name="metric")
 app.command()(evaluate)
 app.command()(publish_command.push)
 app.command()(report)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,7 +31,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from hf_medtl.data.augment import MIRRORING
 from hf_medtl.data.fingerprints import cores
 from hf_medtl.data.sources import Source, each_source, read_source
-from hf_medtl.errors import MedtlError
+from hf_medtl.errors import MedtlError, no_room
 from hf_medtl.evaluation.decisions import conformal_sets
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.outliers import FILE as OUTLIERS
@@ -152,7 +153,12 @@ class Predictor:
             processor = AutoImageProcessor.from_pretrained(name, **hub)
             found = cached_file(name, OUTLIERS, revision=revision, _raise_exceptions_for_missing_entries=False)
             outliers = Outliers.load(Path(found).parent) if found and getattr(config, "outliers", None) else None
-        except (OSError, ValueError, KeyError, HFValidationError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, HFValidationError, SafetensorError, RuntimeError) as error:
+            if no_room(error):
+                raise MedtlError(
+                    f"There was no room for {name} in {HF_HUB_CACHE}, and nothing half is kept. Free some, or set "
+                    "HF_HOME to a folder on another disk; then load it again."
+                ) from error
             raise MedtlError(
                 f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
                 " Give a run folder or the id of a model on the Hub; check the spelling and the network."

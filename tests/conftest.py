@@ -193,6 +193,60 @@ def finished(phantoms: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> 
     return run(Recipe(**options(phantoms, tiny("vit"), output, model_card=str(card))))
 
 
+@pytest.fixture
+def ready(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that can be published."""
+    return shutil.copytree(finished, tmp_path / "ready")
+
+
+@pytest.fixture
+def failing(hub: str, monkeypatch: pytest.MonkeyPatch):
+    """Let requests with something in their path fail; waits are noted instead of waited for."""
+    from hf_medtl.publish.hub import patiently
+
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(patiently, "__defaults__", (5, waits.append))
+
+    def fail(*faults: dict) -> list[float]:
+        tell(hub, "__fail", list(faults))
+        return waits
+
+    yield fail
+    fail()
+
+
+@pytest.fixture
+def serving(hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Let the Hub keep files so: "lfs", "multipart" or "xet"."""
+
+    def serve(store: str) -> None:
+        parts, cas = (30_000 if store == "multipart" else 0), (f"local://{tmp_path}/cas" if store == "xet" else "")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", store != "xet")
+        tell(hub, "__set", {"multipart": parts, "xet": cas})
+
+    yield serve
+    serve("lfs")
+
+
+@pytest.fixture
+def written(hub: str):
+    """What the Hub has been asked to change since."""
+
+    def changes() -> list[str]:
+        log = json.load(urllib.request.urlopen(f"{hub}/__log"))
+        return [path for method, path, *_ in log if method in ("POST", "PUT", "DELETE") and "validate" not in path]
+
+    before = len(changes())
+    return lambda: changes()[before:]
+
+
+def tell(hub: str, path: str, what: object) -> None:
+    """Tell the loopback Hub how to behave."""
+    request = urllib.request.Request(f"{hub}/{path}", json.dumps(what).encode(), method="POST")
+    urllib.request.urlopen(request, timeout=10).close()
+
+
 @pytest.fixture(scope="session")
 def results(finished: Path) -> dict:
     return json.loads((finished / "results.json").read_text())

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -23,6 +24,7 @@ from urllib.parse import parse_qs, quote, unquote
 import uvicorn
 import yaml
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -92,6 +94,7 @@ class Hub:
     def __init__(self, root, user, token):
         self.root, self.user, self.token = Path(root), user, token
         self.lock, self.log, self.faults = threading.Lock(), [], []
+        self.multipart, self.xet, self.xet_map, self.collections = 0, "", {}, {}
         for d in ("repos", "lfs", "tmp"):
             (self.root / d).mkdir(parents=True, exist_ok=True)
 
@@ -117,6 +120,33 @@ class Hub:
 
     def lfs_path(self, oid):
         return self.root / "lfs" / oid[:2] / oid
+
+    def xet_hash(self, oid):
+        """The Xet file hash for a sha256, read from the shards (MDB format) that hf_xet left in the local CAS."""
+        if not self.xet.startswith("local://"):
+            return None
+        if oid not in self.xet_map:
+            for shard in Path(self.xet[8:]).glob("xet/xorbs/shards/*.mdb"):
+                b, i = shard.read_bytes(), 48
+                while b[i : i + 32] != b"\xff" * 32:
+                    flags, n = struct.unpack_from("<II", b, i + 32)
+                    file_hash, i = b[i : i + 32], i + 48 * (1 + n + (n if flags >> 31 & 1 else 0))
+                    if flags >> 30 & 1:
+                        self.xet_map[hexhash(b[i : i + 32])] = hexhash(file_hash)
+                        i += 48
+        return self.xet_map.get(oid)
+
+    def materialise(self, oid, dest):
+        import hf_xet
+
+        tmp, until = self.root / "tmp" / uuid.uuid4().hex, int(time.time()) + 3600
+        session = hf_xet.XetSession()
+        with session.new_file_download_group(endpoint=self.xet, token="t", token_expiry_unix_secs=until) as group:
+            group.start_download_file(hf_xet.XetFileInfo(self.xet_hash(oid)), str(tmp))
+        if hashlib.sha256(tmp.read_bytes()).hexdigest() != oid:
+            raise HubError(500, "Corrupt", "Xet content does not match its sha256")
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(tmp, dest)
 
     def pointer(self, blob):
         m = re.match(rb"version https://git-lfs.github.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d+)\n$", blob)
@@ -237,7 +267,7 @@ class Hub:
                 )
             elif k == "lfsFile":
                 f = self.lfs_path(v["oid"])
-                if not f.exists():
+                if not f.exists() and not self.xet_hash(v["oid"]):
                     raise HubError(400, "BadRequest", f"LFS object {v['oid']} was never uploaded")
                 size = f.stat().st_size if f.exists() else v["size"]
                 adds[v["path"]] = (
@@ -343,6 +373,9 @@ class Hub:
                 "X-Linked-Size": str(e["lfs"]["size"]),
                 "Location": f"{self.cdn}/__cdn/{e['lfs']['oid']}",
             }
+            if xet := self.xet_hash(e["lfs"]["oid"]):
+                link = f'<{self.base}/api/{kind}/{repo_id}/xet-read-token/{sha}>; rel="xet-auth"'
+                h |= {"X-Xet-Hash": xet, "Link": link}
             return Response(status_code=302, headers=h)
         blob = git(repo, "cat-file", "blob", e["oid"])
         m = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
@@ -363,17 +396,22 @@ class Hub:
                 r["actions"] = {"download": {"href": f"{self.base}/__cdn/{o['oid']}"}}
             elif not self.lfs_path(o["oid"]).exists():
                 up = {"href": f"{self.base}/__lfs/{o['oid']}"}
+                if self.multipart and o["size"] > self.multipart and "multipart" in q["transfers"]:
+                    parts = range(1, 1 + -(-o["size"] // self.multipart))
+                    urls = {f"{i:05d}": f"{self.base}/__lfs-part/{o['oid']}/{i}" for i in parts}
+                    header = {"chunk_size": str(self.multipart)} | urls
+                    up = {"href": f"{self.base}/__lfs-complete/{o['oid']}", "header": header}
                 r["actions"] = {"upload": up, "verify": {"href": f"{self.base}/__lfs-verify"}}
             objs.append(r)
         return JSONResponse({"transfer": "basic", "objects": objs}, media_type="application/vnd.git-lfs+json")
 
-    async def store(self, request, oid, dest):
+    async def store(self, request, oid, dest, check=True):
         tmp, h = self.root / "tmp" / uuid.uuid4().hex, hashlib.sha256()
         with open(tmp, "wb") as f:
             async for chunk in request.stream():
                 h.update(chunk)
                 f.write(chunk)
-        if h.hexdigest() != oid:
+        if check and h.hexdigest() != oid:
             tmp.unlink()
             raise HubError(400, "BadRequest", "content does not match its oid")
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -390,12 +428,17 @@ class Hub:
         if raw == "/__fail":  # a list of {"path": part of it, "status": 0 to cut the connection, "times": n, "headers"}
             self.faults = await request.json()
             return Response()
+        if raw == "/__set":  # any of token, multipart (bytes of a part), xet (address of a CAS)
+            vars(self).update(await request.json())
+            return Response()
         for fault in self.faults:
             if fault["path"] in raw and fault["times"]:
                 fault["times"] -= 1
                 if fault["status"]:
                     body = {"error": "asked for by a test"}
                     return JSONResponse(body, fault["status"], fault.get("headers"))
+                async for _ in request.stream():  # in the middle of what is sent, if it is longer
+                    break
                 return StreamingResponse(torn(), headers={"Content-Length": "1000"})
         try:
             resp = await self.route(request, request.method, raw)
@@ -424,11 +467,23 @@ class Hub:
         # -- blobs
         if seg[0] == "__cdn":
             f = self.lfs_path(seg[1])
+            if not f.exists() and self.xet_hash(seg[1]):  # plain HTTP for content that came in through Xet
+                await run_in_threadpool(self.materialise, seg[1], f)
             if not f.exists():
                 raise HubError(404, "EntryNotFound", "no such object")
             return FileResponse(f, headers={"ETag": f'"{seg[1]}"'}, media_type="application/octet-stream")
         if seg[0] == "__lfs" and method == "PUT":
             return await self.store(request, seg[1], self.lfs_path(seg[1]))
+        if seg[0] == "__lfs-part" and method == "PUT":
+            return await self.store(request, "", self.root / "tmp" / f"{seg[1]}.{int(seg[2])}", check=False)
+        if seg[0] == "__lfs-complete":
+            parts = [self.root / "tmp" / f"{seg[1]}.{its['partNumber']}" for its in (await request.json())["parts"]]
+            content = b"".join(part.read_bytes() for part in parts)
+            if hashlib.sha256(content).hexdigest() != seg[1]:
+                raise HubError(400, "BadRequest", "content does not match its oid")
+            self.lfs_path(seg[1]).parent.mkdir(parents=True, exist_ok=True)
+            self.lfs_path(seg[1]).write_bytes(content)
+            return JSONResponse({})
         if seg[0] == "__lfs-verify":
             q = await request.json()
             f = self.lfs_path(q["oid"])
@@ -474,6 +529,10 @@ class Hub:
         if seg[1] == "validate-yaml":
             errors = card_errors((await request.json())["content"])
             return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
+        if seg[1] == "collections":
+            if method == "POST":
+                need_write()
+            return self.collection(seg[2:], await request.json() if method == "POST" else None, authed)
         if seg[1] not in PREFIX:
             raise HubError(404, "NotFound", "unknown API")
         kind = seg[1]
@@ -566,7 +625,36 @@ class Hub:
             meta = self.meta(kind, repo_id) | {"private": (await request.json()).get("visibility") == "private"}
             (repo / "localhub.json").write_text(json.dumps(meta))
             return JSONResponse(meta)
+        if verb in ("xet-write-token", "xet-read-token") and self.xet:
+            if verb == "xet-write-token":
+                need_write()
+            until = int(time.time()) + 3600
+            token = {"X-Xet-Cas-Url": self.xet, "X-Xet-Access-Token": "t", "X-Xet-Token-Expiration": str(until)}
+            return JSONResponse({"casUrl": self.xet, "accessToken": "t", "exp": until}, headers=token)
         raise HubError(404, "NotFound", f"not implemented: {method} {raw}")
+
+    def collection(self, seg, q, authed):
+        """Make one, add to one, or show one."""
+        slug = "/".join(seg[:2])
+        if not seg:
+            slug = f"{q['namespace']}/{re.sub('[^a-z0-9]+', '-', q['title'].lower())}-{0:024x}"
+            if slug in self.collections:
+                return JSONResponse({"error": "exists", "slug": slug}, 409)
+            owner = {"name": q["namespace"], "type": "user"}
+            about = {"slug": slug, "title": q["title"], "owner": owner, "lastUpdated": now(), "gating": False}
+            more = {"position": 0, "theme": "indigo", "upvotes": 0, "description": q.get("description")}
+            self.collections[slug] = about | more | {"private": q["private"], "items": []}
+        elif slug not in self.collections or (self.collections[slug]["private"] and not authed):
+            raise HubError(404, "NotFound", "no such collection")
+        elif q:
+            items, its = self.collections[slug]["items"], q["item"]
+            if not self.path(its["type"] + "s", its["id"]).exists():
+                raise HubError(404, "NotFound", "no such repo")
+            if its["id"] in [item["id"] for item in items]:
+                raise HubError(409, "Conflict", "It is in the collection")
+            place = {"_id": uuid.uuid4().hex[:24], "position": len(items)}
+            items.append({"id": its["id"], "type": its["type"], "note": {"text": q.get("note", "")}} | place)
+        return JSONResponse(self.collections[slug])
 
     def expand(self, repo, sha, items, expand):
         if str(expand).lower() in ("true", "1"):
@@ -580,6 +668,10 @@ class Hub:
                 e["lastCommit"] = {"id": i, "title": t, "date": iso(d)}
                 e["securityFileStatus"] = None
         return items
+
+
+def hexhash(b):
+    return "".join(f"{x:016x}" for x in struct.unpack("<4Q", b))
 
 
 def now():

@@ -1,4 +1,4 @@
-"""What is refused before anything is sent, what is tried again, and what is left where it fails."""
+"""What is refused before anything is sent, and what a push is."""
 
 import json
 import shutil
@@ -6,37 +6,16 @@ import shutil
 import pytest
 import torch
 from conftest import COMMAND, options, script
-from huggingface_hub import HfApi, ModelCard, get_session
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
-from hf_medtl.publish import hub as publisher
 from hf_medtl.publish.check import missing
 from hf_medtl.publish.hub import patiently, plan, push
 
 PLANTED = "hf_" + "Ab1" * 12
-
-
-@pytest.fixture
-def ready(finished, tmp_path):
-    """A finished run that can be published."""
-    return shutil.copytree(finished, tmp_path / "ready")
-
-
-@pytest.fixture
-def failing(hub, monkeypatch):
-    """Let requests with something in their path fail; waits are noted instead of waited for."""
-    waits = []
-    monkeypatch.setattr(publisher.time, "sleep", waits.append)
-    monkeypatch.setattr(patiently, "__defaults__", (5, waits.append))
-
-    def fail(*faults: dict) -> list[float]:
-        get_session().post(f"{hub}/__fail", json=list(faults)).raise_for_status()
-        return waits
-
-    yield fail
-    fail()
 
 
 def replace(name, old, new):
@@ -51,6 +30,14 @@ def replace(name, old, new):
 def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut(name):
+    def spoil(folder):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return spoil
 
 
 def burn(folder):
@@ -69,26 +56,86 @@ def burn(folder):
         (burn, "training failed"),
         (replace("results.json", '"value": ', '"value": NaN, "was": '), "NaN is not a result"),
         (replace("config.json", "{", ""), "is damaged"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
+        (cut("splits.csv"), "not the split that was tested"),
+        (cut("predictions.csv"), "has not the .* pictures tested"),
+        (lambda folder: (folder / "predictions.csv").unlink(), "missing or damaged"),
+        (cut("figures/roc.png"), "figures/roc.png is damaged"),
+        (lambda folder: (folder / "figures" / "roc.png").unlink(), "shows figures/roc.png, which the run has not"),
+        (lambda folder: (folder / "evaluations.json").write_text('{"value": NaN}'), "NaN is not a result"),
+        (replace("README.md", "license: apache-2.0", "license: mine"), "knows no licence 'mine'"),
+        (replace("README.md", "pipeline_tag: image", "pipeline_tag: picture"), "the task of its results"),
+        (replace("README.md", "- type: accuracy\n      value", "- type: accuracy\n      worth"), "invalid metadata"),
+        (replace("README.md", "accuracy\n      value: ", "accuracy\n      value: .nan #"), "has nan for accuracy"),
         (replace("README.md", "license: apache-2.0", "licence: mine"), "do not give license"),
         (replace("README.md", "pipeline_tag: ", "pipeline_tag: [a, "), "invalid metadata"),
         (replace("README.md", "## Limits", "## Bounds"), "does not give limits, biases"),
         (replace("recipe.yaml", "seed", f"note: {PLANTED}\nseed"), "recipe.yaml holds an access token"),
     ],
     ids=["unfinished", "no weights", "no recipe", "cut weights", "NaN weights", "NaN results", "cut config",
+         "no processor", "cut split", "cut predictions", "no predictions", "cut picture", "no picture",
+         "NaN evaluation", "unknown licence", "unknown task", "bad model-index", "NaN in model-index",
          "no licence", "bad metadata", "no limits", "a token"],
 )  # fmt: skip
-def test_nothing_is_sent_of_a_run_with(spoil, words, hub, ready):
+def test_nothing_is_sent_of_a_run_with(spoil, words, hub, ready, written):
     spoil(ready)
     with pytest.raises(MedtlError, match=words) as error:
         push(ready, "ci-user/spoilt")
     assert PLANTED not in str(error.value)
+    assert not written()
     assert not HfApi().repo_exists("ci-user/spoilt")
 
 
-def test_the_token_in_use_is_no_part_of_what_is_sent(ready, monkeypatch):
+def test_a_card_that_the_hub_refuses_makes_no_repository(ready, failing, written):
+    failing({"path": "/validate-yaml", "status": 400, "times": 99})
+    with pytest.raises(MedtlError, match="The Hub refuses the metadata"):
+        push(ready, "ci-user/unheard")
+    assert not written()
+
+
+def test_what_an_earlier_run_had_alone_goes(hub, ready):
+    api, name = HfApi(), "ci-user/changed"
+    exported = ready / "export" / "onnx"
+    exported.mkdir(parents=True)
+    (exported / "model.onnx").write_bytes(b"an export of these weights")
+    (exported / "export.json").write_text("{}")
+    push(ready, name)
+    api.upload_file(repo_id=name, path_or_fileobj=b"All rights.", path_in_repo="LICENSE")
+    assert api.file_exists(name, "export/onnx/model.onnx")
+    shutil.rmtree(ready / "export")
+    push(ready, name)
+    files = api.list_repo_files(name)
+    assert not [file for file in files if file.startswith("export/")]
+    assert {"LICENSE", ".gitattributes", "model.safetensors"} <= set(files)
+
+
+def note(folder):
+    """Text in a PNG, as programs put it there."""
+    path = folder / "figures" / "roc.png"
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Comment", "made with secret-of-another-kind")
+    Image.open(path).save(path, pnginfo=about)
+
+
+def name_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", {"format": "pt", "by": "secret-of-another-kind"})
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        (replace("config.json", "{", '{"note": "secret-of-another-kind", '), "config.json"),
+        (note, "figures/roc.png"),
+        (name_weights, "model.safetensors"),
+    ],
+    ids=["text", "in a picture", "in the weights' header"],
+)
+def test_the_token_in_use_is_no_part_of_what_is_sent(plant, name, ready, monkeypatch):
+    plan(ready)
     monkeypatch.setenv("HF_TOKEN", "secret-of-another-kind")
-    replace("splits.csv", "\n", "\nsecret-of-another-kind")(ready)
-    with pytest.raises(MedtlError, match=r"splits.csv holds an access token"):
+    plant(ready)
+    with pytest.raises(MedtlError, match=f"{name} holds an access token"):
         plan(ready)
 
 
@@ -117,43 +164,6 @@ def test_one_commit_one_tag_and_the_new_name(hub, ready, phantoms):
     picture = next(phantoms.glob("lesion/*.png"))
     for revision in ("v1", "v2"):
         assert Predictor.from_pretrained("ci-user/named", revision=revision).predict(picture)[0].label
-
-
-@pytest.mark.parametrize(
-    ("fault", "waits"),
-    [
-        ({"path": "/commit/", "status": 500, "times": 2}, [1, 2]),
-        ({"path": "/commit/", "status": 429, "times": 1, "headers": {"Retry-After": "7"}}, [7]),
-        ({"path": "/commit/", "status": 0, "times": 1}, [1]),
-        ({"path": "/repos/create", "status": 503, "times": 1}, [1]),
-    ],
-    ids=["500", "429 with Retry-After", "connection cut", "503 at the start"],
-)
-def test_what_may_pass_is_tried_again(fault, waits, failing, ready):
-    name = f"ci-user/patient-{fault['status']}-{fault['times']}-{fault['path'].count('c')}"
-    found = failing(fault)
-    push(ready, name)
-    assert [wait for wait in found if wait in waits][: len(waits)] == waits
-    assert HfApi().file_exists(name, "model.safetensors")
-    assert [tag.name for tag in HfApi().list_repo_refs(name).tags] == ["v1"]
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (401, "does not know the token"),
-        (403, "may not write there"),
-        (412, "push again"),
-        (500, "could not be uploaded"),
-    ],
-)
-def test_what_will_not_pass_ends_in_one_message_and_no_card(status, words, failing, ready):
-    failing({"path": "/commit/", "status": status, "times": 99})
-    with pytest.raises(MedtlError, match=words) as error:
-        push(ready, f"ci-user/refused-{status}")
-    assert "The run is whole in" in str(error.value)
-    failing()
-    assert not HfApi().file_exists(f"ci-user/refused-{status}", "README.md")
 
 
 def test_other_errors_are_not_tried_again():

@@ -1,22 +1,27 @@
 """Whether a run can be published: are its files whole, and does its card say what a reader must know?"""
 
+import hashlib
 import json
+import math
+import mmap
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 import yaml
 from huggingface_hub import get_token
 from huggingface_hub.repocard import ModelCard
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.publish.licences import LICENCES
 
 PARTS = ("README.md", "config.json", "results.json", "recipe.yaml")
-TEXT = (".md", ".json", ".yaml", ".csv", ".py")
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 
 
 class Field(NamedTuple):
@@ -102,14 +107,36 @@ def check_whole(folder: Path) -> dict[str, Any]:
     names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     for name in [*names, *(path.name for path in folder.glob("outliers.safetensors"))]:
         _check_weights(folder / name)
+    if absent := sorted(name for name in _loaded_with(folder, read["config.json"]) if not (folder / name).is_file()):
+        raise MedtlError(f"{folder} has no {', '.join(absent)}, so nobody could load it. Nothing was uploaded.")
+    _check_tables(folder, read["results.json"])
     return read["results.json"]
 
 
+def check_files(files: Mapping[str, Path]) -> None:
+    """Raise MedtlError if what would be uploaded is damaged, or has not the pictures that its card shows.
+
+    Args:
+        files: name in the repository -> file.
+    """
+    for name, path in files.items():
+        try:
+            if path.suffix == ".json":
+                _json(path)
+            elif path.suffix == ".png":
+                Image.open(path).verify()
+        except (OSError, SyntaxError) as error:  # as Pillow calls a broken PNG
+            raise MedtlError(f"{name} is damaged ({error}). Nothing was uploaded.") from error
+    shown = re.findall(r"\]\((figures/[^)]+)\)", files["README.md"].read_text(encoding="utf-8"))
+    if lacking := sorted({*shown} - files.keys()):
+        raise MedtlError(f"The card shows {', '.join(lacking)}, which the run has not. Nothing was uploaded.")
+
+
 def check_card(folder: Path) -> ModelCard:
-    """The run's card, if its metadata can be read and name licence and task.
+    """The run's card, if its metadata can be read, the Hub knows its licence, and task and numbers are in order.
 
     Raises:
-        MedtlError: they can't, or they don't.
+        MedtlError: it can't, or it does not.
     """
     try:
         card = ModelCard.load(folder / "README.md")
@@ -118,20 +145,43 @@ def check_card(folder: Path) -> ModelCard:
     absent = [name for name in ("license", "pipeline_tag", "library_name") if not getattr(card.data, name, None)]
     if absent:
         raise MedtlError(f"The metadata of {folder}/README.md do not give {', '.join(absent)}.")
+    task = _json(folder / "results.json").get("task")
+    if card.data.pipeline_tag != task:
+        raise MedtlError(
+            f"The pipeline_tag of {folder}/README.md is {card.data.pipeline_tag!r}, the task of its results {task!r}."
+        )
+    check_licence(card.data.license)
+    for its in card.data.eval_results or ():
+        if type(its.metric_value) not in (int, float) or not math.isfinite(its.metric_value):
+            raise MedtlError(f"The model-index of {folder}/README.md has {its.metric_value!r} for {its.metric_type}.")
     return card
 
 
-def check_secrets(files: Mapping[str, Path]) -> None:
-    """Raise MedtlError if a file holds something that looks like a token, or the one in use."""
-    own = get_token()
-    for name, path in files.items():
-        text = (
-            path.read_bytes().decode("utf-8", errors="ignore")
-            if path.suffix in (".md", ".json", ".yaml", ".csv", ".py")
-            else ""
+def check_licence(name: Any) -> None:
+    """Raise MedtlError if the Hub does not know a licence by this name."""
+    if name not in LICENCES:
+        raise MedtlError(
+            f"The Hub knows no licence {name!r}. Give one by its name there, such as apache-2.0 or cc-by-nc-4.0 "
+            "(https://huggingface.co/docs/hub/repositories-licenses), or other."
         )
-        if TOKEN.search(text) or (own and len(own) > 5 and own in text):
-            raise MedtlError(f"{name} holds an access token. Nothing was uploaded: remove it, and revoke the token.")
+
+
+def check_secrets(files: Mapping[str, Path]) -> None:
+    """Raise MedtlError if a file, of whatever kind, holds something that looks like a token, or the one in use."""
+    for name, path in files.items():
+        if path.stat().st_size == 0:  # which can't be mapped
+            continue
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if holds_token(content):
+                raise MedtlError(
+                    f"{name} holds an access token. Nothing was uploaded: remove it, and revoke the token."
+                )
+
+
+def holds_token(content: bytes | mmap.mmap) -> bool:
+    """Whether there is something that looks like a token of the Hub, or the one in use."""
+    own = (get_token() or "").encode()
+    return bool(TOKEN.search(content)) or (len(own) > 5 and content.find(own) >= 0)
 
 
 def _json(path: Path) -> Any:
@@ -152,6 +202,29 @@ def _check_weights(path: Path) -> None:
         raise MedtlError(f"{path} is missing or damaged ({error}). Nothing was uploaded.") from error
     if broken:
         raise MedtlError(f"{path} has numbers that are none in {broken[0]}: training failed. Nothing was uploaded.")
+
+
+def _loaded_with(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """Files that loading asks for besides config.json and the weights."""
+    stock_timm = "pretrained_cfg" in config and "image_processor_type" not in config  # it needs no file of its own
+    found = set() if stock_timm else {"preprocessor_config.json"}
+    beside = [folder / name for name in found if (folder / name).is_file()]
+    for its in (config, *map(_json, beside)):
+        for classes in (its.get("auto_map") or {}).values():
+            names = [classes] if isinstance(classes, str) else classes
+            found |= {f"{name.partition('.')[0]}.py" for name in names if name}
+    return found
+
+
+def _check_tables(folder: Path, results: Mapping[str, Any]) -> None:
+    splits, predictions = folder / "splits.csv", folder / "predictions.csv"
+    try:
+        if "splits_sha256" in results and hashlib.sha256(splits.read_bytes()).hexdigest() != results["splits_sha256"]:
+            raise MedtlError(f"{splits} is not the split that was tested, by results.json. Nothing was uploaded.")
+        if "n" in results and len(pd.read_csv(predictions, dtype=str)) != results["n"]:
+            raise MedtlError(f"{predictions} has not the {results['n']} pictures tested. Nothing was uploaded.")
+    except (OSError, ValueError) as error:
+        raise MedtlError(f"A table of {folder} is missing or damaged ({error}). Nothing was uploaded.") from error
 
 
 def _limits(results: Mapping[str, Any]) -> bool:

@@ -1,18 +1,20 @@
 """To the Hub: what is in a run folder, without its checkpoints."""
 
 import logging
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card import put_section
-from hf_medtl.publish.check import FIELDS, check_card, check_secrets, check_whole, missing
+from hf_medtl.publish.check import FIELDS, check_card, check_files, check_secrets, check_whole, missing
 
 logger = logging.getLogger("hf_medtl")
 T = TypeVar("T")
@@ -28,7 +30,7 @@ ADVICE = {
     409: "Somebody else changed the repository at the same moment: push again.",
     412: "Somebody else changed the repository at the same moment: push again.",
 }
-PASSING = (408, 429, 500, 502, 503, 504)
+PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # a conflict, too: nothing of ours rests on what was there before
 LONGEST = 60.0  # seconds between two attempts
 
 
@@ -55,10 +57,16 @@ def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path
             f"The card of {folder} does not give {words}. Write it, or say why not: "
             f"--waive {next(iter(lacking))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
-    every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
+    files = chosen(folder)
+    check_files(files)
     check_secrets(files)
     return files
+
+
+def chosen(folder: Path) -> dict[str, Path]:
+    """Name in the repository -> file, of what others get of a folder."""
+    every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
 
 
 def push(
@@ -71,9 +79,9 @@ def push(
 ) -> str:
     """Upload a finished run as one commit, tag it v1, v2, ..., and return the repository's address.
 
-    Only what a model page needs goes: weights, processor, configuration, card, results, split and figures. Unchanged
-    files make no commit and no tag. The token is the one of `hf auth login` or $HF_TOKEN. What may pass, such as an
-    overloaded server or a broken connection, is tried again.
+    Only what a model page needs goes: weights, processor, configuration, card, results, split and figures; such files
+    of an earlier run that this one has not are deleted. Unchanged files make no commit and no tag. The token is the one
+    of `hf auth login` or $HF_TOKEN. What may pass, such as an overloaded server or a broken connection, is tried again.
 
     Args:
         folder: of a finished run.
@@ -83,7 +91,8 @@ def push(
         waive: as for `plan`.
 
     Raises:
-        MedtlError: as `plan`, or the Hub refuses; then the repository has the files of before, or none.
+        MedtlError: as `plan`, or the Hub refuses; then the repository has the files of before, or none. An upload that
+            is whole and could not be tagged is tagged by the next one.
     """
     plan(folder, waive)
     return send(folder, repo_id, private=private, message=message, waive=waive)
@@ -102,27 +111,106 @@ def send(
     if waive:
         said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
         put_section(folder / "README.md", "waived", said)
-    api = HfApi()
-    try:
+    api, again = HfApi(), f"The run is whole in {folder}; then: hf-medtl push {folder} {repo_id}"
+    validate(folder / "README.md")
+    with explained(f"{repo_id} could not be uploaded", again):
         repo = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        before = patiently(lambda: api.model_info(repo.repo_id).sha)
-        commit = patiently(
-            lambda: api.upload_folder(
-                repo_id=repo.repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message
-            )
-        )
-        if commit.oid != before:
-            tags = {tag.name for tag in patiently(lambda: api.list_repo_refs(repo.repo_id)).tags}
-            number = 1 + max((int(tag[1:]) for tag in tags if tag[0] == "v" and tag[1:].isdigit()), default=0)
-            patiently(lambda: api.create_tag(repo.repo_id, tag=f"v{number}", revision=commit.oid, exist_ok=True))
-    except (OSError, HTTPError, ValueError) as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-        advice = ADVICE.get(status, "Check the network, the name and `hf auth login`, then push again.")
-        raise MedtlError(
-            f"{repo_id} could not be uploaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). {advice} "
-            f"The run is whole in {folder}."
-        ) from error
+        oid = commit(api, repo.repo_id, chosen(folder), message)
+    with explained(f"{repo_id} is uploaded, but could not be tagged", again):
+        tags = {tag.name: tag.target_commit for tag in patiently(lambda: api.list_repo_refs(repo.repo_id)).tags}
+        ours = {int(name[1:]): its for name, its in tags.items() if name[0] == "v" and name[1:].isdigit()}
+        if oid not in ours.values():  # it is there if nothing has changed, unless tagging failed the last time
+            tag = f"v{1 + max(ours, default=0)}"
+            patiently(lambda: api.create_tag(repo.repo_id, tag=tag, revision=oid, exist_ok=True))
     return str(repo)
+
+
+def reserve(name: str, private: bool | None) -> str:
+    """Make a repository, if there is none, and return its full name.
+
+    Raises:
+        MedtlError: the Hub refuses or can't be reached.
+    """
+    with explained(f"{name} could not be made", "Nothing was trained."):
+        return patiently(lambda: HfApi().create_repo(name, private=private, exist_ok=True)).repo_id
+
+
+def commit(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path],
+    message: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    stale: Sequence[str] = FILES,
+) -> str:
+    """Put files into a repository as one commit, with the bytes before it; return its id, or the last one's if nothing
+    has changed.
+
+    Not `upload_folder`: with hf-xet that makes several commits if it takes long or if one fails, and between them
+    others would get a card without its weights.
+
+    Args:
+        api: to ask.
+        repo_id: owner/name.
+        files: name in the repository -> file.
+        message: of the commit.
+        repo_type: model or space.
+        revision: branch, main by default.
+        stale: patterns of what is deleted there, if it is not among `files`.
+
+    Raises:
+        MedtlError: a file holds a token.
+        OSError, HTTPError, RuntimeError, ValueError: as the client, after some attempts if it may pass.
+    """
+    check_secrets(files)
+    where: Any = {"repo_type": repo_type, "revision": revision}
+
+    def attempt() -> str:
+        there = filter_repo_objects(api.list_repo_files(repo_id, **where), allow_patterns=list(stale))
+        gone = [name for name in there if name not in files and name != ".gitattributes"]
+        operations: list[Any] = [
+            *(CommitOperationDelete(path_in_repo=name) for name in gone),
+            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
+        ]
+        return api.create_commit(repo_id, operations, commit_message=message, **where).oid
+
+    return patiently(attempt)
+
+
+def validate(card: Path) -> None:
+    """Ask the Hub whether it takes a card.
+
+    Raises:
+        MedtlError: it does not, or can't be reached.
+    """
+    with explained("The Hub could not be asked about the card", "Nothing was uploaded."):
+        try:
+            patiently(ModelCard.load(card).validate)
+        except ValueError as error:
+            raise MedtlError(f"The Hub refuses the metadata of {card} ({error}). Nothing was uploaded.") from error
+
+
+@contextmanager
+def explained(what: str, then: str) -> Iterator[None]:
+    """Make one MedtlError of whatever the client raises: `what` went wrong, why, what to do about it, `then`."""
+    try:
+        yield
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:  # RuntimeError: of a file that is uploaded
+        behind = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        lines = dict.fromkeys(str(its).strip().partition("\n")[0] for its in (error, behind))
+        why = re.sub(r"\?[^\s']+", "", " ".join(lines))  # addresses may carry a signature after the question mark
+        advice = ADVICE.get(status_of(behind), "Check the network, the name and `hf auth login`, then try again.")
+        raise MedtlError(f"{what} ({type(behind).__name__}: {why}). {advice} {then}") from error
+
+
+def status_of(error: BaseException) -> int:
+    """HTTP status that an error is about; 0 if none."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code
+    said = re.search(r"HTTP status \w+ error \((\d{3}) ", str(error))  # as hf-xet puts it
+    return int(said[1]) if said else 0
 
 
 def name_card(path: Path, repo_id: str) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -42,7 +42,7 @@ class Wish:
     segmenter: str | None
     one: str | None
     other: str | None
-    look: Look = Look()
+    look: Look = field(default_factory=Look)
     window: tuple[float, float] | None = None
     frame: int | None = None
 

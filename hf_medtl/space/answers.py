@@ -130,7 +130,7 @@ def verdict(model: Model, method: str, label: str | None) -> dict[str, Any]:
     other = f" Those by {known} were: choose it." if model.verdicts and known and method != model.verdict_method else ""
     return {
         "passed": None,
-        "summary": f"Nobody has checked whether these maps are to be believed.{other} The command hf-medtl explain does.",
+        "summary": f"Nobody has checked whether such maps are to be believed.{other} hf-medtl explain does it.",
     }
 
 
@@ -184,11 +184,11 @@ def sides(inside: NDArray[np.bool_]) -> dict[str, dict[str, float]] | None:
     two = np.argsort(-sizes, kind="stable")[:2]
     if sizes[two[1]] < sizes[two[0]] / 10:
         return None
-    two = sorted(two, key=lambda index: np.flatnonzero((found == index + 1).any(axis=0)).mean())
     whole = sizes[two].sum()
+    ordered = sorted(two, key=lambda index: np.flatnonzero((found == index + 1).any(axis=0)).mean())
     return {
         side: {"pixels": int(sizes[index]), "share": float(sizes[index] / whole)}
-        for side, index in zip(("right", "left"), two, strict=True)
+        for side, index in zip(("right", "left"), ordered, strict=True)
     }
 
 

@@ -9,11 +9,11 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import columns
 from hf_medtl.space import acts, answers
+from hf_medtl.space.guards import name_of
 from hf_medtl.space.pictures import data_uri, fill, heat
 from hf_medtl.space.server import plain
 from hf_medtl.space.shelf import Shelf
 from hf_medtl.space.uploads import take
-from hf_medtl.space.guards import name_of
 
 
 def add_api(shelf: Shelf) -> None:

@@ -73,9 +73,7 @@ def push(
         str | None, typer.Option(help="How pip gets hf_medtl there, such as 'hf_medtl[...] @ URL'; else by name.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the Space private.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry_run", "--dry-run", help="Say what would go; upload nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Say what would go; upload nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="Keep the files in this new folder.")] = None,
 ) -> None:
     """Publish the page as a Space. Models on the Hub are named in it; the files of a run folder go along."""

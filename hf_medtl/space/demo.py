@@ -7,6 +7,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from tqdm import tqdm
@@ -15,16 +16,24 @@ from transformers import ViTConfig, ViTImageProcessor
 from hf_medtl import __version__
 from hf_medtl.errors import MedtlError
 
-VIT = {"image_size": 64, "patch_size": 8, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-       "intermediate_size": 192, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+VIT: dict[str, Any] = {
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 RATES = ["--learning_rate", "1e-3", "--head_learning_rate", "1e-3"]
 RECIPES = {
     "drawn-brains-vit": [*RATES, "--dataset", "brain-phantoms", "--from_scratch", "--num_train_epochs", "25"],
     "drawn-brains-cnn": [*RATES, "--dataset", "brain-phantoms", "--model_name_or_path", "cnn_baseline",
                          "--num_train_epochs", "6"],
-    "drawn-lungs": [*RATES, "--dataset", "chest-phantoms", "--task", "image-segmentation", "--model_name_or_path", "unet",
-                    "--encoder", "tu-test_resnet", "--encoder_weights", "none", "--image_size", "64", "--num_train_epochs", "4",
-                    "--loss", "bce_dice", "--largest_components", "2"],
+    "drawn-lungs": [*RATES, "--dataset", "chest-phantoms", "--task", "image-segmentation",
+                    "--model_name_or_path", "unet", "--encoder", "tu-test_resnet", "--encoder_weights", "none",
+                    "--image_size", "64", "--num_train_epochs", "4", "--loss", "bce_dice", "--largest_components", "2"],
 }  # fmt: skip
 
 
@@ -44,7 +53,7 @@ def demo_models() -> list[str]:
 
 
 def train(name: str, place: Path) -> None:
-    """One of RECIPES into `place`, whole or not at all, in a process of its own: a run seeds and configures its process."""
+    """One of RECIPES into `place`, whole or not at all; in a process of its own, since a run configures its process."""
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         folder, start = Path(temporary) / name, Path(temporary) / "vit"

@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 
 API = "/gradio_api/"
 READABLE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"}
-READABLE |= {API + name for name in ("app_id", "info", "openapi.json", "queue/data", "startup-events", "upload_progress")}
+READABLE |= {
+    API + name for name in ("app_id", "info", "openapi.json", "queue/data", "startup-events", "upload_progress")
+}
 CALLED = re.compile(f"{API}call(/v2)?/[a-z]+(/[0-9a-f]+)?")  # without gradio_client: a POST, then a GET
 READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
 WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}

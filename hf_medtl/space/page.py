@@ -25,8 +25,8 @@ MOST = 12  # pictures in hand at once; more are for the tab Batch
 KEPT = 15 * 60  # seconds that pictures in hand stay in memory when nothing is asked
 HELP = "PNG, JPEG, TIFF, WebP, DICOM or NIfTI, of 8 or 16 bits; several at once. Drop, choose or paste."
 PRIVACY = (
-    "Pictures are read into memory, answered and not stored: not on disk, not in a log. They are forgotten when the page "
-    "is closed, or a quarter of an hour after the last answer."
+    "Pictures are read into memory, answered and not stored: not on disk, not in a log. They are forgotten when the "
+    "page is closed, or a quarter of an hour after the last answer."
 )
 PICK = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-example]");
@@ -52,8 +52,8 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
     with gr.Blocks(title="hf_medtl", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<p><strong>{NOTICE}</strong> Not a medical device.</p>", elem_id="notice")
         gr.HTML(
-            "<h1>Look at what a model sees</h1><p>Calibrated probabilities, maps with their evidence, and “I can’t say” "
-            "where a picture does not allow an answer.</p>",
+            "<h1>Look at what a model sees</h1><p>Calibrated probabilities, maps with their evidence, and “I can’t "
+            "say” where a picture does not allow an answer.</p>",
             elem_id="title",
         )
         hand, mode = gr.State(Hand(), time_to_live=KEPT), gr.State(first)
@@ -62,10 +62,10 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                 upload = gr.File(label="Pictures", file_count="multiple", elem_id="upload", height=150)
                 gr.HTML(f"<p>{HELP}</p>", elem_classes="answer soft")
                 if examples:
-                    gallery = gr.HTML(
-                        views.show("examples", [{"caption": its.caption, "src": data_uri(Image.fromarray(its.picture))} for its in examples]),
-                        js_on_load=PICK, elem_id="examples",
-                    )  # fmt: skip
+                    small = [
+                        {"caption": its.caption, "src": data_uri(Image.fromarray(its.picture))} for its in examples
+                    ]
+                    gallery = gr.HTML(views.show("examples", small), js_on_load=PICK, elem_id="examples")
                 chosen = gr.Radio([], label="Picture in hand", type="value", visible=False, elem_id="chosen")
                 frame = gr.Slider(0, 1, step=1, label="Frame or slice", visible=False, elem_id="frame")
                 with gr.Group(visible=False, elem_id="window") as windowing:
@@ -88,19 +88,28 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                         other = gr.Dropdown(every, value=(pair or every)[-1], label="The other", elem_id="other")
                     with gr.Tab("Batch") as batch_tab:
                         with gr.Row():
-                            many = gr.File(label="Many pictures, or a zip of them", file_count="multiple", height=150, elem_id="many")
+                            many = gr.File(
+                                label="Many pictures, or a zip of them",
+                                file_count="multiple",
+                                height=150,
+                                elem_id="many",
+                            )
                             with gr.Column():
                                 worker = gr.Dropdown(every, label="Model", elem_id="worker")
                                 start = gr.Button("Answer all", variant="primary", elem_id="start")
                                 stop = gr.Button("Stop", elem_id="stop")
-                        answers = gr.HTML(views.show("waiting", "A table with a row for each picture, and a CSV to keep."))
+                        answers = gr.HTML(
+                            views.show("waiting", "A table with a row for each picture, and a CSV to keep.")
+                        )
                     with gr.Tab("About") as about_tab:
                         gr.HTML("".join(views.about(model) for model in shelf) + views.show("privacy", PRIVACY))
                 with gr.Row(elem_id="answers", equal_height=False) as results:
                     with gr.Column(scale=3, min_width=300):
                         view = gr.HTML(views.show("waiting", "Your picture will be here."), elem_id="view")
                     with gr.Column(scale=2, min_width=280):
-                        says = gr.HTML(views.show("waiting", "Give a picture, or take one of the examples."), elem_id="says")
+                        says = gr.HTML(
+                            views.show("waiting", "Give a picture, or take one of the examples."), elem_id="says"
+                        )
 
         def describe(name: str | None, now: str | None = None) -> list[Any]:
             """Controls of the maps that a classifier has."""
@@ -202,19 +211,38 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                 yield html, gr.skip()
             yield html, None
 
-        come, asked, all_of = plain(come), plain(asked), plain(all_of)  # type: ignore[assignment]
+        come, asked, all_of = plain(come), plain(asked), plain(all_of)
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         work: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 2}
-        inputs = [hand, chosen, frame, preset, level, width, mode, classifier, method, label, layer, head, segmenter, one, other]
+        inputs = [
+            hand,
+            chosen,
+            frame,
+            preset,
+            level,
+            width,
+            mode,
+            classifier,
+            method,
+            label,
+            layer,
+            head,
+            segmenter,
+            one,
+            other,
+        ]
         controls = [chosen, frame, windowing, preset, level, width]
         ask: dict[str, Any] = {
-            "fn": asked, "inputs": inputs, "outputs": [view, says], "show_progress_on": [view], "trigger_mode": "always_last",
+            "fn": asked, "inputs": inputs, "outputs": [view, says], "show_progress_on": [view],
+            "trigger_mode": "always_last",
         } | work  # fmt: skip
         arrived = upload.upload(come, upload, [hand, *controls, view, says, upload], show_progress_on=[view], **work)
         arrived.then(**ask)
         if examples:
             gallery.click(taken, None, [hand, *controls], **quiet).then(**ask)
-        chosen.input(lambda hand, number: windows(hand.uploads, number or 0), [hand, chosen], controls[1:], **quiet).then(**ask)
+        chosen.input(
+            lambda hand, number: windows(hand.uploads, number or 0), [hand, chosen], controls[1:], **quiet
+        ).then(**ask)
         preset.input(preset_to_sliders, [hand, chosen, preset], [level, width], **quiet).then(**ask)
         gr.on([level.release, width.release], lambda: None, None, preset, **quiet).then(**ask)
         gr.on([frame.release, label.input, layer.release, head.release, segmenter.input, one.input, other.input], **ask)
@@ -222,9 +250,16 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
         method.input(of_method, method, [label, layer, head], **quiet).then(**ask)
         page.load(describe, [classifier, method], [method, label, layer, head], **quiet)
         for tab, name in ((classify_tab, "classify"), (segment_tab, "segment"), (compare_tab, "compare")):
-            tab.select(lambda name=name: (name, gr.Column(visible=True), gr.Row(visible=True)), None, [mode, left, results], **quiet).then(**ask)
+            tab.select(
+                lambda name=name: (name, gr.Column(visible=True), gr.Row(visible=True)),
+                None,
+                [mode, left, results],
+                **quiet,
+            ).then(**ask)
         for tab in (batch_tab, about_tab):
-            tab.select(lambda: ("", gr.Column(visible=False), gr.Row(visible=False)), None, [mode, left, results], **quiet)
+            tab.select(
+                lambda: ("", gr.Column(visible=False), gr.Row(visible=False)), None, [mode, left, results], **quiet
+            )
         running = start.click(all_of, [many, worker], [answers, many], **work)
         stop.click(None, None, None, cancels=[running], queue=False)
         add_api(shelf)

@@ -19,7 +19,13 @@ def template() -> Template:
     """The macros of views.html.jinja."""
     environment = templates("hf_medtl.space", autoescape=True)
     environment.globals |= {"names": NAMES, "notice": NOTICE, "colour": colour}
-    environment.filters |= {"interval": interval, "percent": percent, "markdown": markdown, "plain": plain, "method": METHOD_NAMES.get}
+    environment.filters |= {
+        "interval": interval,
+        "percent": percent,
+        "markdown": markdown,
+        "plain": plain,
+        "method": METHOD_NAMES.get,
+    }
     return environment.get_template("views.html.jinja")
 
 

@@ -1,7 +1,6 @@
 """The run folder: it has everything, or it says that it is unfinished."""
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import yaml
 
 from hf_medtl.data.load import COLUMNS
 from hf_medtl.data.splits import pseudonyms
-from hf_medtl.errors import MedtlError
+from hf_medtl.errors import MedtlError, no_room
 from hf_medtl.training.recipe import Recipe, default_of
 
 MARK = "UNFINISHED"
@@ -93,8 +92,8 @@ def disk_needed(parameters: int, save_total_limit: int | None, epochs: int, copi
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error came from a full disk: torch and safetensors hide the errno in messages of their own."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    """Whether an error came from a full disk."""
+    full = not isinstance(error, MedtlError) and no_room(error)
     return full or (folder.exists() and shutil.disk_usage(folder).free < 1_000_000)
 
 

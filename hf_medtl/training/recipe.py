@@ -230,6 +230,11 @@ class Recipe(TrainingArguments):
         self._check_strategy()
         self._check_loss()
         self._check_folds()
+        if self.hub_strategy != "end" and not self.push_to_hub:
+            raise MedtlError(f"--hub_strategy {self.hub_strategy} says when to push. Give --push_to_hub, too.")
+        self.refuse(
+            ("hub_revision",), "finished runs go to the branch main, checkpoints to one of theirs. Leave it out."
+        )
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise MedtlError("Early stopping needs --load_best_model_at_end true, or give --early_stopping_patience 0.")
 

@@ -30,8 +30,9 @@ from hf_medtl.evaluation.drop import drops
 from hf_medtl.evaluation.outliers import Outliers, outlier_threshold
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key, to_uint8
 from hf_medtl.publish.card import NAMES, card
-from hf_medtl.publish.check import check_prose
-from hf_medtl.publish.hub import push
+from hf_medtl.publish.check import check_licence, check_prose, holds_token
+from hf_medtl.publish.checkpoints import Checkpoints
+from hf_medtl.publish.hub import push, reserve
 from hf_medtl.publish.wording import split_prose, wording
 from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.data import read
@@ -120,8 +121,11 @@ def run(recipe: Recipe) -> Path:
     """
     check(recipe)
     _, prose = written(recipe)
+    if holds_token((recipe.to_yaml() + prose).encode()):
+        raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
     if recipe.push_to_hub:
         check_prose(prose)
+        check_licence(recipe.model_license)
     space = check_search(recipe) if recipe.search else {}
     if recipe.all_folds:
         return cross_validate(recipe, run)
@@ -164,12 +168,17 @@ def run(recipe: Recipe) -> Path:
     try:
         with recipe.main_process_first(local=False):
             if recipe.should_save:
+                if recipe.push_to_hub:  # whoever may not write there learns so before training
+                    name = recipe.hub_model_id or folder.resolve().name
+                    recipe.hub_model_id = reserve(name, recipe.hub_private_repo)
                 begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
             else:
                 check_shared(folder)
         if space:
             return search(recipe, space, loaded, lambda a, kind: trainer_of(a, loaded, *build(a, loaded), kind))
         trainer = trainer_of(recipe, loaded, model, processor, loss)
+        if recipe.push_to_hub and recipe.hub_strategy != "end":
+            trainer.add_callback(Checkpoints(str(recipe.hub_model_id), recipe.model_license))
         hold_open(trainer)
         with Meter(recipe, resumed=bool(checkpoint)) as meter:
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -201,7 +210,7 @@ def run(recipe: Recipe) -> Path:
             show_results(folder, result)
             if recipe.push_to_hub:
                 logger.info(
-                    "Pushed to %s", push(folder, str(trainer.hub_model_id), private=bool(recipe.hub_private_repo))
+                    "Pushed to %s", push(folder, str(recipe.hub_model_id), private=bool(recipe.hub_private_repo))
                 )
         trainer.accelerator.wait_for_everyone()
     except Exception as error:
@@ -380,7 +389,7 @@ def report(
         "external_spec": tested[-1][0].spec,
         "counts": loaded.counts(),
         "excluded": left_out(loaded),
-        "name": str(trainer.hub_model_id) if recipe.push_to_hub else folder.name,
+        "name": str(recipe.hub_model_id) if recipe.push_to_hub else folder.name,
         "base_model": task.base_model(recipe),
         "base_is_local": Path(recipe.model_name_or_path).exists(),
         "start": task.start(recipe, trainer.model),

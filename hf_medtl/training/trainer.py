@@ -97,6 +97,12 @@ class MedicalTrainer(Trainer):
         self.mean, self.std = (value.to(self.args.device) for value in normalisation(processor))
         self.draw = (-1, 0)  # optimizer step and batch in it
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `run` makes the repository. Trainer would fill it with what is neither finished nor tested."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: `publish.checkpoints` does."""
+
     @property
     def progress(self) -> "Progress":
         """The callback in use: resuming replaces the one given at first."""
