@@ -1,5 +1,6 @@
 """What people upload to the Space: a picture, or one plain sentence; nothing stays on disk, nothing gets out."""
 
+import contextlib
 import gzip
 import io
 import logging
@@ -461,6 +462,22 @@ def test_bombs_stay_within_400_megabytes(tmp_path):
     assert "same value" in lines[2], lines  # of one slice of 480 MB
     assert not tmp_path.exists()
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY  # only the child was limited
+
+
+def test_what_readers_say_of_a_header_is_not_said(upload, caplog, capfd, recwarn):
+    """They quote values that they do not understand."""
+    content = bytearray(as_dicom(RAMP, WindowCenter=2000, WindowWidth=1000, RescaleIntercept="-1024", RescaleSlope="1"))
+    at = content.index(b"-1024")
+    content[at : at + 6] = b"Muster"
+    described = bytearray(as_nifti(np.random.default_rng(0).normal(size=(40, 50, 6))))
+    described[0:4] = struct.pack("<l", 347)
+    with caplog.at_level(logging.DEBUG):
+        for name, bad in (("a.dcm", content), ("a.nii", described)):
+            with contextlib.suppress(MedtlError):
+                take(upload(name, bytes(bad))).picture()
+    assert not recwarn.list
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
 
 
 def test_text_in_a_png_is_neither_kept_nor_told(upload, caplog):

@@ -49,7 +49,9 @@ def write_space(folder: Path, models: Sequence[str], title: str, requirement: st
         "requirement": requirement or f"hf_medtl[dicom-out,explain]=={__version__}",
     }
     for name in ("README.md", "app.py", "requirements.txt"):
-        (folder / name).write_text(templates("hf_medtl.space").get_template(f"{name}.jinja").render(facts) + "\n", "utf-8")
+        (folder / name).write_text(
+            templates("hf_medtl.space").get_template(f"{name}.jinja").render(facts) + "\n", "utf-8"
+        )
     for example in drawn():
         (folder / "examples" / example.name).write_bytes(example.content)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

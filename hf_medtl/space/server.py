@@ -1,10 +1,15 @@
 """A Gradio app served on the open web: what is started, and what its functions may say when they fail."""
 
+import atexit
 import functools
 import inspect
 import logging
 import os
+<<<<<<< HEAD
 import socket
+=======
+import shutil
+>>>>>>> wip-uploads
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,8 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def own_folder() -> Path:
-    """Make a folder for the files of this process alone. To be called before the first component is made."""
+    """Make a folder for the files of this process alone, removed when it ends.
+
+    To be called before the first component is made.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hf_medtl-space-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
 

@@ -181,9 +181,10 @@ def kind_of(content: bytes) -> Kind:
 
 
 def plainly(kind: Kind, work: Callable[[], T]) -> T:
-    """Call `work`; whatever it raises becomes a MedtlError in plain words."""
+    """Call `work`; whatever it raises becomes a MedtlError in plain words, and readers that quote headers are quiet."""
     try:
-        return work()
+        with QUIET:
+            return work()
     except UnreadableImage as error:
         # Those of DICOM and NIfTI hold nothing of a header, but the name of a class in brackets.
         reason = DAMAGED if kind == "picture" else re.sub(r"^(bytes|The file): | \(\w+\)", "", str(error))
@@ -226,27 +227,25 @@ def of_picture(content: bytes) -> tuple[int, Greys | None]:
     if not re.match(MAGIC, content[:16], re.DOTALL):
         head = content[:8192].removeprefix(b"\xef\xbb\xbf")
         raise MedtlError(next((said for begin, said in FOREIGN.items() if re.match(begin, head, re.DOTALL)), UNKNOWN))
-    with QUIET:
-        image = opened(content)
-        frames = min(count(content) or getattr(image, "n_frames", 1), MAX_FRAMES)
-        if image.format != "TIFF" and frames * image.width * image.height > MAX_ANIMATED:
-            frames = 1
-        if deep(image):
-            return frames, Greys.of(np.asarray(image))
+    image = opened(content)
+    frames = min(count(content) or getattr(image, "n_frames", 1), MAX_FRAMES)
+    if image.format != "TIFF" and frames * image.width * image.height > MAX_ANIMATED:
+        frames = 1
+    if deep(image):
+        return frames, Greys.of(np.asarray(image))
     check_shades(read_image(content))
     return frames, None
 
 
 def opened(content: bytes, frame: int = 0) -> Image.Image:
     """A file of FORMATS at a frame, its size checked, and not yet decoded."""
-    with QUIET:
-        try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            image.seek(frame)
-        except Image.DecompressionBombError as error:  # Pillow's own limit is about 180 million pixels
-            raise MedtlError(too_large(MAX_PIXELS)) from error
-        check_size(*image.size, 1, MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS)
-        return image
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image.seek(frame)
+    except Image.DecompressionBombError as error:  # Pillow's own limit is about 180 million pixels
+        raise MedtlError(too_large(MAX_PIXELS)) from error
+    check_size(*image.size, 1, MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS)
+    return image
 
 
 def deep(image: Image.Image) -> bool:
