@@ -5,11 +5,8 @@ import functools
 import inspect
 import logging
 import os
-<<<<<<< HEAD
-import socket
-=======
 import shutil
->>>>>>> wip-uploads
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
