@@ -13,6 +13,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluate_command import evaluate
 from hf_medtl.export_command import export
 from hf_medtl.report.command import report
+from hf_medtl.space.command import app as space
 
 if TYPE_CHECKING:
     from hf_medtl.data.load import Survey
@@ -26,6 +27,7 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, audit, preview, push.")
 app.add_typer(data, name="data")
 app.add_typer(publish_command.card, name="card")
+app.add_typer(space, name="space")
 app.add_typer(publish_command.metric, name="metric")
 app.command()(evaluate)
 app.command()(publish_command.push)

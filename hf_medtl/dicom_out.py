@@ -6,7 +6,7 @@ output of hf_medtl with data from a header. It is for the user's own archive, an
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,7 +228,7 @@ def save_objects(path: str, made: Mapping[Path, Make]) -> str:
         header = read_header(path)
         if header is not None:
             for target, make in made.items():
-                _save(make(header), target)
+                write_object(make(header), target)
     except MedtlError as error:
         return f"{path}: {error} The answer stands; --no_dicom leaves DICOM out."
     return ""
@@ -301,10 +301,15 @@ def _completed(source: Dataset) -> Dataset:
     return header
 
 
-def _save(made: Dataset, path: Path) -> None:
+def write_object(made: Dataset, target: Path | BinaryIO) -> None:
+    """To a file or stream.
+
+    Raises:
+        MedtlError: its header can't be written. The message holds no text from it.
+    """
     try:
         with QUIET:
-            made.save_as(path, enforce_file_format=True)
+            made.save_as(target, enforce_file_format=True)
             return
     except OSError:
         raise

@@ -20,6 +20,7 @@ MAY_USE = {
     "dicom_out": {"data"},
     "regions": {"data", "explain", "predict"},
     "predictions": {"predict", "data", "dicom_out", "explain"},
+    "space": {path.stem for path in PACKAGE.iterdir()} - {"cli"},  # all, but only cli imports it
 }
 TOP = {
     *(

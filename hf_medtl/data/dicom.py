@@ -5,23 +5,28 @@ import logging
 import re
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
 
-from hf_medtl.data.images import MAX_PIXELS, apply_window, in_blocks, percentiles
+from hf_medtl.data.images import MAX_PIXELS, Greys, apply_window, in_blocks, percentiles
 from hf_medtl.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_SAMPLES = 75_000_000  # pixels × channels of a frame: JPEG 2000 is decoded with eight bytes for each
 MAX_INFLATED = 256 << 20  # bytes of a deflated data set
+MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 # Only these are parsed: a patient's name that was never read can't leak.
 PALETTE = [f"{c}PaletteColorLookupTable{part}" for c in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")]
@@ -29,6 +34,7 @@ TAGS = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("Modality", "RescaleType"),  # codes, and only compared
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
@@ -56,8 +62,36 @@ def read(
         UnreadableImage: the file has no pixels, is damaged, too large, or has no such frame. The message holds no text
             from the header, and the error no cause, because pydicom's exceptions quote values.
     """
+    return careful(name, lambda: _read(stream, name, window, frame))
+
+
+def sizes(stream: BinaryIO, name: str) -> tuple[int, int, int]:
+    """Columns, rows and frames that the header announces, for a limit tighter than that of `read`.
+
+    Raises:
+        UnreadableImage: the file has no pixels, or a damaged header; no text from it, as in `read`.
+    """
+
+    def announced() -> tuple[int, int, int]:
+        file = opened(stream, name)
+        return int(file.header.Columns), int(file.header.Rows), file.frames
+
+    return careful(name, announced)
+
+
+def greys(stream: BinaryIO, name: str, frame: int | None = None) -> Greys | None:
+    """Lowest and highest grey value, window and unit of one frame; None for a frame in colour or of 8 bits.
+
+    Raises:
+        UnreadableImage: as `read` does.
+    """
+    return careful(name, lambda: _greys(stream, name, frame))
+
+
+def careful(name: str, work: Callable[[], T]) -> T:
+    """Call `work`; what it raises becomes an UnreadableImage without text of the header."""
     try:
-        return _read(stream, name, window, frame)
+        return work()
     except UnreadableImage as error:
         reason = str(error)
     except Exception as error:
@@ -65,9 +99,21 @@ def read(
     raise UnreadableImage(reason)  # outside `except`: no context whose text could be printed
 
 
-def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame: int | None) -> Image.Image:
+@dataclass(frozen=True)
+class Opened:
+    """A file whose header is read, and whose stream is where its pixels begin."""
+
+    header: "Dataset"
+    stream: BinaryIO
+    syntax: "UID"
+    options: dict[str, Any]
+    frames: int
+    there: int  # bytes of pixels and what is behind them
+
+
+def opened(stream: BinaryIO, name: str) -> Opened:
+    """Read the header."""
     from pydicom import dcmread
-    from pydicom.pixels import apply_color_lut, get_decoder
     from pydicom.pixels.utils import as_pixel_options
     from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -89,20 +135,53 @@ def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame
         "pixel_vr": "OW",
     }
     frames = int(options["number_of_frames"])
-    check_size(name, header, frames, size - stream.tell(), syntax.is_encapsulated)
+    return Opened(header, stream, syntax, options, frames, size - stream.tell())
+
+
+def decoded(file: Opened, name: str, frame: int | None) -> tuple[NDArray[Any], str, "Dataset"]:
+    """Stored values of a frame, by default the middle one, their photometric interpretation, and its header."""
+    from pydicom.pixels import get_decoder
+
+    frames = file.frames
+    check_size(name, file.header, frames, file.there, file.syntax.is_encapsulated)
     if frame is None:
         frame = frames // 2
         if frames > 1:
             logger.info("%s: frame %d of 0 to %d is read, the middle one.", name, frame, frames - 1)
     if not 0 <= frame < frames:
         raise UnreadableImage(f"{name}: there is no frame {frame}. Choose one of 0 to {frames - 1}.")
-    if syntax.is_encapsulated:
-        check_code(name, header, stream, frame, options)
+    if file.syntax.is_encapsulated:
+        check_code(name, file.header, file.stream, frame, file.options)
+    pixels, found = get_decoder(file.syntax).as_array(file.stream, index=frame, **file.options)
+    return pixels, str(found["photometric_interpretation"]), of_frame(file.header, frame)
 
-    pixels, found = get_decoder(syntax).as_array(stream, index=frame, **options)
-    header = of_frame(header, frame)
-    kind = found["photometric_interpretation"]
-    if kind in {"MONOCHROME1", "MONOCHROME2"} and pixels.ndim == 2:
+
+def _greys(stream: BinaryIO, name: str, frame: int | None) -> Greys | None:
+    from pydicom.pixels import apply_modality_lut
+
+    pixels, kind, header = decoded(opened(stream, name), name, frame)
+    mapped, bits = bool(header.get("ModalityLUTSequence")), int(header.get("BitsStored") or 64)
+    if kind not in MONOCHROME or pixels.ndim != 2 or (bits <= 8 and not mapped):
+        return None
+    slope, intercept = (1.0, 0.0) if mapped else rescaling(header)
+    values = without_padding(pixels, header)
+    return Greys.of(
+        apply_modality_lut(values, header) if mapped else values,
+        scaled=lambda value: value * slope + intercept,
+        window=None if header.get("VOILUTSequence") else own_window(header),
+        # PS3.3 C.8.2.1: the rescaled values of a CT are Hounsfield units unless it says otherwise.
+        unit="HU"
+        if header.get("RescaleType") == "HU"
+        or (header.get("Modality") == "CT" and not header.get("RescaleType") and "RescaleIntercept" in header)
+        else "",
+    )
+
+
+def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame: int | None) -> Image.Image:
+    from pydicom.pixels import apply_color_lut
+
+    pixels, kind, header = decoded(opened(stream, name), name, frame)
+    if kind in MONOCHROME and pixels.ndim == 2:
         return Image.fromarray(grey(pixels, header, window)).convert("RGB")
     bits = int(header.BitsStored)
     if kind == "PALETTE COLOR":
@@ -117,17 +196,14 @@ def grey(pixels: NDArray[Any], header: "Dataset", window: tuple[float, float] | 
     """Stored values (H, W) -> shades 0..255 (H, W); `window` as in `read`."""
     from pydicom.pixels import apply_modality_lut, apply_voi
 
-    slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
-    if not np.isfinite([slope, intercept]).all():
-        slope, intercept = 1.0, 0.0
+    slope, intercept = rescaling(header)
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     if window is None and header.get("VOILUTSequence"):
         full = 2 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
         shades = in_blocks(pixels, lambda block: apply_voi(apply_modality_lut(block, header), header) / full)
         return 255 - shades if inverted else shades
 
-    padding = header.get("PixelPaddingValue")
-    unpadded = pixels[pixels != padding] if isinstance(padding, int) else pixels
+    unpadded = without_padding(pixels, header)
     mapped = bool(header.get("ModalityLUTSequence"))
     if mapped:
         pixels, unpadded = (apply_modality_lut(values, header) for values in (pixels, unpadded))
@@ -145,11 +221,24 @@ def grey(pixels: NDArray[Any], header: "Dataset", window: tuple[float, float] | 
         low = -(2 ** (bits - 1)) if header.get("PixelRepresentation") else 0
         high = low + 2**bits - 1
     else:
-        low, high = percentiles(unpadded if unpadded.size else pixels)
+        low, high = percentiles(unpadded)
     if window is None and slope < 0:
         low, high = high, low
     shades = apply_window(pixels, (min(low, high), max(low, high)))
     return 255 - shades if inverted != (low > high) else shades
+
+
+def rescaling(header: "Dataset") -> tuple[float, float]:
+    """Slope and intercept from stored values to units; (1, 0) without."""
+    slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+    return (slope, intercept) if np.isfinite([slope, intercept]).all() else (1.0, 0.0)
+
+
+def without_padding(pixels: NDArray[Any], header: "Dataset") -> NDArray[Any]:
+    """Stored values that are no padding; all of them if all are."""
+    padding = header.get("PixelPaddingValue")
+    unpadded = pixels[pixels != padding] if isinstance(padding, int) else pixels
+    return unpadded if unpadded.size else pixels
 
 
 def own_window(header: "Dataset") -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -196,6 +197,34 @@ def percentiles(pixels: NDArray[Any]) -> tuple[float, float]:
     values: NDArray[Any] = pixels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
     low, high = np.percentile(values, [0.5, 99.5], overwrite_input=True)
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Greys:
+    """The grey values of a picture of more than 8 bits, in the unit in which `read_image` takes a window.
+
+    Args:
+        low, high: lowest and highest finite value; NaN if there is none.
+        percentiles: the 0.5th and the 99.5th.
+        window: the file's own, if it has one.
+        unit: "HU" for Hounsfield units, else unknown.
+    """
+
+    low: float
+    high: float
+    percentiles: tuple[float, float]
+    window: tuple[float, float] | None = None
+    unit: str = ""
+
+    @classmethod
+    def of(cls, pixels: NDArray[Any], scaled: Callable[[float], float] = float, **more: Any) -> "Greys":
+        """Those of stored values, `scaled` linearly to units; `more` are the other fields."""
+        finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
+        if not finite.size:
+            return cls(np.nan, np.nan, (np.nan, np.nan), **more)
+        low, high = sorted(scaled(float(value)) for value in (finite.min(), finite.max()))
+        lower, upper = sorted(map(scaled, percentiles(finite)))
+        return cls(low, high, (lower, upper), **more)
 
 
 class Quiet:

@@ -2,14 +2,20 @@
 
 import gzip
 import io
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.data.images import MAX_PIXELS, apply_window
+from hf_medtl.data.images import MAX_PIXELS, Greys, apply_window
 from hf_medtl.errors import UnreadableImage
 
+if TYPE_CHECKING:
+    from nibabel import Nifti1Image
+
+T = TypeVar("T")
 MAX_BYTES = 2 << 30  # of one volume: a gzipped one is unpacked up to the slice
 
 
@@ -30,8 +36,50 @@ def read(
     Raises:
         UnreadableImage: nibabel is missing, the file is damaged, too large, or has no such slice.
     """
+    return careful(name, lambda: shown(_slice(stream, name, frame), window))
+
+
+def shown(plane: NDArray[Any], window: tuple[float, float] | None) -> Image.Image:
+    """Values (H, W) as an RGB picture."""
+    if plane.dtype.names:  # RGB or RGBA voxels
+        return Image.fromarray(np.ascontiguousarray(np.stack([plane[channel] for channel in "RGB"], axis=-1)))
+    return Image.fromarray(apply_window(plane, window)).convert("RGB")
+
+
+def sizes(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
+    """Columns, rows and slices of a volume as it is shown, and its bytes, before anything is decoded.
+
+    Raises:
+        UnreadableImage: as `read` does, of what the header and the file's length tell.
+    """
+
+    def announced() -> tuple[int, int, int, int]:
+        image = opened(stream, name)
+        shape = shape3(image)
+        across, ahead, up = axes(image)[0]
+        return shape[across], shape[ahead], shape[up], int(np.prod(shape)) * image.get_data_dtype().itemsize
+
+    return careful(name, announced)
+
+
+def greys(stream: BinaryIO, name: str, frame: int | None = None) -> Greys | None:
+    """Lowest and highest grey value of one slice; None for one in colour.
+
+    Raises:
+        UnreadableImage: as `read` does.
+    """
+
+    def measured() -> Greys | None:
+        plane = _slice(stream, name, frame)
+        return None if plane.dtype.names else Greys.of(plane)
+
+    return careful(name, measured)
+
+
+def careful(name: str, work: Callable[[], T]) -> T:
+    """Call `work`; what it raises becomes an UnreadableImage without text of the header."""
     try:
-        return _read(stream, name, window, frame)
+        return work()
     except UnreadableImage as error:
         reason = str(error)
     except ImportError:
@@ -41,7 +89,24 @@ def read(
     raise UnreadableImage(reason)
 
 
-def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame: int | None) -> Image.Image:
+def shape3(image: "Nifti1Image") -> tuple[int, ...]:
+    """Three sizes of a volume; of a series of volumes, those of one."""
+    return tuple([*(int(size) for size in image.shape), 1, 1, 1][:3])
+
+
+def axes(image: "Nifti1Image") -> tuple[list[int], list[int]]:
+    """Which axis of the array runs along right, front, up, and in which direction (±1)."""
+    import nibabel
+
+    orientation = nibabel.io_orientation(image.affine)
+    if np.isnan(orientation).any():
+        orientation = np.array([[0, 1], [1, 1], [2, 1]])
+    order = [int(np.flatnonzero(orientation[:, 0] == towards)[0]) for towards in range(3)]
+    return order, [int(orientation[axis, 1]) for axis in order]
+
+
+def opened(stream: BinaryIO, name: str) -> "Nifti1Image":
+    """The volume with its header read and compared with what may be opened and what is there."""
     import nibabel
     from nibabel.fileholders import FileHolder
 
@@ -49,22 +114,21 @@ def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame
     stream.seek(0)
     holder = FileHolder(fileobj=stream)  # type: ignore[arg-type]  # any stream will do
     image = kind.from_file_map({"header": holder, "image": holder})
-    sizes = [int(size) for size in image.shape]
-    shape = tuple([*sizes, 1, 1, 1][:3])
-    needed = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
-    if min(sizes, default=0) < 1 or needed > MAX_BYTES:
-        raise UnreadableImage(f"{name}: a NIfTI volume of {sizes} voxels. Up to {MAX_BYTES >> 30} GiB are opened.")
+    shape = [int(size) for size in image.shape]
+    needed = int(np.prod(shape3(image), dtype=object)) * image.get_data_dtype().itemsize
+    if min(shape, default=0) < 1 or needed > MAX_BYTES:
+        raise UnreadableImage(f"{name}: a NIfTI volume of {shape} voxels. Up to {MAX_BYTES >> 30} GiB are opened.")
     if not isinstance(stream, gzip.GzipFile):
         there = stream.seek(0, io.SEEK_END) - int(image.dataobj.offset)
         if needed > there:
             raise UnreadableImage(f"{name}: its header announces {needed:,} bytes of voxels, but {there:,} are there.")
+    return image
 
-    # Which axis of the array runs along right, front, up, and in which direction (±1).
-    orientation = nibabel.io_orientation(image.affine)
-    if np.isnan(orientation).any():
-        orientation = np.array([[0, 1], [1, 1], [2, 1]])
-    order = [int(np.flatnonzero(orientation[:, 0] == towards)[0]) for towards in range(3)]
-    signs = [int(orientation[axis, 1]) for axis in order]
+
+def _slice(stream: BinaryIO, name: str, frame: int | None) -> NDArray[Any]:
+    """Scaled values (H, W) of a slice, by default the middle one, as it is shown."""
+    image = opened(stream, name)
+    shape, (order, signs) = shape3(image), axes(image)
     across, ahead, up = order
     slices = shape[up]
     if shape[across] * shape[ahead] > MAX_PIXELS // 4:
@@ -74,11 +138,12 @@ def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame
         raise UnreadableImage(f"{name}: there is no slice {frame}. Choose one of 0 to {slices - 1}.")
 
     index = frame if signs[2] > 0 else slices - 1 - frame
-    where: list[slice | int] = [0] * len(sizes)
-    where[: min(3, len(sizes))] = [slice(None)] * min(3, len(sizes))
-    if up < len(sizes):
+    dimensions = len(image.shape)
+    where: list[slice | int] = [0] * dimensions
+    where[: min(3, dimensions)] = [slice(None)] * min(3, dimensions)
+    if up < dimensions:
         where[up] = index
-    if up < 2 and len(sizes) > 2:
+    if up < 2 and dimensions > 2:
         # nibabel would read the whole volume to cut it across; row by row it reads little more than the slice.
         rows = [np.asarray(image.dataobj[(*where[:2], k, *where[3:])]) for k in range(shape[2])]
         plane = np.stack(rows, axis=-1)
@@ -87,6 +152,4 @@ def _read(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame
     if across > ahead:
         plane = plane.swapaxes(0, 1)
     plane = plane[:: -signs[0], :: -signs[1]].swapaxes(0, 1)
-    if plane.dtype.names:  # RGB or RGBA voxels
-        return Image.fromarray(np.ascontiguousarray(np.stack([plane[channel] for channel in "RGB"], axis=-1)))
-    return Image.fromarray(apply_window(np.ascontiguousarray(plane), window)).convert("RGB")
+    return np.ascontiguousarray(plane)

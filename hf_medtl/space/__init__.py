@@ -1,0 +1,1 @@
+"""The Gradio Space: a page to try models on pictures, and its API."""

@@ -1,0 +1,85 @@
+"""What programs can ask, through gradio_client, plain HTTP or, by option, MCP."""
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from hf_medtl.errors import MedtlError
+from hf_medtl.explain.gallery import overlay
+from hf_medtl.predict import columns
+from hf_medtl.space import acts, answers
+from hf_medtl.space.guards import name_of
+from hf_medtl.space.pictures import data_uri, fill, heat
+from hf_medtl.space.server import plain
+from hf_medtl.space.shelf import Shelf
+from hf_medtl.space.uploads import take
+
+
+def add_api(shelf: Shelf) -> None:
+    """Endpoints `/classify`, `/explain`, `/segment`, `/compare` and `/batch` of the page that is being built.
+
+    Each takes files and names of models, and gives JSON; pictures in it are PNG in data URIs, so that none is stored.
+    """
+
+    def read(file: str | None) -> Image.Image:
+        if not file:
+            raise MedtlError("No file came. Give one: handle_file('picture.png').")
+        return take(file, name=name_of(file)).picture()
+
+    def classify(file: str, model: str) -> dict[str, Any]:
+        """Probabilities, decision, set of labels that can't be ruled out, and whether not to decide, and why."""
+        picture = read(file)
+        return answers.classify(shelf[model or first(False)], picture)
+
+    def explain(file: str, model: str, method: str, label: str) -> dict[str, Any]:
+        """A map of what the answer rests on, alone and over the picture, with the verdict on such maps."""
+        picture = read(file)
+        its = shelf[model or first(False)]
+        values, facts = answers.look(its, picture, answers.Look(method or its.methods[0], label or None))
+        return {**facts, "map": data_uri(heat(values)), "overlay": data_uri(overlay(picture, values))}
+
+    def segment(file: str, model: str) -> dict[str, Any]:
+        """Areas of the regions, the mask, and where the model is not sure."""
+        picture = read(file)
+        mask, unsure, facts = answers.segment(shelf[model or first(True)], picture)
+        over = picture.convert("RGBA")
+        half = fill(mask).resize(picture.size, Image.Resampling.NEAREST)
+        half.putalpha(half.getchannel("A").point(lambda alpha: alpha // 2))
+        over.alpha_composite(half)
+        pictures = {"mask": acts.mask_picture(mask), "uncertainty": heat(unsure), "overlay": over.convert("RGB")}
+        return facts | {name: data_uri(its) for name, its in pictures.items()}
+
+    def compare(file: str, one: str, other: str) -> dict[str, Any]:
+        """Two models' answers to one picture, and where they disagree."""
+        picture = read(file)
+        found = answers.compare(shelf[one], shelf[other], picture)
+        masks = found.pop("masks", ())
+        return found | {"masks": [data_uri(acts.mask_picture(mask)) for mask in masks]}
+
+    def batch(files: list[str], model: str) -> dict[str, Any]:
+        """A row for each picture of many files and archives, and all of them as CSV."""
+        its = shelf[model or next(iter(shelf)).name]
+        rows = list(acts.on_batch(its, files or []))
+        return {"rows": rows, "csv": acts.table(rows, columns(its.predictor))}
+
+    def first(masks: bool) -> str:
+        names = shelf.of(masks)
+        if not names:
+            raise MedtlError(f"This Space has no {'segmentation model' if masks else 'classifier'}.")
+        return names[0]
+
+    with gr.Group(visible=False):
+        file, files, found = gr.File(label="file"), gr.File(label="files", file_count="multiple"), gr.JSON()
+        model, one, other = (gr.Textbox(label=name) for name in ("model", "one", "other"))
+        method, label = gr.Textbox(label="method"), gr.Textbox(label="label")
+        for act, inputs in (
+            (classify, [file, model]),
+            (explain, [file, model, method, label]),
+            (segment, [file, model]),
+            (compare, [file, one, other]),
+            (batch, [files, model]),
+        ):
+            gr.Button(act.__name__).click(
+                plain(act), inputs, found, api_name=act.__name__, concurrency_id="model", concurrency_limit=2
+            )  # fmt: skip

@@ -1,0 +1,374 @@
+"""What stands between the open web and a Gradio app: a pure ASGI layer around the whole of it.
+
+Gradio serves far more than a page needs: it fetches URLs for whoever asks (`file=https://...`, and inputs whose path is
+a URL), keeps uploads under the names that users gave them, and lets any web site call it. Here a request reaches Gradio
+only by the routes that its page needs; uploads are kept by the guard itself, under neutral names and for a limited
+time; and each response says what a browser may do with it.
+
+Read in Gradio 6.31: `routes.py`, `route_utils.py`, `processing_utils.py`.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+import anyio.to_thread
+from starlette.datastructures import Headers, UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hf_medtl.data.images import EXTENSIONS
+from hf_medtl.space.clients import Clients, client_of
+from hf_medtl.space.uploads import MAX_ARCHIVE
+
+logger = logging.getLogger(__name__)
+
+API = "/gradio_api/"
+READABLE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"}
+READABLE |= {
+    API + name for name in ("app_id", "info", "openapi.json", "queue/data", "startup-events", "upload_progress")
+}
+CALLED = re.compile(f"{API}call(/v2)?/[a-z]+(/[0-9a-f]+)?")  # without gradio_client: a POST, then a GET
+READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
+WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), display-capture=(), payment=(), usb=()",
+}
+# Gradio lets every site read its answers, and repeats a request's headers in that to a range.
+REMOVED = ("access-control-", "server", "content-security-policy")
+POLICY = {
+    "default-src": "'none'",
+    "style-src": "'self' 'unsafe-inline'",  # its components set styles of their own
+    "img-src": "'self' data: blob:",
+    "font-src": "'self' data:",
+    "connect-src": "'self'",
+    "manifest-src": "'self'",
+    "base-uri": "'self'",
+    "form-action": "'none'",
+    "frame-ancestors": "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space",
+}
+INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+
+MAX_FILES = 200
+MAX_KEPT = 4_000_000_000  # bytes of uploads on disk
+
+
+class TooLong(Exception):
+    """A body has more bytes than its limit."""
+
+
+class Guard:
+    """The layer around an ASGI app of Gradio.
+
+    Args:
+        app: the app.
+        uploads: the folder in which Gradio keeps files. It should be nobody else's: what is old is removed from it.
+        proxied: whether there is a proxy in front whose X-Forwarded-For is to be believed; by default on Spaces.
+        posts: requests that change something, which one client may make a minute.
+        upload_bytes: of one request with files.
+        body_bytes: of any other.
+        keep: seconds for which a file stays on disk.
+        evaluated: whether the page's scripts may make code of text, as Gradio does for `gr.HTML` and `js=`.
+        mcp: whether Gradio's server of the Model Context Protocol is reached.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        uploads: Path,
+        *,
+        proxied: bool | None = None,
+        posts: int = 120,
+        upload_bytes: int = MAX_ARCHIVE + 1_000_000,
+        body_bytes: int = 1_000_000,
+        keep: float = 3600,
+        evaluated: bool = False,
+        mcp: bool = False,
+    ) -> None:
+        self.app = app
+        self.uploads = uploads.resolve()
+        self.proxied = "SPACE_ID" in os.environ if proxied is None else proxied
+        self.clients = Clients(posts)
+        self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
+        self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
+        self.mcp = mcp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            sweeper = asyncio.create_task(self.sweep())
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                sweeper.cancel()
+        elif scope["type"] == "http":
+            answer = Answer(send, self.scripts)
+            try:
+                await self.answer(scope, receive, answer)
+            except TooLong as error:
+                await answer.instead(scope, refusal(scope, 413, str(error)))
+            except Exception as error:  # its text may hold a file's name
+                logger.error("%s while a request was answered.", type(error).__name__)
+                await answer.instead(scope, refusal(scope, 500, "Something went wrong. Try again."))
+        else:  # a websocket, which Gradio has no use for
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def answer(self, scope: Scope, receive: Receive, send: "Answer") -> None:
+        """Answer one HTTP request, or let the app do it."""
+        method, path = scope["method"], scope["path"]
+        if not self.known(method, path):
+            return await refusal(scope, 404, "There is nothing here.")(scope, receive, send)
+        scope = self.cleaned(scope)
+        if method != "POST":
+            if path == API + "upload_progress":  # Gradio knows nothing of the guard's uploads
+                return await Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
+            return await self.app(scope, receive, send)
+
+        wait = self.clients.wait(client_of(scope, self.proxied))
+        if wait:
+            response = refusal(scope, 429, f"Too many requests. Try again in {wait} seconds.")
+            response.headers["Retry-After"] = str(wait)
+            return await response(scope, receive, send)
+        if path == API + "upload":
+            return await (await self.upload(scope, receive))(scope, receive, send)
+        body = harmless(await body_of(scope, receive, self.body_bytes), self.uploads)
+        if body is None:
+            return await refusal(scope, 403, "Only files that were uploaded here are read.")(scope, receive, send)
+        return await self.app(scope, again(body, receive), send)
+
+    def known(self, method: str, path: str) -> bool:
+        """Whether the page needs this; `path` is decoded."""
+        if "\0" in path or "\\" in path or {"..", "."} & set(path.split("/")):
+            return False
+        if method == "POST":
+            return path in WRITABLE or bool(CALLED.fullmatch(path)) or (self.mcp and path == API + "mcp/")
+        if method not in {"GET", "HEAD"}:
+            return False
+        file = path.removeprefix(API + "file=")
+        if file != path:  # what the app made, not what others uploaded
+            return inside(file, self.uploads) and not inside(file, self.incoming)
+        return path in READABLE or path.startswith(READABLE_BELOW) or bool(CALLED.fullmatch(path))
+
+    @property
+    def incoming(self) -> Path:
+        """Where uploads are kept, and not served from."""
+        return self.uploads / "incoming"
+
+    def cleaned(self, scope: Scope) -> Scope:
+        """The scope without headers that Gradio believes or repeats, and that can't be trusted."""
+        removed = {b"range"} | ({b"accept-encoding"} if scope["path"] == "/" else set())  # its scripts are hashed
+        if not self.proxied:
+            removed |= {name for name, _ in scope["headers"] if name.startswith(b"x-forwarded-")}
+        query = [
+            (key, value)
+            for key, value in parse_qsl(scope["query_string"].decode("latin-1"), True)
+            if key != "deep_link"
+        ]
+        headers = [(name, value) for name, value in scope["headers"] if name not in removed]
+        return {**scope, "headers": headers, "query_string": urlencode(query).encode()}
+
+    async def upload(self, scope: Scope, receive: Receive) -> Response:
+        """Keep the files of a form under neutral names, and tell their paths as Gradio does."""
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.upload_bytes:
+            raise TooLong(too_long(self.upload_bytes))
+        if not await anyio.to_thread.run_sync(self.has_room):
+            return refusal(scope, 503, "Too many files are being looked at. Try again in a few minutes.")
+        request = Request(scope, counted(receive, self.upload_bytes))
+        try:
+            async with request.form(max_files=MAX_FILES, max_fields=9) as form:
+                files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
+                paths = [await anyio.to_thread.run_sync(keep, file, self.incoming) for file in files]
+        except TooLong:
+            raise
+        except Exception:
+            return refusal(scope, 400, f"The upload can't be read. Send up to {MAX_FILES} files.")
+        return JSONResponse([str(path) for path in paths])
+
+    def has_room(self) -> bool:
+        """Whether uploads on disk leave room for one more."""
+        kept = 0
+        for path in below(self.incoming):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                kept += path.lstat().st_size
+        return kept + self.upload_bytes <= MAX_KEPT
+
+    async def sweep(self) -> None:
+        """Remove what is older than `keep` seconds, for ever; but not what is there at first, such as examples."""
+        spared = frozenset(below(self.uploads))
+        while True:
+            await anyio.to_thread.run_sync(remove_old, self.uploads, self.keep, spared)
+            await asyncio.sleep(min(60, self.keep))
+
+
+class Answer:
+    """A `send` that adds the headers; a page is held back until its inline scripts are hashed for the policy."""
+
+    def __init__(self, send: Send, scripts: str) -> None:
+        self.send = send
+        self.scripts = scripts
+        self.started = False
+        self.page: tuple[Message, bytearray] | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = Headers(raw=message["headers"])
+            if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
+                self.page = message, bytearray()
+            else:
+                await self.send(dressed(message, self.scripts))
+        elif self.page and message["type"] == "http.response.body":
+            start, body = self.page
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                self.page = None
+                await self.send(dressed(start, self.scripts, bytes(body)))
+                await self.send({"type": "http.response.body", "body": bytes(body)})
+        else:
+            await self.send(message)
+
+    async def instead(self, scope: Scope, response: Response) -> None:
+        """Send a response if none was begun; else what was begun stays cut off."""
+        if not self.started:
+            await response(scope, nothing, self)
+
+
+def dressed(start: Message, scripts: str, page: bytes = b"") -> Message:
+    """The start of a response with the guard's headers; `page` is its HTML, whose inline scripts are allowed, too."""
+    hashes = {base64.b64encode(hashlib.sha256(code).digest()).decode() for code in INLINE.findall(page)}
+    script = " ".join([scripts, *(f"'sha256-{code}'" for code in sorted(hashes))])
+    policy = "; ".join(f"{name} {value}" for name, value in {"script-src": script, **POLICY}.items())
+    kept = [(name, value) for name, value in start["headers"] if not name.lower().decode().startswith(REMOVED)]
+    added = {**HEADERS, "Content-Security-Policy": policy}
+    names = {name.lower().encode() for name in added}
+    headers = [(name, value) for name, value in kept if name.lower() not in names]
+    return {**start, "headers": headers + [(name.lower().encode(), value.encode()) for name, value in added.items()]}
+
+
+def refusal(scope: Scope, status: int, text: str) -> Response:
+    """A response as Gradio's page shows it: text to uploads, else JSON."""
+    if scope["path"] == API + "upload":
+        return PlainTextResponse(text, status)
+    return JSONResponse({"detail": text, "error": text}, status)
+
+
+def too_long(limit: int) -> str:
+    return f"More than {limit // 1_000_000} MB were sent at once. Send fewer or smaller files."
+
+
+async def nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def counted(receive: Receive, limit: int) -> Receive:
+    """A `receive` that raises TooLong when a body has more bytes, whatever its header says."""
+    total = 0
+
+    async def received() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise TooLong(too_long(limit))
+        return message
+
+    return received
+
+
+async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The body of a request."""
+    return await Request(scope, counted(receive, limit)).body()
+
+
+def again(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already."""
+    messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def received() -> Message:
+        return next(messages, None) or await receive()
+
+    return received
+
+
+def harmless(body: bytes, uploads: Path) -> bytes | None:
+    """A body of JSON without the names of files; None if a "path" in it is no file below `uploads`.
+
+    Gradio would fetch a path that is a URL, and `gr.Image` writes a copy under the file's own name.
+    """
+    if not body:
+        return body
+    try:
+        whole = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    left = [whole]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            path = value.get("path")
+            if path and not (isinstance(path, str) and inside(path, uploads)):
+                return None
+            if path and value.get("orig_name"):
+                value["orig_name"] = Path(path).name
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return json.dumps(whole).encode()
+
+
+def inside(path: str, folder: Path) -> bool:
+    """Whether an absolute path is below a folder, links followed."""
+    return path.startswith("/") and "\0" not in path and folder in Path(os.path.realpath(path)).parents
+
+
+def keep(file: UploadFile, folder: Path) -> Path:
+    """Write an uploaded file into a new folder, under a neutral name with its own ending; its name is remembered."""
+    name = file.filename or ""
+    ending = next((end for end in sorted((*EXTENSIONS, ".zip"), key=len)[::-1] if name.lower().endswith(end)), "")
+    path = folder / secrets.token_hex(16) / f"upload{ending}"
+    path.parent.mkdir(parents=True, mode=0o700)
+    with path.open("wb") as stream:
+        shutil.copyfileobj(file.file, stream)
+    NAMES[str(path)] = name
+    while len(NAMES) > MAX_NAMES:
+        NAMES.pop(next(iter(NAMES)), None)
+    return path
+
+
+MAX_NAMES = 10_000
+NAMES: dict[str, str] = {}  # path -> name: in memory only
+
+
+def name_of(path: str | Path) -> str:
+    """The name that its user gave an uploaded file, told once; `take` and `unpack` want it."""
+    return NAMES.pop(str(path), Path(path).name)
+
+
+def below(folder: Path) -> list[Path]:
+    """Files and folders below a folder. Unlike `Path.rglob` it does not mind if some are removed meanwhile."""
+    return [Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)]
+
+
+def remove_old(folder: Path, seconds: float, spared: Collection[Path] = ()) -> None:
+    """Remove files below a folder that were put there that long ago, and folders left empty."""
+    before = time.time() - seconds
+    for path in set(below(folder)).difference(spared):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not empty
+            if path.lstat().st_ctime < before:  # Gradio's copies have the time of the original otherwise
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+                NAMES.pop(str(path), None)

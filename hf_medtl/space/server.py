@@ -1,0 +1,131 @@
+"""A Gradio app served on the open web: what is started, and what its functions may say when they fail."""
+
+import atexit
+import functools
+import inspect
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_medtl.errors import MedtlError
+from hf_medtl.space.guards import Guard
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+    from uvicorn import Server
+
+logger = logging.getLogger(__name__)
+
+
+def own_folder() -> Path:
+    """Make a folder for the files of this process alone, removed when it ends.
+
+    To be called before the first component is made.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hf_medtl-space-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
+
+
+def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any) -> Guard:
+    """The ASGI app of a Gradio page, behind a guard.
+
+    Gradio's `launch` takes middleware, but puts its own around it and starts a server that tells its name; mounted, the
+    app is wholly inside.
+
+    Args:
+        demo: the page.
+        limits: of `Guard`.
+        options: of `gradio.mount_gradio_app`, such as theme, css and head.
+    """
+    import gradio
+    from fastapi import FastAPI
+    from gradio.utils import get_upload_folder
+
+    shut = {"run_history": False, "enable_monitoring": False, "mcp_server": False, "ssr_mode": False}
+    quiet = {"show_error": False, "footer_links": []}
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gradio.mount_gradio_app(app, demo, path="/", **(shut | quiet | options))
+    # Until 6.31 at least, Gradio does not look where the files are that a request names, unless it was launched.
+    demo.has_launched = True
+    return Guard(app, Path(get_upload_folder()), **(limits or {}))
+
+
+def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
+    """What serves an app; its `run()` does until interrupted.
+
+    Nothing is logged of a request, and the answers do not tell what serves them.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the guard reads what a proxy says
+        limit_concurrency=500,  # a page that is open holds one or two connections
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+def free(host: str, port: int) -> None:
+    """Raise a MedtlError unless the port can be listened at: before models are loaded, not after."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((host, port))
+        except OSError as error:
+            raise MedtlError(f"{host}:{port} can't be listened at ({error.strerror}). Give another --port.") from error
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A page's function whose failure is a sentence for its user; the log has a place in the code, and no text.
+
+    Gradio would print a traceback, whose last line may quote a file's name or a header.
+    """
+
+    def said(error: Exception) -> Exception:
+        from gradio import Error
+
+        if isinstance(error, Error):
+            return error
+        if isinstance(error, MedtlError):
+            return Error(str(error), print_exception=False)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
+        return Error("Something went wrong. Try again, or with another picture.", print_exception=False)
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def steps(*arguments: Any, **more: Any) -> Iterator[Any]:
+            try:
+                yield from function(*arguments, **more)
+            except Exception as error:
+                problem = said(error)
+            else:
+                return
+            raise problem  # outside `except`: no context that could be printed
+
+        return steps
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **more: Any) -> Any:
+        try:
+            return function(*arguments, **more)
+        except Exception as error:
+            problem = said(error)
+        raise problem
+
+    return call

@@ -1,0 +1,70 @@
+"""The whole Space: models, page, guard and server, for the command line and for the app.py of a Space on the Hub."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_medtl.space.guards import Guard
+from hf_medtl.space.server import guarded, own_folder, server
+
+FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
+MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+
+
+def site(
+    models: Sequence[str],
+    *,
+    examples: Path | None = None,
+    trust_remote_code: bool = False,
+    mcp: bool = False,
+    limits: dict[str, Any] | None = None,
+) -> Guard:
+    """The ASGI app of a Space.
+
+    Args:
+        models: run folders or ids of models on the Hub; with none, small models of drawn pictures are made.
+        examples: folder of pictures to try; drawn ones if not given.
+        trust_remote_code: run code of the models' repositories; those of hf_medtl need none.
+        mcp: be a server of the Model Context Protocol, too, at /gradio_api/mcp.
+        limits: of `Guard`.
+
+    Raises:
+        MedtlError: a model can't be loaded.
+    """
+    own_folder()  # before any component is made
+    import gradio
+
+    from hf_medtl.space.demo import demo_models
+    from hf_medtl.space.examples import drawn, in_folder
+    from hf_medtl.space.page import asset, build
+    from hf_medtl.space.shelf import Shelf
+
+    shelf = Shelf(models or demo_models(), trust_remote_code)
+    return guarded(
+        build(shelf, in_folder(examples) if examples else drawn()),
+        {"evaluated": True, "mcp": mcp} | (limits or {}),
+        theme=gradio.themes.Base(font=FONT, font_mono=MONO, primary_hue="blue"),
+        css=asset("space.css"),
+        js=f"() => {{{asset('viewer.js')}}}",
+        footer_links=["api", "settings"],
+        mcp_server=mcp,
+    )
+
+
+def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Answer until stopped; then the folder of uploads is gone."""
+    try:
+        server(app, host, port).run()
+    finally:
+        shutil.rmtree(app.uploads, ignore_errors=True)
+
+
+def main(models: Sequence[str], examples: Path | None = None) -> None:
+    """What app.py of a Space on the Hub calls: serves where the Hub asks for it."""
+    serve(
+        site(models, examples=examples),
+        os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+    )
