@@ -33,8 +33,8 @@ from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import page, put_evaluation
 from hf_medtl.training.environment import environment
 from hf_medtl.training.folder import write
+from hf_medtl.training.outcome import left_out
 from hf_medtl.training.recipe import without_place
-from hf_medtl.training.run import left_out
 from hf_medtl.training.tasks import Task, task_of
 
 logger = logging.getLogger("hf_medtl")

@@ -20,7 +20,7 @@ from hf_medtl.publish.card import bibtex, card, cell, interval
 from hf_medtl.publish.check import AUTHOR, FIELDS, missing
 from hf_medtl.publish.origin import BIBTEX, origin
 from hf_medtl.training import classification, multilabel, segmentation
-from hf_medtl.training import run as runs
+from hf_medtl.training import outcome
 from hf_medtl.training.story import found
 
 BASE_CARD = """---
@@ -48,7 +48,7 @@ def kept_facts(patch, recipe):
         kept.update(facts)
         return card(facts, prose)
 
-    patch.setattr(runs, "card", keep)
+    patch.setattr(outcome, "card", keep)
     return run(recipe), kept
 
 

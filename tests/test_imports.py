@@ -36,6 +36,7 @@ TOP = {
         "hf_medtl.publish_command",
         "hf_medtl.study",
         "hf_medtl.training.folds",
+        "hf_medtl.training.outcome",
         "hf_medtl.training.run",
         "hf_medtl.training.summary",
     ),
