@@ -151,8 +151,9 @@ class Predictor:
                 name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
             processor = AutoImageProcessor.from_pretrained(name, **hub)
-            found = cached_file(name, OUTLIERS, revision=revision, _raise_exceptions_for_missing_entries=False)
-            outliers = Outliers.load(Path(found).parent) if found and getattr(config, "outliers", None) else None
+            promised = getattr(config, "outliers", None)  # then a failing download must not pass for a file that is not
+            found = cached_file(name, OUTLIERS, revision=revision) if promised else None
+            outliers = Outliers.load(Path(found).parent) if found else None
         except (OSError, ValueError, KeyError, HFValidationError, SafetensorError, RuntimeError) as error:
             if no_room(error):
                 raise MedtlError(

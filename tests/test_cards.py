@@ -19,8 +19,7 @@ from hf_medtl.data.phantoms import write
 from hf_medtl.publish.card import bibtex, card, cell, interval
 from hf_medtl.publish.check import AUTHOR, FIELDS, missing
 from hf_medtl.publish.origin import BIBTEX, origin
-from hf_medtl.training import classification, multilabel, segmentation
-from hf_medtl.training import outcome
+from hf_medtl.training import classification, multilabel, outcome, segmentation
 from hf_medtl.training.story import found
 
 BASE_CARD = """---

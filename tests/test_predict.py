@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -119,6 +120,13 @@ def test_a_published_run_keeps_its_decisions(hub, folder, files):
     here, there = (Predictor.from_pretrained(name).predict(files) for name in (folder, "ci-user/decides"))
     assert here == there
     assert here[0].outlier is not None
+
+
+def test_outliers_that_are_promised_are_not_forgotten(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (copy / "outliers.safetensors").unlink()
+    with pytest.raises(MedtlError, match=r"outliers\.safetensors"):
+        Predictor.from_pretrained(copy)
 
 
 def test_masks_are_those_of_pipeline_after_postprocessing(tmp_path):
