@@ -108,9 +108,7 @@ def send(
 ) -> str:
     """`push` of what `plan` has nothing to say against."""
     name_card(folder / "README.md", repo_id)
-    if waive:
-        said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
-        put_section(folder / "README.md", "waived", said)
+    write_waived(folder / "README.md", waive or {})
     api, again = HfApi(), f"The run is whole in {folder}; then: hf-medtl push {folder} {repo_id}"
     validate(folder / "README.md")
     with explained(f"{repo_id} could not be uploaded", again):
@@ -123,6 +121,13 @@ def send(
             tag = f"v{1 + max(ours, default=0)}"
             patiently(lambda: api.create_tag(repo.repo_id, tag=tag, revision=oid, exist_ok=True))
     return str(repo)
+
+
+def write_waived(card: Path, waive: Mapping[str, str]) -> None:
+    """Say on a card what it does not give, and why."""
+    if waive:
+        said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
+        put_section(card, "waived", said)
 
 
 def reserve(name: str, private: bool | None) -> str:
@@ -179,15 +184,15 @@ def commit(
     return patiently(attempt)
 
 
-def validate(card: Path) -> None:
-    """Ask the Hub whether it takes a card.
+def validate(card: Path, repo_type: str = "model") -> None:
+    """Ask the Hub whether it takes a card of such a repository.
 
     Raises:
         MedtlError: it does not, or can't be reached.
     """
     with explained("The Hub could not be asked about the card", "Nothing was uploaded."):
         try:
-            patiently(ModelCard.load(card).validate)
+            patiently(lambda: ModelCard.load(card).validate(repo_type))
         except ValueError as error:
             raise MedtlError(f"The Hub refuses the metadata of {card} ({error}). Nothing was uploaded.") from error
 
