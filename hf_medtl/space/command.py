@@ -64,7 +64,7 @@ def space(
 
     free(host, port)
     guard = site(models or [], trust_remote_code=trust_remote_code, mcp=mcp)
-    print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.")
+    print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
     serve(guard, host, port)
 
 

@@ -52,13 +52,14 @@ def write_space(
     """
     if folder.exists() and any(folder.iterdir()):
         raise MedtlError(f"{folder} is not empty. Give a new folder.")
+    names = names_of(models)
     runs = {source: plan(Path(source), waive) for source in models if Path(source).is_dir()}
     for source in models:
         if source not in runs:
             check_published(source)
     (folder / "examples").mkdir(parents=True)
     sources = []
-    for name, source in zip(names_of(models), models, strict=True):
+    for name, source in zip(names, models, strict=True):
         place = f"models/{name.replace('/', '-')}"
         sources.append((place, True) if source in runs else (source, False))
         for path, file in runs.get(source, {}).items():

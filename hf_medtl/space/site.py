@@ -1,7 +1,9 @@
 """The whole Space: models, page, guard and server, for the command line and for the app.py of a Space on the Hub."""
 
+import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,11 @@ def site(
 
 
 def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Answer until stopped; then the folder of uploads is gone."""
+    """Answer until stopped, by Ctrl-C or SIGTERM; then the folder of uploads is gone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises both again when it has stopped
     try:
-        server(app, host, port).run()
+        with contextlib.suppress(KeyboardInterrupt):
+            server(app, host, port).run()
     finally:
         shutil.rmtree(app.uploads, ignore_errors=True)
 
