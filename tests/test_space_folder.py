@@ -115,7 +115,7 @@ def test_runs_go_along_and_models_on_the_hub_are_named(ready, published, tmp_pat
     along = {file.removeprefix("models/ready/") for file in there(name) - FILES}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "results.json", "README.md",
             "outliers.safetensors"} <= along  # fmt: skip
-    assert not [file for file in along if file.endswith(".csv") or file.startswith(("export/", "models/"))]
+    assert not [file for file in along if file.endswith(".csv") or file.startswith(("export/", "figures/", "models/"))]
 
     card = SpaceCard.load(name)
     assert card.data.models == [published]
@@ -158,7 +158,7 @@ def test_nothing_is_made_of_what_is_wrong(ready, tmp_path, written):
         assert not written()
 
     refused("ci-user/nowhere is neither a folder nor a model", "--models", "ci-user/nowhere")
-    refused("/nowhere is no folder", "--models", "/nowhere")
+    refused("/nowhere is neither a folder nor a model", "--models", "/nowhere")
     refused("given twice", "--models", ready, ready)
     refused("requirements.txt holds an access token", "--requirement", f"hf_medtl @ https://{TOKEN}@host/x.zip")
     (ready / "recipe.yaml").write_text(f"note: {TOKEN}\n")
@@ -337,7 +337,7 @@ def test_the_wheel_has_all_that_is_no_code(wheel):
 
 
 @pytest.fixture
-def environment(request, wheel, tmp_path) -> Path:
+def environment(request, wheel, tmp_path) -> Iterator[Path]:
     """Python of a new environment, in which the requirements of spaces/ were installed.
 
     hf_medtl comes from the wheel alone. Other packages are those of the environment of the tests, or, where that was
@@ -370,7 +370,8 @@ def environment(request, wheel, tmp_path) -> Path:
     for command in commands:
         done = script(*command, timeout=3000, PYTHONPATH="")
         assert done.returncode == 0, done.stderr
-    return python
+    yield python
+    shutil.rmtree(folder)  # gigabytes, maybe
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError
 
 from hf_medtl import __version__
 from hf_medtl.errors import MedtlError
@@ -18,11 +20,7 @@ from hf_medtl.space.shelf import names_of
 SDK = "6.31.0"  # of Gradio, that this was tried with
 PACKAGE = "hf_medtl[dicom-out,explain,nifti]"
 FILES = ("README.md", "app.py", "requirements.txt", "*.whl", "examples/*", "models/*")
-NOT_SERVED = (
-    "splits.csv",
-    "predictions.csv",
-    "export/",
-)  # of a run: the page needs neither pictures' names nor exports
+NOT_SERVED = ("splits.csv", "predictions.csv", "figures/", "export/")  # of a run: some show or name its pictures
 
 
 def write_space(
@@ -85,9 +83,10 @@ def write_space(
 def check_published(name: str) -> None:
     """Raise a MedtlError unless there is a model of that name on the Hub."""
     advice = "Give a run folder or the id of a model on the Hub. Nothing was uploaded."
-    with explained(f"{name} is no folder, and the Hub could not be asked for a model of that name", advice):
-        if not patiently(lambda: HfApi().file_exists(name, "config.json")):
-            raise MedtlError(f"{name} is neither a folder nor a model on the Hub. {advice}")
+    with explained(f"The Hub could not be asked for {name}", advice), suppress(HFValidationError):
+        if patiently(lambda: HfApi().file_exists(name, "config.json")):
+            return
+    raise MedtlError(f"{name} is neither a folder nor a model on the Hub. {advice}")
 
 
 def carry(wheel: Path, folder: Path, repo: str) -> str:
