@@ -252,8 +252,11 @@ def test_what_is_wrong_is_said_before_models_are_loaded(hub, monkeypatch):
         patch.setattr("hf_medtl.space.site.site", lambda *_, **__: pytest.fail("models were loaded"))
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(MedtlError, match=r"Address already in use.*Give another --port"):
+        with pytest.raises(MedtlError, match=r"Address already in use.*Give another port"):
             typed("space", "--port", taken.getsockname()[1])
+        patch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(SystemExit, match=r"Error: 127.0.0.1:\d+ can't be listened at"):
+            runpy.run_path(str(ROOT / "spaces" / "app.py"), run_name="__main__")
     with pytest.raises(MedtlError, match=r"nowhere can't be loaded .* check the spelling"):
         typed("space", "--models", "ci-user/nowhere", "--port", free_port())
 

@@ -95,7 +95,7 @@ def free(host: str, port: int) -> None:
             place.bind((host, port))
         except OSError as error:
             raise MedtlError(
-                f"{host}:{port} can't be listened at ({error.strerror}). Give another --port or --host."
+                f"{host}:{port} can't be listened at ({error.strerror}). Give another port, or another host."
             ) from error
 
 

@@ -4,12 +4,14 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_medtl.errors import MedtlError
 from hf_medtl.space.guards import Guard
-from hf_medtl.space.server import guarded, own_folder, server
+from hf_medtl.space.server import free, guarded, own_folder, server
 
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -66,9 +68,10 @@ def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
 
 
 def main(models: Sequence[str], examples: Path | None = None) -> None:
-    """What app.py of a Space on the Hub calls: serves where the Hub asks for it."""
-    serve(
-        site(models, examples=examples),
-        os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
-        int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-    )
+    """What app.py of a Space calls: serve where the Hub asks for it, or exit with a sentence that says why not."""
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    try:
+        free(host, port)
+        serve(site(models, examples=examples), host, port)
+    except MedtlError as error:
+        sys.exit(f"Error: {error}")
