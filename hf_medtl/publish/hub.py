@@ -115,9 +115,7 @@ def send(
     waive: Mapping[str, str] | None = None,
 ) -> str:
     """`push` of what `plan` has nothing to say against."""
-    if waive:
-        said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
-        put_section(folder / "README.md", "waived", said)
+    write_waived(folder / "README.md", waive or {})
     api, again = HfApi(), f"The run is whole in {folder}; then: hf-medtl push {folder} {repo_id}"
     validate(folder / "README.md")
     with explained(f"{repo_id} could not be uploaded", again):
@@ -152,6 +150,13 @@ def is_there(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
         if not same:
             return False
     return True
+
+
+def write_waived(card: Path, waive: Mapping[str, str]) -> None:
+    """Say on a card what it does not give, and why."""
+    if waive:
+        said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
+        put_section(card, "waived", said)
 
 
 def reserve(name: str, private: bool | None) -> str:
@@ -208,15 +213,15 @@ def commit(
     return patiently(attempt)
 
 
-def validate(card: Path) -> None:
-    """Ask the Hub whether it takes a card.
+def validate(card: Path, repo_type: str = "model") -> None:
+    """Ask the Hub whether it takes a card of such a repository.
 
     Raises:
         MedtlError: it does not, or can't be reached.
     """
     with explained("The Hub could not be asked about the card", "Nothing was uploaded."):
         try:
-            patiently(ModelCard.load(card).validate)
+            patiently(lambda: ModelCard.load(card).validate(repo_type))
         except ValueError as error:
             raise MedtlError(f"The Hub refuses the metadata of {card} ({error}). Nothing was uploaded.") from error
 

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
+
+from hf_medtl.publish_command import DryRun, show
 
 
 def spread(arguments: list[str]) -> list[str]:
     """`--models a b` as `--models a --models b`, which is what click knows."""
     found, within = list[str](), False
     for argument in arguments:
-        if argument == "--models" or argument.startswith("-"):
+        if argument.startswith("-"):
             within = argument == "--models"
             found += [] if within else [argument]
         else:
@@ -21,14 +23,7 @@ def spread(arguments: list[str]) -> list[str]:
 
 
 class Group(TyperGroup):
-    """Knows several values after --models."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args))
-
-
-class Command(TyperCommand):
-    """Knows several values after --models."""
+    """Knows several values after --models; for its commands, too, since it sees their arguments first."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread(args))
@@ -36,9 +31,13 @@ class Command(TyperCommand):
 
 Models = Annotated[
     list[str] | None,
-    typer.Option("--models", help="Run folders or ids on the Hub; with none, small models of drawn pictures."),
+    typer.Option(
+        "--models",
+        metavar="MODEL ...",
+        help="Run folders or ids on the Hub, one or several; with none, small models of drawn pictures.",
+    ),
 ]
-app = typer.Typer(cls=Group, help="A page to try models on pictures.")
+app = typer.Typer(cls=Group)
 
 
 @app.callback(invoke_without_command=True)
@@ -46,13 +45,18 @@ def space(
     context: typer.Context,
     models: Models = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
     mcp: Annotated[bool, typer.Option("--mcp", help="Be a Model Context Protocol server, too.")] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run code of the models' repositories.")
+        bool,
+        typer.Option(
+            "--trust_remote_code",
+            "--trust-remote-code",
+            help="Run code of the models' repositories; those of hf_medtl need none.",
+        ),
     ] = False,
 ) -> None:
-    """Serve a page where models are tried on pictures: classify, look, segment, compare, batch. Stop it with Ctrl-C."""
+    """Serve a page to try models on pictures: classify, look, segment, compare, batch. Stop it with Ctrl-C."""
     if context.invoked_subcommand:
         return
     from hf_medtl.space.server import free
@@ -60,31 +64,39 @@ def space(
 
     free(host, port)
     guard = site(models or [], trust_remote_code=trust_remote_code, mcp=mcp)
-    print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.")
+    print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
     serve(guard, host, port)
 
 
-@app.command(cls=Command)
+@app.command()
 def push(
-    repo: Annotated[str, typer.Argument(help="Where to: owner/name of a Space on the Hub.")],
+    repo: Annotated[str, typer.Argument(help="Where to: OWNER/NAME of a Space, new or pushed before.")],
     models: Models = None,
     title: Annotated[str, typer.Option(help="Of the Space.")] = "Look at what a model sees",
     requirement: Annotated[
-        str | None, typer.Option(help="How pip gets hf_medtl there, such as 'hf_medtl[...] @ URL'; else by name.")
+        str | None,
+        typer.Option(
+            help="How pip gets hf_medtl there: a wheel, which goes along, or a line such as 'hf_medtl[...] @ URL'; "
+            "if not given, by name and version."
+        ),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the Space private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Say what would go; upload nothing.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Keep the files in this new folder.")] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=REASON why the card of a run lacks it, to be written there; can be repeated."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="If the Space is new, only you see it.")] = False,
+    dry_run: DryRun = False,
+    out: Annotated[Path | None, typer.Option(help="Keep the files in this folder, which is new.")] = None,
 ) -> None:
-    """Publish the page as a Space. Models on the Hub are named in it; the files of a run folder go along."""
+    """Publish the page as a Space: one commit. Models on the Hub are named in it; the files of a run go along."""
     from hf_medtl.space.publish import push_space, write_space
 
+    reasons = {name: reason for name, _, reason in (text.partition("=") for text in waive or ())}
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
-        names = write_space(folder, models or [], title, requirement)
-        for name in names:
-            print(f"{(folder / name).stat().st_size:>12,}  {name}")
+        files = write_space(folder, models or [], title=title, repo=repo, requirement=requirement, waive=reasons)
+        show(files)
         if dry_run:
-            print(f"Dry run: nothing was uploaded to {repo}.")
+            print(f"Dry run: {len(files)} files would go to the Space {repo}. Nothing was sent.")
         else:
-            print(push_space(folder, repo, private=private))
+            print(f"Pushed to {push_space(folder, repo, private=private)}")

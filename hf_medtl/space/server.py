@@ -1,5 +1,6 @@
 """A Gradio app served on the open web: what is started, and what its functions may say when they fail."""
 
+import asyncio
 import atexit
 import functools
 import inspect
@@ -74,9 +75,16 @@ def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
         server_header=False,
         proxy_headers=False,  # the guard reads what a proxy says
         limit_concurrency=500,  # a page that is open holds one or two connections
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=2,
     )
+    logging.getLogger("uvicorn.error").addFilter(tells)
     return uvicorn.Server(config)
+
+
+def tells(record: logging.LogRecord) -> bool:
+    """Whether a record of uvicorn tells more than that a page was open, which holds a connection, when it stopped."""
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "graceful shutdown exceeded" not in record.getMessage()
 
 
 def free(host: str, port: int) -> None:
@@ -86,7 +94,9 @@ def free(host: str, port: int) -> None:
         try:
             place.bind((host, port))
         except OSError as error:
-            raise MedtlError(f"{host}:{port} can't be listened at ({error.strerror}). Give another --port.") from error
+            raise MedtlError(
+                f"{host}:{port} can't be listened at ({error.strerror}). Give another port, or another host."
+            ) from error
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:

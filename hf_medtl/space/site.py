@@ -1,13 +1,17 @@
 """The whole Space: models, page, guard and server, for the command line and for the app.py of a Space on the Hub."""
 
+import contextlib
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_medtl.errors import MedtlError
 from hf_medtl.space.guards import Guard
-from hf_medtl.space.server import guarded, own_folder, server
+from hf_medtl.space.server import free, guarded, own_folder, server
 
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -54,17 +58,20 @@ def site(
 
 
 def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Answer until stopped; then the folder of uploads is gone."""
+    """Answer until stopped, by Ctrl-C or SIGTERM; then the folder of uploads is gone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises both again when it has stopped
     try:
-        server(app, host, port).run()
+        with contextlib.suppress(KeyboardInterrupt):
+            server(app, host, port).run()
     finally:
         shutil.rmtree(app.uploads, ignore_errors=True)
 
 
 def main(models: Sequence[str], examples: Path | None = None) -> None:
-    """What app.py of a Space on the Hub calls: serves where the Hub asks for it."""
-    serve(
-        site(models, examples=examples),
-        os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
-        int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-    )
+    """What app.py of a Space calls: serve where the Hub asks for it, or exit with a sentence that says why not."""
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    try:
+        free(host, port)
+        serve(site(models, examples=examples), host, port)
+    except MedtlError as error:
+        sys.exit(f"Error: {error}")
