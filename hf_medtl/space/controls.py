@@ -60,7 +60,7 @@ class Given:
             )
             chosen = gr.Radio([], label="Picture in hand", type="value", visible=False, elem_id="chosen")
             frame = gr.Slider(0, 1, step=1, label="Frame or slice", visible=False, elem_id="frame")
-            with gr.Group(visible=False, elem_id="window") as windowing:
+            with gr.Group(visible=False, elem_classes="window") as windowing:
                 preset = gr.Dropdown([], label="Window (what becomes black and white)", elem_id="preset")
                 level = gr.Slider(0, 1, label="Level", elem_id="level")
                 width = gr.Slider(0, 1, label="Width", elem_id="width")

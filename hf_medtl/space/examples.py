@@ -42,8 +42,8 @@ def drawn() -> list[Example]:
     brains = [phantoms.brain(patient, 0, lesion, seed=SEED, size=256) for patient, lesion in ((1, True), (2, False))]
     chests = [phantoms.chest(patient, 0, found, seed=SEED, size=256) for patient, found in ((1, True), (2, False))]
     named = [
-        ("slice with lesion", "brain_lesion.png", brains[0]),
-        ("brain slice", "brain.png", brains[1]),
+        ("brain, lesion", "brain_lesion.png", brains[0]),
+        ("brain", "brain.png", brains[1]),
         ("chest, opacity", "chest_opacity.png", chests[0]),
         ("chest", "chest.png", chests[1]),
     ]

@@ -115,6 +115,12 @@
   });
   for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, (event) => fingers.delete(event.pointerId));
 
+  // Gradio's sliders tell of their release by the pointer alone; keys release them, too.
+  document.addEventListener("keyup", (event) => {
+    const moved = /^(Arrow|Page|Home|End)/.test(event.key) && event.target.matches?.(".gradio-container .block input[type=range]");
+    if (moved && !event.target.closest("figure")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  });
+
   // A picture in the clipboard goes where dropped files go.
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
