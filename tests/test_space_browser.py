@@ -178,7 +178,7 @@ def test_frames_and_pictures_are_chosen(visit):
     page.locator("#chosen label").nth(1).click()
     answered(page, 70, 64)
     expect(page.locator("#frame")).to_be_hidden()
-    page.locator("#chosen input").nth(1).press("ArrowDown")
+    page.locator("#chosen input").nth(2).press("Space")
     answered(page, 71, 64)
 
 
@@ -332,7 +332,7 @@ def test_batch(visit):
         f"in/={HOSTILE}.png": saved(drawn(50, 40, 1)),
     }
     give(page, ("first.png", saved(drawn(45, 40))), ("many.zip", zipped(inside)), to=MANY)
-    expect(page.locator("#many")).to_contain_text("many.zip")
+    expect(page.locator("#many")).to_contain_text(re.compile(r"many\s*\.zip"))
     page.locator("#start").click()
     link = page.get_by_role("link", name="Download CSV")
     expect(link).to_be_visible(timeout=1000 * SECONDS)
@@ -361,7 +361,7 @@ def test_a_batch_shows_how_far_it_is_and_stops(visit, monkeypatch):
     page = visit()
     tab(page, "Batch")
     give(page, *((f"{number}.png", saved(drawn(40, 40))) for number in range(9)), to=MANY)
-    expect(page.locator("#many")).to_contain_text("8.png")
+    expect(page.locator("#many")).to_contain_text(re.compile(r"8\s*\.png"))
     page.locator("#start").click()
     expect(page.locator("#table")).to_contain_text("1 picture so far", timeout=1000 * SECONDS)
     page.locator("#stop").click()
@@ -483,7 +483,7 @@ def test_nothing_keeps_anybody_out(visit, scheme):
         expect(page.locator("#says")).to_contain_text(sign) if sign else None
         if name == "Batch":
             give(page, ("bad.txt", b"text"), ("b.png", saved(drawn(60, 60))), to=MANY)
-            expect(page.locator("#many")).to_contain_text("b.png")
+            expect(page.locator("#many")).to_contain_text(re.compile(r"b\s*\.png"))
             page.locator("#start").click()
             expect(page.get_by_role("link", name="Download CSV")).to_be_visible(timeout=1000 * SECONDS)
         found += violations(name)

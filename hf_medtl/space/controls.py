@@ -150,7 +150,7 @@ class Comparing:
     @classmethod
     def build(cls, names: Sequence[str], pair: Sequence[str]) -> "Comparing":
         """Within tabs; `pair` are models of a kind, none if there are no two."""
-        first, second = (pair[0], pair[-1]) if pair else (names[0], names[0])
+        first, second = (pair[0], pair[1]) if pair else (names[0], names[0])
         with gr.Tab("Compare", visible=bool(pair)) as tab, gr.Row(elem_classes="choices"):
             return cls(
                 tab,

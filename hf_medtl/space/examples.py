@@ -80,7 +80,7 @@ def dicom(pixels: NDArray[np.uint8]) -> bytes:
     made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
     made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
     made.WindowCenter, made.WindowWidth = 1420, 1640
-    made.PixelData = (600 + grey.astype(np.uint16) * 1640 // 255).tobytes()
+    made.PixelData = (600 + grey.astype(np.uint32) * 1640 // 255).astype(np.uint16).tobytes()
     stream = io.BytesIO()
     made.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
