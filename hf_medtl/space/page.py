@@ -1,7 +1,6 @@
 """The page: what stands where, and what happens on which event."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.publish.wording import NOTICE
 from hf_medtl.space import acts, views
 from hf_medtl.space.answers import Look
-from hf_medtl.space.api import add_api
+from hf_medtl.space.api import BATCH, MODEL, add_api
 from hf_medtl.space.examples import Example
-from hf_medtl.space.guards import name_of
+from hf_medtl.space.guards import gone, name_of
+from hf_medtl.space.hands import FORGOTTEN, Hand, Hands
 from hf_medtl.space.pictures import data_uri
-from hf_medtl.space.server import plain
 from hf_medtl.space.shelf import HEAD, METHOD_NAMES, Shelf
 from hf_medtl.space.uploads import Upload, kind_of, take
 
 MOST = 12  # pictures in hand at once; more are for the tab Batch
-KEPT = 15 * 60  # seconds that pictures in hand stay in memory when nothing is asked
 HELP = "PNG, JPEG, TIFF, WebP, DICOM or NIfTI, of 8 or 16 bits; several at once. Drop, choose or paste."
 PRIVACY = (
     "Pictures are read into memory, answered and not stored: not on disk, not in a log. They are forgotten when the "
@@ -33,13 +31,6 @@ PICK = """element.addEventListener("click", (event) => {
   if (button) trigger("click", { index: +button.dataset.example });
 });"""
 Choices = list[tuple[str, int]]
-
-
-@dataclass(frozen=True)
-class Hand:
-    """The pictures that a visitor is looking at; in memory alone."""
-
-    uploads: tuple[Upload, ...] = ()
 
 
 def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
@@ -56,7 +47,8 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             "say” where a picture does not allow an answer.</p>",
             elem_id="title",
         )
-        hand, mode = gr.State(Hand(), time_to_live=KEPT), gr.State(first)
+        hands = Hands()
+        hand, mode = gr.State(Hand()), gr.State(first)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=280, elem_id="picture") as left:
                 upload = gr.File(label="Pictures", file_count="multiple", elem_id="upload", height=150)
@@ -131,7 +123,7 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             seen = method == HEAD
             return [gr.Dropdown(visible=not seen), gr.Slider(visible=seen), gr.Slider(visible=seen)]
 
-        def come(paths: list[str] | None) -> list[Any]:
+        def come(paths: list[str] | None, request: gr.Request) -> list[Any]:
             """Files -> pictures in hand; they are gone from disk then."""
             found, problems = [], []
             for path in (paths or [])[:MOST]:
@@ -148,11 +140,11 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             if not found:
                 sentence = problems[0] if problems else "No file came."
                 return [Hand(), *held(()), "", views.show("problem", sentence), None]
-            return [Hand(tuple(found)), *held(found), gr.skip(), gr.skip(), None]
+            return [hands.hold(request.session_hash, found), *held(found), gr.skip(), gr.skip(), None]
 
-        def taken(event: gr.EventData) -> list[Any]:
+        def taken(event: gr.EventData, request: gr.Request) -> list[Any]:
             found = (examples[event._data["index"]].upload(),)
-            return [Hand(found), *held(found)]
+            return [hands.hold(request.session_hash, found), *held(found)]
 
         def held(found: Sequence[Upload]) -> list[Any]:
             names: Choices = [(f"{number}: {its.name}", number - 1) for number, its in enumerate(found, 1)]
@@ -188,12 +180,16 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
         def asked(
             hand: Hand, number: int | None, frame: int, preset: str | None, level: float, width: float, mode: str,
             classifier: str | None, method: str | None, label: str | None, layer: int, head: int,
-            segmenter: str | None, one: str | None, other: str | None,
+            segmenter: str | None, one: str | None, other: str | None, request: gr.Request,
         ) -> tuple[Any, Any]:  # fmt: skip
             """The answer to all that is chosen."""
-            if not hand.uploads or mode not in acts.ACTS:
+            hands.use(request.session_hash)
+            if hand.forgotten:
+                return "", views.show("problem", FORGOTTEN)
+            found = hand.uploads
+            if not found or mode not in acts.ACTS:
                 return gr.skip(), gr.skip()
-            item = hand.uploads[min(number or 0, len(hand.uploads) - 1)]
+            item = found[min(number or 0, len(found) - 1)]
             # "" is the window of training, which the sliders may only come near to.
             window = None if item.depth is None or preset == "" else (level - width / 2, level + width / 2)
             wish = acts.Wish(
@@ -207,13 +203,16 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             if not paths:
                 yield views.show("problem", "No pictures were given. Drop some, or a zip of them, first."), gr.skip()
                 return
-            for html in acts.batch(shelf[name], paths):
-                yield html, gr.skip()
+            with gone(paths):
+                for html in acts.batch(shelf[name], paths):
+                    yield html, gr.skip()
             yield html, None
 
-        come, asked, all_of = plain(come), plain(asked), plain(all_of)
+        def leave(request: gr.Request) -> None:
+            hands.forget(request.session_hash)
+
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        work: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 2}
+        work: dict[str, Any] = {"api_visibility": "private", **MODEL}
         inputs = [
             hand,
             chosen,
@@ -260,8 +259,9 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
             tab.select(
                 lambda: ("", gr.Column(visible=False), gr.Row(visible=False)), None, [mode, left, results], **quiet
             )
-        running = start.click(all_of, [many, worker], [answers, many], **work)
+        running = start.click(all_of, [many, worker], [answers, many], **work | BATCH)
         stop.click(None, None, None, cancels=[running], queue=False)
+        page.unload(leave)
         add_api(shelf)
     page.queue(max_size=100, default_concurrency_limit=2)
     return page
