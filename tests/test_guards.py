@@ -500,7 +500,7 @@ def test_an_error_of_the_app_is_told_without_its_text(tmp_path, caplog):
 def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(clients.time, "monotonic", lambda: now)
-    app = Guard(echo, tmp_path, posts=30, proxied=True)
+    app = Guard(echo, tmp_path, posts=30, proxied=True, spared=["7.7.7.7"])
     first, second = {"X-Forwarded-For": "1.2.3.4, 8.8.8.8"}, {"X-Forwarded-For": "1.2.3.4, 9.9.9.9"}
     join = API + "queue/join"
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
@@ -509,6 +509,8 @@ def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     assert "2 seconds" in refused.json()["detail"]
     check_headers(refused)
     assert asked(app, "POST", join, json={}, headers=second).status_code == 200
+    spared = {"X-Forwarded-For": "7.7.7.7"}
+    assert {asked(app, "POST", join, json={}, headers=spared).status_code for _ in range(40)} == {200}
     assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
     now += 2
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]

@@ -9,11 +9,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from gradio import Request
+
 from hf_medtl.space.uploads import Upload
 
 KEPT = 15 * 60  # seconds that pictures in hand stay in memory when nothing is asked
 MOST_BYTES = 1_000_000_000  # of the files in all hands
-FORGOTTEN = "Your pictures were forgotten, since nothing was asked for a while or many others came. Give them again."
+FORGOTTEN = (
+    "Your pictures were forgotten: nothing was asked for a while, the connection was lost, or many others came. Give "
+    "them again."
+)
 
 
 class Hand:
@@ -28,6 +33,10 @@ class Hand:
         self.uploads = tuple(uploads)
         self.forgotten = False
         self.used = time.monotonic()
+
+    def __getitem__(self, number: int | None) -> Upload:
+        """The one that is looked at."""
+        return self.uploads[min(number or 0, len(self.uploads) - 1)]
 
     @property
     def bytes(self) -> int:
@@ -53,9 +62,8 @@ class Hands:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
-    def hold(self, session: str | None, uploads: Sequence[Upload]) -> Hand:
-        """Give a visitor pictures, in place of those before."""
-        hand = Hand(uploads)
+    def hold(self, session: str | None, hand: Hand) -> None:
+        """A visitor has other pictures now than before."""
         self.forget(session)
         with self._lock:
             self._held[session or str(id(hand))] = hand
@@ -65,7 +73,6 @@ class Hands:
                 held -= oldest.bytes
                 oldest.forget()
             self._wait()
-        return hand
 
     def use(self, session: str | None) -> None:
         """A visitor asked something: the time starts anew."""
@@ -74,8 +81,12 @@ class Hands:
                 hand.used = time.monotonic()
                 self._held.move_to_end(session or "")
 
+    def leave(self, request: Request) -> None:
+        """A visitor closed the page."""
+        self.forget(request.session_hash)
+
     def forget(self, session: str | None) -> None:
-        """Empty the hand of a visitor, who has gone or brought other pictures."""
+        """Empty the hand of a visitor."""
         with self._lock:
             if hand := self._held.pop(session or "", None):
                 hand.forget()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_medtl.space.guards import Guard
-from hf_medtl.space.hands import KEPT
 from hf_medtl.space.server import guarded, own_folder, server
 
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
@@ -37,6 +36,7 @@ def site(
 
     from hf_medtl.space.demo import demo_models
     from hf_medtl.space.examples import drawn, in_folder
+    from hf_medtl.space.hands import KEPT
     from hf_medtl.space.page import asset, build
     from hf_medtl.space.shelf import Shelf
 
