@@ -107,6 +107,8 @@ def look(model: Model, picture: Image.Image, wish: Look) -> tuple[Maps, dict[str
         values = normalise(each[0, wish.layer - 1, wish.head - 1])
         whole = restore(values, find_geometry(predictor.processor, picture), (picture.height, picture.width))
         return whole, {**facts, "layer": wish.layer, "head": wish.head, "verdict": verdict(model, wish.method, None)}
+    if wish.label is not None and wish.label not in predictor.labels:
+        raise MedtlError(f"{model.name} knows the labels {', '.join(predictor.labels)}; found {wish.label!r}.")
     with model.lock:
         item = maps_of(
             predictor.model, predictor.processor, [picture], wish.label, wish.method,

@@ -1,29 +1,17 @@
-"""The pictures that a visitor has in hand, and what the controls beside them show for each."""
+"""What the controls beside a visitor's pictures show for each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space.guards import name_of
+from hf_medtl.space.guards import gone, name_of
+from hf_medtl.space.hands import Hand
 from hf_medtl.space.uploads import Depth, Upload, kind_of, take
 
 MOST = 12  # pictures in hand at once; more are for the tab Batch
 AS_TRAINED = "as the model was trained"
-
-
-@dataclass(frozen=True)
-class Hand:
-    """Pictures in memory alone."""
-
-    uploads: tuple[Upload, ...] = ()
-
-    def __getitem__(self, number: int | None) -> Upload:
-        """The one that is looked at."""
-        return self.uploads[min(number or 0, len(self.uploads) - 1)]
 
 
 def received(paths: Sequence[str]) -> tuple[Hand, list[str]]:
@@ -34,8 +22,8 @@ def received(paths: Sequence[str]) -> tuple[Hand, list[str]]:
             found.append(take(path, name=name_of(path)))
         except MedtlError as error:
             problems.append(str(error))
-    for path in paths[MOST:]:
-        Path(path).unlink(missing_ok=True)
+    with gone(paths[MOST:]):
+        pass
     if len(paths) > MOST:
         problems.append(f"The first {MOST} pictures are here; for more take the tab Batch.")
     return Hand(tuple(found)), problems

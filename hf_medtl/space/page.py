@@ -8,7 +8,7 @@ import gradio as gr
 
 from hf_medtl.space import acts, hand, views
 from hf_medtl.space.answers import Look
-from hf_medtl.space.api import add_api
+from hf_medtl.space.api import BATCH, MODEL, add_api
 from hf_medtl.space.controls import (
     Answered,
     Batching,
@@ -22,13 +22,12 @@ from hf_medtl.space.controls import (
     of_method,
 )  # fmt: skip
 from hf_medtl.space.examples import Example
-from hf_medtl.space.hand import Hand
-from hf_medtl.space.server import plain
+from hf_medtl.space.guards import gone
+from hf_medtl.space.hands import FORGOTTEN, Hand, Hands
 from hf_medtl.space.shelf import Shelf
 
-KEPT = 15 * 60  # seconds that pictures in hand stay in memory when nothing is asked
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-WORK: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 2}
+WORK: dict[str, Any] = {"api_visibility": "private", **MODEL}
 
 
 def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
@@ -38,7 +37,8 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
     every = [model.name for model in shelf]
     with gr.Blocks(title="hf_medtl", analytics_enabled=False, fill_width=True) as page:
         heading()
-        pictures = gr.State(Hand(), time_to_live=KEPT)
+        hands = Hands()
+        pictures = gr.State(Hand())
         mode = gr.State("classify" if classifiers else "segment")
         with gr.Row(equal_height=False, elem_id="desk"):
             given = Given.build(examples)
@@ -49,8 +49,8 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
                     telling = about(shelf)
                 answered = Answered.build()
 
-        ask = asking(shelf, pictures, mode, given, looking, segmenting, comparing, answered)
-        on_pictures(examples, pictures, given, answered, ask)
+        ask = asking(shelf, hands, pictures, mode, given, looking, segmenting, comparing, answered)
+        on_pictures(examples, hands, pictures, given, answered, ask)
         on_controls(shelf, page, pictures, given, looking, segmenting, comparing, ask)
         for tab, name in (
             (looking.tab, "classify"), (segmenting.tab, "segment"), (comparing.tab, "compare"),
@@ -58,22 +58,26 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
         ):  # fmt: skip
             on_tab(tab, name, mode, given, answered, ask)
         on_batch(shelf, batching)
+        page.unload(hands.leave)
         add_api(shelf)
     page.queue(max_size=100, default_concurrency_limit=2)
     return page
 
 
 def asking(
-    shelf: Shelf, pictures: gr.State, mode: gr.State, given: Given, looking: Looking, segmenting: Segmenting,
-    comparing: Comparing, answered: Answered,
+    shelf: Shelf, hands: Hands, pictures: gr.State, mode: gr.State, given: Given, looking: Looking,
+    segmenting: Segmenting, comparing: Comparing, answered: Answered,
 ) -> dict[str, Any]:  # fmt: skip
     """The event that answers all that is chosen, as arguments of a listener."""
 
     def asked(
         found: Hand, number: int | None, frame: int, preset: str | None, level: float, width: float, mode: str,
         classifier: str | None, method: str | None, label: str | None, layer: int, head: int,
-        segmenter: str | None, one: str | None, other: str | None,
+        segmenter: str | None, one: str | None, other: str | None, request: gr.Request,
     ) -> tuple[Any, Any]:  # fmt: skip
+        hands.use(request.session_hash)
+        if found.forgotten:
+            return views.show("nothing"), views.show("problem", FORGOTTEN)
         if not found.uploads or mode not in acts.ACTS:
             return gr.skip(), gr.skip()
         item = found[number]
@@ -86,7 +90,7 @@ def asking(
         return view or views.show("nothing"), says
 
     return {
-        "fn": plain(asked),
+        "fn": asked,
         "inputs": [
             pictures, given.chosen, given.frame, given.preset, given.level, given.width, mode,
             looking.model, looking.method, looking.label, looking.layer, looking.head,
@@ -99,26 +103,29 @@ def asking(
 
 
 def on_pictures(
-    examples: Sequence[Example], pictures: gr.State, given: Given, answered: Answered, ask: dict[str, Any]
-) -> None:
+    examples: Sequence[Example], hands: Hands, pictures: gr.State, given: Given, answered: Answered,
+    ask: dict[str, Any],
+) -> None:  # fmt: skip
     """Pictures that come."""
 
-    def come(paths: list[str] | None) -> list[Any]:
+    def come(paths: list[str] | None, request: gr.Request) -> list[Any]:
         found, problems = hand.received(paths or [])
         for problem in problems if found.uploads else problems[1:]:
             gr.Warning(problem)
+        hands.hold(request.session_hash, found)
         if found.uploads:
             return [found, *hand.held(found), gr.skip(), gr.skip(), None]
         problem = views.show("problem", problems[0] if problems else "No file came.")
         return [found, *hand.held(found), views.show("nothing"), problem, None]
 
-    def taken(event: gr.EventData) -> list[Any]:
-        found = Hand((examples[event._data["index"]].upload(),))
+    def taken(event: gr.EventData, request: gr.Request) -> list[Any]:
+        found = Hand([examples[event._data["index"]].upload()])
+        hands.hold(request.session_hash, found)
         return [found, *hand.held(found)]
 
     came = [pictures, *given.of_picture]
     given.upload.upload(
-        plain(come), given.upload, [*came, *ask["outputs"], given.upload], show_progress_on=[answered.view], **WORK
+        come, given.upload, [*came, *ask["outputs"], given.upload], show_progress_on=[answered.view], **WORK
     ).then(**ask)
     given.gallery.click(taken, None, came, **QUIET).then(**ask)
 
@@ -167,12 +174,13 @@ def on_batch(shelf: Shelf, batching: Batching) -> None:
         if not paths:
             yield views.show("problem", "No pictures were given. Drop some, or a zip of them, first."), gr.skip()
             return
-        for html in acts.batch(shelf[name], paths):
-            yield html, gr.skip()
+        with gone(paths):
+            for html in acts.batch(shelf[name], paths):
+                yield html, gr.skip()
         yield html, None
 
     running = batching.start.click(
-        plain(all_of), [batching.files, batching.model], [batching.answers, batching.files], **WORK
+        all_of, [batching.files, batching.model], [batching.answers, batching.files], **WORK | BATCH
     )
     batching.stop.click(None, None, None, cancels=[running], queue=False)
 
