@@ -338,7 +338,6 @@ def test_batch(visit):
     expect(link).to_be_visible(timeout=1000 * SECONDS)
     rows = list(csv.DictReader(io.StringIO(kept(page, "Download CSV", "answers.csv").decode())))
     assert len(rows) == page.locator("#table tbody tr").count() == 4
-    assert [row["error"] for row in rows] == []
     assert [bool(row["error"]) for row in rows] == [row["path"].endswith(".txt") for row in rows]
     assert {row["label"] for row in rows if not row["error"]} <= {"lesion", "no_lesion"}
     assert any(HOSTILE in row["path"] for row in rows)
@@ -466,6 +465,7 @@ def test_nothing_keeps_anybody_out(visit, scheme):
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
     def violations(where: str) -> list[str]:
+        expect(page.locator(".prose.pending")).to_have_count(0)  # Gradio fades what is about to change
         found = axe.run(page, options=rules).response["violations"]
         return [
             f"{where}: {its['id']} {node['target']} {node['html'][:120]}"

@@ -150,8 +150,15 @@ def table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     writer = csv.DictWriter(stream, names)
     writer.writeheader()
     for each in rows:
-        writer.writerow({name: f"'{value}" if str(value)[:1] in "=+@\t" else value for name, value in each.items()})
+        writer.writerow({name: inert(value) for name, value in each.items()})
     return stream.getvalue()
+
+
+def inert(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula (OWASP, "CSV Injection")."""
+    if isinstance(value, str) and (value[:1] in {"\t", "\r", "\n"} or value.lstrip()[:1] in set("=+-@＝＋－＠")):
+        return f"'{value}"
+    return value
 
 
 def batch(model: Model, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
