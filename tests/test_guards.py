@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -71,12 +72,13 @@ def page() -> Iterator[Page]:
     before = os.environ.get("GRADIO_TEMP_DIR")
     folder = own_folder()
 
-    @plain
     def answer(file: str | None, low: float) -> object:
         if low == 1:
             raise MedtlError("The picture is too dark. Send another.")
         if low == 2:
             raise ValueError(f"{NAME} can't be read")
+        if low == 3:
+            sys.exit(NAME)
         name = name_of(file)
         return take(file, name=name).picture(), f"read {name}"
 
@@ -264,9 +266,10 @@ def test_gradio_itself_looks_where_files_are_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "route",
     [
-        *("gradio_api/call/answer", "gradio_api/run/answer", "gradio_api/api/answer", "gradio_api/component_server"),
+        *("gradio_api/call/other", "gradio_api/call/v2/other", f"gradio_api/call/answer/{'0' * 32}"),
+        *("gradio_api/run/answer", "gradio_api/api/answer", "gradio_api/component_server"),
         *("gradio_api/process_recording", "gradio_api/vibe-edit", "gradio_api/stream/x", "login", "queue/join"),
-        *("gradio_api/upload/", "gradio_api/run-history/connect", "gradio_api/../gradio_api/call/answer"),
+        *("gradio_api/upload/", "gradio_api/run-history/connect", "gradio_api/call/%2e%2e/call/answer"),
     ],
 )
 def test_other_routes_take_nothing(page, route):
@@ -279,7 +282,8 @@ def test_other_routes_take_nothing(page, route):
     "route",
     [
         *("docs", "openapi.json", "redoc", "monitoring", "monitoring/summary", "login", "logout", "gradio_api/token"),
-        *("gradio_api/deep_link?session_hash=a", "gradio_api/openapi.json", "gradio_api/runs", "gradio_api/mcp/sse"),
+        *("gradio_api/deep_link?session_hash=a", "gradio_api/runs", "gradio_api/mcp/sse", "gradio_api/mcp/"),
+        *("gradio_api/call/answer", f"gradio_api/call/other/{'0' * 32}", "gradio_api/call/answer/%2e%2e/%2e%2e/info"),
         *(
             "gradio_api/vibe-code",
             "gradio_api/dev/reload",
@@ -371,7 +375,7 @@ def test_a_full_disk_is_told(page, png, monkeypatch):
     assert "a few minutes" in response.text
 
 
-@pytest.mark.parametrize(("low", "words"), [(1, "too dark"), (2, "Something went wrong")])
+@pytest.mark.parametrize(("low", "words"), [(1, "too dark"), (2, "Something went wrong"), (3, "Something went wrong")])
 def test_a_failure_is_a_sentence_and_the_log_has_no_name(page, png, low, words, capfd, caplog):
     with caplog.at_level(logging.DEBUG):
         status, output = ask(page, {"path": str(page.upload(png)), "orig_name": NAME, **META}, low)
@@ -380,7 +384,55 @@ def test_a_failure_is_a_sentence_and_the_log_has_no_name(page, png, low, words, 
     said = capfd.readouterr()
     assert NAME not in said.out + said.err + caplog.text
     assert "Traceback" not in said.out + said.err
-    assert bool(re.search(r"ValueError at test_guards.py:\d+", caplog.text)) == (low == 2)
+    logged = [
+        error for error in ("ValueError", "SystemExit") if re.search(rf"{error} at test_guards.py:\d+", caplog.text)
+    ]
+    assert logged == {1: [], 2: ["ValueError"], 3: ["SystemExit"]}[low]
+    assert ask(page, {"path": str(page.upload(png)), **META})[1]["success"]  # the app goes on
+
+
+@pytest.mark.parametrize("data", [[f"{NAME}.png", 0], [{"path": None, "orig_name": NAME}, 0], [None, NAME], [NAME] * 9])
+def test_what_gradio_itself_refuses_is_a_sentence_and_not_logged(page, data, capfd, caplog):
+    with page.client() as client, caplog.at_level(logging.DEBUG):
+        event = client.post(API + "call/answer", json={"data": data}).json()["event_id"]
+        answer = client.get(f"{API}call/answer/{event}").text
+    assert "event: error" in answer
+    assert "Something went wrong" in answer
+    said = capfd.readouterr()
+    assert NAME not in said.out + said.err + caplog.text + answer
+    assert "Traceback" not in said.out + said.err
+
+
+def test_programs_need_no_client_of_gradio(page, png):
+    with page.client() as client:
+        schema = client.get(API + "openapi.json").json()
+        assert {f"{API}call/v2/answer", f"{API}call/answer/{{event_id}}", API + "upload"} <= set(schema["paths"])
+        for version in ("call", "call/v2"):
+            file = {"path": str(page.upload(png)), **META}
+            body = {"file": file, "low": 0} if version == "call/v2" else {"data": [file, 0]}
+            posted = client.post(f"{API}{version}/answer", json=body)
+            check_headers(posted)
+            read = client.get(f"{API}call/answer/{posted.json()['event_id']}")
+            check_headers(read)
+            assert "event: complete" in read.text
+            assert "read " in json.loads(read.text.rpartition("data: ")[2])[1]
+        assert client.post(f"{API}call/answer", json={"data": [{"path": "/etc/passwd", **META}, 0]}).status_code == 403
+
+
+def test_functions_are_not_called_past_the_queue(page):
+    with page.client() as client:
+        response = client.post(API + "run/predict", json={"data": [None, 0], "fn_index": 0})
+    assert response.status_code == 404
+    assert "queue" in response.text
+
+
+def test_what_makes_gradio_stumble_is_a_sentence(page, caplog):
+    with page.client() as client:
+        response = client.post(API + "queue/join", json={"data": [NAME], "fn_index": 99, "session_hash": NAME})
+    assert response.status_code == 500
+    assert response.json()["detail"] == "Something went wrong. Try again."
+    check_headers(response)
+    assert NAME not in caplog.text
 
 
 def test_generators_fail_alike():
@@ -448,7 +500,7 @@ def test_an_error_of_the_app_is_told_without_its_text(tmp_path, caplog):
 def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(clients.time, "monotonic", lambda: now)
-    app = Guard(echo, tmp_path, posts=30, proxied=True)
+    app = Guard(echo, tmp_path, posts=30, proxied=True, spared=["7.7.7.7"])
     first, second = {"X-Forwarded-For": "1.2.3.4, 8.8.8.8"}, {"X-Forwarded-For": "1.2.3.4, 9.9.9.9"}
     join = API + "queue/join"
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
@@ -457,6 +509,8 @@ def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     assert "2 seconds" in refused.json()["detail"]
     check_headers(refused)
     assert asked(app, "POST", join, json={}, headers=second).status_code == 200
+    spared = {"X-Forwarded-For": "7.7.7.7"}
+    assert {asked(app, "POST", join, json={}, headers=spared).status_code for _ in range(40)} == {200}
     assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
     now += 2
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -150,15 +150,24 @@ def table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     writer = csv.DictWriter(stream, names)
     writer.writeheader()
     for each in rows:
-        writer.writerow({name: f"'{value}" if str(value)[:1] in "=+@\t" else value for name, value in each.items()})
+        writer.writerow({name: inert(value) for name, value in each.items()})
     return stream.getvalue()
 
 
-def batch(model: Model, paths: Sequence[str]) -> Iterator[str]:
-    """The table as it grows, and then with its CSV."""
+def inert(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula (OWASP, "CSV Injection")."""
+    if isinstance(value, str) and (value[:1] in {"\t", "\r", "\n"} or value.lstrip()[:1] in set("=+-@＝＋－＠")):
+        return f"'{value}"
+    return value
+
+
+def batch(model: Model, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """The table as it grows, and then with its CSV: of all pictures, or of those until somebody stopped it."""
     names, rows = columns(model.predictor), list[dict[str, Any]]()
     for found in on_batch(model, paths):
         rows.append(found)
+        if stopped():
+            break
         if len(rows) % 5 == 1:
             yield views.show("batch", rows[-SHOWN:], names, len(rows), 0, None)
     href = "data:text/csv;charset=utf-8," + quote(table(rows, names))

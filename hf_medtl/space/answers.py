@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import label as components
@@ -102,11 +103,15 @@ def look(model: Model, picture: Image.Image, wish: Look) -> tuple[Maps, dict[str
         assert model.heads is not None
         if not (1 <= wish.layer <= model.heads[0] and 1 <= wish.head <= model.heads[1]):
             raise MedtlError(f"{model.name} has layers 1 to {model.heads[0]} with heads 1 to {model.heads[1]} each.")
+        pixels = to_pixels(predictor.processor, [picture])
         with model.lock:
-            each = head_maps(predictor.model, to_pixels(predictor.processor, [picture]))
-        values = normalise(each[0, wish.layer - 1, wish.head - 1])
+            patches = head_maps(predictor.model, pixels)[:, wish.layer - 1, wish.head - 1]
+        each = torch.nn.functional.interpolate(torch.from_numpy(patches)[:, None], pixels.shape[-2:], mode="bilinear")
+        values = normalise(each[0, 0].numpy())
         whole = restore(values, find_geometry(predictor.processor, picture), (picture.height, picture.width))
         return whole, {**facts, "layer": wish.layer, "head": wish.head, "verdict": verdict(model, wish.method, None)}
+    if wish.label is not None and wish.label not in predictor.labels:
+        raise MedtlError(f"{model.name} knows the labels {', '.join(predictor.labels)}; found {wish.label!r}.")
     with model.lock:
         item = maps_of(
             predictor.model, predictor.processor, [picture], wish.label, wish.method,

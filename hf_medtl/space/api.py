@@ -9,11 +9,14 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import columns
 from hf_medtl.space import acts, answers
-from hf_medtl.space.guards import name_of
+from hf_medtl.space.guards import gone, name_of
 from hf_medtl.space.pictures import data_uri, fill, heat
-from hf_medtl.space.server import plain
 from hf_medtl.space.shelf import Shelf
 from hf_medtl.space.uploads import take
+
+# Queues: many pictures of one visitor do not keep the others waiting.
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 2}
+BATCH: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 1}
 
 
 def add_api(shelf: Shelf) -> None:
@@ -30,19 +33,19 @@ def add_api(shelf: Shelf) -> None:
     def classify(file: str, model: str) -> dict[str, Any]:
         """Probabilities, decision, set of labels that can't be ruled out, and whether not to decide, and why."""
         picture = read(file)
-        return answers.classify(shelf[model or first(False)], picture)
+        return answers.classify(shelf[model or first(masks=False)], picture)
 
     def explain(file: str, model: str, method: str, label: str) -> dict[str, Any]:
         """A map of what the answer rests on, alone and over the picture, with the verdict on such maps."""
         picture = read(file)
-        its = shelf[model or first(False)]
+        its = shelf[model or first(masks=False)]
         values, facts = answers.look(its, picture, answers.Look(method or its.methods[0], label or None))
         return {**facts, "map": data_uri(heat(values)), "overlay": data_uri(overlay(picture, values))}
 
     def segment(file: str, model: str) -> dict[str, Any]:
         """Areas of the regions, the mask, and where the model is not sure."""
         picture = read(file)
-        mask, unsure, facts = answers.segment(shelf[model or first(True)], picture)
+        mask, unsure, facts = answers.segment(shelf[model or first(masks=True)], picture)
         over = picture.convert("RGBA")
         half = fill(mask).resize(picture.size, Image.Resampling.NEAREST)
         half.putalpha(half.getchannel("A").point(lambda alpha: alpha // 2))
@@ -59,9 +62,14 @@ def add_api(shelf: Shelf) -> None:
 
     def batch(files: list[str], model: str) -> dict[str, Any]:
         """A row for each picture of many files and archives, and all of them as CSV."""
-        its = shelf[model or next(iter(shelf)).name]
-        rows = list(acts.on_batch(its, files or []))
-        return {"rows": rows, "csv": acts.table(rows, columns(its.predictor))}
+        with gone(files or []):
+            if not files:
+                raise MedtlError("No files came. Give some: [handle_file('one.png'), handle_file('many.zip')].")
+            its = shelf[model or next(iter(shelf)).name]
+            rows = list(acts.on_batch(its, files))
+        # A row with a "path" is a file to be fetched for gradio_client, and maybe for Gradio.
+        named = [{"name": row["path"]} | {key: row[key] for key in row if key != "path"} for row in rows]
+        return {"rows": named, "csv": acts.table(rows, columns(its.predictor))}
 
     def first(masks: bool) -> str:
         names = shelf.of(masks)
@@ -70,16 +78,18 @@ def add_api(shelf: Shelf) -> None:
         return names[0]
 
     with gr.Group(visible=False):
-        file, files, found = gr.File(label="file"), gr.File(label="files", file_count="multiple"), gr.JSON()
-        model, one, other = (gr.Textbox(label=name) for name in ("model", "one", "other"))
-        method, label = gr.Textbox(label="method"), gr.Textbox(label="label")
+        file, files, found = (
+            gr.File(label="file"),
+            gr.File(label="files", file_count="multiple"),
+            gr.JSON(label="answer"),
+        )
+        model, one, other = (gr.Textbox("", label=name) for name in ("model", "one", "other"))
+        method, label = gr.Textbox("", label="method"), gr.Textbox("", label="label")
         for act, inputs in (
             (classify, [file, model]),
             (explain, [file, model, method, label]),
             (segment, [file, model]),
             (compare, [file, one, other]),
-            (batch, [files, model]),
         ):
-            gr.Button(act.__name__).click(
-                plain(act), inputs, found, api_name=act.__name__, concurrency_id="model", concurrency_limit=2
-            )  # fmt: skip
+            gr.Button(act.__name__).click(act, inputs, found, api_name=act.__name__, **MODEL)
+        gr.Button("batch").click(batch, [files, model], found, api_name="batch", **BATCH)

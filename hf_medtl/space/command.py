@@ -46,7 +46,6 @@ def space(
     models: Models = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
-    mcp: Annotated[bool, typer.Option("--mcp", help="Be a Model Context Protocol server, too.")] = False,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -63,7 +62,7 @@ def space(
     from hf_medtl.space.site import serve, site
 
     free(host, port)
-    guard = site(models or [], trust_remote_code=trust_remote_code, mcp=mcp)
+    guard = site(models or [], trust_remote_code=trust_remote_code)
     print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
     serve(guard, host, port)
 

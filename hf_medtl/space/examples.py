@@ -42,8 +42,8 @@ def drawn() -> list[Example]:
     brains = [phantoms.brain(patient, 0, lesion, seed=SEED, size=256) for patient, lesion in ((1, True), (2, False))]
     chests = [phantoms.chest(patient, 0, found, seed=SEED, size=256) for patient, found in ((1, True), (2, False))]
     named = [
-        ("slice with lesion", "brain_lesion.png", brains[0]),
-        ("brain slice", "brain.png", brains[1]),
+        ("brain, lesion", "brain_lesion.png", brains[0]),
+        ("brain", "brain.png", brains[1]),
         ("chest, opacity", "chest_opacity.png", chests[0]),
         ("chest", "chest.png", chests[1]),
     ]
@@ -80,7 +80,7 @@ def dicom(pixels: NDArray[np.uint8]) -> bytes:
     made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
     made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
     made.WindowCenter, made.WindowWidth = 1420, 1640
-    made.PixelData = (600 + grey.astype(np.uint16) * 1640 // 255).tobytes()
+    made.PixelData = (600 + grey.astype(np.uint32) * 1640 // 255).astype(np.uint16).tobytes()
     stream = io.BytesIO()
     made.save_as(stream, enforce_file_format=True)
     return stream.getvalue()

@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -40,7 +40,7 @@ READABLE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/ro
 READABLE |= {
     API + name for name in ("app_id", "info", "openapi.json", "queue/data", "startup-events", "upload_progress")
 }
-CALLED = re.compile(f"{API}call(/v2)?/[a-z]+(/[0-9a-f]+)?")  # without gradio_client: a POST, then a GET
+CALLED = re.compile(f"{API}call(?:/v2)?/([a-z]+)(/[0-9a-f]{{32}})?")  # without gradio_client: a POST, then a GET
 READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
 WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
 
@@ -64,6 +64,7 @@ POLICY = {
 }
 INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
+WRONG = "Something went wrong. Try again."
 MAX_FILES = 200
 MAX_KEPT = 4_000_000_000  # bytes of uploads on disk
 
@@ -80,11 +81,12 @@ class Guard:
         uploads: the folder in which Gradio keeps files. It should be nobody else's: what is old is removed from it.
         proxied: whether there is a proxy in front whose X-Forwarded-For is to be believed; by default on Spaces.
         posts: requests that change something, which one client may make a minute.
+        spared: addresses of clients that may make as many as they like.
         upload_bytes: of one request with files.
         body_bytes: of any other.
         keep: seconds for which a file stays on disk.
         evaluated: whether the page's scripts may make code of text, as Gradio does for `gr.HTML` and `js=`.
-        mcp: whether Gradio's server of the Model Context Protocol is reached.
+        names: of the page's functions that programs may call by plain HTTP, too.
     """
 
     def __init__(
@@ -94,19 +96,20 @@ class Guard:
         *,
         proxied: bool | None = None,
         posts: int = 120,
+        spared: Collection[str] = (),
         upload_bytes: int = MAX_ARCHIVE + 1_000_000,
         body_bytes: int = 1_000_000,
         keep: float = 3600,
         evaluated: bool = False,
-        mcp: bool = False,
+        names: frozenset[str] = frozenset(),
     ) -> None:
         self.app = app
         self.uploads = uploads.resolve()
         self.proxied = "SPACE_ID" in os.environ if proxied is None else proxied
-        self.clients = Clients(posts)
+        self.clients, self.spared = Clients(posts), frozenset(spared)
         self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
         self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
-        self.mcp = mcp
+        self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -119,11 +122,13 @@ class Guard:
             answer = Answer(send, self.scripts)
             try:
                 await self.answer(scope, receive, answer)
+                if answer.failed:
+                    await answer.instead(scope, refusal(scope, 500, WRONG))
             except TooLong as error:
                 await answer.instead(scope, refusal(scope, 413, str(error)))
             except Exception as error:  # its text may hold a file's name
                 logger.error("%s while a request was answered.", type(error).__name__)
-                await answer.instead(scope, refusal(scope, 500, "Something went wrong. Try again."))
+                await answer.instead(scope, refusal(scope, 500, WRONG))
         else:  # a websocket, which Gradio has no use for
             await send({"type": "websocket.close", "code": 1008})
 
@@ -138,7 +143,8 @@ class Guard:
                 return await Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
             return await self.app(scope, receive, send)
 
-        wait = self.clients.wait(client_of(scope, self.proxied))
+        client = client_of(scope, self.proxied)
+        wait = 0 if client in self.spared else self.clients.wait(client)
         if wait:
             response = refusal(scope, 429, f"Too many requests. Try again in {wait} seconds.")
             response.headers["Retry-After"] = str(wait)
@@ -155,13 +161,18 @@ class Guard:
         if "\0" in path or "\\" in path or {"..", "."} & set(path.split("/")):
             return False
         if method == "POST":
-            return path in WRITABLE or bool(CALLED.fullmatch(path)) or (self.mcp and path == API + "mcp/")
+            return path in WRITABLE or self.called(path, "")
         if method not in {"GET", "HEAD"}:
             return False
         file = path.removeprefix(API + "file=")
         if file != path:  # what the app made, not what others uploaded
             return inside(file, self.uploads) and not inside(file, self.incoming)
-        return path in READABLE or path.startswith(READABLE_BELOW) or bool(CALLED.fullmatch(path))
+        return path in READABLE or path.startswith(READABLE_BELOW) or self.called(path, "/")
+
+    def called(self, path: str, behind: str) -> bool:
+        """Whether a path calls one of the functions: "" is `behind` its name, or "/" and the event that is read."""
+        match = CALLED.fullmatch(path)
+        return match is not None and match[1] in self.names and (match[2] or "")[:1] == behind
 
     @property
     def incoming(self) -> Path:
@@ -221,17 +232,22 @@ class Answer:
     def __init__(self, send: Send, scripts: str) -> None:
         self.send = send
         self.scripts = scripts
-        self.started = False
+        self.started = self.failed = False
         self.page: tuple[Message, bytearray] | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
             headers = Headers(raw=message["headers"])
+            if message["status"] == 500 and headers.get("content-type", "").startswith("text/plain"):
+                self.failed = True  # what raised goes on to the guard, which answers in its place
+                return
+            self.started = True
             if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
                 self.page = message, bytearray()
             else:
                 await self.send(dressed(message, self.scripts))
+        elif self.failed:
+            return
         elif self.page and message["type"] == "http.response.body":
             start, body = self.page
             body += message.get("body", b"")
@@ -244,6 +260,7 @@ class Answer:
 
     async def instead(self, scope: Scope, response: Response) -> None:
         """Send a response if none was begun; else what was begun stays cut off."""
+        self.failed = False
         if not self.started:
             await response(scope, nothing, self)
 
@@ -348,6 +365,19 @@ def keep(file: UploadFile, folder: Path) -> Path:
     while len(NAMES) > MAX_NAMES:
         NAMES.pop(next(iter(NAMES)), None)
     return path
+
+
+@contextlib.contextmanager
+def gone(paths: Iterable[str]) -> Iterator[None]:
+    """Uploaded files that are no longer on disk at the end, whatever happens, nor their names in memory."""
+    try:
+        yield
+    finally:
+        for path in paths:
+            name_of(path)
+            with contextlib.suppress(OSError):  # most were removed when they were read
+                Path(path).unlink(missing_ok=True)
+                Path(path).parent.rmdir()
 
 
 MAX_NAMES = 10_000

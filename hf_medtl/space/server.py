@@ -8,10 +8,12 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hf_medtl.errors import MedtlError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
 logger = logging.getLogger(__name__)
+SORRY = "Something went wrong. Try again, or with another picture."
+SESSIONS = 500  # that Gradio remembers: each visitor, and each question of a program, is one of some 300 kB
 
 
 def own_folder() -> Path:
@@ -32,6 +36,8 @@ def own_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="hf_medtl-space-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    # Else Gradio remembers ten thousand events, and makes a table of all of them whenever one fails.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     return folder
 
 
@@ -39,7 +45,7 @@ def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any
     """The ASGI app of a Gradio page, behind a guard.
 
     Gradio's `launch` takes middleware, but puts its own around it and starts a server that tells its name; mounted, the
-    app is wholly inside.
+    app is wholly inside. Each function of the page becomes `plain`.
 
     Args:
         demo: the page.
@@ -50,13 +56,20 @@ def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any
     from fastapi import FastAPI
     from gradio.utils import get_upload_folder
 
+    hush()
+    for event in demo.fns.values():
+        if event.fn is not None:
+            event.fn = plain(event.fn)
+    demo.state_session_capacity = SESSIONS
+    demo.api_open = False  # else /run/predict would call functions past the queue
     shut = {"run_history": False, "enable_monitoring": False, "mcp_server": False, "ssr_mode": False}
     quiet = {"show_error": False, "footer_links": []}
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gradio.mount_gradio_app(app, demo, path="/", **(shut | quiet | options))
     # Until 6.31 at least, Gradio does not look where the files are that a request names, unless it was launched.
     demo.has_launched = True
-    return Guard(app, Path(get_upload_folder()), **(limits or {}))
+    names = frozenset(name.removeprefix("/") for name in demo.get_api_info()["named_endpoints"])
+    return Guard(app, Path(get_upload_folder()), **{"names": names, **(limits or {})})
 
 
 def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
@@ -99,22 +112,51 @@ def free(host: str, port: int) -> None:
             ) from error
 
 
+def hush() -> None:
+    """Let Gradio log no text of an error that is raised around a page's functions, and tell its client a sentence.
+
+    It prints tracebacks, with values that a client sent, and tells the client nothing: there is no option, as of 6.31.
+    """
+    import gradio
+    from gradio import queueing, routes, utils
+
+    original = inspect.unwrap(utils.error_payload)
+
+    @functools.wraps(original)
+    def payload(error: BaseException | None, show_error: bool) -> dict[str, Any]:
+        return original(error if isinstance(error, gradio.Error) else gradio.Error(SORRY), show_error)
+
+    def tell(*_: Any) -> None:
+        if (error := sys.exception()) is not None:
+            logger.error(place(error))
+
+    queueing.error_payload = utils.error_payload = payload
+    queueing.traceback = routes.traceback = SimpleNamespace(print_exc=tell)  # type: ignore[assignment]
+
+
+def place(error: BaseException) -> str:
+    """An error's class, and where in the code it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return type(error).__name__ + where
+
+
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
     """A page's function whose failure is a sentence for its user; the log has a place in the code, and no text.
 
-    Gradio would print a traceback, whose last line may quote a file's name or a header.
+    Gradio would print a traceback, whose last line may quote a file's name or a header; and SystemExit in a function
+    would end the server.
     """
 
-    def said(error: Exception) -> Exception:
+    def said(error: BaseException) -> Exception:
         from gradio import Error
 
         if isinstance(error, Error):
             return error
         if isinstance(error, MedtlError):
             return Error(str(error), print_exception=False)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
-        return Error("Something went wrong. Try again, or with another picture.", print_exception=False)
+        logger.error(place(error))
+        return Error(SORRY, print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -122,7 +164,9 @@ def plain(function: Callable[..., Any]) -> Callable[..., Any]:
         def steps(*arguments: Any, **more: Any) -> Iterator[Any]:
             try:
                 yield from function(*arguments, **more)
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
                 problem = said(error)
             else:
                 return
@@ -134,7 +178,7 @@ def plain(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **more: Any) -> Any:
         try:
             return function(*arguments, **more)
-        except Exception as error:
+        except BaseException as error:
             problem = said(error)
         raise problem
 

@@ -22,7 +22,6 @@ def site(
     *,
     examples: Path | None = None,
     trust_remote_code: bool = False,
-    mcp: bool = False,
     limits: dict[str, Any] | None = None,
 ) -> Guard:
     """The ASGI app of a Space.
@@ -31,7 +30,6 @@ def site(
         models: run folders or ids of models on the Hub; with none, small models of drawn pictures are made.
         examples: folder of pictures to try; drawn ones if not given.
         trust_remote_code: run code of the models' repositories; those of hf_medtl need none.
-        mcp: be a server of the Model Context Protocol, too, at /gradio_api/mcp.
         limits: of `Guard`.
 
     Raises:
@@ -42,18 +40,18 @@ def site(
 
     from hf_medtl.space.demo import demo_models
     from hf_medtl.space.examples import drawn, in_folder
+    from hf_medtl.space.hands import KEPT
     from hf_medtl.space.page import asset, build
     from hf_medtl.space.shelf import Shelf
 
     shelf = Shelf(models or demo_models(), trust_remote_code)
     return guarded(
         build(shelf, in_folder(examples) if examples else drawn()),
-        {"evaluated": True, "mcp": mcp} | (limits or {}),
+        {"evaluated": True, "keep": KEPT} | (limits or {}),
         theme=gradio.themes.Base(font=FONT, font_mono=MONO, primary_hue="blue"),
         css=asset("space.css"),
         js=f"() => {{{asset('viewer.js')}}}",
         footer_links=["api", "settings"],
-        mcp_server=mcp,
     )
 
 

@@ -13,6 +13,7 @@
     const mode = alone && layer ? state.mode : "over";
     if (mode === "beside") twin(figure); else figure.querySelector(".twin")?.remove();
     figure.dataset.mode = mode;
+    figure.toggleAttribute("data-zoomed", state.zoom > 1);
     figure.style.setProperty("--opacity", state.opacity / 100);
     figure.style.setProperty("--swipe", state.swipe + "%");
     for (const sheet of figure.querySelectorAll(".sheet"))
@@ -114,6 +115,12 @@
   });
   for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, (event) => fingers.delete(event.pointerId));
 
+  // Gradio's sliders tell of their release by the pointer alone; keys release them, too.
+  document.addEventListener("keyup", (event) => {
+    const moved = /^(Arrow|Page|Home|End)/.test(event.key) && event.target.matches?.(".gradio-container .block input[type=range]");
+    if (moved && !event.target.closest("figure")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  });
+
   // A picture in the clipboard goes where dropped files go.
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
@@ -126,18 +133,34 @@
     event.preventDefault();
   });
 
+  // What came is told to those who can't see it: a region that stays, since one that is drawn anew is not read out.
+  const told = document.createElement("p");
+  told.id = "told";
+  told.className = "unseen";
+  told.setAttribute("role", "status");
+  document.querySelector(".gradio-container").append(told);
+
   // Gradio changes parts of an answer in place, so every change of one is looked at, once a frame.
   let shown = null, waiting = false;
   function refresh() {
     waiting = false;
-    const source = document.querySelector("figure.viewer .base")?.src;
-    if (source && source !== shown) { shown = source; move(1, 0, 0); }
+    const base = document.querySelector("figure.viewer .base");
+    if (base && base.src !== shown) {
+      shown = base.src;
+      move(1, 0, 0);
+      const figure = base.closest("figure");
+      if (figure.getBoundingClientRect().top > 0.6 * innerHeight) figure.scrollIntoView({ block: "start" }); // a small screen
+    }
     views().forEach(apply);
+    const words = [...document.querySelectorAll("[data-announce]")].filter((each) => each.checkVisibility());
+    const now = words.map((each) => each.dataset.announce).join(" ");
+    if (now !== told.textContent) told.textContent = now;
   }
+  const ours = "figure.viewer, section.answer";
   new MutationObserver((changes) => {
-    const inside = (node) => node.nodeType === 1 && (node.closest("figure.viewer") || node.querySelector("figure.viewer"));
+    const inside = (node) => node.nodeType === 1 && (node.closest(ours) || node.querySelector(ours));
     if (waiting || !changes.some((change) => inside(change.target) || [...change.addedNodes].some(inside))) return;
     waiting = true;
     requestAnimationFrame(refresh);
-  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
+  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ["src", "data-announce"] });
 })();

@@ -11,14 +11,16 @@ from markupsafe import Markup
 from hf_medtl.publish.card import NAMES, interval, templates
 from hf_medtl.publish.wording import NOTICE
 from hf_medtl.space.pictures import CLASSES
-from hf_medtl.space.shelf import METHOD_NAMES, Model
+from hf_medtl.space.shelf import METHOD_NAMES
+
+FEW = 5  # labels
 
 
 @cache
 def template() -> Template:
     """The macros of views.html.jinja."""
     environment = templates("hf_medtl.space", autoescape=True)
-    environment.globals |= {"names": NAMES, "notice": NOTICE, "colour": colour}
+    environment.globals |= {"names": NAMES, "notice": NOTICE, "colour": colour, "ordered": ordered}
     environment.filters |= {
         "interval": interval,
         "percent": percent,
@@ -68,6 +70,7 @@ def markdown(text: str) -> Markup:
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
 
 
-def about(model: Model) -> str:
-    """What is known of a model, from results.json and its card."""
-    return show("about", model)
+def ordered(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Labels with their probabilities: few in the model's order, many by probability."""
+    pairs = list(probabilities.items())
+    return pairs if len(pairs) <= FEW else sorted(pairs, key=lambda pair: -pair[1])
