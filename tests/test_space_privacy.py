@@ -81,7 +81,11 @@ def planted_dicom(seed: int) -> bytes:
 
 def traces(folder: Path, pictures: list[bytes]) -> list[str]:
     """Files below a folder that hold a name, or rows of a picture, in any order of bytes."""
-    signs = [NAME.encode(), *(picture[2000:2040] for picture in pictures), *(noise(seed)[30, :40].tobytes() for seed in range(9))]
+    signs = [
+        NAME.encode(),
+        *(picture[2000:2040] for picture in pictures),
+        *(noise(seed)[30, :40].tobytes() for seed in range(9)),
+    ]
     found = []
     for path in folder.rglob("*"):
         if NAME in path.name:
