@@ -176,7 +176,7 @@ async def latency(url: str, names: list[str]) -> None:
     print("| model | asked | first, s | p50, s | p95, s |\n|---|---|---|---|---|")
     for name in names:
         for asked in ("/classify", "/explain", "the page"):
-            user, times = User(url, at, Seen()), []
+            user, times = User(url, 0, Seen()), []
             for call, content in enumerate(pictures):
                 began = time.monotonic()
                 if not call:
