@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ def site(
 
 def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
     """Answer until stopped; then the folder of uploads is gone."""
+    # uvicorn sends itself the signal again when it has ended well, which would be the end of this process, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         server(app, host, port).run()
     finally:
