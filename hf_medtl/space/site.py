@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_medtl.space.guards import Guard
-from hf_medtl.space.server import guarded, own_folder, server
+from hf_medtl.space.server import few_heaps, guarded, own_folder, server
 
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -33,6 +33,7 @@ def site(
     Raises:
         MedtlError: a model can't be loaded.
     """
+    few_heaps()
     own_folder()  # before any component is made
     import gradio
 
