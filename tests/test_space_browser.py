@@ -447,8 +447,9 @@ def test_nothing_keeps_anybody_out(visit, scheme):
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
     def violations(where: str) -> list[str]:
-        page.wait_for_function(  # Gradio fades what is about to change
-            "[...document.querySelectorAll('.html-container')].every(each => getComputedStyle(each).opacity === '1')"
+        page.wait_for_function(  # Gradio fades what comes and what is about to change
+            """() => !document.querySelector(".html-container.pending")
+              && !document.getAnimations().some((each) => each.playState === "running")"""
         )
         found = axe.run(page, options=rules).response["violations"]
         return [

@@ -67,7 +67,8 @@ def reach(depth: Depth) -> tuple[float, float, float]:
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     span = max(high - low, 1e-6)
     step = 1.0 if span > 100 else 10.0 ** math.floor(math.log10(span / 100))
-    return math.floor(low / step) * step, math.ceil(high / step) * step, step
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return first * step, max(last, first + 1) * step, step
 
 
 def middle(depth: Depth, window: tuple[float, float]) -> tuple[float, float]:
