@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SORRY = "Something went wrong. Try again, or with another picture."
-SESSIONS = 500  # that Gradio remembers: each visitor, and each question of a program, is one of some 300 kB
+SESSIONS = 1000  # that Gradio remembers, 300 kB each: of visitors, and of each question that a program asks
 
 
 def own_folder() -> Path:
