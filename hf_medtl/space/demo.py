@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import constants
 from tqdm import tqdm
 from transformers import ViTConfig, ViTImageProcessor
@@ -40,35 +42,75 @@ RECIPES = {
 def demo_models() -> list[str]:
     """Folders of the models; those that are not there yet are trained, two at a time, with a bar.
 
+    What was finished before an end half-way is kept, and nothing half is; another process waits for this one.
+
     Raises:
-        MedtlError: training failed, with the end of what it said.
+        MedtlError: training failed, with the end of what it said, or there is no room.
     """
     place = Path(constants.HF_HOME) / "hf_medtl" / "space" / __version__
-    missing = [name for name in RECIPES if not (place / name / "results.json").is_file()]
-    with ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda name: train(name, place), missing)
-        for _ in tqdm(done, "Training small models on drawn pictures", len(missing), unit="model", disable=not missing):
-            pass
+    if missing_in(place):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with FileLock(place / ".lock"):
+                train_all(missing_in(place), place)
+        except OSError as error:
+            raise MedtlError(
+                f"{place} can't be written ({error.strerror or error}). Free some room, set HF_HOME to another folder, "
+                "or give --models."
+            ) from error
     return [str(place / name) for name in RECIPES]
 
 
-def train(name: str, place: Path) -> None:
+def missing_in(place: Path) -> list[str]:
+    """Names of the models that are not there yet."""
+    return [name for name in RECIPES if not (place / name / "results.json").is_file()]
+
+
+def train_all(names: Sequence[str], place: Path) -> None:
+    """Some of RECIPES, two at a time; when one fails or somebody interrupts, the others end, too."""
+    epochs = sum(int(RECIPES[name][RECIPES[name].index("--num_train_epochs") + 1]) for name in names)
+    running: list[subprocess.Popen[str]] = []
+    with (
+        tqdm(total=epochs, desc="Training small models on drawn pictures", unit="epoch", disable=not names) as bar,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        try:
+            for done in as_completed([pool.submit(train, name, place, running, bar) for name in names]):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
+
+
+def train(name: str, place: Path, running: list[subprocess.Popen[str]], bar: tqdm) -> None:
     """One of RECIPES into `place`, whole or not at all; in a process of its own, since a run configures its process."""
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as temporary:
-        folder, start = Path(temporary) / name, Path(temporary) / "vit"
+    half = place / f".{name}.half"
+    shutil.rmtree(half, ignore_errors=True)  # of a process that was killed
+    folder, start = half / name, half / "vit"
+    try:
         flags = [*RECIPES[name], "--output_dir", str(folder), "--seed", "0", "--report_to", "none"]
         if "--from_scratch" in flags:
             ViTConfig(**VIT).save_pretrained(start)
             ViTImageProcessor(size={"height": VIT["image_size"], "width": VIT["image_size"]}).save_pretrained(start)
             flags += ["--model_name_or_path", str(start)]
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-c", "from hf_medtl import main; main({})", *flags, "--disable_tqdm", "true"],
-            capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        if done.returncode:
-            raise MedtlError(f"No model could be trained for the demonstration: {done.stderr.strip()[-500:]}")
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        ) as process:  # fmt: skip
+            running.append(process)
+            said = deque[str](maxlen=20)
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.append(line)
+                bar.update("'eval_loss'" in line)
+        if process.returncode:
+            raise MedtlError(f"No model could be trained for the demonstration: {''.join(said).strip()[-500:]}")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        if not (place / name).exists():  # else another process was quicker
-            folder.rename(place / name)
+        shutil.rmtree(place / name, ignore_errors=True)  # one without results.json
+        folder.rename(place / name)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)

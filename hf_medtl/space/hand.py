@@ -1,5 +1,6 @@
 """What the controls beside a visitor's pictures show for each."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,35 +47,41 @@ def windows(hand: Hand, number: int | None) -> list[Any]:
     if depth is None:
         return [frame, gr.Group(visible=False), gr.skip(), gr.skip(), gr.skip()]
     unit = f" ({depth.unit})" if depth.unit else ""
-    low, high = reach(depth)
-    step = 1 if high - low > 100 else (high - low) / 1000
-    level, width = middle(depth.window)
+    low, high, step = reach(depth)
+    level, width = middle(depth, depth.window)
     return [
         frame,
         gr.Group(visible=True),
         gr.Dropdown([(AS_TRAINED, ""), *((name, name) for name in depth.presets)], value=""),
         gr.Slider(low, high, value=level, step=step, label=f"Level{unit}"),
-        gr.Slider(step, high - low, value=width, step=step, label=f"Width{unit}"),
+        gr.Slider(step, math.ceil((high - low) / step) * step, value=width, step=step, label=f"Width{unit}"),
     ]
 
 
-def reach(depth: Depth) -> tuple[float, float]:
-    """Lowest and highest grey value that the sliders need: windows may go beyond the values of the picture."""
+def reach(depth: Depth) -> tuple[float, float, float]:
+    """Lowest and highest grey value that the sliders need, and their step.
+
+    Windows may go beyond the values of the picture, and Gradio refuses a value beyond the ends of its slider.
+    """
     ends = [(depth.low, depth.high), depth.window, *depth.presets.values()]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    return low, max(high, low + 1e-6)
+    span = max(high - low, 1e-6)
+    step = 1.0 if span > 100 else 10.0 ** math.floor(math.log10(span / 100))
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return first * step, max(last, first + 1) * step, step
 
 
-def middle(window: tuple[float, float]) -> tuple[float, float]:
-    """Level and width of a window (low, high)."""
+def middle(depth: Depth, window: tuple[float, float]) -> tuple[float, float]:
+    """Level and width of a window (low, high), as near as the sliders come."""
     low, high = window
-    return (low + high) / 2, high - low
+    step = reach(depth)[-1]
+    return round((low + high) / 2 / step) * step, max(1, round((high - low) / step)) * step
 
 
 def preset_to_sliders(hand: Hand, number: int | None, name: str | None) -> list[Any]:
     """Updates of level and width."""
     depth = hand[number].depth if hand.uploads else None
-    return [gr.skip(), gr.skip()] if depth is None else list(middle(depth.presets.get(name or "", depth.window)))
+    return [gr.skip(), gr.skip()] if depth is None else list(middle(depth, depth.presets.get(name or "", depth.window)))
 
 
 def window_of(upload: Upload, preset: str | None, level: float, width: float) -> tuple[float, float] | None:

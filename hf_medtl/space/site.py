@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.space.guards import Guard
-from hf_medtl.space.server import free, guarded, own_folder, server
+from hf_medtl.space.server import few_heaps, free, guarded, own_folder, server
 
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -35,6 +35,7 @@ def site(
     Raises:
         MedtlError: a model can't be loaded.
     """
+    few_heaps()
     own_folder()  # before any component is made
     import gradio
 

@@ -9,7 +9,6 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from hf_medtl.publish.card import NAMES, interval, templates
-from hf_medtl.publish.wording import NOTICE
 from hf_medtl.space.pictures import CLASSES
 from hf_medtl.space.shelf import METHOD_NAMES
 
@@ -20,7 +19,7 @@ FEW = 5  # labels
 def template() -> Template:
     """The macros of views.html.jinja."""
     environment = templates("hf_medtl.space", autoescape=True)
-    environment.globals |= {"names": NAMES, "notice": NOTICE, "colour": colour, "ordered": ordered}
+    environment.globals |= {"names": NAMES, "colour": colour, "ordered": ordered}
     environment.filters |= {
         "interval": interval,
         "percent": percent,
