@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gc
 import io
 import json
 import re
@@ -472,6 +473,19 @@ def test_what_the_page_does(url):
     assert "This is a drawing" in str(bad["data"])
     none = one.asks()
     assert "viewer" not in none
+
+
+def test_gradio_keeps_no_answer(url):
+    """It would for an hour after the page was closed, and one more after each change of a component."""
+    visitor = Visitor(url, "repeats")
+    for number in range(3):
+        visitor.gives(("a.png", png(brain(number))))
+        assert "viewer" in visitor.asks()
+    gc.collect()
+    kept = [its for its in gc.get_objects() if type(its).__name__ == "SessionState"]
+    assert kept
+    assert not any("data:image/png;base64" in str(config) for its in kept for config in its.config_values.values()
+                   if (config or {}).get("props", {}).get("elem_id") in ("view", "says"))  # fmt: skip
 
 
 def test_a_visitor_who_was_forgotten_is_told(url, held):

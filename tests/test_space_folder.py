@@ -242,7 +242,7 @@ def test_several_values_may_follow_models():
 
 def test_help_names_what_there_is():
     said = " ".join(typed("space", "--help").split())
-    assert all(word in said for word in ("MODEL ...", "--port", "--host", "--mcp", "push", "Serve a page"))
+    assert all(word in said for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
     said = " ".join(typed("space", "push", "--help").split())
     assert all(word in said for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement"))
 

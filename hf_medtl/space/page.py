@@ -144,9 +144,11 @@ def on_controls(
     given.chosen.input(hand.windows, in_hand, given.of_picture[1:], **QUIET).then(**ask)
     given.preset.input(hand.preset_to_sliders, [*in_hand, given.preset], sliders, **QUIET).then(**ask)
     gr.on([its.release for its in sliders], lambda: None, None, given.preset, **QUIET).then(**ask)
-    page.load(described, [looking.model, looking.method], looking.of_map, **QUIET)
-    looking.model.input(described, [looking.model, looking.method], looking.of_map, **QUIET).then(**ask)
-    looking.method.input(of_method, looking.method, looking.of_map[1:], **QUIET).then(**ask)
+    # As it comes: after a quick change the method may be none of what Gradio takes for the choices.
+    raw = QUIET | {"preprocess": False}
+    page.load(described, [looking.model, looking.method], looking.of_map, **raw)
+    looking.model.input(described, [looking.model, looking.method], looking.of_map, **raw).then(**ask)
+    looking.method.input(of_method, looking.method, looking.of_map[1:], **raw).then(**ask)
     gr.on(
         [given.frame.release, looking.label.input, looking.layer.release, looking.head.release,
          segmenting.model.input, comparing.one.input, comparing.other.input],

@@ -68,6 +68,7 @@ def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any
     from gradio.utils import get_upload_folder
 
     hush()
+    forgetful()
     for event in demo.fns.values():
         if event.fn is not None:
             event.fn = plain(event.fn)
@@ -121,6 +122,18 @@ def free(host: str, port: int) -> None:
             raise MedtlError(
                 f"{host}:{port} can't be listened at ({error.strerror}). Give another port, or another host."
             ) from error
+
+
+def forgetful() -> None:
+    """Let Gradio keep no copy of what a page shows.
+
+    As of 6.31 it keeps the answers of each visitor, one more after each change of a component, until an hour after the
+    page was closed. They are for links that show a page again, which the guard shuts.
+    """
+    from gradio.state_holder import SessionState
+
+    forget: Any = lambda state, key, value=None: None  # noqa: E731
+    SessionState._update_config = SessionState._update_value_in_config = forget  # type: ignore[method-assign]
 
 
 def hush() -> None:
