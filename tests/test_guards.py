@@ -1,7 +1,6 @@
 """The guard around a small Gradio page on loopback: what gets through, what does not, and what is logged."""
 
 import asyncio
-import contextlib
 import http.server
 import json
 import logging
@@ -20,12 +19,13 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from shelves import running
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.space import clients, guards
 from hf_medtl.space.clients import Clients, client_of
 from hf_medtl.space.guards import API, Guard, name_of, remove_old
-from hf_medtl.space.server import guarded, own_folder, plain, server
+from hf_medtl.space.server import guarded, own_folder, plain
 from hf_medtl.space.uploads import take
 
 NAME = "Mustermann_Erika"
@@ -46,22 +46,6 @@ class Page:
     def upload(self, content: bytes, name: str = f"{NAME}.png") -> Path:
         with self.client() as client:
             return Path(client.post(API + "upload", files={"files": (name, content)}).json()[0])
-
-
-@contextlib.contextmanager
-def running(app: Guard) -> Iterator[str]:
-    """Serve an app in a thread."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serving = server(app, port=port)
-    thread = threading.Thread(target=serving.run)
-    thread.start()
-    while not serving.started and thread.is_alive():
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    serving.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers.trainer_utils import HubStrategy
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card import page
-from hf_medtl.publish.hub import FILES, chosen, commit, explained, patiently
+from hf_medtl.publish.hub import FILES, chosen, commit, explained, files_of, patiently
 
 logger = logging.getLogger("hf_medtl")
 
@@ -76,7 +76,7 @@ class Checkpoints(TrainerCallback):
 
     def _upload(self, copy: Path, facts: dict[str, Any]) -> None:
         try:
-            whole = {path.relative_to(copy).as_posix(): path for path in sorted(copy.rglob("*")) if path.is_file()}
+            whole = files_of(copy)
             files = chosen(copy) | {name: copy.parent / name for name in ("recipe.yaml", "splits.csv")}
             if facts["folder"]:
                 files |= {f"{facts['folder']}/{name}": path for name, path in whole.items()}

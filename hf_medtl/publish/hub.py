@@ -71,9 +71,14 @@ def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path
     return files
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """Name below a folder, with / between its parts -> file."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def chosen(folder: Path) -> dict[str, Path]:
     """Name in the repository -> file, of what others get of a folder."""
-    every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    every = files_of(folder)
     return {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
 
 

@@ -76,7 +76,7 @@ def on_segment(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -
     """Outlines, areas and downloads."""
     model = shelf[wish.segmenter or ""]
     mask, unsure, facts = segment(model, picture)
-    names = ", ".join(region["name"].replace("_", " ") for region in facts["regions"])
+    names = ", ".join(views.plain(region["name"]) for region in facts["regions"])
     layers = [
         layer("outline", f"Outline of {names}", outline(mask)),
         layer("area", f"Area of {names}", fill(mask)),

@@ -1,4 +1,4 @@
-"""What programs can ask, through gradio_client, plain HTTP or, by option, MCP."""
+"""What programs can ask, through gradio_client or plain HTTP."""
 
 from typing import Any
 

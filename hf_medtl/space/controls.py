@@ -15,7 +15,7 @@ from hf_medtl.space.shelf import HEAD, METHOD_NAMES, Shelf
 
 HELP = "PNG, JPEG, TIFF, WebP, DICOM or NIfTI, of 8 or 16 bits; several at once. Drop, choose or paste."
 PRIVACY = (
-    "An uploaded file is on disk until it is read, which takes moments (one that is never asked about, at most an "
+    "An uploaded file is on disk until it is read, which takes moments (one that is never asked about, a quarter of an "
     "hour), and in no log. Its picture is then in memory alone, and forgotten when the page is closed, or a quarter of "
     "an hour after the last answer."
 )

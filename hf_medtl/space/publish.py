@@ -13,7 +13,7 @@ from hf_medtl import __version__
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card import templates
 from hf_medtl.publish.check import check_secrets
-from hf_medtl.publish.hub import commit, explained, patiently, plan, validate, write_waived
+from hf_medtl.publish.hub import commit, explained, files_of, patiently, plan, validate, write_waived
 from hf_medtl.space.examples import drawn
 from hf_medtl.space.shelf import names_of
 
@@ -98,11 +98,6 @@ def carry(wheel: Path, folder: Path, repo: str) -> str:
     shutil.copyfile(wheel, folder / wheel.name)
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     return f"{PACKAGE} @ {constants.ENDPOINT}/spaces/{repo}/resolve/main/{wheel.name}#sha256={digest}"
-
-
-def files_of(folder: Path) -> dict[str, Path]:
-    """Name in the Space -> file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def push_space(folder: Path, repo: str, *, private: bool = False) -> str:
