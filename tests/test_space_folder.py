@@ -201,7 +201,7 @@ def test_a_wheel_goes_along_and_pip_finds_it(hub, wheel, tmp_path):
     other = tmp_path / wheel.name
     other.write_bytes(b"another")
     (tmp_path / "place").mkdir()
-    assert carry(other, tmp_path / "place", name) != Path(lines).read_text().strip()  # or pip would be asked once only
+    assert carry(other, tmp_path / "place", name) not in Path(lines).read_text()  # or pip would be asked once only
 
 
 def test_the_hub_says_no(hub, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What programs can ask, through gradio_client or plain HTTP."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -19,33 +20,33 @@ MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 2}
 BATCH: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 1}
 
 
-def add_api(shelf: Shelf) -> None:
-    """Endpoints `/classify`, `/explain`, `/segment`, `/compare` and `/batch` of the page that is being built.
+class Api:
+    """Answers as JSON to files of a kind; pictures in it are PNG in data URIs, so that none is stored.
 
-    Each takes files and names of models, and gives JSON; pictures in it are PNG in data URIs, so that none is stored.
+    Args:
+        shelf: the models. Where none is named, the first that fits answers.
+        read: what stands for a file -> its picture.
     """
 
-    def read(file: str | None) -> Image.Image:
-        if not file:
-            raise MedtlError("No file came. Give one: handle_file('picture.png').")
-        return take(file, name=name_of(file)).picture()
+    def __init__(self, shelf: Shelf, read: Callable[[str], Image.Image]) -> None:
+        self.shelf, self.read = shelf, read
 
-    def classify(file: str, model: str) -> dict[str, Any]:
+    def classify(self, file: str, model: str) -> dict[str, Any]:
         """Probabilities, decision, set of labels that can't be ruled out, and whether not to decide, and why."""
-        picture = read(file)
-        return answers.classify(shelf[model or first(masks=False)], picture)
+        picture = self.read(file)
+        return answers.classify(self.shelf[model or self.first(masks=False)], picture)
 
-    def explain(file: str, model: str, method: str, label: str) -> dict[str, Any]:
+    def explain(self, file: str, model: str, method: str, label: str) -> dict[str, Any]:
         """A map of what the answer rests on, alone and over the picture, with the verdict on such maps."""
-        picture = read(file)
-        its = shelf[model or first(masks=False)]
+        picture = self.read(file)
+        its = self.shelf[model or self.first(masks=False)]
         values, facts = answers.look(its, picture, answers.Look(method or its.methods[0], label or None))
         return {**facts, "map": data_uri(heat(values)), "overlay": data_uri(overlay(picture, values))}
 
-    def segment(file: str, model: str) -> dict[str, Any]:
+    def segment(self, file: str, model: str) -> dict[str, Any]:
         """Areas of the regions, the mask, and where the model is not sure."""
-        picture = read(file)
-        mask, unsure, facts = answers.segment(shelf[model or first(masks=True)], picture)
+        picture = self.read(file)
+        mask, unsure, facts = answers.segment(self.shelf[model or self.first(masks=True)], picture)
         over = picture.convert("RGBA")
         half = fill(mask).resize(picture.size, Image.Resampling.NEAREST)
         half.putalpha(half.getchannel("A").point(lambda alpha: alpha // 2))
@@ -53,30 +54,42 @@ def add_api(shelf: Shelf) -> None:
         pictures = {"mask": acts.mask_picture(mask), "uncertainty": heat(unsure), "overlay": over.convert("RGB")}
         return facts | {name: data_uri(its) for name, its in pictures.items()}
 
-    def compare(file: str, one: str, other: str) -> dict[str, Any]:
+    def compare(self, file: str, one: str, other: str) -> dict[str, Any]:
         """Two models' answers to one picture, and where they disagree."""
-        picture = read(file)
-        found = answers.compare(shelf[one], shelf[other], picture)
+        picture = self.read(file)
+        found = answers.compare(self.shelf[one], self.shelf[other], picture)
         masks = found.pop("masks", ())
         return found | {"masks": [data_uri(acts.mask_picture(mask)) for mask in masks]}
 
-    def batch(files: list[str], model: str) -> dict[str, Any]:
+    def batch(self, files: list[str], model: str) -> dict[str, Any]:
         """A row for each picture of many files and archives, and all of them as CSV."""
         with gone(files or []):
             if not files:
                 raise MedtlError("No files came. Give some: [handle_file('one.png'), handle_file('many.zip')].")
-            its = shelf[model or next(iter(shelf)).name]
+            its = self.shelf[model or next(iter(self.shelf)).name]
             rows = list(acts.on_batch(its, files))
         # A row with a "path" is a file to be fetched for gradio_client, and maybe for Gradio.
         named = [{"name": row["path"]} | {key: row[key] for key in row if key != "path"} for row in rows]
         return {"rows": named, "csv": acts.table(rows, columns(its.predictor))}
 
-    def first(masks: bool) -> str:
-        names = shelf.of(masks)
+    def first(self, masks: bool) -> str:
+        """Name of the first model of a kind."""
+        names = self.shelf.of(masks)
         if not names:
             raise MedtlError(f"This Space has no {'segmentation model' if masks else 'classifier'}.")
         return names[0]
 
+
+def read(file: str | None) -> Image.Image:
+    """The picture of an upload, which leaves the disk."""
+    if not file:
+        raise MedtlError("No file came. Give one: handle_file('picture.png').")
+    return take(file, name=name_of(file)).picture()
+
+
+def add_api(shelf: Shelf) -> None:
+    """Endpoints `/classify`, `/explain`, `/segment`, `/compare` and `/batch` of the page that is being built."""
+    api = Api(shelf, read)
     with gr.Group(visible=False):
         file, files, found = (
             gr.File(label="file"),
@@ -86,10 +99,10 @@ def add_api(shelf: Shelf) -> None:
         model, one, other = (gr.Textbox("", label=name) for name in ("model", "one", "other"))
         method, label = gr.Textbox("", label="method"), gr.Textbox("", label="label")
         for act, inputs in (
-            (classify, [file, model]),
-            (explain, [file, model, method, label]),
-            (segment, [file, model]),
-            (compare, [file, one, other]),
+            (api.classify, [file, model]),
+            (api.explain, [file, model, method, label]),
+            (api.segment, [file, model]),
+            (api.compare, [file, one, other]),
         ):
             gr.Button(act.__name__).click(act, inputs, found, api_name=act.__name__, **MODEL)
-        gr.Button("batch").click(batch, [files, model], found, api_name="batch", **BATCH)
+        gr.Button("batch").click(api.batch, [files, model], found, api_name="batch", **BATCH)

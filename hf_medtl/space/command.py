@@ -37,6 +37,14 @@ Models = Annotated[
         help="Run folders or ids on the Hub, one or several; with none, small models of drawn pictures.",
     ),
 ]
+Tools = Annotated[
+    bool,
+    typer.Option(
+        "--mcp_server",
+        "--mcp-server",
+        help="Offer the actions as tools to language models (Model Context Protocol) at /gradio_api/mcp, too.",
+    ),
+]
 app = typer.Typer(cls=Group)
 
 
@@ -54,6 +62,7 @@ def space(
             help="Run code of the models' repositories; those of hf_medtl need none.",
         ),
     ] = False,
+    mcp_server: Tools = False,
 ) -> None:
     """Serve a page to try models on pictures: classify, look, segment, compare, batch. Stop it with Ctrl-C."""
     if context.invoked_subcommand:
@@ -62,7 +71,7 @@ def space(
     from hf_medtl.space.site import serve, site
 
     free(host, port)
-    guard = site(models or [], trust_remote_code=trust_remote_code)
+    guard = site(models or [], trust_remote_code=trust_remote_code, mcp_server=mcp_server, host=host)
     print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
     serve(guard, host, port)
 
@@ -83,6 +92,7 @@ def push(
         list[str] | None,
         typer.Option(help="FIELD=REASON why the card of a run lacks it, to be written there; can be repeated."),
     ] = None,
+    mcp_server: Tools = False,
     private: Annotated[bool, typer.Option("--private", help="If the Space is new, only you see it.")] = False,
     dry_run: DryRun = False,
     out: Annotated[Path | None, typer.Option(help="Keep the files in this folder, which is new.")] = None,
@@ -93,7 +103,9 @@ def push(
     reasons = {name: reason for name, _, reason in (text.partition("=") for text in waive or ())}
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
-        files = write_space(folder, models or [], title=title, repo=repo, requirement=requirement, waive=reasons)
+        files = write_space(
+            folder, models or [], title=title, repo=repo, requirement=requirement, waive=reasons, mcp_server=mcp_server
+        )
         show(files)
         if dry_run:
             print(f"Dry run: {len(files)} files would go to the Space {repo}. Nothing was sent.")

@@ -3,15 +3,13 @@
 Gradio serves far more than a page needs: it fetches URLs for whoever asks (`file=https://...`, and inputs whose path is
 a URL), keeps uploads under the names that users gave them, and lets any web site call it. Here a request reaches Gradio
 only by the routes that its page needs; uploads are kept by the guard itself, under neutral names and for a limited
-time; and each response says what a browser may do with it.
+time; and each response says what a browser may do with it (`responses.py`).
 
 Read in Gradio 6.31: `routes.py`, `route_utils.py`, `processing_utils.py`.
 """
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_medtl.data.images import EXTENSIONS
 from hf_medtl.space.clients import Clients, client_of
+from hf_medtl.space.responses import Answer
 from hf_medtl.space.uploads import MAX_ARCHIVE
 
 logger = logging.getLogger(__name__)
@@ -42,27 +41,8 @@ READABLE |= {
 }
 CALLED = re.compile(f"{API}call(?:/v2)?/([a-z]+)(/[0-9a-f]{{32}})?")  # without gradio_client: a POST, then a GET
 READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
+TOOLS, TOOLS_BYTES = f"{API}mcp", 20_000_000  # for language models, if the app has them
 WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
-
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), display-capture=(), payment=(), usb=()",
-}
-# Gradio lets every site read its answers, and repeats a request's headers in that to a range.
-REMOVED = ("access-control-", "server", "content-security-policy")
-POLICY = {
-    "default-src": "'none'",
-    "style-src": "'self' 'unsafe-inline'",  # its components set styles of their own
-    "img-src": "'self' data: blob:",
-    "font-src": "'self' data:",
-    "connect-src": "'self'",
-    "manifest-src": "'self'",
-    "base-uri": "'self'",
-    "form-action": "'none'",
-    "frame-ancestors": "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space",
-}
-INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 WRONG = "Something went wrong. Try again."
 MAX_FILES = 200
@@ -87,6 +67,7 @@ class Guard:
         keep: seconds for which a file stays on disk.
         evaluated: whether the page's scripts may make code of text, as Gradio does for `gr.HTML` and `js=`.
         names: of the page's functions that programs may call by plain HTTP, too.
+        tools: whether the app has a route for language models.
     """
 
     def __init__(
@@ -102,14 +83,16 @@ class Guard:
         keep: float = 3600,
         evaluated: bool = False,
         names: frozenset[str] = frozenset(),
+        tools: bool = False,
     ) -> None:
         self.app = app
         self.uploads = uploads.resolve()
+        self.incoming = incoming(self.uploads)
         self.proxied = "SPACE_ID" in os.environ if proxied is None else proxied
         self.clients, self.spared = Clients(posts), frozenset(spared)
         self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
         self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
-        self.names = names
+        self.names, self.tools = names, tools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -135,7 +118,11 @@ class Guard:
     async def answer(self, scope: Scope, receive: Receive, send: "Answer") -> None:
         """Answer one HTTP request, or let the app do it."""
         method, path = scope["method"], scope["path"]
-        if not self.known(method, path):
+        if path.rstrip("/") == TOOLS and self.tools:
+            path, scope = TOOLS, {**scope, "path": TOOLS, "raw_path": TOOLS.encode()}
+            if method != "POST":  # the protocol asks for 405 where there are no sessions
+                return await refusal(scope, 405, "Only POST is answered here.")(scope, receive, send)
+        elif not self.known(method, path):
             return await refusal(scope, 404, "There is nothing here.")(scope, receive, send)
         scope = self.cleaned(scope)
         if method != "POST":
@@ -151,7 +138,9 @@ class Guard:
             return await response(scope, receive, send)
         if path == API + "upload":
             return await (await self.upload(scope, receive))(scope, receive, send)
-        body = harmless(await body_of(scope, receive, self.body_bytes), self.uploads)
+        if path == TOOLS:  # it reads no more than TOOLS_BYTES, and looks at paths itself
+            return await self.app(scope, receive, send)
+        body = harmless(await body_of(scope, receive, self.body_bytes), self.incoming)
         if body is None:
             return await refusal(scope, 403, "Only files that were uploaded here are read.")(scope, receive, send)
         return await self.app(scope, again(body, receive), send)
@@ -173,11 +162,6 @@ class Guard:
         """Whether a path calls one of the functions: "" is `behind` its name, or "/" and the event that is read."""
         match = CALLED.fullmatch(path)
         return match is not None and match[1] in self.names and (match[2] or "")[:1] == behind
-
-    @property
-    def incoming(self) -> Path:
-        """Where uploads are kept, and not served from."""
-        return self.uploads / "incoming"
 
     def cleaned(self, scope: Scope) -> Scope:
         """The scope without headers that Gradio believes or repeats, and that can't be trusted."""
@@ -226,57 +210,6 @@ class Guard:
             await asyncio.sleep(min(60, self.keep))
 
 
-class Answer:
-    """A `send` that adds the headers; a page is held back until its inline scripts are hashed for the policy."""
-
-    def __init__(self, send: Send, scripts: str) -> None:
-        self.send = send
-        self.scripts = scripts
-        self.started = self.failed = False
-        self.page: tuple[Message, bytearray] | None = None
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = Headers(raw=message["headers"])
-            if message["status"] == 500 and headers.get("content-type", "").startswith("text/plain"):
-                self.failed = True  # what raised goes on to the guard, which answers in its place
-                return
-            self.started = True
-            if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
-                self.page = message, bytearray()
-            else:
-                await self.send(dressed(message, self.scripts))
-        elif self.failed:
-            return
-        elif self.page and message["type"] == "http.response.body":
-            start, body = self.page
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                self.page = None
-                await self.send(dressed(start, self.scripts, bytes(body)))
-                await self.send({"type": "http.response.body", "body": bytes(body)})
-        else:
-            await self.send(message)
-
-    async def instead(self, scope: Scope, response: Response) -> None:
-        """Send a response if none was begun; else what was begun stays cut off."""
-        self.failed = False
-        if not self.started:
-            await response(scope, nothing, self)
-
-
-def dressed(start: Message, scripts: str, page: bytes = b"") -> Message:
-    """The start of a response with the guard's headers; `page` is its HTML, whose inline scripts are allowed, too."""
-    hashes = {base64.b64encode(hashlib.sha256(code).digest()).decode() for code in INLINE.findall(page)}
-    script = " ".join([scripts, *(f"'sha256-{code}'" for code in sorted(hashes))])
-    policy = "; ".join(f"{name} {value}" for name, value in {"script-src": script, **POLICY}.items())
-    kept = [(name, value) for name, value in start["headers"] if not name.lower().decode().startswith(REMOVED)]
-    added = {**HEADERS, "Content-Security-Policy": policy}
-    names = {name.lower().encode() for name in added}
-    headers = [(name, value) for name, value in kept if name.lower() not in names]
-    return {**start, "headers": headers + [(name.lower().encode(), value.encode()) for name, value in added.items()]}
-
-
 def refusal(scope: Scope, status: int, text: str) -> Response:
     """A response as Gradio's page shows it: text to uploads, else JSON."""
     if scope["path"] == API + "upload":
@@ -286,10 +219,6 @@ def refusal(scope: Scope, status: int, text: str) -> Response:
 
 def too_long(limit: int) -> str:
     return f"More than {limit // 1_000_000} MB were sent at once. Send fewer or smaller files."
-
-
-async def nothing() -> Message:
-    return {"type": "http.disconnect"}
 
 
 def counted(receive: Receive, limit: int) -> Receive:
@@ -351,6 +280,11 @@ def harmless(body: bytes, uploads: Path) -> bytes | None:
 def inside(path: str, folder: Path) -> bool:
     """Whether an absolute path is below a folder, links followed."""
     return path.startswith("/") and "\0" not in path and folder in Path(os.path.realpath(path)).parents
+
+
+def incoming(folder: Path) -> Path:
+    """Where uploads are kept, and not served from, in Gradio's folder."""
+    return folder.resolve() / "incoming"
 
 
 def keep(file: UploadFile, folder: Path) -> Path:

@@ -31,6 +31,7 @@ def write_space(
     repo: str = "",
     requirement: str | None = None,
     waive: Mapping[str, str] | None = None,
+    mcp_server: bool = False,
 ) -> dict[str, Path]:
     """Write README.md, app.py, requirements.txt, examples and the files of local runs.
 
@@ -41,6 +42,7 @@ def write_space(
         repo: owner/name of the Space, where pip finds a wheel that goes along.
         requirement: how pip gets hf_medtl: a wheel, or a line of requirements.txt; name and version if not given.
         waive: as for `hf_medtl.publish.hub.plan`.
+        mcp_server: whether the Space offers tools to language models.
 
     Returns:
         Name in the Space -> file.
@@ -66,13 +68,14 @@ def write_space(
                 shutil.copyfile(file, folder / place / path)
         if source in runs:
             write_waived(folder / place / "README.md", waive or {})
-    line = requirement or f"{PACKAGE}=={__version__}"
+    package = PACKAGE.replace("]", ",mcp]") if mcp_server else PACKAGE
+    line = requirement or f"{package}=={__version__}"
     if line.endswith(".whl") and Path(line).is_file():
-        line = carry(Path(line), folder, repo)
-    facts = {"title": title, "sdk_version": SDK, "sources": sources, "requirement": line}
+        line = f"{package} @ {carry(Path(line), folder, repo)}"
+    facts = {"title": title, "sdk_version": SDK, "sources": sources, "requirement": line, "mcp_server": mcp_server}
     for name in ("README.md", "app.py", "requirements.txt"):
         text = templates("hf_medtl.space").get_template(f"{name}.jinja").render(facts)
-        (folder / name).write_text(f"{text}\n", "utf-8")
+        (folder / name).write_text(f"{text.rstrip()}\n", "utf-8")
     for example in drawn():
         (folder / "examples" / example.name).write_bytes(example.content)
     files = files_of(folder)
@@ -90,14 +93,14 @@ def check_published(name: str) -> None:
 
 
 def carry(wheel: Path, folder: Path, repo: str) -> str:
-    """Let a wheel of hf_medtl go along; the line of requirements.txt by which pip gets it.
+    """Let a wheel of hf_medtl go along; the address from which pip gets it.
 
     The Hub installs before it copies a Space's files, so that it needs an address. By the hash it installs again when
     the wheel is another.
     """
     shutil.copyfile(wheel, folder / wheel.name)
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return f"{PACKAGE} @ {constants.ENDPOINT}/spaces/{repo}/resolve/main/{wheel.name}#sha256={digest}"
+    return f"{constants.ENDPOINT}/spaces/{repo}/resolve/main/{wheel.name}#sha256={digest}"
 
 
 def push_space(folder: Path, repo: str, *, private: bool = False) -> str:

@@ -23,6 +23,7 @@ from hf_medtl.space.guards import Guard
 
 if TYPE_CHECKING:
     from gradio import Blocks
+    from starlette.applications import Starlette
     from uvicorn import Server
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ def few_heaps() -> None:
         ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
 
 
-def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any) -> Guard:
+def guarded(
+    demo: "Blocks", limits: dict[str, Any] | None = None, tools: "Starlette | None" = None, **options: Any
+) -> Guard:
     """The ASGI app of a Gradio page, behind a guard.
 
     Gradio's `launch` takes middleware, but puts its own around it and starts a server that tells its name; mounted, the
@@ -61,6 +64,7 @@ def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any
     Args:
         demo: the page.
         limits: of `Guard`.
+        tools: an app for language models, of `hf_medtl.space.tools`.
         options: of `gradio.mount_gradio_app`, such as theme, css and head.
     """
     import gradio
@@ -76,12 +80,14 @@ def guarded(demo: "Blocks", limits: dict[str, Any] | None = None, **options: Any
     demo.api_open = False  # else /run/predict would call functions past the queue
     shut = {"run_history": False, "enable_monitoring": False, "mcp_server": False, "ssr_mode": False}
     quiet = {"show_error": False, "footer_links": []}
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    lifespan: Any = tools and (lambda _: tools.router.lifespan_context(tools))
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.router.routes += tools.routes if tools else []
     gradio.mount_gradio_app(app, demo, path="/", **(shut | quiet | options))
     # Until 6.31 at least, Gradio does not look where the files are that a request names, unless it was launched.
     demo.has_launched = True
     names = frozenset(name.removeprefix("/") for name in demo.get_api_info()["named_endpoints"])
-    return Guard(app, Path(get_upload_folder()), **{"names": names, **(limits or {})})
+    return Guard(app, Path(get_upload_folder()), **{"names": names, "tools": tools is not None, **(limits or {})})
 
 
 def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
@@ -125,15 +131,26 @@ def free(host: str, port: int) -> None:
 
 
 def forgetful() -> None:
-    """Let Gradio keep no copy of what a page shows.
+    """Let Gradio keep no copy of what a page shows, and one component of each for a visitor.
 
     As of 6.31 it keeps the answers of each visitor, one more after each change of a component, until an hour after the
-    page was closed. They are for links that show a page again, which the guard shuts.
+    page was closed. They are for links that show a page again, which the guard shuts. And a component that an answer
+    changed gets a new id, under which it is kept beside its next one: six components a picture.
     """
+    from gradio.blocks import Block
     from gradio.state_holder import SessionState
 
     forget: Any = lambda state, key, value=None: None  # noqa: E731
     SessionState._update_config = SessionState._update_value_in_config = forget  # type: ignore[method-assign]
+    replace = inspect.unwrap(SessionState.__setitem__)
+
+    @functools.wraps(replace)
+    def under_its_id(state: SessionState, key: int, value: Any) -> None:
+        if isinstance(value, Block):
+            value._id = key
+        replace(state, key, value)
+
+    SessionState.__setitem__ = under_its_id  # type: ignore[method-assign]
 
 
 def hush() -> None:

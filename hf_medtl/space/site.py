@@ -6,11 +6,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space.guards import Guard
+from hf_medtl.space.guards import Guard, incoming
 from hf_medtl.space.server import few_heaps, free, guarded, own_folder, server
 
 FONT = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # none is fetched from anywhere
@@ -23,6 +24,8 @@ def site(
     examples: Path | None = None,
     trust_remote_code: bool = False,
     limits: dict[str, Any] | None = None,
+    mcp_server: bool = False,
+    host: str = "127.0.0.1",
 ) -> Guard:
     """The ASGI app of a Space.
 
@@ -31,12 +34,14 @@ def site(
         examples: folder of pictures to try; drawn ones if not given.
         trust_remote_code: run code of the models' repositories; those of hf_medtl need none.
         limits: of `Guard`.
+        mcp_server: offer the actions as tools to language models, too, by the Model Context Protocol.
+        host: address that will be listened at.
 
     Raises:
-        MedtlError: a model can't be loaded.
+        MedtlError: a model can't be loaded, or the package mcp is missing and wanted.
     """
     few_heaps()
-    own_folder()  # before any component is made
+    folder = own_folder()  # before any component is made
     import gradio
 
     from hf_medtl.space.demo import demo_models
@@ -44,11 +49,15 @@ def site(
     from hf_medtl.space.hands import KEPT
     from hf_medtl.space.page import asset, build
     from hf_medtl.space.shelf import Shelf
+    from hf_medtl.space.tools import tools
 
+    if mcp_server and find_spec("mcp") is None:
+        raise MedtlError('Tools for language models need: pip install "hf_medtl[mcp]"')
     shelf = Shelf(models or demo_models(), trust_remote_code)
     return guarded(
         build(shelf, in_folder(examples) if examples else drawn()),
         {"evaluated": True, "keep": KEPT} | (limits or {}),
+        tools(shelf, incoming(folder), host) if mcp_server else None,
         theme=gradio.themes.Base(font=FONT, font_mono=MONO, primary_hue="blue"),
         css=asset("space.css"),
         js=f"() => {{{asset('viewer.js')}}}",
@@ -66,11 +75,11 @@ def serve(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> None:
         shutil.rmtree(app.uploads, ignore_errors=True)
 
 
-def main(models: Sequence[str], examples: Path | None = None) -> None:
+def main(models: Sequence[str], examples: Path | None = None, mcp_server: bool = False) -> None:
     """What app.py of a Space calls: serve where the Hub asks for it, or exit with a sentence that says why not."""
     host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
     try:
         free(host, port)
-        serve(site(models, examples=examples), host, port)
+        serve(site(models, examples=examples, mcp_server=mcp_server, host=host), host, port)
     except MedtlError as error:
         sys.exit(f"Error: {error}")
