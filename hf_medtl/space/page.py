@@ -171,22 +171,26 @@ def on_tab(tab: gr.Tab, name: str, mode: gr.State, given: Given, answered: Answe
 
 def on_batch(shelf: Shelf, batching: Batching) -> None:
     """Many pictures, until they are answered or somebody stops it: what was answered until then stays."""
-    stopped = set[str | None]()  # sessions
+    running = set[str | None]()  # sessions
 
     def all_of(paths: list[str] | None, name: str, request: gr.Request) -> Iterator[tuple[str, Any]]:
-        if not paths:
-            yield views.show("problem", "No pictures were given. Drop some, or a zip of them, first."), gr.skip()
-            return
-        with gone(paths):
-            for html in acts.batch(shelf[name], paths, lambda: request.session_hash in stopped):
-                yield html, gr.skip()
-        yield html, None
+        session = request.session_hash
+        try:
+            if not paths:
+                yield views.show("problem", "No pictures were given. Drop some, or a zip of them, first."), gr.skip()
+                return
+            with gone(paths):
+                for html in acts.batch(shelf[name], paths, lambda: session not in running):
+                    yield html, gr.skip()
+            yield html, None
+        finally:
+            running.discard(session)
 
     def begin(request: gr.Request) -> None:
-        stopped.discard(request.session_hash)
+        running.add(request.session_hash)
 
     def stop(request: gr.Request) -> None:
-        stopped.add(request.session_hash)
+        running.discard(request.session_hash)
 
     batching.start.click(begin, **QUIET).then(
         all_of, [batching.files, batching.model], [batching.answers, batching.files], **WORK | BATCH
