@@ -570,15 +570,11 @@ def test_hands_hold_so_many_bytes():
 
 
 def test_hands_are_emptied_when_nothing_is_asked():
-    table = hands.Hands(kept=0.6)
+    table = hands.Hands(kept=2)
     idle, busy = some(1), some(1)
     table.hold("idle", idle)
     table.hold("busy", busy)
-    for _ in range(20):
-        table.use("busy")
-        table.use("nobody")
-        threading.Event().wait(0.05)
-    assert idle.forgotten
+    until(lambda: table.use("busy") or table.use("nobody") or idle.forgotten)
     assert not busy.forgotten
     until(lambda: busy.forgotten)
     assert not table._held
