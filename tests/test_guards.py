@@ -450,6 +450,13 @@ def test_names_do_not_reach_gradio(tmp_path):
         assert guards.harmless(body, tmp_path) is None
 
 
+def test_a_long_path_is_not_followed(tmp_path, monkeypatch):
+    """It would be looked for at each of its slashes, while nobody is answered."""
+    monkeypatch.setattr(guards.os.path, "realpath", lambda path, **_: pytest.fail("followed"))
+    assert not guards.inside("/a" * 4000, tmp_path)
+    assert guards.harmless(json.dumps({"path": f"{tmp_path}/" + "a/" * 4000}).encode(), tmp_path) is None
+
+
 def test_a_page_may_be_allowed_to_make_code_of_text(tmp_path):
     response = asked(Guard(echo, tmp_path, evaluated=True), "GET", "/")
     assert "script-src 'self' 'unsafe-eval';" in response.headers["content-security-policy"]

@@ -42,9 +42,11 @@ READABLE |= {
 CALLED = re.compile(f"{API}call(?:/v2)?/([a-z]+)(/[0-9a-f]{{32}})?")  # without gradio_client: a POST, then a GET
 READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
 TOOLS, TOOLS_BYTES = f"{API}mcp", 20_000_000  # for language models, if the app has them
+PARTS = 1000  # of JSON for them: about each wrong one mcp makes a sentence, meanwhile nobody is answered
 WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
 
 WRONG = "Something went wrong. Try again."
+LONGEST = 4096  # PATH_MAX of Linux
 MAX_FILES = 200
 MAX_KEPT = 4_000_000_000  # bytes of uploads on disk
 
@@ -138,8 +140,11 @@ class Guard:
             return await response(scope, receive, send)
         if path == API + "upload":
             return await (await self.upload(scope, receive))(scope, receive, send)
-        if path == TOOLS:  # it reads no more than TOOLS_BYTES, and looks at paths itself
-            return await self.app(scope, receive, send)
+        if path == TOOLS:  # it looks at paths itself
+            body = await body_of(scope, receive, TOOLS_BYTES)
+            if parts(body) > PARTS:
+                raise TooLong(f"More than {PARTS:,} values were sent at once. Send fewer.")
+            return await self.app(scope, again(body, receive), send)
         body = harmless(await body_of(scope, receive, self.body_bytes), self.incoming)
         if body is None:
             return await refusal(scope, 403, "Only files that were uploaded here are read.")(scope, receive, send)
@@ -277,9 +282,16 @@ def harmless(body: bytes, uploads: Path) -> bytes | None:
     return json.dumps(whole).encode()
 
 
+def parts(body: bytes) -> int:
+    """More than the values in a body of JSON, and in the JSON within its strings; nothing is made of it."""
+    return sum(map(body.count, (b",", b"[", b"{", b"\\u")))
+
+
 def inside(path: str, folder: Path) -> bool:
-    """Whether an absolute path is below a folder, links followed."""
-    return path.startswith("/") and "\0" not in path and folder in Path(os.path.realpath(path)).parents
+    """Whether an absolute path is below a folder, links followed. A long one is none, and takes minutes to follow."""
+    if not path.startswith("/") or "\0" in path or len(path) > LONGEST:
+        return False
+    return folder in Path(os.path.realpath(path)).parents
 
 
 def incoming(folder: Path) -> Path:

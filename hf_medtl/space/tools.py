@@ -97,7 +97,8 @@ def tools(shelf: Shelf, uploads: Path, host: str) -> Starlette:
     about = "\n".join(f"{model.name}: {', '.join(model.predictor.labels)}" for model in shelf)
     null = logging.NullHandler()
     logging.getLogger().addHandler(null)  # else the package gives the root logger a handler of its own
-    server = MCPServer("hf_medtl", instructions=f"{NOTICE} {GIVE}\n\nModels and their labels:\n{about}")
+    said = f"{NOTICE} {GIVE}\n\nModels and their labels:\n{about}"
+    server = MCPServer("hf_medtl", instructions=said, subscriptions=False)  # nothing changes, and nobody need listen
     logging.getLogger().removeHandler(null)
     logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it quotes what was sent
     harmless = ToolAnnotations(read_only_hint=True, open_world_hint=False)
