@@ -22,7 +22,7 @@ from PIL import Image
 from shelves import running
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space import clients, guards
+from hf_medtl.space import bodies, clients, guards
 from hf_medtl.space.clients import Clients, client_of
 from hf_medtl.space.guards import API, Guard, name_of, remove_old
 from hf_medtl.space.server import guarded, own_folder, plain
@@ -505,6 +505,85 @@ def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
     now += 2
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]
+
+
+BODY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(600) + b"\r\n--b--\r\n"
+
+
+async def sends(app: Guard, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
+    """Status of a POST whose body stops short of its last part until `then`."""
+    left = list(parts)
+
+    async def receive() -> dict:
+        if then and len(left) == 1:
+            await then.wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: dict) -> None:
+        said.append(message.get("status"))
+
+    said: list[int | None] = []
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    await app(scope, receive, send)
+    return said[0]
+
+
+@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
+def test_slow_bodies_take_no_more_than_the_room(path, tmp_path, monkeypatch):
+    for name in ("MAX_COMING", "MAX_CALLS", "MAX_EVENTS"):
+        monkeypatch.setattr(guards, name, 1500)
+    app = Guard(echo, tmp_path, posts=99, tools=True)
+    body = BODY if path.endswith("upload") else b"{" + b" " * 700 + b"}"
+
+    async def all_of() -> tuple[list[int], list[int], int]:
+        rest = asyncio.Event()
+        slow = [asyncio.create_task(sends(app, path, body[:-5], body[-5:], then=rest)) for _ in range(2)]
+        await asyncio.sleep(0)
+        while app.files.taken + app.calls.taken + app.events.taken < 2 * (len(body) - 5):
+            await asyncio.sleep(0.01)
+        refused = [await sends(app, path, body) for _ in range(3)]
+        rest.set()
+        return await asyncio.gather(*slow), refused, await sends(app, path, body)
+
+    assert asyncio.run(all_of()) == ([200, 200], [503] * 3, 200)
+    assert app.files.taken == app.calls.taken == app.events.taken == 0
+
+
+@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
+def test_a_body_that_never_ends_is_not_waited_for(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(bodies, "SLOWEST", 0.1)
+    app = Guard(echo, tmp_path, tools=True)
+    assert asyncio.run(asyncio.wait_for(sends(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
+    assert app.files.taken == app.calls.taken == app.events.taken == 0
+
+
+def test_one_client_can_not_hold_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "MAX_OPEN", 2)
+
+    async def all_of() -> list[list[int]]:
+        end = asyncio.Event()
+
+        async def stream(scope, receive, send) -> None:
+            await end.wait()
+            await echo(scope, receive, send)
+
+        app = Guard(stream, tmp_path, proxied=True, spared=["7.7.7.7"])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+
+            def opened(who: str) -> list[asyncio.Task]:
+                get = [client.get(f"{API}heartbeat/a", headers={"X-Forwarded-For": who}) for _ in range(4)]
+                return [asyncio.create_task(its) for its in get]
+
+            several = [opened(who) for who in ("8.8.8.8", "9.9.9.9", "7.7.7.7")]
+            await asyncio.sleep(0.1)
+            end.set()
+            several = [await asyncio.gather(*tasks) for tasks in several]
+            several.append([await client.get("/robots.txt", headers={"X-Forwarded-For": "8.8.8.8"})])
+        assert not app.open
+        return [[its.status_code for its in answers] for answers in several]
+
+    assert asyncio.run(all_of()) == [[200, 200, 429, 429], [200, 200, 429, 429], [200] * 4, [200]]
 
 
 def test_the_table_of_clients_is_bounded(monkeypatch):
