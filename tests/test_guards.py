@@ -169,6 +169,16 @@ def test_every_answer_has_the_headers(page, png):
         check_headers(made)
 
 
+def test_no_copy_of_an_answer_is_kept_on_the_way(page, png):
+    session = {"session_hash": "somebody"}
+    with page.client() as client:
+        uploaded = client.post(API + "upload", files={"files": ("a.png", png)})
+        joined = client.post(API + "queue/join", json={"data": [None, 1], "fn_index": 0} | session)
+        answers = [uploaded, joined, client.get(API + "queue/data", params=session), client.get("/"), client.get("/no")]
+        assert {its.headers["cache-control"] for its in answers} == {"no-store"}
+        assert "no-store" not in client.get("/theme.css").headers.get("cache-control", "")
+
+
 def test_what_a_proxy_would_say_is_not_believed_without_one(page):
     with page.client(headers={"X-Forwarded-Host": "evil.example"}) as client:
         assert "evil.example" not in client.get("/").text
@@ -398,6 +408,7 @@ def test_programs_need_no_client_of_gradio(page, png):
             check_headers(posted)
             read = client.get(f"{API}call/answer/{posted.json()['event_id']}")
             check_headers(read)
+            assert posted.headers["cache-control"] == read.headers["cache-control"] == "no-store"
             assert "event: complete" in read.text
             assert "read " in json.loads(read.text.rpartition("data: ")[2])[1]
         assert client.post(f"{API}call/answer", json={"data": [{"path": "/etc/passwd", **META}, 0]}).status_code == 403
