@@ -361,6 +361,17 @@ def test_an_upload_that_breaks_off_leaves_nothing(page):
     assert len(list(page.folder.rglob("*"))) == before
 
 
+def test_headers_have_an_end(page):
+    host, port = page.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\n")
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            for _ in range(500):
+                raw.sendall(b"X: " + b"a" * 100_000 + b"\r\n")
+    with page.client() as client:
+        assert client.get("/config").status_code == 200
+
+
 def test_a_full_disk_is_told(page, png, monkeypatch):
     monkeypatch.setattr(guards, "MAX_KEPT", 1000)
     with page.client() as client:

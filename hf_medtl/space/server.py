@@ -130,6 +130,7 @@ def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
         app,
         host=host,
         port=port,
+        http="h11",  # httptools, which is taken where it is installed, keeps headers of any length in memory
         log_level="warning",
         access_log=False,
         server_header=False,
