@@ -472,6 +472,12 @@ def test_names_do_not_reach_gradio(tmp_path):
         assert guards.harmless(body, tmp_path) is None
 
 
+def test_no_long_name_of_a_session_is_remembered(tmp_path):
+    for given, passed in (("a" * 36, True), ("a" * 900_000, False), (["a" * 900_000], False), (None, True)):
+        body = json.dumps({"data": [], "session_hash": given}).encode()
+        assert (guards.harmless(body, tmp_path) == body) == passed
+
+
 def test_a_long_path_is_not_followed(tmp_path, monkeypatch):
     """It would be looked for at each of its slashes, while nobody is answered."""
     monkeypatch.setattr(guards.os.path, "realpath", lambda path, **_: pytest.fail("followed"))

@@ -49,6 +49,7 @@ WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "canc
 
 WRONG = "Something went wrong. Try again."
 LONGEST = 4096  # PATH_MAX of Linux
+MAX_SESSION = 64  # characters of its name; a page's have 11, those of gradio_client 36
 MAX_FILES = 200
 MAX_KEPT = 4_000_000_000  # bytes of uploads on disk
 MAX_COMING = 2_000_000_000  # bytes, also on disk, of those that are not whole yet
@@ -258,9 +259,10 @@ def again(body: bytes, receive: Receive) -> Receive:
 
 
 def harmless(body: bytes, uploads: Path) -> bytes | None:
-    """A body of JSON without the names of files; None if a "path" in it is no file below `uploads`.
+    """A body of JSON without the names of files; None if a "path" in it is no file below `uploads`, or a session's name is long.
 
-    Gradio would fetch a path that is a URL, and `gr.Image` writes a copy under the file's own name.
+    Gradio would fetch a path that is a URL, `gr.Image` writes a copy under the file's own name, and a session's name
+    stays in memory, as of 6.31 for ever if nobody reads the answer.
     """
     if not body:
         return body
@@ -272,6 +274,8 @@ def harmless(body: bytes, uploads: Path) -> bytes | None:
     while left:
         value = left.pop()
         if isinstance(value, dict):
+            if len(str(value.get("session_hash"))) > MAX_SESSION:
+                return None
             path = value.get("path")
             if path and not (isinstance(path, str) and inside(path, uploads)):
                 return None
