@@ -193,15 +193,18 @@ def test_what_is_wrong_is_said(tool, given, said, call, caplog):
     assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
 
 
-def test_a_failure_tells_nothing(call, monkeypatch, caplog):
+@pytest.mark.parametrize("failure", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
+def test_a_failure_tells_nothing_and_ends_nothing(failure, call, monkeypatch, caplog):
     def fails(*_: object) -> None:
-        raise ValueError(NAME)
+        raise failure(NAME)
 
-    monkeypatch.setattr(tools, "examined", fails)
-    said = call("classify", file=uri(png(brain(1))))
+    with monkeypatch.context() as patch:
+        patch.setattr(tools, "examined", fails)
+        said = call("classify", file=uri(png(brain(1))))
     assert "Something went wrong" in said
     assert NAME not in said + caplog.text
-    assert "ValueError at test_space_tools.py" in caplog.text
+    assert f"{failure.__name__} at test_space_tools.py" in caplog.text
+    assert "label" in call("classify", file=uri(png(brain(1))))[0]
 
 
 def test_too_many_at_once(call, monkeypatch):

@@ -259,7 +259,9 @@ def again(body: bytes, receive: Receive) -> Receive:
 
 
 def harmless(body: bytes, uploads: Path) -> bytes | None:
-    """A body of JSON without the names of files; None if a "path" in it is no file below `uploads`, or a session's name is long.
+    """A body of JSON without the names of files.
+
+    None if a "path" in it is no file below `uploads`, or a session's name is long.
 
     Gradio would fetch a path that is a URL, `gr.Image` writes a copy under the file's own name, and a session's name
     stays in memory, as of 6.31 for ever if nobody reads the answer.
