@@ -578,6 +578,27 @@ def test_slow_bodies_take_no_more_than_the_room(path, tmp_path, monkeypatch):
     assert app.files.taken == app.calls.taken == app.events.taken == 0
 
 
+def test_calls_of_tools_take_room_until_they_are_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "MAX_CALLS", 1500)
+
+    async def all_of() -> tuple[list[int], int, int]:
+        end = asyncio.Event()
+
+        async def slow(scope, receive, send) -> None:
+            await end.wait()
+            await echo(scope, receive, send)
+
+        app, call = Guard(slow, tmp_path, tools=True), b" " * 700
+        waiting = [asyncio.create_task(sends(app, guards.TOOLS, call)) for _ in range(2)]
+        while app.calls.taken < 1400:
+            await asyncio.sleep(0.01)
+        refused = await sends(app, guards.TOOLS, call)
+        end.set()
+        return await asyncio.gather(*waiting), refused, await sends(app, guards.TOOLS, call)
+
+    assert asyncio.run(asyncio.wait_for(all_of(), 20)) == ([200, 200], 503, 200)
+
+
 @pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
 def test_a_body_that_never_ends_is_not_waited_for(path, tmp_path, monkeypatch):
     monkeypatch.setattr(bodies, "SLOWEST", 0.1)
