@@ -22,7 +22,7 @@ from PIL import Image
 from shelves import running
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space import clients, guards
+from hf_medtl.space import bodies, clients, guards
 from hf_medtl.space.clients import Clients, client_of
 from hf_medtl.space.guards import API, Guard, name_of, remove_old
 from hf_medtl.space.server import guarded, own_folder, plain
@@ -167,6 +167,16 @@ def test_every_answer_has_the_headers(page, png):
         assert made.status_code == 200
         assert "x-evil" not in made.headers  # which Gradio's answers to a range repeat
         check_headers(made)
+
+
+def test_no_copy_of_an_answer_is_kept_on_the_way(page, png):
+    session = {"session_hash": "somebody"}
+    with page.client() as client:
+        uploaded = client.post(API + "upload", files={"files": ("a.png", png)})
+        joined = client.post(API + "queue/join", json={"data": [None, 1], "fn_index": 0} | session)
+        answers = [uploaded, joined, client.get(API + "queue/data", params=session), client.get("/"), client.get("/no")]
+        assert {its.headers["cache-control"] for its in answers} == {"no-store"}
+        assert "no-store" not in client.get("/theme.css").headers.get("cache-control", "")
 
 
 def test_what_a_proxy_would_say_is_not_believed_without_one(page):
@@ -351,6 +361,17 @@ def test_an_upload_that_breaks_off_leaves_nothing(page):
     assert len(list(page.folder.rglob("*"))) == before
 
 
+def test_headers_have_an_end(page):
+    host, port = page.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\n")
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            for _ in range(500):
+                raw.sendall(b"X: " + b"a" * 100_000 + b"\r\n")
+    with page.client() as client:
+        assert client.get("/config").status_code == 200
+
+
 def test_a_full_disk_is_told(page, png, monkeypatch):
     monkeypatch.setattr(guards, "MAX_KEPT", 1000)
     with page.client() as client:
@@ -398,6 +419,7 @@ def test_programs_need_no_client_of_gradio(page, png):
             check_headers(posted)
             read = client.get(f"{API}call/answer/{posted.json()['event_id']}")
             check_headers(read)
+            assert posted.headers["cache-control"] == read.headers["cache-control"] == "no-store"
             assert "event: complete" in read.text
             assert "read " in json.loads(read.text.rpartition("data: ")[2])[1]
         assert client.post(f"{API}call/answer", json={"data": [{"path": "/etc/passwd", **META}, 0]}).status_code == 403
@@ -450,6 +472,19 @@ def test_names_do_not_reach_gradio(tmp_path):
         assert guards.harmless(body, tmp_path) is None
 
 
+def test_no_long_name_of_a_session_is_remembered(tmp_path):
+    for given, passed in (("a" * 36, True), ("a" * 900_000, False), (["a" * 900_000], False), (None, True)):
+        body = json.dumps({"data": [], "session_hash": given}).encode()
+        assert (guards.harmless(body, tmp_path) == body) == passed
+
+
+def test_a_long_path_is_not_followed(tmp_path, monkeypatch):
+    """It would be looked for at each of its slashes, while nobody is answered."""
+    monkeypatch.setattr(guards.os.path, "realpath", lambda path, **_: pytest.fail("followed"))
+    assert not guards.inside("/a" * 4000, tmp_path)
+    assert guards.harmless(json.dumps({"path": f"{tmp_path}/" + "a/" * 4000}).encode(), tmp_path) is None
+
+
 def test_a_page_may_be_allowed_to_make_code_of_text(tmp_path):
     response = asked(Guard(echo, tmp_path, evaluated=True), "GET", "/")
     assert "script-src 'self' 'unsafe-eval';" in response.headers["content-security-policy"]
@@ -498,6 +533,106 @@ def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
     assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
     now += 2
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]
+
+
+BODY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(600) + b"\r\n--b--\r\n"
+
+
+async def sends(app: Guard, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
+    """Status of a POST whose body stops short of its last part until `then`."""
+    left = list(parts)
+
+    async def receive() -> dict:
+        if then and len(left) == 1:
+            await then.wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: dict) -> None:
+        said.append(message.get("status"))
+
+    said: list[int | None] = []
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    await app(scope, receive, send)
+    return said[0]
+
+
+@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
+def test_slow_bodies_take_no_more_than_the_room(path, tmp_path, monkeypatch):
+    for name in ("MAX_COMING", "MAX_CALLS", "MAX_EVENTS"):
+        monkeypatch.setattr(guards, name, 1500)
+    app = Guard(echo, tmp_path, posts=99, tools=True)
+    body = BODY if path.endswith("upload") else b"{" + b" " * 700 + b"}"
+
+    async def all_of() -> tuple[list[int], list[int], int]:
+        rest = asyncio.Event()
+        slow = [asyncio.create_task(sends(app, path, body[:-5], body[-5:], then=rest)) for _ in range(2)]
+        await asyncio.sleep(0)
+        while app.files.taken + app.calls.taken + app.events.taken < 2 * (len(body) - 5):
+            await asyncio.sleep(0.01)
+        refused = [await sends(app, path, body) for _ in range(3)]
+        rest.set()
+        return await asyncio.gather(*slow), refused, await sends(app, path, body)
+
+    assert asyncio.run(all_of()) == ([200, 200], [503] * 3, 200)
+    assert app.files.taken == app.calls.taken == app.events.taken == 0
+
+
+def test_calls_of_tools_take_room_until_they_are_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "MAX_CALLS", 1500)
+
+    async def all_of() -> tuple[list[int], int, int]:
+        end = asyncio.Event()
+
+        async def slow(scope, receive, send) -> None:
+            await end.wait()
+            await echo(scope, receive, send)
+
+        app, call = Guard(slow, tmp_path, tools=True), b" " * 700
+        waiting = [asyncio.create_task(sends(app, guards.TOOLS, call)) for _ in range(2)]
+        while app.calls.taken < 1400:
+            await asyncio.sleep(0.01)
+        refused = await sends(app, guards.TOOLS, call)
+        end.set()
+        return await asyncio.gather(*waiting), refused, await sends(app, guards.TOOLS, call)
+
+    assert asyncio.run(asyncio.wait_for(all_of(), 20)) == ([200, 200], 503, 200)
+
+
+@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
+def test_a_body_that_never_ends_is_not_waited_for(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(bodies, "SLOWEST", 0.1)
+    app = Guard(echo, tmp_path, tools=True)
+    assert asyncio.run(asyncio.wait_for(sends(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
+    assert app.files.taken == app.calls.taken == app.events.taken == 0
+
+
+def test_one_client_can_not_hold_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "MAX_OPEN", 2)
+
+    async def all_of() -> list[list[int]]:
+        end = asyncio.Event()
+
+        async def stream(scope, receive, send) -> None:
+            await end.wait()
+            await echo(scope, receive, send)
+
+        app = Guard(stream, tmp_path, proxied=True, spared=["7.7.7.7"])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+
+            def opened(who: str) -> list[asyncio.Task]:
+                get = [client.get(f"{API}heartbeat/a", headers={"X-Forwarded-For": who}) for _ in range(4)]
+                return [asyncio.create_task(its) for its in get]
+
+            several = [opened(who) for who in ("8.8.8.8", "9.9.9.9", "7.7.7.7")]
+            await asyncio.sleep(0.1)
+            end.set()
+            several = [await asyncio.gather(*tasks) for tasks in several]
+            several.append([await client.get("/robots.txt", headers={"X-Forwarded-For": "8.8.8.8"})])
+        assert not app.open
+        return [[its.status_code for its in answers] for answers in several]
+
+    assert asyncio.run(all_of()) == [[200, 200, 429, 429], [200, 200, 429, 429], [200] * 4, [200]]
 
 
 def test_the_table_of_clients_is_bounded(monkeypatch):

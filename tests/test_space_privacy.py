@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from shelves import META, Visitor, write_models
 from test_dicom import dicom
 
 from hf_medtl.space.guards import API
+from hf_medtl.space.server import own_folder, remove_abandoned
 
 NAME = "Mustermann_Erika"
 SERVE = """
@@ -140,6 +142,33 @@ def test_nothing_of_a_visitor_stays(served, tmp_path):
     uploads = next((folder / "tmp").glob("hf_medtl-space-*"))
     assert [path for path in uploads.rglob("*") if path.is_file() and "incoming" in path.parts] == []
     assert "Traceback" not in (folder / "said.txt").read_text()
+
+
+def test_the_next_start_removes_what_a_killed_one_left(tmp_path, monkeypatch):
+    """And nothing that somebody uses, or that was made just now; no link is followed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
+    killed, running, new = (tmp_path / f"hf_medtl-space-{name}" for name in ("killed", "running", "new"))
+    other = tmp_path / "other"
+    for folder in (killed, running, new, other):
+        (folder / "incoming").mkdir(parents=True)
+        (folder / "incoming" / "upload.png").write_bytes(planted(1))
+    (tmp_path / "hf_medtl-space-link").symlink_to(other)
+    for folder in (killed, running, other):
+        os.utime(folder, (0, 0))
+    hold = "import sys; from pathlib import Path; from hf_medtl.space.server import lock\n"
+    hold += "print(lock(Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(running)], **pipes) as process:
+        assert process.stdout.readline() == b"True\n"
+        mine = own_folder()
+        assert {path for path in tmp_path.iterdir() if not path.is_symlink()} == {running, new, other, mine}
+        assert (other / "incoming" / "upload.png").exists()
+        process.kill()
+    remove_abandoned(tmp_path)
+    assert not running.exists()
+    assert mine.exists()
 
 
 def test_an_end_leaves_no_folder(served):

@@ -193,15 +193,18 @@ def test_what_is_wrong_is_said(tool, given, said, call, caplog):
     assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
 
 
-def test_a_failure_tells_nothing(call, monkeypatch, caplog):
+@pytest.mark.parametrize("failure", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
+def test_a_failure_tells_nothing_and_ends_nothing(failure, call, monkeypatch, caplog):
     def fails(*_: object) -> None:
-        raise ValueError(NAME)
+        raise failure(NAME)
 
-    monkeypatch.setattr(tools, "examined", fails)
-    said = call("classify", file=uri(png(brain(1))))
+    with monkeypatch.context() as patch:
+        patch.setattr(tools, "examined", fails)
+        said = call("classify", file=uri(png(brain(1))))
     assert "Something went wrong" in said
     assert NAME not in said + caplog.text
-    assert "ValueError at test_space_tools.py" in caplog.text
+    assert f"{failure.__name__} at test_space_tools.py" in caplog.text
+    assert "label" in call("classify", file=uri(png(brain(1))))[0]
 
 
 def test_too_many_at_once(call, monkeypatch):
@@ -221,6 +224,37 @@ def test_the_door(url):
         assert client.post(TOOLS, content=b"x" * (TOOLS_BYTES + 1)).status_code == 413
         assert [client.request(method, TOOLS).status_code for method in ("GET", "DELETE")] == [405, 405]
         assert client.post(TOOLS + "/sse", content=body).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "[" + "1," * 3000 + "1]",  # pydantic and mcp would make a sentence of each
+        json.dumps("[" + "1," * 3000 + "1]"),  # which mcp reads as the list in it
+        '"[' + "1\\u002c" * 3000 + '1]"',
+        '["x", {' + ",".join(f'"{number}": 1' for number in range(3000)) + "}]",
+        "[" * 3000 + "]" * 3000,
+    ],
+)
+def test_json_of_many_parts_is_not_read(files, url):
+    call = (
+        '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "batch", "arguments": {"files": %s}}}'
+    )
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    response = httpx.post(url + TOOLS, content=call % files, headers=headers, trust_env=False)
+    assert response.status_code == 413
+    assert "1,000 values" in response.json()["error"]
+
+
+def test_no_stream_stays_open(url):
+    """A client that listened to changes of tools would hold a connection for ever."""
+    method, version = "subscriptions/listen", "2026-07-28"
+    meta = {"protocolVersion": version, "clientCapabilities": {}}
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in meta.items()}
+    call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"notifications": {}, "_meta": meta}}
+    headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": version, "mcp-method": method}
+    response = httpx.post(url + TOOLS, json=call, headers=headers, trust_env=False, timeout=20)
+    assert response.json()["error"]["message"] == "Method not found"
 
 
 def test_only_if_asked_for(folders, monkeypatch):

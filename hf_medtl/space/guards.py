@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -28,6 +29,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_medtl.data.images import EXTENSIONS
+from hf_medtl.space.bodies import FULL, Refused, Room, too_long
 from hf_medtl.space.clients import Clients, client_of
 from hf_medtl.space.responses import Answer
 from hf_medtl.space.uploads import MAX_ARCHIVE
@@ -42,15 +44,17 @@ READABLE |= {
 CALLED = re.compile(f"{API}call(?:/v2)?/([a-z]+)(/[0-9a-f]{{32}})?")  # without gradio_client: a POST, then a GET
 READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
 TOOLS, TOOLS_BYTES = f"{API}mcp", 20_000_000  # for language models, if the app has them
+PARTS = 1000  # of JSON for them: about each wrong one mcp makes a sentence, meanwhile nobody is answered
 WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
 
 WRONG = "Something went wrong. Try again."
+LONGEST = 4096  # PATH_MAX of Linux
+MAX_SESSION = 64  # characters of its name; a page's have 11, those of gradio_client 36
 MAX_FILES = 200
 MAX_KEPT = 4_000_000_000  # bytes of uploads on disk
-
-
-class TooLong(Exception):
-    """A body has more bytes than its limit."""
+MAX_COMING = 2_000_000_000  # bytes, also on disk, of those that are not whole yet
+MAX_CALLS, MAX_EVENTS = 300_000_000, 500_000_000  # bytes in memory of tools' calls, and of the page's bodies, likewise
+MAX_OPEN = 100  # answers of 500 that a client may have open; a page has one or two
 
 
 class Guard:
@@ -93,6 +97,8 @@ class Guard:
         self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
         self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
         self.names, self.tools = names, tools
+        self.files, self.calls, self.events = Room(MAX_COMING), Room(MAX_CALLS), Room(MAX_EVENTS)
+        self.open = Counter[str]()  # requests that only read, by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -107,8 +113,8 @@ class Guard:
                 await self.answer(scope, receive, answer)
                 if answer.failed:
                     await answer.instead(scope, refusal(scope, 500, WRONG))
-            except TooLong as error:
-                await answer.instead(scope, refusal(scope, 413, str(error)))
+            except Refused as error:
+                await answer.instead(scope, refusal(scope, error.status, str(error)))
             except Exception as error:  # its text may hold a file's name
                 logger.error("%s while a request was answered.", type(error).__name__)
                 await answer.instead(scope, refusal(scope, 500, WRONG))
@@ -128,7 +134,7 @@ class Guard:
         if method != "POST":
             if path == API + "upload_progress":  # Gradio knows nothing of the guard's uploads
                 return await Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
-            return await self.app(scope, receive, send)
+            return await self.reading(scope, receive, send)
 
         client = client_of(scope, self.proxied)
         wait = 0 if client in self.spared else self.clients.wait(client)
@@ -138,12 +144,29 @@ class Guard:
             return await response(scope, receive, send)
         if path == API + "upload":
             return await (await self.upload(scope, receive))(scope, receive, send)
-        if path == TOOLS:  # it reads no more than TOOLS_BYTES, and looks at paths itself
-            return await self.app(scope, receive, send)
-        body = harmless(await body_of(scope, receive, self.body_bytes), self.incoming)
+        if path == TOOLS:  # it looks at paths itself
+            async with self.calls.counted(receive, TOOLS_BYTES) as received:  # until it is answered, since calls wait
+                call = await Request(scope, received).body()
+                if parts(call) > PARTS:
+                    raise Refused(413, f"More than {PARTS:,} values were sent at once. Send fewer.")
+                return await self.app(scope, again(call, received), send)
+        body = harmless(await body_of(scope, receive, self.body_bytes, self.events), self.incoming)
         if body is None:
-            return await refusal(scope, 403, "Only files that were uploaded here are read.")(scope, receive, send)
+            raise Refused(403, "Only files that were uploaded here are read.")
         return await self.app(scope, again(body, receive), send)
+
+    async def reading(self, scope: Scope, receive: Receive, send: "Answer") -> None:
+        """Let the app answer what changes nothing. That may last as long as a page is open."""
+        client = client_of(scope, self.proxied)
+        if self.open[client] >= MAX_OPEN and client not in self.spared:
+            raise Refused(429, "Too many pages are open. Close some.")
+        self.open[client] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.open[client] -= 1
+            if not self.open[client]:
+                del self.open[client]
 
     def known(self, method: str, path: str) -> bool:
         """Whether the page needs this; `path` is decoded."""
@@ -180,15 +203,17 @@ class Guard:
         """Keep the files of a form under neutral names, and tell their paths as Gradio does."""
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.upload_bytes:
-            raise TooLong(too_long(self.upload_bytes))
+            raise Refused(413, too_long(self.upload_bytes))
         if not await anyio.to_thread.run_sync(self.has_room):
-            return refusal(scope, 503, "Too many files are being looked at. Try again in a few minutes.")
-        request = Request(scope, counted(receive, self.upload_bytes))
+            raise Refused(503, FULL)
         try:
-            async with request.form(max_files=MAX_FILES, max_fields=9) as form:
+            async with (
+                self.files.counted(receive, self.upload_bytes) as received,
+                Request(scope, received).form(max_files=MAX_FILES, max_fields=9) as form,
+            ):
                 files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
                 paths = [await anyio.to_thread.run_sync(keep, file, self.incoming) for file in files]
-        except TooLong:
+        except Refused:
             raise
         except Exception:
             return refusal(scope, 400, f"The upload can't be read. Send up to {MAX_FILES} files.")
@@ -217,28 +242,10 @@ def refusal(scope: Scope, status: int, text: str) -> Response:
     return JSONResponse({"detail": text, "error": text}, status)
 
 
-def too_long(limit: int) -> str:
-    return f"More than {limit // 1_000_000} MB were sent at once. Send fewer or smaller files."
-
-
-def counted(receive: Receive, limit: int) -> Receive:
-    """A `receive` that raises TooLong when a body has more bytes, whatever its header says."""
-    total = 0
-
-    async def received() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
-        if total > limit:
-            raise TooLong(too_long(limit))
-        return message
-
-    return received
-
-
-async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def body_of(scope: Scope, receive: Receive, limit: int, room: Room) -> bytes:
     """The body of a request."""
-    return await Request(scope, counted(receive, limit)).body()
+    async with room.counted(receive, limit) as received:
+        return await Request(scope, received).body()
 
 
 def again(body: bytes, receive: Receive) -> Receive:
@@ -252,9 +259,12 @@ def again(body: bytes, receive: Receive) -> Receive:
 
 
 def harmless(body: bytes, uploads: Path) -> bytes | None:
-    """A body of JSON without the names of files; None if a "path" in it is no file below `uploads`.
+    """A body of JSON without the names of files.
 
-    Gradio would fetch a path that is a URL, and `gr.Image` writes a copy under the file's own name.
+    None if a "path" in it is no file below `uploads`, or a session's name is long.
+
+    Gradio would fetch a path that is a URL, `gr.Image` writes a copy under the file's own name, and a session's name
+    stays in memory, as of 6.31 for ever if nobody reads the answer.
     """
     if not body:
         return body
@@ -266,6 +276,8 @@ def harmless(body: bytes, uploads: Path) -> bytes | None:
     while left:
         value = left.pop()
         if isinstance(value, dict):
+            if len(str(value.get("session_hash"))) > MAX_SESSION:
+                return None
             path = value.get("path")
             if path and not (isinstance(path, str) and inside(path, uploads)):
                 return None
@@ -277,9 +289,16 @@ def harmless(body: bytes, uploads: Path) -> bytes | None:
     return json.dumps(whole).encode()
 
 
+def parts(body: bytes) -> int:
+    """More than the values in a body of JSON, and in the JSON within its strings; nothing is made of it."""
+    return sum(map(body.count, (b",", b"[", b"{", b"\\u")))
+
+
 def inside(path: str, folder: Path) -> bool:
-    """Whether an absolute path is below a folder, links followed."""
-    return path.startswith("/") and "\0" not in path and folder in Path(os.path.realpath(path)).parents
+    """Whether an absolute path is below a folder, links followed. A long one is none, and takes minutes to follow."""
+    if not path.startswith("/") or "\0" in path or len(path) > LONGEST:
+        return False
+    return folder in Path(os.path.realpath(path)).parents
 
 
 def incoming(folder: Path) -> Path:

@@ -26,6 +26,7 @@ POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space",
 }
+PRIVATE = ("text/html", "application/json", "text/event-stream")  # may tell of a visitor; the rest is the same for all
 INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 
@@ -75,6 +76,8 @@ def dressed(start: Message, scripts: str, page: bytes = b"") -> Message:
     policy = "; ".join(f"{name} {value}" for name, value in {"script-src": script, **POLICY}.items())
     kept = [(name, value) for name, value in start["headers"] if not name.lower().decode().startswith(REMOVED)]
     added = {**HEADERS, "Content-Security-Policy": policy}
+    if Headers(raw=start["headers"]).get("content-type", "").startswith(PRIVATE):
+        added["Cache-Control"] = "no-store"
     names = {name.lower().encode() for name in added}
     headers = [(name, value) for name, value in kept if name.lower() not in names]
     return {**start, "headers": headers + [(name.lower().encode(), value.encode()) for name, value in added.items()]}

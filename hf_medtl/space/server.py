@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SORRY = "Something went wrong. Try again, or with another picture."
+FOLDER = "hf_medtl-space-"
 SESSIONS = 1000  # that Gradio remembers, 300 kB each: of visitors, and of each question that a program asks
 
 
@@ -36,12 +38,39 @@ def own_folder() -> Path:
 
     To be called before the first component is made.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hf_medtl-space-"))
+    remove_abandoned(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER))
+    lock(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     # Else Gradio remembers ten thousand events, and makes a table of all of them whenever one fails.
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     return folder
+
+
+def lock(folder: Path) -> bool:
+    """Lock a folder until this process ends, however it does; False where another has, or there are no locks."""
+    try:
+        import fcntl
+
+        place = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    except (ImportError, OSError):  # Windows; a link, or somebody else's
+        return False
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(place)
+        return False
+    return True
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes left that were killed: pictures of visitors may be among it."""
+    for path in folder.glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            new = time.time() - path.lstat().st_mtime < 60  # maybe not locked yet
+            if not new and lock(path):
+                shutil.rmtree(path)
 
 
 def few_heaps() -> None:
@@ -101,6 +130,7 @@ def server(app: Guard, host: str = "127.0.0.1", port: int = 7860) -> "Server":
         app,
         host=host,
         port=port,
+        http="h11",  # httptools, which is taken where it is installed, keeps headers of any length in memory
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -64,17 +64,23 @@ def tools(shelf: Shelf, uploads: Path, host: str) -> Starlette:
         names = {"pictures": [name for name, _ in pictures]} if pictures else {}
         return [json.dumps(rest | names), *(Image(data=small(uri), format="png") for _, uri in pictures)]
 
+    def done(act: Callable[..., dict[str, Any]], given: tuple[Any, ...]) -> list[Any] | str:
+        """An answer, or a sentence that says what is wrong."""
+        try:
+            return told(act(*given))
+        except MedtlError as error:
+            return str(error)
+        except BaseException as error:  # one that is no Exception would end mcp, and all calls after this one
+            logger.error(place(error))  # its text may hold a file's name
+            return SORRY
+
     async def ask(act: Callable[..., dict[str, Any]], *given: Any) -> list[Any]:
         if limiter.statistics().tasks_waiting >= WAITING:
             raise ToolError("Too many ask at the moment. Try again in a minute.")
-        try:
-            return await anyio.to_thread.run_sync(lambda: told(act(*given)), limiter=limiter)
-        except MedtlError as error:
-            said = str(error)
-        except Exception as error:  # its text may hold a file's name
-            logger.error(place(error))
-            said = SORRY
-        raise ToolError(said)  # outside `except`: no context that could be logged
+        found = await anyio.to_thread.run_sync(done, act, given, limiter=limiter)
+        if isinstance(found, str):
+            raise ToolError(found)
+        return found
 
     async def classify(file: File, model: Model = "") -> list[Any]:
         return await ask(api.classify, file, model)
@@ -97,7 +103,8 @@ def tools(shelf: Shelf, uploads: Path, host: str) -> Starlette:
     about = "\n".join(f"{model.name}: {', '.join(model.predictor.labels)}" for model in shelf)
     null = logging.NullHandler()
     logging.getLogger().addHandler(null)  # else the package gives the root logger a handler of its own
-    server = MCPServer("hf_medtl", instructions=f"{NOTICE} {GIVE}\n\nModels and their labels:\n{about}")
+    said = f"{NOTICE} {GIVE}\n\nModels and their labels:\n{about}"
+    server = MCPServer("hf_medtl", instructions=said, subscriptions=False)  # nothing changes, and nobody need listen
     logging.getLogger().removeHandler(null)
     logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it quotes what was sent
     harmless = ToolAnnotations(read_only_hint=True, open_world_hint=False)
