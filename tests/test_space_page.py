@@ -64,7 +64,7 @@ def test_many_labels_stand_by_probability():
     assert views.ordered(few) == [("a", 0.1), ("b", 0.9)]
     assert [label for label, _ in views.ordered(many)] == [f"l{number}" for number in reversed(range(14))]
     shown = views.show("bars", FACTS | {"probabilities": many, "thresholds": dict.fromkeys(many, 0.5)})
-    assert shown.count('<small class="unseen">decided from 50.0 % on</small>') == 14
+    assert shown.count('<small class="unseen">threshold 50.0 %</small>') == 14
 
 
 def test_the_drawn_dicom_holds_the_drawn_greys():

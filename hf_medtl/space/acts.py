@@ -82,6 +82,7 @@ def on_segment(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -
         layer("area", f"Area of {names}", fill(mask)),
         layer("uncertainty", "Where the model is not sure", heat(unsure)),
     ]
+    caption = f"What {model.name} takes for {names}. In its uncertainty, brighter colours are less sure."
     found = [{"name": "Mask as PNG", "file": "mask.png", "href": data_uri(mask_picture(mask))}]
     try:
         content = dicom_seg(model, upload, mask)
@@ -91,9 +92,7 @@ def on_segment(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -
         if content:
             href = "data:application/dicom," + quote(content)
             found.append({"name": "Mask as DICOM SEG (names the patient)", "file": "mask.dcm", "href": href})
-    return views.viewer([sheet(picture, "The picture", *layers)], f"{names}, as {model.name} finds it."), views.show(
-        "segment", facts, found
-    )
+    return views.viewer([sheet(picture, "The picture", *layers)], caption), views.show("segment", facts, found)
 
 
 def on_compare(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -> tuple[str, str]:

@@ -149,15 +149,20 @@ class Comparing:
     other: gr.Dropdown
 
     @classmethod
-    def build(cls, names: Sequence[str], pair: Sequence[str]) -> "Comparing":
-        """Within tabs; `pair` are models of a kind, none if there are no two."""
-        first, second = (pair[0], pair[1]) if pair else (names[0], names[0])
-        with gr.Tab("Compare", visible=bool(pair)) as tab, gr.Row(elem_classes="choices"):
+    def build(cls, alike: Sequence[Sequence[str]]) -> "Comparing":
+        """Within tabs; `alike` are the models of each kind that has at least two."""
+        with gr.Tab("Compare", visible=bool(alike)) as tab, gr.Row(elem_classes="choices"):
             return cls(
                 tab,
-                gr.Dropdown(list(names), value=first, label="One", elem_id="one", min_width=150),
-                gr.Dropdown(list(names), value=second, label="The other", elem_id="other", min_width=150),
+                gr.Dropdown([name for its in alike for name in its], label="One", elem_id="one", min_width=150),
+                gr.Dropdown(list(alike[0][1:]) if alike else [], label="The other", elem_id="other", min_width=150),
             )
+
+
+def others(shelf: Shelf, one: str, now: str | None) -> gr.Dropdown:
+    """An update of the models that one can be compared with; the one that was chosen stays where it can."""
+    names = [name for name in shelf.of(shelf[one].of_masks) if name != one]
+    return gr.Dropdown(names, value=now if now in names else next(iter(names), None))
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Batching:
                     model = gr.Dropdown(list(names), label="Model", elem_id="worker")
                     with gr.Row():
                         start = gr.Button("Answer all", variant="primary", elem_id="start", min_width=100)
-                        stop = gr.Button("Stop", elem_id="stop", min_width=100)
+                        stop = gr.Button("Stop", elem_id="stop", min_width=100, interactive=False)
             answers = gr.HTML(
                 views.show("waiting", "A table with a row for each picture, and a CSV to keep."), elem_id="table"
             )

@@ -22,7 +22,7 @@ def received(paths: Sequence[str]) -> tuple[Hand, list[str]]:
         try:
             found.append(take(path, name=name_of(path)))
         except MedtlError as error:
-            problems.append(str(error))
+            problems.append(f"{name_of(path)}: {error}" if len(paths) > 1 else str(error))
     with gone(paths[MOST:]):
         pass
     if len(paths) > MOST:
