@@ -60,11 +60,11 @@ class Given:
                 views.show("examples", small), js_on_load=PICK, elem_id="examples", visible=bool(examples)
             )
             chosen = gr.Radio([], label="Picture in hand", type="value", visible=False, elem_id="chosen")
-            frame = gr.Slider(0, 1, step=1, label="Frame or slice", visible=False, elem_id="frame")
+            frame = gr.Slider(0, 1, step=1, buttons=[], label="Frame or slice", visible=False, elem_id="frame")
             with gr.Group(visible=False, elem_classes="window") as windowing:
                 preset = gr.Dropdown([], label="Window (what becomes black and white)", elem_id="preset")
-                level = gr.Slider(0, 1, label="Level", elem_id="level")
-                width = gr.Slider(0, 1, label="Width", elem_id="width")
+                level = gr.Slider(0, 1, buttons=[], label="Level", elem_id="level")
+                width = gr.Slider(0, 1, buttons=[], label="Width", elem_id="width")
         return cls(column, upload, gallery, chosen, frame, windowing, preset, level, width)
 
     @property
@@ -93,8 +93,8 @@ class Looking:
                 gr.Dropdown(list(names), label="Model", elem_id="classifier", min_width=150),
                 gr.Dropdown([], label="Map by", elem_id="method", min_width=150),
                 gr.Dropdown([], label="Map of", elem_id="label", min_width=150),
-                gr.Slider(1, 2, step=1, label="Layer", visible=False, elem_id="layer", min_width=150),
-                gr.Slider(1, 2, step=1, label="Head", visible=False, elem_id="head", min_width=150),
+                gr.Slider(1, 2, step=1, buttons=[], label="Layer", visible=False, elem_id="layer", min_width=150),
+                gr.Slider(1, 2, step=1, buttons=[], label="Head", visible=False, elem_id="head", min_width=150),
             )
 
     @property
