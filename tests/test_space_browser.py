@@ -95,6 +95,9 @@ def test_frames_and_pictures_are_chosen(visit):
     expect(page.locator("#frame")).to_be_hidden()
     page.locator("#chosen input").nth(2).press("Space")
     answered(page, 71, 64)
+    page.locator("#chosen input").nth(2).press("ArrowUp")
+    answered(page, 70, 64)
+    expect(page.locator("#chosen input").nth(1)).to_be_focused()
 
 
 def test_a_picture_is_pasted(visit):

@@ -127,6 +127,17 @@
     if (event.key === "Enter" && event.target.matches?.(".gradio-container .block input[type=number]")) event.target.dispatchEvent(new FocusEvent("blur"));
   });
 
+  // Gradio's radio buttons are each a group of one, so that arrows move among none.
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    if (!step || !event.target.matches?.("#chosen input")) return;
+    const all = [...document.querySelectorAll("#chosen input")];
+    const next = all[(all.indexOf(event.target) + step + all.length) % all.length];
+    next.focus();
+    next.click();
+    event.preventDefault();
+  });
+
   // A picture in the clipboard goes where dropped files go: on the tab Batch to the many.
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
