@@ -283,6 +283,7 @@ def test_a_batch_shows_how_far_it_is_and_stops(visit, monkeypatch):
         go.release()
     expect(page.get_by_role("link", name="Download CSV")).to_be_visible(timeout=1000 * SECONDS)
     assert page.locator("#table tbody tr").count() == len(seen) < 9  # what was answered stays
+    expect(page.locator("#table")).to_contain_text(f"Stopped: {len(seen)} picture")
     expect(page.locator("#table progress")).to_have_count(0)
     tab(page, "Classify")
     example(page)  # whoever comes next is answered

@@ -66,6 +66,9 @@ def test_a_row_of_a_batch_says_that_the_model_can_not():
     assert shown.count("<td>no lesion</td>") == 3
     assert "a_b" in shown  # names are as they are
     assert '<td colspan="4"><span>Text.</span></td>' in shown and ">error</th>" not in shown
+    assert "Stopped" not in shown and "the CSV all" not in shown
+    shown = views.show("batch", [row], list(row), 3, 1, "data:", True)
+    assert "Stopped: 3 pictures, 1 with an error. The table shows the first 1, the CSV all." in shown
 
 
 @pytest.mark.parametrize(

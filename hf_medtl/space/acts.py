@@ -162,16 +162,16 @@ def inert(value: Any) -> Any:
 
 def batch(model: Model, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
     """The table as it grows, and then with its CSV: of all pictures, or of those until somebody stopped it."""
-    names, rows = columns(model.predictor), list[dict[str, Any]]()
+    names, rows, early = columns(model.predictor), list[dict[str, Any]](), False
     for found in on_batch(model, paths):
         rows.append(found)
-        if stopped():
+        if early := stopped():
             break
         if len(rows) % 5 == 1:
             yield views.show("batch", rows[-SHOWN:], names, len(rows), 0, None)
     href = "data:text/csv;charset=utf-8," + quote(table(rows, names))
     failed = sum(bool(its["error"]) for its in rows)
-    yield views.show("batch", rows[:SHOWN], names, len(rows), failed, href)
+    yield views.show("batch", rows[:SHOWN], names, len(rows), failed, href, early)
 
 
 def sheet(picture: Image.Image, title: str, *layers: dict[str, str]) -> dict[str, Any]:
