@@ -90,7 +90,7 @@ def test_reasons_are_in_words():
     none = Prediction("", candidates=(), reasons=("uncertain",))
     assert answers.in_words("uncertain", none, alpha).startswith("No label fits")
     strange = Prediction("", outlier=2.345)
-    assert "(score 2.35;" in answers.in_words("unlike the training pictures", strange, None)
+    assert "it scores 2.35," in answers.in_words("unlike the training pictures", strange, None)
 
 
 def test_it_says_that_it_can_not_say(shelf, monkeypatch):

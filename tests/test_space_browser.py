@@ -3,107 +3,33 @@
 import csv
 import io
 import re
-import shutil
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from given import HOSTILE, LONG, ct, deep, drawn, models, one_dicom, saved, zipped
+from browsing import (
+    MANY,
+    MARKS,
+    SECONDS,
+    answered,
+    centre,
+    changes,
+    choose,
+    example,
+    expect,
+    give,
+    kept,
+    no_overflow,
+    tab,
+)
+from browsing import address as address
+from browsing import browser as browser
+from browsing import visit as visit
+from given import HOSTILE, LONG, ct, deep, drawn, one_dicom, saved, zipped
 from PIL import Image
 from pydicom import dcmread
-from shelves import running
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-expect, Page = sync_api.expect, sync_api.Page
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
-]
-TABS = ("Classify", "Segment", "Compare", "Batch", "About")
-UPLOAD, MANY = "#upload input[type=file]", "#many input[type=file]"
-SECONDS = 20  # for an answer, on a machine that does other things, too
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A running Space of tiny models."""
-    from hf_medtl.space.site import site
-
-    with running(site(models(tmp_path_factory.mktemp("models")), limits={"posts": 100_000})) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser(address):
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Open the page; at the end nothing went wrong in it, and it asked nobody else."""
-    wrong, contexts = [], []
-
-    def opened(width: int = 1280, height: int = 900, **options) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(1000 * SECONDS)
-        page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda its: its.url.startswith((address, "data:", "blob:")) or wrong.append(its.url))
-        page.on("response", lambda its: its.status >= 400 and wrong.append(f"{its.status} {its.url}"))
-        page.goto(address)
-        expect(page.locator("#examples button")).to_have_count(5)
-        expect(page.locator("#method input")).to_have_value("Grad-CAM")
-        return page
-
-    yield opened
-    for context in contexts:
-        for page in context.pages:
-            assert page.title() == "hf_medtl"  # what is a label or a name did not run
-        context.close()
-    assert wrong == []
-
-
-def give(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
-    page.set_input_files(to, [{"name": name, "mimeType": "", "buffer": content} for name, content in files])
-
-
-def answered(page: Page, width: int, height: int) -> None:
-    """The answer is that to the picture of this size."""
-    expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels", timeout=1000 * SECONDS)
-
-
-def example(page: Page, number: int = 0) -> None:
-    page.locator("#examples button").nth(number).click()
-    answered(page, 256, 256)
-
-
-def choose(page: Page, control: str, option: str) -> None:
-    page.locator(f"{control} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def changes(page: Page, act, selector: str = ".viewer .base") -> None:
-    """`act` leads to another picture at `selector`."""
-    before = page.locator(selector).first.get_attribute("src")
-    act()
-    expect(page.locator(selector).first).not_to_have_attribute("src", before, timeout=1000 * SECONDS)
-
-
-def tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-    expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
-    if name in ("Batch", "About"):
-        expect(page.locator("#picture")).to_be_hidden()
-    else:
-        expect(page.locator("#picture")).to_be_visible()
+pytestmark = MARKS
 
 
 def test_every_format_is_answered(visit):
@@ -159,26 +85,34 @@ def test_frames_and_pictures_are_chosen(visit):
     expect(frame).to_have_value("3")  # the middle one
     frame.focus()
     changes(page, lambda: frame.press("End"))
-    expect(page.locator("#frame input[type=number]")).to_have_value("4")
+    expect(page.locator(".reset-button")).to_have_count(0)  # Gradio's knows the values of the first picture alone
+    number = page.locator("#frame input[type=number]")
+    expect(number).to_have_value("4")
+    number.fill("1")
+    changes(page, lambda: number.press("Enter"))
     expect(page.locator("#chosen")).to_contain_text(HOSTILE)  # as text
     page.locator("#chosen label").nth(1).click()
     answered(page, 70, 64)
     expect(page.locator("#frame")).to_be_hidden()
     page.locator("#chosen input").nth(2).press("Space")
     answered(page, 71, 64)
+    page.locator("#chosen input").nth(2).press("ArrowUp")
+    answered(page, 70, 64)
+    expect(page.locator("#chosen input").nth(1)).to_be_focused()
 
 
 def test_a_picture_is_pasted(visit):
     page = visit()
-    page.evaluate(
-        """bytes => {
-          const clipboardData = new DataTransfer();
-          clipboardData.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
-          document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
-        }""",
-        list(saved(drawn(77, 66))),
-    )
+    paste = """bytes => {
+      const clipboardData = new DataTransfer();
+      clipboardData.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+      document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+    }"""
+    page.evaluate(paste, list(saved(drawn(77, 66))))
     answered(page, 77, 66)
+    tab(page, "Batch")
+    page.evaluate(paste, list(saved(drawn(60, 50))))
+    expect(page.locator("#many")).to_contain_text(re.compile(r"image\s*\.png"))
 
 
 def test_the_viewer(visit):
@@ -195,7 +129,7 @@ def test_the_viewer(visit):
     expect(page.locator(".viewer .stage")).to_have_count(1)
     page.get_by_label("Where the swipe stands").fill("25")
     expect(layer).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
-    page.get_by_text("over it", exact=True).click()
+    page.get_by_text("overlay", exact=True).click()
 
     def zoom() -> float:
         return sheet.evaluate("its => new DOMMatrix(getComputedStyle(its).transform).a")
@@ -228,11 +162,6 @@ def test_the_viewer(visit):
     give(page, ("b.png", saved(drawn(60, 50))))
     answered(page, 60, 50)
     assert zoom() == 1
-
-
-def centre(locator) -> tuple[float, float]:
-    box = locator.bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def test_models_maps_and_labels_are_chosen(visit):
@@ -285,13 +214,6 @@ def test_segment_and_keep_the_mask(visit):
     expect(page.locator("#says .downloads a")).to_have_count(1)  # no DICOM of what was none
 
 
-def kept(page: Page, link: str, name: str) -> bytes:
-    with page.expect_download() as download:
-        page.get_by_role("link", name=link).click()
-    assert download.value.suggested_filename == name
-    return Path(download.value.path()).read_bytes()
-
-
 def test_compare(visit):
     page = visit()
     example(page, 1)
@@ -301,8 +223,13 @@ def test_compare(visit):
     expect(page.locator(".viewer .badge")).to_have_text(["vit", "cnn"])
     choose(page, "#other", "many-findings")
     expect(page.locator("#says")).to_contain_text("Only one of them knows")
-    choose(page, "#other", "lungs")
-    expect(page.get_by_role("alert")).to_contain_text("Choose two of a kind")
+    page.locator("#other input").click()
+    expect(page.get_by_role("option")).to_have_text([re.compile("cnn"), re.compile("many-findings")])  # of its kind
+    page.get_by_role("option", name="cnn", exact=True).click()
+    expect(page.get_by_role("option")).to_have_count(0)
+    choose(page, "#one", "cnn")
+    expect(page.locator("#other input")).to_have_value("vit")  # not twice the same
+    expect(page.locator(".viewer .badge")).to_have_text(["cnn", "vit"])
     tab(page, "Classify")
     expect(page.locator("#says .bars")).to_be_visible()
 
@@ -328,6 +255,8 @@ def test_batch(visit):
     assert {row["label"] for row in rows if not row["error"]} <= {"lesion", "no_lesion"}
     assert any(HOSTILE in row["path"] for row in rows)
     expect(page.locator("#table")).to_contain_text("4 pictures, 1 with an error")
+    expect(page.locator("#table .bad td")).to_contain_text("This is text, not a picture")
+    expect(page.locator("#stop")).to_be_disabled()  # nothing goes on
     expect(page.locator("#told")).to_contain_text("4 pictures, 1 with an error")
     no_overflow(page)
 
@@ -356,6 +285,7 @@ def test_a_batch_shows_how_far_it_is_and_stops(visit, monkeypatch):
         go.release()
     expect(page.get_by_role("link", name="Download CSV")).to_be_visible(timeout=1000 * SECONDS)
     assert page.locator("#table tbody tr").count() == len(seen) < 9  # what was answered stays
+    expect(page.locator("#table")).to_contain_text(f"Stopped: {len(seen)} picture")
     expect(page.locator("#table progress")).to_have_count(0)
     tab(page, "Classify")
     example(page)  # whoever comes next is answered
@@ -376,6 +306,30 @@ def test_a_bad_file_is_told_and_the_next_works(visit):
     give(page, ("good.png", saved(drawn(62, 61))), (f"{HOSTILE}.png", b"<html>"))  # one of two
     answered(page, 62, 61)
     expect(page.locator(".toast-body")).to_contain_text("web page")
+    expect(page.locator(".toast-body")).to_contain_text(f"{HOSTILE}.png: ")  # which one, as text
+
+
+def test_a_late_answer_does_not_replace_a_later_one(visit, monkeypatch):
+    from hf_medtl.space import acts
+
+    go, began, answer = threading.Event(), threading.Event(), acts.answer
+
+    def late(shelf, upload, wish):
+        if wish.mode == "classify":
+            began.set()
+            assert go.wait(SECONDS)
+        return answer(shelf, upload, wish)
+
+    monkeypatch.setattr(acts, "answer", late)
+    page = visit()
+    page.locator("#examples button").first.click()
+    assert began.wait(SECONDS)
+    tab(page, "Segment")
+    expect(page.locator("#says caption")).to_have_text("Areas")
+    go.set()
+    expect(page.locator(".html-container.pending")).to_have_count(0)
+    page.wait_for_timeout(500)
+    expect(page.locator("#says caption")).to_have_text("Areas")
 
 
 def test_a_queue_is_told(visit, monkeypatch):
@@ -390,122 +344,3 @@ def test_a_queue_is_told(visit, monkeypatch):
     go.set()
     for page in pages:
         answered(page, 256, 256)
-
-
-def test_the_notice_stays(visit):
-    page = visit(1280, 500)
-    example(page)
-    for name in TABS:
-        tab(page, name)
-        page.mouse.move(640, 400)
-        page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        expect(page.get_by_text("For research and education only").first).to_be_in_viewport()
-
-
-def no_overflow(page: Page) -> None:
-    """Nothing makes the page wider than the window, and nothing of it is beyond its edges."""
-    wide, seen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert wide <= seen
-    beyond = page.evaluate(
-        """() => [...document.querySelectorAll("main *")].filter((each) => {
-          const box = each.getBoundingClientRect();
-          return each.checkVisibility({ visibilityProperty: true }) && box.width > 1 && box.right > innerWidth + 1
-            && !each.closest(".scroll, .unseen, .visually-hidden, .stages, .toast-wrap");
-        }).map((each) => each.outerHTML.slice(0, 120))"""
-    )
-    assert beyond == []
-
-
-@pytest.mark.parametrize(("width", "scale"), [(390, 1), (720, 2), (768, 1), (1440, 1), (1920, 1)])
-def test_the_page_fits(visit, width, scale):
-    page = visit(
-        width, 450 if scale == 2 else 900, device_scale_factor=scale
-    )  # 720 at 2: a window of 1440 zoomed to 200 %
-    no_overflow(page)
-    give(page, ("wide.png", saved(drawn(200, 60))), ("tall.png", saved(drawn(60, 200))))
-    answered(page, 200, 60)
-    if width == 390:  # the picture came into sight by itself, and its answer with it
-        expect(page.locator("figure.viewer")).to_be_in_viewport()
-        expect(page.locator("#says .decision").or_(page.locator("#says .bars"))).not_to_have_count(0)
-        expect(page.locator("#says section > *").first).to_be_in_viewport()
-    widths = set()
-    for name in TABS:
-        assert page.get_by_role("tab", name=name).is_visible(), f"the tab {name} is in a menu"
-        tab(page, name)
-        if name in ("Segment", "Compare"):
-            expect(page.locator("#says")).to_contain_text({"Segment": "lungs at", "Compare": "cnn at"}[name])
-        no_overflow(page)
-        widths.add(page.locator("main").bounding_box()["width"])
-    assert len(widths) == 1
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_keeps_anybody_out(visit, scheme):
-    """WCAG 2.1, A and AA, as far as axe-core can tell."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = visit(color_scheme=scheme)
-    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
-
-    def violations(where: str) -> list[str]:
-        page.wait_for_function(  # Gradio fades what comes and what is about to change
-            """() => !document.querySelector(".html-container.pending")
-              && !document.getAnimations().some((each) => each.playState === "running")"""
-        )
-        found = axe.run(page, options=rules).response["violations"]
-        return [
-            f"{where}: {its['id']}: {node['failureSummary'][:300]} {node['html'][:120]}"
-            for its in found
-            for node in its["nodes"]
-        ]
-
-    found = violations("start")
-    give(page, ("frames.dcm", ct(96, 90, frames=3)), ("b.png", saved(drawn(60, 60))))
-    answered(page, 96, 90)
-    found += violations("Classify")
-    choose(page, "#method", "attention of one head")
-    expect(page.locator("#says")).to_contain_text("Head 1")
-    found += violations("head")
-    for name, sign in {"Segment": "lungs at", "Compare": "cnn at", "Batch": "", "About": ""}.items():
-        tab(page, name)
-        expect(page.locator("#says")).to_contain_text(sign) if sign else None
-        if name == "Batch":
-            give(page, ("bad.txt", b"text"), ("b.png", saved(drawn(60, 60))), to=MANY)
-            expect(page.locator("#many")).to_contain_text(re.compile(r"b\s*\.png"))
-            page.locator("#start").click()
-            expect(page.get_by_role("link", name="Download CSV")).to_be_visible(timeout=1000 * SECONDS)
-        found += violations(name)
-    tab(page, "Classify")
-    give(page, ("bad.png", b"text"))
-    expect(page.get_by_role("alert").filter(has_text="That did not work")).to_be_visible()
-    found += violations("bad file")
-    assert not found, "\n".join(found)
-
-
-def test_the_keyboard_is_enough(visit):
-    """From the first control to the viewer in the order of the page, each with a focus that is seen."""
-    page = visit()
-    order, shown = [], []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        place, outline = page.evaluate(
-            """() => {
-              const at = document.activeElement, shown = at.closest("label:has(:focus-visible)") ?? at;
-              const style = getComputedStyle(shown), wrap = getComputedStyle(at.closest(".wrap") ?? at);
-              const id = at.closest("[id]:not([id^=component]):not([id^=html])")?.id ?? at.className;
-              return [at.role === "tab" ? "tab" : at.getAttribute("role") === "tab" ? "tab" : id,
-                      style.outlineStyle !== "none" || style.boxShadow !== "none" || wrap.boxShadow !== "none"];
-            }"""
-        )
-        if place == "examples" and "examples" not in order:
-            page.keyboard.press("Enter")
-            answered(page, 256, 256)
-        order += [place] if place not in order else []
-        shown.append((place, outline))
-        if at_viewer := page.evaluate("document.activeElement.classList.contains('stages')"):
-            break
-    assert at_viewer
-    wanted = ["upload", "examples", "tab", "classifier", "method", "label", "view"]
-    assert [place for place in order if place in wanted] == wanted
-    assert [place for place, seen in shown if not seen] == []
-    page.keyboard.press("+")
-    page.wait_for_function("document.querySelector('figure.viewer').hasAttribute('data-zoomed')")

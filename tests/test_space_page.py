@@ -43,6 +43,34 @@ def test_no_sentence_of_a_finding_where_the_model_can_not_say():
     assert "I can’t say." in unsure and "Unlike &lt;others&gt;." in unsure
 
 
+def test_a_set_is_told_once_and_only_if_it_holds_a_label():
+    """Why the model can not say tells of the set already; an empty one holds the true label in no picture."""
+    assert "in at least 90 % of pictures" in views.show("classify", FACTS, None)
+    for candidates in ([], ["no_lesion", "lesion"]):
+        unsure = FACTS | {"abstain": True, "candidates": candidates, "reasons": ["Because."]}
+        assert "can’t be ruled out" not in views.show("classify", unsure, None)
+
+
+def test_a_decision_against_the_more_probable_label_is_explained():
+    against = FACTS | {"threshold": 0.8, "decision": "no_lesion"}
+    shown = views.show("classify", against, None)
+    assert "lesion is the more probable label, but this model decides for lesion from 80.0 % on" in shown
+    assert "more probable" not in views.show("classify", FACTS, None)
+
+
+def test_a_row_of_a_batch_says_that_the_model_can_not():
+    row = {"path": "a_b", "label": "no_lesion", "decision": "no_lesion", "abstain": True, "reason": "r", "error": ""}
+    bad = dict.fromkeys(row) | {"path": "c", "error": "Text."}
+    shown = views.show("batch", [row, row | {"abstain": False}, bad], list(row), 3, 1, None)
+    assert shown.count("<td>can’t say (no lesion)</td>") == 1
+    assert shown.count("<td>no lesion</td>") == 3
+    assert "a_b" in shown  # names are as they are
+    assert '<td colspan="4"><span>Text.</span></td>' in shown and ">error</th>" not in shown
+    assert "Stopped" not in shown and "the CSV all" not in shown
+    shown = views.show("batch", [row], list(row), 3, 1, "data:", True)
+    assert "Stopped: 3 pictures, 1 with an error. The table shows the first 1, the CSV all." in shown
+
+
 @pytest.mark.parametrize(
     ("one", "other", "agree", "sentence", "doubt"),
     [
@@ -64,7 +92,7 @@ def test_many_labels_stand_by_probability():
     assert views.ordered(few) == [("a", 0.1), ("b", 0.9)]
     assert [label for label, _ in views.ordered(many)] == [f"l{number}" for number in reversed(range(14))]
     shown = views.show("bars", FACTS | {"probabilities": many, "thresholds": dict.fromkeys(many, 0.5)})
-    assert shown.count('<small class="unseen">decided from 50.0 % on</small>') == 14
+    assert shown.count('<small class="unseen">threshold 50.0 %</small>') == 14
 
 
 def test_the_drawn_dicom_holds_the_drawn_greys():

@@ -82,6 +82,7 @@ def on_segment(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -
         layer("area", f"Area of {names}", fill(mask)),
         layer("uncertainty", "Where the model is not sure", heat(unsure)),
     ]
+    caption = f"What {model.name} takes for {names}. In its uncertainty, brighter colours are less sure."
     found = [{"name": "Mask as PNG", "file": "mask.png", "href": data_uri(mask_picture(mask))}]
     try:
         content = dicom_seg(model, upload, mask)
@@ -91,9 +92,7 @@ def on_segment(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -
         if content:
             href = "data:application/dicom," + quote(content)
             found.append({"name": "Mask as DICOM SEG (names the patient)", "file": "mask.dcm", "href": href})
-    return views.viewer([sheet(picture, "The picture", *layers)], f"{names}, as {model.name} finds it."), views.show(
-        "segment", facts, found
-    )
+    return views.viewer([sheet(picture, "The picture", *layers)], caption), views.show("segment", facts, found)
 
 
 def on_compare(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -> tuple[str, str]:
@@ -163,16 +162,16 @@ def inert(value: Any) -> Any:
 
 def batch(model: Model, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
     """The table as it grows, and then with its CSV: of all pictures, or of those until somebody stopped it."""
-    names, rows = columns(model.predictor), list[dict[str, Any]]()
+    names, rows, early = columns(model.predictor), list[dict[str, Any]](), False
     for found in on_batch(model, paths):
         rows.append(found)
-        if stopped():
+        if early := stopped():
             break
         if len(rows) % 5 == 1:
             yield views.show("batch", rows[-SHOWN:], names, len(rows), 0, None)
     href = "data:text/csv;charset=utf-8," + quote(table(rows, names))
     failed = sum(bool(its["error"]) for its in rows)
-    yield views.show("batch", rows[:SHOWN], names, len(rows), failed, href)
+    yield views.show("batch", rows[:SHOWN], names, len(rows), failed, href, early)
 
 
 def sheet(picture: Image.Image, title: str, *layers: dict[str, str]) -> dict[str, Any]:

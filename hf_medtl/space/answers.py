@@ -84,8 +84,8 @@ def in_words(reason: str, found: Prediction, conformal: Mapping[str, Any] | None
             return f"More than one label is possible: {sure} holds {' and '.join(found.candidates)}."
         return f"No label fits: {sure} is empty, which happens with pictures unlike those it was calibrated on."
     return (
-        f"The picture is unlike those the model was trained on (score {found.outlier:.2f}; above 1 fewer than one in "
-        "twenty of its own validation pictures lie)."
+        f"The picture is unlike those the model was trained on: it scores {found.outlier:.2f}, and fewer than one in "
+        "twenty of the model’s own validation pictures score above 1."
     )
 
 
@@ -135,7 +135,7 @@ def verdict(model: Model, method: str, label: str | None) -> dict[str, Any]:
     other = f" Those by {known} were: choose it." if model.verdicts and known and method != model.verdict_method else ""
     return {
         "passed": None,
-        "summary": f"Nobody has checked whether such maps are to be believed.{other} hf-medtl explain does it.",
+        "summary": f"Nobody has checked whether such maps are to be believed.{other} To check, run hf-medtl explain.",
     }
 
 

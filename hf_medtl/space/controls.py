@@ -60,11 +60,11 @@ class Given:
                 views.show("examples", small), js_on_load=PICK, elem_id="examples", visible=bool(examples)
             )
             chosen = gr.Radio([], label="Picture in hand", type="value", visible=False, elem_id="chosen")
-            frame = gr.Slider(0, 1, step=1, label="Frame or slice", visible=False, elem_id="frame")
+            frame = gr.Slider(0, 1, step=1, buttons=[], label="Frame or slice", visible=False, elem_id="frame")
             with gr.Group(visible=False, elem_classes="window") as windowing:
                 preset = gr.Dropdown([], label="Window (what becomes black and white)", elem_id="preset")
-                level = gr.Slider(0, 1, label="Level", elem_id="level")
-                width = gr.Slider(0, 1, label="Width", elem_id="width")
+                level = gr.Slider(0, 1, buttons=[], label="Level", elem_id="level")
+                width = gr.Slider(0, 1, buttons=[], label="Width", elem_id="width")
         return cls(column, upload, gallery, chosen, frame, windowing, preset, level, width)
 
     @property
@@ -93,8 +93,8 @@ class Looking:
                 gr.Dropdown(list(names), label="Model", elem_id="classifier", min_width=150),
                 gr.Dropdown([], label="Map by", elem_id="method", min_width=150),
                 gr.Dropdown([], label="Map of", elem_id="label", min_width=150),
-                gr.Slider(1, 2, step=1, label="Layer", visible=False, elem_id="layer", min_width=150),
-                gr.Slider(1, 2, step=1, label="Head", visible=False, elem_id="head", min_width=150),
+                gr.Slider(1, 2, step=1, buttons=[], label="Layer", visible=False, elem_id="layer", min_width=150),
+                gr.Slider(1, 2, step=1, buttons=[], label="Head", visible=False, elem_id="head", min_width=150),
             )
 
     @property
@@ -149,15 +149,20 @@ class Comparing:
     other: gr.Dropdown
 
     @classmethod
-    def build(cls, names: Sequence[str], pair: Sequence[str]) -> "Comparing":
-        """Within tabs; `pair` are models of a kind, none if there are no two."""
-        first, second = (pair[0], pair[1]) if pair else (names[0], names[0])
-        with gr.Tab("Compare", visible=bool(pair)) as tab, gr.Row(elem_classes="choices"):
+    def build(cls, alike: Sequence[Sequence[str]]) -> "Comparing":
+        """Within tabs; `alike` are the models of each kind that has at least two."""
+        with gr.Tab("Compare", visible=bool(alike)) as tab, gr.Row(elem_classes="choices"):
             return cls(
                 tab,
-                gr.Dropdown(list(names), value=first, label="One", elem_id="one", min_width=150),
-                gr.Dropdown(list(names), value=second, label="The other", elem_id="other", min_width=150),
+                gr.Dropdown([name for its in alike for name in its], label="One", elem_id="one", min_width=150),
+                gr.Dropdown(list(alike[0][1:]) if alike else [], label="The other", elem_id="other", min_width=150),
             )
+
+
+def others(shelf: Shelf, one: str, now: str | None) -> gr.Dropdown:
+    """An update of the models that one can be compared with; the one that was chosen stays where it can."""
+    names = [name for name in shelf.of(shelf[one].of_masks) if name != one]
+    return gr.Dropdown(names, value=now if now in names else next(iter(names), None))
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Batching:
                     model = gr.Dropdown(list(names), label="Model", elem_id="worker")
                     with gr.Row():
                         start = gr.Button("Answer all", variant="primary", elem_id="start", min_width=100)
-                        stop = gr.Button("Stop", elem_id="stop", min_width=100)
+                        stop = gr.Button("Stop", elem_id="stop", min_width=100, interactive=False)
             answers = gr.HTML(
                 views.show("waiting", "A table with a row for each picture, and a CSV to keep."), elem_id="table"
             )

@@ -19,10 +19,11 @@ def received(paths: Sequence[str]) -> tuple[Hand, list[str]]:
     """Uploaded files -> pictures in hand, and a sentence for each that is none; the files are gone from disk then."""
     found, problems = [], []
     for path in paths[:MOST]:
+        name = name_of(path)
         try:
-            found.append(take(path, name=name_of(path)))
+            found.append(take(path, name=name))
         except MedtlError as error:
-            problems.append(str(error))
+            problems.append(f"{name}: {error}" if len(paths) > 1 else str(error))
     with gone(paths[MOST:]):
         pass
     if len(paths) > MOST:

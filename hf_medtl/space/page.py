@@ -1,6 +1,7 @@
 """The page: its parts, and what happens on which event."""
 
 from collections.abc import Iterator, Sequence
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -20,11 +21,23 @@ from hf_medtl.space.controls import (
     describe,
     heading,
     of_method,
+    others,
 )  # fmt: skip
 from hf_medtl.space.examples import Example
 from hf_medtl.space.guards import gone
 from hf_medtl.space.hands import FORGOTTEN, Hand, Hands
 from hf_medtl.space.shelf import Shelf
+
+
+class Turn:
+    """Which of a visitor's questions is the last one.
+
+    Two are answered at a time, so that the answer to an earlier one may come after that to a later one.
+    """
+
+    def __init__(self) -> None:
+        self.last: object = None
+
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 WORK: dict[str, Any] = {"api_visibility": "private", **MODEL}
@@ -33,23 +46,24 @@ WORK: dict[str, Any] = {"api_visibility": "private", **MODEL}
 def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
     """The whole page with its API."""
     classifiers, segmenters = shelf.of(masks=False), shelf.of(masks=True)
-    pair = classifiers if len(classifiers) > 1 else segmenters if len(segmenters) > 1 else []
+    alike = [its for its in (classifiers, segmenters) if len(its) > 1]
     every = [model.name for model in shelf]
     with gr.Blocks(title="hf_medtl", analytics_enabled=False, fill_width=True) as page:
         heading()
         hands = Hands()
         pictures = gr.State(Hand())
+        turn = gr.State(Turn())
         mode = gr.State("classify" if classifiers else "segment")
         with gr.Row(equal_height=False, elem_id="desk"):
             given = Given.build(examples)
             with gr.Column(scale=3, min_width=320, elem_id="work"):
                 with gr.Tabs():
                     looking, segmenting = Looking.build(classifiers), Segmenting.build(segmenters)
-                    comparing, batching = Comparing.build(every, pair), Batching.build(every)
+                    comparing, batching = Comparing.build(alike), Batching.build(every)
                     telling = about(shelf)
                 answered = Answered.build()
 
-        ask = asking(shelf, hands, pictures, mode, given, looking, segmenting, comparing, answered)
+        ask = asking(shelf, hands, turn, pictures, mode, given, looking, segmenting, comparing, answered)
         on_pictures(examples, hands, pictures, given, answered, ask)
         on_controls(shelf, page, pictures, given, looking, segmenting, comparing, ask)
         for tab, name in (
@@ -65,16 +79,17 @@ def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
 
 
 def asking(
-    shelf: Shelf, hands: Hands, pictures: gr.State, mode: gr.State, given: Given, looking: Looking,
-    segmenting: Segmenting, comparing: Comparing, answered: Answered,
+    shelf: Shelf, hands: Hands, turn: gr.State, pictures: gr.State, mode: gr.State, given: Given,
+    looking: Looking, segmenting: Segmenting, comparing: Comparing, answered: Answered,
 ) -> dict[str, Any]:  # fmt: skip
     """The event that answers all that is chosen, as arguments of a listener."""
 
     def asked(
-        found: Hand, number: int | None, frame: int, preset: str | None, level: float, width: float, mode: str,
-        classifier: str | None, method: str | None, label: str | None, layer: int, head: int,
+        turn: Turn, found: Hand, number: int | None, frame: int, preset: str | None, level: float, width: float,
+        mode: str, classifier: str | None, method: str | None, label: str | None, layer: int, head: int,
         segmenter: str | None, one: str | None, other: str | None, request: gr.Request,
     ) -> tuple[Any, Any]:  # fmt: skip
+        turn.last = mine = object()
         hands.use(request.session_hash)
         if found.forgotten:
             return views.show("nothing"), views.show("problem", FORGOTTEN)
@@ -87,12 +102,14 @@ def asking(
             hand.window_of(item, preset, level, width), int(frame) - 1 if item.frames > 1 else None,
         )  # fmt: skip
         view, says = acts.answer(shelf, item, wish)
+        if turn.last is not mine:
+            return gr.skip(), gr.skip()
         return view or views.show("nothing"), says
 
     return {
         "fn": asked,
         "inputs": [
-            pictures, given.chosen, given.frame, given.preset, given.level, given.width, mode,
+            turn, pictures, given.chosen, given.frame, given.preset, given.level, given.width, mode,
             looking.model, looking.method, looking.label, looking.layer, looking.head,
             segmenting.model, comparing.one, comparing.other,
         ],
@@ -111,7 +128,7 @@ def on_pictures(
     def come(paths: list[str] | None, request: gr.Request) -> list[Any]:
         found, problems = hand.received(paths or [])
         for problem in problems if found.uploads else problems[1:]:
-            gr.Warning(problem)
+            gr.Warning(escape(problem))
         hands.hold(request.session_hash, found)
         if found.uploads:
             return [found, *hand.held(found), gr.skip(), gr.skip(), None]
@@ -139,6 +156,9 @@ def on_controls(
     def described(name: str | None, method: str | None) -> list[Any]:
         return describe(shelf, name, method)
 
+    def like(one: str, other: str | None) -> gr.Dropdown:
+        return others(shelf, one, other)
+
     in_hand = [pictures, given.chosen]
     sliders = [given.level, given.width]
     given.chosen.input(hand.windows, in_hand, given.of_picture[1:], **QUIET).then(**ask)
@@ -148,10 +168,11 @@ def on_controls(
     raw = QUIET | {"preprocess": False}
     page.load(described, [looking.model, looking.method], looking.of_map, **raw)
     looking.model.input(described, [looking.model, looking.method], looking.of_map, **raw).then(**ask)
+    comparing.one.input(like, [comparing.one, comparing.other], comparing.other, **raw).then(**ask)
     looking.method.input(of_method, looking.method, looking.of_map[1:], **raw).then(**ask)
     gr.on(
         [given.frame.release, looking.label.input, looking.layer.release, looking.head.release,
-         segmenting.model.input, comparing.one.input, comparing.other.input],
+         segmenting.model.input, comparing.other.input],
         **ask,
     )  # fmt: skip
 
@@ -186,15 +207,16 @@ def on_batch(shelf: Shelf, batching: Batching) -> None:
         finally:
             running.discard(session)
 
-    def begin(request: gr.Request) -> None:
+    def begin(request: gr.Request) -> tuple[str, gr.Button]:
         running.add(request.session_hash)
+        return views.show("batch", [], [], 0, 0, None), gr.Button(interactive=True)
 
     def stop(request: gr.Request) -> None:
         running.discard(request.session_hash)
 
-    batching.start.click(begin, **QUIET).then(
+    batching.start.click(begin, None, [batching.answers, batching.stop], **QUIET).then(
         all_of, [batching.files, batching.model], [batching.answers, batching.files], **WORK | BATCH
-    )
+    ).then(lambda: gr.Button(interactive=False), None, batching.stop, **QUIET)
     batching.stop.click(stop, **QUIET)
 
 

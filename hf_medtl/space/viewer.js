@@ -16,6 +16,7 @@
     figure.toggleAttribute("data-zoomed", state.zoom > 1);
     figure.style.setProperty("--opacity", state.opacity / 100);
     figure.style.setProperty("--swipe", state.swipe + "%");
+    figure.style.setProperty("--zoom", state.zoom);
     for (const sheet of figure.querySelectorAll(".sheet"))
       sheet.style.transform = `translate(${state.x * 100}%, ${state.y * 100}%) scale(${state.zoom})`;
     for (const image of figure.querySelectorAll(".layer")) image.hidden = image.dataset.layer !== layer;
@@ -121,10 +122,27 @@
     if (moved && !event.target.closest("figure")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
 
-  // A picture in the clipboard goes where dropped files go.
+  // A number that is typed counts for Gradio when its field is left; Enter says so, too.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches?.(".gradio-container .block input[type=number]")) event.target.dispatchEvent(new FocusEvent("blur"));
+  });
+
+  // Gradio's radio buttons are each a group of one, so that arrows move among none.
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    if (!step || !event.target.matches?.("#chosen input")) return;
+    const all = [...document.querySelectorAll("#chosen input")];
+    const next = all[(all.indexOf(event.target) + step + all.length) % all.length];
+    next.focus();
+    next.click();
+    event.preventDefault();
+  });
+
+  // A picture in the clipboard goes where dropped files go: on the tab Batch to the many.
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
-    const input = document.querySelector("#upload input[type=file]");
+    const seen = ["#upload", "#many"].map((id) => document.querySelector(id)).find((each) => each?.checkVisibility());
+    const input = seen?.querySelector("input[type=file]");
     if (!files.length || !input) return;
     const all = new DataTransfer();
     files.forEach((file) => all.items.add(file));
