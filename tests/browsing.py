@@ -17,6 +17,7 @@ MARKS = [
 TABS = ("Classify", "Segment", "Compare", "Batch", "About")
 UPLOAD, MANY = "#upload input[type=file]", "#many input[type=file]"
 SECONDS = 20  # for an answer, on a machine that does other things, too
+expect.set_options(timeout=1000 * SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def give(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
 
 def answered(page: Page, width: int, height: int) -> None:
     """The answer is that to the picture of this size."""
-    expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels", timeout=1000 * SECONDS)
+    expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels")
 
 
 def example(page: Page, number: int = 0) -> None:
@@ -87,7 +88,7 @@ def changes(page: Page, act, selector: str = ".viewer .base") -> None:
     """`act` leads to another picture at `selector`."""
     before = page.locator(selector).first.get_attribute("src")
     act()
-    expect(page.locator(selector).first).not_to_have_attribute("src", before, timeout=1000 * SECONDS)
+    expect(page.locator(selector).first).not_to_have_attribute("src", before)
 
 
 def tab(page: Page, name: str) -> None:

@@ -501,6 +501,20 @@ def test_a_visitor_who_was_forgotten_is_told(url, held):
     assert "viewer" in one.asks()
 
 
+def test_a_visitor_whom_gradio_has_forgotten_is_told(url):
+    """It keeps so many sessions; a page that is open still has the choice of a picture."""
+    assert "Your pictures were forgotten" in Visitor(url, "evicted").asks(chosen=0)
+    assert "forgotten" not in Visitor(url, "new").asks()
+
+
+def test_what_a_quick_change_leaves_behind_is_answered(url):
+    """Values of controls that are none of the choices any more."""
+    visitor = Visitor(url, "quick")
+    visitor.gives(("a.png", png(brain(1))))
+    assert "viewer" in visitor.asks(chosen=3, frame=9, label="", preset="gone")
+    assert "knows the labels" in visitor.asks(label="gone")
+
+
 def test_pictures_are_forgotten_when_the_page_is_closed(url, held):
     visitor = Visitor(url, "closes")
     visitor.gives(("a.png", png(brain(1))))

@@ -41,6 +41,8 @@ class Turn:
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 WORK: dict[str, Any] = {"api_visibility": "private", **MODEL}
+# Values as they come. After quick changes one may be none of what Gradio takes for the choices, and it would say so.
+RAW = {"preprocess": False}
 
 
 def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
@@ -91,7 +93,7 @@ def asking(
     ) -> tuple[Any, Any]:  # fmt: skip
         turn.last = mine = object()
         hands.use(request.session_hash)
-        if found.forgotten:
+        if found.forgotten or (not found.uploads and number is not None):  # or Gradio has forgotten the visitor
             return views.show("nothing"), views.show("problem", FORGOTTEN)
         if not found.uploads or mode not in acts.ACTS:
             return gr.skip(), gr.skip()
@@ -116,7 +118,7 @@ def asking(
         "outputs": [answered.view, answered.says],
         "show_progress_on": [answered.view],
         "trigger_mode": "always_last",
-    } | WORK  # fmt: skip
+    } | WORK | RAW  # fmt: skip
 
 
 def on_pictures(
@@ -161,11 +163,10 @@ def on_controls(
 
     in_hand = [pictures, given.chosen]
     sliders = [given.level, given.width]
-    given.chosen.input(hand.windows, in_hand, given.of_picture[1:], **QUIET).then(**ask)
-    given.preset.input(hand.preset_to_sliders, [*in_hand, given.preset], sliders, **QUIET).then(**ask)
+    raw = QUIET | RAW
+    given.chosen.input(hand.windows, in_hand, given.of_picture[1:], **raw).then(**ask)
+    given.preset.input(hand.preset_to_sliders, [*in_hand, given.preset], sliders, **raw).then(**ask)
     gr.on([its.release for its in sliders], lambda: None, None, given.preset, **QUIET).then(**ask)
-    # As it comes: after a quick change the method may be none of what Gradio takes for the choices.
-    raw = QUIET | {"preprocess": False}
     page.load(described, [looking.model, looking.method], looking.of_map, **raw)
     looking.model.input(described, [looking.model, looking.method], looking.of_map, **raw).then(**ask)
     comparing.one.input(like, [comparing.one, comparing.other], comparing.other, **raw).then(**ask)
