@@ -157,3 +157,28 @@ class Visitor:
         found = self.fire(asked, values)
         assert found["success"], found
         return "".join(map(str, found["data"]))
+
+
+def until(true) -> None:
+    """Wait at most ten seconds."""
+    for _ in range(500):
+        if true():
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("it did not happen")
+
+
+def check_headers(response: httpx.Response) -> None:
+    headers = response.headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "camera=()" in headers["permissions-policy"]
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert "unsafe" not in policy["script-src"]
+    assert policy["frame-ancestors"].split() == [
+        *("'self'", "https://huggingface.co", "https://*.huggingface.co", "https://*.hf.space"),
+    ]
+    assert len(headers.get_list("content-security-policy")) == 1
+    assert "server" not in headers
+    assert not [name for name in headers if name.startswith("access-control-")]
