@@ -1,6 +1,8 @@
 """Tiny models with all that hf_medtl saves with one, made from configurations, and a Space that serves them."""
 
+import base64
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -11,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from test_smp import build_tiny
@@ -85,6 +88,18 @@ def write_models(folder: Path) -> dict[str, Path]:
 def save(model: Any, folder: Path, processor: Any = None) -> None:
     model.eval().save_pretrained(folder)
     (processor or ViTImageProcessor(**PROCESSOR)).save_pretrained(folder)
+
+
+def opened(uri: str) -> Image.Image:
+    """The picture in a data URI."""
+    assert uri.startswith("data:image/png;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Those of `write_models`, by name."""
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @contextlib.contextmanager

@@ -1,17 +1,17 @@
 """The Space without a browser: what it says of a picture, its models, its tables, and what programs get."""
 
-import base64
 import csv
 import io
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from given import saved
 from huggingface_hub import HfApi
 from PIL import Image
-from shelves import LABELS, brain, chest, write_models
+from shelves import LABELS, brain, chest
+from shelves import folders as folders
 
 from hf_medtl import MedtlError, Predictor
 from hf_medtl.predict import Prediction
@@ -20,22 +20,6 @@ from hf_medtl.space import acts, answers
 from hf_medtl.space.answers import Look
 from hf_medtl.space.shelf import HEAD, Shelf, names_of, sections
 from hf_medtl.space.uploads import Refusal, examined
-
-
-def png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def opened(uri: str) -> Image.Image:
-    assert uri.startswith("data:image/png;base64,")
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +233,9 @@ def test_a_model_of_the_hub_has_no_results(hub, tiny):
 def test_a_row_for_each_picture_good_or_bad(shelf, folders, tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("deep/two.png", png(brain(2)))
+        archive.writestr("deep/two.png", saved(brain(2)))
         archive.writestr("=cmd|calc.png", b"no picture")
-    for name, content in (("=1+1.png", png(brain(1))), ("bad.png", b"<svg>"), ("all.zip", stream.getvalue())):
+    for name, content in (("=1+1.png", saved(brain(1))), ("bad.png", b"<svg>"), ("all.zip", stream.getvalue())):
         (tmp_path / name).write_bytes(content)
     rows = list(acts.on_batch(shelf["vit"], [str(tmp_path / name) for name in ("=1+1.png", "bad.png", "all.zip")]))
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
@@ -280,7 +264,7 @@ def test_no_cell_is_a_formula(cell):
 
 def test_the_table_of_the_page_ends_with_a_csv(shelf, tmp_path):
     for number in range(7):
-        (tmp_path / f"<b>{number}.png").write_bytes(png(brain(number)))
+        (tmp_path / f"<b>{number}.png").write_bytes(saved(brain(number)))
     shown = list(acts.batch(shelf["vit"], [str(path) for path in sorted(tmp_path.iterdir())]))
     assert len(shown) == 3
     assert "data:text/csv" in shown[-1]
@@ -289,7 +273,7 @@ def test_the_table_of_the_page_ends_with_a_csv(shelf, tmp_path):
 
 
 def test_what_can_not_be_answered_is_said_in_its_place(shelf):
-    upload = examined("a.png", png(brain(1)))
+    upload = examined("a.png", saved(brain(1)))
     wish = acts.Wish("segment", "vit", "vit", "vit", "lungs")
     view, says = acts.answer(shelf, upload, wish)
     assert "viewer" in view

@@ -1,6 +1,5 @@
 """What programs and browsers get of a running Space."""
 
-import base64
 import csv
 import gc
 import io
@@ -15,36 +14,17 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
+from given import saved
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from shelves import META, Visitor, brain, chest, running, until, write_models
+from shelves import META, Visitor, brain, chest, opened, running, until
+from shelves import folders as folders
 
 from hf_medtl import Predictor
 from hf_medtl.space import hands
 from hf_medtl.space.guards import API
-from hf_medtl.space.shelf import HEAD, Shelf
-
-
-def png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def opened(uri: str) -> Image.Image:
-    assert uri.startswith("data:image/png;base64,")
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def shelf(folders) -> Shelf:
-    return Shelf([str(folder) for folder in folders.values()])
+from hf_medtl.space.shelf import HEAD
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +54,7 @@ def client(url) -> Client:
 
 @pytest.fixture
 def picture(tmp_path) -> str:
-    (tmp_path / "a.png").write_bytes(png(brain(1)))
+    (tmp_path / "a.png").write_bytes(saved(brain(1)))
     return str(tmp_path / "a.png")
 
 
@@ -120,7 +100,7 @@ def test_compare_by_program(client, picture):
 
 def test_batch_by_program(client, picture, tmp_path, folders):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.writestr("two.png", png(brain(2)))
+        archive.writestr("two.png", saved(brain(2)))
     (tmp_path / "bad.png").write_bytes(b"no")
     files = [handle_file(picture), handle_file(tmp_path / "bad.png"), handle_file(tmp_path / "all.zip")]
     found = client.predict(files, "vit", api_name="/batch")
@@ -164,11 +144,11 @@ def test_plain_http_and_its_description(url, folders):
         schema = plain.get(API + "openapi.json").json()
         for name in ("classify", "explain", "segment", "compare", "batch"):
             assert f"{API}call/v2/{name}" in schema["paths"]
-        path = plain.post(API + "upload", files={"files": ("a.png", png(brain(1)))}).json()[0]
+        path = plain.post(API + "upload", files={"files": ("a.png", saved(brain(1)))}).json()[0]
         event = plain.post(API + "call/classify", json={"data": [{"path": path, **META}, ""]}).json()["event_id"]
         answer = plain.get(f"{API}call/classify/{event}").text
         assert not Path(path).exists()
-        path = plain.post(API + "upload", files={"files": ("a.png", png(brain(1)))}).json()[0]
+        path = plain.post(API + "upload", files={"files": ("a.png", saved(brain(1)))}).json()[0]
         event = plain.post(API + "call/v2/classify", json={"file": {"path": path, **META}}).json()["event_id"]
         other = plain.get(f"{API}call/v2/classify/{event}").text
         assert plain.get(API + "mcp/").status_code == plain.post(API + "mcp/", json={}).status_code == 404
@@ -193,7 +173,7 @@ def test_the_example_of_the_readme_runs(url, tmp_path, monkeypatch, capsys):
 def test_what_the_page_does(url):
     one = Visitor(url, "page1")
     one.opens()
-    came = one.gives(("a.png", png(brain(1))), ("bad.png", b"<svg>"), ("b.png", png(brain(2))))
+    came = one.gives(("a.png", saved(brain(1))), ("bad.png", b"<svg>"), ("b.png", saved(brain(2))))
     assert came["success"]
     shown = one.asks()
     assert "viewer" in shown
@@ -210,7 +190,7 @@ def test_gradio_keeps_no_answer(url):
     """It would for an hour after the page was closed, and one more after each change; changed components, too."""
     visitor, sizes = Visitor(url, "repeats"), []
     for number in range(3):
-        visitor.gives(("a.png", png(brain(number))))
+        visitor.gives(("a.png", saved(brain(number))))
         assert "viewer" in visitor.asks()
         gc.collect()
         kept = [its for its in gc.get_objects() if type(its).__name__ == "SessionState"]
@@ -224,11 +204,11 @@ def test_gradio_keeps_no_answer(url):
 def test_a_visitor_who_was_forgotten_is_told(url, held):
     one, other = Visitor(url, "forgotten"), Visitor(url, "stays")
     for visitor in (one, other):
-        visitor.gives(("a.png", png(brain(1))))
+        visitor.gives(("a.png", saved(brain(1))))
     held.forget("forgotten")
     assert "Your pictures were forgotten" in one.asks()
     assert "viewer" in other.asks()
-    one.gives(("a.png", png(brain(1))))
+    one.gives(("a.png", saved(brain(1))))
     assert "viewer" in one.asks()
 
 
@@ -241,14 +221,14 @@ def test_a_visitor_whom_gradio_has_forgotten_is_told(url):
 def test_what_a_quick_change_leaves_behind_is_answered(url):
     """Values of controls that are none of the choices any more."""
     visitor = Visitor(url, "quick")
-    visitor.gives(("a.png", png(brain(1))))
+    visitor.gives(("a.png", saved(brain(1))))
     assert "viewer" in visitor.asks(chosen=3, frame=9, label="", preset="gone")
     assert "knows the labels" in visitor.asks(label="gone")
 
 
 def test_pictures_are_forgotten_when_the_page_is_closed(url, held):
     visitor = Visitor(url, "closes")
-    visitor.gives(("a.png", png(brain(1))))
+    visitor.gives(("a.png", saved(brain(1))))
     hand = held._held["closes"]
     with visitor.client.stream("GET", API + "heartbeat/closes") as beats:
         lines = beats.iter_lines()  # that nothing holds would close the connection
@@ -270,11 +250,11 @@ def test_nobody_gets_the_answer_of_another(url, folders):
         for turn in range(3):
             its = (number + 4 * turn) % 12
             path = folders["vit"].parent / f"{number}-{turn}.png"
-            path.write_bytes(png(pictures[its]))
+            path.write_bytes(saved(pictures[its]))
             found = client.predict(handle_file(path), "vit", api_name="/classify")
             if abs(found["probabilities"]["lesion"] - truths[its].probabilities["lesion"]) > 1e-6:
                 wrong.append((number, turn))
-            page.gives((f"{its}.png", png(pictures[its])))
+            page.gives((f"{its}.png", saved(pictures[its])))
             shown = page.asks(classifier="vit")
             if f"{100 * truths[its].probabilities['lesion']:.1f} %" not in shown:
                 wrong.append((number, turn, "page"))

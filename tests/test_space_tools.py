@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from given import saved
 from PIL import Image
-from shelves import brain, running, write_models
+from shelves import brain, running
+from shelves import folders as folders
 from test_dicom import dicom
 
 from hf_medtl import Predictor
@@ -28,19 +30,8 @@ Client = pytest.importorskip("mcp.client", reason="the package mcp is not instal
 NAME = "Mustermann_Erika"
 
 
-def png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +94,8 @@ def test_what_a_model_is_told_of_the_tools(url):
 
 def test_answers_are_those_of_the_predictor(call, folders, upload):
     truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1)])[0]
-    path = upload(f"{NAME}.png", png(brain(1)))
-    for given in (uri(png(brain(1))), str(path)):
+    path = upload(f"{NAME}.png", saved(brain(1)))
+    for given in (uri(saved(brain(1))), str(path)):
         found, pictures = call("classify", file=given)
         assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
         assert found["decision"] == truth.decision
@@ -115,13 +106,13 @@ def test_answers_are_those_of_the_predictor(call, folders, upload):
 
 
 def test_pictures_of_an_answer_come_as_pictures(call):
-    large = uri(png(brain(1).resize((1500, 1200))))
+    large = uri(saved(brain(1).resize((1500, 1200))))
     found, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
     assert found["pictures"] == ["map", "overlay"]
     assert found["method"] == "rollout"
     assert heat.mode == "RGBA"
     assert max(over.size) == 1024
-    found, pictures = call("segment", file=uri(png(brain(1))))
+    found, pictures = call("segment", file=uri(saved(brain(1))))
     assert sorted(found["pictures"]) == ["mask", "overlay", "uncertainty"]
     assert len(pictures) == 3
     found, masks = call("compare", file=large, one="lungs", other="other-lungs")
@@ -136,7 +127,7 @@ def test_many_pictures(call, upload):
     slice_ = upload("slice.dcm", stream.getvalue())
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("one.png", png(brain(1)))
+        archive.writestr("one.png", saved(brain(1)))
         archive.writestr("two.txt", "not a picture")
     place = str(upload("many.zip", stream.getvalue()))
     # Gradio's tool for uploads tells the address at which a file could be read.
@@ -157,9 +148,9 @@ def test_nothing_else_is_read(call, app, tmp_path, caplog):
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     secret = tmp_path / f"{NAME}.png"
-    secret.write_bytes(png(brain(1)))
+    secret.write_bytes(saved(brain(1)))
     own = app.uploads / "own.png"
-    own.write_bytes(png(brain(1)))
+    own.write_bytes(saved(brain(1)))
     link = f"{app.incoming}/../own.png"
     address = f"http://127.0.0.1:{server.server_port}/a.png"
     for given in (address, str(secret), f"file://{secret}", str(own), link, "", "data:,", "data:image/png;base64,!!",
@@ -189,7 +180,7 @@ def test_nothing_else_is_read(call, app, tmp_path, caplog):
 )
 def test_what_is_wrong_is_said(tool, given, said, call, caplog):
     caplog.set_level(logging.DEBUG)
-    assert said in call(tool, **({"file": uri(png(brain(1)))} | given))
+    assert said in call(tool, **({"file": uri(saved(brain(1)))} | given))
     assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
 
 
@@ -200,16 +191,16 @@ def test_a_failure_tells_nothing_and_ends_nothing(failure, call, monkeypatch, ca
 
     with monkeypatch.context() as patch:
         patch.setattr(tools, "examined", fails)
-        said = call("classify", file=uri(png(brain(1))))
+        said = call("classify", file=uri(saved(brain(1))))
     assert "Something went wrong" in said
     assert NAME not in said + caplog.text
     assert f"{failure.__name__} at test_space_tools.py" in caplog.text
-    assert "label" in call("classify", file=uri(png(brain(1))))[0]
+    assert "label" in call("classify", file=uri(saved(brain(1))))[0]
 
 
 def test_too_many_at_once(call, monkeypatch):
     monkeypatch.setattr(tools, "WAITING", 0)
-    assert "Too many ask" in call("classify", file=uri(png(brain(1))))
+    assert "Too many ask" in call("classify", file=uri(saved(brain(1))))
 
 
 def test_the_door(url):

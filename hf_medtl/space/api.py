@@ -21,15 +21,18 @@ BATCH: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 1}
 
 
 class Api:
-    """Answers as JSON to files of a kind; pictures in it are PNG in data URIs, so that none is stored.
+    """Answers as JSON to files of a kind.
 
     Args:
         shelf: the models. Where none is named, the first that fits answers.
         read: what stands for a file -> its picture.
+        show: a picture -> what stands for it in an answer; PNG in a data URI by default, so that none is stored.
     """
 
-    def __init__(self, shelf: Shelf, read: Callable[[str], Image.Image]) -> None:
-        self.shelf, self.read = shelf, read
+    def __init__(
+        self, shelf: Shelf, read: Callable[[str], Image.Image], show: Callable[[Image.Image], Any] = data_uri
+    ) -> None:
+        self.shelf, self.read, self.show = shelf, read, show
 
     def classify(self, file: str, model: str) -> dict[str, Any]:
         """Probabilities, decision, set of labels that can't be ruled out, and whether not to decide, and why."""
@@ -41,7 +44,7 @@ class Api:
         picture = self.read(file)
         its = self.shelf[model or self.first(masks=False)]
         values, facts = answers.look(its, picture, answers.Look(method or its.methods[0], label or None))
-        return {**facts, "map": data_uri(heat(values)), "overlay": data_uri(overlay(picture, values))}
+        return {**facts, "map": self.show(heat(values)), "overlay": self.show(overlay(picture, values))}
 
     def segment(self, file: str, model: str) -> dict[str, Any]:
         """Areas of the regions, the mask, and where the model is not sure."""
@@ -52,14 +55,14 @@ class Api:
         half.putalpha(half.getchannel("A").point(lambda alpha: alpha // 2))
         over.alpha_composite(half)
         pictures = {"mask": acts.mask_picture(mask), "uncertainty": heat(unsure), "overlay": over.convert("RGB")}
-        return facts | {name: data_uri(its) for name, its in pictures.items()}
+        return facts | {name: self.show(its) for name, its in pictures.items()}
 
     def compare(self, file: str, one: str, other: str) -> dict[str, Any]:
         """Two models' answers to one picture, and where they disagree."""
         picture = self.read(file)
         found = answers.compare(self.shelf[one], self.shelf[other], picture)
         masks = found.pop("masks", ())
-        return found | {"masks": [data_uri(acts.mask_picture(mask)) for mask in masks]}
+        return found | {"masks": [self.show(acts.mask_picture(mask)) for mask in masks]}
 
     def batch(self, files: list[str], model: str) -> dict[str, Any]:
         """A row for each picture of many files and archives, and all of them as CSV."""

@@ -127,9 +127,9 @@ class Guard:
         if path.rstrip("/") == TOOLS and self.tools:
             path, scope = TOOLS, {**scope, "path": TOOLS, "raw_path": TOOLS.encode()}
             if method != "POST":  # the protocol asks for 405 where there are no sessions
-                return await refusal(scope, 405, "Only POST is answered here.")(scope, receive, send)
+                raise Refused(405, "Only POST is answered here.")
         elif not self.known(method, path):
-            return await refusal(scope, 404, "There is nothing here.")(scope, receive, send)
+            raise Refused(404, "There is nothing here.")
         scope = self.cleaned(scope)
         if method != "POST":
             if path == API + "upload_progress":  # Gradio knows nothing of the guard's uploads
@@ -215,8 +215,8 @@ class Guard:
                 paths = [await anyio.to_thread.run_sync(keep, file, self.incoming) for file in files]
         except Refused:
             raise
-        except Exception:
-            return refusal(scope, 400, f"The upload can't be read. Send up to {MAX_FILES} files.")
+        except Exception as error:
+            raise Refused(400, f"The upload can't be read. Send up to {MAX_FILES} files.") from error
         return JSONResponse([str(path) for path in paths])
 
     def has_room(self) -> bool:

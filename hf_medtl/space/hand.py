@@ -9,7 +9,7 @@ import gradio as gr
 from hf_medtl.errors import MedtlError
 from hf_medtl.space.guards import gone, name_of
 from hf_medtl.space.hands import Hand
-from hf_medtl.space.uploads import Depth, Upload, kind_of, take
+from hf_medtl.space.uploads import Depth, Upload, kind_of, shown, take
 
 MOST = 12  # pictures in hand at once; more are for the tab Batch
 AS_TRAINED = "as the model was trained"
@@ -23,7 +23,7 @@ def received(paths: Sequence[str]) -> tuple[Hand, list[str]]:
         try:
             found.append(take(path, name=name))
         except MedtlError as error:
-            problems.append(f"{name}: {error}" if len(paths) > 1 else str(error))
+            problems.append(f"{shown(name)}: {error}" if len(paths) > 1 else str(error))
     with gone(paths[MOST:]):
         pass
     if len(paths) > MOST:

@@ -24,9 +24,14 @@ def data_uri(picture: Image.Image) -> str:
         pixels = np.asarray(picture)
         if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
             picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+    return "data:image/png;base64," + base64.b64encode(png(picture, compress_level=1)).decode("ascii")
+
+
+def png(picture: Image.Image, **options: Any) -> bytes:
+    """A picture as the content of a PNG file."""
     stream = io.BytesIO()
-    picture.save(stream, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    picture.save(stream, "PNG", **options)
+    return stream.getvalue()
 
 
 def heat(values: Maps) -> Image.Image:

@@ -7,7 +7,6 @@ pictures of an answer come as such. There are no sessions: each call stands alon
 
 import base64
 import binascii
-import io
 import json
 import logging
 from collections.abc import Callable
@@ -23,14 +22,13 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.publish.wording import NOTICE
 from hf_medtl.space.api import Api, read
 from hf_medtl.space.guards import API, TOOLS, TOOLS_BYTES, inside
-from hf_medtl.space.pictures import LARGEST
+from hf_medtl.space.pictures import png, shrunk
 from hf_medtl.space.server import SORRY, place
 from hf_medtl.space.shelf import Shelf
 from hf_medtl.space.uploads import examined
 
 logger = logging.getLogger(__name__)
 WAITING = 50  # calls; one more is told to come later
-PNG = "data:image/png;base64,"
 UPLOADED = f"the path that a POST of its file to {API}upload answered"
 ELSE = "Nothing else is read: no address, and no other file."
 GIVE = f"Give a picture as a data URI (data:image/png;base64,...), or {UPLOADED}. {ELSE}"
@@ -55,14 +53,16 @@ def tools(shelf: Shelf, uploads: Path, host: str) -> Starlette:
     names = ", ".join(model.name for model in shelf)
     Model = Annotated[str, Field(description=f"One of {names}; empty for the first that fits.")]
     limiter = anyio.CapacityLimiter(1)
-    api = Api(shelf, partial(picture_of, uploads=uploads))
+    # Small enough for a model to look at.
+    api = Api(shelf, partial(picture_of, uploads=uploads), lambda its: Image(data=png(shrunk(its)), format="png"))
 
     def told(facts: dict[str, Any]) -> list[Any]:
         """An answer, each picture in it as one, with its name in the text."""
-        pictures = pictures_of(facts)
+        each = [(key, its) for key, value in facts.items() for its in (value if isinstance(value, list) else [value])]
+        pictures = [(key, its) for key, its in each if isinstance(its, Image)]
         rest = {key: value for key, value in facts.items() if key not in dict(pictures)}
         names = {"pictures": [name for name, _ in pictures]} if pictures else {}
-        return [json.dumps(rest | names), *(Image(data=small(uri), format="png") for _, uri in pictures)]
+        return [json.dumps(rest | names), *(its for _, its in pictures)]
 
     def done(act: Callable[..., dict[str, Any]], given: tuple[Any, ...]) -> list[Any] | str:
         """An answer, or a sentence that says what is wrong."""
@@ -148,18 +148,3 @@ def uploaded(given: str, uploads: Path, advice: str = GIVE) -> Path:
     if not inside(path, uploads):
         raise MedtlError(advice)
     return Path(path)
-
-
-def pictures_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and data URIs of the pictures in an answer."""
-    each = [(key, text) for key, value in facts.items() for text in (value if isinstance(value, list) else [value])]
-    return [(key, text) for key, text in each if isinstance(text, str) and text.startswith(PNG)]
-
-
-def small(uri: str) -> bytes:
-    """A PNG small enough for a model to look at."""
-    picture = Pictures.open(io.BytesIO(base64.b64decode(uri.removeprefix(PNG))))
-    picture.thumbnail((LARGEST, LARGEST))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
