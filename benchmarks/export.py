@@ -21,8 +21,8 @@ import torch
 from transformers.utils import logging
 
 from hf_medtl import Predictor
-from hf_medtl.models.costs import one_picture
-from hf_medtl.publish.export import FORMATS, Logits, write_onnx
+from hf_medtl.export.onnx import FORMATS, Logits, write_onnx
+from hf_medtl.models.benchmark import one_picture
 
 
 def ways(run: Path, place: Path) -> tuple[dict[str, Any], tuple[int, int]]:

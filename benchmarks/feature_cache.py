@@ -21,8 +21,8 @@ from transformers import AutoModelForImageClassification, set_seed
 def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -> tuple[float, float, Any]:
     """Seconds, accuracy on the validation split, and its pictures; the model is saved to `folder`."""
     from hf_medtl import Recipe, load
-    from hf_medtl.training.run import pictures
-    from hf_medtl.training.tasks import TASKS
+    from hf_medtl.runs.train import pictures
+    from hf_medtl.tasks import TASKS
     from hf_medtl.training.trainer import MedicalTrainer
 
     recipe = Recipe(

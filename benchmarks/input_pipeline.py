@@ -30,10 +30,10 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from hf_medtl.common.system import cores
 from hf_medtl.data import phantoms
-from hf_medtl.data.augment import augmentation
+from hf_medtl.data.augmentation import augmentation
 from hf_medtl.data.cache import Pictures, prepare
-from hf_medtl.data.fingerprints import cores
 from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
 
 NATIVE, SIZE = (1500, 1200), (224, 224)

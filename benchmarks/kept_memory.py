@@ -26,7 +26,7 @@ def steps(name: str, batch: int, size: int, keep: bool, number: int, threads: in
 
     from hf_medtl.models.build import build
     from hf_medtl.models.segmenter import build_segmenter
-    from hf_medtl.training.environment import keep_freed_memory, peak_memory_mb
+    from hf_medtl.training.runtime import keep_freed_memory, peak_memory_mb
 
     if keep and not keep_freed_memory():
         sys.exit("There is no glibc here, or MALLOC_* is set.")

@@ -24,7 +24,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from hf_medtl import Predictor
-from hf_medtl.data.sources import picture_files
+from hf_medtl.data.inputs import picture_files
 from hf_medtl.explain.layers import find_layer
 
 

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_medtl.data.fingerprints import cores
+from hf_medtl.common.system import cores
 from hf_medtl.evaluation.compare import Predictions, average, difference
 from hf_medtl.evaluation.intervals import Interval
 

@@ -44,7 +44,7 @@ CALLS = 40
 SERVE = """
 import sys
 import torch
-from hf_medtl.space.site import serve, site
+from hf_medtl.space.serve import serve, site
 torch.set_num_threads(int(sys.argv[2]))
 serve(site(sys.argv[3:], limits={"spared": ["127.0.0.1"]}), port=int(sys.argv[1]))
 """
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    from hf_medtl.space.shelf import names_of
+    from hf_medtl.space.registry import names_of
 
     names = names_of(options.runs)
     with served(options.runs, options.threads) as (url, process, folder):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-__version__ = "0.1.0"
+from hf_medtl.version import __version__ as __version__
 
 # `import hf_medtl` stays light: each name is imported from its module when it is first used.
 _NAMES = {
@@ -18,11 +18,11 @@ _NAMES = {
     "Predictor": "hf_medtl.predict",
     "Recipe": "hf_medtl.training.recipe",
     "audit": "hf_medtl.data.audit",
-    "load": "hf_medtl.data.load",
-    "main": "hf_medtl.training.run",
+    "load": "hf_medtl.data.loading",
+    "main": "hf_medtl.runs.train",
     "read_image": "hf_medtl.data.images",
-    "run": "hf_medtl.training.run",
-    "survey": "hf_medtl.data.load",
+    "run": "hf_medtl.runs.train",
+    "survey": "hf_medtl.data.loading",
 }
 
 __all__ = [
@@ -42,12 +42,12 @@ __all__ = [
 if TYPE_CHECKING:
     from hf_medtl.data.audit import audit
     from hf_medtl.data.images import read_image
-    from hf_medtl.data.load import load, survey
+    from hf_medtl.data.loading import load, survey
     from hf_medtl.data.specs import DATASETS, DatasetSpec
     from hf_medtl.errors import MedtlError
     from hf_medtl.predict import Predictor
+    from hf_medtl.runs.train import main, run
     from hf_medtl.training.recipe import Recipe
-    from hf_medtl.training.run import main, run
 
 
 # Our classes become known to the Auto classes as soon as transformers is imported; now would be early, and not light.

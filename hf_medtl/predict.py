@@ -28,22 +28,22 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_medtl.data.augment import MIRRORING
-from hf_medtl.data.fingerprints import cores
-from hf_medtl.data.sources import Source, each_source, read_source
-from hf_medtl.errors import MedtlError, no_room
+from hf_medtl.common.system import cores, no_room
+from hf_medtl.data.augmentation import MIRRORING
+from hf_medtl.data.inputs import Source, each_source, read_source
+from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import conformal_sets
 from hf_medtl.evaluation.metrics import decide
-from hf_medtl.evaluation.outliers import FILE as OUTLIERS
-from hf_medtl.evaluation.outliers import Outliers
+from hf_medtl.evaluation.ood import FILE as OUTLIERS
+from hf_medtl.evaluation.ood import Outliers
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, Maps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
 from hf_medtl.models.ensemble import mean_of_logs
-from hf_medtl.models.head import find_head, is_segmenter
-from hf_medtl.models.repeats import View, dropout_on, views
+from hf_medtl.models.heads import find_head, is_segmenter
+from hf_medtl.models.tta import View, dropout_on, views
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_medtl.space.site import main
+from hf_medtl.space.serve import main
 
 HERE = Path(__file__).parent
 # Run folders beside this file, or ids on the Hub; with none, small models of drawn pictures are made at the start.

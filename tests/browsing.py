@@ -23,7 +23,7 @@ expect.set_options(timeout=1000 * SECONDS)
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A running Space of tiny models."""
-    from hf_medtl.space.site import site
+    from hf_medtl.space.serve import site
 
     with running(site(models(tmp_path_factory.mktemp("models")), limits={"posts": 100_000})) as url:
         yield url

@@ -168,8 +168,8 @@ def flags(**values: object) -> list[str]:
 def trainer_of(phantoms, tiny, tmp_path):
     """Make a trainer of a family on phantoms."""
     from hf_medtl import Recipe, load
-    from hf_medtl.training.run import pictures
-    from hf_medtl.training.tasks import TASKS
+    from hf_medtl.runs.train import pictures
+    from hf_medtl.tasks import TASKS
     from hf_medtl.training.trainer import MedicalTrainer
 
     def make(family: str = "vit", **more: object):

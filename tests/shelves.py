@@ -21,9 +21,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_medtl import Predictor
 from hf_medtl.data import phantoms
-from hf_medtl.evaluation.outliers import Outliers
+from hf_medtl.evaluation.ood import Outliers
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
-from hf_medtl.space.guards import API, Guard
+from hf_medtl.space.security.middleware import API, Guard
 from hf_medtl.space.server import server
 
 LABELS = ("no_lesion", "lesion")

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hf_medtl.data import shortcuts
 from hf_medtl.data.audit import audit, summary, write_audit
-from hf_medtl.data.load import survey
+from hf_medtl.data.loading import survey
 from hf_medtl.data.shortcuts import resamples, weighted_auc
 
 KEYS = {"n", "labels", "exact_groups", "exact_redundant", "near_distinct", "split_leaks", "shortcuts", "unreadable"}

@@ -12,8 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from hf_medtl import MedtlError, Recipe
-from hf_medtl.data.augment import NAMES, augmentation
-from hf_medtl.data.preview import preview
+from hf_medtl.data.augmentation import NAMES, augmentation, preview
 from hf_medtl.training.trainer import mix
 
 SETS = [name for name in NAMES if name != "none"]
@@ -60,7 +59,7 @@ def test_one_channel_of_a_grey_picture_is_enough(name):
 
 def test_another_process_and_workers_draw_the_same():
     code = (
-        "import hashlib, numpy as np; from hf_medtl.data.augment import NAMES, augmentation\n"
+        "import hashlib, numpy as np; from hf_medtl.data.augmentation import NAMES, augmentation\n"
         "pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)\n"
         "print(*[hashlib.sha256(augmentation(n)(pixels, 7).tobytes()).hexdigest() for n in NAMES[1:]])"
     )

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, DeiTConfig, DeiTForIma
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.build import build
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig, MedicalCnnForImageClassification
-from hf_medtl.models.head import find_head
+from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.publish.hub import FILES, push
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from hf_medtl import MedtlError
 from hf_medtl.data import cache
-from hf_medtl.data.augment import augmentation
+from hf_medtl.data.augmentation import augmentation
 from hf_medtl.data.cache import Pictures, prepare, views
 from hf_medtl.data.images import read_image
 

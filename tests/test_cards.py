@@ -16,11 +16,13 @@ from test_segmentation import save_segformer
 
 from hf_medtl import Recipe, load, run
 from hf_medtl.data.phantoms import write
-from hf_medtl.publish.card import bibtex, card, cell, interval
+from hf_medtl.publish.base_model import BIBTEX, origin
+from hf_medtl.publish.card import card
 from hf_medtl.publish.check import AUTHOR, FIELDS, missing
-from hf_medtl.publish.origin import BIBTEX, origin
-from hf_medtl.training import classification, multilabel, outcome, segmentation
-from hf_medtl.training.story import found
+from hf_medtl.publish.templates import bibtex, cell, interval
+from hf_medtl.runs import artifacts as outcome
+from hf_medtl.runs.artifacts import found
+from hf_medtl.tasks import classification, multilabel, segmentation
 
 BASE_CARD = """---
 license: cc-by-nc-4.0

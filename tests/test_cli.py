@@ -14,7 +14,7 @@ from test_readers import picture
 from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load, read_image
-from hf_medtl.cli import app
+from hf_medtl.cli.main import app
 
 
 def typed(*words: object):

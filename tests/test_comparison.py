@@ -17,13 +17,13 @@ from test_cli import typed
 from torch import nn
 
 from hf_medtl import MedtlError, Recipe, load, run
-from hf_medtl.comparison import Comparison, comparison
-from hf_medtl.comparison_page import tables, write_comparison
-from hf_medtl.data.load import COLUMNS
+from hf_medtl.data.loading import COLUMNS
 from hf_medtl.evaluation.intervals import metric_intervals
 from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar
-from hf_medtl.models.costs import latencies, macs
-from hf_medtl.training.energy import Meter
+from hf_medtl.models.benchmark import latencies, macs
+from hf_medtl.runs.compare import Comparison, comparison
+from hf_medtl.runs.compare_page import tables, write_comparison
+from hf_medtl.training.runtime import Meter
 
 NAMES = ("no", "yes")
 

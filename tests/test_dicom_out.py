@@ -17,7 +17,7 @@ from test_dicom import COLOUR, NAME, RAMP, dicom, save
 from test_smp import build_tiny
 
 from hf_medtl import MedtlError
-from hf_medtl.dicom_out import concept, overlay_object, read_header, save_objects, segmentation_object
+from hf_medtl.data.dicom_writer import concept, overlay_object, read_header, save_objects, segmentation_object
 
 highdicom = pytest.importorskip("highdicom")
 RADIOGRAPH = "1.2.840.10008.5.1.4.1.1.1"  # Computed Radiography Image Storage

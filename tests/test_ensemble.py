@@ -19,8 +19,8 @@ from test_multilabel import table as table_of_marks
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe, load, read_image, run
-from hf_medtl.ensemble import ensemble
 from hf_medtl.evaluation.evaluate import predict
+from hf_medtl.runs.ensemble import ensemble
 
 # In a process where hf_medtl can't be imported and nothing can be fetched.
 STRANGER = """

@@ -12,15 +12,15 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load
-from hf_medtl.cli import app
-from hf_medtl.data.load import COLUMNS
-from hf_medtl.data.slices import banded
-from hf_medtl.evaluation.drop import drops
+from hf_medtl.cli.main import app
+from hf_medtl.data.loading import COLUMNS
+from hf_medtl.data.metadata import banded
 from hf_medtl.evaluation.score_intervals import wilson
-from hf_medtl.external import evaluate_model
-from hf_medtl.publish.card import interval
+from hf_medtl.evaluation.subgroups import drops
 from hf_medtl.publish.check import missing
 from hf_medtl.publish.hub import push
+from hf_medtl.publish.templates import interval
+from hf_medtl.runs.evaluate import evaluate_model
 
 
 def foreign(folder, labels, kind=ViTForImageClassification):
@@ -109,7 +109,7 @@ def test_near_copies_need_the_training_pictures(finished, phantoms, tmp_path, mo
 
 
 def test_all_pictures_of_a_patient_with_a_copy_are_seen(tmp_path):
-    from hf_medtl.data.overlap import external
+    from hf_medtl.data.leakage import external
 
     rows = []
     for i in range(30):

@@ -13,9 +13,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_medtl import MedtlError
 from hf_medtl.explain.attention import attentions, head_maps, rollout, rollout_maps
-from hf_medtl.explain.frozen import frozen
 from hf_medtl.explain.geometry import find_geometry, restore
-from hf_medtl.explain.layers import find_layer
+from hf_medtl.explain.layers import find_layer, frozen
 from hf_medtl.explain.maps import METHODS, explain, heatmaps, normalise, to_pixels
 from hf_medtl.explain.segmentation import explain_masks
 from hf_medtl.models.processor import MedicalImageProcessor

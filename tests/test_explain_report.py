@@ -10,12 +10,12 @@ from test_cli import typed
 from test_smp import build_tiny
 
 from hf_medtl import MedtlError
-from hf_medtl.data.load import load
+from hf_medtl.cli.explain import lungs_by, own_masks
+from hf_medtl.data.loading import load
 from hf_medtl.explain.gallery import Shown, choose, overlay, page
-from hf_medtl.explain.inside import Region, energy_inside, inside_of
+from hf_medtl.explain.localization import Region, energy_inside, inside_of
 from hf_medtl.explain.report import certainty
 from hf_medtl.explain.statistics import GRID, common_grid, figures, mean_maps, statistics
-from hf_medtl.regions import lungs_by, own_masks
 
 
 def spot(x, y, size=(90, 120), width=0.05):

@@ -24,17 +24,18 @@ from transformers import (
     pipeline,
 )
 
-from hf_medtl import MedtlError, Predictor, Recipe, fidelity, load, read_image, run
-from hf_medtl.cli import main
+from hf_medtl import MedtlError, Predictor, Recipe, load, read_image, run
+from hf_medtl.cli.main import main
 from hf_medtl.data.phantoms import write
-from hf_medtl.ensemble import ensemble
-from hf_medtl.fidelity import export, speaking
+from hf_medtl.export import verification as fidelity
+from hf_medtl.export.onnx import FORMATS, Format, write_onnx
+from hf_medtl.export.preprocessing_spec import contract
+from hf_medtl.export.verification import export, speaking
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
-from hf_medtl.models.head import find_head
+from hf_medtl.models.heads import find_head
 from hf_medtl.publish.check import check_exports
-from hf_medtl.publish.contract import contract
-from hf_medtl.publish.export import FORMATS, Format, write_onnx
 from hf_medtl.publish.hub import plan
+from hf_medtl.runs.ensemble import ensemble
 
 
 def model_of(family: str, tiny, folder: Path) -> torch.nn.Module:

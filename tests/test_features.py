@@ -10,7 +10,7 @@ from test_losses import stopped_and_resumed, weights_of
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe, run
-from hf_medtl.models.head import find_head
+from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import choose_trained
 from hf_medtl.training.features import add_features_input, dropout_before_head
 

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.evaluation.metrics import decide
-from hf_medtl.training.folder import changes
-from hf_medtl.training.folds import cross_validate
+from hf_medtl.runs.cross_validation import cross_validate
+from hf_medtl.runs.folder import changes
 
 
 def wishes(phantoms: Path, tiny, output: Path, **more: object) -> dict[str, object]:
@@ -100,7 +100,7 @@ def test_finished_folds_are_taken_as_they_are(validated, phantoms, tiny, tmp_pat
     lines = (output / "fold-0" / "recipe.yaml").read_text().splitlines()
     (output / "fold-0" / "recipe.yaml").write_text("\n".join(line for line in lines if line != "fold: 0"))
     with monkeypatch.context() as patch:
-        patch.setattr("hf_medtl.training.run.MedicalTrainer", None)  # nothing trains
+        patch.setattr("hf_medtl.runs.train.MedicalTrainer", None)  # nothing trains
         run(Recipe(**wishes(phantoms, tiny, output)))
     assert (output / "results.json").read_text() == (validated / "results.json").read_text()
     with pytest.raises(MedtlError, match="holds finished results"):

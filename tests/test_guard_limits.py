@@ -8,9 +8,11 @@ import httpx
 import pytest
 from shelves import check_headers
 
-from hf_medtl.space import bodies, clients, guards
-from hf_medtl.space.clients import Clients, client_of
-from hf_medtl.space.guards import API, Guard, remove_old
+from hf_medtl.space.security import middleware as guards
+from hf_medtl.space.security import rate_limit as clients
+from hf_medtl.space.security import upload_budget as bodies
+from hf_medtl.space.security.middleware import API, Guard, remove_old
+from hf_medtl.space.security.rate_limit import Clients, client_of
 
 NAME = "Mustermann_Erika"
 

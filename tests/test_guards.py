@@ -22,8 +22,8 @@ from PIL import Image
 from shelves import check_headers, running
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space import guards
-from hf_medtl.space.guards import API, Guard, name_of
+from hf_medtl.space.security import middleware as guards
+from hf_medtl.space.security.middleware import API, Guard, name_of
 from hf_medtl.space.server import guarded, own_folder, plain
 from hf_medtl.space.uploads import take
 

@@ -2,7 +2,7 @@
 
 from shelves import until
 
-from hf_medtl.space import hands
+from hf_medtl.space import sessions as hands
 from hf_medtl.space.uploads import Upload
 
 

@@ -1,4 +1,4 @@
-"""The direction of imports, and how light `import hf_medtl` is."""
+"""Import directions between layers, import cycles, and how light `import hf_medtl` is."""
 
 import ast
 import subprocess
@@ -6,66 +6,90 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "hf_medtl"
-# What each part may use; `errors` and itself always. What is not named here sits on top and may use all.
-MAY_USE = {
-    "errors": set(),
-    "data": set(),
-    "models": set(),
-    "evaluation": set(),
-    "explain": {"models", "evaluation"},
-    "training": {"data", "models", "evaluation"},
-    "publish": {"models", "evaluation"},
-    "report": {"comparison", "data", "evaluation", "publish", "training"},
-    "predict": {"data", "models", "evaluation", "explain"},
-    "dicom_out": {"data"},
-    "regions": {"data", "explain", "predict"},
-    "predictions": {"predict", "data", "dicom_out", "explain"},
-    "space": {path.stem for path in PACKAGE.iterdir()} - {"cli"},  # all, but only cli imports it
-}
-TOP = {
-    *(
-        "hf_medtl",
-        "hf_medtl.cli",
-        "hf_medtl.comparison",
-        "hf_medtl.comparison_page",
-        "hf_medtl.ensemble",
-        "hf_medtl.evaluate_command",
-        "hf_medtl.external",
-        "hf_medtl.export_command",
-        "hf_medtl.fidelity",
-        "hf_medtl.publish_command",
-        "hf_medtl.study",
-        "hf_medtl.training.folds",
-        "hf_medtl.training.outcome",
-        "hf_medtl.training.run",
-        "hf_medtl.training.summary",
-    ),
+# A layer may import only layers of a lower rank (and itself). Layers of equal rank do not know one another.
+RANK = {
+    "errors": 0,
+    "version": 0,
+    "common": 1,
+    "data": 2,
+    "evaluation": 2,
+    "models": 2,
+    "explain": 3,
+    "predict": 4,
+    "training": 5,
+    "tasks": 6,
+    "publish": 7,
+    "runs": 8,
+    "export": 9,
+    "report": 9,
+    "space": 10,
+    "cli": 11,
 }
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported_names(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, functions and TYPE_CHECKING blocks included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            full = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {full[name] if full[name] in MODULES else node.module for name in full}
+    return names
 
 
-def test_parts_use_only_what_they_may():
-    for path in PACKAGE.rglob("*.py"):
-        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        assert not any(name.split(".")[0] in ("recipes", "spaces") for name in imports(path)), module
-        if module in TOP:
-            continue
-        part = module.split(".")[1]
-        used = {n.split(".")[1] for n in imports(path) if n.startswith("hf_medtl.") and n.count(".")} - {
-            part,
-            "errors",
-            "__version__",
-        }
-        assert used <= MAY_USE[part], f"{module} imports {used - MAY_USE[part]}"
+GRAPH = {name: imported_names(path) for name, path in MODULES.items()}
+
+
+def layer(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_layers_import_only_lower_layers():
+    wrong = [
+        f"{module} imports {used}"
+        for module, names in GRAPH.items()
+        for used in names
+        if module != "hf_medtl" and used in MODULES and used != "hf_medtl"
+        if layer(used) != layer(module) and RANK[layer(used)] >= RANK[layer(module)]
+    ]
+    assert not wrong, wrong
+
+
+def test_package_imports_nothing_around_it():
+    around = ("recipes", "spaces", "benchmarks", "tests")
+    assert not [(module, n) for module, names in GRAPH.items() for n in names if n.split(".")[0] in around]
+
+
+def test_no_module_imports_the_package_itself():
+    """`from hf_medtl import X` inside the package would hide which layer is meant."""
+    assert not [module for module, names in GRAPH.items() if "hf_medtl" in names]
+
+
+def test_modules_on_top_are_few():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "errors", "predict", "version"}
+
+
+def test_no_import_cycles():
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"cycle: {' -> '.join((*path[path.index(module) :], module))}"
+        if module not in done:
+            for used in sorted(GRAPH[module] & MODULES.keys() - {"hf_medtl"}):
+                visit(used, (*path, module))
+            done.add(module)
+
+    for module in sorted(GRAPH.keys() - {"hf_medtl"}):
+        visit(module, ())
 
 
 def test_importing_the_package_is_light():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_medtl import DATASETS, MedtlError, load
-from hf_medtl.data.load import COLUMNS
+from hf_medtl.data.loading import COLUMNS
 from hf_medtl.data.readers import READERS
 from hf_medtl.data.splits import join_groups, split_groups
 

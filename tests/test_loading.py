@@ -29,7 +29,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from hf_medtl import Predictor, Recipe, run
 from hf_medtl.data.phantoms import write
-from hf_medtl.fidelity import export
+from hf_medtl.export.verification import export
 from hf_medtl.publish.handler import EndpointHandler
 from hf_medtl.publish.hub import push
 

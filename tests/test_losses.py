@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe
-from hf_medtl.training import classification
+from hf_medtl.tasks import classification
 from hf_medtl.training.losses import ClassificationLoss, class_weights
 from hf_medtl.training.trainer import MedicalTrainer
 

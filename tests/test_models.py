@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from hf_medtl import MedtlError, read_image
 from hf_medtl.models.build import build
-from hf_medtl.models.head import divide_logits, find_head
+from hf_medtl.models.heads import divide_logits, find_head
 from hf_medtl.models.preprocessing import normalisation, to_uint8
 
 LABELS = ("healthy", "ill")

@@ -17,19 +17,18 @@ from transformers import AutoConfig, EvalPrediction
 
 from hf_medtl import MedtlError, Recipe, load, run
 from hf_medtl.data.audit import audit
-from hf_medtl.data.load import survey
-from hf_medtl.data.overlap import external
-from hf_medtl.data.push import write_parquet
+from hf_medtl.data.download import from_npz
+from hf_medtl.data.leakage import external
+from hf_medtl.data.loading import survey
+from hf_medtl.data.publish import write_parquet
 from hf_medtl.data.splits import split_groups
-from hf_medtl.data.unpack import from_npz
 from hf_medtl.evaluation.calibration import fit_temperature_of_several
 from hf_medtl.evaluation.compare import Predictions
 from hf_medtl.evaluation.evaluate import results_of_several
 from hf_medtl.evaluation.intervals import metric_intervals, metric_intervals_of_several
-from hf_medtl.training import classification, multilabel
+from hf_medtl.runs.train import pictures
+from hf_medtl.tasks import classification, multilabel, task_of
 from hf_medtl.training.losses import MultiLabelLoss
-from hf_medtl.training.run import pictures
-from hf_medtl.training.tasks import task_of
 from hf_medtl.training.trainer import MedicalTrainer, mix
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])

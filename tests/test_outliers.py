@@ -9,8 +9,8 @@ from conftest import options
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.data.phantoms import write
-from hf_medtl.evaluation.outliers import FILE, Outliers, outlier_threshold
-from hf_medtl.models.head import find_head
+from hf_medtl.evaluation.ood import FILE, Outliers, outlier_threshold
+from hf_medtl.models.heads import find_head
 
 RNG = np.random.default_rng(0)
 

@@ -10,9 +10,9 @@ from PIL import Image
 from test_readers import picture
 
 from hf_medtl import MedtlError, Recipe, load, run
-from hf_medtl.data.load import survey
-from hf_medtl.data.overlap import external, shared_pictures
-from hf_medtl.external import evaluate_model
+from hf_medtl.data.leakage import external, shared_pictures
+from hf_medtl.data.loading import survey
+from hf_medtl.runs.evaluate import evaluate_model
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from conftest import options
 
 from hf_medtl import MedtlError, Recipe, load, run
-from hf_medtl.data.fingerprints import cache_dir
-from hf_medtl.data.part import part_of, part_of_training
+from hf_medtl.common.system import cache_dir
+from hf_medtl.data.subset import part_of, subsample_training
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -63,14 +63,14 @@ def test_several_labels_and_none():
 
 def test_only_training_shrinks(phantoms):
     whole = load("brain-phantoms", phantoms, seed=3)
-    part = part_of_training(whole, 0.25, 3)
+    part = subsample_training(whole, 0.25, 3)
     for split in ("validation", "test"):
         its, all_ = (x.table[x.table["split"] == split].reset_index(drop=True) for x in (part, whole))
         pd.testing.assert_frame_equal(its, all_)
     assert len(part.prints) == len(part.table)
     assert part.excluded["kind"].value_counts()["not in the share for training"] == len(whole.table) - len(part.table)
     pd.testing.assert_frame_equal(part.every().table, whole.table)
-    assert part_of_training(whole, 1.0, 3) is whole
+    assert subsample_training(whole, 1.0, 3) is whole
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.2, float("nan")])

@@ -23,9 +23,9 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_medtl import MedtlError, Recipe
 from hf_medtl.data.phantoms import write
-from hf_medtl.training.batches import Shares, divide
+from hf_medtl.runs.folder import check_shared
 from hf_medtl.training.checkpoints import damage, find_checkpoint
-from hf_medtl.training.folder import check_shared
+from hf_medtl.training.distributed import Shares, divide
 
 LABELS = ("no_lesion", "lesion")
 
@@ -209,7 +209,7 @@ def test_several_labels_a_picture_in_two_processes(nursery, vit, tmp_path):
 WORKERS = """
 import os, time
 from torch.utils.data import DataLoader
-from hf_medtl.training.batches import keep_workers
+from hf_medtl.training.distributed import keep_workers
 rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
 next(rows)
 (worker,) = rows._workers

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, ViTImageProcessor, pipe
 from hf_medtl import MedtlError, read_image
 from hf_medtl.data.phantoms import brain
 from hf_medtl.models.build import build
-from hf_medtl.models.head import find_head
+from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import (
     build_processor,
     describe_processor,

@@ -83,7 +83,7 @@ def test_main_is_empty_until_the_run_is_finished(published, monkeypatch, written
     def killed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_medtl.training.run.save", killed)
+    monkeypatch.setattr("hf_medtl.runs.train.save", killed)
     with pytest.raises(KeyboardInterrupt):
         published("every_save", "cnn")
     repo = "ci-user/checkpoints-every-save-cnn"

@@ -10,9 +10,9 @@ from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from hf_medtl import MedtlError
-from hf_medtl.cli import app
+from hf_medtl.cli.main import app
 from hf_medtl.evaluation import modules
-from hf_medtl.publish.several import collect, models_of
+from hf_medtl.publish.collections import collect, models_of
 
 WAIVES = [part for name in WAIVED for part in ("--waive", f"{name}=a test")]
 

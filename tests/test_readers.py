@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hf_medtl import MedtlError, load
-from hf_medtl.data.load import survey
-from hf_medtl.data.unpack import from_npz
+from hf_medtl.data.download import from_npz
+from hf_medtl.data.loading import survey
 
 
 def picture(path, seed, size=(40, 48)):

@@ -22,9 +22,10 @@ from test_segmentation import recipe as recipe_of_masks
 from hf_medtl import MedtlError, audit, run, survey
 from hf_medtl.data.audit import verdicts
 from hf_medtl.evaluation.evaluate import results, results_of_masks, results_of_several
-from hf_medtl.publish.card import NAMES, interval
+from hf_medtl.evaluation.names import NAMES
+from hf_medtl.publish.templates import interval
 from hf_medtl.report.build import NOTICE
-from hf_medtl.report.pictures import PREDICTED, TRUE, outlined
+from hf_medtl.report.images import PREDICTED, TRUE, outlined
 from hf_medtl.report.write import write_report
 
 LABELS = ("no <b>lesion</b>", "lesion $x_1$ & </script><script>alert(1)</script>")

@@ -11,7 +11,7 @@ from test_readers import picture
 from hf_medtl import MedtlError
 from hf_medtl.evaluation.metrics import classification_metrics
 from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness
-from hf_medtl.external import evaluate_model
+from hf_medtl.runs.evaluate import evaluate_model
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

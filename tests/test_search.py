@@ -23,9 +23,10 @@ from sqlalchemy.engine import Engine
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.data.cache import Pictures
-from hf_medtl.training import classification, search, search_space
-from hf_medtl.training.run import build, trainer_of
-from hf_medtl.training.search_space import check_search, draw, read_space
+from hf_medtl.runs import search, search_space
+from hf_medtl.runs.search_space import check_search, draw, read_space
+from hf_medtl.runs.train import build, trainer_of
+from hf_medtl.tasks import classification
 
 SPACE = {"learning_rate": ["1e-4", 1e-2, "log"], "mixup": [0, 0.4], "augmentation": ["light", "brain"]}
 LOOKS = ["value", "learning_rate", "mixup", "augmentation", "state", "evaluations"]  # not the seconds

@@ -26,11 +26,10 @@ from hf_medtl.data.phantoms import write
 from hf_medtl.evaluation.evaluate import predict_masks
 from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
-from hf_medtl.external import evaluate_model
 from hf_medtl.models.smp import SmpForSemanticSegmentation
-from hf_medtl.training import segmentation
-from hf_medtl.training.run import pictures
-from hf_medtl.training.tasks import TASKS
+from hf_medtl.runs.evaluate import evaluate_model
+from hf_medtl.runs.train import pictures
+from hf_medtl.tasks import TASKS, segmentation
 from hf_medtl.training.trainer import MedicalTrainer
 
 # In a process where hf_medtl can't be imported, as a stranger would write it.

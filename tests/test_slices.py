@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hf_medtl.evaluation.intervals import metric_intervals
-from hf_medtl.evaluation.slices import metrics_by_slice
+from hf_medtl.evaluation.subgroups import metrics_by_slice
 
 
 def test_each_slice_is_a_study_of_its_own():

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from hf_medtl import MedtlError
-from hf_medtl.models.encoder import read_encoder
+from hf_medtl.models.encoders import read_encoder
 from hf_medtl.models.preprocessing import describe_processor, normalisation, to_uint8
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation, build_network

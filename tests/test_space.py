@@ -15,10 +15,11 @@ from shelves import folders as folders
 
 from hf_medtl import MedtlError, Predictor
 from hf_medtl.predict import Prediction
-from hf_medtl.publish.wording import NOTICE
-from hf_medtl.space import acts, answers
-from hf_medtl.space.answers import Look
-from hf_medtl.space.shelf import HEAD, Shelf, names_of, sections
+from hf_medtl.publish.sentences import NOTICE
+from hf_medtl.space import handlers as acts
+from hf_medtl.space import inference as answers
+from hf_medtl.space.inference import Look
+from hf_medtl.space.registry import HEAD, Shelf, names_of, sections
 from hf_medtl.space.uploads import Refusal, examined
 
 

@@ -262,7 +262,7 @@ def test_batch(visit):
 
 
 def test_a_batch_shows_how_far_it_is_and_stops(visit, monkeypatch):
-    from hf_medtl.space import acts
+    from hf_medtl.space import handlers as acts
 
     go, answer = threading.Semaphore(1), acts.row
 
@@ -310,7 +310,7 @@ def test_a_bad_file_is_told_and_the_next_works(visit):
 
 
 def test_a_late_answer_does_not_replace_a_later_one(visit, monkeypatch):
-    from hf_medtl.space import acts
+    from hf_medtl.space import handlers as acts
 
     go, began, answer = threading.Event(), threading.Event(), acts.answer
 
@@ -333,7 +333,7 @@ def test_a_late_answer_does_not_replace_a_later_one(visit, monkeypatch):
 
 
 def test_a_queue_is_told(visit, monkeypatch):
-    from hf_medtl.space import acts
+    from hf_medtl.space import handlers as acts
 
     go, answer = threading.Event(), acts.answer
     monkeypatch.setattr(acts, "answer", lambda *arguments: (go.wait(SECONDS), answer(*arguments))[1])

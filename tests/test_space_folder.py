@@ -31,11 +31,11 @@ from test_cli import typed
 from test_smp import build_tiny
 
 from hf_medtl import MedtlError
+from hf_medtl.cli.space import spread
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.licences import LICENCES
-from hf_medtl.space.command import spread
 from hf_medtl.space.publish import PACKAGE, SDK, carry, push_space, write_space
-from hf_medtl.space.shelf import Shelf
+from hf_medtl.space.registry import Shelf
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
@@ -249,7 +249,7 @@ def test_help_names_what_there_is():
 
 def test_what_is_wrong_is_said_before_models_are_loaded(hub, monkeypatch):
     with monkeypatch.context() as patch, socket.socket() as taken:
-        patch.setattr("hf_medtl.space.site.site", lambda *_, **__: pytest.fail("models were loaded"))
+        patch.setattr("hf_medtl.space.serve.site", lambda *_, **__: pytest.fail("models were loaded"))
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(MedtlError, match=r"Address already in use.*Give another port"):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from hf_medtl.space import examples, hand, views
+from hf_medtl.space import examples, views
+from hf_medtl.space import window_controls as hand
 from hf_medtl.space.uploads import Depth
 
 FACTS = {

@@ -20,13 +20,13 @@ from PIL.PngImagePlugin import PngInfo
 from shelves import META, Visitor, write_models
 from test_dicom import dicom
 
-from hf_medtl.space.guards import API
+from hf_medtl.space.security.middleware import API
 from hf_medtl.space.server import own_folder, remove_abandoned
 
 NAME = "Mustermann_Erika"
 SERVE = """
 import sys
-from hf_medtl.space.site import serve, site
+from hf_medtl.space.serve import serve, site
 serve(site(sys.argv[2:]), port=int(sys.argv[1]))
 """
 

@@ -22,9 +22,9 @@ from shelves import META, Visitor, brain, chest, opened, running, until
 from shelves import folders as folders
 
 from hf_medtl import Predictor
-from hf_medtl.space import hands
-from hf_medtl.space.guards import API
-from hf_medtl.space.shelf import HEAD
+from hf_medtl.space import sessions as hands
+from hf_medtl.space.registry import HEAD
+from hf_medtl.space.security.middleware import API
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def held() -> hands.Hands:
 def url(folders, held, tmp_path_factory):
     import gradio  # noqa: F401  its own folder is asked for before `site`
 
-    from hf_medtl.space import page
-    from hf_medtl.space.site import site
+    from hf_medtl.space import app as page
+    from hf_medtl.space.serve import site
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")

@@ -21,10 +21,10 @@ from test_dicom import dicom
 
 from hf_medtl import Predictor
 from hf_medtl.errors import MedtlError
-from hf_medtl.space import site as sites
+from hf_medtl.space import serve as sites
 from hf_medtl.space import tools
-from hf_medtl.space.guards import API, TOOLS, TOOLS_BYTES
 from hf_medtl.space.publish import write_space
+from hf_medtl.space.security.middleware import API, TOOLS, TOOLS_BYTES
 
 Client = pytest.importorskip("mcp.client", reason="the package mcp is not installed").Client
 NAME = "Mustermann_Erika"

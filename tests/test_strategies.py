@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, TimmWrapperConfig, Tim
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.build import build
-from hf_medtl.models.head import find_head
+from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import Strategy, add_lora, count_blocks, find_depths, head_names, remove_lora
 
 FAMILIES = ("vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn")

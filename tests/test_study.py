@@ -16,10 +16,10 @@ from test_segmentation import recipe as recipe_of_masks
 from test_trainer import start, wait_for_step
 
 from hf_medtl import MedtlError, Recipe, run
-from hf_medtl.study import check_cell, seconds_left, study
-from hf_medtl.training import classification, multilabel
-from hf_medtl.training.folds import read_predictions
-from hf_medtl.training.grid import Grid, arms_of, cells_of, same_steps
+from hf_medtl.runs.cross_validation import read_predictions
+from hf_medtl.runs.study import check_cell, seconds_left, study
+from hf_medtl.runs.study_grid import Grid, arms_of, cells_of, same_steps
+from hf_medtl.tasks import classification, multilabel
 
 SMALL = {"fractions": [25, 100], "seeds": [1]}
 
@@ -126,7 +126,7 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(phantoms, tiny, tmp_path, 
 
 def test_time_is_guessed_from_what_was_taken(studied, phantoms, tiny, monkeypatch):
     cells = cells_of(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit", seeds=[1, 3]))
-    monkeypatch.setattr("hf_medtl.study.seconds_of_a_pass", lambda cell: 0.0)
+    monkeypatch.setattr("hf_medtl.runs.study.seconds_of_a_pass", lambda cell: 0.0)
     left = seconds_left(Recipe(**wishes(phantoms, studied)), cells)
     assert {cell.seed for cell in left} == {3}
     notes = [studied / "cells" / f"tiny-vit-full-{share}-seed1.json" for share in (25, 100)]

@@ -92,9 +92,9 @@ def test_what_to_install_for_the_trackers_of_the_extra(monkeypatch):
 
 def test_trackers_are_closed_when_a_run_fails(tracked, monkeypatch):
     closed = []
-    monkeypatch.setattr("hf_medtl.training.run.report", lambda *args: 1 / 0)
+    monkeypatch.setattr("hf_medtl.runs.train.report", lambda *args: 1 / 0)
     usual = tracking.close
-    monkeypatch.setattr("hf_medtl.training.run.close", lambda trainer: (closed.append(trainer), usual(trainer)))
+    monkeypatch.setattr("hf_medtl.runs.train.close", lambda trainer: (closed.append(trainer), usual(trainer)))
     with pytest.raises(ZeroDivisionError):
         tracked("tensorboard", num_train_epochs=1)
     (trainer,) = closed

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback
 
 from hf_medtl import MedtlError
-from hf_medtl.data.augment import augmentation
-from hf_medtl.models.head import find_head
+from hf_medtl.data.augmentation import augmentation
+from hf_medtl.models.heads import find_head
 from hf_medtl.training.checkpoints import find_checkpoint
 
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 from hf_medtl import MedtlError, Predictor
-from hf_medtl.publish.card import put_section
-from hf_medtl.publish.wording import NOTICE, split_prose, wording
+from hf_medtl.publish.sentences import NOTICE, split_prose, wording
+from hf_medtl.publish.templates import put_section
 
 
 def test_a_finding_has_its_figure():

@@ -15,15 +15,15 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from hf_medtl import __version__
 from hf_medtl.data.audit_plots import AVERAGED, pictures
 from hf_medtl.data.fingerprints import CROP_AGREEMENT, THUMBNAIL, near_duplicates
-from hf_medtl.data.load import Survey
-from hf_medtl.data.overlap import shared_pictures
+from hf_medtl.data.leakage import shared_pictures
+from hf_medtl.data.loading import Survey
 from hf_medtl.data.shortcuts import BORDER, FOLDS, PROBES, RESAMPLES, SIDE, Measured, measure_all, shortcuts
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
+from hf_medtl.version import __version__
 
 LISTED = 50  # examples of each kind in the findings; counts are always complete
 FEW = 5  # pictures of a colour mode from which it is worth a word that only one label has them

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hf_medtl.data.images import read_image
-from hf_medtl.data.load import Survey
+from hf_medtl.data.loading import Survey
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito
 SAMPLES = 8  # of a label

@@ -25,14 +25,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from hf_medtl.data.fingerprints import cache_dir, cores
+from hf_medtl.common.system import cache_dir, cores
 from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.errors import MedtlError, UnreadableImage
 
 logger = logging.getLogger(__name__)
 
 # What decides how a file becomes pixels, before `preprocess`: part of the key.
-READERS = ("cache.py", "dicom.py", "images.py", "nifti.py")
+READERS = ("cache.py", "dicom.py", "images.py", "nifti.py", "pixels.py")
 LIBRARIES = ("nibabel", "numpy", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 RECORDS = 64  # pictures a record batch
 UNUSED_DAYS = 30

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
 
-from hf_medtl.data.images import MAX_PIXELS, Greys, apply_window, in_blocks, percentiles
+from hf_medtl.data.pixels import MAX_PIXELS, Greys, apply_window, in_blocks, percentiles
 from hf_medtl.errors import UnreadableImage
 
 if TYPE_CHECKING:

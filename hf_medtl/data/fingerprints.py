@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.contrib.concurrent import thread_map
 
+from hf_medtl.common.system import cache_dir, cores
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import UnreadableImage
 
@@ -34,17 +35,6 @@ class Fingerprint:
     thumbnail: bytes = b""
     small: bytes = b""
     error: str = ""
-
-
-def cache_dir() -> Path:
-    """Where hf_medtl keeps what can be computed again: $HF_MEDTL_CACHE, else `hf_medtl` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HF_MEDTL_CACHE") or Path(base) / "hf_medtl")
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(path: Path, known: dict[str, Fingerprint] | None = None) -> Fingerprint:

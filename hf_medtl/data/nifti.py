@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.data.images import MAX_PIXELS, Greys, apply_window
+from hf_medtl.data.pixels import MAX_PIXELS, Greys, apply_window
 from hf_medtl.errors import UnreadableImage
 
 if TYPE_CHECKING:

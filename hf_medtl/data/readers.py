@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from hf_medtl.common.text import some
 from hf_medtl.data.images import EXTENSIONS
 from hf_medtl.data.specs import DatasetSpec, labels_of
 from hf_medtl.errors import MedtlError
@@ -338,8 +339,3 @@ def is_picture(root: Path, path: str) -> bool:
 def inside(root: Path) -> str:
     """The first names in a folder, for error messages."""
     return some(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())) or "an empty folder"
-
-
-def some(names: list[str], number: int = 10) -> str:
-    """The first names of many, for error messages."""
-    return ", ".join(names[:number]) + " ..." * (len(names) > number)

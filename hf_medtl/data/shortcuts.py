@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from tqdm.contrib.concurrent import thread_map
 
-from hf_medtl.data.fingerprints import cores
+from hf_medtl.common.system import cores
 from hf_medtl.data.images import FORMATS, QUIET, is_dicom, read_image
 
 PROBES = {

@@ -24,6 +24,7 @@ from hf_medtl.evaluation.intervals import (
     methods_in_words,
     metric_intervals,
     metric_intervals_of_several,
+    plain,
 )
 from hf_medtl.evaluation.masks import METRICS
 from hf_medtl.evaluation.metrics import classification_metrics, confusion_matrix, decide, why_undefined
@@ -276,11 +277,6 @@ def results_of_masks(
         gains = mean_difference(table, table.drop(columns=[*METRICS]).rename(columns=raw), METRICS, seed=seed)
         result["postprocessing_gain"] = {name: plain(interval) for name, interval in gains.items()}
     return result
-
-
-def plain(interval: Interval) -> dict[str, float | None]:
-    """For JSON: null where undefined."""
-    return {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}
 
 
 def _reason(has: NDArray[np.bool_], decided: NDArray[np.bool_]) -> str:

@@ -365,3 +365,8 @@ def intervals_by_source(
 
     everything = part(np.ones(len(group), bool), source)  # checks lengths and missing names first
     return {"overall": everything, "sources": {name: part(source == name) for name in sorted(set(source))}}
+
+
+def plain(interval: Interval) -> dict[str, float | None]:
+    """For JSON: null where undefined."""
+    return {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.evaluation.evaluate import plain
-from hf_medtl.evaluation.intervals import metric_intervals
+from hf_medtl.evaluation.intervals import metric_intervals, plain
 from hf_medtl.evaluation.metrics import classification_metrics
 from hf_medtl.evaluation.resampling import group_index, group_resamples, percentile_limits
 from hf_medtl.evaluation.score_intervals import Interval

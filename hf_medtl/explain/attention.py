@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.explain.frozen import Logits, frozen
-from hf_medtl.explain.layers import Layer, find_layer
+from hf_medtl.explain.layers import Layer, Logits, find_layer, frozen
 
 
 def attentions(model: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:

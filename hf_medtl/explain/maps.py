@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.attention import rollout_maps
-from hf_medtl.explain.frozen import Logits, frozen
 from hf_medtl.explain.geometry import find_geometry, restore
-from hf_medtl.explain.layers import Layer, find_layer
+from hf_medtl.explain.layers import Layer, Logits, find_layer, frozen
 
 Maps = NDArray[np.float32]
 Where = str | Layer | None  # a layer, its name, or none: then it is found

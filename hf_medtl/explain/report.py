@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.explain import gallery, statistics
-from hf_medtl.explain.inside import Region, energy_inside, inside_of
+from hf_medtl.explain.localization import Region, energy_inside, inside_of
 from hf_medtl.explain.maps import Explanation, explain, label_names, predict, to_pixels
 from hf_medtl.explain.sanity import verdict
-from hf_medtl.models.head import is_segmenter
+from hf_medtl.models.heads import is_segmenter
 
 SMALL = 0.2  # share of the picture that a region may cover for maps to fail if they are not twice as strong inside
 BATCH = 16  # pictures that are in memory at a time

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain import maps
-from hf_medtl.explain.frozen import Logits, frozen
 from hf_medtl.explain.geometry import find_geometry, restore
+from hf_medtl.explain.layers import Logits, frozen
 from hf_medtl.explain.maps import Maps
 
 CAMS = ("gradcam", "gradcam++", "eigencam", "scorecam")

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
-from hf_medtl.models.head import drop_out, find_head, reset_head
+from hf_medtl.models.heads import drop_out, find_head, reset_head
 from hf_medtl.models.preprocessing import build_processor, check_steps
 
 logger = logging.getLogger(__name__)

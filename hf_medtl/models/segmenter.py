@@ -21,7 +21,7 @@ from transformers import initialization as init
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import first_line, load_weights, refuse_missing
-from hf_medtl.models.encoder import EncoderWeights, check_encoder, download_encoder, read_encoder
+from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
 from hf_medtl.models.preprocessing import input_size
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation
 

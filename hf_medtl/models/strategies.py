@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.head import find_head, is_segmenter
+from hf_medtl.models.heads import find_head, is_segmenter
 
 STRATEGIES = ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora")
 

@@ -1,32 +1,14 @@
 """README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-NAMES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "ppv": "Positive predictive value",
-    "npv": "Negative predictive value",
-    "f1": "F1",
-    "roc_auc": "ROC AUC",
-    "average_precision": "Average precision",
-    "brier": "Brier score (lower is better)",
-    "dice": "Dice",
-    "iou": "IoU (Jaccard)",
-    "precision": "Precision of pixels",
-    "recall": "Recall of pixels",
-    "hausdorff95": "95 % Hausdorff distance in pixels (lower is better)",
-    "ece": "Expected calibration error (lower is better)",
-}
+from hf_medtl.evaluation.names import NAMES
+from hf_medtl.publish.templates import interval, page, put_section, templates
 
 
 def card(facts: dict[str, Any], prose: str = "") -> str:
@@ -43,22 +25,6 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
     facts = facts | {"names": NAMES}
     written = templates().from_string(prose).render(facts)
     return f"---\n{metadata(facts).to_yaml()}\n---\n\n{page(facts['spec'].task, facts | {'prose': written})}"
-
-
-def page(name: str, facts: dict[str, Any]) -> str:
-    """Markdown of the template NAME.md.jinja beside this file."""
-    text = templates().get_template(f"{name}.md.jinja").render(facts | {"names": NAMES})
-    return re.sub(r"\n{3,}", "\n\n", text)  # what is left out leaves empty lines
-
-
-def put_section(card: Path, name: str, text: str) -> None:
-    """Replace what a card has between <!-- NAME --> and <!-- /NAME -->, or add both at its end."""
-    old = card.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2] if found else "\n"
-    between = "" if found else "\n"
-    card.write_text(f"{before}{between}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
 def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
@@ -130,20 +96,6 @@ def put_exports(folder: Path) -> None:
     put_section(card, "exports", page("exports", facts))
 
 
-def templates(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
-    """Where templates come from and what they can do."""
-    environment = Environment(
-        loader=PackageLoader(package, ""),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=autoescape,
-    )
-    environment.filters |= {"interval": interval, "spread": spread, "difference": difference}
-    environment.filters |= {"linked": linked, "cell": cell, "bibtex": bibtex}
-    return environment
-
-
 def metadata(facts: dict[str, Any]) -> ModelCardData:
     """Front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
     spec, results, origin = facts["spec"], facts["results"], facts["origin"]
@@ -178,46 +130,3 @@ def metadata(facts: dict[str, Any]) -> ModelCardData:
             if metric["value"] is not None
         ],
     )
-
-
-def spread(metric: dict[str, float | None]) -> str:
-    """`0.953 (0.920 to 0.981)` of the folds' mean, lowest and highest, or `undefined`."""
-    if metric["value"] is None:
-        return "undefined"
-    return f"{metric['value']:.3f} ({metric['lowest']:.3f} to {metric['highest']:.3f})"
-
-
-def interval(metric: dict[str, float | None]) -> str:
-    """`0.953 [0.871, 0.990]`, or `undefined`."""
-    if metric["value"] is None:
-        return "undefined"
-    low, high = ("?" if metric[key] is None else rounded(metric[key], 3) for key in ("low", "high"))
-    return f"{rounded(metric['value'], 3)} [{low}, {high}]"
-
-
-def rounded(value: Any, digits: int) -> str:
-    """`-0.001`, `0.000`; never `-0.000`."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def difference(metric: dict[str, float | None]) -> str:
-    """`-0.0020 [-0.0100, +0.0060]`; without limits where there are none."""
-    if metric["value"] is None:
-        return "undefined"
-    limits = "" if metric["low"] is None else f" [{metric['low']:+.4f}, {metric['high']:+.4f}]"
-    return f"{metric['value']:+.4f}{limits}"
-
-
-def linked(spec: Any) -> str:
-    """A data set's title, as a link to where it can be read about if that is known."""
-    return f"[{spec.title}]({spec.url})" if spec.url else spec.title
-
-
-def cell(value: Any) -> str:
-    """What stands in a cell of a table: a file's name may hold what would end it."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def bibtex(text: str) -> str:
-    """Text as BibTeX takes it."""
-    return re.sub(r"([&%#_$])", r"\\\1", text)

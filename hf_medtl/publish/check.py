@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.publish.base_model import sha256_of
 from hf_medtl.publish.licences import LICENCES
-from hf_medtl.publish.origin import sha256_of
 
 PARTS = ("README.md", "config.json", "results.json", "recipe.yaml")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")

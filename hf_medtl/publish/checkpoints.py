@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
+from hf_medtl.common.files import files_of
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.card import page
-from hf_medtl.publish.hub import FILES, chosen, commit, explained, files_of, patiently
+from hf_medtl.publish.hub import FILES, chosen, commit, explained, patiently
+from hf_medtl.publish.templates import page
 
 logger = logging.getLogger("hf_medtl")
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 
+from hf_medtl.common.files import files_of
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.card import put_section
 from hf_medtl.publish.check import FIELDS, check_card, check_files, check_secrets, check_whole, holds_token, missing
-from hf_medtl.publish.serving import put_handler
+from hf_medtl.publish.templates import put_section
 
 logger = logging.getLogger("hf_medtl")
 T = TypeVar("T")
@@ -69,11 +70,6 @@ def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path
     check_files(files)
     check_secrets(files)
     return files
-
-
-def files_of(folder: Path) -> dict[str, Path]:
-    """Name below a folder, with / between its parts -> file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def chosen(folder: Path) -> dict[str, Path]:
@@ -287,3 +283,21 @@ def patiently(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], 
             logger.warning("The Hub did not answer (%s); trying again in %.0f s.", type(error).__name__, seconds)
             sleep(seconds)
     raise AssertionError("not reached")
+
+
+HANDLER = Path(__file__).with_name("handler.py")
+
+
+def put_handler(folder: Path) -> None:
+    """Copy `handler.py` into a run's folder and write its `requirements.txt`, besides torch."""
+    shutil.copyfile(HANDLER, folder / HANDLER.name)
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    needed = {
+        "transformers>=5.17,<6": True,
+        "torchvision": True,
+        "timm>=1.0.20": '"timm_wrapper"' in config,
+        "segmentation-models-pytorch>=0.5": any(folder.rglob("smp.py")),
+        "opencv-python-headless>=4.9": any(folder.rglob("processor.py")),
+    }
+    lines = [line for line, is_needed in needed.items() if is_needed]
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

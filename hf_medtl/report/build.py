@@ -4,14 +4,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hf_medtl.data.load import Loaded
+from hf_medtl.data.loading import Loaded
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.card import NAMES, interval
-from hf_medtl.report import labels, masks, several
+from hf_medtl.evaluation.names import NAMES
+from hf_medtl.publish.templates import interval
+from hf_medtl.report import classification as labels
+from hf_medtl.report import multilabel as several
+from hf_medtl.report import segmentation as masks
 from hf_medtl.report.blocks import Prose, Report, Section, Table
 from hf_medtl.report.comparison import comparison
-from hf_medtl.report.runs import Run, read_runs
 from hf_medtl.report.tables import again_section, data_section, name_of, training_section
+from hf_medtl.runs.loaded_run import Run, read_runs
 
 logger = logging.getLogger("hf_medtl")
 

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_medtl.comparison import rival_of
-from hf_medtl.evaluation.rivals import Paired, differences
-from hf_medtl.publish.card import NAMES, interval
+from hf_medtl.evaluation.names import NAMES
+from hf_medtl.evaluation.paired import Paired, differences
+from hf_medtl.publish.templates import interval
 from hf_medtl.report import plots
 from hf_medtl.report.blocks import Axis, Block, Line, Plot, Points, Prose, Section, Table, style
-from hf_medtl.report.labels import Answers
-from hf_medtl.report.runs import Run
+from hf_medtl.report.classification import Answers
 from hf_medtl.report.tables import name_of
+from hf_medtl.runs.compare import rival_of
+from hf_medtl.runs.loaded_run import Run
 
 SHARES = ("hausdorff95",)  # metrics in pixels, which no axis of shares has room for
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-import hf_medtl
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.card import templates
+from hf_medtl.publish.templates import templates
 from hf_medtl.report.blocks import Block, Matrix, Plot, Report, Section
 from hf_medtl.report.build import NOTICE
 from hf_medtl.report.interactive import figures
+from hf_medtl.version import __version__
 
 MANY = 3  # columns from which a table is stacked on a phone
 SHORT = 24  # letters up to which a cell stays on one line, such as a value with its interval
@@ -33,7 +33,7 @@ def page(report: Report) -> str:
     return environment.get_template("report.html.jinja").render(
         report=report,
         notice=NOTICE,
-        version=hf_medtl.__version__,
+        version=__version__,
         places={id(plot): name for name, plot in places},
         id=id,
         figures=figures(places),

@@ -7,7 +7,7 @@ from typing import Any
 from hf_medtl.errors import MedtlError
 from hf_medtl.report.blocks import Plot, Report, Section, Table
 from hf_medtl.report.build import LIMITS, NOTICE
-from hf_medtl.report.static import png
+from hf_medtl.report.matplotlib_backend import png
 
 WIDTH, HEIGHT, MARGIN = 13.333, 7.5, 0.6  # inches
 FIGURES, ROWS = 3, 11  # of a slide, at most

@@ -11,10 +11,11 @@ from PIL import Image
 from hf_medtl.data.audit import verdicts
 from hf_medtl.data.specs import labels_of
 from hf_medtl.data.splits import SPLITS
-from hf_medtl.publish.card import NAMES, interval, spread
+from hf_medtl.evaluation.names import NAMES
+from hf_medtl.publish.templates import interval, spread
 from hf_medtl.report.blocks import Axis, Block, Code, Gallery, Line, Picture, Plot, Points, Prose, Section, Table, style
-from hf_medtl.report.pictures import jpeg
-from hf_medtl.report.runs import Run
+from hf_medtl.report.images import jpeg
+from hf_medtl.runs.loaded_run import Run
 
 
 def name_of(metric: str) -> str:

@@ -32,7 +32,7 @@ def write_report(
 
         contents[slides] = presentation(report)
     if pdf:
-        from hf_medtl.report.document import document
+        from hf_medtl.report.pdf import document
 
         contents[pdf] = document(report)
     for path, content in contents.items():

@@ -9,10 +9,11 @@ from PIL import Image
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import columns
-from hf_medtl.space import acts, answers
-from hf_medtl.space.guards import gone, name_of
-from hf_medtl.space.pictures import data_uri, fill, heat
-from hf_medtl.space.shelf import Shelf
+from hf_medtl.space import handlers as acts
+from hf_medtl.space import inference as answers
+from hf_medtl.space.registry import Shelf
+from hf_medtl.space.rendering import data_uri, fill, heat
+from hf_medtl.space.security.middleware import gone, name_of
 from hf_medtl.space.uploads import take
 
 # Queues: many pictures of one visitor do not keep the others waiting.

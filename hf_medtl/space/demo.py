@@ -15,8 +15,8 @@ from huggingface_hub import constants
 from tqdm import tqdm
 from transformers import ViTConfig, ViTImageProcessor
 
-from hf_medtl import __version__
 from hf_medtl.errors import MedtlError
+from hf_medtl.version import __version__
 
 VIT: dict[str, Any] = {
     "image_size": 64,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_medtl.data import phantoms
 from hf_medtl.data.images import read_image
-from hf_medtl.data.sources import picture_files
+from hf_medtl.data.inputs import picture_files
 from hf_medtl.space.uploads import Upload, examined
 
 SEED = 7  # of none that a demonstration model is trained on

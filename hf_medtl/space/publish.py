@@ -9,13 +9,14 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
-from hf_medtl import __version__
+from hf_medtl.common.files import files_of
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.card import templates
 from hf_medtl.publish.check import check_secrets
-from hf_medtl.publish.hub import commit, explained, files_of, patiently, plan, validate, write_waived
+from hf_medtl.publish.hub import commit, explained, patiently, plan, validate, write_waived
+from hf_medtl.publish.templates import templates
 from hf_medtl.space.examples import drawn
-from hf_medtl.space.shelf import names_of
+from hf_medtl.space.registry import names_of
+from hf_medtl.version import __version__
 
 SDK = "6.31.0"  # of Gradio, that this was tried with
 PACKAGE = "hf_medtl[dicom-out,explain,nifti]"

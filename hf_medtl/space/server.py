@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space.guards import Guard
+from hf_medtl.space.security.middleware import Guard
 
 if TYPE_CHECKING:
     from gradio import Blocks

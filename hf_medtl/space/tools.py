@@ -19,12 +19,12 @@ from PIL import Image as Pictures
 from starlette.applications import Starlette
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.wording import NOTICE
+from hf_medtl.publish.sentences import NOTICE
 from hf_medtl.space.api import Api, read
-from hf_medtl.space.guards import API, TOOLS, TOOLS_BYTES, inside
-from hf_medtl.space.pictures import png, shrunk
+from hf_medtl.space.registry import Shelf
+from hf_medtl.space.rendering import png, shrunk
+from hf_medtl.space.security.middleware import API, TOOLS, TOOLS_BYTES, inside
 from hf_medtl.space.server import SORRY, place
-from hf_medtl.space.shelf import Shelf
 from hf_medtl.space.uploads import examined
 
 logger = logging.getLogger(__name__)

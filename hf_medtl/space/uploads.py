@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from hf_medtl.data import dicom, nifti
-from hf_medtl.data.images import FORMATS, QUIET, Greys, is_dicom, read_image, unpacked
+from hf_medtl.data.images import FORMATS, QUIET, is_dicom, read_image, unpacked
+from hf_medtl.data.pixels import Greys
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.space.archives import EMPTY, entries, too_long
 from hf_medtl.space.frames import count

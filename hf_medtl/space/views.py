@@ -8,9 +8,10 @@ from jinja2 import Template
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from hf_medtl.publish.card import NAMES, interval, templates
-from hf_medtl.space.pictures import CLASSES
-from hf_medtl.space.shelf import METHOD_NAMES
+from hf_medtl.evaluation.names import NAMES
+from hf_medtl.publish.templates import interval, templates
+from hf_medtl.space.registry import METHOD_NAMES
+from hf_medtl.space.rendering import CLASSES
 
 FEW = 5  # labels
 

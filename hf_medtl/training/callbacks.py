@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 if TYPE_CHECKING:
-    from hf_medtl.training.trainer import MedicalTrainer
+    pass
 
 
 class Progress(TrainerCallback, ExportableState):
@@ -74,25 +74,3 @@ class Progress(TrainerCallback, ExportableState):
         self.asked = number
         if number == signal.SIGINT:  # the second Ctrl-C ends at once; SIGTERM comes from scheduler and launcher both
             signal.signal(number, self.previous[number])
-
-
-class Stages(TrainerCallback):
-    """Tells the trainer the epoch and the steps."""
-
-    def __init__(self, trainer: "MedicalTrainer") -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        waits = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
-        impatient = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in waits)
-        if impatient or state.global_step >= state.max_steps:  # killed after training: Trainer would train on
-            control.should_training_stop = True
-        self.trainer.begin_average()
-        self.trainer.enter(int((state.epoch or 0) + 1e-6))
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.enter(int((state.epoch or 0) + 1e-6))
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.ema:
-            self.trainer.ema.update(state.global_step)

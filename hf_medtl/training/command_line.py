@@ -1,7 +1,6 @@
 """A recipe's options: from its file, from YAML, from the command line."""
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from hf_medtl.common.text import nearest
 from hf_medtl.errors import MedtlError
 
 
@@ -55,9 +55,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MedtlError(f"--config {path} must hold `key: value` lines, found {type(content).__name__}.")
     return content
-
-
-def nearest(word: str, names: list[str]) -> str:
-    """What may have been meant, for an error."""
-    match = difflib.get_close_matches(word, names, n=1)
-    return f"Did you mean {match[0]!r}? See --help." if match else "See --help for all."

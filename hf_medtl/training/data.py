@@ -1,8 +1,9 @@
 """The pictures of a recipe, split as it says."""
 
-from hf_medtl.data.load import Loaded, load
-from hf_medtl.data.part import part_of_training
-from hf_medtl.training.recipe import Recipe, words
+from hf_medtl.common.text import words
+from hf_medtl.data.loading import Loaded, load
+from hf_medtl.data.subset import subsample_training
+from hf_medtl.training.recipe import Recipe
 
 
 def read(recipe: Recipe) -> Loaded:
@@ -23,4 +24,4 @@ def read(recipe: Recipe) -> Loaded:
     )
     if recipe.train_fraction == 1:
         return loaded
-    return part_of_training(loaded, recipe.train_fraction, int(recipe.split_seed or 0))
+    return subsample_training(loaded, recipe.train_fraction, int(recipe.split_seed or 0))

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_medtl.data.cache import Pictures
-from hf_medtl.models.head import find_head
+from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import rest_frozen
-from hf_medtl.training.batches import keep_workers
+from hf_medtl.training.distributed import keep_workers
 
 logger = logging.getLogger("hf_medtl")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_medtl.data import augment
+from hf_medtl.data import augmentation as augment
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.evaluation.decisions import FORMS
 from hf_medtl.models.cnn import PRESETS

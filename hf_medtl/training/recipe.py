@@ -14,15 +14,16 @@ import torch
 import yaml
 from transformers.training_args import OptimizerNames
 
-from hf_medtl.data import augment
+from hf_medtl.common.text import label_pairs, nearest, words
+from hf_medtl.data import augmentation as augment
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.postprocessing import check_postprocessing
 from hf_medtl.models.build import is_ours
 from hf_medtl.models.preprocessing import check_steps
 from hf_medtl.models.strategies import Strategy
-from hf_medtl.training.batches import divide
-from hf_medtl.training.command_line import nearest, read_options
+from hf_medtl.training.command_line import read_options
+from hf_medtl.training.distributed import divide
 from hf_medtl.training.losses import CLASS_WEIGHTS
 from hf_medtl.training.options import LOSSES, Options
 from hf_medtl.training.tracking import check_trackers
@@ -308,23 +309,6 @@ class Recipe(Options):
         """
         usual = {f.name: default_of(f) for f in dataclasses.fields(self) if f.name in self._named - {*PLACES}}
         return yaml.safe_dump(usual | self._chosen, sort_keys=True, allow_unicode=True)
-
-
-def label_pairs(text: str | None, option: str) -> dict[str, str]:
-    """`a=b,c=d` as a dict.
-
-    Raises:
-        MedtlError: no such pairs.
-    """
-    pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
-    if any(len(pair) != 2 for pair in pairs):
-        raise MedtlError(f"{option} are pairs such as a=b,c=d, found {text!r}.")
-    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
-
-
-def words(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def without_place(name: str) -> str:

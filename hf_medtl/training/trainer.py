@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_medtl.data.cache import Pictures
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.head import is_segmenter
+from hf_medtl.models.heads import is_segmenter
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
     add_lora,
@@ -31,8 +32,8 @@ from hf_medtl.models.strategies import (
     rest_frozen,
 )
 from hf_medtl.training import features
-from hf_medtl.training.batches import STAND_IN, keep_workers, share_out
-from hf_medtl.training.callbacks import Progress, Stages
+from hf_medtl.training.callbacks import Progress
+from hf_medtl.training.distributed import STAND_IN, keep_workers, share_out
 from hf_medtl.training.ema import Ema
 from hf_medtl.training.recipe import Recipe
 
@@ -409,3 +410,25 @@ def mix(
     else:
         pixels = torch.lerp(other, pixels, kept)
     return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
+
+
+class Stages(TrainerCallback):
+    """Tells the trainer the epoch and the steps."""
+
+    def __init__(self, trainer: "MedicalTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        waits = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        impatient = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in waits)
+        if impatient or state.global_step >= state.max_steps:  # killed after training: Trainer would train on
+            control.should_training_stop = True
+        self.trainer.begin_average()
+        self.trainer.enter(int((state.epoch or 0) + 1e-6))
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.enter(int((state.epoch or 0) + 1e-6))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.ema:
+            self.trainer.ema.update(state.global_step)

@@ -1,0 +1,1 @@
+"""The `hf-medtl` command: one module per subcommand."""

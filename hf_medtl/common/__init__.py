@@ -1,0 +1,1 @@
+"""Paths, atomic files and text helpers that every layer needs."""

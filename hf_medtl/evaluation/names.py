@@ -1,0 +1,20 @@
+"""Display names of metrics."""
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "average_precision": "Average precision",
+    "brier": "Brier score (lower is better)",
+    "dice": "Dice",
+    "iou": "IoU (Jaccard)",
+    "precision": "Precision of pixels",
+    "recall": "Recall of pixels",
+    "hausdorff95": "95 % Hausdorff distance in pixels (lower is better)",
+    "ece": "Expected calibration error (lower is better)",
+}

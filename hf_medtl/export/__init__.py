@@ -1,0 +1,1 @@
+"""ONNX and OpenVINO exports, verified against the original model."""

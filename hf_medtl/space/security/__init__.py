@@ -1,0 +1,1 @@
+"""ASGI protection of the Space: routes, upload budget, rate limits and response headers."""
