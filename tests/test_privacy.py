@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COMMAND, flags, script
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+
+from tests.support.commands import COMMAND, flags, script
 
 NAME, NUMBER = "Mustermann", "PID-4711-0815"
 

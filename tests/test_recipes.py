@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, flags
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
+
+from tests.support.commands import ROOT, flags
 
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.stem != "study")  # that one makes many runs
 BACKBONES = {"vit": "vit", "cnn": "cnn", "inception": "timm", "resnet50": "timm", "densenet121": "timm",

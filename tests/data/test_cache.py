@@ -1,0 +1,413 @@
+"""Prepared pictures: whole or not there, whoever builds, dies or changes files meanwhile; the same in any worker."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hf_medtl import MedtlError
+from hf_medtl.data import cache
+from hf_medtl.data.augmentation import augmentation
+from hf_medtl.data.cache import PreparedImages, as_arrays, prepare_images
+from hf_medtl.data.images import read_image
+from tests.support.commands import ROOT
+
+# What processes of their own run: their arguments are a folder and seconds a picture. conftest would give each a cache.
+PRELUDE = """
+import hashlib, resource, sys, time
+from pathlib import Path
+import numpy as np
+from hf_medtl.data.cache import Pictures, cache_dir, prepare, views
+
+folder, delay, calls = Path(sys.argv[1]), float(sys.argv[2]), []
+paths = sorted(folder.glob("*.png"))
+digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+def small(images):
+    calls.append(time.sleep(delay))
+    return np.stack([np.asarray(image.resize((16, 12))) for image in images])
+"""
+BUILDER = (
+    PRELUDE
+    + """
+pixels = np.concatenate(views(prepare(paths, digests, small, "k")))
+print(len(pixels), hashlib.sha256(pixels.tobytes()).hexdigest(), len(calls))
+"""
+)
+MEASURED = (
+    PRELUDE
+    + """
+def peak():
+    if Path("/proc/self/status").exists():  # getrusage would begin with the parent's
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+def same(images):
+    return np.stack([np.asarray(image) for image in images])
+prepare(paths, digests, same, "warm")
+before = peak()
+prepared = prepare(paths * 500, digests * 500, same, "k")
+Pictures(prepared, range(2000), [0] * 2000)[1999]
+print(peak() - before, max(path.stat().st_size for path in (cache_dir() / "pictures").glob("*.arrow")) / 1e6)
+"""
+)
+
+called: list[int] = []
+
+
+def small(images: list[Image.Image]) -> np.ndarray:
+    called.append(1)
+    return np.stack([np.asarray(image.resize((16, 12))) for image in images])
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write(folder: Path, number: int, size: tuple[int, int] = (30, 40), seed: int = 0) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(number):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:05}.png")
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """An empty cache; the folder that prepared pictures go to."""
+    monkeypatch.setenv("HF_MEDTL_CACHE", str(tmp_path / "cache"))
+    called.clear()
+    return tmp_path / "cache" / "pictures"
+
+
+def start(code: str, folder: Path, delay: float = 0.0) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, str(folder), str(delay)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def build(paths: list[Path], key: str = "k") -> np.ndarray:
+    return np.concatenate(as_arrays(prepare_images(paths, [sha(path) for path in paths], small, key)))
+
+
+def wait_for(pattern: str, place: Path) -> None:
+    for _ in range(30000):
+        if any(path.stat().st_size > 0 for path in place.glob(pattern)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {pattern}")
+
+
+def test_pixels_are_those_of_reading_directly_and_read_once(place, tmp_path):
+    paths = write(tmp_path / "data", 150)
+    pixels = build(paths)
+    assert np.array_equal(pixels, np.concatenate([small([read_image(path)]) for path in paths]))
+    called.clear()
+    prepared = prepare_images(paths, [sha(path) for path in paths], small, "k")
+    assert not called
+    assert {path.suffix for path in place.iterdir()} == {".arrow", ".lock"}
+    assert [len(view) for view in as_arrays(prepared)] == [64, 64, 22]
+    assert all(not view.flags.owndata and not view.flags.writeable for view in as_arrays(prepared))
+    again = datasets.Dataset.from_file(str(next(place.glob("*.arrow"))))  # plain `datasets` reads it
+    assert np.array_equal(again.with_format("numpy")[99]["pixels"], pixels[99])
+
+
+def test_the_key_changes_with_files_order_and_preprocessing(place, tmp_path, monkeypatch):
+    paths = write(tmp_path / "data", 5)
+    first = build(paths)
+    build(paths, "another")
+    assert np.array_equal(build(paths[::-1]), first[::-1])
+    write(tmp_path / "data", 5, seed=1)
+    assert not np.array_equal(build(paths), first)
+    assert len(list(place.glob("*.arrow"))) == 4
+    monkeypatch.setattr(cache, "LIBRARIES", ("scipy",))
+    build(paths)
+    assert len(list(place.glob("*.arrow"))) == 5
+
+
+def test_two_processes_at_once_prepare_once(place, tmp_path):
+    write(tmp_path / "data", 150)
+    processes = [start(BUILDER, tmp_path / "data", 0.01) for _ in range(2)]
+    found = [process.communicate(timeout=600)[0].split() for process in processes]
+    assert found[0][:2] == found[1][:2]
+    assert found[0][0] == "150"
+    assert sorted(int(calls) for _, _, calls in found) == [0, 150]
+    assert not list(place.glob("*.partial"))
+
+
+def test_killed_half_way_and_built_whole_next_time(place, tmp_path):
+    paths = write(tmp_path / "data", 200)
+    process = start(BUILDER, tmp_path / "data", 0.02)
+    wait_for("*.partial", place)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(place.glob("*.partial"))
+    assert not list(place.glob("*.arrow"))
+    other = write(tmp_path / "other", 3)
+    build(other)  # cleans up after the dead
+    assert not list(place.glob("*.partial"))
+    began = time.monotonic()
+    assert np.array_equal(build(paths), np.concatenate([small([read_image(path)]) for path in paths]))
+    assert time.monotonic() - began < 10  # no waiting for the dead
+
+
+def test_a_living_builder_keeps_its_file(place, tmp_path):
+    write(tmp_path / "data", 200)
+    process = start(BUILDER, tmp_path / "data", 0.02)
+    wait_for("*.partial", place)
+    build(write(tmp_path / "other", 3))
+    assert process.communicate(timeout=600)[0].split()[0] == "200"
+
+
+def test_a_file_cut_short_is_built_again(place, tmp_path):
+    paths = write(tmp_path / "data", 150)
+    expected = build(paths)
+    target = next(place.glob("*.arrow"))
+    content = target.read_bytes()
+    for length in (0, 100, len(content) // 2):
+        target.write_bytes(content[:length])
+        assert np.array_equal(build(paths), expected)
+
+
+@pytest.mark.parametrize("which", [0, 70])
+def test_files_that_change_or_vanish_are_named(place, tmp_path, which):
+    paths = write(tmp_path / "data", 80)
+    digests = [sha(path) for path in paths]
+    Image.new("RGB", (40, 30)).save(paths[which])
+    with pytest.raises(MedtlError, match=rf"{paths[which].name} was changed"):
+        prepare_images(paths, digests, small, "k")
+    paths[which].unlink()
+    with pytest.raises(MedtlError, match=rf"{paths[which].name} can't be read any more \(No such file"):
+        prepare_images(paths, digests, small, "k")
+    paths[which].write_bytes(b"not a picture")
+    digests[which] = sha(paths[which])
+    with pytest.raises(MedtlError, match=rf"{paths[which].name}: not a readable picture"):
+        prepare_images(paths, digests, small, "k")
+    assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
+
+
+def test_pictures_of_several_sizes_and_a_full_disk_are_refused(place, tmp_path, monkeypatch, caplog):
+    paths = write(tmp_path / "data", 3)
+    write(tmp_path / "data", 1, size=(8, 8))
+    with pytest.raises(MedtlError, match="expected one size"):
+        prepare_images(
+            paths, [sha(path) for path in paths], lambda images: np.stack([np.asarray(i) for i in images]), "k"
+        )
+    with monkeypatch.context() as patch, pytest.raises(MedtlError, match=r"need 0\.00 GB .* 0\.00 GB are free"):
+        patch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(10**9, 10**9, 1000))
+        build(paths)
+    assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
+    with caplog.at_level("INFO", logger="hf_medtl"):
+        build(paths)
+    assert f"Preparing 3 pictures of 12 × 16 pixels: 0.00 GB in {place}" in caplog.text
+
+
+def test_what_nobody_used_for_long_goes(place, tmp_path):
+    paths = write(tmp_path / "data", 3)
+    build(paths)
+    build(paths, "kept")
+    old = min(place.glob("*.arrow"), key=lambda path: path.stat().st_mtime)
+    os.utime(old, (0, 0))
+    build(paths, "new")
+    assert not old.exists()
+    assert len(list(place.glob("*.arrow"))) == 2
+
+
+def test_memory_does_not_grow_with_the_pictures(place, tmp_path):
+    write(tmp_path / "data", 4, (224, 224))
+    process = start(MEASURED, tmp_path / "data")
+    grown, size = map(float, process.communicate(timeout=600)[0].split())
+    assert size > 300
+    assert grown < 100, grown  # 300 MB of pictures
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_give_the_same_batches_in_every_epoch(place, tmp_path, context):
+    paths = write(tmp_path / "data", 100)
+    prepared = prepare_images(paths, [sha(path) for path in paths], small, "k")
+    data = PreparedImages(prepared, range(30, 90), range(60), augmentation("chest"), seed=5)
+
+    def epoch(number: int, workers: int) -> list[torch.Tensor]:
+        data.epoch.fill_(number)
+        more = {"multiprocessing_context": context, "num_workers": workers} if workers else {}
+        batches = list(DataLoader(data, batch_size=16, **more))
+        return [torch.cat([batch[name] for batch in batches]) for name in ("pixel_values", "labels")]
+
+    workers = 2 if context == "fork" else 1
+    first, second = epoch(0, 0), epoch(1, 0)
+    assert first[0].shape == (60, 3, 12, 16)
+    assert first[1].tolist() == list(range(60))
+    assert not torch.equal(first[0], second[0])
+    for number, expected in enumerate((first, second)):
+        assert all(torch.equal(a, b) for a, b in zip(epoch(number, workers), expected, strict=True))
+    plain = PreparedImages(prepared, [99, 0], [7, 8])
+    assert np.array_equal(plain[0]["pixel_values"].permute(1, 2, 0), small([read_image(paths[99])])[0])
+
+
+def test_grey_pictures_among_coloured_ones_lose_nothing(place, tmp_path):
+    paths = write(tmp_path / "data", 4)
+    for path in paths[::2]:
+        Image.open(path).convert("L").save(path)
+    prepared = prepare_images(paths, [sha(path) for path in paths], small, "k")
+    assert prepared["grey"][:] == [True, False, True, False]
+    plain = PreparedImages(prepared, range(4), [0] * 4)
+    augment = augmentation("chest")
+    augmented = PreparedImages(prepared, range(4), [0] * 4, augment, seed=3)
+    for i, path in enumerate(paths):
+        expected = small([read_image(path)])[0]
+        assert np.array_equal(plain[i]["pixel_values"].permute(1, 2, 0), expected)
+        draw = np.random.SeedSequence([3, 0, i]).generate_state(1)
+        assert np.array_equal(augmented[i]["pixel_values"].permute(1, 2, 0), augment(expected, int(draw[0])))
+
+
+def pairs(folder: Path, number: int = 4, size: tuple[int, int] = (30, 40)) -> tuple[list[Path], list[list[Path]]]:
+    """Pictures, and the mask of what is brighter than 127 in each."""
+    rng = np.random.default_rng(0)
+    (folder / "masks").mkdir(parents=True)
+    found: tuple[list[Path], list[list[Path]]] = [], []
+    for i in range(number):
+        bright = np.kron(rng.integers(0, 2, (3, 4)), np.ones((size[0] // 3, size[1] // 4))).astype(np.uint8)
+        for name, pixels in ((f"{i}.png", bright * 150 + 50), (f"masks/{i}.png", bright * 255)):
+            Image.fromarray(pixels).save(folder / name)
+        found[0].append(folder / f"{i}.png")
+        found[1].append([folder / "masks" / f"{i}.png"])
+    return found
+
+
+def build_both(paths, masks, key: str = "k", **more) -> datasets.Dataset:
+    return prepare_images(paths, [sha(path) for path in paths], small, key, masks, **more)
+
+
+def test_masks_lie_beside_their_pictures(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 70)
+    prepared = build_both(paths, masks)
+    pixels, indices = np.concatenate(as_arrays(prepared)), np.concatenate(as_arrays(prepared, "mask"))
+    assert indices.shape == (70, 12, 16)
+    assert set(np.unique(indices)) == {0, 1}
+    assert [view.shape for view in as_arrays(prepared, "mask")] == [(64, 12, 16), (6, 12, 16)]
+    assert all(not view.flags.owndata and not view.flags.writeable for view in as_arrays(prepared, "mask"))
+    assert np.array_equal(pixels, build(paths))  # and the pictures are what they are without
+    centres = np.zeros((12, 16), bool)
+    centres[2::4, 2::4] = True  # away from edges, where the picture's filter mixes
+    assert np.array_equal(indices[:, centres], pixels[:, centres, 0] > 127)
+    called.clear()
+    build_both(paths, masks)
+    assert not called
+    with_masks, labelled = (
+        PreparedImages(prepared, [69, 3], [0, 1]),
+        PreparedImages(prepare_images(paths, list(map(sha, paths)), small, "k"), [0], [7]),
+    )
+    item = with_masks[0]
+    assert item["labels"].dtype == torch.int64
+    assert np.array_equal(item["labels"], indices[69])
+    assert labelled[0]["labels"] == 7
+    batch = next(iter(DataLoader(with_masks, batch_size=2)))
+    assert batch["labels"].shape == (2, 12, 16)
+
+
+def test_the_key_changes_with_masks_and_values(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 2)
+    first = np.concatenate(as_arrays(build_both(paths, masks), "mask"))
+    build_both(paths, masks, values={0: 0, 255: 1})
+    swapped = np.concatenate(as_arrays(build_both(paths, masks, values={0: 1, 255: 0}), "mask"))
+    assert np.array_equal(swapped, 1 - first)
+    Image.new("L", (40, 30)).save(masks[0][0])
+    assert np.concatenate(as_arrays(build_both(paths, masks), "mask"))[0].max() == 0
+    assert len(list(place.glob("*.arrow"))) == 4
+
+
+def test_masks_of_other_sizes_modes_and_parts(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 1)
+    expected = np.concatenate(as_arrays(build_both(paths, masks), "mask"))
+    whole = Image.open(masks[0][0])
+    mask = np.asarray(whole)
+    for size in ((80, 60), (400, 299), (20, 15)):  # 299: rounded
+        whole.resize(size, Image.Resampling.NEAREST).convert("RGB").save(masks[0][0])
+        assert (np.concatenate(as_arrays(build_both(paths, masks), "mask")) == expected).mean() > 0.97
+    left, right = mask * (np.arange(40) < 20), mask * (np.arange(40) >= 20)
+    halves = [tmp_path / "data" / "masks" / name for name in ("left.png", "right.png")]
+    for path, half in zip(halves, (left, right), strict=True):
+        Image.fromarray(half.astype(np.uint8)).save(path)
+    assert np.array_equal(np.concatenate(as_arrays(build_both(paths, [halves]), "mask")), expected)
+    Image.fromarray((left // 255 + right // 255 * 2).astype(np.uint8)).save(masks[0][0])
+    classes = np.concatenate(as_arrays(build_both(paths, masks, values={0: 0, 1: 1, 2: 2}), "mask"))[0]
+    assert np.array_equal(classes > 0, expected[0])
+    assert np.array_equal(classes == 2, (expected[0] > 0) & (np.arange(16) >= 8))
+
+
+def test_masks_that_do_not_fit_are_named(place, tmp_path):
+    paths, masks = pairs(tmp_path / "data", 3)
+    broken = masks[1][0]
+    with pytest.raises(MedtlError, match=r"1.png has no mask"):
+        build_both(paths, [masks[0], [], masks[2]])
+    for content, more, words in (
+        (np.zeros((40, 30), np.uint8), {}, r"masks.1.png: 30 × 40 pixels, but its picture .*1.png has 40 × 30"),
+        (np.zeros((30, 30), np.uint8), {}, r"30 × 30 pixels"),
+        (np.arange(1200, dtype=np.uint8).reshape(30, 40), {}, r"masks.1.png: expected a mask in black and white"),
+        (np.full((30, 40), 7, np.uint8), {"values": {0: 0, 255: 1}}, r"masks.1.png: .* values 0, 255, found 7"),
+    ):
+        Image.fromarray(content).save(broken)
+        with pytest.raises(MedtlError, match=words):
+            build_both(paths, masks, **more)
+    other = tmp_path / "data" / "masks" / "other.png"
+    Image.new("L", (4, 3)).save(other)
+    with pytest.raises(MedtlError, match=r"0.png and .*other.png: \(3, 4\) pixels"):
+        build_both(paths, [[masks[0][0], other], masks[0], masks[2]])
+    broken.write_bytes(b"no mask")
+    with pytest.raises(MedtlError, match=r"masks.1.png: not a readable picture"):
+        build_both(paths, masks)
+    broken.unlink()
+    with pytest.raises(MedtlError, match=r"masks.1.png, the mask of .*1.png, can't be read \(No such file"):
+        build_both(paths, masks)
+    assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
+
+
+@pytest.mark.parametrize("context", ["none", "fork", "spawn"])
+def test_augmentation_moves_picture_and_mask_together(place, tmp_path, context):
+    paths, masks = pairs(tmp_path / "data", 6, size=(120, 160))
+
+    def large(images: list[Image.Image]) -> np.ndarray:
+        return np.stack([np.asarray(image) for image in images])
+
+    prepared = prepare_images(paths, [sha(path) for path in paths], large, "large", masks)
+    augment = augmentation("light")
+    data = PreparedImages(prepared, range(6), [0] * 6, augment, seed=3)
+    plain = PreparedImages(prepared, range(6), [0] * 6)
+    more = {} if context == "none" else {"multiprocessing_context": context, "num_workers": 1}
+    moved = 0
+    for i, item in enumerate(DataLoader(data, batch_size=None, **more)):
+        draw = int(np.random.SeedSequence([3, 0, i]).generate_state(1)[0])
+        pixels, mask = np.concatenate(as_arrays(prepared))[i], np.concatenate(as_arrays(prepared, "mask"))[i]
+        expected = augment(pixels, draw, mask)
+        assert np.array_equal(item["pixel_values"].permute(1, 2, 0), expected[0])
+        assert np.array_equal(item["labels"], expected[1])
+        # Bright inside, dark outside: what the picture shows is what the mask says, but for a pixel at the edges.
+        shown = item["pixel_values"][0].numpy() > 110
+        assert (shown == (item["labels"].numpy() == 1)).mean() > 0.95
+        moved += not torch.equal(item["labels"], plain[i]["labels"])
+    assert moved >= 4
+
+
+def test_real_masks_fit_their_pictures(place, shared):
+    from hf_medtl import load
+
+    loaded = load("lung-masks", shared / "data" / "chest-xray-masks-and-labels")
+    rows = loaded.table[loaded.table["mask"] != ""].head(12)
+    paths = [loaded.root / path for path in rows["path"]]
+    masks = [[loaded.root / part for part in cell.split("|")] for cell in rows["mask"]]
+    prepared = build_both(paths, masks)
+    lungs = np.concatenate(as_arrays(prepared, "mask"))
+    assert ((lungs.mean(axis=(1, 2)) > 0.1) & (lungs.mean(axis=(1, 2)) < 0.6)).all()
+    pixels = np.concatenate(as_arrays(prepared))[..., 0]
+    assert np.mean([p[m == 1].mean() < p[4:8, 7:9].mean() for p, m in zip(pixels, lungs, strict=True)]) > 0.9  # spine

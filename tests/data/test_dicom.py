@@ -1,0 +1,366 @@
+"""DICOM and NIfTI become what a viewer shows, and nothing of their headers gets out."""
+
+import io
+import logging
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from hf_medtl import read_image
+from hf_medtl.data.dicom import code_size
+from hf_medtl.errors import UnreadableImage
+from tests.support.dicom_files import COLOUR, NAME, RAMP, dicom, encapsulated, save
+
+
+def grey(path: Path, **arguments) -> np.ndarray:
+    """The picture's grey values, after checking that it is grey and bare."""
+    picture = read_image(path, **arguments)
+    assert picture.mode == "RGB"
+    assert not picture.info
+    pixels = np.asarray(picture).astype(int)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    two = grey(save(dicom(RAMP, BitsStored=12), tmp_path / "2.dcm"))
+    one = grey(save(dicom(RAMP, BitsStored=12, PhotometricInterpretation="MONOCHROME1"), tmp_path / "1.dcm"))
+    assert two[0, 0] == 0
+    assert two[-1, -1] == 255
+    assert np.array_equal(one, 255 - two)
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR_EXACT", "SIGMOID"])
+def test_rescaling_and_the_first_window_of_the_file(function, tmp_path):
+    hounsfield = np.linspace(-1024, 1000, 48 * 64).round().reshape(48, 64)
+    stored = (hounsfield + 1024).astype(np.uint16)
+    elements = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": [40, 300], "WindowWidth": [80, 1500]}
+    if function:
+        elements["VOILUTFunction"] = function
+    found = grey(save(dicom(stored, **elements), tmp_path / "ct.dcm"))
+    expected = {  # PS3.3 C.11.2.1
+        None: (hounsfield - 39.5) / 79 + 0.5,
+        "LINEAR_EXACT": (hounsfield - 40) / 80 + 0.5,
+        "SIGMOID": 1 / (1 + np.exp(-4 * (hounsfield - 40) / 80)),
+    }[function]
+    assert np.abs(found - 255 * expected.clip(0, 1)).max() <= 0.51
+
+
+def test_a_given_window_is_in_rescaled_units_and_comes_first(tmp_path):
+    stored = np.arange(0, 200, dtype=np.int16).reshape(10, 20) - 100
+    path = save(dicom(stored, RescaleSlope=2, RescaleIntercept=-50, WindowCenter=1, WindowWidth=9), tmp_path / "a.dcm")
+    expected = 255 * ((2.0 * stored - 50 + 150) / 200).clip(0, 1)
+    assert np.abs(grey(path, window=(-150, 50)) - expected).max() <= 0.51
+    assert np.array_equal(grey(path, window=(-150, 50)), np.asarray(read_image(path.read_bytes(), (-150, 50)))[..., 0])
+    negative = save(dicom(stored, RescaleSlope=-2, RescaleIntercept=-50), tmp_path / "b.dcm")
+    expected = 255 * ((-2.0 * stored - 50 + 150) / 200).clip(0, 1)
+    assert np.abs(grey(negative, window=(-150, 50)) - expected).max() <= 0.51
+    assert grey(negative)[0, 0] == 255  # percentiles, too, follow the sign of the slope
+
+
+def test_signed_and_padded_pixels_without_a_window(tmp_path):
+    signed = np.linspace(-900, 900, 48 * 64).reshape(48, 64).astype(np.int16)
+    signed[:12] = -2000
+    found = grey(save(dicom(signed, PixelPaddingValue=-2000), tmp_path / "padded.dcm"))
+    assert (found[:12] == 0).all()
+    low, high = np.percentile(signed[12:], [0.5, 99.5])
+    assert np.abs(found - 255 * ((signed - low) / (high - low)).clip(0, 1)).max() <= 0.51
+
+
+def test_8_bits_without_a_window_stay_as_they_are(tmp_path):
+    pixels = COLOUR[..., 0] // 2 + 30
+    assert np.array_equal(grey(save(dicom(pixels), tmp_path / "8.dcm")), pixels)
+
+
+@pytest.mark.parametrize("invalid", [{"WindowCenter": 40, "WindowWidth": 0}, {"WindowCenter": 40}, {"WindowWidth": 9}])
+def test_an_invalid_window_is_as_none(invalid, tmp_path):
+    plain = grey(save(dicom(RAMP), tmp_path / "plain.dcm"))
+    assert np.array_equal(grey(save(dicom(RAMP, **invalid), tmp_path / "invalid.dcm")), plain)
+
+
+def test_lookup_tables(tmp_path):
+    def table(entries: list[int], bits: int) -> Dataset:
+        item = Dataset()
+        item.LUTDescriptor = [len(entries), 0, bits]
+        item.LUTData = entries
+        item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+        return item
+
+    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    voi = dicom(pixels, VOILUTSequence=[table([k * k for k in range(64)], 12)])
+    assert np.abs(grey(save(voi, tmp_path / "voi.dcm")) - 255 * pixels.astype(float) ** 2 / 4095).max() <= 0.51
+    modality = dicom(pixels, ModalityLUTSequence=[table([3 * k for k in range(64)], 16)])
+    assert np.abs(grey(save(modality, tmp_path / "m.dcm"), window=(0, 189)) - 255 * pixels / 63).max() <= 0.51
+
+
+def test_middle_and_chosen_frame(tmp_path, caplog):
+    frames = np.stack([np.full((8, 8), 50 * k, np.uint8) for k in range(5)])
+    path = save(dicom(frames, frames=5), tmp_path / "series.dcm")
+    with caplog.at_level(logging.INFO):
+        assert grey(path).max() == 100
+    assert "middle" in caplog.text
+    assert NAME not in caplog.text
+    assert [grey(path, frame=k).max() for k in range(5)] == [0, 50, 100, 150, 200]
+    for frame in (5, -1):
+        with pytest.raises(UnreadableImage, match=r"series\.dcm: there is no frame"):
+            read_image(path, frame=frame)
+
+
+def test_each_frame_of_an_enhanced_object_has_its_own_rescaling_and_window(tmp_path):
+    def groups(centre: float) -> Dataset:
+        item, voi, value = Dataset(), Dataset(), Dataset()
+        voi.WindowCenter, voi.WindowWidth, voi.VOILUTFunction = centre, 100, "LINEAR_EXACT"
+        value.RescaleSlope, value.RescaleIntercept = 1, -1000
+        item.FrameVOILUTSequence, item.PixelValueTransformationSequence = [voi], [value]
+        return item
+
+    frames = np.full((2, 8, 8), 1000, np.uint16)
+    data = dicom(frames, frames=2, PerFrameFunctionalGroupsSequence=[groups(0), groups(25)])
+    path = save(data, tmp_path / "enhanced.dcm")
+    assert [grey(path, frame=k)[0, 0] for k in (0, 1)] == [128, 64]
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+def test_rgb(planar, tmp_path):
+    data = dicom(COLOUR, PlanarConfiguration=planar)
+    if planar:
+        data.PixelData = COLOUR.transpose(2, 0, 1).tobytes()
+    assert np.array_equal(read_image(save(data, tmp_path / "rgb.dcm")), COLOUR)
+
+
+def test_ybr_and_16_bit_rgb(tmp_path):
+    ybr = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
+    path = save(dicom(ybr, PhotometricInterpretation="YBR_FULL"), tmp_path / "ybr.dcm")
+    assert np.abs(np.asarray(read_image(path)).astype(int) - COLOUR).max() <= 3
+    assert np.array_equal(read_image(save(dicom(COLOUR.astype(np.uint16) * 257), tmp_path / "deep.dcm")), COLOUR)
+
+
+def test_palette(tmp_path):
+    table = np.random.default_rng(1).integers(0, 256, (3, 256), dtype=np.uint8)
+    elements: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, channel in zip(("Red", "Green", "Blue"), table, strict=True):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        elements[f"{name}PaletteColorLookupTableData"] = channel.tobytes()
+    data = dicom(COLOUR[..., 0], **elements)
+    assert np.array_equal(read_image(save(data, tmp_path / "palette.dcm")), table[:, COLOUR[..., 0]].transpose(1, 2, 0))
+
+
+def test_compressed(tmp_path):
+    plain = grey(save(dicom(RAMP, BitsStored=12), tmp_path / "plain.dcm"))
+    rle = dicom(RAMP, BitsStored=12)
+    rle.compress(RLELossless)
+    assert np.array_equal(grey(save(rle, tmp_path / "rle.dcm")), plain)
+
+    jpeg, jpeg2000 = io.BytesIO(), io.BytesIO()
+    Image.fromarray(COLOUR[..., 0]).save(jpeg, "JPEG", quality=100)
+    data = encapsulated(jpeg.getvalue(), COLOUR[..., 0], JPEGBaseline8Bit)
+    assert np.abs(grey(save(data, tmp_path / "jpeg.dcm")) - COLOUR[..., 0]).max() <= 3
+    Image.fromarray(COLOUR).save(jpeg2000, "JPEG2000", no_jp2=True, mct=1)
+    data = encapsulated(jpeg2000.getvalue(), COLOUR, JPEG2000Lossless, PhotometricInterpretation="YBR_RCT")
+    assert np.array_equal(read_image(save(data, tmp_path / "jpeg2000.dcm")), COLOUR)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_other_encodings(syntax, tmp_path):
+    data = dicom(RAMP.astype(">u2") if syntax == ExplicitVRBigEndian else RAMP, syntax=syntax)
+    plain = grey(save(dicom(RAMP), tmp_path / "plain.dcm"))
+    assert np.array_equal(grey(save(data, tmp_path / "other.dcm")), plain)
+
+
+@pytest.mark.parametrize("name", ["bare.dcm", "bare"])
+def test_a_file_without_preamble(name, tmp_path):
+    plain = grey(save(dicom(RAMP), tmp_path / "plain.dcm"))
+    for implicit in (True, False):
+        data = dicom(RAMP)
+        del data.preamble, data.file_meta
+        path = save(data, tmp_path / name, enforce_file_format=False, implicit_vr=implicit, little_endian=True)
+        assert path.read_bytes()[:2] == b"\x08\0"
+        assert np.array_equal(grey(path), plain)
+
+
+def test_the_content_decides_not_the_name(tmp_path):
+    path = save(dicom(RAMP), tmp_path / "ct.png")
+    assert grey(path).max() == 255
+    Image.fromarray(COLOUR).save(tmp_path / "photo.dcm", format="PNG")
+    assert np.array_equal(read_image(tmp_path / "photo.dcm"), COLOUR)
+
+
+def coded(kind: str) -> bytes:
+    """A picture of 5000 × 5000 pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (5000, 5000)).save(buffer, kind, **({"no_jp2": True} if kind == "JPEG2000" else {}))
+    return buffer.getvalue()
+
+
+def text_for_a_number() -> Dataset:
+    data = dicom(RAMP, RescaleSlope=1)
+    data["RescaleSlope"]._value = NAME  # pydicom's exception quotes it
+    return data
+
+
+GREY = COLOUR[..., 0]
+BROKEN = {
+    "no pixels": lambda: dicom(None),
+    "no rows": lambda: dicom(RAMP, Rows=0),
+    "too large": lambda: dicom(RAMP, Rows=65535, Columns=65535),
+    "larger than the file": lambda: dicom(RAMP, Rows=5000, Columns=5000),
+    "frames without end": lambda: dicom(RAMP, NumberOfFrames=2**31 - 1),
+    "channels": lambda: dicom(RAMP, SamplesPerPixel=60000, PlanarConfiguration=0),
+    "bits": lambda: dicom(RAMP, BitsAllocated=13),
+    "colour space": lambda: dicom(RAMP, PhotometricInterpretation=NAME),
+    "text for a number": text_for_a_number,
+    "another size in the JPEG": lambda: encapsulated(coded("JPEG"), GREY, JPEGBaseline8Bit),
+    "another size in the JPEG 2000": lambda: encapsulated(coded("JPEG2000"), GREY, JPEG2000Lossless),
+    "run lengths without end": lambda: encapsulated(b"\1\0\0\0\x40" + bytes(59) + b"\x81\0" * 10**6, GREY, RLELossless),
+    "no code": lambda: encapsulated(b"\0\0", GREY, JPEGBaseline8Bit),
+}
+
+
+@pytest.mark.parametrize("kind", list(BROKEN))
+def test_what_gives_no_picture_is_one_error_without_header_data(kind, tmp_path, caplog, capfd, recwarn):
+    path = tmp_path / "broken.dcm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(BROKEN[kind](), path)
+    caplog.clear()
+    recwarn.clear()
+    with caplog.at_level(logging.DEBUG), pytest.raises(UnreadableImage, match=r"broken\.dcm") as caught:
+        read_image(path)
+    assert caught.value.__cause__ is caught.value.__context__ is None  # nothing for a traceback to print
+    out = capfd.readouterr()
+    said = " ".join([str(caught.value), caplog.text, out.out, out.err, *(str(w.message) for w in recwarn)])
+    assert "Mustermann" not in said
+
+
+def test_nothing_of_the_header_gets_out_with_a_picture(tmp_path, caplog, capfd, recwarn):
+    data = dicom(RAMP)
+    data.PerFrameFunctionalGroupsSequence = [Dataset()]
+    data.PerFrameFunctionalGroupsSequence[0].PatientName = NAME
+    path = save(data, tmp_path / "named.dcm")
+    with caplog.at_level(logging.DEBUG):
+        pictures = [read_image(path), *ThreadPoolExecutor(4).map(read_image, [path] * 40)]
+    out = capfd.readouterr()
+    assert not recwarn.list
+    for picture in pictures:
+        assert not picture.info
+        assert not picture.getexif()
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        assert b"Mustermann" not in buffer.getvalue() + repr(vars(picture)).encode()
+    assert "Mustermann" not in caplog.text + out.out + out.err
+    assert logging.getLogger("pydicom").level == logging.NOTSET or logging.getLogger("pydicom").level < logging.CRITICAL
+
+
+def test_deflated_bomb(tmp_path):
+    data = dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    data.add_new(0x00091001, "OB", bytes(300 << 20))
+    with pytest.raises(UnreadableImage, match="MiB"):
+        read_image(save(data, tmp_path / "bomb.dcm"))
+
+
+def test_size_in_the_code():
+    for options in ({"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "JPEG2000"}):
+        buffer = io.BytesIO()
+        Image.new("RGB", (70, 50)).save(buffer, **options)
+        assert code_size(buffer.getvalue()) == (50, 70, 3)
+    assert code_size(b"") is code_size(b"\xff\xd8\xff") is code_size(b"text" * 99) is None
+
+
+def test_ordinary_pictures_are_read_without_pydicom(tmp_path):
+    from tests.support.commands import script
+
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    code = """import sys; from hf_medtl import read_image; read_image(sys.argv[1])
+assert not {"pydicom", "nibabel", "scipy"} & set(sys.modules)"""
+    done = script(sys.executable, "-c", code, tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+
+
+VOLUME = np.random.default_rng(2).integers(-1000, 1000, (9, 12, 7)).astype(np.int16)  # right, front, up
+
+
+def nifti(volume: np.ndarray, path: Path, affine: np.ndarray | None = None, kind: str = "Nifti1Image") -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    image = getattr(nibabel, kind)(volume, np.diag([1, 1, 2, 1]) if affine is None else affine)
+    image.header["descrip"] = NAME
+    nibabel.save(image, path)
+    return path
+
+
+def upright(volume: np.ndarray, slice_: int) -> np.ndarray:
+    """Patient's right on the left, front at the top, percentiles of the slice."""
+    plane = volume[::-1, ::-1, slice_].T.astype(float)
+    low, high = np.percentile(plane, [0.5, 99.5])
+    return 255 * ((plane - low) / (high - low)).clip(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["Nifti1Image", "Nifti2Image"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_slices(kind, suffix, tmp_path):
+    path = nifti(VOLUME, tmp_path / f"brain{suffix}", kind=kind)
+    assert np.abs(grey(path) - upright(VOLUME, 3)).max() <= 0.51
+    assert np.abs(grey(path, frame=0) - upright(VOLUME, 0)).max() <= 0.51
+    wide = np.asarray(read_image(path.read_bytes(), window=(-2000, 2000)))
+    assert np.array_equal(grey(path, window=(-2000, 2000)), wide[..., 0])
+    with pytest.raises(UnreadableImage, match="no slice 7"):
+        read_image(path, frame=7)
+
+
+@pytest.mark.parametrize("code", ["LPS", "SRA", "AIL", "PSR", "IRP", "RAS"])
+@pytest.mark.parametrize("volumes", [0, 2])
+def test_nifti_in_any_orientation(code, volumes, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.stack([VOLUME, VOLUME + 1], -1) if volumes else VOLUME, np.eye(4))
+    turn = nibabel.orientations.axcodes2ornt(code)
+    turned = image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(np.eye(4)), turn))
+    assert "".join(nibabel.aff2axcodes(turned.affine)) == code
+    nibabel.save(turned, tmp_path / "turned.nii")
+    assert np.abs(grey(tmp_path / "turned.nii", frame=5) - upright(VOLUME, 5)).max() <= 0.51
+
+
+def test_damaged_nifti(tmp_path, monkeypatch):
+    path = nifti(VOLUME, tmp_path / "a.nii")
+    whole = path.read_bytes()
+    huge = whole[:42] + np.array([30000, 30000, 30000], "<i2").tobytes() + whole[48:]
+    for content in (whole[:200], whole[:360], whole[:-500], huge):
+        path.write_bytes(content)
+        with pytest.raises(UnreadableImage, match=r"a\.nii") as caught:
+            read_image(path)
+        assert "Mustermann" not in str(caught.value)
+    path.write_bytes(whole)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(UnreadableImage, match=r"pip install hf_medtl\[nifti\]"):
+        read_image(path)
+
+
+@pytest.mark.real
+def test_real_files(shared):
+    folder = shared / "data" / "dicom-samples"
+    files = sorted(folder.glob("*.dcm"))
+    assert len(files) == 14
+    pictures = {path.name: read_image(path) for path in files}
+    for picture in pictures.values():
+        assert picture.mode == "RGB"
+        assert not picture.info
+        assert np.ptp(np.asarray(picture)) > 40
+    air = np.asarray(pictures["693_UNCI.dcm"])[:20]
+    assert (air == 0).all()
+    lossy, plain = (np.asarray(pictures[f"RG1_{kind}.dcm"]).astype(int) for kind in ("J2KI", "UNCI"))
+    assert np.abs(lossy - plain).mean() < 2
+    names = ("1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819.dcm", "Fake_MONOHR1.dcm")
+    two, one = (np.asarray(pictures[name]) for name in names)
+    assert np.array_equal(one, 255 - two)

@@ -1,0 +1,262 @@
+"""Masks and maps of DICOM files as DICOM: right pixels, right references, and the patient named there only."""
+
+import logging
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+
+from hf_medtl import MedtlError
+from hf_medtl.data.dicom_writer import concept, overlay_object, read_header, save_objects, segmentation_object
+from tests.support.commands import COMMAND, script, typed
+from tests.support.dicom_files import COLOUR, NAME, RAMP, dicom, save
+from tests.support.tiny_models import build_tiny
+
+highdicom = pytest.importorskip("highdicom")
+RADIOGRAPH = "1.2.840.10008.5.1.4.1.1.1"  # Computed Radiography Image Storage
+LABELS = ("background", "lungs", "Łuk żebra", "heart")
+MASK = np.zeros(RAMP.shape, np.uint8)
+MASK[5:20, 3:30], MASK[25:40, 50:] = 1, 2  # no heart
+
+
+def radiograph(pixels=RAMP, **elements):
+    """A chest radiograph that has what the standard demands of one."""
+    study, series = generate_uid(), generate_uid()
+    named = {"SOPClassUID": RADIOGRAPH, "StudyInstanceUID": study, "SeriesInstanceUID": series, "Modality": "CR"}
+    return dicom(pixels, BitsStored=12, **(named | {"PatientSex": "F", "PatientOrientation": ["L", "F"]} | elements))
+
+
+def slice_(**elements):
+    """A slice of a CT with its place in the patient."""
+    place = {"FrameOfReferenceUID": generate_uid(), "ImagePositionPatient": [-10, -20, 30.5], "SliceThickness": 2,
+             "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.7, 0.7]}  # fmt: skip
+    return radiograph(**({"SOPClassUID": CTImageStorage, "Modality": "CT", "InstanceNumber": 7} | place | elements))
+
+
+def written(made: Dataset, path):
+    made.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("kind", [radiograph, slice_])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_segmentation_has_the_mask_of_the_stored_pixels(kind, photometric, tmp_path):
+    source = read_header(save(kind(PhotometricInterpretation=photometric), tmp_path / "scan.dcm"))
+    path = written(segmentation_object(source, MASK, LABELS, "owner/unet", "abc123"), tmp_path / "scan.seg.dcm")
+    found = highdicom.seg.segread(path)
+    frames = found.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)[0]
+    assert np.array_equal(frames, np.stack([i == MASK for i in (1, 2, 3)], axis=-1))
+    assert found.NumberOfFrames == 3  # the heart has a frame that says there is none
+    assert (found.StudyInstanceUID, found.PatientName) == (source.StudyInstanceUID, NAME)
+    assert found.SeriesInstanceUID != source.SeriesInstanceUID
+    assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+    referenced = found.SourceImageSequence[0]
+    assert referenced.ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert referenced.ReferencedSOPClassUID == source.SOPClassUID
+    assert [segment.SegmentLabel for segment in found.SegmentSequence] == list(LABELS[1:])
+    lungs = found.SegmentSequence[0]
+    assert lungs.SegmentedPropertyTypeCodeSequence[0].CodeValue == "39607008"
+    algorithm = lungs.SegmentationAlgorithmIdentificationSequence[0]
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("owner/unet", "abc123")
+    assert "hf_medtl" in algorithm.AlgorithmSource
+    assert "not for diagnosis" in found.SeriesDescription
+    if kind is slice_:
+        places = found.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+        assert list(places.ImagePositionPatient) == [-10, -20, 30.5]
+        assert found.FrameOfReferenceUID == source.FrameOfReferenceUID
+        assert found.InstanceNumber == 7
+    else:
+        assert list(found.PatientOrientation) == ["L", "F"]
+
+
+def test_slices_of_a_series_make_one_series_of_masks():
+    first = slice_()
+    second = slice_(SeriesInstanceUID=first.SeriesInstanceUID)
+    one, other, newer = (
+        segmentation_object(source, MASK, LABELS, "unet", revision)
+        for source, revision in ((first, "a"), (second, "a"), (second, "b"))
+    )
+    assert one.SeriesInstanceUID == other.SeriesInstanceUID != newer.SeriesInstanceUID
+    assert one.SOPInstanceUID != other.SOPInstanceUID
+
+
+def test_labels_become_codes():
+    organ, finding = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
+    assert concept("lungs") == concept("Lung") == (organ, codes.SCT.Lung)
+    assert concept("left_lung")[1].value == "44029006"
+    assert concept("tumor") == (finding, codes.SCT.Neoplasm)
+    category, code = concept("Hilus \\ links")
+    assert category == codes.SCT.SpatialAndRelationalConcept
+    assert (code.value, code.scheme_designator, code.meaning) == ("Hilus / links", "99HFMEDTL", "Hilus / links")
+    long = segmentation_object(radiograph(), MASK, ("none", "a" * 90, "b", "c"), "m" * 99, None)
+    assert long.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].LongCodeValue == "a" * 64
+    assert long.ManufacturerModelName == "m" * 64
+
+
+def test_an_overlay_is_a_picture_of_the_study(tmp_path):
+    source = radiograph(
+        PatientName="Müßtermann^Jürgen", SpecificCharacterSet="ISO_IR 100", BurnedInAnnotation="NO",
+        LossyImageCompression="01", LossyImageCompressionRatio="9.5", LossyImageCompressionMethod="ISO_10918_1",
+    )  # fmt: skip
+    source = read_header(save(source, tmp_path / "scan.dcm"))
+    made = overlay_object(source, Image.fromarray(COLOUR), "pneumonia 0.930 by gradcam", "owner/vit", "abc123")
+    found = dcmread(written(made, tmp_path / "over.dcm"))
+    assert np.array_equal(found.pixel_array, COLOUR)
+    assert found.PhotometricInterpretation == "RGB"
+    assert found.SOPClassUID.name == "Secondary Capture Image Storage"
+    assert str(found.PatientName) == "Müßtermann^Jürgen"
+    assert (found.StudyInstanceUID, found.PatientID) == (source.StudyInstanceUID, source.PatientID)
+    assert found.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert "pneumonia 0.930 by gradcam" in found.DerivationDescription
+    assert all("not for diagnosis" in text for text in (found.DerivationDescription, found.SeriesDescription))
+    assert (found.BurnedInAnnotation, found.LossyImageCompression) == ("NO", "01")
+    assert list(found.PatientOrientation) == ["L", "F"]
+
+
+def test_nothing_is_invented():
+    source = radiograph()
+    for key in ("PatientName", "PatientID", "PatientSex", "PatientOrientation"):
+        delattr(source, key)
+    pictures = segmentation_object(source, MASK, LABELS, "m"), overlay_object(source, Image.fromarray(COLOUR), "", "m")
+    for made in pictures:
+        empty = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber")
+        assert not any(made[key].value for key in (*empty, "PatientOrientation"))
+        assert "BurnedInAnnotation" not in made
+        assert "PatientName" not in source
+
+
+def test_of_several_frames_the_overlay_names_the_one_that_is_read():
+    source = radiograph(np.stack([RAMP] * 5), frames=5)
+    made = overlay_object(source, Image.fromarray(COLOUR), "", "m")
+    assert made.SourceImageSequence[0].ReferencedFrameNumber == 3
+    with pytest.raises(MedtlError, match="of 5 frames"):
+        segmentation_object(source, MASK, LABELS, "m")
+
+
+BAD = {
+    "lacks StudyInstanceUID": lambda: radiograph(StudyInstanceUID=""),
+    "lacks SOPInstanceUID, SeriesInstanceUID": lambda: radiograph(SOPInstanceUID=NAME, SeriesInstanceUID=NAME),
+    "what is needed": lambda: radiograph(PatientSex="MUSTERMANN"),
+    r"ValueError.* no FrameOfReferenceUID": lambda: radiograph(SOPClassUID=CTImageStorage),
+    "has 64 × 48 pixels, not 48 × 64": lambda: radiograph(RAMP.T),
+}
+
+
+@pytest.mark.parametrize("reason", list(BAD))
+@pytest.mark.parametrize("overlay", [False, True])
+def test_what_can_not_be_is_told_without_a_word_of_the_header(reason, overlay, tmp_path, caplog, capfd, recwarn):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = save(BAD[reason](), tmp_path / "bad.dcm", enforce_file_format=False)
+    if overlay and "FrameOfReference" in reason:
+        pytest.skip("a picture in colour has no place in the patient")
+    caplog.clear()
+    recwarn.clear()
+    with caplog.at_level(logging.DEBUG), pytest.raises(MedtlError, match=reason) as caught:
+        if overlay:
+            overlay_object(read_header(path), Image.fromarray(MASK), "", "m")
+        else:
+            segmentation_object(read_header(path), MASK, LABELS, "m")
+    assert caught.value.__cause__ is caught.value.__context__ is None  # nothing for a traceback to print
+    out = capfd.readouterr()
+    said = " ".join([str(caught.value), caplog.text, out.out, out.err, *(str(w.message) for w in recwarn)])
+    assert "mustermann" not in said.lower()
+
+
+def test_a_name_that_highdicom_warns_of_is_not_logged(caplog, recwarn):
+    source = radiograph(PatientName="Mustermann")  # without ^
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        made = segmentation_object(source, MASK, LABELS, "m")
+        overlay_object(source, Image.fromarray(COLOUR), "", "m")
+    assert made.PatientName == "Mustermann"
+    assert "Mustermann" not in caplog.text + " ".join(str(warning.message) for warning in recwarn)
+
+
+def test_what_is_asked_wrongly_is_named(monkeypatch):
+    with pytest.raises(MedtlError, match="Classes 0 to 1"):
+        segmentation_object(radiograph(), MASK, LABELS[:2], "m")
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[dicom-out\]'"):
+        segmentation_object(radiograph(), MASK, LABELS, "m")
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_headers_are_of_dicom_files_only(syntax, tmp_path):
+    source = radiograph(syntax=syntax)
+    header = read_header(save(source, tmp_path / "a.dcm"))
+    assert header.SOPInstanceUID == source.SOPInstanceUID
+    assert "PixelData" not in header
+    Image.fromarray(COLOUR).save(tmp_path / "photo.dcm", "PNG")
+    assert read_header(tmp_path / "photo.dcm") is None
+    assert save_objects(str(tmp_path / "photo.dcm"), {tmp_path / "no.dcm": lambda header: header}) == ""
+    assert not (tmp_path / "no.dcm").exists()
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("Mustermann") / "unet"
+    model, processor = build_tiny(labels=("background", "lungs"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_the_command_writes_segmentations_beside_masks(segmenter, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, photometric in (("one", "MONOCHROME1"), ("two", "MONOCHROME2")):
+        save(radiograph(PhotometricInterpretation=photometric), pictures / f"{name}.dcm")
+    save(radiograph(StudyInstanceUID="", PatientComments=NAME), pictures / "nostudy.dcm")
+    Image.fromarray(COLOUR).save(pictures / "photo.png")
+    done = script(COMMAND, "predict", segmenter, pictures, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks")
+    assert done.returncode == 1
+    assert "4 pictures, 1 of them with an error" in done.stdout
+    table = pd.read_csv(tmp_path / "t.csv").set_index(pd.Index(["nostudy", "one", "photo", "two"]))
+    assert "lacks StudyInstanceUID" in table.at["nostudy", "error"]
+    assert table["error"].notna().sum() == 1
+    assert table["area_lungs"].notna().all()
+    names = {path.name for path in (tmp_path / "masks").iterdir()}
+    assert {name for name in names if "seg" in name} == {"one.dcm.seg.dcm", "two.dcm.seg.dcm"}
+    assert {"nostudy.dcm.png", "photo.png.png"} < names
+    for name in ("one", "two"):
+        mask = np.asarray(Image.open(tmp_path / "masks" / f"{name}.dcm.png"))
+        segments = dcmread(tmp_path / "masks" / f"{name}.dcm.seg.dcm")
+        assert 0 < mask.mean() < 1
+        assert np.array_equal(segments.pixel_array, mask == 1)
+        assert segments.PatientName == NAME
+        assert segments.ManufacturerModelName.endswith("/unet")
+    assert NAME not in done.stdout + done.stderr + (tmp_path / "t.csv").read_text()
+    assert all(NAME.encode() not in path.read_bytes() for path in (tmp_path / "masks").glob("*.png"))
+
+
+def test_overlays_beside_maps_and_none_where_not_wanted(tiny, tmp_path):
+    source = save(radiograph(), tmp_path / "scan.dcm")
+    command = "predict", tiny("vit"), source, "--explain", "gradcam", "--out"
+    printed = typed(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps")
+    found = dcmread(tmp_path / "maps" / "scan.dcm.sc.dcm")
+    assert np.array_equal(found.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "scan.dcm.png")))
+    label = pd.read_csv(tmp_path / "t.csv")["label"][0]
+    assert f"{label} 0." in found.DerivationDescription
+    assert "by gradcam" in found.DerivationDescription
+    assert found.PatientName == NAME
+    assert "Mustermann" not in printed + (tmp_path / "t.csv").read_text()
+    typed(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare", "--no_dicom")
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["scan.dcm.png"]
+
+
+@pytest.mark.real
+def test_real_radiographs(shared, tmp_path):
+    """In stored coordinates, at their own size, from JPEG 2000 and with MONOCHROME1 too."""
+    for name in ("RG1_J2KI.dcm", "CT_small.dcm", "MR_small.dcm"):
+        source = read_header(shared / "data" / "dicom-samples" / name)
+        mask = (np.random.default_rng(0).random((source.Rows, source.Columns)) > 0.5).astype(np.uint8)
+        found = highdicom.seg.segread(written(segmentation_object(source, mask, LABELS[:2], "m", "1"), tmp_path / name))
+        assert np.array_equal(found.pixel_array.reshape(mask.shape), mask)
+        assert found.StudyInstanceUID == source.StudyInstanceUID

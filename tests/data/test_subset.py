@@ -1,0 +1,103 @@
+"""Shares of the training split: by group, nested, of each label; runs of them share what is prepared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_medtl import MedtlError, Recipe, load, run
+from hf_medtl.common.system import cache_dir
+from hf_medtl.data.subset import part_of, subsample_training
+from tests.support.commands import options
+
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def groups_of(n_patients: int, seed: int) -> pd.DataFrame:
+    """Patients of one to four pictures, a rare label, two sources."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(n_patients):
+        label, source = rng.choice(["a", "b", "c"], p=[0.7, 0.27, 0.03]), rng.choice(["x", "y"], p=[0.8, 0.2])
+        rows += [{"group": f"g{patient:04d}", "label": label, "source": source}] * rng.integers(1, 5)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_are_nested_and_stratified_and_keep_groups_whole(seed):
+    table = groups_of(300, seed)
+    before: set[int] = set()
+    for share in SHARES:
+        part = part_of(table["label"].tolist(), table["group"].tolist(), share, seed, table["source"].tolist())
+        rows = set(np.flatnonzero(part))
+        assert before < rows
+        before = rows
+        chosen = table[part]
+        assert set(chosen["label"]) == {"a", "b", "c"}
+        assert set(chosen["group"]).isdisjoint(table[~part]["group"])
+        assert chosen["group"].nunique() == max(3, round(300 * share))
+        if share >= 0.1:
+            for column in ("label", "source"):
+                every = table.drop_duplicates("group")[column].value_counts()
+                its = chosen.drop_duplicates("group")[column].value_counts().reindex(every.index)
+                assert (its - every * share).abs().max() <= 3  # of six kinds, each off by less than one, and the first
+    assert len(before) == len(table)
+
+
+def test_seeds_differ_and_repeat():
+    table = groups_of(100, 0)
+    one, again, other = (part_of(table["label"], table["group"], 0.2, seed) for seed in (1, 1, 2))
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_several_labels_and_none():
+    cells, groups = ["p|q", "", "q", "", "r", "q"], list("abcdef")
+    part = part_of(cells, groups, 0.01, 0)
+    found = {label for cell, its in zip(cells, part, strict=True) if its for label in cell.split("|")}
+    assert {"p", "q", "r"} <= found
+    assert part_of(["", ""], ["a", "b"], 0.01, 0).sum() == 1  # masks need no labels
+
+
+def test_only_training_shrinks(phantoms):
+    whole = load("brain-phantoms", phantoms, seed=3)
+    part = subsample_training(whole, 0.25, 3)
+    for split in ("validation", "test"):
+        its, all_ = (x.table[x.table["split"] == split].reset_index(drop=True) for x in (part, whole))
+        pd.testing.assert_frame_equal(its, all_)
+    assert len(part.prints) == len(part.table)
+    assert part.excluded["kind"].value_counts()["not in the share for training"] == len(whole.table) - len(part.table)
+    pd.testing.assert_frame_equal(part.every().table, whole.table)
+    assert subsample_training(whole, 1.0, 3) is whole
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.2, float("nan")])
+def test_what_is_no_share(share, tmp_path):
+    with pytest.raises(MedtlError, match="above 0 and at most 1"):
+        part_of(["a"], ["g"], share, 0)
+    with pytest.raises(MedtlError, match="--train_fraction is a share above 0"):
+        Recipe(train_fraction=share, output_dir=str(tmp_path))
+    with pytest.raises(MedtlError, match="Leave out --train_fraction"):
+        Recipe(train_fraction=0.5, splits="splits.csv", output_dir=str(tmp_path))
+
+
+def test_a_run_of_a_part(phantoms, tiny, tmp_path, finished):
+    """Same test pictures as the whole; nothing is prepared anew; its splits.csv repeats it."""
+    prepared = {path.name for path in (cache_dir() / "pictures").glob("*.arrow")}
+    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "part", train_fraction=0.3, num_train_epochs=1)))
+    assert {path.name for path in (cache_dir() / "pictures").glob("*.arrow")} == prepared
+    whole, part = (pd.read_csv(Path(its) / "splits.csv").set_index("image_id") for its in (finished, folder))
+    assert (whole["split"][part.index] == part["split"]).all()
+    lost = whole.drop(part.index)
+    assert set(lost["split"]) == {"train"}
+    kept = part[part["split"] == "train"]["group"].nunique()
+    assert kept == round(0.3 * whole[whole["split"] == "train"]["group"].nunique())
+    names = pd.read_csv(folder / "predictions.csv")["image_id"].tolist()
+    assert names == pd.read_csv(finished / "predictions.csv")["image_id"].tolist()
+    assert "train_fraction: 0.3" in (folder / "recipe.yaml").read_text()
+    assert len(pd.read_csv(folder / "excluded.csv")) == len(lost)
+    again = load("brain-phantoms", phantoms, splits=folder / "splits.csv")
+    assert again.table["image_id"].tolist() == part.index.tolist()
+    assert json.loads((folder / "results.json").read_text())["n"] == len(names)

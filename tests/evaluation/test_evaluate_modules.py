@@ -1,0 +1,161 @@
+"""Our metrics as modules of Hugging Face `evaluate`: offline by path, from a Space, combined, with the same numbers."""
+
+import importlib.util
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import HfApi
+
+from hf_medtl import MedtlError
+from hf_medtl.evaluation import modules
+from hf_medtl.evaluation.intervals import mean_intervals, metric_intervals
+from hf_medtl.evaluation.masks import METRICS, mask_metrics
+from hf_medtl.evaluation.metrics import METRICS as CLINICAL
+from hf_medtl.evaluation.metrics import classification_metrics
+from tests.support.commands import ROOT
+
+FOLDER = ROOT / "hf_medtl" / "evaluation" / "modules"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any connection is an error."""
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def cases(classes: int, n: int = 40) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Probabilities, labels and patients of two pictures each."""
+    rng = np.random.default_rng(classes)
+    labels = np.arange(n) // 2 % classes
+    chances = rng.dirichlet(np.ones(classes), n) + np.eye(classes)[labels] * 0.4
+    return chances / chances.sum(axis=1, keepdims=True), labels, [f"patient {i // 2}" for i in range(n)]
+
+
+@pytest.mark.parametrize(("classes", "more"), [(2, {"positive": 0, "threshold": 0.3}), (3, {})])
+def test_clinical_metrics_are_ours(offline, classes, more):
+    chances, labels, patients = cases(classes)
+    metric = evaluate.load(str(FOLDER / "clinical_metrics"))
+    found = metric.compute(predictions=chances, references=labels, names=CLINICAL, groups=patients, **more)
+    expected = classification_metrics(labels, chances, **more, names=CLINICAL)
+    assert {name: found[name] for name in CLINICAL} == pytest.approx(expected, abs=0, nan_ok=True)
+    for name, interval in metric_intervals(labels, chances, patients, **more, names=CLINICAL).items():
+        both = found[f"{name}_low"], found[f"{name}_high"]
+        assert both == pytest.approx((interval.low, interval.high), abs=0, nan_ok=True), name
+    assert len(found) == 3 * len(CLINICAL)
+
+
+def test_added_in_batches_and_one_by_one(offline):
+    chances, labels, _ = cases(2)
+    metric = evaluate.load(modules.path("clinical_metrics"))
+    metric.add_batch(predictions=chances[:30], references=labels[:30])
+    for row, label in zip(chances[30:], labels[30:], strict=True):
+        metric.add(prediction=row, reference=label)
+    assert metric.compute() == pytest.approx(classification_metrics(labels, chances), abs=0)
+
+
+def test_undefined_is_nan_and_nonsense_is_refused(offline):
+    metric = evaluate.load(modules.path("clinical_metrics"))
+    assert np.isnan(metric.compute(predictions=[[0.2, 0.8]], references=[1])["roc_auc"])
+    with pytest.raises(ValueError, match="logits"):
+        metric.compute(predictions=[[-2.0, 3.0]], references=[1])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_segmentation_metrics_are_ours(offline, kind):
+    rng, names = np.random.default_rng(0), ("background", "lungs", "heart")
+    sizes = [(12, 9), (20, 31), (7, 7), (5, 8)] * 5
+    true = [rng.integers(0, 3, size).astype(kind) for size in sizes]
+    true[3][:] = 0
+    true[1][0, :4] = 255  # left out
+    found = [np.where(rng.random(mask.shape) < 0.2, 1, mask % 3).astype(kind) for mask in true]
+    groups, sources, spacing = [f"patient {i // 2}" for i in range(20)], ["x"] * 12 + ["y"] * 8, (0.5, 2.0)
+    rows = [mask_metrics(t, p, names, spacing) for t, p in zip(true, found, strict=True)]
+    metric = evaluate.load(str(FOLDER / "segmentation_metrics"))
+    options = {"labels": names, "spacing": spacing, "groups": groups, "sources": sources}
+    answer = metric.compute(predictions=found, references=true, **options)
+    assert sum(row["one_empty"] for row in rows) > 0
+    for name in rows[0]:
+        column = [row[name] for row in rows]
+        if name in ("both_empty", "one_empty"):
+            assert answer[name] == sum(column)
+            continue
+        assert answer[name] == pytest.approx(np.mean(column), abs=1e-15)
+        interval = mean_intervals({name: column}, groups, sources)[name]
+        both = answer[f"{name}_low"], answer[f"{name}_high"]
+        assert both == pytest.approx((interval.low, interval.high), rel=1e-12, nan_ok=True)
+    assert answer["dice_low"] < answer["dice"] < answer["dice_high"]
+
+
+def test_masks_of_yes_and_no(offline):
+    true, found = np.eye(6) > 0, np.ones((6, 6)) > 0
+    metric = evaluate.load(modules.path("segmentation_metrics"))
+    answer = metric.compute(predictions=np.stack([found, true]), references=np.stack([true, true]))
+    rows = [mask_metrics(true, found), mask_metrics(true, true)]
+    assert {name: answer[name] for name in METRICS} == {n: (rows[0][n] + rows[1][n]) / 2 for n in METRICS}
+    assert not any(name.endswith("_low") for name in answer)
+
+
+def test_combined(offline):
+    chances, labels, patients = cases(2)
+    both = evaluate.combine({"one": modules.path("clinical_metrics"), "two": modules.path("clinical_metrics")})
+    found = both.compute(predictions=chances, references=labels, names=["brier"], groups=patients)
+    assert found["one_brier"] == found["two_brier"] == classification_metrics(labels, chances)["brier"]
+    masks = evaluate.combine([modules.path("segmentation_metrics")], force_prefix=True)
+    masks.add(prediction=np.ones((4, 4), np.uint8), reference=np.eye(4, dtype=np.uint8))
+    assert (
+        masks.compute()["segmentation_metrics_dice"] == mask_metrics(np.eye(4, dtype=int), np.ones((4, 4), int))["dice"]
+    )
+
+
+def test_unknown_module():
+    with pytest.raises(MedtlError, match="clinical_metrics, segmentation_metrics, found 'accuracy'"):
+        modules.path("accuracy")
+
+
+@pytest.mark.parametrize("name", modules.NAMES)
+def test_as_a_space(name, hub, tmp_path):
+    """The folder as it is, pushed; then loaded by id, as a stranger would."""
+    space = Path(shutil.copytree(modules.path(name), tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__")))
+    metadata = yaml.safe_load((space / "README.md").read_text().split("---")[1])
+    assert metadata["sdk"] == "gradio"
+    assert {"evaluate", "metric"} <= set(metadata["tags"])
+    assert (space / metadata["app_file"]).is_file()
+    assert (space / "requirements.txt").read_text().split() == ["hf_medtl"]
+    api = HfApi()
+    repo = f"ci-user/{name}"
+    api.create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
+    api.upload_folder(repo_id=repo, repo_type="space", folder_path=space)
+    metric = evaluate.load(repo)
+    assert metric.name == name
+    assert type(metric).__module__.startswith("evaluate_modules.metrics.ci-user--")
+
+
+@pytest.mark.parametrize("name", modules.NAMES)
+def test_the_page_of_a_space(name, tmp_path):
+    """TRAP: the widget of evaluate 0.4.6 asks Gradio for what Gradio 4 took away. A Space's folder is called app."""
+    space = shutil.copytree(modules.path(name), tmp_path / "app")
+    spec = importlib.util.spec_from_file_location(f"app_of_{name}", Path(space) / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    if name == "clinical_metrics":
+        answer = app.compute(*app.EXAMPLE)
+        assert answer["roc_auc"] == 1
+        assert answer["specificity"] == 0.5
+        with pytest.raises(app.gr.Error, match="summing to 1"):
+            app.compute("[[3, 1]]", "[0]", "", 0.5)
+    else:
+        mask = np.eye(8, dtype=np.uint8) * 255
+        assert app.compute(mask, mask)["dice"] == 1
+        with pytest.raises(app.gr.Error, match="two masks"):
+            app.compute(mask, None)
+    json.dumps(app.demo.get_config_file())

@@ -1,0 +1,145 @@
+"""Sentences of a study: planted differences are stated, absent ones are not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hf_medtl.evaluation.resampling import group_draws
+from hf_medtl.evaluation.study_statements import FEWEST, Contrast, Point, compare, pairs, statements
+
+SIZES = {5.0: 8, 25.0: 40, 100.0: 160}
+ARMS = {"a, full": ("a", False), "b, full": ("b", False), "a, scratch": ("a", True)}
+
+
+def study(
+    truth: dict[tuple[str, float], float], n: int = 60, seeds: tuple[int, ...] = (1, 2), noise: float = 0.1, of: int = 0
+) -> list[Point]:
+    """Mean of a value that each of n test groups has; groups differ, and arms err in common and by themselves."""
+    rng = np.random.default_rng(of)
+    drawn = {seed: group_draws(np.zeros(n, int), 1000, seed) / n for seed in seeds}
+    common = {seed: rng.normal(0, 2 * noise, n) for seed in seeds}
+    points = []
+    for (arm, percent), mean in truth.items():
+        its = {seed: mean + common[seed] + rng.normal(0, noise, n) for seed in seeds}
+        points.append(
+            Point(
+                arm,
+                *ARMS[arm],
+                percent,
+                SIZES[percent],
+                {seed: float(column.mean()) for seed, column in its.items()},
+                {seed: drawn[seed] @ column for seed, column in its.items()},
+                dict.fromkeys(seeds, (0.0, 1.0)),
+            )
+        )
+    return points
+
+
+def said(points: list[Point], fewest: int = 60) -> list[str]:
+    return statements(points, compare(points, fewest), "Dice", fewest)
+
+
+def test_planted_differences_are_stated():
+    """Transfer helps with few groups and not with many; b is like a; scratch needs more groups."""
+    truth = {("a, full", 5.0): 0.8, ("b, full", 5.0): 0.8, ("a, scratch", 5.0): 0.6}
+    truth |= {(arm, 100.0): 0.85 for arm in ARMS}
+    lines = said(study(truth))
+    assert len(lines) == 6
+    few = next(line for line in lines if line.startswith("**With 5 %"))
+    assert few.startswith("**With 5 % (8 training groups): take ")
+    assert "a, full or b, full" in few or "b, full or a, full" in few
+    assert " has a higher Dice than a, scratch, +0." in few
+    assert "No difference can be told between " in few
+    many = next(line for line in lines if line.startswith("**With 100 %"))
+    assert many.startswith("**With 100 % (160 training groups): no difference can be told.**")
+    transfer = next(line for line in lines if line.startswith("**Pretrained weights"))
+    assert transfer.startswith("**Pretrained weights, a, full against a, scratch.** Higher Dice: with 5 % (8 training ")
+    assert "No difference can be told: with 100 % (160 training groups), " in transfer
+    more = next(line for line in lines if line.startswith("**More training groups, a, scratch.**"))
+    assert "Higher Dice: 100 % against 5 % (8 training groups), +0.2" in more
+
+
+def test_the_interval_stands_beside_what_it_backs():
+    points = study({("a, full", 5.0): 0.8, ("a, scratch", 5.0): 0.6})
+    (contrast,) = compare(points, 60)
+    assert contrast.told
+    assert contrast.low > 0.1
+    gain = points[0].mean.value - points[1].mean.value
+    assert contrast.value == pytest.approx(gain)
+    numbers = f"{contrast.value:+.3f} [{contrast.low:+.3f}, {contrast.high:+.3f}] (p "
+    assert all(numbers in line for line in said(points))
+
+
+def test_worse_than_scratch_is_stated_too():
+    lines = said(study({("a, full", 5.0): 0.6, ("a, scratch", 5.0): 0.8}))
+    assert any("against a, scratch.** Lower Dice: with 5 %" in line for line in lines)
+    assert any("take a, scratch.**" in line for line in lines)
+
+
+def test_absent_differences_are_not_stated():
+    """In at most 5 % of studies without any difference one is stated: Holm's promise."""
+    truth = {(arm, percent): 0.8 for arm in ARMS for percent in SIZES}
+    for n in (8, 60):
+        stated = [any(c.told for c in compare(study(truth, n, of=of), n)) for of in range(200)]
+        assert sum(stated) <= 16
+    lines = said(study(truth, of=stated.index(False)))
+    assert not any(word in line for line in lines for word in ("take", "igher", "ower"))
+    assert all("o difference can be told" in line for line in lines)
+
+
+def test_twelve_patients_tell_nothing_of_a_small_difference():
+    lines = said(study({("a, full", 5.0): 0.82, ("b, full", 5.0): 0.8}, n=12, seeds=(1,)), 12)
+    assert [line[:60] for line in lines] == ["**With 5 % (8 training groups): no difference can be told.** "[:60]]
+
+
+def test_the_same_twice_is_no_difference():
+    """Nothing varies then but rounding."""
+    (one,) = study({("a, full", 5.0): 0.8})
+    (contrast,) = compare([one, replace(one, arm="b, full", values={s: v + 1e-17 for s, v in one.values.items()})], 60)
+    assert contrast.p_value == 1
+    assert not contrast.told
+
+
+def test_seeds_that_disagree_state_nothing():
+    by_seed = {1: 0.4, 2: -0.01}
+    contrast = Contrast(("a, full", 5.0), ("b, full", 5.0), 0.195, 0.1, 0.3, 0.001, by_seed)
+    assert not contrast.told
+    assert str(contrast).endswith("(p = 0.001; the seeds disagree)")
+    assert Contrast(*contrast.turned().__dict__.values()).by_seed == {1: -0.4, 2: 0.01}
+    assert contrast.turned().turned() == contrast
+
+
+def test_few_test_groups_are_too_few():
+    lines = said(study({("a, full", 5.0): 0.9, ("a, scratch", 5.0): 0.1}, n=FEWEST - 1), FEWEST - 1)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"**No difference can be told.** Of one kind there are {FEWEST - 1} test groups")
+
+
+def test_p_values_are_those_of_holm():
+    points = study({(arm, 5.0): mean for arm, mean in zip(ARMS, (0.8, 0.8, 0.77), strict=True)})
+    at_once = compare(points, 60)
+    alone = [compare([p for p in points if p.arm in (c.one[0], c.other[0])], 60)[0].p_value for c in at_once]
+    assert sorted(c.p_value for c in at_once)[0] == pytest.approx(3 * min(alone))
+    arms = {(arm, percent) for arm in ARMS for percent in SIZES}
+    assert len(pairs(arms)) == 9 + 6  # three arms at each of three shares; two smaller shares of each arm
+
+
+def test_cells_that_are_missing():
+    """Only seeds that both have are compared; a point without a common seed is left out."""
+    one, other = study({("a, full", 5.0): 0.8, ("b, full", 5.0): 0.5})
+    only = {name: {2: getattr(other, name)[2]} for name in ("values", "draws", "own")}
+    (contrast,) = compare([one, Point(**vars(other) | only)], 60)
+    assert [*contrast.by_seed] == [2]
+    assert contrast.value == pytest.approx(one.values[2] - other.values[2])
+    gone = {name: {7: getattr(other, name)[2]} for name in ("values", "draws", "own")}
+    points = [one, Point(**vars(other) | gone)]
+    assert compare(points, 60) == []
+    assert statements(points, [], "Dice", 60) == []
+
+
+def test_no_error_anywhere_is_no_certainty():
+    point = Point(
+        "a", "a", False, 5.0, 8, {1: 1.0, 2: 1.0}, {s: np.ones(100) for s in (1, 2)}, {1: (0.8, 1), 2: (0.9, 1)}
+    )
+    assert point.mean == (1.0, pytest.approx(0.85), 1.0)

@@ -1,0 +1,353 @@
+"""Maps: of every family, at the right place of the original picture, and without a trace in the model."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hf_medtl import MedtlError
+from hf_medtl.explain.attention import attentions, head_maps, rollout, rollout_maps
+from hf_medtl.explain.geometry import find_geometry, restore
+from hf_medtl.explain.layers import find_layer, frozen
+from hf_medtl.explain.maps import METHODS, explain, heatmaps, normalise, to_pixels
+from hf_medtl.explain.segmentation import explain_masks
+from hf_medtl.models.processor import MedicalImageProcessor
+from tests.support.tiny_models import build_tiny
+
+FAMILIES = (
+    "vit", "deit", "dinov2", "swin", "convnext", "cnn", "timm", "timm-vit", "timm-convnext", "timm-efficientnet",
+)  # fmt: skip
+LAYERS = {
+    "vit": "vit.layers.1.layernorm_before",
+    "deit": "deit.layers.1.layernorm_before",
+    "dinov2": "dinov2.encoder.layer.1.norm1",
+    "swin": "swin.layernorm",
+    "cnn": "blocks.1.6",  # before the last pooling
+    "timm": "timm_model.layer4",
+    "timm-vit": "timm_model.blocks.5.norm1",
+    "timm-efficientnet": "timm_model.bn2",
+}
+OURS = ("hf_medtl", "pytorch_grad_cam")
+ROLL = ("vit", "deit", "dinov2", "timm-vit")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    """Model and image processor of a family."""
+    made = {}
+
+    def of(family):
+        if family not in made:
+            folder = tiny(family)
+            made[family] = (
+                AutoModelForImageClassification.from_pretrained(folder),
+                AutoImageProcessor.from_pretrained(folder),
+            )
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (height, 91, 3), dtype=np.uint8)) for height in (50, 64, 33)]
+
+
+def state(model):
+    """All that must be as before."""
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        # transformers leaves hooks of its own, which sleep, where attention was asked for
+        [len([h for h in m._forward_hooks.values() if h.__module__.startswith(OURS)]) for m in model.modules()],
+        getattr(model.config, "_attn_implementation", None),
+    )
+
+
+def equal(one, other):
+    """Bit by bit."""
+    tensors = all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    grads = all(
+        (a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(one[3], other[3], strict=True)
+    )
+    return tensors and grads and one[0].keys() == other[0].keys() and all(one[i] == other[i] for i in (1, 2, 4, 5))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_maps_and_stays_as_it_was(family, loaded, pictures):
+    model, processor = loaded(family)
+    model.train()
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    last = [*model.parameters()][-1]
+    last.grad = torch.ones_like(last)
+    before = state(model)
+    for name in METHODS:
+        if name == "rollout" and family not in ROLL:
+            with pytest.raises(MedtlError, match="use gradcam here"):
+                explain(model, processor, pictures, method=name)
+            continue
+        with torch.no_grad():  # as a caller might be
+            found = explain(model, processor, pictures, method=name, batch_size=2)
+        for picture, item in zip(pictures, found, strict=True):
+            assert item.map.shape == (picture.height, picture.width)
+            assert item.map.dtype == np.float32
+            assert np.isfinite(item.map).all()
+            assert 0 <= item.map.min() <= item.map.max() <= 1
+            assert item.label == model.config.id2label[item.index]
+    assert equal(before, state(model))
+    with frozen(model):
+        layer = find_layer(model, to_pixels(processor, pictures))
+    assert layer.name == LAYERS.get(family, layer.name)
+    assert layer.height * layer.width > 1
+
+
+def test_the_class_is_the_predicted_one_or_the_one_asked_for(loaded, pictures):
+    model, processor = loaded("cnn")
+    chosen = explain(model, processor, pictures)
+    assert all(item.probability >= 1 / 3 for item in chosen)
+    asked = explain(model, processor, pictures, classes="dog")
+    assert [item.label for item in asked] == ["dog"] * 3
+    each = explain(model, processor, pictures, classes=[0, "dog", 2])
+    assert [item.index for item in each] == [0, 1, 2]
+    np.testing.assert_array_equal(each[1].map, asked[1].map)
+    assert abs(each[0].map - asked[0].map).max() > 0.1
+    one_by_one = [explain(model, processor, [picture], classes="dog")[0].map for picture in pictures]
+    for alone, together in zip(one_by_one, asked, strict=True):
+        np.testing.assert_allclose(alone, together.map, atol=1e-4)
+    with pytest.raises(MedtlError, match="of cat, dog, cow"):
+        explain(model, processor, pictures, classes="horse")
+    with pytest.raises(MedtlError, match="Known: gradcam,"):
+        explain(model, processor, pictures, method="gradcamm")
+
+
+def test_a_constant_map_is_zero_and_no_nan(loaded, pictures):
+    model, processor = loaded("cnn")
+    flat = copy.deepcopy(model)
+    nn.init.zeros_(flat.classifier.weight)
+    for name in ("gradcam", "gradcam++", "integrated_gradients"):
+        assert all((item.map == 0).all() for item in explain(flat, processor, pictures, method=name))
+    assert (normalise(np.full((4, 4), 7.0)) == 0).all()
+    assert (normalise(np.array([[np.nan, 1.0], [2.0, 3.0]]))[1] == np.array([2 / 3, 1], np.float32)).all()
+
+
+def test_gradcam_is_the_formula(loaded, pictures):
+    model, processor = loaded("cnn")
+    pixels = to_pixels(processor, pictures[:1])
+    kept = {}
+    hook = model.blocks[1][6].register_forward_hook(lambda _, __, output: kept.update(a=output))
+    logit = model.eval()(pixel_values=pixels).logits[0, 1]
+    hook.remove()
+    gradient = torch.autograd.grad(logit, kept["a"])[0]
+    expected = (gradient.mean((2, 3), keepdim=True) * kept["a"]).sum(1).relu()[0].detach()
+    expected = torch.nn.functional.interpolate(expected[None, None], (32, 32), mode="bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(heatmaps(model, pixels, np.array([1]))[0], normalise(expected), atol=1e-3)
+
+
+def test_a_layer_can_be_named(loaded, pictures):
+    model, processor = loaded("timm")
+    fine = explain(model, processor, pictures[:1], layer="timm_model.layer2")[0].map
+    assert abs(fine - explain(model, processor, pictures[:1])[0].map).max() > 0.1
+    with pytest.raises(MedtlError, match=r"no module 'timm_model.layer9'.*timm_model\.layer"):
+        explain(model, processor, pictures, layer="timm_model.layer9")
+
+
+class BlindConfig(PreTrainedConfig):
+    model_type = "blind"
+
+
+class Blind(PreTrainedModel):
+    """A network that forgets places at once."""
+
+    config_class = BlindConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.hidden, self.classifier = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        return ImageClassifierOutput(logits=self.classifier(self.hidden(pixel_values.mean((2, 3))).relu()))
+
+
+def test_a_model_without_places_is_named(pictures):
+    model = Blind(BlindConfig())
+    with pytest.raises(MedtlError, match="Blind has no layer that knows places"):
+        explain(model, MedicalImageProcessor(size={"height": 32, "width": 32}), pictures)
+
+
+class SquareConfig(PreTrainedConfig):
+    model_type = "square"
+
+
+class Square(PreTrainedModel):
+    """Sees brightness and nothing else, so that its map is the picture."""
+
+    config_class = SquareConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.conv, self.classifier = nn.Conv2d(3, 2, 1), nn.Linear(2, 2)
+        self.post_init()
+        nn.init.constant_(self.conv.weight, 1 / 3)
+        nn.init.zeros_(self.conv.bias)
+        nn.init.ones_(self.classifier.weight)
+
+    def forward(self, pixel_values):
+        return ImageClassifierOutput(logits=self.classifier(self.conv(pixel_values).relu().mean((2, 3))))
+
+
+def scene(width, height, box):
+    """A dark head on a black ground with a bright square."""
+    picture = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((0.15 * width, 0.1 * height, 0.9 * width, 0.95 * height), fill=(60, 60, 60))
+    draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=(255, 255, 255))
+    return picture
+
+
+STOCK = {"do_normalize": True, "image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]}
+
+
+def processors():
+    from transformers import BitImageProcessor, ViTImageProcessor
+    from transformers.models.timm_wrapper import TimmWrapperImageProcessor
+
+    size, plain = {"height": 96, "width": 96}, {"do_normalize": False}
+    yield "squash", MedicalImageProcessor(size=size, **plain)
+    yield "pad", MedicalImageProcessor(size=size, fit="pad", **plain)
+    yield "brain_crop", MedicalImageProcessor(size=size, steps=["brain_crop"], **plain)
+    yield "brain_crop and pad", MedicalImageProcessor(size=size, steps=["brain_crop"], fit="pad", **plain)
+    yield "oblong", MedicalImageProcessor(size={"height": 80, "width": 128}, fit="pad", **plain)
+    yield "stock squash", ViTImageProcessor(size=size, **STOCK)
+    yield "stock centre crop", BitImageProcessor(size={"shortest_edge": 112}, crop_size=size, **STOCK)
+    for crop, mode in ((1.0, "squash"), (0.875, "center")):
+        cfg = {"input_size": (3, 96, 96), "crop_pct": crop, "crop_mode": mode, "interpolation": "bicubic"}
+        yield f"timm {mode}", TimmWrapperImageProcessor(cfg | {"mean": [0.5] * 3, "std": [0.5] * 3}, "resnet18")
+
+
+@pytest.mark.parametrize(("name", "processor"), [*processors()], ids=[name for name, _ in processors()])
+@pytest.mark.parametrize(("width", "height"), [(301, 173), (140, 333)])
+def test_maps_lie_where_the_picture_is(name, processor, width, height):
+    box = [round(part) for part in (0.45 * width, 0.4 * height, 0.6 * width, 0.55 * height)]
+    item = explain(Square(SquareConfig()), processor, [scene(width, height, box)])[0]
+    assert item.map.shape == (height, width)
+    rows, columns = np.nonzero(item.map > 0.7)
+    found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    off = np.abs(np.subtract(found, box)) / (width, height, width, height)
+    assert off.max() <= 0.02, (found, box)
+    if "crop" in name and "stock" not in name:
+        left, top, right, bottom = find_geometry(processor, scene(width, height, box)).crop
+        assert (left, top) != (0, 0)
+        outside = np.ones(item.map.shape, bool)
+        outside[top:bottom, left:right] = False
+        assert outside.mean() > 0.1
+        assert (item.map[outside] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(301, 173), (40, 90), (700, 512)])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_what_is_measured_is_what_the_processor_says(size, fit):
+    ours = MedicalImageProcessor(fit=fit)
+    said = find_geometry(ours, Image.new("RGB", size))
+
+    class Mute:
+        def __call__(self, *args, **kwargs):
+            return ours(*args, **kwargs)
+
+    measured = find_geometry(Mute(), Image.new("RGB", size))
+    assert np.abs(np.subtract(said.inner, measured.inner)).max() <= 1
+    assert (np.abs(np.subtract(said.crop, measured.crop)) / (*size, *size)).max() <= 0.005
+    assert not ours.counts
+
+
+def test_a_processor_that_turns_pictures_is_refused():
+    class Turns:
+        def __call__(self, pictures, return_tensors):
+            return {
+                "pixel_values": torch.stack([torch.tensor(np.asarray(p)).permute(2, 1, 0) for p in pictures]).float()
+            }
+
+    with pytest.raises(MedtlError, match="more than resize, crop and pad"):
+        find_geometry(Turns(), Image.new("RGB", (64, 64)))
+
+
+def test_margins_are_counted():
+    wide = MedicalImageProcessor(size={"height": 32, "width": 32}, fit="pad")  # normalised: margins are -1
+
+    class Away(Square):
+        def forward(self, pixel_values):
+            return super().forward(-pixel_values)
+
+    item = explain(Away(SquareConfig()), wide, [Image.new("RGB", (64, 32), (255, 255, 255))])[0]
+    assert item.outside == pytest.approx(1)
+    assert (restore(np.ones((32, 32)), find_geometry(wide, Image.new("RGB", (64, 32))), (32, 64)) == 1).all()
+
+
+def test_rollout_is_abnar_and_zuidema(loaded, pictures):
+    model, processor = loaded("vit")
+    pixels = to_pixels(processor, pictures)
+    given = model.config._attn_implementation
+    assert given != "eager"
+    model.eval().set_attn_implementation("eager")
+    with torch.no_grad():
+        first, second = (a.numpy() for a in model(pixel_values=pixels, output_attentions=True).attentions)
+    model.set_attn_implementation(given)
+    mine = attentions(model, pixels)
+    np.testing.assert_array_equal(mine[0].numpy(), first)
+    assert model.config._attn_implementation == given
+    for i in range(len(pictures)):
+        by_hand = np.zeros((17, 17))
+        low, high = (0.5 * a[i].mean(axis=0) + 0.5 * np.eye(17) for a in (first, second))
+        for row in range(17):
+            for column in range(17):
+                by_hand[row, column] = sum(high[row, k] * low[k, column] for k in range(17))
+        np.testing.assert_allclose(rollout(mine)[i].numpy(), by_hand, atol=1e-6)
+        np.testing.assert_allclose(rollout_maps(model, pixels)[i], by_hand[0, 1:].reshape(4, 4), atol=1e-6)
+    heads = head_maps(model, pixels)
+    assert heads.shape == (3, 2, 2, 4, 4)
+    np.testing.assert_allclose(heads[1, 0, 1], first[1, 1, 0, 1:].reshape(4, 4))
+
+
+def test_attention_of_timm_is_what_its_blocks_use(loaded, pictures):
+    model, processor = loaded("timm-vit")
+    pixels = to_pixels(processor, pictures)
+    found = attentions(model, pixels)
+    assert len(found) == 6
+    assert found[0].sum(-1).numpy() == pytest.approx(np.ones(found[0].shape[:-1]), abs=1e-5)
+    assert all(block.attn.fused_attn for block in model.timm_model.blocks)
+
+
+def test_masks_have_a_map_of_each_class_and_of_doubt(pictures):
+    torch.manual_seed(0)
+    model, processor = build_tiny(image_size=64)
+    before = state(model)
+    for method in ("gradcam", "eigencam"):
+        found = explain_masks(model, processor, pictures, method=method, batch_size=2)
+        for picture, item in zip(pictures, found, strict=True):
+            assert list(item.classes) == [name for i, name in model.config.id2label.items() if i]
+            for values in (*item.classes.values(), item.uncertainty):
+                assert values.shape == (picture.height, picture.width)
+                assert np.isfinite(values).all()
+                assert 0 <= values.min() <= values.max() <= 1
+    assert equal(before, state(model))
+    assert found[0].uncertainty.max() > 0.5  # it has learnt nothing
+    sure = copy.deepcopy(model)
+    with torch.no_grad():
+        sure.segmentation_head[0].weight.zero_()
+        sure.segmentation_head[0].bias.copy_(torch.tensor([20.0] + [0.0] * (model.config.num_labels - 1)))
+    item = explain_masks(sure, processor, pictures[:1])[0]
+    assert item.uncertainty.max() < 1e-3
+    assert all((values == 0).all() for values in item.classes.values())  # nothing found, so nothing to explain
+    with pytest.raises(MedtlError, match="are by gradcam"):
+        explain_masks(model, processor, pictures, method="rollout")

@@ -1,0 +1,317 @@
+"""What a card says of loading is run: by strangers, from the Hub and from the cache, when the run itself is gone."""
+
+import ast
+import base64
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+from hf_medtl import Predictor, Recipe, run
+from hf_medtl.data.phantoms import write_phantoms
+from hf_medtl.export.verification import export
+from hf_medtl.publish.handler import EndpointHandler
+from hf_medtl.publish.hub import push
+from tests.support.commands import ROOT, WAIVED, options, script
+from tests.support.multilabel_tables import table
+from tests.support.process_pool import free_port
+from tests.support.segmentation_runs import recipe
+
+# Family -> whether code travels, and what its card shows beside pipeline(), the Auto classes and Predictor.
+FAMILIES = {
+    "vit": (False, "onnxruntime"),
+    "timm": (False, "timm.create_model"),
+    "several": (False, None),
+    "cnn": (True, None),
+    "steps": (True, None),
+    "unet": (True, None),
+    "segformer": (False, None),
+}
+NAME = "ci-user/loads-{}"
+
+# Each piece of code in a process of its own, forked when the libraries are imported, in a folder with picture.png.
+FORKED = """
+import contextlib, io, json, os, shutil, sys, tempfile, traceback
+jobs = json.load(sys.stdin)
+if sys.argv[1] == "stock":
+    sys.modules["hf_medtl"] = None
+else:
+    import hf_medtl.predict
+import numpy, onnxruntime, segmentation_models_pytorch, timm, torch, transformers.pipelines
+torch.set_num_threads(1)
+answers = {}
+for key, (code, pictures) in jobs.items():
+    read, written = os.pipe()
+    if os.fork() == 0:
+        os.close(read)
+        answer, status = {"printed": [], "masks": []}, 1
+        try:
+            os.chdir(tempfile.mkdtemp())
+            space = {}
+            for picture in pictures:
+                shutil.copy(picture, "picture.png")
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    exec(code, space)
+                answer["printed"].append(out.getvalue().strip().splitlines()[-1])
+                mask = space["masks"].get("lungs", 0) if "masks" in space else space.get("mask")
+                mask = getattr(space.get("answer"), "mask", None) if mask is None else mask
+                if mask is not None:
+                    answer["masks"].append((numpy.asarray(mask) > 0).astype(int).tolist())
+            status = 0
+        except BaseException:
+            answer["error"] = traceback.format_exc()
+        with os.fdopen(written, "w") as stream:
+            json.dump(answer, stream)
+        os._exit(status)
+    os.close(written)
+    with os.fdopen(read) as stream:
+        answers[key] = json.load(stream)
+    os.wait()
+print(json.dumps(answers))
+"""
+HANDLER = """
+import sys
+from huggingface_hub import snapshot_download
+if "handle" not in globals():
+    sys.path.insert(0, snapshot_download("{name}", revision="v1"))
+    from handler import EndpointHandler
+    handle = EndpointHandler(sys.path[0])
+print(handle({{"inputs": open("picture.png", "rb").read()}}))
+"""
+
+
+def train(family: str, folder: Path, phantoms: Path, tiny) -> tuple[Path, Path]:
+    """A run of seconds, and its pictures."""
+    if family in ("unet", "segformer"):
+        data = write_phantoms(folder / "chest", "chest", patients=18, pictures=2, size=64)
+        more = {"num_train_epochs": 6}
+        if family == "segformer":
+            sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+            torch.manual_seed(0)
+            config = SegformerConfig(**sizes, decoder_hidden_size=16, num_labels=5)
+            SegformerForSemanticSegmentation(config).save_pretrained(folder / "backbone")
+            SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "backbone")
+            more |= {"model_name_or_path": str(folder / "backbone"), "encoder": None, "encoder_weights": "imagenet"}
+            more |= {"image_size": None, "learning_rate": 1e-2, "num_train_epochs": 20}
+        return run(recipe(data, folder / family, **more)), data
+    backbone = tiny({"several": "vit", "steps": "vit"}.get(family, family))
+    more = {
+        "several": {"dataset": "table"},
+        "steps": {"preprocessing": "brain_crop,clahe"},
+        "timm": {"learning_rate": 1e-2, "num_train_epochs": 4},
+    }.get(family, {})
+    data = table(folder / "marks", 48) if family == "several" else phantoms
+    done = run(Recipe(**options(data, backbone, folder / family, **({"learning_rate": 1e-3} | more))))
+    return done, data.parent if family == "several" else data
+
+
+@pytest.fixture(scope="module")
+def published(hub, phantoms, tiny, tmp_path_factory) -> dict[str, Path]:
+    """Family -> folder of its pictures; all runs are on the Hub, and nowhere else."""
+    found = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        done, found[family] = train(family, folder, phantoms, tiny)
+        if family == "vit":
+            export(done, "onnx", data_dir=phantoms)
+        push(done, NAME.format(family), waive=WAIVED)
+        shutil.rmtree(done)
+    return found
+
+
+def fetch(family: str, name: str) -> Path:
+    return Path(hf_hub_download(NAME.format(family), name, revision="v1"))
+
+
+def rows_of(family: str, data: Path) -> tuple[pd.DataFrame, list[Path]]:
+    """predictions.csv on the Hub, and the pictures of its rows."""
+    rows = pd.read_csv(fetch(family, "predictions.csv"), keep_default_na=False)
+    paths = pd.read_csv(fetch(family, "splits.csv")).set_index("image_id")["path"]
+    return rows, [data / paths[image_id] for image_id in rows["image_id"]]
+
+
+def snippets(family: str) -> dict[str, str]:
+    """Name -> the Python code on its card, and that which asks its handler."""
+    blocks = re.findall(r"```python\n(.*?)```", fetch(family, "README.md").read_text(), flags=re.DOTALL)
+    ways = "Predictor", "timm.create_model", "onnxruntime", "pipeline(", "AutoModel"
+    found = {next(words for words in ways if words in block): block for block in blocks}
+    assert len(found) == len(blocks)
+    return found | {"handler": HANDLER.format(name=NAME.format(family))}
+
+
+@pytest.fixture(scope="module")
+def answers(published, tmp_path_factory) -> dict[str, dict]:
+    """ "online" and "offline" -> FAMILY SNIPPET -> what it printed of each picture, and its masks, or its error."""
+    home = str(tmp_path_factory.mktemp("stranger"))
+    offline = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    found = {}
+    for mode, env in {"online": {"HF_HOME": home}, "offline": offline}.items():
+        jobs: dict[str, dict] = {"stock": {}, "ours": {}}
+        for family, data in published.items():
+            pictures = [str(path) for path in rows_of(family, data)[1]]
+            for name, code in snippets(family).items():
+                kind = "ours" if name == "Predictor" else "stock"
+                jobs[kind][f"{family} {name}"] = code, pictures[:1] if mode == "online" else pictures
+        found[mode] = {}
+        for kind, its in jobs.items():
+            isolated = ["-I"] if kind == "stock" else []
+            done = script(sys.executable, *isolated, "-c", FORKED, kind, input=json.dumps(its), **env)
+            assert done.returncode == 0, done.stderr
+            found[mode] |= json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def chances(printed: str) -> dict[str, float]:
+    """Label -> probability, whichever way printed it."""
+    said = ast.literal_eval(printed)
+    if isinstance(said, list):
+        return {its["label"]: its["score"] for its in said}
+    if "path" in said:
+        return {key.removeprefix("p_"): value for key, value in said.items() if key.startswith("p_")}
+    return said.get("probabilities", said)
+
+
+def dice(found: list, mask: Path) -> float:
+    found, true = np.array(found) > 0, np.asarray(Image.open(mask)) > 0
+    return 2 * (found & true).sum() / (found.sum() + true.sum())
+
+
+@pytest.mark.slow  # the first has the fixtures' time
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_to_load_gives_the_published_numbers(family, published, answers):
+    rows, pictures = rows_of(family, published[family])
+    results = json.loads(fetch(family, "results.json").read_text())
+    code = snippets(family)
+    travels, more = FAMILIES[family]
+    assert set(code) == {"pipeline(", "AutoModel", "Predictor", "handler"} | ({more} if more else set())
+    for name, text in code.items():
+        assert NAME.format(family) in text and ('"v1"' in text or "@v1" in text), name
+        assert ("trust_remote_code=True" in text) == (travels and name in ("pipeline(", "AutoModel")), name
+    said = {name: [ast.literal_eval(line) for line in answers["offline"][f"{family} {name}"].get("printed", ())]
+            for name in ("Predictor", "handler")}  # fmt: skip
+    for mode, every in answers.items():
+        for name in code:
+            answer = every[f"{family} {name}"]
+            assert "error" not in answer, f"{mode} {name}: {answer['error']}"
+            assert len(answer["printed"]) == (1 if mode == "online" else len(rows))
+            if "dice" in rows:
+                if name != "handler":
+                    masks = [path.parents[1] / "masks" / path.name for path in pictures]
+                    found = [dice(*pair) for pair in zip(answer["masks"], masks, strict=False)]
+                    assert found == pytest.approx(rows["dice"][: len(found)].tolist(), abs=1e-6), (mode, name)
+                continue
+            found = pd.DataFrame([chances(line) for line in answer["printed"]])
+            for label in results["labels"]:
+                assert found[label].tolist() == pytest.approx(rows[f"p_{label}"][: len(found)].tolist(), abs=1e-5)
+            if mode == "offline" and family != "several":
+                score, truth = found[results["positive_label"]], rows["label"] == results["positive_label"]
+                assert roc_auc_score(truth, score) == pytest.approx(results["metrics"]["roc_auc"]["value"])
+                accuracy = ((score >= results["threshold"]) == truth).mean()
+                assert accuracy == pytest.approx(results["metrics"]["accuracy"]["value"])
+    for ours, theirs in zip(said["Predictor"], said["handler"], strict=True):
+        if "dice" in rows:
+            assert theirs["area"]["lungs"] == pytest.approx(ours["area_lungs"], abs=1e-9)
+        else:
+            assert {key: theirs[key] for key in ("label", "decision", "abstain")} == {
+                key: ours[key] for key in ("label", "decision", "abstain")
+            }
+            assert ", ".join(theirs["reasons"]) == ours["reason"]
+
+
+@contextlib.contextmanager
+def served(folder: Path):
+    """Address of a model that its own handler serves, as its card says."""
+    port = free_port()
+    command = [sys.executable, "-I", str(folder / "handler.py"), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent)
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, process.stderr.read().decode()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["cnn", "unet"])
+def test_a_published_model_is_served_over_http(family, published, answers, tmp_path):
+    line = next(line for line in fetch(family, "README.md").read_text().splitlines() if line.startswith("hf download"))
+    done = script(Path(sys.executable).with_name("hf"), *line.split()[1:-1], tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert "--revision v1" in line
+    assert ("segmentation-models-pytorch" in (tmp_path / "model" / "requirements.txt").read_text()) == (
+        family == "unet"
+    )
+    path = rows_of(family, published[family])[1][0]
+    with served(tmp_path / "model") as address:
+        said = json.load(urllib.request.urlopen(address, path.read_bytes(), timeout=60))
+        deep = io.BytesIO()
+        Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep, "png")
+        for content, words in ((b"no picture", "no picture"), (deep.getvalue(), "apply a window")):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(address, content, timeout=60)
+            assert error.value.code == 400
+            assert words in json.load(error.value)["error"]
+    assert said == ast.literal_eval(answers["online"][f"{family} handler"]["printed"][0])
+
+
+def test_the_handler_says_what_predictor_says(finished, phantoms):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    pictures = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
+    handler, predictor = EndpointHandler(str(finished)), Predictor.from_pretrained(finished)
+    for picture, wanted in zip(pictures, predictor.predict(pictures), strict=True):
+        content = io.BytesIO()
+        picture.save(content, "png")
+        for given in (picture, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
+            said = handler({"inputs": given})
+            assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-6)
+            assert [said[key] for key in ("label", "decision", "abstain")] == [
+                wanted.label, wanted.decision, wanted.abstain
+            ]  # fmt: skip
+            assert said["candidates"] == list(wanted.candidates)
+            assert said["reasons"] == list(wanted.reasons)
+    assert "unlike the training pictures" in wanted.reasons
+    for nothing in (None, "", b"", "no base64"):
+        with pytest.raises(ValueError, match="no picture that can be read"):
+            handler({"inputs": nothing})
+
+
+def test_the_card_of_an_unchanged_run_keeps_its_tag(hub, finished, phantoms, tmp_path):
+    """The card names the tag of its push; another name, or another push, and every place names that."""
+    ready = shutil.copytree(finished, tmp_path / "ready")
+    export(ready, "onnx", data_dir=phantoms)
+    for name in ("ci-user/first", "ci-user/first", "ci-user/second"):
+        push(ready, name, waive=WAIVED)
+        assert [tag.name for tag in HfApi().list_repo_refs(name).tags] == ["v1"]
+        text = (ready / "README.md").read_text()
+        assert text.count(f'"{name}", revision="v1"') == 4
+        assert f'name, revision = "{name}", "v1"' in text
+    (ready / "results.json").write_text((ready / "results.json").read_text() + "\n")
+    HfApi().delete_tag("ci-user/first", tag="v1")  # as if the connection had broken before it was set
+    push(ready, "ci-user/second", waive=WAIVED)
+    push(ready, "ci-user/first", waive=WAIVED)
+    assert [tag.name for tag in HfApi().list_repo_refs("ci-user/second").tags] == ["v1", "v2"]
+    assert [tag.name for tag in HfApi().list_repo_refs("ci-user/first").tags] == ["v1"]
+    assert '"v2"' not in (ready / "README.md").read_text()
+    assert str(ROOT) not in (ready / "README.md").read_text()

@@ -1,0 +1,435 @@
+"""Segmentation networks: pretrained encoders, weights that survive, and folders that stock code loads."""
+
+import copy
+import json
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
+
+from hf_medtl import MedtlError
+from hf_medtl.models.encoders import read_encoder
+from hf_medtl.models.preprocessing import describe_processor, normalisation, to_uint8
+from hf_medtl.models.segmenter import build_segmenter
+from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation, build_network
+from hf_medtl.publish.hub import FILES
+from tests.support.commands import script
+from tests.support.tiny_models import LABELS, TINY, build_tiny
+
+ENCODERS = ("tu-test_resnet", "mit_b0")
+
+# What a stranger would write: stock transformers, in a process where hf_medtl can't be imported.
+STRANGER = """
+import json, sys
+sys.modules["hf_medtl"] = None
+import torch
+from transformers import AutoModelForSemanticSegmentation, pipeline
+
+pixels, answers = torch.load(sys.argv[1]), {}
+for folder in sys.argv[3:]:
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).eval()
+    segment = pipeline("image-segmentation", folder, trust_remote_code=True, device="cpu")
+    masks = {row["label"]: list(row["mask"].tobytes()) for row in segment(sys.argv[2])}
+    answers[folder] = [model(pixel_values=pixels).logits.tolist(), masks]
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("looked for a network"))
+
+
+@pytest.fixture(params=ENCODERS)
+def saved(request, tmp_path):
+    """Model, processor and the folder that they were saved to."""
+    model, processor = build_tiny(request.param)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return model, processor, tmp_path
+
+
+def test_saved_and_loaded_are_equal_without_a_network(saved, no_network):
+    """TRAP: with encoder weights in the configuration, SMP downloads the encoder at each loading."""
+    model, _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    assert config["encoder_weights"] is None
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    assert type(loaded) is SmpForSemanticSegmentation
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+    others = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(others[name], tensor), name
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    pixels = torch.randn(2, 3, 50, 37)
+    logits = model(pixel_values=pixels).logits
+    # Kernels add in another order where memory-mapped weights are not aligned; copies are.
+    assert torch.equal(copy.deepcopy(loaded)(pixel_values=pixels).logits, logits)
+    assert torch.allclose(loaded(pixel_values=pixels).logits, logits, atol=1e-5)
+
+
+def test_a_name_of_weights_never_enters_the_configuration():
+    with pytest.raises(ValueError, match="encoder_weights is None"):
+        SmpConfig(encoder_weights="imagenet")
+    with pytest.raises(ValueError, match="architecture is one of"):
+        SmpConfig(architecture="unett")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_new_network_is_drawn_as_smp_draws(encoder):
+    """TRAP: transformers draws every layer with a deviation of 0.02, those of a pretrained encoder, too."""
+    config = SmpConfig(encoder_name=encoder, model_args=TINY, num_labels=2)
+    torch.manual_seed(0)
+    network = build_network(config).state_dict()
+    torch.manual_seed(0)
+    model = SmpForSemanticSegmentation(config)
+    assert {*model.state_dict()} == {*network}  # so SMP itself can load the file
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, network[name]), name
+
+
+@pytest.mark.parametrize("size", [(50, 37), (64, 96), (1, 1), (33, 256)])
+def test_logits_are_as_large_as_the_picture(size):
+    model, _ = build_tiny()
+    pixels = torch.randn(2, 3, *size)
+    logits = model(pixel_values=pixels).logits
+    assert logits.shape == (2, 2, *size)
+    if size == (64, 96):  # nothing to pad: what SMP itself computes
+        assert torch.equal(logits, model.segmentation_head(model.decoder(model.encoder(pixels))))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(architecture, tmp_path, no_network):
+    torch.manual_seed(0)
+    options = {"encoder": "tu-test_resnet", "encoder_weights": "none", "image_size": 64}
+    model, _ = build_segmenter(architecture, ("background", "left", "right"), **options)
+    pixels = torch.randn(2, 3, 50, 37)
+    loss = model.train()(pixel_values=pixels, labels=torch.randint(0, 3, (2, 50, 37))).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    logits = model.eval()(pixel_values=pixels).logits
+    assert logits.shape == (2, 3, 50, 37)
+    model.save_pretrained(tmp_path)
+    loaded = copy.deepcopy(AutoModelForSemanticSegmentation.from_pretrained(tmp_path)).eval()
+    assert torch.equal(loaded(pixel_values=pixels).logits, logits)
+
+
+def test_tables_that_are_not_saved_are_there_after_loading(tmp_path):
+    """TRAP: buffers outside the state, such as relative positions, hold anything after from_pretrained."""
+    model, _ = build_tiny("tu-test_maxvit", model_args={**TINY, "img_size": 64})
+    assert [*model.named_non_persistent_buffers()]
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    others = dict(loaded.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(others[name], buffer), name
+
+
+def test_the_loss_leaves_out_what_has_no_label():
+    model, _ = build_tiny()
+    pixels, labels = torch.randn(2, 3, 50, 37), torch.randint(0, 2, (2, 50, 37))
+    labels[:, :20] = 255
+    out = model(pixel_values=pixels, labels=labels)
+    assert out.loss.item() == pytest.approx(nn.functional.cross_entropy(out.logits, labels, ignore_index=255).item())
+    assert model(pixel_values=pixels, labels=torch.full_like(labels, 255)).loss == 0
+    loss, logits = model(pixel_values=pixels, labels=labels, return_dict=False)
+    assert torch.equal(logits, out.logits)
+    assert loss == out.loss
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(pixel_values=pixels, labels=labels)
+    assert (half.logits.dtype, half.loss.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_it_learns():
+    model, _ = build_tiny()
+    pixels, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
+    pixels[:, :, 8:20, 8:24] += 3
+    labels[:, 8:20, 8:24] = 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model.train()(pixel_values=pixels, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.15
+    assert (model.eval()(pixel_values=pixels).logits.argmax(1) == labels).float().mean() > 0.95
+
+
+def test_a_fresh_process_gives_the_same_logits_and_masks(tmp_path):
+    torch.manual_seed(0)
+    pixels, models = torch.randn(1, 3, 50, 37), {}
+    torch.save(pixels, tmp_path / "pixels.pt")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    picture.save(tmp_path / "picture.png")
+    for encoder in ENCODERS:
+        folder = tmp_path / encoder
+        models[str(folder)] = build_tiny(encoder)
+        for part in models[str(folder)]:
+            part.save_pretrained(folder)
+        assert "import hf_medtl" not in (folder / "smp.py").read_text()
+        assert "from hf_medtl" not in (folder / "smp.py").read_text()
+    assert "smp.py" in FILES
+    done = script(sys.executable, "-I", "-c", STRANGER, tmp_path / "pixels.pt", tmp_path / "picture.png", *models)
+    assert done.returncode == 0, done.stderr
+    for folder, (logits, masks) in json.loads(done.stdout.splitlines()[-1]).items():
+        model, processor = models[folder]
+        assert (torch.tensor(logits) - model(pixel_values=pixels).logits).abs().max() < 1e-5
+        segment = pipeline("image-segmentation", folder, device="cpu")
+        rows = {row["label"]: row["mask"] for row in segment(str(tmp_path / "picture.png"))}
+        assert {label: list(mask.tobytes()) for label, mask in rows.items()} == masks
+        assert {*rows} == {*LABELS}
+        # The training path gives these masks, too: uint8 pictures, normalised on the device.
+        mean, std = normalisation(processor)
+        uint8 = torch.from_numpy(to_uint8(processor, [picture])).permute(0, 3, 1, 2)
+        out = model(pixel_values=(uint8.float() - mean) / std)
+        mask = processor.post_process_semantic_segmentation(out, target_sizes=[(70, 90)])[0]
+        assert (mask.numpy() == np.asarray(rows["lung"]) // 255).mean() > 0.999
+
+
+def test_the_processor_squashes_and_keeps_class_indices(saved):
+    _, processor, folder = saved
+    loaded = AutoImageProcessor.from_pretrained(folder)
+    assert type(loaded) is SegformerImageProcessor
+    assert loaded.to_dict() == processor.to_dict()
+    mask = np.zeros((30, 90), np.uint8)
+    mask[:, 45:] = 1
+    batch = loaded([Image.new("RGB", (90, 30))], segmentation_maps=[mask], return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 64, 64)
+    assert batch["labels"][0].unique().tolist() == [0, 1]
+    assert batch["labels"][0, :, 32:].float().mean() == 1
+    assert "64 × 64" in describe_processor(loaded)
+
+
+@pytest.mark.parametrize("family", ["timm-resnet", "timm-efficientnet", "timm-byobnet", "timm-convnext"])
+def test_weights_of_a_timm_classifier_fill_the_encoder(family, tiny, no_network):
+    model, processor = build_segmenter("unet", LABELS, encoder_weights=str(tiny(family)), image_size=64)
+    name = "tu-test_" + family.removeprefix("timm-")
+    assert (model.config.encoder_name, model.config.encoder_weights) == (name, None)
+    original = AutoModelForImageClassification.from_pretrained(tiny(family)).timm_model
+    known = {name.replace(".", "_"): tensor for name, tensor in original.state_dict().items()}
+    for name, tensor in model.encoder.model.state_dict().items():
+        assert torch.equal(tensor, known[name.replace(".", "_")]), name
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.init_weights()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert (*processor.image_mean, *processor.image_std) == (0.5, 0.4, 0.3, 0.2, 0.3, 0.25)
+    pixels = torch.randn(1, 3, 64, 64)
+    if family == "timm-resnet":
+        features = original.eval().forward_features(pixels)
+        assert torch.allclose(model.eval().encoder(pixels)[-1], features, atol=1e-5)
+
+
+def test_weights_of_other_encoders(tiny, tmp_path):
+    """Those of SMP's own encoders, which name no architecture, in 16 bits; and those of a whole segmentation model."""
+    source, _ = build_tiny("resnet18")
+    weights = {name: tensor.half() for name, tensor in source.encoder.state_dict().items()}
+    (tmp_path / "smp").mkdir()
+    save_file(weights, tmp_path / "smp" / "model.safetensors")
+    values = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "input_space": "RGB", "input_range": [0, 1]}
+    (tmp_path / "smp" / "config.json").write_text(json.dumps(values))
+    options = {"encoder_weights": str(tmp_path / "smp"), "model_args": TINY}
+    with pytest.raises(MedtlError, match="does not say which encoder"):
+        build_segmenter("unet", LABELS, **options)
+    model, processor = build_segmenter("unet", LABELS, encoder="resnet18", **options)
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, weights[name].to(tensor.dtype)), name
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert list(processor.image_mean) == values["mean"]
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    again, processor = build_segmenter("fpn", LABELS, encoder_weights=str(tmp_path / "ours"))
+    assert again.config.encoder_name == "resnet18"
+    assert torch.equal(again.encoder.conv1.weight, model.encoder.conv1.weight)
+    assert list(processor.image_mean) == values["mean"]
+
+
+def test_half_an_encoder_is_refused(tiny, tmp_path):
+    folder = tiny("timm-resnet")
+    weights = load_file(folder / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    save_file({name: x for name, x in weights.items() if "layer3" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(MedtlError, match=r"lacks \d+ of the \d+ tensors of this encoder"):
+        build_segmenter("unet", LABELS, encoder_weights=str(tmp_path))
+    with pytest.raises(MedtlError, match="another shape"):  # of another architecture
+        build_segmenter("unet", LABELS, encoder="resnet18", encoder_weights=str(folder))
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(MedtlError, match="holds no weights"):
+        build_segmenter("unet", LABELS, encoder_weights=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(MedtlError, match="mean and standard deviation"):
+        read_encoder(tmp_path)
+
+
+def test_wrong_names_are_refused_with_near_ones():
+    with pytest.raises(MedtlError, match="unet, "):
+        build_segmenter("unett", LABELS)
+    with pytest.raises(MedtlError, match="resnet34"):
+        build_segmenter("unet", LABELS, encoder="resnet43")
+    with pytest.raises(MedtlError, match="tu-convnext_tiny"):
+        build_segmenter("unet", LABELS, encoder="convnext_tiny")
+    with pytest.raises(MedtlError, match="no folder of that name, and SMP has imagenet"):
+        build_segmenter("unet", LABELS, encoder="mit_b0", encoder_weights="imagnet")
+    with pytest.raises(MedtlError, match="two labels"):
+        build_segmenter("unet", ("lung",))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder"),
+    [("unetplusplus", "mit_b0"), ("deeplabv3plus", "vgg11"), ("unet", "tu-test_vit"), ("unet", "tu-test_maxvit")],
+)
+def test_what_does_not_go_together_is_refused(architecture, encoder):
+    with pytest.raises(MedtlError, match=f"{architecture} with the encoder {encoder} does not work"):
+        build_segmenter(architecture, LABELS, encoder=encoder, encoder_weights="none")
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_imagenet_weights_need_a_network(encoder, hub):
+    with pytest.raises(MedtlError, match="can't be downloaded"):
+        build_segmenter("unet", LABELS, encoder=encoder, model_args=TINY)
+
+
+def test_imagenet_weights_are_those_of_smp(monkeypatch):
+    """Without a network: what SMP would download is put in its place."""
+    import segmentation_models_pytorch as smp
+
+    given, _ = build_tiny("resnet18")
+    asked = []
+
+    def encoder(name, weights=None, **more):
+        asked.append(weights)
+        return copy.deepcopy(given.encoder) if weights else made(name, weights=weights, **more)
+
+    made = smp.encoders.get_encoder
+    monkeypatch.setattr(smp.decoders.unet.model, "get_encoder", encoder)
+    values = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *_: values)
+    model, processor = build_segmenter("unet", LABELS, encoder="resnet18", model_args=TINY)
+    assert asked.count("imagenet") == 1
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, given.encoder.state_dict()[name]), name
+    assert list(processor.image_mean) == values["mean"]
+    monkeypatch.setitem(values, "input_space", "BGR")
+    with pytest.raises(MedtlError, match="BGR"):
+        build_segmenter("unet", LABELS, encoder="resnet18", model_args=TINY)
+
+
+def test_a_saved_model_keeps_its_head_for_its_labels_only(saved):
+    model, processor, folder = saved
+    head = "segmentation_head.0.weight"
+    same, processor2 = build_segmenter(str(folder), LABELS)
+    assert torch.equal(same.state_dict()[head], model.state_dict()[head])
+    assert processor2.to_dict() == processor.to_dict()
+    for labels in (("background", "heart"), ("background", "lung", "heart")):
+        other, _ = build_segmenter(str(folder), labels, image_size=96)
+        assert other.config.id2label == dict(enumerate(labels))
+        for name, tensor in other.state_dict().items():
+            if name.startswith("segmentation_head"):
+                assert (tensor.shape[0], bool(tensor.isfinite().all())) == (len(labels), True)
+            else:
+                assert torch.equal(tensor, model.state_dict()[name]), name
+        old, new = model.state_dict()[head], other.state_dict()[head]
+        assert not torch.equal(new[:2], old)  # not kept by accident where there are as many labels
+
+
+def save_segformer(folder, kind=SegformerForSemanticSegmentation):
+    """A tiny SegFormer with labels of its own, as it would come from the Hub."""
+    config = SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=3,
+    )  # fmt: skip
+    kind(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 48}, do_reduce_labels=True).save_pretrained(folder)
+
+
+def test_a_native_model_gets_a_new_head(tmp_path):
+    save_segformer(tmp_path)
+    original = SegformerForSemanticSegmentation.from_pretrained(tmp_path).state_dict()
+    model, processor = build_segmenter(str(tmp_path), LABELS)
+    assert type(model) is SegformerForSemanticSegmentation
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, original[name]) != name.startswith("decode_head.classifier"), name
+    assert (processor.size.height, processor.size.width, processor.do_reduce_labels) == (64, 48, False)
+    assert model(torch.randn(1, 3, 64, 48)).logits.shape[1] == 2
+
+
+def test_an_encoder_alone_gets_a_new_decoder_and_half_a_decoder_is_refused(tmp_path):
+    save_segformer(tmp_path, SegformerForImageClassification)
+    original = SegformerForImageClassification.from_pretrained(tmp_path).segformer.state_dict()
+    model, _ = build_segmenter(str(tmp_path), LABELS)
+    for name, tensor in model.segformer.state_dict().items():
+        assert torch.equal(tensor, original[name]), name
+    save_segformer(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: x for name, x in weights.items() if "decode_head.linear_c.0" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MedtlError, match="lacks 2 of"):
+        build_segmenter(str(tmp_path), LABELS)
+    kept = {name: x for name, x in weights.items() if "classifier" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MedtlError, match=r"lacks 2 of.*decode_head\.classifier"):  # it has just these labels
+        build_segmenter(str(tmp_path), tuple(f"LABEL_{i}" for i in range(3)))
+
+
+def test_a_folder_that_is_no_segmentation_model(tiny, tmp_path, hub):
+    with pytest.raises(MedtlError, match="No segmentation model can be made"):
+        build_segmenter(str(tiny("vit")), LABELS)
+    with pytest.raises(MedtlError, match="No segmentation model can be made"):
+        build_segmenter("nobody/nothing", LABELS)
+    model, _ = build_tiny()
+    model.save_pretrained(tmp_path)  # without its image processor
+    with pytest.raises(MedtlError, match=r"preprocessor_config\.json"):
+        build_segmenter(str(tmp_path), LABELS)
+
+
+def test_auto_classes_know_it_and_importing_stays_light(tmp_path):
+    build_tiny()[0].save_pretrained(tmp_path)
+    code = f"""import hf_medtl, sys
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
+assert type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__ == "hf_medtl.models.smp"
+assert "segmentation_models_pytorch" not in sys.modules  # takes seconds
+print(type(AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r})).__module__)"""
+    done = script(sys.executable, "-c", code)
+    assert done.stdout.strip() == "hf_medtl.models.smp", done.stderr
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0"])
+def test_real_weights_fill_every_tensor(name, shared, tmp_path):
+    folder = shared / "weights" / f"{name}-in1k"
+    model, processor = build_segmenter("unet", LABELS, encoder_weights=str(folder), image_size=64)
+    assert model.config.encoder_name == f"tu-{name}"
+    weights = load_file(folder / "model.safetensors")
+    for key, tensor in model.encoder.model.state_dict().items():
+        assert torch.equal(tensor, weights[f"timm_model.{key}"].to(tensor.dtype)), key
+    pretrained = AutoConfig.from_pretrained(folder).pretrained_cfg
+    assert (*processor.image_mean, *processor.image_std) == (*pretrained["mean"], *pretrained["std"])
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.real
+def test_real_weights_fill_an_encoder_of_smp_itself(shared):
+    folder = shared / "weights" / "resnet50-in1k"
+    model, _ = build_segmenter("deeplabv3plus", LABELS, encoder="resnet50", encoder_weights=str(folder), image_size=64)
+    weights = load_file(folder / "model.safetensors")
+    for key, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, weights[f"timm_model.{key}"].to(tensor.dtype)), key

@@ -1,0 +1,334 @@
+"""Predictor: the numbers of stock pipeline(), and everything that the folder says of decisions."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import HfApi
+from PIL import Image, ImageOps
+from transformers import (
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from hf_medtl import MedtlError, Predictor, Recipe, run
+from hf_medtl.data.phantoms import write_phantoms
+from hf_medtl.explain.maps import explain
+from hf_medtl.publish.hub import push
+from tests.support.commands import COMMAND, WAIVED, options, script
+from tests.support.dicom_files import dicom
+from tests.support.dicom_files import save as save_dicom
+from tests.support.tiny_models import build_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(phantoms, tiny, tmp_path_factory):
+    """A finished run with cropped brains."""
+    more = {"num_train_epochs": 3, "learning_rate": 1e-3, "preprocessing": "brain_crop"}
+    return run(Recipe(**options(phantoms, tiny("vit"), tmp_path_factory.mktemp("runs") / "run", **more)))
+
+
+@pytest.fixture(scope="module")
+def files(phantoms):
+    return sorted(phantoms.glob("*lesion/*.png"))[:9]
+
+
+def test_it_gives_what_pipeline_gives(folder, files):
+    predictor = Predictor.from_pretrained(folder)
+    stock = pipeline("image-classification", str(folder), device="cpu")
+    answers = stock([*map(str, files)], top_k=None)
+    for prediction, answer in zip(predictor.predict(files, batch_size=4), answers, strict=True):
+        assert prediction.probabilities == pytest.approx({row["label"]: row["score"] for row in answer}, abs=1e-5)
+        assert prediction.label == answer[0]["label"]
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_decisions_sets_and_outliers_are_those_of_the_run(folder, phantoms):
+    result = json.loads((folder / "results.json").read_text())
+    rows = pd.read_csv(folder / "splits.csv").query("split == 'test'")
+    predictions = Predictor.from_pretrained(folder).predict([phantoms / path for path in rows["path"]])
+    decided = np.array([prediction.decision for prediction in predictions])
+    assert (decided == rows["label"]).mean() == result["metrics"]["accuracy"]["value"]
+    held = [label in p.candidates for label, p in zip(rows["label"], predictions, strict=True)]
+    assert np.mean(held) == result["conformal"]["coverage"]["value"]
+    unsure = [len(prediction.candidates) != 1 for prediction in predictions]
+    assert ["uncertain" in prediction.reasons for prediction in predictions] == unsure
+    far = np.mean([prediction.outlier > 1 for prediction in predictions])
+    assert far == result["outliers"]["test"]["value"]
+
+
+def test_a_chest_is_unlike_the_brains(folder, tmp_path):
+    chests = write_phantoms(tmp_path / "chests", "chest", patients=3, pictures=1, size=64)
+    found = Predictor.from_pretrained(folder).predict(sorted(chests.glob("[no]*/*.png")))
+    assert found
+    assert all("unlike the training pictures" in prediction.reasons for prediction in found)
+    assert all(prediction.abstain for prediction in found)
+
+
+def test_any_kind_of_source(folder, files, tmp_path):
+    predictor, path = Predictor.from_pretrained(folder), files[0]
+    picture = Image.open(path)
+    pixels = np.asarray(picture.convert("RGB"))
+    deep = dicom(pixels[..., 0].astype(np.uint16) * 16, WindowCenter=2040, WindowWidth=4080)
+    slice_ = save_dicom(deep, tmp_path / "slice.dcm")
+    found = predictor.predict([path, str(path), path.read_bytes(), picture, pixels, pixels[..., 0]])
+    assert len({tuple(prediction.probabilities.values()) for prediction in found}) == 1
+    assert [prediction.name for prediction in found] == [str(path), str(path), "#2", "#3", "#4", "#5"]
+    (deep,) = predictor.predict(slice_)
+    assert deep.probabilities == pytest.approx(found[0].probabilities, abs=0.02)
+    assert not deep.error
+    assert len(predictor.predict(path.parent)) == len([*path.parent.iterdir()])
+    bad = [b"", tmp_path / "nothing.png", pixels.astype(np.float32), Image.new("I;16", (8, 8)), path]
+    answers = predictor.predict(bad)
+    assert [bool(prediction.error) for prediction in answers] == [True, True, True, True, False]
+    assert answers[0].decision is None
+    assert predictor.predict([]) == []
+
+
+def test_any_model_of_the_hub(hub, files, tmp_path):
+    """Without thresholds, sets and outliers: probabilities alone."""
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32,
+                       patch_size=16, num_labels=3)  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    HfApi().create_repo("ci-user/stock")
+    HfApi().upload_folder(repo_id="ci-user/stock", folder_path=tmp_path)
+    predictor = Predictor.from_pretrained("ci-user/stock")
+    (found,) = predictor.predict(files[0])
+    assert len(predictor.revision) == 40
+    assert set(found.probabilities) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert found.decision == found.label
+    assert (found.candidates, found.outlier, found.reasons) == (None, None, ())
+    for wrong in ("ci-user/nobody", tmp_path / "nothing"):
+        with pytest.raises(MedtlError, match="can't be loaded"):
+            Predictor.from_pretrained(wrong)
+
+
+def test_a_published_run_keeps_its_decisions(hub, folder, files):
+    push(folder, "ci-user/decides", waive=WAIVED)
+    here, there = (Predictor.from_pretrained(name).predict(files) for name in (folder, "ci-user/decides"))
+    assert here == there
+    assert here[0].outlier is not None
+
+
+def test_outliers_that_are_promised_are_not_forgotten(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (copy / "outliers.safetensors").unlink()
+    with pytest.raises(MedtlError, match=r"outliers\.safetensors"):
+        Predictor.from_pretrained(copy)
+
+
+def test_masks_are_those_of_pipeline_after_postprocessing(tmp_path):
+    model, processor = build_tiny(labels=("background", "left", "right"))
+    model.config.update({"postprocessing": {"largest_components": 1}})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8))
+    (found,) = Predictor.from_pretrained(tmp_path).predict(picture)
+    assert found.mask.shape == (75, 110)
+    raw = np.zeros((75, 110), np.uint8)
+    for part in pipeline("image-segmentation", str(tmp_path), device="cpu")(picture):
+        raw[np.asarray(part["mask"]) > 0] = model.config.label2id[part["label"]]
+    from hf_medtl.evaluation.postprocessing import postprocess
+
+    assert np.array_equal(found.mask, postprocess(raw, {"largest_components": 1}))
+    assert found.area == {name: (found.mask == i).mean() for i, name in ((1, "left"), (2, "right"))}
+
+
+def test_copies_and_dropout_give_means_and_a_spread(folder, files, tmp_path):
+    predictor = Predictor.from_pretrained(folder)
+    plain, turned = (predictor.predict(files, tta=number) for number in (0, 2))
+    assert all(p.spread is None for p in plain)
+    assert all(p.spread > 0 for p in turned)
+    assert [p.outlier for p in turned] == [p.outlier for p in plain]  # told by the picture itself
+    # By hand: the mean over the picture and it turned by 5° each way.
+    from torchvision.transforms.v2.functional import affine, pad
+
+    pixels = predictor.processor([Image.open(path).convert("RGB") for path in files], return_tensors="pt").pixel_values
+    each = [pixels, *(affine(pad(pixels, [20], padding_mode="edge"), angle, [0, 0], 1.0, [0.0, 0.0],
+                             interpolation=2)[..., 20:-20, 20:-20] for angle in (5, -5))]  # fmt: skip
+    with torch.no_grad():
+        chances = torch.stack([predictor.model(pixel_values=x).logits.softmax(dim=1) for x in each])
+    wanted = dict(zip(predictor.labels, chances.mean(dim=0)[0].tolist(), strict=True))
+    assert turned[0].probabilities == pytest.approx(wanted, abs=1e-3)
+    best = int(chances.mean(dim=0)[0].argmax())
+    assert turned[0].spread == pytest.approx(float(chances[:, 0, best].std()), abs=1e-3)
+    with pytest.raises(MedtlError, match="0 to 8 views"):
+        predictor.predict(files, tta=9)
+    predictor.config.augmentation = "brain"  # trained with mirrored pictures: the first copy is one
+    (mirrored,) = predictor.predict(files[0], tta=1)
+    both = predictor.predict([files[0], ImageOps.mirror(Image.open(files[0]))])
+    mean = np.mean([p.probabilities["lesion"] for p in both])
+    assert mirrored.probabilities["lesion"] == pytest.approx(mean, abs=0.02)  # the crop is found before
+    drops, never = (
+        Predictor(
+            ViTForImageClassification(
+                ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                          image_size=32, patch_size=16, hidden_dropout_prob=rate)),
+            ViTImageProcessor(size={"height": 32, "width": 32}),
+        ) for rate in (0.5, 0.0)
+    )  # fmt: skip
+    with pytest.raises(MedtlError, match="no dropout"):
+        never.predict(files, mc_dropout=2)
+    assert all(p.spread > 0 for p in drops.predict(files, mc_dropout=3))
+    assert drops.predict(files) == drops.predict(files)
+
+
+def test_copies_of_masks_are_put_back(tmp_path):
+    """A network that marks bright pixels marks the same ones on turned pictures."""
+    model, processor = build_tiny(labels=("background", "bright"))
+
+    class BrightForSemanticSegmentation(torch.nn.Module):
+        config, device = model.config, torch.device("cpu")
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=torch.stack([-pixel_values.mean(1), pixel_values.mean(1)], 1) * 9)
+
+    pixels = np.zeros((96, 96), np.uint8)
+    pixels[20:40, 50:80] = 255
+    predictor = Predictor(BrightForSemanticSegmentation(), processor)
+    plain, turned = (predictor.predict(pixels, tta=number, explain="uncertainty")[0] for number in (0, 8))
+    assert (plain.mask == turned.mask).mean() > 0.97
+    assert turned.mask[25:35, 55:75].all()
+    assert turned.map.shape == (96, 96)
+    assert turned.map[19:41, 49:81].mean() > 3 * turned.map[60:].mean()
+
+
+def test_maps_are_those_of_explain(folder, files):
+    predictor = Predictor.from_pretrained(folder)
+    found = predictor.predict(files, batch_size=4, explain="gradcam")
+    pictures = [Image.open(path).convert("RGB") for path in files]
+    for prediction, other in zip(found, explain(predictor.model, predictor.processor, pictures), strict=True):
+        assert prediction.label == other.label
+        np.testing.assert_allclose(prediction.map, other.map, atol=1e-4)
+    with pytest.raises(MedtlError, match="explained by gradcam"):
+        predictor.predict(files, explain="tea leaves")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_the_command_writes_a_row_a_picture(folder, files, suffix, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in files[:4]:
+        Image.open(path).save(pictures / path.name)
+    (pictures / "broken.png").write_bytes(b"PNG")
+    out = tmp_path / f"out.{suffix}"
+    done = script(COMMAND, "predict", folder, pictures, "--out", out, "--batch_size", "2")
+    assert done.returncode == 1, done.stderr
+    assert "5 pictures, 1 of them with an error" in done.stdout
+    table = pd.read_json(out, lines=True) if suffix == "jsonl" else getattr(pd, f"read_{suffix}")(out)
+    labels = Predictor.from_pretrained(folder).labels
+    chances = [f"p_{label}" for label in labels]
+    assert list(table) == ["path", "label", *chances, "decision", "abstain", "reason", "error"]
+    assert table["path"].tolist() == sorted(map(str, pictures.iterdir()))
+    assert table["error"].fillna("").astype(bool).tolist() == ["broken" in path for path in table["path"]]
+    assert [*tmp_path.glob("*part*")] == []
+    again = script(COMMAND, "predict", folder, pictures, "--out", out)
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+
+
+def test_the_command_draws_maps(folder, files, tmp_path):
+    done = script(COMMAND, "predict", folder, *files[:2], "--out", tmp_path / "out.csv", "--maps", tmp_path / "maps",
+                  "--explain", "eigencam", "--tta", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{path.name}.png" for path in files[:2]]
+    over, plain = (Image.open(path) for path in (tmp_path / "maps" / f"{files[0].name}.png", files[0]))
+    assert over.size == plain.size
+    assert np.ptp(np.asarray(over), axis=2).max() > 30  # colour over grey
+    assert (pd.read_csv(tmp_path / "out.csv")["spread"] > 0).all()
+    done = script(COMMAND, "predict", folder, files[0], "--out", tmp_path / "other.csv", "--maps", tmp_path / "maps")
+    assert done.returncode == 1
+    assert "give both" in done.stderr
+
+
+def test_the_command_prints(folder, files):
+    done = script(COMMAND, "predict", folder, files[0])
+    assert done.returncode == 0, done.stderr
+    assert f"{files[0]}: " in done.stdout
+    assert "not for diagnosis" in done.stdout
+
+
+def test_killed_and_resumed_has_each_picture_once(folder, files, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    content = files[0].read_bytes()
+    for i in range(400):
+        (pictures / f"{i:03}.png").write_bytes(content)
+    out = tmp_path / "out.csv"
+    command = [COMMAND, "predict", folder, pictures, "--out", out, "--batch_size", "4"]
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        part, before = tmp_path / "out.csv.part-0.jsonl", 0
+        before = len(part.read_bytes()) if part.exists() else 0
+        while process.poll() is None and not (part.exists() and len(part.read_bytes()) > before + 2000):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+        with part.open("a") as stream:
+            stream.write('{"path": "torn')
+    done = script(*command)
+    assert done.returncode == 0, done.stderr
+    assert "pictures are done already" in done.stderr
+    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, pictures.iterdir()))
+
+
+@pytest.mark.slow
+def test_thousands_of_pictures_killed_twice_are_each_there_once_in_flat_memory(tiny, tmp_path):
+    pictures, out, part = tmp_path / "pictures", tmp_path / "out.csv", tmp_path / "out.csv.part-0.jsonl"
+    pictures.mkdir()
+    # If each were kept, the last 4,000 would take 750 MiB.
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "picture.png")
+    for i in range(5000):
+        os.link(tmp_path / "picture.png", pictures / f"{i:04}.png")
+    command = [COMMAND, "predict", tiny("vit"), pictures, "--out", out, "--batch_size", "25"]
+
+    def started_until(more: int) -> subprocess.Popen:
+        """The command at work, when it has answered so many more."""
+        goal = rows() + more
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and rows() < goal:
+            time.sleep(0.02)
+        assert process.returncode is None
+        return process
+
+    def rows() -> int:
+        return part.read_bytes().count(b"\n") if part.exists() else 0
+
+    def peak(pid: int) -> int:
+        """Of memory so far, in KiB; 0 if the process has ended."""
+        return int((Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split() or ["0"])[0])
+
+    for _ in range(2):
+        process = started_until(more=300)
+        process.kill()
+        process.wait()
+        assert not out.exists()
+    process = started_until(more=1000)
+    early = late = peak(process.pid)
+    while process.poll() is None:  # its rusage would have the peak of the process that started it
+        late = max(late, peak(process.pid))
+        time.sleep(0.05)
+    assert process.returncode == 0
+    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, pictures.iterdir()))
+    assert 0 < late < 1.15 * early, f"{early} KiB after 1,000 pictures, {late} in the end"
+
+
+def test_parts_of_another_model_are_refused(folder, files, tmp_path):
+    out = tmp_path / "out.csv"
+    (tmp_path / "out.csv.part-0.jsonl").write_text(json.dumps({"model": "other@1"}) + "\n")
+    done = script(COMMAND, "predict", folder, files[0], "--out", out)
+    assert done.returncode == 1
+    assert "was begun with other@1" in done.stderr

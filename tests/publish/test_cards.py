@@ -1,0 +1,304 @@
+"""What a card says is what the run did; its metadata are what the Hub takes; it names what is not known."""
+
+import json
+import re
+import shlex
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import yaml
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_session
+from safetensors.torch import load_file
+
+from hf_medtl import Recipe, load, run
+from hf_medtl.data.phantoms import write_phantoms
+from hf_medtl.publish.base_model import BIBTEX, origin
+from hf_medtl.publish.card import card
+from hf_medtl.publish.check import AUTHOR, FIELDS, missing
+from hf_medtl.publish.templates import bibtex, cell, interval
+from hf_medtl.runs import artifacts as outcome
+from hf_medtl.runs.artifacts import found
+from hf_medtl.tasks import classification, multilabel, segmentation
+from tests.support.commands import ROOT, options
+from tests.support.multilabel_tables import table as table_of_marks
+from tests.support.tiny_models import save_segformer, save_tiny
+
+BASE_CARD = """---
+license: cc-by-nc-4.0
+---
+# Base
+
+```bibtex
+@article{base,
+  title = {A base},
+}
+```
+
+```python
+print("no entry")
+```
+"""
+
+
+def kept_facts(patch, recipe):
+    """A run, and the facts that its card is made of."""
+    kept = {}
+
+    def keep(facts, prose):
+        kept.update(facts)
+        return card(facts, prose)
+
+    patch.setattr(outcome, "card", keep)
+    return run(recipe), kept
+
+
+@pytest.fixture(scope="module")
+def made(phantoms, tiny, tmp_path_factory):
+    """Kind of run -> folder and facts, made when first asked for."""
+    place, done = tmp_path_factory.mktemp("cards"), {}
+
+    def recipe(kind: str) -> Recipe:
+        output = place / kind
+        prose = {"model_card": str(ROOT / "model_cards" / "phantoms.md")}
+        if kind == "labels":
+            return Recipe(**options(phantoms, tiny("vit"), output, **prose))
+        if kind == "several":
+            data, other = table_of_marks(place / "marks"), table_of_marks(place / "other", 24, 5000)
+            more = {"dataset": "table", "external_dataset": "table", "external_data_dir": str(other)}
+            return Recipe(**options(data, tiny("cnn"), output, **prose, **more))
+        chests = write_phantoms(place / "chest", "chest", patients=12, pictures=1, size=72)
+        more = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
+        return Recipe(**options(chests, save_segformer(place / "tiny-segformer"), output, **prose, **more))
+
+    def make(kind: str):
+        if kind not in done:
+            with pytest.MonkeyPatch.context() as patch:
+                done[kind] = kept_facts(patch, recipe(kind))
+        return done[kind]
+
+    return make
+
+
+KINDS = pytest.mark.parametrize("kind", ["labels", "several", "masks"])
+
+
+@KINDS
+def test_metadata_are_those_of_the_hub(kind, made, hub):
+    folder, _ = made(kind)
+    results = json.loads((folder / "results.json").read_text())
+    read = ModelCard.load(folder / "README.md")
+    read.validate()
+    front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    assert ModelCardData(**front).to_dict() == front == read.data.to_dict()
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == results["task"]
+    assert "base_model" not in front  # a folder's name is no id
+    assert "datasets" not in front  # no set on the Hub
+    assert front["metrics"] == [name for name, its in results["metrics"].items() if its["value"] is not None]
+    (index,) = front["model-index"]
+    assert index["name"] == folder.name
+    tested = [results, *([results["external"]] if "external" in results else [])]
+    assert len(index["results"]) == len(tested)
+    for said, its in zip(index["results"], tested, strict=True):
+        assert said["dataset"]["split"] == its["split"]
+        values = {name: m["value"] for name, m in its["metrics"].items() if m["value"] is not None}
+        assert {m["type"]: m["value"] for m in said["metrics"]} == pytest.approx(values, abs=5e-5)
+        assert len(said["metrics"]) == len(values)
+    assert index["results"][0]["dataset"]["revision"] == results["splits_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("license: apache-2.0", "license: Apache 2"),
+        ("library_name:", "base_model: a folder/of/mine\nlibrary_name:"),
+        ("library_name:", "datasets:\n- pictures of mine\nlibrary_name:"),
+        ("    - type: accuracy\n", "    - kind: accuracy\n"),
+    ],
+)
+def test_the_loopback_hub_refuses_what_the_hub_refuses(old, new, made, hub):
+    text = (made("labels")[0] / "README.md").read_text()
+    assert old in text
+    answers = [
+        get_session().post(f"{hub}/api/validate-yaml", json={"content": content, "repoType": "model"}).status_code
+        for content in (text, text.replace(old, new, 1))
+    ]
+    assert answers == [200, 400]
+
+
+@KINDS
+def test_tables_and_figures_are_whole(kind, made):
+    folder, _ = made(kind)
+    text = (folder / "README.md").read_text()
+    figures = re.findall(r"\]\((figures/[^)]+)\)", text)
+    assert len(figures) >= 3
+    assert all((folder / figure).is_file() for figure in figures)
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) >= 3
+    for rows in tables:
+        widths = {len(re.split(r"(?<!\\)\|", row)) for row in rows.splitlines()}
+        assert len(widths) == 1, rows
+        assert widths.pop() <= 10
+    assert "\n\n\n" not in text
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert "None" not in prose.replace("None yet", "").replace("None is noted", "")
+    assert "-0.000," not in text
+
+
+@KINDS
+def test_a_run_gives_every_field_that_needs_no_other_command(kind, made):
+    folder, _ = made(kind)
+    text, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
+    later = {"support", "exports", "external", "explanations", "robustness", "subgroups"}
+    several = {"external"} if kind == "several" else {"subgroups"} if len(results.get("by_source", ())) > 1 else set()
+    assert set(missing(text, results)) <= later - several
+    assert {"support", "exports", "explanations", "robustness"} <= set(missing(text, results))
+    without = text.partition("## Intended use")[0] + "## Data and split" + text.partition("## Data and split")[2]
+    assert set(missing(without, results)) >= set(AUTHOR) - {"support"}
+    headings = {"failures": "### Where it fails", "licences": "## Licences", "citation": "```bibtex"}
+    headings |= {"split": "\nSplit: ", "selection": "- The weights are", "environment": "Energy:"}
+    for name, heading in headings.items():
+        assert name in FIELDS
+        assert name in missing(text.replace(heading, ""), results)
+
+
+@KINDS
+def test_the_card_says_what_the_run_did(kind, made):
+    folder, facts = made(kind)
+    text, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
+    splits = pd.read_csv(folder / "splits.csv", keep_default_na=False)
+    for split, rows in splits.groupby("split"):
+        ends = f" {rows['group'].nunique()} | {rows['patient'].nunique()} |"
+        assert re.search(rf"^\| {split} \|.*{re.escape(ends)}$", text, flags=re.MULTILINE)
+    assert "Split: 15 % for validation, 20 % for testing; drawn by group" in text
+    assert "Seeds: 1 of training, 1 of the split." in text
+    for package, version in results["environment"]["packages"].items():
+        assert f"{package} {version}" in text
+    assert "Energy: not recorded." in text
+    (sum_,) = facts["origin"].sha256.values()
+    assert f"SHA-256 of model.safetensors `{sum_}`" in text
+    assert "- Weights before training: not known, as no card says it." in text
+    energy = card(facts | {"results": results | {"energy_kwh": 0.01234}})
+    assert "Energy: 0.0123 kWh, by codecarbon." in energy
+
+
+def test_the_pictures_that_it_fails_on(made):
+    folder, _ = made("labels")
+    result, table = json.loads((folder / "results.json").read_text()), pd.read_csv(folder / "predictions.csv")
+    table = pd.DataFrame(
+        {
+            "image_id": ["a", "b|c", "d", "e"],
+            "label": ["lesion", "no_lesion", "lesion", "lesion"],
+            "p_lesion": [0.2, 0.9, 0.05, 0.8],
+            "p_no_lesion": [0.8, 0.1, 0.95, 0.2],
+        }
+    )
+    rows = classification.worst(table, result | {"threshold": 0.5}, 2)
+    assert [row["picture"] for row in rows] == ["d", "b|c"]
+    assert rows[0] == {
+        "picture": "d", "true": "lesion", "decided": "no_lesion", "probability of the true label": "0.050"
+    }  # fmt: skip
+    assert classification.worst(table, result | {"threshold": 0.0}, 9)[0]["picture"] == "b|c"
+    assert cell("b|c\n") == r"b\|c"
+    marks = pd.DataFrame({"image_id": ["a", "b"], "label": ["bar|disc", ""], "p_bar": [0.4, 0.7], "p_disc": [0.9, 0.1]})
+    of_labels = {"per_label": {"bar": {"threshold": 0.5}, "disc": {"threshold": 0.5}}}
+    assert [(row["picture"], row["label"], row["true"]) for row in multilabel.worst(marks, of_labels, 5)] == [
+        ("b", "bar", "absent"),
+        ("a", "bar", "present"),
+    ]
+    masks = pd.DataFrame({"image_id": ["a", "b", "c"], "source": "here", "dice": [0.9, 0.2, 0.5]})
+    assert [row["picture"] for row in segmentation.worst(masks, {}, 2)] == ["b", "c"]
+
+
+def test_no_error_is_said_to_be_none(made):
+    _, facts = made("labels")
+    assert "No test picture was decided wrongly." in card(facts | {"worst": []})
+
+
+def test_weights_that_validation_did_not_choose(phantoms, tiny, tmp_path):
+    more = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
+    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", folds=4, fold=2, mixup=0.2, **more)))
+    text = (folder / "README.md").read_text()
+    assert "The weights are those of the last step; validation did not choose them." in text
+    assert "an average over steps (decay 0.9)" in text
+    assert "stop early" not in text
+    assert "Split: fold 2 of 0 to 3 is for testing, 15 % for validation; " in text
+    assert "light, mixup 0.2." in text
+    command = re.search(r"```bash\n(python -c .*)\n```", text).group(1)
+    _, _, code, *argv = shlex.split(command)
+    assert code == "import hf_medtl; hf_medtl.main({})"
+    places = {"recipe.yaml": folder / "recipe.yaml", "splits.csv": folder / "splits.csv", "DATA": phantoms}
+    argv = [str(places.get(part, part)).replace("runs/again", str(tmp_path / "again")) for part in argv]
+    again = run(Recipe.from_cli({}, [*argv, "--model_name_or_path", str(tiny("vit"))]))
+    before, after = (load_file(place / "model.safetensors") for place in (folder, again))
+    assert all((before[name] == after[name]).all() for name in before)
+    assert "Split: as in the splits.csv of another run." in (again / "README.md").read_text()
+
+
+def test_a_base_model_on_the_hub(hub, phantoms, tmp_path, monkeypatch):
+    api, place = HfApi(), save_tiny("vit", tmp_path / "base")
+    (place / "README.md").write_text(BASE_CARD)
+    api.create_repo("ci-user/base")
+    commit = api.upload_folder(repo_id="ci-user/base", folder_path=place).oid
+    recipe = Recipe(**options(phantoms, "ci-user/base", tmp_path / "run", num_train_epochs=1))
+    folder, facts = kept_facts(monkeypatch, recipe)
+    read = ModelCard.load(folder / "README.md")
+    assert read.data.base_model == "ci-user/base"
+    assert read.data.base_model_relation == "finetune"
+    assert f"[ci-user/base](https://huggingface.co/ci-user/base), commit `{commit}`." in read.text
+    assert "- Weights before training: cc-by-nc-4.0." in read.text
+    assert "one of them forbids commercial use" in read.text
+    assert "@article{base," in read.text
+    assert "no entry" not in read.text
+    read.validate()
+    assert origin(str(place)).licence == "cc-by-nc-4.0"
+    assert origin("ci-user/base", "no-such-revision").licence is None  # which does not end a run
+    newer = api.upload_file(repo_id="ci-user/base", path_or_fileobj=b"more", path_in_repo="more.txt").oid
+    assert newer != origin("ci-user/base").revision == facts["origin"].revision == commit
+
+
+def test_encoders_that_are_published(tmp_path):
+    values = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
+
+    def base(**more):
+        return segmentation.base_model(Recipe(**options(tmp_path, "unet", tmp_path / "run", **values, **more)))
+
+    name, commit = base()
+    assert name == "smp-hub/resnet34.imagenet"
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert base(encoder="tu-resnet18") == ("timm/resnet18.a1_in1k", None)
+    assert base(encoder="resnet34", encoder_weights="none") is None
+    assert base(encoder_weights=str(tmp_path)) == (str(tmp_path), None)
+
+
+def test_a_data_set_on_the_hub_is_linked(made):
+    _, facts = made("labels")
+    spec = replace(facts["spec"], name="owner/pictures", title="Pictures & more", problems=())
+    text = card(facts | {"spec": spec})
+    assert "[Pictures & more](https://huggingface.co/datasets/owner/pictures)" in text
+    assert ModelCard(text).data.datasets == ["owner/pictures"]
+    assert "@misc{owner-pictures," in text
+    assert r"title = {Pictures \& more}," in text
+    assert "- None is noted, which does not say that there are none" in text
+
+
+def test_small_words():
+    assert bibtex("50 % of a_b & c") == r"50 \% of a\_b \& c"
+    assert BIBTEX.findall("```\n@misc{a,\n}\n```\n```bash\n@no\n```\n") == ["@misc{a,\n}\n"]
+    assert interval({"value": -0.0001, "low": -0.0004, "high": None}) == "0.000 [0.000, ?]"
+
+
+def test_what_loading_finds_is_said(tmp_path):
+    data = write_phantoms(tmp_path / "brain", "brain", patients=8, pictures=2, size=48)
+    one = next((data / "lesion").iterdir())
+    (data / "lesion" / "brain-0099_0.png").write_bytes(one.read_bytes())
+    assert found(load("brain-phantoms", data)) == [
+        "17 of 17 pictures are in a group with another one; 2 are the same file as another."
+    ]
+    rows = pd.DataFrame({"file_name": [str(p.relative_to(data)) for p in sorted(data.glob("*lesion/*.png"))]})
+    rows["label"], rows["source"] = rows["file_name"].str.split("/").str[0], ["here", "there"] * 8 + ["there"]
+    rows.to_csv(data / "table.csv", index=False)
+    said = found(load("table", data / "table.csv"))
+    assert said[1] == "17 of 17 pictures do not tell their patient."
+    assert said[2] == "Sources: there (9 pictures), here (8 pictures)."

@@ -1,0 +1,360 @@
+"""A search: whole runs as trials, resumable, reproducible, and never judged by the test split."""
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from filelock import FileLock
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.data.cache import PreparedImages
+from hf_medtl.runs import search, search_space
+from hf_medtl.runs.search_space import check_search, draw, read_space
+from hf_medtl.runs.train import build, trainer_of
+from hf_medtl.tasks import classification
+from tests.support.commands import ROOT, flags, options
+
+SPACE = {"learning_rate": ["1e-4", 1e-2, "log"], "mixup": [0, 0.4], "augmentation": ["light", "brain"]}
+LOOKS = ["value", "learning_rate", "mixup", "augmentation", "state", "evaluations"]  # not the seconds
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hasty():
+    """Let SQLite not wait for the disk: these files need not outlive a power cut."""
+
+    def set_pragma(connection, record) -> None:
+        connection.execute("pragma synchronous = off")
+
+    event.listen(Engine, "connect", set_pragma)
+    yield
+    event.remove(Engine, "connect", set_pragma)
+
+
+def searching(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
+    return options(phantoms, backbone, output, learning_rate=1e-3, search=4, search_space=SPACE) | more
+
+
+def finished_trials(folder: Path) -> int:
+    if not (folder / "search.db").exists():
+        return 0
+    with sqlite3.connect(folder / "search.db") as base:
+        try:
+            return base.execute("select count(*) from trials where state in ('COMPLETE', 'PRUNED')").fetchone()[0]
+        except sqlite3.OperationalError:  # the tables are not made yet
+            return 0
+
+
+@pytest.fixture(scope="module")
+def watched(phantoms, tiny, tmp_path_factory) -> tuple[Path, set[int]]:
+    """The folder of a search, and the rows of all pictures that it looked at."""
+    seen: set[int] = set()
+    usual = PreparedImages.__getitem__
+
+    def look(self, index):
+        seen.add(self.indices[index])
+        return usual(self, index)
+
+    def answer(*args: object) -> None:
+        raise AssertionError("a search asks no pipeline")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreparedImages, "__getitem__", look)
+        patch.setattr(classification, "answer", answer)
+        folder = run(Recipe(**searching(phantoms, tiny("vit"), tmp_path_factory.mktemp("search") / "run")))
+    return folder, seen
+
+
+def test_the_folder_of_a_search(watched):
+    folder, _ = watched
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
+        "best.yaml", "figures", "recipe.yaml", "search.db", "splits.csv", "trials.csv"
+    }  # fmt: skip
+    assert (folder / "figures" / "search.png").stat().st_size > 1000
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials["trial"].tolist() == [1, 2, 3, 4]
+    assert trials.loc[0, ["learning_rate", "mixup", "augmentation"]].tolist() == [1e-3, 0, "light"]  # the recipe
+    assert trials["learning_rate"].between(1e-4, 1e-2).all()
+    assert trials["learning_rate"].nunique() == 4
+
+
+def test_the_test_split_is_not_touched(watched):
+    folder, seen = watched
+    splits = pd.read_csv(folder / "splits.csv")["split"]
+    assert {splits[row] for row in seen} == {"train", "validation"}
+    assert "test" in set(splits)
+
+
+def test_a_run_of_best_yaml_has_the_value_of_the_best_trial(watched, phantoms, tiny, tmp_path):
+    folder, _ = watched
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    trials = pd.read_csv(folder / "trials.csv").sort_values("value")
+    assert best["learning_rate"] == trials["learning_rate"].iloc[0]
+    places = {"data_dir": phantoms, "model_name_or_path": tiny("vit"), "output_dir": tmp_path / "run"}
+    argv = ["--config", str(folder / "best.yaml"), *flags(**places)]
+    output = run(Recipe.from_cli({"learning_rate": 7.0, "augmentation": "chest", "mixup": 0.3}, argv))
+    states = [json.loads(path.read_text()) for path in output.glob("checkpoint-*/trainer_state.json")]
+    assert min(state["best_metric"] for state in states) == pytest.approx(trials["value"].iloc[0], abs=1e-6)
+
+
+def test_a_value_set_back_to_the_default_is_in_the_yaml(tmp_path):
+    """The recipe's file would win otherwise."""
+    recipe = Recipe.from_cli({"augmentation": "brain", "output_dir": str(tmp_path)}, ["--augmentation", "light"])
+    assert yaml.safe_load(recipe.to_yaml())["augmentation"] == "light"
+    assert yaml.safe_load(recipe.variant(mixup=0.0).to_yaml())["mixup"] == 0
+
+
+def test_a_finished_search_can_be_repeated_and_made_longer(watched, phantoms, tiny, capsys):
+    folder, _ = watched
+    before = (folder / "trials.csv").read_text()
+    run(Recipe(**searching(phantoms, tiny("vit"), folder)))
+    assert (folder / "trials.csv").read_text() == before
+    shown = capsys.readouterr().out
+    assert f"--config {folder / 'best.yaml'} --output_dir {folder}-best" in " ".join(shown.split())
+    run(Recipe(**searching(phantoms, tiny("vit"), folder, search=5)))
+    assert len(pd.read_csv(folder / "trials.csv")) == 5
+
+
+def test_a_folder_of_a_search_is_for_this_search_alone(watched, phantoms, tiny):
+    folder, _ = watched
+    with pytest.raises(MedtlError, match="--weight_decay was not given in the search"):
+        run(Recipe(**searching(phantoms, tiny("vit"), folder, weight_decay=0.3)))
+    with pytest.raises(MedtlError, match="--search_space was"):
+        run(Recipe(**searching(phantoms, tiny("vit"), folder, search_space={"mixup": [0, 0.2]})))
+    with pytest.raises(MedtlError, match="holds a search"):
+        run(Recipe(**options(phantoms, tiny("vit"), folder)))
+
+
+def start(values: dict[str, object]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "recipes/vit_brain.py", *flags(**values | {"search_space": json.dumps(SPACE)})],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "killed_at"), [pytest.param(4, 2, id="4"), pytest.param(20, 7, id="20", marks=pytest.mark.slow)]
+)
+def test_a_killed_search_goes_on_and_equals_one_that_was_not(number, killed_at, phantoms, tiny, tmp_path):
+    """20 trials: the sampler is past its first, random ones, and trials are given up."""
+    # The recipe's file says something of these.
+    more = {"search": number, "head_learning_rate": 1e-3, "num_train_epochs": 3}
+    output = tmp_path / "killed"
+    process = start(searching(phantoms, tiny("vit"), output, augmentation="light", **more))
+    for _ in range(24000):
+        if finished_trials(output) >= killed_at - 1:
+            break
+        assert process.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(0.2)  # in the next trial
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=600)
+    done = finished_trials(output)
+    assert killed_at - 1 <= done < number
+    assert (output / "UNFINISHED").exists()
+    run(Recipe(**searching(phantoms, tiny("vit"), output, **more)))
+    killed = pd.read_csv(output / "trials.csv")
+    assert killed["trial"].tolist() == list(range(1, number + 1))
+    assert not (output / "UNFINISHED").exists()
+    run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "through", **more)))
+    through = pd.read_csv(tmp_path / "through" / "trials.csv")
+    pd.testing.assert_frame_equal(killed[LOOKS], through[LOOKS])
+
+
+@pytest.fixture
+def quick(phantoms, tiny, tmp_path, monkeypatch):
+    """A search whose trials cost nothing: the value is known by formula. Interrupted in trial `stop`."""
+
+    def attempt_of(stop: int | None):
+        def attempt(make, judge):
+            if len(search.done(judge.trial.study)) + 1 == stop:
+                raise KeyboardInterrupt
+            for judge.evaluations in (1, 2, 3):
+                judge.trial.report(judge.trial.params["mixup"] / judge.evaluations, judge.evaluations)
+                if judge.trial.should_prune():
+                    return "worse"
+            return judge.trial.params["mixup"]
+
+        return attempt
+
+    # accelerate collects all garbage after each trial, which takes longer than these trials.
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
+
+    def search_it(name: str, stop: int | None = None, **more: object) -> pd.DataFrame:
+        monkeypatch.setattr(search, "_attempt", attempt_of(stop))
+        values = searching(phantoms, tiny("vit"), tmp_path / name, search=20) | more
+        run(Recipe(**values))
+        return pd.read_csv(tmp_path / name / "trials.csv")
+
+    return search_it
+
+
+def test_trials_depend_on_the_seed_and_on_finished_trials_alone(quick, tmp_path):
+    first = quick("first")
+    assert len(first) == 20
+    assert set(first["state"]) == {"complete", "pruned"}
+    for stop in (1, 13):
+        with pytest.raises(KeyboardInterrupt, match=f"{stop - 1} of 20 trials are finished. Go on: the same command"):
+            quick("stopped", stop)
+    pd.testing.assert_frame_equal(first[LOOKS], quick("stopped")[LOOKS])
+    assert quick("other", seed=2, search=2)["mixup"][1] != first["mixup"][1]
+
+
+def test_two_searches_in_one_folder_at_once_are_refused(quick, phantoms, tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "UNFINISHED").touch()
+    with FileLock(tmp_path / "run" / ".search.lock"), pytest.raises(MedtlError, match="Another process"):
+        quick("run")
+
+
+def test_trials_that_fail_do_not_end_the_search(phantoms, tiny, tmp_path, monkeypatch):
+    given = [{"learning_rate": 1e-3}, {"learning_rate": 1e30}, {"strategy": "lp_ft", "probe_epochs": 9}]
+
+    def forced(trial, space, strategy):
+        draw(trial, space, strategy)
+        return given.pop(0)
+
+    monkeypatch.setattr(search, "draw", forced)
+    before = signal.getsignal(signal.SIGINT)
+    folder = run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "run", search=3)))
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials["state"].tolist() == ["complete", "pruned", "pruned"]
+    assert trials["why"][1] == "expected finite probabilities, found 16 that are not"
+    assert "--probe_epochs is 1 or more" in trials["why"][2]
+    assert signal.getsignal(signal.SIGINT) is before
+
+    monkeypatch.setattr(search, "draw", lambda *args: draw(*args) | {"learning_rate": 1e30})
+    with pytest.raises(MedtlError, match=r"None of 2 trials gave a value.*finite probabilities"):
+        run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "none", search=2)))
+
+
+def test_a_bad_trial_ends_early_and_saves_nothing(phantoms, tiny, tmp_path):
+    from hf_medtl import load
+
+    class Trial:
+        values: dict[int, float] = {}  # noqa: RUF012
+
+        def report(self, value, step):
+            self.values[step] = value
+
+        def should_prune(self):
+            return len(self.values) == 2
+
+    recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=5))
+    loaded = load("brain-phantoms", phantoms)
+    judge = search.Judge(Trial(), "eval_loss")
+    trainer = trainer_of(recipe, loaded, *build(recipe, loaded), search.Unsaved)
+    assert search._attempt(lambda: trainer, judge) == "worse than the median of the others after 2 evaluations"
+    logged = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert logged == list(Trial.values.values())
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"search_space": {"learning_rat": [1, 2]}}, "Did you mean 'learning_rate'"),
+        ({"search_space": {"seed": [1, 2, 3]}}, "can't change 'seed'"),
+        ({"search_space": {"validation_fraction": [0.1, 0.2]}}, "can't change 'validation_fraction'"),
+        ({"search_space": "{learning_rate: ["}, "can't be read as YAML"),
+        ({"search_space": "5"}, "is a dict such as"),
+        ({"search_space": {"mixup": 0.3}}, "expected a list"),
+        ({"search_space": {"mixup": [0.4, 0.0]}}, "below the second"),
+        ({"search_space": {"learning_rate": [0, 1, "log"]}}, "two numbers above 0"),
+        ({"search_space": {"learning_rate": ["slow", "fast"]}}, "of type float"),
+        ({"search_space": {"unfreeze_blocks": [1, 1.5]}, "strategy": "last_n"}, "of type int"),
+        ({"search_space": {"augmentation": ["light", "strong"]}}, "Known are: none, light"),
+        ({"search_space": {"augmentation": [False]}}, "of type str"),
+        ({"search_space": {"lr_scheduler_type": ["cosine", "wavy"]}}, "lr_scheduler_type wavy"),
+        ({"search_space": {"lora_rank": [4, 8]}}, "--lora_rank is for --strategy lora"),
+        ({"search_space": {"focal_gamma": [1, 3]}, "loss": "focal"}, "losses can't be compared.*roc_auc"),
+        ({"search": -1}, "number of trials"),
+        (
+            {"push_to_hub": True, "model_card": str(ROOT / "model_cards" / "brain.md")},
+            "--push_to_hub: not with --search",
+        ),
+        ({"report_to": "tensorboard"}, "--report_to: not with --search"),
+        (
+            {"eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": 0},
+            "--eval_strategy epoch",
+        ),
+        ({"resume_from_checkpoint": "/"}, "goes on from search.db"),
+    ],
+)
+def test_what_can_not_be_searched(more, message, tmp_path):
+    values = {"output_dir": str(tmp_path / "run"), "search": 4, "use_cpu": True}
+    with pytest.raises(MedtlError, match=message):
+        run(Recipe(**values | more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_optuna_the_error_says_what_to_install(tmp_path, monkeypatch):
+    usual = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else usual(name))
+    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[search\]'"):
+        check_search(Recipe(output_dir=str(tmp_path), search=4))
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Recipe, "world_size", 2)
+    with pytest.raises(MedtlError, match="--num_processes 1"):
+        check_search(Recipe(output_dir=str(tmp_path), search=4))
+
+
+def test_a_space_is_read_from_text_and_from_yaml(tmp_path):
+    expected = {"learning_rate": [1e-6, 1e-3, "log"], "unfreeze_blocks": [1, 2, 4], "augmentation": ["light", "brain"]}
+    text = '{"learning_rate": [1e-6, 1e-3, "log"], "unfreeze_blocks": [1, 2, 4], "augmentation": ["light", "brain"]}'
+    assert read_space(text) == expected
+    (tmp_path / "c.yaml").write_text(f"search_space: {text}\n")
+    for argv in (["--config", str(tmp_path / "c.yaml")], ["--search_space", text]):
+        recipe = Recipe.from_cli({"output_dir": str(tmp_path)}, argv)
+        assert read_space(recipe.search_space) == expected
+
+
+def test_options_of_a_strategy_are_drawn_with_it_alone():
+    space = {"lora_rank": [4, 8, 16], "layer_decay": [0.5, 0.9], "strategy": ["lora", "differential", "full"]}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = [draw(study.ask(), space, "full") for _ in range(30)]
+    options_of = {"lora": {"lora_rank"}, "differential": {"layer_decay"}, "full": set()}
+    assert {values["strategy"] for values in found} == set(options_of)
+    for values in found:
+        assert values.keys() - {"strategy"} == options_of[values["strategy"]]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_each_recipe_can_be_searched_as_it_is(path, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    values = importlib.import_module(path.stem).RECIPE | {"output_dir": str(tmp_path), "search": 20}
+    recipe = Recipe(**values)
+    space = check_search(recipe)
+    assert "weight_decay" in space
+    assert 3 <= len(space) <= 6
+    for name, ends in space.items():  # the recipe itself is in its space, and the first trial
+        assert search_space.own_value(recipe, name, ends) is not None, name
+
+
+def test_the_better_direction_of_each_metric(tmp_path):
+    for metric, higher in {"loss": False, "roc_auc": True, "brier": False, "ece": False, "dice": True}.items():
+        assert Recipe(output_dir=str(tmp_path), metric_for_best_model=metric).greater_is_better is higher
+
+
+def test_a_dry_run_shows_the_space_and_writes_nothing(phantoms, tiny, tmp_path, capsys):
+    run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
+    assert "0.0001 to 0.01, logarithmic" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,291 @@
+"""A study: a resumable grid of ordinary runs, and what is written of it."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.metrics import roc_auc_score
+
+from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.runs.cross_validation import read_predictions
+from hf_medtl.runs.study import check_cell, seconds_left, study
+from hf_medtl.runs.study_grid import Grid, arms_of, cells_of, same_steps
+from hf_medtl.tasks import classification, multilabel
+from tests.support.commands import flags, options, script
+from tests.support.segmentation_runs import recipe as recipe_of_masks
+from tests.support.training_processes import start, wait_for_step
+
+SMALL = {"fractions": [25, 100], "seeds": [1]}
+
+
+def wishes(phantoms: Path, output: Path, **more: object) -> dict[str, object]:
+    """A recipe of seconds without its backbone, which the grid says."""
+    values = options(phantoms, phantoms, output, num_train_epochs=1, learning_rate=1e-3, **more)
+    return {key: value for key, value in values.items() if key not in ("model_name_or_path", "seed")}
+
+
+def grid_of(tiny, *families: str, **more: object) -> Grid:
+    return Grid.from_cli({"models": [str(tiny(family)) for family in families], **SMALL, **more}, [])[0]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "cells").iterdir() if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def studied(phantoms, tiny, tmp_path_factory) -> Path:
+    """Of a tiny ViT, pretrained and from scratch."""
+    folder = tmp_path_factory.mktemp("study") / "brain"
+    assert study(Recipe(**wishes(phantoms, folder)), grid_of(tiny, "vit", scratch={"learning_rate": "1e-2"})) == 0
+    return folder
+
+
+def test_each_cell_is_an_ordinary_run(studied):
+    assert names(studied) == {f"tiny-vit-{way}-{share}-seed1" for way in ("full", "scratch") for share in (25, 100)}
+    for cell in (studied / "cells").glob("*/"):
+        assert {"model.safetensors", "README.md", "results.json", "splits.csv"} <= {p.name for p in cell.iterdir()}
+        assert not list(cell.glob("checkpoint-*"))
+        assert not (cell / "UNFINISHED").exists()
+        assert json.loads(cell.with_name(f"{cell.name}.json").read_text())["seconds"] > 0
+        assert "The run is in" in cell.with_name(f"{cell.name}.log").read_text()
+    scratch = yaml.safe_load((studied / "cells" / "tiny-vit-scratch-25-seed1" / "recipe.yaml").read_text())
+    assert scratch["from_scratch"] is True
+    assert scratch["learning_rate"] == 0.01  # as a number, though YAML and flags give text
+    assert scratch["train_fraction"] == 0.25
+
+
+def test_parts_nest_and_test_pictures_stay(studied):
+    split = {
+        (way, share): pd.read_csv(studied / "cells" / f"tiny-vit-{way}-{share}-seed1" / "splits.csv")
+        for way in ("full", "scratch")
+        for share in (25, 100)
+    }
+    part = {key: its.groupby("split")["image_id"].agg(set) for key, its in split.items()}
+    for name in ("test", "validation"):
+        assert len({frozenset(its[name]) for its in part.values()}) == 1
+    assert part["full", 25]["train"] == part["scratch", 25]["train"] < part["full", 100]["train"]
+
+
+def test_what_is_written(studied, phantoms):
+    found = json.loads((studied / "study.json").read_text())
+    assert found["metric"] == "roc_auc"
+    assert found["failed"] == {}
+    assert len(found["cells"]) == 4
+    assert len(found["curve"]) == 4
+    assert len(found["contrasts"]) == 4
+    for point in found["curve"]:
+        its = [
+            cell["metrics"]["roc_auc"]["value"]
+            for cell in found["cells"]
+            if (cell["arm"], cell["percent"]) == (point["arm"], point["percent"])
+        ]
+        assert [*point["by_seed"].values()] == pytest.approx(its)
+        assert point["value"] == pytest.approx(its[0])
+    text = (studied / "README.md").read_text()
+    assert "Not a medical device" in text
+    assert "Synthetic data" in text
+    assert str(phantoms.parent) not in text
+    for line in found["statements"]:
+        assert f"- {line}" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {4, 7}
+    assert (studied / "figures" / "learning_curve.png").stat().st_size > 5000
+    assert Grid.from_cli({}, ["--grid", str(studied / "grid.yaml")])[0].scratch == {"learning_rate": 0.01}
+
+
+def test_given_again_nothing_is_trained(studied, phantoms, tiny, capsys):
+    before = (studied / "study.json").read_text()
+
+    def fail(recipe: Recipe) -> Path:
+        raise AssertionError("trained again")
+
+    grid = grid_of(tiny, "vit", scratch={"learning_rate": 0.01})
+    assert study(Recipe(**wishes(phantoms, studied)), grid, fail) == 0
+    assert (studied / "study.json").read_text() == before
+    with pytest.raises(MedtlError, match=r"--learning_rate was 0.001 in the run of .* and is 0.003 now"):
+        study(Recipe(**wishes(phantoms, studied) | {"learning_rate": 3e-3}), grid, fail)
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(phantoms, tiny, tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "hf_medtl")
+    wish = Recipe(**wishes(phantoms, tmp_path / "none", dry_run=True))
+    assert study(wish, grid_of(tiny, "cnn")) == 0
+    assert not (tmp_path / "none").exists()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    shares = [row for row in rows if len(row) == 5 and row[1].endswith("%")]
+    assert [row[:2] for row in shares] == [["tiny-cnn, full", "25 %"], ["tiny-cnn, full", "100 %"]]
+    assert all(row[4].endswith(" s") for row in shares)
+    assert "2 cells to do in " in caplog.text
+
+
+def test_time_is_guessed_from_what_was_taken(studied, phantoms, tiny, monkeypatch):
+    cells = cells_of(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit", seeds=[1, 3]))
+    monkeypatch.setattr("hf_medtl.runs.study.seconds_of_a_pass", lambda cell: 0.0)
+    left = seconds_left(Recipe(**wishes(phantoms, studied)), cells)
+    assert {cell.seed for cell in left} == {3}
+    notes = [studied / "cells" / f"tiny-vit-full-{share}-seed1.json" for share in (25, 100)]
+    taken = [json.loads(path.read_text())["seconds"] for path in notes]
+    assert [*left.values()] == pytest.approx([sum(taken) / 2] * 2)
+
+
+def test_a_cell_that_fails_is_noted_and_tried_again(phantoms, tiny, tmp_path):
+    def fail_small(recipe: Recipe) -> Path:
+        if recipe.train_fraction < 1:
+            raise RuntimeError("no room\nmore words")
+        return run(recipe)
+
+    wish, grid = Recipe(**wishes(phantoms, tmp_path / "study")), grid_of(tiny, "cnn")
+    assert study(wish, grid, fail_small) == 1
+    found = json.loads((tmp_path / "study" / "study.json").read_text())
+    name = "tiny-cnn, full, 25 %, seed 1"
+    assert found["failed"] == {name: "RuntimeError: no room"}
+    assert [cell["percent"] for cell in found["cells"]] == [100]
+    assert f"- {name}: RuntimeError: no room" in (tmp_path / "study" / "README.md").read_text()
+    assert "Traceback" in (tmp_path / "study" / "cells" / "tiny-cnn-full-25-seed1.log").read_text()
+    assert study(wish, grid) == 0
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["failed"] == {}
+
+
+def test_none_that_finishes_is_an_error(phantoms, tiny, tmp_path):
+    def fail(recipe: Recipe) -> Path:
+        raise MedtlError("nothing works")
+
+    with pytest.raises(
+        MedtlError, match=r"None of 2 cells is finished. tiny-cnn, full, 25 %, seed 1: MedtlError: nothing"
+    ):
+        study(Recipe(**wishes(phantoms, tmp_path / "study")), grid_of(tiny, "cnn"), fail)
+
+
+@pytest.mark.slow
+def test_killed_and_given_again(phantoms, tiny, tmp_path):
+    """SIGKILL in the second cell, through the recipe's command line."""
+    output = tmp_path / "study"
+    values = wishes(phantoms, output)
+    values.pop("use_cpu"), values.pop("disable_tqdm")
+    grid = ["--models", tiny("cnn"), "--strategies", "full", "--fractions", 25, 100, "--seeds", 1]
+    plain = {"augmentation": "light", "head_learning_rate": 1e-3}  # not those of the recipe's file
+    command = [sys.executable, "recipes/study.py", *flags(**values | plain, use_cpu="true"), *grid]
+    process = start([str(part) for part in command])
+    wait_for_step(process, output / "cells" / "tiny-cnn-full-100-seed1", 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=600)
+    first = output / "cells" / "tiny-cnn-full-25-seed1" / "model.safetensors"
+    assert (output / "cells" / "tiny-cnn-full-100-seed1" / "UNFINISHED").exists()
+    assert not (output / "study.json").exists()
+    written = first.stat().st_mtime_ns
+    done = script(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert first.stat().st_mtime_ns == written
+    found = json.loads((output / "study.json").read_text())
+    assert len(found["cells"]) == 2
+    assert "2/2" in done.stderr
+
+
+def test_masks(chests, tmp_path):
+    wish = recipe_of_masks(chests, tmp_path / "study", num_train_epochs=1, encoder=None)
+    random = {"tu-test_resnet": {"encoder_weights": "none"}}
+    grid = Grid(models=("tu-test_resnet",), fractions=(50,), seeds=(1,), options=random)
+    assert study(wish, grid) == 0
+    found = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert found["metric"] == "dice"
+    (point,) = found["curve"]
+    assert point["arm"] == "tu-test_resnet, scratch"
+    table = pd.read_csv(tmp_path / "study" / found["cells"][0]["folder"] / "predictions.csv")
+    assert point["value"] == pytest.approx(table["dice"].mean())
+
+
+def test_arms(chests, phantoms, tiny, tmp_path):
+    """Encoders and backbones, by folder or name, and the same from random weights."""
+    recipe = recipe_of_masks(chests, tmp_path, encoder=None, encoder_weights="imagenet")
+    folder = str(tiny("timm"))
+    grid = Grid((folder, "resnet34"), ("full", "feature_extraction"), scratch={"learning_rate": 0.1})
+    found = {arm.name: (arm.backbone, arm.scratch, arm.options) for arm in arms_of(recipe, grid)}
+    assert found["tiny-timm, full"] == ("tiny-timm", False, {"encoder_weights": folder, "strategy": "full"})
+    random = {"encoder": "tu-test_resnet", "encoder_weights": "none", "strategy": "full", "learning_rate": 0.1}
+    assert found["tiny-timm, scratch"] == ("tiny-timm", True, random)
+    assert found["resnet34, feature_extraction"][2]["encoder"] == "resnet34"
+    assert len(found) == 6
+    wish = Recipe(**wishes(phantoms, tmp_path))
+    names = [arm.name for arm in arms_of(wish, Grid((str(tiny("vit")), "cnn"), ("lora",), scratch={}))]
+    assert names == ["tiny-vit, lora", "tiny-vit, scratch", "cnn, scratch"]  # ours have no weights to start from
+
+
+def test_scores_are_those_of_the_runs(finished, results):
+    table, auc = read_predictions(finished), results["metrics"]["roc_auc"]["value"]
+    kinds, score = classification.score(table, results)
+    assert kinds == table["label"].tolist()
+    assert score(None) == pytest.approx(auc)
+    assert score(np.ones((2, len(table)))) == pytest.approx([auc, auc])
+    several = table.assign(label=["lesion|scar" if i % 3 else "scar" for i in range(len(table))])
+    several = several.assign(p_scar=several["p_lesion"] ** 2, p_gone=0.5)
+    _, mean = multilabel.score(several, {"labels": ["lesion", "scar", "gone"]})
+    has = several["label"] != "scar"
+    assert mean(None) == pytest.approx(roc_auc_score(has, several["p_lesion"]))  # all have a scar, and none is gone
+
+
+def test_steps_stay_the_same(tmp_path):
+    recipe = Recipe(output_dir=str(tmp_path), num_train_epochs=10, per_device_train_batch_size=16, strategy="lp_ft")
+    part = same_steps(recipe, 30, 163)  # 2 batches against 11
+    assert part.num_train_epochs == 55
+    assert part.probe_epochs == 17
+    assert (part.eval_strategy, part.eval_steps, part.save_steps) == ("steps", 11, 11)
+    assert same_steps(recipe, 163, 163).num_train_epochs == 10
+    with pytest.raises(MedtlError, match="Give --budget epochs"):
+        same_steps(Recipe(output_dir=str(tmp_path), strategy="progressive", unfreeze_schedule="2:1"), 30, 163)
+
+
+def test_a_grid_from_yaml_and_flags(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("strategies: [full, feature_extraction]\nseeds: [5]\noptions: {full: {learning_rate: 2e-4}}\n")
+    argv = ["--grid", str(path), "--seeds", "7", "8", "--seed_is_other", "1", "--learning_rate", "3"]
+    grid, rest = Grid.from_cli({"models": ["a"], "seeds": [1], "fractions": [10]}, argv)
+    assert grid == Grid(
+        ("a",), ("full", "feature_extraction"), (10,), (7, 8), options={"full": {"learning_rate": 2e-4}}
+    )
+    assert rest == ["--seed_is_other", "1", "--learning_rate", "3"]
+
+
+@pytest.mark.parametrize(
+    ("values", "argv", "words"),
+    [
+        ({"model": ["a"]}, [], "Unknown key 'model' in the grid. Did you mean 'models'"),
+        ({}, [], "--models are one or more, each once; found none"),
+        ({"models": ["a"]}, ["--seeds", "1", "1"], "--seeds are one or more, each once; found 1 1"),
+        ({"models": ["a"]}, ["--fractions", "0", "50"], "percent above 0 and up to 100"),
+        ({"models": ["a"]}, ["--fractions", "few"], "can't be read .*few"),
+        ({"models": ["a"]}, ["--budget", "time"], "--budget is steps or epochs"),
+        ({"models": ["a"]}, ["--scratch", "learningrate=1"], "Unknown key 'learningrate'.* 'learning_rate'"),
+        ({"models": ["a"]}, ["--scratch", "test_fraction=0.1"], "test_fraction must be the same in all cells"),
+        ({"models": ["a"], "options": {"b": {}}}, [], "options for 'b', which is none of a, full"),
+    ],
+)
+def test_what_is_no_grid(values, argv, words):
+    with pytest.raises(MedtlError, match=words):
+        Grid.from_cli(values, argv)
+
+
+def test_what_does_not_go_with_a_study(studied, phantoms, tiny, tmp_path):
+    grid = grid_of(tiny, "cnn")
+    for more, words in (({"folds": 3}, "--folds: not with a study"), ({"search": 3}, "--search: not with a study")):
+        with pytest.raises(MedtlError, match=words):
+            study(Recipe(**wishes(phantoms, tmp_path / "study", **more)), grid)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(MedtlError, match=r"something else than a study \(chapter1.tex\)"):
+        study(Recipe(**wishes(phantoms, tmp_path / "thesis")), grid)
+    with pytest.raises(MedtlError, match=r"1 % and a smaller share .* are both 2 groups"):
+        cells_of(Recipe(**wishes(phantoms, tmp_path / "study")), Grid((str(tiny("cnn")),), fractions=(0.5, 1)))
+    cell = cells_of(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit"))[0]
+    table = cell.folder / "splits.csv"
+    before = table.read_text()
+    try:
+        table.write_text(before.replace(",test,", ",train,", 1))
+        with pytest.raises(MedtlError, match="split differ"):
+            check_cell(cell)
+    finally:
+        table.write_text(before)

@@ -1,0 +1,232 @@
+"""The run folder: complete, honest, and usable without hf_medtl."""
+
+import errno
+import json
+import shutil
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.training.trainer import MedicalTrainer
+from tests.support.commands import flags, options, script
+from tests.support.strangers import STRANGER, as_a_stranger
+
+METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc",
+           "average_precision", "brier", "ece"]  # fmt: skip
+
+# What a stranger would write: stock transformers and scikit-learn, and never hf_medtl.
+
+
+def test_a_run_with_medical_steps_loads_with_the_code_beside_it(phantoms, tiny, tmp_path):
+    for family, fit in (("vit", "pad"), ("timm", "squash")):
+        more = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
+        folder = run(Recipe(**options(phantoms, tiny(family), tmp_path / family, **more)))
+        text = (folder / "README.md").read_text()
+        assert "trust_remote_code=True" in text
+        assert "cropped to the brain" in text
+        results = json.loads((folder / "results.json").read_text())["metrics"]
+        trusting = STRANGER.replace("model=model)", "model=model, trust_remote_code=True)")
+        done = script(sys.executable, "-I", "-c", trusting, folder, folder, phantoms)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found == {name: results[name]["value"] for name in ("accuracy", "roc_auc")}
+    for order in ("import hf_medtl, transformers", "import transformers, hf_medtl"):
+        code = f"{order}; print(type(transformers.AutoImageProcessor.from_pretrained({str(folder)!r})).__module__)"
+        done = script(sys.executable, "-c", code)
+        assert done.stdout.strip() == "hf_medtl.models.processor", done.stderr
+
+
+def test_the_folder_has_everything_and_nothing_half_written(finished):
+    present = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+    assert present == {
+        "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "splits.csv", "results.json",
+        "predictions.csv", "README.md", "figures/history.png", "figures/confusion_matrix.png", "figures/roc.png",
+        "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors",
+    }  # fmt: skip
+    for figure in (finished / "figures").iterdir():
+        Image.open(figure).verify()
+    assert all((p / "trainer_state.json").exists() for p in finished.glob("checkpoint-*"))
+    assert len(list(finished.glob("checkpoint-*"))) == 2
+
+
+def test_results_follow_the_schema(results):
+    assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "threshold",
+                            "threshold_rule", "temperature", "calibration", "conformal", "metrics",
+                            "interval_methods", "confusion_matrix", "recall", "labels", "outliers",
+                            "train_seconds", "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
+    assert list(results["metrics"]) == METRICS
+    for name, metric in results["metrics"].items():
+        assert set(metric) == {"value", "low", "high"}
+        if metric["value"] is not None and name != "ece":
+            assert metric["low"] <= metric["value"] <= metric["high"], name
+    assert list(results["interval_methods"]) == METRICS
+    assert sum(map(sum, results["confusion_matrix"])) == results["n"]
+    assert results["n_groups"] <= results["n"]
+    assert results["train_seconds"] > 0
+    assert results["peak_memory_mb"] > 0
+    assert 0 < results["threshold"] < 1
+
+
+def test_the_split_is_saved_and_parts_no_group(finished):
+    rows = pd.read_csv(finished / "splits.csv")
+    assert list(rows.columns) == ["image_id", "path", "label", "patient", "group", "split", "sha256"]
+    assert rows.groupby("group")["split"].nunique().max() == 1
+    assert rows.groupby("patient")["split"].nunique().max() == 1
+    assert rows["image_id"].is_unique
+    assert set(rows["split"]) == {"train", "validation", "test"}
+
+
+def test_stock_code_gets_the_reported_numbers(finished, results, phantoms):
+    found = as_a_stranger(finished, finished, phantoms)
+    assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
+
+
+def test_the_card_is_valid_and_says_what_was_measured(finished, results):
+    text = (finished / "README.md").read_text()
+    data = ModelCard(text).data
+    assert data.license == "apache-2.0"
+    assert data.base_model is data.datasets is None  # neither is on the Hub, and the Hub would link them
+    assert data.pipeline_tag == "image-classification"
+    assert data.library_name == "transformers"
+    reported = {r.metric_type: r.metric_value for r in data.eval_results}
+    assert reported["roc_auc"] == round(results["metrics"]["roc_auc"]["value"], 4)
+    assert "synthetic-data" in data.tags
+    for words in (
+        "Not a medical device",
+        "Synthetic data",
+        "Intended use",
+        "Limits",
+        'pipeline("image-classification"',
+    ):
+        assert words in text
+    auc = results["metrics"]["roc_auc"]
+    assert f"| ROC AUC | {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}] |" in text
+    yaml.safe_load(text.split("---")[1])
+
+
+def test_nothing_published_says_where_the_run_was_made(finished, phantoms, tiny):
+    for path in finished.rglob("*"):
+        if path.is_file() and "checkpoint-" not in str(path) and path.suffix not in (".png", ".safetensors"):
+            text = path.read_text()
+            assert str(phantoms.parent) not in text, path
+            assert str(tiny("vit").parent) not in text, path
+            assert "hf_ci" not in text, path
+
+
+def test_a_dry_run_writes_nothing(phantoms, tiny, tmp_path, capsys):
+    run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
+    assert not (tmp_path / "run").exists()
+    shown = capsys.readouterr().out
+    assert "ViTForImageClassification" in shown
+    assert "GB in" in shown
+
+
+def test_folders_that_a_run_would_spoil(finished, phantoms, tiny, tmp_path):
+    def start(output: Path) -> None:
+        run(Recipe(**options(phantoms, tiny("vit"), output)))
+
+    with pytest.raises(MedtlError, match="holds a finished run"):
+        start(finished)
+    (tmp_path / "unfinished" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "unfinished" / "UNFINISHED").touch()
+    with pytest.raises(MedtlError, match="--resume_from_checkpoint auto"):
+        start(tmp_path / "unfinished")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(MedtlError, match="is not empty"):
+        start(tmp_path / "thesis")
+    (tmp_path / "file").touch()
+    with pytest.raises(MedtlError, match="is a file"):
+        start(tmp_path / "file")
+
+
+def test_a_full_disk_before_and_during_the_run(phantoms, tiny, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+        with pytest.raises(MedtlError, match=r"0\.00 GB free"):
+            run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "before")))
+    assert not (tmp_path / "before").exists()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MedicalTrainer, "train", full)
+    with pytest.raises(MedtlError, match="make room"):
+        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "during")))
+    assert (tmp_path / "during" / "UNFINISHED").exists()
+
+
+def test_other_pictures_than_before_stop_a_resume(phantoms, tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "UNFINISHED").touch()
+    (tmp_path / "run" / "splits.csv").write_text("sha256,split\nabc,train\n")
+    with pytest.raises(MedtlError, match="differ from"):
+        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", resume_from_checkpoint="auto")))
+
+
+def test_errors_are_messages_without_traceback(phantoms, tmp_path):
+    done = script(
+        sys.executable,
+        "recipes/vit_brain.py",
+        *flags(**options(phantoms, Path("nobody/absent"), tmp_path / "run")),
+    )
+    assert done.returncode == 1
+    assert "Error: No image classifier can be made from 'nobody/absent'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_runs_two_steps(phantoms, tiny, tmp_path):
+    values = options(phantoms, tiny("vit"), tmp_path / "run", max_steps=2, eval_strategy="steps", eval_steps=1,
+                     save_strategy="steps", save_steps=1)  # fmt: skip
+    done = script(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_see_the_same_pictures_and_give_equal_metrics(phantoms, tiny, tmp_path):
+    """TRAP J: the pictures that fill up the last batch must not be counted. Rate 0, so that rounding can't add up."""
+    found = {}
+    for processes in (1, 2):
+        output = tmp_path / f"run{processes}"
+        values = options(phantoms, tiny("convnext"), output, per_device_train_batch_size=8,
+                         per_device_eval_batch_size=3, learning_rate=0.0, logging_steps=1)  # fmt: skip
+        # Without --multi_gpu accelerate starts a single process on a CPU, whatever --num_processes says.
+        many = ["--multi_gpu", "--num_machines", 1] if processes > 1 else []
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *many, "--num_processes", processes]
+        done = script(*launcher, "recipes/vit_brain.py", *flags(**values))
+        assert done.returncode == 0, done.stderr[-3000:]
+        state = json.loads(next(output.glob("checkpoint-*/trainer_state.json")).read_text())
+        result = json.loads((output / "results.json").read_text())
+        assert result["environment"]["processes"] == processes
+        found[processes] = result, state["log_history"], pd.read_csv(output / "predictions.csv")
+    (result, log, predictions), (result2, log2, predictions2) = found[1], found[2]
+    pd.testing.assert_frame_equal(predictions, predictions2, rtol=1e-6)
+    for name in METRICS:
+        assert result["metrics"][name] == pytest.approx(result2["metrics"][name], abs=1e-6), name
+    for row, row2 in zip(log, log2, strict=True):
+        for name in row.keys() & {"step", "loss", "eval_loss", *(f"eval_{metric}" for metric in METRICS)}:
+            assert row[name] == pytest.approx(row2[name], abs=1e-4, nan_ok=True), (row["step"], name)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_real_job_in_small(real_brain, shared, tmp_path):
+    """Real pictures and weights, two steps, and stock code reading the untouched files."""
+    values = {"data_dir": real_brain, "model_name_or_path": shared / "weights" / "tf_efficientnet_lite0-in1k",
+              "output_dir": tmp_path / "run", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+              "save_strategy": "steps", "save_steps": 2, "use_cpu": True}  # fmt: skip
+    done = script(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["n"] == 51
+    found = as_a_stranger(tmp_path / "run", tmp_path / "run", real_brain)
+    assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}

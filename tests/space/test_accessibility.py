@@ -1,0 +1,118 @@
+"""Who can use the Space's page: on which screens, in which light, and without a mouse."""
+
+import re
+
+import pytest
+
+from tests.support.browser import MANY, MARKS, TABS, answered, choose, example, expect, give, no_overflow, tab
+from tests.support.browser import address as address
+from tests.support.browser import browser as browser
+from tests.support.browser import visit as visit
+from tests.support.space_samples import ct, drawn, saved
+
+pytestmark = MARKS
+
+
+def test_the_notice_stays(visit):
+    page = visit(1280, 500)
+    example(page)
+    for name in TABS:
+        tab(page, name)
+        page.mouse.move(640, 400)
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        expect(page.get_by_text("For research and education only").first).to_be_in_viewport()
+
+
+@pytest.mark.parametrize(("width", "scale"), [(390, 1), (720, 2), (768, 1), (1440, 1), (1920, 1)])
+def test_the_page_fits(visit, width, scale):
+    page = visit(
+        width, 450 if scale == 2 else 900, device_scale_factor=scale
+    )  # 720 at 2: a window of 1440 zoomed to 200 %
+    no_overflow(page)
+    give(page, ("wide.png", saved(drawn(200, 60))), ("tall.png", saved(drawn(60, 200))))
+    answered(page, 200, 60)
+    if width == 390:  # the picture came into sight by itself, and its answer with it
+        expect(page.locator("figure.viewer")).to_be_in_viewport()
+        expect(page.locator("#says .decision").or_(page.locator("#says .bars"))).not_to_have_count(0)
+        expect(page.locator("#says section > *").first).to_be_in_viewport()
+    widths = set()
+    for name in TABS:
+        assert page.get_by_role("tab", name=name).is_visible(), f"the tab {name} is in a menu"
+        tab(page, name)
+        if name in ("Segment", "Compare"):
+            expect(page.locator("#says")).to_contain_text({"Segment": "lungs at", "Compare": "cnn at"}[name])
+        no_overflow(page)
+        widths.add(page.locator("main").bounding_box()["width"])
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_anybody_out(visit, scheme):
+    """WCAG 2.1, A and AA, as far as axe-core can tell."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = visit(color_scheme=scheme)
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+
+    def violations(where: str) -> list[str]:
+        page.wait_for_function(  # Gradio fades what comes and what is about to change
+            """() => !document.querySelector(".html-container.pending")
+              && !document.getAnimations().some((each) => each.playState === "running")"""
+        )
+        found = axe.run(page, options=rules).response["violations"]
+        return [
+            f"{where}: {its['id']}: {node['failureSummary'][:300]} {node['html'][:120]}"
+            for its in found
+            for node in its["nodes"]
+        ]
+
+    found = violations("start")
+    give(page, ("frames.dcm", ct(96, 90, frames=3)), ("b.png", saved(drawn(60, 60))))
+    answered(page, 96, 90)
+    found += violations("Classify")
+    choose(page, "#method", "attention of one head")
+    expect(page.locator("#says")).to_contain_text("Head 1")
+    found += violations("head")
+    for name, sign in {"Segment": "lungs at", "Compare": "cnn at", "Batch": "", "About": ""}.items():
+        tab(page, name)
+        expect(page.locator("#says")).to_contain_text(sign) if sign else None
+        if name == "Batch":
+            give(page, ("bad.txt", b"text"), ("b.png", saved(drawn(60, 60))), to=MANY)
+            expect(page.locator("#many")).to_contain_text(re.compile(r"b\s*\.png"))
+            page.locator("#start").click()
+            expect(page.get_by_role("link", name="Download CSV")).to_be_visible()
+        found += violations(name)
+    tab(page, "Classify")
+    give(page, ("bad.png", b"text"))
+    expect(page.get_by_role("alert").filter(has_text="That did not work")).to_be_visible()
+    found += violations("bad file")
+    assert not found, "\n".join(found)
+
+
+def test_the_keyboard_is_enough(visit):
+    """From the first control to the viewer in the order of the page, each with a focus that is seen."""
+    page = visit()
+    order, shown = [], []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        place, outline = page.evaluate(
+            """() => {
+              const at = document.activeElement, shown = at.closest("label:has(:focus-visible)") ?? at;
+              const style = getComputedStyle(shown), wrap = getComputedStyle(at.closest(".wrap") ?? at);
+              const id = at.closest("[id]:not([id^=component]):not([id^=html])")?.id ?? at.className;
+              return [at.role === "tab" ? "tab" : at.getAttribute("role") === "tab" ? "tab" : id,
+                      style.outlineStyle !== "none" || style.boxShadow !== "none" || wrap.boxShadow !== "none"];
+            }"""
+        )
+        if place == "examples" and "examples" not in order:
+            page.keyboard.press("Enter")
+            answered(page, 256, 256)
+        order += [place] if place not in order else []
+        shown.append((place, outline))
+        if at_viewer := page.evaluate("document.activeElement.classList.contains('stages')"):
+            break
+    assert at_viewer
+    wanted = ["upload", "examples", "tab", "classifier", "method", "label", "view"]
+    assert [place for place in order if place in wanted] == wanted
+    assert [place for place, seen in shown if not seen] == []
+    page.keyboard.press("+")
+    page.wait_for_function("document.querySelector('figure.viewer').hasAttribute('data-zoomed')")

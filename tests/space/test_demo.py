@@ -1,0 +1,114 @@
+"""The small models of a Space that is given none; what stands for their training takes no time here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import constants
+
+from hf_medtl import MedtlError, __version__
+from hf_medtl.space import demo
+from tests.support.commands import ROOT
+
+NAMES = ["drawn-brains-vit", "drawn-brains-cnn", "drawn-lungs"]
+TRAINING = """#!{python}
+import os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
+folder.mkdir(parents=True)
+with open("{calls}", "a") as calls:
+    calls.write(folder.name + " " + str(os.getpid()) + "\\n")
+(folder / "checkpoint-1").mkdir()
+print({{'eval_loss': 1}}, flush=True)
+if folder.name in os.environ.get("FAILS", "").split():
+    sys.exit("Killed by the test.")
+time.sleep(float(os.environ.get("SECONDS", "0")))
+(folder / "results.json").write_text("{{}}")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """Where the models go."""
+    program = tmp_path / "training"
+    program.write_text(TRAINING.format(python=sys.executable, calls=tmp_path / "calls"))
+    program.chmod(0o755)
+    monkeypatch.setattr(demo, "sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "hf_medtl" / "space" / __version__
+
+
+def calls(tmp_path: Path) -> list[str]:
+    return [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+
+
+def whole(place: Path) -> set[str]:
+    """What is there; nothing of it may be half."""
+    found = {path.name for path in place.iterdir() if path.name != ".lock"}
+    assert found <= set(NAMES)
+    assert all((place / name / "results.json").is_file() for name in found)
+    return found
+
+
+def test_they_are_made_once(place, tmp_path, capfd):
+    assert demo.demo_models() == [str(place / name) for name in NAMES]
+    assert sorted(calls(tmp_path)) == sorted(NAMES)
+    assert whole(place) == set(NAMES)
+    assert not list(place.glob("*/checkpoint-*"))
+    assert "Training small models on drawn pictures" in capfd.readouterr().err
+    demo.demo_models()
+    assert len(calls(tmp_path)) == 3
+    assert capfd.readouterr().err == ""
+
+
+def test_one_that_fails_is_told_and_the_next_start_goes_on(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILS", "drawn-brains-cnn")
+    monkeypatch.setenv("SECONDS", "0.5")
+    with pytest.raises(MedtlError, match=r"(?s)for the demonstration: .*Killed by the test"):
+        demo.demo_models()
+    kept = whole(place)
+    assert "drawn-brains-cnn" not in kept
+    monkeypatch.setenv("FAILS", "")
+    demo.demo_models()
+    assert whole(place) == set(NAMES)
+    assert not set(calls(tmp_path)[-3 + len(kept) :]) & kept
+
+
+def test_nowhere_to_write(place, tmp_path):
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(MedtlError, match=r"can't be written .*HF_HOME to another folder"):
+        demo.demo_models()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_an_end_half_way(place, tmp_path, sign):
+    code = (
+        "import signal, sys; from types import SimpleNamespace; from hf_medtl.space import demo; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # what runs in the background ignores it
+        "demo.sys = SimpleNamespace(executable=sys.argv[1]); demo.demo_models()"
+    )
+    places = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "SECONDS": "30"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "training")], env=os.environ | places, stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(sign)
+    process.communicate(timeout=60)
+    assert process.returncode
+    assert time.monotonic() - began < 20  # not the thirty seconds of what it waited for
+    assert len(calls(tmp_path)) == 2  # the third was not begun
+    if sign == signal.SIGINT:
+        assert whole(place) == set()
+    else:
+        for line in (tmp_path / "calls").read_text().splitlines():
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+    demo.demo_models()
+    assert whole(place) == set(NAMES)

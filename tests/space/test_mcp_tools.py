@@ -1,0 +1,269 @@
+"""The Space's tools for language models: what they answer, and what they refuse to read."""
+
+import asyncio
+import base64
+import http.server
+import io
+import json
+import logging
+import threading
+import zipfile
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_medtl import Predictor
+from hf_medtl.errors import MedtlError
+from hf_medtl.space import serve as sites
+from hf_medtl.space import tools
+from hf_medtl.space.publish import write_space
+from hf_medtl.space.security.middleware import API, TOOLS, TOOLS_BYTES
+from tests.support.dicom_files import dicom
+from tests.support.space_fixtures import brain, running
+from tests.support.space_fixtures import folders as folders
+from tests.support.space_samples import saved
+
+Client = pytest.importorskip("mcp.client", reason="the package mcp is not installed").Client
+NAME = "Mustermann_Erika"
+
+
+def uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+@pytest.fixture(scope="module")
+def app(folders):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")
+        patch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
+        models = [str(folder) for folder in folders.values()]
+        yield sites.site(models, limits={"spared": ["127.0.0.1"]}, mcp_server=True)
+
+
+@pytest.fixture(scope="module")
+def url(app):
+    with running(app) as address:
+        yield address
+
+
+@pytest.fixture
+def call(url):
+    """Call a tool as a client does: (its text, its pictures), or the sentence of a failure."""
+
+    def called(name: str, **given: object) -> tuple[dict, list[Image.Image]] | str:
+        async def ask():
+            async with Client(url + TOOLS) as client:
+                return await client.call_tool(name, given)
+
+        found = asyncio.run(ask())
+        if found.is_error:
+            return found.content[0].text
+        text, *pictures = found.content
+        return json.loads(text.text), [Image.open(io.BytesIO(base64.b64decode(its.data))) for its in pictures]
+
+    return called
+
+
+@pytest.fixture
+def upload(url):
+    def sent(name: str, content: bytes) -> Path:
+        return Path(httpx.post(url + API + "upload", files={"files": (name, content)}, trust_env=False).json()[0])
+
+    return sent
+
+
+def test_what_a_model_is_told_of_the_tools(url):
+    async def ask():
+        async with Client(url + TOOLS) as client:
+            return client.instructions, (await client.list_tools()).tools
+
+    said, found = asyncio.run(ask())
+    assert [its.name for its in found] == ["classify", "explain", "segment", "compare", "batch"]
+    assert "vit: no_lesion, lesion" in said
+    for its in found:
+        assert "research and education" in its.description
+        assert its.annotations.read_only_hint
+        properties = its.input_schema["properties"]
+        assert "no address" in (properties.get("file") or properties["files"])["description"]
+    assert "One of vit, cnn, lungs, other-lungs" in found[0].input_schema["properties"]["model"]["description"]
+    assert found[0].input_schema["required"] == ["file"]
+
+
+def test_answers_are_those_of_the_predictor(call, folders, upload):
+    truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1)])[0]
+    path = upload(f"{NAME}.png", saved(brain(1)))
+    for given in (uri(saved(brain(1))), str(path)):
+        found, pictures = call("classify", file=given)
+        assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
+        assert found["decision"] == truth.decision
+        assert pictures == []
+    assert not path.exists()
+    again = call("classify", file=str(path))
+    assert "no longer there" in again
+
+
+def test_pictures_of_an_answer_come_as_pictures(call):
+    large = uri(saved(brain(1).resize((1500, 1200))))
+    found, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
+    assert found["pictures"] == ["map", "overlay"]
+    assert found["method"] == "rollout"
+    assert heat.mode == "RGBA"
+    assert max(over.size) == 1024
+    found, pictures = call("segment", file=uri(saved(brain(1))))
+    assert sorted(found["pictures"]) == ["mask", "overlay", "uncertainty"]
+    assert len(pictures) == 3
+    found, masks = call("compare", file=large, one="lungs", other="other-lungs")
+    assert found["pictures"] == ["masks", "masks"]
+    assert len(masks) == 2
+    assert "image/png" not in json.dumps(found)
+
+
+def test_many_pictures(call, upload):
+    stream = io.BytesIO()
+    dicom(np.asarray(brain(2).convert("L"))).save_as(stream, enforce_file_format=True)
+    slice_ = upload("slice.dcm", stream.getvalue())
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("one.png", saved(brain(1)))
+        archive.writestr("two.txt", "not a picture")
+    place = str(upload("many.zip", stream.getvalue()))
+    # Gradio's tool for uploads tells the address at which a file could be read.
+    found, _ = call("batch", files=[place, f"http://127.0.0.1{API}file={slice_}"], model="vit")
+    assert [row["name"] for row in found["rows"]] == ["one.png", "two.txt", "slice.dcm"]
+    assert [bool(row["error"]) for row in found["rows"]] == [False, True, False]
+
+
+def test_nothing_else_is_read(call, app, tmp_path, caplog):
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+        do_HEAD = do_GET
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    secret = tmp_path / f"{NAME}.png"
+    secret.write_bytes(saved(brain(1)))
+    own = app.uploads / "own.png"
+    own.write_bytes(saved(brain(1)))
+    link = f"{app.incoming}/../own.png"
+    address = f"http://127.0.0.1:{server.server_port}/a.png"
+    for given in (address, str(secret), f"file://{secret}", str(own), link, "", "data:,", "data:image/png;base64,!!",
+                  "data:image/png;base64,", f"{address}/gradio_api/file={secret}"):  # fmt: skip
+        assert "Give a picture as a data URI" in call("classify", file=given), given
+        assert "Give for each picture" in call("batch", files=[given]), given
+    server.shutdown()
+    assert asked == []
+    assert secret.exists()
+    assert own.exists()
+    own.unlink()
+    assert NAME not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "said"),
+    [
+        ("classify", {"file": uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, "This is a drawing"),
+        ("classify", {"model": "lungs"}, "gives no labels"),
+        ("classify", {"model": NAME}, "There is no model of that name"),
+        ("explain", {"method": NAME}, "has maps by"),
+        ("segment", {"model": "vit"}, "no outlines"),
+        ("compare", {"one": "vit"}, "Field required"),
+        ("classify", {"file": 3}, "valid string"),
+        ("batch", {"files": []}, "No files came"),
+    ],
+)
+def test_what_is_wrong_is_said(tool, given, said, call, caplog):
+    caplog.set_level(logging.DEBUG)
+    assert said in call(tool, **({"file": uri(saved(brain(1)))} | given))
+    assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
+
+
+@pytest.mark.parametrize("failure", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
+def test_a_failure_tells_nothing_and_ends_nothing(failure, call, monkeypatch, caplog):
+    def fails(*_: object) -> None:
+        raise failure(NAME)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tools, "examined", fails)
+        said = call("classify", file=uri(saved(brain(1))))
+    assert "Something went wrong" in said
+    assert NAME not in said + caplog.text
+    assert f"{failure.__name__} at test_space_tools.py" in caplog.text
+    assert "label" in call("classify", file=uri(saved(brain(1))))[0]
+
+
+def test_too_many_at_once(call, monkeypatch):
+    monkeypatch.setattr(tools, "WAITING", 0)
+    assert "Too many ask" in call("classify", file=uri(saved(brain(1))))
+
+
+def test_the_door(url):
+    """One route, for those who name this machine, and no more than so much."""
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+    with httpx.Client(base_url=url, trust_env=False, headers=headers) as client:
+        assert client.post(TOOLS, content=body).status_code == 200
+        assert client.post(TOOLS + "/", content=body).status_code == 200
+        assert client.post(TOOLS, content=body, headers={"host": "elsewhere.example"}).status_code == 421
+        assert client.post(TOOLS, content=body, headers={"origin": "http://elsewhere.example"}).status_code == 403
+        assert client.post(TOOLS, content=b"x" * (TOOLS_BYTES + 1)).status_code == 413
+        assert [client.request(method, TOOLS).status_code for method in ("GET", "DELETE")] == [405, 405]
+        assert client.post(TOOLS + "/sse", content=body).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "[" + "1," * 3000 + "1]",  # pydantic and mcp would make a sentence of each
+        json.dumps("[" + "1," * 3000 + "1]"),  # which mcp reads as the list in it
+        '"[' + "1\\u002c" * 3000 + '1]"',
+        '["x", {' + ",".join(f'"{number}": 1' for number in range(3000)) + "}]",
+        "[" * 3000 + "]" * 3000,
+    ],
+)
+def test_json_of_many_parts_is_not_read(files, url):
+    call = (
+        '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "batch", "arguments": {"files": %s}}}'
+    )
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    response = httpx.post(url + TOOLS, content=call % files, headers=headers, trust_env=False)
+    assert response.status_code == 413
+    assert "1,000 values" in response.json()["error"]
+
+
+def test_no_stream_stays_open(url):
+    """A client that listened to changes of tools would hold a connection for ever."""
+    method, version = "subscriptions/listen", "2026-07-28"
+    meta = {"protocolVersion": version, "clientCapabilities": {}}
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in meta.items()}
+    call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"notifications": {}, "_meta": meta}}
+    headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": version, "mcp-method": method}
+    response = httpx.post(url + TOOLS, json=call, headers=headers, trust_env=False, timeout=20)
+    assert response.json()["error"]["message"] == "Method not found"
+
+
+def test_only_if_asked_for(folders, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with running(sites.site([str(folders["vit"])])) as address:
+        assert httpx.post(address + TOOLS, json={}, trust_env=False).status_code == 404
+        assert httpx.get(address + TOOLS, trust_env=False).status_code == 404
+    monkeypatch.setattr(sites, "find_spec", lambda name: None)
+    with pytest.raises(MedtlError, match=r"hf_medtl\[mcp\]"):
+        sites.site([str(folders["vit"])], mcp_server=True)
+
+
+def test_a_space_with_tools(tmp_path):
+    write_space(tmp_path / "with", mcp_server=True)
+    write_space(tmp_path / "without")
+    for folder, has in (("with", True), ("without", False)):
+        texts = {name: (tmp_path / folder / name).read_text() for name in ("README.md", "app.py", "requirements.txt")}
+        assert ("- mcp-server\n" in texts["README.md"]) == has
+        assert (TOOLS in texts["README.md"]) == has
+        assert ("mcp_server=True" in texts["app.py"]) == has
+        assert (",mcp]" in texts["requirements.txt"]) == has

@@ -1,0 +1,221 @@
+"""What the guard of a Space allows to come, and how much of it: around apps of a few lines."""
+
+import asyncio
+import os
+import time
+
+import httpx
+import pytest
+
+from hf_medtl.space.security import middleware as guards
+from hf_medtl.space.security import rate_limit as clients
+from hf_medtl.space.security import upload_budget as bodies
+from hf_medtl.space.security.middleware import API, Guard, remove_old
+from hf_medtl.space.security.rate_limit import Clients, client_of
+from tests.support.space_fixtures import check_headers
+
+NAME = "Mustermann_Erika"
+
+
+async def echo(scope, receive, send) -> None:
+    """An app that answers with nothing, or fails with a name."""
+    if scope["path"] == "/config":
+        raise ValueError(NAME)
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"server", b"x"), (b"Access-Control-A", b"*")]}
+    )
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def asked(app: Guard, method: str, path: str, **options: object) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(once())
+
+
+def test_a_page_may_be_allowed_to_make_code_of_text(tmp_path):
+    response = asked(Guard(echo, tmp_path, evaluated=True), "GET", "/")
+    assert "script-src 'self' 'unsafe-eval';" in response.headers["content-security-policy"]
+
+
+def test_an_error_of_the_app_is_told_without_its_text(tmp_path, caplog):
+    response = asked(Guard(echo, tmp_path), "GET", "/config")
+    assert response.status_code == 500
+    check_headers(response)
+    assert "ValueError" in caplog.text
+    assert NAME not in caplog.text + response.text
+
+
+def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(clients.time, "monotonic", lambda: now)
+    app = Guard(echo, tmp_path, posts=30, proxied=True, spared=["7.7.7.7"])
+    first, second = {"X-Forwarded-For": "1.2.3.4, 8.8.8.8"}, {"X-Forwarded-For": "1.2.3.4, 9.9.9.9"}
+    join = API + "queue/join"
+    assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
+    refused = asked(app, "POST", join, json={}, headers=first)
+    assert refused.headers["retry-after"] == "2"
+    assert "2 seconds" in refused.json()["detail"]
+    check_headers(refused)
+    assert asked(app, "POST", join, json={}, headers=second).status_code == 200
+    spared = {"X-Forwarded-For": "7.7.7.7"}
+    assert {asked(app, "POST", join, json={}, headers=spared).status_code for _ in range(40)} == {200}
+    assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
+    now += 2
+    assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]
+
+
+BODY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(600) + b"\r\n--b--\r\n"
+
+
+async def sends(app: Guard, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
+    """Status of a POST whose body stops short of its last part until `then`."""
+    left = list(parts)
+
+    async def receive() -> dict:
+        if then and len(left) == 1:
+            await then.wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: dict) -> None:
+        said.append(message.get("status"))
+
+    said: list[int | None] = []
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    await app(scope, receive, send)
+    return said[0]
+
+
+@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
+def test_slow_bodies_take_no_more_than_the_room(path, tmp_path, monkeypatch):
+    for name in ("MAX_COMING", "MAX_CALLS", "MAX_EVENTS"):
+        monkeypatch.setattr(guards, name, 1500)
+    app = Guard(echo, tmp_path, posts=99, tools=True)
+    body = BODY if path.endswith("upload") else b"{" + b" " * 700 + b"}"
+
+    async def all_of() -> tuple[list[int], list[int], int]:
+        rest = asyncio.Event()
+        slow = [asyncio.create_task(sends(app, path, body[:-5], body[-5:], then=rest)) for _ in range(2)]
+        await asyncio.sleep(0)
+        while app.files.taken + app.calls.taken + app.events.taken < 2 * (len(body) - 5):
+            await asyncio.sleep(0.01)
+        refused = [await sends(app, path, body) for _ in range(3)]
+        rest.set()
+        return await asyncio.gather(*slow), refused, await sends(app, path, body)
+
+    assert asyncio.run(all_of()) == ([200, 200], [503] * 3, 200)
+    assert app.files.taken == app.calls.taken == app.events.taken == 0
+
+
+def test_calls_of_tools_take_room_until_they_are_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "MAX_CALLS", 1500)
+
+    async def all_of() -> tuple[list[int], int, int]:
+        end = asyncio.Event()
+
+        async def slow(scope, receive, send) -> None:
+            await end.wait()
+            await echo(scope, receive, send)
+
+        app, call = Guard(slow, tmp_path, tools=True), b" " * 700
+        waiting = [asyncio.create_task(sends(app, guards.TOOLS, call)) for _ in range(2)]
+        while app.calls.taken < 1400:
+            await asyncio.sleep(0.01)
+        refused = await sends(app, guards.TOOLS, call)
+        end.set()
+        return await asyncio.gather(*waiting), refused, await sends(app, guards.TOOLS, call)
+
+    assert asyncio.run(asyncio.wait_for(all_of(), 20)) == ([200, 200], 503, 200)
+
+
+@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
+def test_a_body_that_never_ends_is_not_waited_for(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(bodies, "SLOWEST", 0.1)
+    app = Guard(echo, tmp_path, tools=True)
+    assert asyncio.run(asyncio.wait_for(sends(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
+    assert app.files.taken == app.calls.taken == app.events.taken == 0
+
+
+def test_one_client_can_not_hold_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "MAX_OPEN", 2)
+
+    async def all_of() -> list[list[int]]:
+        end = asyncio.Event()
+
+        async def stream(scope, receive, send) -> None:
+            await end.wait()
+            await echo(scope, receive, send)
+
+        app = Guard(stream, tmp_path, proxied=True, spared=["7.7.7.7"])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+
+            def opened(who: str) -> list[asyncio.Task]:
+                get = [client.get(f"{API}heartbeat/a", headers={"X-Forwarded-For": who}) for _ in range(4)]
+                return [asyncio.create_task(its) for its in get]
+
+            several = [opened(who) for who in ("8.8.8.8", "9.9.9.9", "7.7.7.7")]
+            await asyncio.sleep(0.1)
+            end.set()
+            several = [await asyncio.gather(*tasks) for tasks in several]
+            several.append([await client.get("/robots.txt", headers={"X-Forwarded-For": "8.8.8.8"})])
+        assert not app.open
+        return [[its.status_code for its in answers] for answers in several]
+
+    assert asyncio.run(all_of()) == [[200, 200, 429, 429], [200, 200, 429, 429], [200] * 4, [200]]
+
+
+def test_the_table_of_clients_is_bounded(monkeypatch):
+    monkeypatch.setattr(clients, "MAX_CLIENTS", 3)
+    table = Clients(1)
+    assert [table.wait(name) for name in "abcdef"] == [0] * 6
+    assert list(table.buckets) == ["d", "e", "f"]
+    assert table.wait("f") == 60
+
+
+@pytest.mark.parametrize(
+    ("passed", "proxied", "client"),
+    [
+        (None, True, "10.0.0.1"),
+        ("8.8.8.8", False, "10.0.0.1"),
+        ("8.8.8.8", True, "8.8.8.8"),
+        ("1.1.1.1, 8.8.8.8", True, "8.8.8.8"),
+        ("1.1.1.1, 8.8.8.8, 10.2.3.4", True, "8.8.8.8"),
+        ("rubbish, 192.168.0.1", True, "10.0.0.1"),
+        ("2001:4860:1:2:3::4", True, "2001:4860:1:2::/64"),
+    ],
+)
+def test_who_a_client_is(passed, proxied, client):
+    headers = [] if passed is None else [(b"x-forwarded-for", passed.encode())]
+    assert client_of({"type": "http", "client": ("10.0.0.1", 5), "headers": headers}, proxied) == client
+
+
+def test_old_files_are_removed(tmp_path, monkeypatch):
+    for name in ("a/b/old.png", "c/old.png", "page.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (0, 0))  # as of a copy
+    spared = [tmp_path / "page.png"]
+    remove_old(tmp_path, 60, spared)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    now = time.time()
+    for hour in (1, 2, 3, 4):  # a folder that lost its file is as old as that
+        monkeypatch.setattr(guards.time, "time", lambda hour=hour: now + hour * 3600)
+        remove_old(tmp_path, 60, spared)
+    assert list(tmp_path.iterdir()) == spared
+
+
+def test_the_sweeper_runs_while_the_app_does(tmp_path):
+    async def lifespan(scope, receive, send) -> None:
+        await asyncio.sleep(0.1)
+        (tmp_path / "new.png").write_bytes(b"x")
+        for _ in range(100):
+            if not (tmp_path / "new.png").exists():
+                return
+            await asyncio.sleep(0.05)
+
+    (tmp_path / "page.png").write_bytes(b"x")
+    asyncio.run(Guard(lifespan, tmp_path, keep=0.2)({"type": "lifespan"}, None, None))
+    assert [path.name for path in tmp_path.iterdir()] == ["page.png"]

@@ -1,0 +1,413 @@
+"""The folder of a Space: what it says of itself, how it gets to the Hub, and that it stands alone."""
+
+import contextlib
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+import urllib.request
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from huggingface_hub import HfApi, SpaceCard, hf_hub_download
+from packaging.requirements import Requirement
+from packaging.version import Version
+from PIL import Image
+
+from hf_medtl import MedtlError
+from hf_medtl.cli.space import spread
+from hf_medtl.publish.hub import push
+from hf_medtl.publish.licences import LICENCES
+from hf_medtl.space.publish import PACKAGE, SDK, carry, push_space, write_space
+from hf_medtl.space.registry import Shelf
+from tests.support.commands import COMMAND, ROOT, script, typed
+from tests.support.tiny_models import build_tiny, save_tiny
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+TOKEN = "hf_" + "a1B2" * 9
+FILES = {"README.md", "app.py", "requirements.txt", "examples/brain.png", "examples/brain_12_bits.dcm",
+         "examples/brain_lesion.png", "examples/chest.png", "examples/chest_opacity.png"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published(hub, finished, tmp_path_factory):
+    """Id of a model on the Hub."""
+    push(shutil.copytree(finished, tmp_path_factory.mktemp("published") / "run"), "ci-user/for-a-space")
+    return "ci-user/for-a-space"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def commits(name: str) -> int:
+    """Of a Space, besides the Hub's own first one."""
+    return len(HfApi().list_repo_commits(name, repo_type="space")) - 1
+
+
+def there(name: str) -> set[str]:
+    return set(HfApi().list_repo_files(name, repo_type="space")) - {".gitattributes"}
+
+
+# What it says of itself
+
+
+def test_the_folder_in_the_repository_is_what_is_written_without_models(tmp_path):
+    assert set(write_space(tmp_path / "space")) == FILES
+    assert content(tmp_path / "space") == content(ROOT / "spaces")
+
+
+def test_its_metadata_are_as_the_hub_wants_them(hub):
+    card = SpaceCard.load(ROOT / "spaces" / "README.md")
+    card.validate()
+    data = card.data
+    assert data.sdk == "gradio"
+    assert str(data.sdk_version) == SDK == PINS["gradio"]
+    gradio = next(its for its in map(Requirement, PROJECT["dependencies"]) if its.name == "gradio")
+    assert str(gradio.specifier) == "<7,>=6"
+    assert Version(str(data.sdk_version)) in gradio.specifier
+    assert isinstance(data.python_version, str)  # TRAP: unquoted, YAML reads 3.10 as 3.1
+    assert Version(data.python_version) >= Version("3.11")
+    assert Version(data.python_version) in Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert data.license in LICENCES
+    assert len(data.to_dict()["short_description"]) <= 60
+    assert {data.to_dict()["colorFrom"], data.to_dict()["colorTo"]} <= COLOURS
+    assert (ROOT / "spaces" / data.app_file).is_file()
+    assert not data.models
+
+
+def test_its_requirement_is_one_of_this_package():
+    line = Requirement((ROOT / "spaces" / "requirements.txt").read_text().strip())
+    assert (line.name, line.extras) == (PROJECT["name"], {"dicom-out", "explain", "nifti"})
+    assert line.extras <= PROJECT["optional-dependencies"].keys()
+    for extra in line.extras:
+        assert all(Requirement(its).name in PINS for its in PROJECT["optional-dependencies"][extra])
+
+
+# To the Hub
+
+
+def test_runs_go_along_and_models_on_the_hub_are_named(ready, published, tmp_path):
+    name = "ci-user/page"
+    shutil.copytree(ready, tmp_path / "kept" / "vit")
+    (ready / "export").mkdir()
+    (ready / "export" / "model.onnx").write_bytes(b"weights again")
+    printed = typed("space", "push", name, "--models", ready, published, "--title", 'A "page" of: ours')
+    assert f"Pushed to {os.environ['HF_ENDPOINT']}/spaces/{name}" in printed
+    assert "model.safetensors" in printed
+    assert commits(name) == 1
+    along = {file.removeprefix("models/ready/") for file in there(name) - FILES}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "results.json", "README.md",
+            "outliers.safetensors"} <= along  # fmt: skip
+    assert not [file for file in along if file.endswith(".csv") or file.startswith(("export/", "figures/", "models/"))]
+
+    card = SpaceCard.load(name)
+    assert card.data.models == [published]
+    assert card.data.title == 'A "page" of: ours'
+    folder = Path(HfApi().snapshot_download(name, repo_type="space", local_dir=tmp_path / "copy"))
+    models = runpy.run_path(str(folder / "app.py"))["MODELS"]
+    assert models == [str(folder / "models" / "ready"), published]
+    assert [model.name for model in Shelf(models)] == ["ready", "for-a-space"]
+
+    typed("space", "push", name, "--models", ready, published, "--title", 'A "page" of: ours')
+    assert commits(name) == 1  # nothing has changed
+
+    HfApi().upload_file(repo_id=name, repo_type="space", path_or_fileobj=b"All rights.", path_in_repo="LICENSE")
+    typed("space", "push", name, "--models", published)
+    assert there(name) == FILES | {"LICENSE"}
+    assert commits(name) == 3
+
+
+def test_a_dry_run_sends_nothing_and_out_keeps_the_files(published, written, tmp_path):
+    out = tmp_path / "out"
+    printed = typed("space", "push", "ci-user/dry", "--models", published, "--dry_run", "--out", out)
+    assert "Nothing was sent" in printed
+    assert set(content(out)) == FILES
+    assert not written()
+    with pytest.raises(MedtlError, match="is not empty"):
+        typed("space", "push", "ci-user/dry", "--out", out)
+
+
+def test_only_the_user_sees_a_private_one(hub):
+    typed("space", "push", "ci-user/hidden", "--private")
+    assert HfApi().space_info("ci-user/hidden").private
+    typed("space", "push", "ci-user/shown")
+    assert not HfApi().space_info("ci-user/shown").private
+
+
+def test_nothing_is_made_of_what_is_wrong(ready, tmp_path, written):
+    def refused(words: str, *more: object) -> None:
+        with pytest.raises(MedtlError, match=words):
+            typed("space", "push", "ci-user/refused", *more)
+        assert not written()
+
+    refused("ci-user/nowhere is neither a folder nor a model", "--models", "ci-user/nowhere")
+    refused("/nowhere is neither a folder nor a model", "--models", "/nowhere")
+    refused("given twice", "--models", ready, ready)
+    refused("requirements.txt holds an access token", "--requirement", f"hf_medtl @ https://{TOKEN}@host/x.zip")
+    (ready / "recipe.yaml").write_text(f"note: {TOKEN}\n")
+    refused("recipe.yaml holds an access token", "--models", ready)
+    (ready / "recipe.yaml").write_text("seed: 1\n")
+    card = (ready / "README.md").read_text()
+    (ready / "README.md").write_text(card.replace("## Limits", "## Bounds"))
+    refused("does not give limits", "--models", ready)
+    typed("space", "push", "ci-user/waived", "--models", ready, "--waive", "limits=they are in the paper")
+    path = hf_hub_download("ci-user/waived", "models/ready/README.md", repo_type="space")
+    assert "- limits is not given: they are in the paper" in Path(path).read_text()
+    assert "is not given" not in (ready / "README.md").read_text()
+    before = written()
+    (ready / "model.safetensors").write_bytes((ready / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(MedtlError, match=r"model.safetensors is missing or damaged"):
+        typed("space", "push", "ci-user/refused", "--models", ready)
+    assert written() == before
+    assert not HfApi().repo_exists("ci-user/refused", repo_type="space")
+
+
+def test_metadata_that_the_hub_refuses_make_no_space(failing, written):
+    failing({"path": "/validate-yaml", "status": 400, "times": 99})
+    with pytest.raises(MedtlError, match="The Hub refuses the metadata"):
+        typed("space", "push", "ci-user/unheard")
+    assert not written()
+
+
+def test_a_wheel_goes_along_and_pip_finds_it(hub, wheel, tmp_path):
+    name = "ci-user/with-wheel"
+    typed("space", "push", name, "--requirement", wheel)
+    assert wheel.name in there(name)
+    lines = hf_hub_download(name, "requirements.txt", repo_type="space")
+    assert Path(lines).read_text().startswith(f"{PACKAGE} @ {hub}/spaces/{name}/resolve/main/{wheel.name}#sha256=")
+    command = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "-r", lines)
+    done = script(*command, "--dest", tmp_path / "got", "--disable-pip-version-check")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "got" / wheel.name).read_bytes() == wheel.read_bytes()
+    with pytest.raises(MedtlError, match="private Space"):
+        typed("space", "push", "ci-user/shut", "--requirement", wheel, "--private")
+    other = tmp_path / wheel.name
+    other.write_bytes(b"another")
+    (tmp_path / "place").mkdir()
+    assert carry(other, tmp_path / "place", name) not in Path(lines).read_text()  # or pip would be asked once only
+
+
+def test_the_hub_says_no(hub, tmp_path, monkeypatch):
+    write_space(tmp_path / "space")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(MedtlError, match=r"The Space ci-user/denied could .*: log in with `hf auth login`") as error:
+        push_space(tmp_path / "space", "ci-user/denied")
+    assert "hf_wrong" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "smp"])
+def test_no_code_of_a_model_on_the_hub_is_run(kind, hub, tmp_path):
+    """Classes of hf_medtl come with it, and not from the repository that brings them for others."""
+    if kind == "cnn":
+        save_tiny("cnn", tmp_path)
+    else:
+        for part in build_tiny():
+            part.save_pretrained(tmp_path)
+    assert f"{kind}." in json.dumps(json.loads((tmp_path / "config.json").read_text())["auto_map"])
+    (tmp_path / f"{kind}.py").write_text("raise SystemExit('code of the repository was run')\n")
+    name = f"ci-user/code-{kind}"
+    HfApi().create_repo(name)
+    HfApi().upload_folder(repo_id=name, folder_path=tmp_path)
+    model = next(iter(Shelf([name])))
+    assert type(model.predictor.model).__module__ == f"hf_medtl.models.{kind}"
+    assert model.of_masks == (kind == "smp")
+
+
+# The command
+
+
+def test_several_values_may_follow_models():
+    assert spread(["--models", "a", "b", "--port", "1"]) == ["--models", "a", "--models", "b", "--port", "1"]
+    assert spread(["push", "o/n", "--models", "a", "b"]) == ["push", "o/n", "--models", "a", "--models", "b"]
+    assert spread(["--models", "a", "--models", "b"]) == ["--models", "a", "--models", "b"]
+    assert spread(["--port", "1", "push"]) == ["--port", "1", "push"]
+
+
+def test_help_names_what_there_is():
+    said = " ".join(typed("space", "--help").split())
+    assert all(word in said for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
+    said = " ".join(typed("space", "push", "--help").split())
+    assert all(word in said for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement"))
+
+
+def test_what_is_wrong_is_said_before_models_are_loaded(hub, monkeypatch):
+    with monkeypatch.context() as patch, socket.socket() as taken:
+        patch.setattr("hf_medtl.space.serve.site", lambda *_, **__: pytest.fail("models were loaded"))
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(MedtlError, match=r"Address already in use.*Give another port"):
+            typed("space", "--port", taken.getsockname()[1])
+        patch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(SystemExit, match=r"Error: 127.0.0.1:\d+ can't be listened at"):
+            runpy.run_path(str(ROOT / "spaces" / "app.py"), run_name="__main__")
+    with pytest.raises(MedtlError, match=r"nowhere can't be loaded .* check the spelling"):
+        typed("space", "--models", "ci-user/nowhere", "--port", free_port())
+
+
+# The page, as others start it
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(command: list[object], port: int, cwd: Path, end: signal.Signals, **env: str) -> Iterator[str]:
+    """A page in a process of its own, stopped while a client is there: no word of that, and nothing is left behind."""
+    temporary = cwd.with_name(f"{cwd.name}-tmp")
+    temporary.mkdir()
+    log = cwd.with_name(f"{cwd.name}.log")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=cwd,
+            env=clean | {"TMPDIR": str(temporary)} | env,
+            stdout=stream,
+            stderr=stream,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(6000):
+            assert process.poll() is None, log.read_text()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(url, timeout=9).close()
+                break
+            time.sleep(0.1)
+        yield url
+        process.send_signal(end)
+        assert process.wait(60) == 0
+        assert not re.search("Traceback|ERROR|Abort", log.read_text()), log.read_text()
+        assert not list(temporary.glob("hf_medtl-space-*"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_command_serves_several_models(finished, published, tmp_path):
+    port, cwd = free_port(), tmp_path / "cwd"
+    cwd.mkdir()
+    command = [COMMAND, "space", "--models", finished, published, "--port", port]
+    with started(command, port, cwd, signal.SIGINT, PYTHONPATH=str(ROOT)) as url:
+        client = Client(url, verbose=False)
+        picture = handle_file(str(ROOT / "spaces" / "examples" / "brain.png"))
+        answers = [client.predict(picture, name, api_name="/classify") for name in ("finished", "for-a-space")]
+        assert answers[0]["probabilities"] == answers[1]["probabilities"]
+    assert not content(cwd)
+    assert f"Open http://127.0.0.1:{port} in a browser" in (tmp_path / "cwd.log").read_text()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (place / "source").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, place / "source")
+    shutil.copytree(ROOT / "hf_medtl", place / "source" / "hf_medtl", ignore=shutil.ignore_patterns("__pycache__"))
+    command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check")
+    # setuptools is in the environment: torch needs it.
+    done = script(*command, "--no-build-isolation", "--wheel-dir", place / "wheels", place / "source")
+    assert done.returncode == 0, done.stderr
+    return next((place / "wheels").glob("hf_medtl-*.whl"))
+
+
+def test_the_wheel_has_all_that_is_no_code(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    kinds = {".css", ".js", ".jinja", ".md", ".txt", ".typed"}
+    wanted = {its.relative_to(ROOT).as_posix() for its in (ROOT / "hf_medtl").rglob("*") if its.suffix in kinds}
+    assert {"hf_medtl/space/space.css", "hf_medtl/space/viewer.js", "hf_medtl/space/app.py.jinja"} <= wanted
+    assert wanted <= names
+
+
+@pytest.fixture
+def environment(request, wheel, tmp_path) -> Iterator[Path]:
+    """Python of a new environment, in which the requirements of spaces/ were installed.
+
+    hf_medtl comes from the wheel alone. Other packages are those of the environment of the tests, or, where that was
+    asked for, installed as on the Hub, which takes minutes and gigabytes.
+    """
+    if request.param == "whole" and "HF_MEDTL_INSTALL" not in os.environ:
+        pytest.skip("HF_MEDTL_INSTALL is not set: torch and all the others are not installed again")
+    folder, own = tmp_path / "environment", request.param == "whole"
+    venv.create(folder, symlinks=True, with_pip=own)
+    python = folder / "bin" / "python"
+    install = (
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+    )
+    listed = ("--find-links", wheel.parent, "-r", ROOT / "spaces" / "requirements.txt")
+    if own:
+        commands = [(*install, "--constraint", ROOT / "constraints.txt", *listed)]
+    else:
+        place = next(folder.glob("lib/python*/site-packages"))
+        # Plain paths, so that no .pth file of theirs is read: it could show the checkout.
+        (place / "others.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+        # First the wheel, since hf_medtl seems to be there where the tests' environment has it; then all is there.
+        commands = [(*install, "--no-deps", "--ignore-installed", wheel), (*install, "--no-index", *listed)]
+    for command in commands:
+        done = script(*command, timeout=3000, PYTHONPATH="")
+        assert done.returncode == 0, done.stderr
+    yield python
+    shutil.rmtree(folder)  # gigabytes, maybe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["quick", "whole"], indirect=True)
+def test_the_folder_stands_alone(environment, finished, published, tmp_path):
+    folder, cwd, port = tmp_path / "space", tmp_path / "cwd", free_port()
+    cwd.mkdir()
+    write_space(folder, [str(finished), published])
+    before = content(folder)
+    assert before["requirements.txt"] == (ROOT / "spaces" / "requirements.txt").read_bytes()
+    done = script(environment, "-I", "-c", "import hf_medtl; print(hf_medtl.__file__)")
+    assert Path(done.stdout.strip()).is_relative_to(environment.parents[1]), done
+    command = [environment, "-I", folder / "app.py"]
+    with started(command, port, cwd, signal.SIGTERM, GRADIO_SERVER_PORT=str(port)) as url:
+        code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        assert code
+        (tmp_path / "client").mkdir()
+        (tmp_path / "client" / "examples").symlink_to(folder / "examples")
+        example = code[1].replace("http://127.0.0.1:7860", url)
+        ran = subprocess.run([sys.executable, "-c", example], cwd=tmp_path / "client", capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert "lesion" in ran.stdout
+        assert Image.open(tmp_path / "client" / "map.png").format == "PNG"
+        client = Client(url, verbose=False)
+        for given in (*sorted((folder / "examples").iterdir()), volume(tmp_path)):
+            said = client.predict(handle_file(str(given)), "for-a-space", api_name="/classify")
+            assert said["probabilities"].keys() == {"lesion", "no_lesion"}
+    assert not content(cwd)
+    assert content(folder) == before
+
+
+def volume(folder: Path) -> Path:
+    """A NIfTI file, which needs a package that hf_medtl alone does not."""
+    nibabel = pytest.importorskip("nibabel")
+    values = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    nibabel.save(nibabel.Nifti1Image(values, None), folder / "volume.nii.gz")
+    return folder / "volume.nii.gz"

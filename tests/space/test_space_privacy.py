@@ -1,0 +1,178 @@
+"""A Space in a process of its own: nothing of a visitor stays on its disk or in what it prints."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from hf_medtl.space.security.middleware import API
+from hf_medtl.space.server import own_folder, remove_abandoned
+from tests.support.commands import ROOT
+from tests.support.dicom_files import dicom
+from tests.support.space_fixtures import META, Visitor, write_models
+
+NAME = "Mustermann_Erika"
+SERVE = """
+import sys
+from hf_medtl.space.serve import serve, site
+serve(site(sys.argv[2:]), port=int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Address and folder of a process that may write below the folder alone, as far as it asks where to."""
+    folder = tmp_path_factory.mktemp("served")
+    models = write_models(folder / "models")
+    for name in ("tmp", "home", "work"):
+        (folder / name).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "home")}
+    command = [sys.executable, "-c", SERVE, str(port), str(models["vit"]), str(models["cnn"]), str(models["lungs"])]
+    with (folder / "said.txt").open("wb") as said:
+        process = subprocess.Popen(
+            command, cwd=folder / "work", stdout=said, stderr=said, env=os.environ | {"PYTHONPATH": str(ROOT)} | places
+        )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            httpx.get(url + "/config", trust_env=False)
+            break
+        except httpx.TransportError:
+            assert process.poll() is None, (folder / "said.txt").read_text()
+            time.sleep(0.1)
+    yield url, folder, process
+    process.terminate()
+    process.wait(30)
+
+
+def noise(seed: int) -> np.ndarray:
+    """What no compression makes shorter, so that its bytes can be looked for."""
+    return np.random.default_rng(seed).integers(1, 256, (64, 64), dtype=np.uint8)
+
+
+def planted(seed: int) -> bytes:
+    """A PNG that is not compressed, with a name in its header."""
+    stream, header = io.BytesIO(), PngInfo()
+    header.add_text("Patient", NAME)
+    Image.fromarray(noise(seed)).save(stream, "PNG", compress_level=0, pnginfo=header)
+    return stream.getvalue()
+
+
+def planted_dicom(seed: int) -> bytes:
+    stream = io.BytesIO()
+    made = dicom(noise(seed).astype(np.uint16) * 16)
+    made.PatientName = NAME
+    made.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def traces(folder: Path, pictures: list[bytes]) -> list[str]:
+    """Files below a folder that hold a name, or rows of a picture, in any order of bytes."""
+    rows = [noise(seed)[30, :40].tobytes() for seed in range(9)]
+    signs = [NAME.encode(), *(picture[2000:2040] for picture in pictures), *rows]
+    found = []
+    for path in folder.rglob("*"):
+        if NAME in path.name:
+            found.append(f"{path} by its name")
+        if path.is_file() and any(sign in path.read_bytes() for sign in signs):
+            found.append(f"{path} by its content")
+    return found
+
+
+def test_nothing_of_a_visitor_stays(served, tmp_path):
+    url, folder, process = served
+    contents = {f"{NAME}.png": planted(1), f"{NAME}.dcm": planted_dicom(2), f"{NAME}.txt": NAME.encode(),
+                f"{NAME}-cut.png": planted(3)[:3000]}  # fmt: skip
+    paths = {name: tmp_path / name for name in contents}
+    for name, path in paths.items():
+        path.write_bytes(contents[name])
+    pictures = [content for content in contents.values() if len(content) > 2000]
+    assert len(traces(tmp_path, pictures)) == 8  # they would be found
+
+    client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "down")
+    for path in paths.values():
+        for name, more in (
+            ("classify", ["vit"]), ("explain", ["vit", "gradcam", ""]), ("segment", ["lungs"]),
+            ("compare", ["vit", "cnn"]), ("classify", [NAME]),
+        ):  # fmt: skip
+            try:
+                client.predict(handle_file(path), *more, api_name=f"/{name}")
+            except AppError as error:
+                assert "Something went wrong" not in str(error)
+    files = [handle_file(path) for path in paths.values()]
+    assert len(client.predict(files, "vit", api_name="/batch")["rows"]) == 4
+    with pytest.raises(AppError, match="no model of that name"):
+        client.predict(files, NAME, api_name="/batch")
+
+    page = Visitor(url, "somebody")
+    page.opens()
+    page.gives(*contents.items())
+    tabs = [its for its in page.events if its["targets"][0][1] == "select"]
+    shown = []
+    for tab in tabs[:3]:
+        page.fire(tab)
+        shown.append(page.asks())
+    assert len(set(shown)) == 3
+    assert all("viewer" in its for its in shown)
+    many = page.upload(*contents.items())
+    shown = page.fire(page.after(page.event("start", "click")), {page.ids["many"]: many})
+    assert NAME in str(shown)  # its own visitor sees the name
+    page.client.post(API + "queue/join", json={"data": [NAME], "fn_index": 999, "session_hash": NAME})
+    page.client.post(API + "call/classify", json={"data": [{"path": f"/{NAME}", **META}, ""]})
+    page.client.post(API + "call/classify", json={"data": [NAME, {"orig_name": NAME}]})
+    page.client.get(f"/{NAME}", params={"name": NAME})
+
+    assert process.poll() is None
+    assert traces(folder, pictures) == []
+    uploads = next((folder / "tmp").glob("hf_medtl-space-*"))
+    assert [path for path in uploads.rglob("*") if path.is_file() and "incoming" in path.parts] == []
+    assert "Traceback" not in (folder / "said.txt").read_text()
+
+
+def test_the_next_start_removes_what_a_killed_one_left(tmp_path, monkeypatch):
+    """And nothing that somebody uses, or that was made just now; no link is followed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
+    killed, running, new = (tmp_path / f"hf_medtl-space-{name}" for name in ("killed", "running", "new"))
+    other = tmp_path / "other"
+    for folder in (killed, running, new, other):
+        (folder / "incoming").mkdir(parents=True)
+        (folder / "incoming" / "upload.png").write_bytes(planted(1))
+    (tmp_path / "hf_medtl-space-link").symlink_to(other)
+    for folder in (killed, running, other):
+        os.utime(folder, (0, 0))
+    hold = "import sys; from pathlib import Path; from hf_medtl.space.server import lock\n"
+    hold += "print(lock(Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(running)], **pipes) as process:
+        assert process.stdout.readline() == b"True\n"
+        mine = own_folder()
+        assert {path for path in tmp_path.iterdir() if not path.is_symlink()} == {running, new, other, mine}
+        assert (other / "incoming" / "upload.png").exists()
+        process.kill()
+    remove_abandoned(tmp_path)
+    assert not running.exists()
+    assert mine.exists()
+
+
+def test_an_end_leaves_no_folder(served):
+    _, folder, process = served
+    process.terminate()
+    assert process.wait(30) == 0
+    assert list((folder / "tmp").glob("hf_medtl-space-*")) == []

@@ -1,0 +1,490 @@
+"""What people upload to the Space: a picture, or one plain sentence; nothing stays on disk, nothing gets out."""
+
+import contextlib
+import gzip
+import io
+import logging
+import re
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence, PngImagePlugin
+
+from hf_medtl import read_image
+from hf_medtl.errors import MedtlError
+from hf_medtl.space import archives, frames, uploads
+from hf_medtl.space.uploads import Refusal, Upload, take, unpack
+from tests.support.dicom_files import COLOUR, NAME, RAMP, dicom
+
+SMALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+
+
+def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def as_dicom(*arguments: object, **elements: object) -> bytes:
+    buffer = io.BytesIO()
+    dicom(*arguments, **elements).save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def as_nifti(values: np.ndarray, packed: bool = False) -> bytes:
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    image.header["descrip"] = NAME.encode()
+    content = image.to_bytes()
+    return gzip.compress(content) if packed else content
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size, and has the code of one row."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">L", len(data)) + name + data + struct.pack(">L", zlib.crc32(name + data))
+
+    head = struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99999))) + chunk(b"IEND", b"")
+    )
+
+
+def zipped(files: dict[str, bytes], **options: object) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, **options) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+PNG = saved(SMALL)
+HTML = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
+SVG = b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+NAN = np.full((32, 32), np.nan, np.float32)
+BAD = {
+    "empty.png": (b"", "empty"),
+    "long.png": (PNG + bytes(uploads.MAX_BYTES), "larger than 50 MB"),
+    "svg.png": (SVG, "drawing"),
+    "html.png": (b"\xef\xbb\xbf\n" + HTML, "web page"),
+    "page.png": (b"<!-- saved --><HTML><body>", "web page"),
+    "text.png": (b"Patient: " + NAME.encode(), "text"),
+    "pdf.png": (b"%PDF-1.7\n" + bytes(99), "PDF"),
+    "program.png": (b"MZ" + bytes(99), "program"),
+    "linux.png": (b"\x7fELF" + bytes(99), "program"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
+    "film.png": (b"\0\0\0\x18ftypisom" + bytes(99), "film"),
+    "noise.png": (bytes(range(20, 200)) * 9, "PNG, JPEG"),
+    "cut.png": (PNG[:500], "damaged"),
+    "cut.jpg": (saved(SMALL, "JPEG")[:-300], "damaged"),
+    "flipped.png": (PNG[:80] + bytes(200) + PNG[280:], "damaged"),
+    "cut.gz": (as_nifti(np.zeros((32, 32, 4)), packed=True)[:20], "archive"),
+    "bomb.png": (png_header(20_000, 20_000), "40 million"),
+    "larger.png": (png_header(7_000, 7_000), "40 million"),
+    "side.png": (png_header(30_000, 20), "30,000 × 20"),
+    "dot.png": (saved(SMALL.crop((0, 0, 1, 1))), "1 × 1"),
+    "narrow.dcm": (as_dicom(RAMP[:9]), "64 × 9"),
+    "report.dcm": (as_dicom(None), "without pixels"),
+    "cut.dcm": (as_dicom(RAMP)[:-999], "damaged"),
+    "frames.dcm": (as_dicom(np.zeros((10_000, 16, 16), np.uint8), frames=10_000), "10,000 frames"),
+    "vast.dcm": (as_dicom(RAMP, Rows=20_000, Columns=20_000), "40 million"),
+    "constant.dcm": (as_dicom(np.full((32, 32), 7, np.uint16)), "same value"),
+    "black.dcm": (as_dicom(np.zeros((32, 32), np.uint8)), "same value"),
+    "vast.nii": (as_nifti(np.zeros((400, 400, 400), np.int8).repeat(8, 0), packed=False)[:400], "bytes of voxels"),
+    "nan.nii": (as_nifti(np.full((32, 32, 3), np.nan)), "finite"),
+    "nan.tif": (saved(Image.fromarray(NAN), "TIFF"), "finite"),
+    "infinite.tif": (saved(Image.fromarray(NAN + np.inf), "TIFF"), "finite"),
+    "constant.png": (saved(Image.new("RGB", (32, 32), "red")), "same value"),
+    "constant16.png": (saved(Image.fromarray(np.full((32, 32), 999, np.uint16))), "same value"),
+    "pictures.zip": (zipped({"a.png": PNG}), "zip"),
+}
+GOOD = {
+    "a.png": PNG,
+    "a.jpg": saved(SMALL, "JPEG"),
+    "a.tif": saved(SMALL, "TIFF"),
+    "a.webp": saved(SMALL, "WEBP"),
+    "a.bmp": saved(SMALL, "BMP"),
+    "grey.gif": saved(SMALL.convert("L"), "GIF"),
+    "deep.png": saved(Image.fromarray(RAMP)),
+    "float.tif": saved(Image.fromarray(np.where(RAMP > 99, RAMP, np.nan).astype(np.float32)), "TIFF"),
+    "a.dcm": as_dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000),
+    "colour.dcm": as_dicom(COLOUR),
+    "eight.dcm": as_dicom(COLOUR[..., 0].copy()),
+    "a.nii": as_nifti(np.random.default_rng(0).normal(size=(40, 50, 6))),
+    "a.nii.gz": as_nifti(np.random.default_rng(0).normal(size=(40, 50, 6)), packed=True),
+    "zip behind.png": PNG + zipped({"a.html": HTML}),
+    "html behind.png": PNG + HTML,
+    "really a png.svg": PNG,
+}
+
+
+@pytest.fixture
+def upload(tmp_path):
+    """Write a file as Gradio does: in a folder of its own."""
+
+    def write(name: str, content: bytes) -> Path:
+        path = tmp_path / "gradio" / "5f2a" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def check_sentence(text: str) -> None:
+    """One or two plain sentences, without a path, a class, or what was planted."""
+    assert re.fullmatch(r"[A-Z][^\n]{10,200}\.", text), text
+    assert not re.search(r"/|\\|<|>|Error|Exception|Mustermann|alert|bytes:|\w\.(png|dcm)", text), text
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_upload_is_one_sentence_and_the_next_good_one_works(name, upload, caplog, capfd, recwarn):
+    content, words = BAD[name]
+    path = upload(name, content)
+    with caplog.at_level(logging.DEBUG), pytest.raises(MedtlError, match=words) as caught:
+        take(path)
+    check_sentence(str(caught.value))
+    assert type(caught.value) is MedtlError
+    assert caught.value.__context__ is None  # a traceback would quote it
+    assert not path.parent.exists()
+    assert path.parent.parent.exists()
+    said = [caplog.text, *capfd.readouterr(), *(str(w.message) for w in recwarn)]
+    assert not any("Mustermann" in text or name in text for text in said)
+    assert take(upload("good.png", PNG)).picture().size == SMALL.size
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_upload_is_the_same_picture_as_in_the_library(name, upload, caplog, capfd):
+    path = upload(name, GOOD[name])
+    with caplog.at_level(logging.DEBUG):
+        kept = take(path, remove=False)
+        picture = kept.picture()
+    assert path.exists()
+    assert kept == take(path)
+    assert not path.parent.exists()
+    expected = read_image(GOOD[name])
+    assert picture.mode == "RGB"
+    assert not picture.info
+    assert np.array_equal(np.asarray(picture), np.asarray(expected))
+    assert kept.name == name
+    assert kept.dicom == name.endswith(".dcm")
+    assert (kept.depth is not None) == (name in {"deep.png", "float.tif", "a.dcm", "a.nii", "a.nii.gz"})
+    if kept.depth:  # the sliders, untouched, show what the model was trained on
+        again = kept.picture(kept.depth.window)
+        assert np.abs(np.asarray(again).astype(int) - np.asarray(expected)).max() <= 1
+    assert not any("Mustermann" in text or name in text for text in (caplog.text, *capfd.readouterr(), repr(kept)))
+
+
+def test_grey_values_of_a_ct_and_of_others(upload):
+    hounsfield = {"RescaleSlope": 1, "RescaleIntercept": -1024, "Modality": "CT"}
+    depth = take(upload("a.dcm", as_dicom(RAMP, **hounsfield))).depth
+    assert (depth.low, depth.high, depth.unit) == (-1024, 3071, "HU")
+    assert depth.presets == uploads.CT
+    assert depth.window == pytest.approx(np.percentile(RAMP, [0.5, 99.5]) - 1024)
+    own = take(upload("a.dcm", as_dicom(RAMP, **hounsfield, WindowCenter=40, WindowWidth=400))).depth
+    assert own.window == own.presets["as stored in the file"] == (-160, 239)
+    assert list(own.presets) == ["as stored in the file", "brain", "lung", "soft tissue", "bone"]
+
+    ct = take(upload("a.dcm", as_dicom(RAMP, **hounsfield)))
+    brain = np.asarray(ct.picture(ct.depth.presets["brain"]))[..., 0]
+    assert np.array_equal(brain == 0, RAMP <= 1024)
+    assert np.array_equal(brain == 255, RAMP >= 1104)
+
+    counts = take(upload("a.dcm", as_dicom(RAMP, **(hounsfield | {"RescaleType": "US"})))).depth
+    assert counts.unit == ""
+    assert counts.presets["full range"] == (-1024, 3071)
+    padded = np.where(RAMP < 40, 65535, RAMP).astype(np.uint16)
+    assert take(upload("a.dcm", as_dicom(padded, PixelPaddingValue=65535))).depth.high == 4095
+    turned = take(upload("a.dcm", as_dicom(RAMP, RescaleSlope=-2, RescaleIntercept=10))).depth
+    assert (turned.low, turned.high) == (-8180, 10)
+
+    depth = take(upload("a.png", saved(Image.fromarray(RAMP)))).depth
+    assert (depth.low, depth.high, depth.unit) == (0, 4095, "")
+    assert depth.presets == {"percentiles 0.5 to 99.5": depth.window, "full range": (0, 4095)}
+    assert take(upload("a.tif", GOOD["float.tif"])).depth.low > 99  # and not NaN
+
+
+def test_frames(upload):
+    stack = np.stack([np.roll(RAMP, 100 * i) for i in range(5)])
+    pages = [Image.fromarray(page) for page in stack.astype(np.uint8)]
+    shades = [page.convert("P") for page in pages]
+    for name, content in {
+        "a.dcm": as_dicom(stack, frames=5),
+        "a.nii": as_nifti(stack.transpose(2, 1, 0)),
+        "a.tif": saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]),
+        "big.tif": saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], big_tiff=True),
+        "a.gif": saved(shades[0], "GIF", save_all=True, append_images=shades[1:]),
+        "a.webp": saved(pages[0], "WEBP", save_all=True, append_images=pages[1:], lossless=True),
+        "a.png": saved(pages[0], "PNG", save_all=True, append_images=pages[1:]),
+    }.items():
+        kept = take(upload(name, content))
+        assert kept.frames == 5, name
+        first, last = (np.asarray(kept.picture(frame=frame)) for frame in (0, 4))
+        assert not np.array_equal(first, last)
+        middle = name in {"a.dcm", "a.nii"}
+        assert np.array_equal(np.asarray(kept.picture()), np.asarray(kept.picture(frame=2)) if middle else first)
+        for frame in (-1, 5):
+            with pytest.raises(MedtlError, match="0 to 4"):
+                kept.picture(frame=frame)
+
+
+def test_a_page_of_a_tiff_has_limits_of_its_own(upload):
+    pages = [Image.new("L", size, i) for i, size in enumerate([(64, 48), (7000, 7000)])]
+    pages[0].paste(9, (0, 0, 9, 9))
+    kept = take(
+        upload("a.tif", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw"))
+    )
+    assert kept.frames == 2
+    with pytest.raises(MedtlError, match="40 million"):
+        kept.picture(frame=1)
+
+
+def test_frames_are_counted_as_pillow_does_and_in_bounded_time():
+    pictures = [Image.new("P", (16, 16), i) for i in range(7)]
+    for kind, more in (("GIF", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True})):
+        content = saved(pictures[0], kind, save_all=True, append_images=pictures[1:], **more)
+        opened = Image.open(io.BytesIO(content))
+        assert frames.count(content) == opened.n_frames == len(list(ImageSequence.Iterator(opened)))
+        for end in range(4, len(content), 7):
+            assert frames.count(content[:end]) >= 1
+    assert frames.count(PNG) is None
+    loop = struct.pack("<2sHLHL", b"II", 42, 8, 0, 8)
+    assert frames.count(loop) == 1
+    chain = b"II*\0\x08\0\0\0" + b"".join(struct.pack("<HL", 0, 8 + 6 * i) for i in range(1, 1_000_000))
+    assert frames.count(chain) == 1  # too many to be offered
+    assert frames.count(b"GIF89a" + bytes(7) + b"\x21\xfe\0" * 1_000_000) == 1
+
+
+def test_a_window_that_is_none_is_refused(upload):
+    kept = take(upload("a.png", GOOD["deep.png"]))
+    for window in ((5, 5), (9, 2), (0, float("nan")), (-float("inf"), 3)):
+        with pytest.raises(MedtlError, match="below"):
+            kept.picture(window)
+
+
+def test_names_are_for_showing():
+    assert uploads.shown("a\n\x1b[31m\u202egnp.exe") == "a[31mgnp.exe"
+    assert uploads.shown("\n") == "picture"
+    name = uploads.shown("Ä" * 300 + "-last.png")
+    assert len(name) == 80
+    assert name.endswith("-last.png")
+
+
+def test_a_file_that_is_gone_is_told(tmp_path):
+    with pytest.raises(MedtlError, match="no longer there"):
+        take(tmp_path / "away" / "a.png")
+
+
+def test_an_upload_beside_stays(upload):
+    other = upload("other.png", PNG)
+    take(upload("a.png", PNG))
+    assert [path.name for path in other.parent.iterdir()] == ["other.png"]
+
+
+def test_threads_do_not_disturb_each_other(tmp_path):
+    def work(number: int) -> object:
+        names = list(GOOD) if number % 2 else list(BAD)
+        name = names[number % len(names)]
+        if name in {"long.png", "vast.nii"}:
+            return None
+        path = tmp_path / str(number) / name
+        path.parent.mkdir()
+        path.write_bytes(GOOD[name] if number % 2 else BAD[name][0])
+        try:
+            return np.asarray(take(path).picture()).sum() == np.asarray(read_image(GOOD[name])).sum()
+        except MedtlError as error:
+            return bool(re.search(BAD[name][1], str(error)))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {*pool.map(work, range(80))} <= {True, None}
+    assert not list(tmp_path.iterdir())
+
+
+def link(target: str) -> tuple[zipfile.ZipInfo, str]:
+    entry = zipfile.ZipInfo("link.png")
+    entry.create_system, entry.external_attr = 3, 0o120777 << 16
+    return entry, target
+
+
+def test_a_zip_gives_pictures_and_refusals(upload, caplog):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ward/", "")
+        for name in ("ward/1.png", "../../etc/up.png", "/etc/root.png", "C:\\windows.png", "ward/..\\back.png"):
+            archive.writestr(name, PNG)
+        archive.writestr(*link("/etc/passwd"))
+        for name in ("__MACOSX/ward/._1.png", "ward/.DS_Store", "ward/._2.png", "Thumbs.db"):
+            archive.writestr(name, b"nothing")
+        archive.writestr("nested.zip", zipped({"a.png": PNG}))
+        archive.writestr("odd.png", PNG, zipfile.ZIP_LZMA)
+        archive.writestr("none.png", b"")
+        archive.writestr("table.csv", f"name\n{NAME}\n")
+        archive.writestr("zeros.png", bytes(20_000_000))
+        archive.writestr("damaged.png", PNG)
+        archive.writestr("ward/2.dcm", GOOD["a.dcm"])
+    content = bytearray(buffer.getvalue())
+    at = content.index(b"damaged.png") + 11 + 300
+    content[at : at + 50] = bytes(50)
+
+    path = upload("ward.zip", bytes(content))
+    with caplog.at_level(logging.DEBUG):
+        each = unpack(path)
+        assert not path.parent.exists()  # before the first is asked for
+        found = list(each)
+    assert [one.name for one in found if isinstance(one, Upload)] == ["ward/1.png", "ward/2.dcm"]
+    reasons = {one.name: one.reason for one in found if isinstance(one, Refusal)}
+    for reason in reasons.values():
+        check_sentence(reason)
+    expected = {
+        "../../etc/up.png": "out of",
+        "/etc/root.png": "out of",
+        "C:\\windows.png": "out of",
+        "ward/..\\back.png": "out of",
+        "link.png": "link",
+        "nested.zip": "zip",
+        "odd.png": "ordinary zip",
+        "none.png": "empty",
+        "table.csv": "text",
+        "zeros.png": "trap",
+        "damaged.png": "damaged",
+    }
+    assert {name: word in reasons[name] for name, word in expected.items()} == dict.fromkeys(expected, True)
+    assert len(reasons) == len(expected)
+    assert "Mustermann" not in caplog.text
+    assert "ward" not in caplog.text
+
+
+def test_a_password_is_told(upload):
+    content = bytearray(zipped({"a.png": PNG, "b.png": PNG}))
+    content[6] |= 1  # the flag of the first, in its own header and in the directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    first, second = unpack(upload("a.zip", bytes(content)))
+    assert "password" in first.reason
+    assert second.name == "b.png"
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (zipped({"a.png": PNG})[:-30], "damaged"),
+        (b"PK\x03\x04" + bytes(99), "damaged"),
+        (zipped({}), "no file"),
+        (zipped({"folder/": b""}), "no file"),
+        (b"", "empty"),
+        (SVG, "drawing"),
+    ],
+)
+def test_a_bad_batch_is_one_refusal(content, word, upload):
+    path = upload("batch.zip", content)
+    (refusal,) = unpack(path)
+    assert refusal.name == "batch.zip"
+    check_sentence(refusal.reason)
+    assert word in refusal.reason
+    assert not path.parent.exists()
+
+
+def test_a_single_file_is_a_batch_of_one(upload):
+    (one,) = unpack(upload("a.png", PNG))
+    assert one == take(upload("a.png", PNG))
+
+
+def test_limits_of_a_zip(upload, monkeypatch):
+    many = zipped({f"{i}.png": PNG for i in range(archives.MAX_FILES + 5)})
+    found = list(unpack(upload("many.zip", many)))
+    assert sum(isinstance(one, Upload) for one in found) == archives.MAX_FILES
+    assert "205 files; the first 200" in found[-1].reason
+    assert found[-1].name == "many.zip"
+
+    monkeypatch.setattr(archives, "MAX_CONTENTS", 3 * len(PNG) + 9)
+    *read, last = unpack(upload("some.zip", many))
+    assert len(read) == 3
+    assert "Split it" in last.reason
+    monkeypatch.setattr(archives, "MAX_DIRECTORY", 5_000)
+    (last,) = unpack(upload("long.zip", many))
+    assert "too long" in last.reason
+
+
+BOMBS = """
+import io, resource, sys, zipfile
+from pathlib import Path
+from hf_medtl.errors import MedtlError
+from hf_medtl.space.uploads import take, unpack
+from hf_medtl.data import dicom, nifti
+import nibabel, pydicom.pixels
+folder = Path(sys.argv[1])
+take(folder / "good.png", remove=False).picture()
+virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (virtual + 400_000_000,) * 2)
+for path in sorted(folder.iterdir()):
+    if path.suffix == ".zip":
+        print(path.name, *(getattr(one, "reason", "picture") for one in unpack(path)))
+        continue
+    try:
+        take(path)
+        print(path.name, "picture")
+    except MedtlError as error:
+        print(path.name, error)
+"""
+
+
+def test_bombs_stay_within_400_megabytes(tmp_path):
+    header = as_nifti(np.zeros((8, 8, 8)))[:352].replace(
+        struct.pack("<3h", 8, 8, 8), struct.pack("<3h", 2000, 2000, 15)
+    )
+    vast = gzip.compress(header, 1) + gzip.compress(bytes(300_000_000), 1)
+    files = {
+        "a.png": png_header(20_000, 20_000),
+        "b.png": png_header(65_000, 65_000),
+        "c.nii.gz": vast,
+        "d.zip": zipped({f"{i}.bmp": bytes(90_000_000) for i in range(3)}),
+        "good.png": PNG,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert all(len(content) < 2_000_000 for content in files.values())
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBS, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [word in line for word, line in zip(["40 million"] * 2, lines, strict=False)] == [True, True], lines
+    assert lines[3].count("trap") == 3, lines
+    assert lines[4] == "good.png picture", lines
+    assert "same value" in lines[2], lines  # of one slice of 480 MB
+    assert not tmp_path.exists()
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY  # only the child was limited
+
+
+def test_what_readers_say_of_a_header_is_not_said(upload, caplog, capfd, recwarn):
+    """They quote values that they do not understand."""
+    content = bytearray(as_dicom(RAMP, WindowCenter=2000, WindowWidth=1000, RescaleIntercept="-1024", RescaleSlope="1"))
+    at = content.index(b"-1024")
+    content[at : at + 6] = b"Muster"
+    described = bytearray(as_nifti(np.random.default_rng(0).normal(size=(40, 50, 6))))
+    described[0:4] = struct.pack("<l", 347)
+    with caplog.at_level(logging.DEBUG):
+        for name, bad in (("a.dcm", content), ("a.nii", described)):
+            with contextlib.suppress(MedtlError):
+                take(upload(name, bytes(bad))).picture()
+    assert not recwarn.list
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_text_in_a_png_is_neither_kept_nor_told(upload, caplog):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Patient", NAME)
+    with caplog.at_level(logging.DEBUG):
+        picture = take(upload("a.png", saved(SMALL, pnginfo=info))).picture()
+    assert not picture.info
+    assert NAME.encode() not in saved(picture)
+    assert NAME not in caplog.text

@@ -1,0 +1,127 @@
+"""A browser that visits a Space of tiny models, and what people do on its page."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.space_fixtures import running
+from tests.support.space_samples import models
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect, Page = sync_api.expect, sync_api.Page
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
+]
+TABS = ("Classify", "Segment", "Compare", "Batch", "About")
+UPLOAD, MANY = "#upload input[type=file]", "#many input[type=file]"
+SECONDS = 20  # for an answer, on a machine that does other things, too
+expect.set_options(timeout=1000 * SECONDS)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A running Space of tiny models."""
+    from hf_medtl.space.serve import site
+
+    with running(site(models(tmp_path_factory.mktemp("models")), limits={"posts": 100_000})) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(address):
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the page; at the end nothing went wrong in it, and it asked nobody else."""
+    wrong, contexts = [], []
+
+    def opened(width: int = 1280, height: int = 900, **options) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(1000 * SECONDS)
+        page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda its: its.url.startswith((address, "data:", "blob:")) or wrong.append(its.url))
+        page.on("response", lambda its: its.status >= 400 and wrong.append(f"{its.status} {its.url}"))
+        page.goto(address)
+        expect(page.locator("#examples button")).to_have_count(5)
+        expect(page.locator("#method input")).to_have_value("Grad-CAM")
+        return page
+
+    yield opened
+    for context in contexts:
+        for page in context.pages:
+            assert page.title() == "hf_medtl"  # what is a label or a name did not run
+        context.close()
+    assert wrong == []
+
+
+def give(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
+    page.set_input_files(to, [{"name": name, "mimeType": "", "buffer": content} for name, content in files])
+
+
+def answered(page: Page, width: int, height: int) -> None:
+    """The answer is that to the picture of this size."""
+    expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels")
+
+
+def example(page: Page, number: int = 0) -> None:
+    page.locator("#examples button").nth(number).click()
+    answered(page, 256, 256)
+
+
+def choose(page: Page, control: str, option: str) -> None:
+    page.locator(f"{control} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def changes(page: Page, act, selector: str = ".viewer .base") -> None:
+    """`act` leads to another picture at `selector`."""
+    before = page.locator(selector).first.get_attribute("src")
+    act()
+    expect(page.locator(selector).first).not_to_have_attribute("src", before)
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+    expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+    if name in ("Batch", "About"):
+        expect(page.locator("#picture")).to_be_hidden()
+    else:
+        expect(page.locator("#picture")).to_be_visible()
+
+
+def centre(locator) -> tuple[float, float]:
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def kept(page: Page, link: str, name: str) -> bytes:
+    with page.expect_download() as download:
+        page.get_by_role("link", name=link).click()
+    assert download.value.suggested_filename == name
+    return Path(download.value.path()).read_bytes()
+
+
+def no_overflow(page: Page) -> None:
+    """Nothing makes the page wider than the window, and nothing of it is beyond its edges."""
+    wide, seen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide <= seen
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll("main *")].filter((each) => {
+          const box = each.getBoundingClientRect();
+          return each.checkVisibility({ visibilityProperty: true }) && box.width > 1 && box.right > innerWidth + 1
+            && !each.closest(".scroll, .unseen, .visually-hidden, .stages, .toast-wrap");
+        }).map((each) => each.outerHTML.slice(0, 120))"""
+    )
+    assert beyond == []

@@ -1,0 +1,67 @@
+"""Arguments of quick runs, and ways to start commands in tests."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+WAIVED = dict.fromkeys(  # what --model_card would give
+    ("intended_use", "out_of_scope", "limits", "population", "reference_standard"), "a test"
+)
+COMMAND = Path(sys.executable).with_name("hf-medtl")  # the environment need not be activated
+
+
+def options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
+    """A Recipe's arguments for a run of seconds."""
+    return {
+        "dataset": "brain-phantoms",
+        "data_dir": str(phantoms),
+        "model_name_or_path": str(backbone),
+        "output_dir": str(output),
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 1,
+        **more,
+    }
+
+
+def flags(**values: object) -> list[str]:
+    """The same as command-line flags."""
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+
+def tell(hub: str, path: str, what: object) -> None:
+    """Tell the loopback Hub how to behave."""
+    request = urllib.request.Request(f"{hub}/{path}", json.dumps(what).encode(), method="POST")
+    urllib.request.urlopen(request, timeout=10).close()
+
+
+def script(*command: object, timeout: float = 600, input: str | None = None, **env: str) -> subprocess.CompletedProcess:
+    """Run a command at the project's root and capture what it prints."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+        input=input,
+        timeout=timeout,
+    )
+
+
+def typed(*words: object) -> str:
+    """Run `hf-medtl` in this process and return what it printed."""
+    from hf_medtl.cli.main import app
+
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output

@@ -1,0 +1,12 @@
+"""Image files of noise."""
+
+import numpy as np
+from PIL import Image
+
+
+def picture(path, seed, size=(40, 48)):
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 5), dtype=np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small.resize(size, Image.Resampling.BICUBIC).save(path)
+    return path

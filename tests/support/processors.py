@@ -1,0 +1,58 @@
+"""Processors saved with models, and a script that loads them without hf_medtl."""
+
+import torch
+
+from hf_medtl import read_image
+from hf_medtl.models.build import build_classifier
+from hf_medtl.models.heads import find_head
+from hf_medtl.models.preprocessing import (
+    normalisation,
+    to_uint8,
+)
+
+LABELS = ("healthy", "ill")
+
+
+STRANGER = """
+import json, sys
+sys.modules["hf_medtl"] = None  # as if it were not installed
+from transformers import AutoImageProcessor, pipeline
+
+answers = []
+for folder in sys.argv[2:]:
+    try:
+        AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code=True" in str(error)
+    else:
+        raise AssertionError("a stock processor took the place of ours without a word")
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    classify = pipeline("image-classification", folder, trust_remote_code=True, device="cpu")
+    assert type(processor).__name__ == type(classify.image_processor).__name__ == "MedicalImageProcessor"
+    answers.append({row["label"]: row["score"] for row in classify(sys.argv[1], top_k=None, function_to_apply="none")})
+print(json.dumps(answers))
+"""
+
+
+def save(model, processor, folder):
+    """As a run does."""
+    model.save_pretrained(folder)
+    if not hasattr(processor, "data_config"):
+        processor.save_pretrained(folder)
+    return folder
+
+
+def make(checkpoint, **kwargs):
+    """Model, whose head tells pictures apart, and processor."""
+    torch.manual_seed(1)
+    model, processor = build_classifier(str(checkpoint), LABELS, **kwargs)
+    torch.nn.init.normal_(find_head(model).weight)
+    return model.eval(), processor
+
+
+def train_logits(model, processor, path):
+    """What the Trainer would compute from the prepared picture."""
+    mean, std = normalisation(processor)
+    uint8 = torch.from_numpy(to_uint8(processor, [read_image(path)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return model(pixel_values=(uint8.float() - mean) / std).logits[0].tolist()

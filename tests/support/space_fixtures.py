@@ -1,0 +1,199 @@
+"""Tiny models with all that hf_medtl saves with one, made from configurations, and a Space that serves them."""
+
+import base64
+import contextlib
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_medtl import Predictor
+from hf_medtl.data import phantoms
+from hf_medtl.evaluation.ood import Outliers
+from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
+from hf_medtl.space.security.middleware import API, Guard
+from hf_medtl.space.server import server
+from tests.support.tiny_models import build_tiny
+
+LABELS = ("no_lesion", "lesion")
+PROCESSOR = {"size": {"height": 32, "width": 32}, "image_mean": [0.2] * 3, "image_std": [0.25] * 3}
+META = {"meta": {"_type": "gradio.FileData"}}
+CARD = "# T\n\n## Intended use\n\nFor tests.\n\n## Training\n\nNone.\n\n## Limits\n\nAll of <b>them</b>.\n"
+
+
+def brain(number: int, lesion: bool = True) -> Image.Image:
+    """A drawn slice that no other number has."""
+    return Image.fromarray(phantoms.brain(number, 0, lesion, seed=3, size=64).image).convert("RGB")
+
+
+def chest() -> Image.Image:
+    return Image.fromarray(phantoms.chest(1, 0, True, seed=3, size=64).image).convert("RGB")
+
+
+def write_models(folder: Path) -> dict[str, Path]:
+    """Folders of a ViT with decisions, a CNN of other labels and two U-Nets, by name."""
+    made = {name: folder / name for name in ("vit", "cnn", "lungs", "other-lungs")}
+    torch.manual_seed(0)
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    decided: dict[str, Any] = {
+        "positive_label": "lesion", "threshold": 0.4, "folded_temperature": 1.5, "wording": {"lesion": "A sentence."},
+        "conformal": {"alpha": 0.1, "lowest": {"lesion": 0.3, "no_lesion": 0.8}, "pictures": [9, 9]},
+    }  # fmt: skip
+    vit = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes, **names))
+    with torch.no_grad():
+        vit.classifier.weight.mul_(40)  # pictures differ
+    vit.config.update(decided)
+    save(vit, made["vit"])
+    predictor = Predictor(vit, ViTImageProcessor(**PROCESSOR))
+    pictures = [brain(number, bool(number % 2)) for number in range(24)]
+    features = []
+    for picture in pictures:
+        with torch.inference_mode():
+            pixels = predictor.processor(picture, return_tensors="pt")["pixel_values"]
+            features.append(vit.vit(pixels).last_hidden_state[0, 0].numpy())
+    outliers = Outliers.fit(np.array(features), np.arange(24) % 2)
+    outliers.save(made["vit"])
+    vit.config.update({"outliers": {"threshold": 1.2 * float(outliers.score(np.array(features)).max())}})
+    vit.config.save_pretrained(made["vit"])
+    verdict = {"lesion": {"passed": False, "summary": "Such maps miss the lesion."}}
+    (made["vit"] / "explanations.json").write_text(json.dumps({"method": "gradcam", "verdict": verdict}))
+    (made["vit"] / "README.md").write_text(CARD)
+
+    labels = {
+        "id2label": {0: "no_lesion", 1: "lesion", 2: "=cow"},
+        "label2id": {"no_lesion": 0, "lesion": 1, "=cow": 2},
+    }
+    save(MedicalCnnForImageClassification(MedicalCnnConfig(widths=(8, 16), image_size=32, **labels)), made["cnn"])
+    for name in ("lungs", "other-lungs"):
+        model, processor = build_tiny(labels=("background", "lungs"))
+        with torch.no_grad():
+            model.segmentation_head[0].bias.add_(torch.tensor([0.0, 0.2 if name == "lungs" else -0.1]))
+        model.config.update({"postprocessing": {"largest_components": 2}} if name == "lungs" else {})
+        save(model, made[name], processor)
+    return made
+
+
+def save(model: Any, folder: Path, processor: Any = None) -> None:
+    model.eval().save_pretrained(folder)
+    (processor or ViTImageProcessor(**PROCESSOR)).save_pretrained(folder)
+
+
+def opened(uri: str) -> Image.Image:
+    """The picture in a data URI."""
+    assert uri.startswith("data:image/png;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Those of `write_models`, by name."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@contextlib.contextmanager
+def running(app: Guard) -> Iterator[str]:
+    """Serve an app in a thread."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = server(app, port=port)
+    thread = threading.Thread(target=serving.run)
+    thread.start()
+    while not serving.started and thread.is_alive():
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    serving.should_exit = serving.force_exit = True  # gradio_client keeps its connections
+    thread.join()
+
+
+class Visitor:
+    """Somebody with a browser: the events of the page, without one."""
+
+    def __init__(self, url: str, session: str) -> None:
+        self.client, self.session = httpx.Client(base_url=url, timeout=60, trust_env=False), session
+        config = self.client.get("/config").json()
+        self.ids = {its["props"].get("elem_id"): its["id"] for its in config["components"]}
+        self.events = config["dependencies"]
+        self.values = {its["id"]: its["props"].get("value") for its in config["components"]}
+
+    def event(self, name: str, kind: str) -> dict[str, Any]:
+        """The event of a component with an `elem_id`."""
+        return next(its for its in self.events if [self.ids[name], kind] in its["targets"])
+
+    def after(self, event: dict[str, Any]) -> dict[str, Any]:
+        return next(its for its in self.events if its["trigger_after"] == event["id"])
+
+    def upload(self, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
+        paths = self.client.post(API + "upload", files=[("files", file) for file in files]).json()
+        return [{"path": path, "orig_name": name, **META} for path, (name, _) in zip(paths, files, strict=True)]
+
+    def fire(self, event: dict[str, Any], changed: dict[int, Any] | None = None, data: Any = None) -> dict[str, Any]:
+        """What an event of the page brings: the last message of its stream."""
+        values = self.values | (changed or {})
+        body = {"data": [values.get(its) for its in event["inputs"]], "fn_index": event["id"], "event_data": data}
+        joined = self.client.post(API + "queue/join", json=body | {"session_hash": self.session})
+        joined.raise_for_status()
+        found = {}
+        with self.client.stream("GET", API + "queue/data", params={"session_hash": self.session}) as lines:
+            for line in lines.iter_lines():
+                message = json.loads(line.removeprefix("data: ")) if line else {}
+                if message.get("msg") == "process_completed":
+                    found = message["output"] | {"success": message["success"]}
+        for component, value in zip(event["outputs"], found.get("data", ()), strict=False):
+            update = isinstance(value, dict) and value.get("__type__") == "update"
+            if not update or "value" in value:
+                self.values[component] = value["value"] if update else value
+        return found
+
+    def opens(self) -> None:
+        """What the page does when it is there."""
+        self.fire(next(its for its in self.events if its["targets"][0][1] == "load"))
+
+    def gives(self, *files: tuple[str, bytes]) -> dict[str, Any]:
+        """Drop files on the page."""
+        return self.fire(self.event("upload", "upload"), {self.ids["upload"]: self.upload(*files)})
+
+    def asks(self, **changed: Any) -> str:
+        """All that the page shows then; values by the `elem_id` of their controls."""
+        asked = self.after(self.event("upload", "upload"))
+        values = {self.ids[name]: value for name, value in changed.items()}
+        found = self.fire(asked, values)
+        assert found["success"], found
+        return "".join(map(str, found["data"]))
+
+
+def until(true) -> None:
+    """Wait at most ten seconds."""
+    for _ in range(500):
+        if true():
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("it did not happen")
+
+
+def check_headers(response: httpx.Response) -> None:
+    headers = response.headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "camera=()" in headers["permissions-policy"]
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert "unsafe" not in policy["script-src"]
+    assert policy["frame-ancestors"].split() == [
+        *("'self'", "https://huggingface.co", "https://*.huggingface.co", "https://*.hf.space"),
+    ]
+    assert len(headers.get_list("content-security-policy")) == 1
+    assert "server" not in headers
+    assert not [name for name in headers if name.startswith("access-control-")]

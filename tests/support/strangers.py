@@ -1,0 +1,34 @@
+"""A script that evaluates a finished run without hf_medtl."""
+
+import json
+import sys
+from pathlib import Path
+
+from tests.support.commands import script
+
+STRANGER = """
+import json, sys
+from pathlib import Path
+import pandas as pd
+from sklearn.metrics import accuracy_score, roc_auc_score
+from transformers import AutoModelForImageClassification, pipeline
+
+model, folder, data = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+results = json.loads((folder / "results.json").read_text())
+rows = pd.read_csv(folder / "splits.csv").query("split == 'test'")
+loaded = AutoModelForImageClassification.from_pretrained(model)
+classify = pipeline("image-classification", model=model)
+answers = classify([str(data / path) for path in rows["path"]], top_k=None)
+score = [next(a["score"] for a in answer if a["label"] == results["positive_label"]) for answer in answers]
+truth = rows["label"] == results["positive_label"]
+assert loaded.config.threshold == results["threshold"]
+accuracy = accuracy_score(truth, [s >= loaded.config.threshold for s in score])
+assert "hf_medtl" not in sys.modules
+print(json.dumps({"accuracy": accuracy, "roc_auc": roc_auc_score(truth, score)}))
+"""
+
+
+def as_a_stranger(model: str | Path, folder: Path, data: Path, **env: str) -> dict[str, float]:
+    done = script(sys.executable, "-I", "-c", STRANGER, model, folder, data, **env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,49 @@
+"""Training in a process of its own, and its checkpoints."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+from tests.support.commands import ROOT, flags, options
+
+
+def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    return AutoModelForImageClassification.from_pretrained(folder).state_dict()
+
+
+def command(phantoms: Path, backbone: Path, output: Path, *more: str) -> list[str]:
+    values = options(phantoms, backbone, output, num_train_epochs=10, save_strategy="steps", save_steps=5,
+                     eval_strategy="steps", eval_steps=5, early_stopping_patience=0, augmentation="brain")  # fmt: skip
+    return [sys.executable, "recipes/vit_brain.py", *flags(**values), *more]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
+    """Until a whole checkpoint of `step` or later is there."""
+    for _ in range(60000):
+        done = [int(p.parent.name.split("-")[1]) for p in output.glob("checkpoint-*/trainer_state.json")]
+        if max(done, default=0) >= step:
+            return
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint was written")
+
+
+def same(weights: dict[str, torch.Tensor], output: Path) -> bool:
+    mine = load_file(output / "model.safetensors")
+    return weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in weights)

@@ -1,0 +1,455 @@
+"""Segmentation from masks on disk to a folder that stock code loads, on synthetic chest radiographs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    EvalPrediction,
+    TrainerCallback,
+    pipeline,
+)
+
+from hf_medtl import MedtlError, Recipe, load, read_image, run
+from hf_medtl.data.images import read_mask
+from hf_medtl.data.phantoms import write_phantoms
+from hf_medtl.evaluation.evaluate import predict_masks
+from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
+from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.models.smp import SmpForSemanticSegmentation
+from hf_medtl.runs.evaluate import evaluate_model
+from hf_medtl.runs.train import pictures
+from hf_medtl.tasks import TASKS, segmentation
+from hf_medtl.training.trainer import MedicalTrainer
+from tests.support.commands import options, script
+from tests.support.segmentation_runs import recipe
+from tests.support.tiny_models import save_segformer
+
+# In a process where hf_medtl can't be imported, as a stranger would write it.
+STRANGER = """
+import json, sys
+sys.modules["hf_medtl"] = None
+import numpy as np
+from PIL import Image
+from transformers import pipeline
+segment = pipeline("image-segmentation", sys.argv[1], trust_remote_code=True, device="cpu")
+dice = []
+for picture, mask in zip(sys.argv[2::2], sys.argv[3::2]):
+    parts = {part["label"]: np.asarray(part["mask"]) > 0 for part in segment(picture)}
+    true = np.asarray(Image.open(mask)) > 0
+    found = parts.get("lungs", np.zeros_like(true))
+    dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
+print(json.dumps(dice))
+"""
+
+
+class StopAfter(TrainerCallback):
+    """Ends training after some of its epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop = round(state.epoch) >= self.epochs
+
+
+def trainer_of(wishes: Recipe) -> MedicalTrainer:
+    """A trainer as `run` makes it."""
+    loaded = load(wishes.dataset, wishes.data_dir, task=wishes.task)
+    task = TASKS["image-segmentation"]
+    labels = task.output_labels(wishes, loaded)
+    torch.manual_seed(0)
+    model, processor = task.build(wishes, labels)
+    split = pictures(wishes, loaded, processor, task.masks(model.config, loaded))
+    loss = task.loss(wishes, labels, None)
+    return MedicalTrainer(
+        wishes, model, processor, **split, loss=loss, metrics=task.validation_metrics, reduce=task.reduce
+    )
+
+
+@pytest.fixture(scope="module")
+def segmented(chests, tmp_path_factory) -> Path:
+    """A finished run, with postprocessing."""
+    output = tmp_path_factory.mktemp("runs") / "segmented"
+    return run(recipe(chests, output, num_train_epochs=6, largest_components=2, fill_holes=True))
+
+
+@pytest.fixture(scope="module")
+def measured(segmented) -> dict:
+    return json.loads((segmented / "results.json").read_text())
+
+
+def test_a_run_leaves_all_that_a_reader_needs(segmented, measured):
+    assert measured["task"] == "image-segmentation"
+    assert measured["labels"] == ["background", "lungs"]
+    assert set(measured["metrics"]) == set(METRICS)
+    assert measured["metrics"]["dice"]["value"] > 0.6
+    assert measured["metrics"]["dice"]["low"] <= measured["metrics"]["dice"]["value"]
+    assert set(measured["by_source"]) == {"chest-phantoms"}
+    assert measured["both_empty"] == measured["one_empty"] == 0
+    gain = measured["postprocessing_gain"]["dice"]
+    table = pd.read_csv(segmented / "predictions.csv")
+    assert len(table) == measured["n"] == 8
+    assert gain["value"] == pytest.approx((table["dice"] - table["raw_dice"]).mean())
+    assert measured["metrics"]["dice"]["value"] == pytest.approx(table["dice"].mean())
+    for name in ("history", "outlines", "dice_by_source"):
+        assert (segmented / "figures" / f"{name}.png").stat().st_size > 5000
+    card = (segmented / "README.md").read_text()
+    for words in ("pipeline_tag: image-segmentation", "that outlines: lungs", "| Dice | 0.", "change by postprocessing",
+                  "2 largest components", "holes are filled", "a new unet", "trust_remote_code=True"):  # fmt: skip
+        assert words in card
+    assert "temperature" not in card
+    assert "ROC" not in card
+    assert not (segmented / "UNFINISHED").exists()
+
+
+def test_the_card_has_tables_that_markdown_reads(segmented):
+    lines = (segmented / "README.md").read_text().splitlines()
+    rule = lines.index("|---|---|---|")
+    assert lines[rule - 1].startswith("| metric")
+    assert all(line.startswith("| ") for line in lines[rule + 1 : rule + 6])
+
+
+def test_a_stranger_gets_the_masks_that_were_measured(segmented, chests):
+    table = pd.read_csv(segmented / "predictions.csv")
+    files = [str(path) for name in table["image_id"] for path in (chests / name, chests / "masks" / Path(name).name)]
+    done = script(sys.executable, "-I", "-c", STRANGER, segmented, *files)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx(table["raw_dice"].tolist(), abs=1e-9)
+
+
+def test_predictions_are_those_of_config_and_masks(segmented, chests):
+    config = json.loads((segmented / "config.json").read_text())
+    assert config["postprocessing"] == {"largest_components": 2, "fill_holes": True}
+    table = pd.read_csv(segmented / "predictions.csv")
+    paths = [chests / name for name in table["image_id"]]
+    for row, path, raw in zip(table.itertuples(), paths, predict_masks(segmented, paths, read_image), strict=True):
+        true = np.asarray(read_mask([chests / "masks" / path.name])) > 0
+        metrics = mask_metrics(true, postprocess(raw, config["postprocessing"]))
+        assert [metrics[name] for name in METRICS] == pytest.approx([getattr(row, name) for name in METRICS])
+
+
+def test_training_and_pipeline_see_the_same(segmented, chests, tmp_path):
+    """Validation's Dice, counted at the model's size, is that of the pipeline where pictures have that size."""
+    loaded = load("chest-phantoms", chests, task="image-segmentation")
+    trainer = trainer_of(recipe(chests, tmp_path))
+    trainer.model.load_state_dict(load_file(segmented / "model.safetensors"))
+    answers = segmentation.answer(segmented, loaded, "validation")
+    assert trainer.evaluate()["eval_dice"] == pytest.approx(answers["raw_dice"].mean(), abs=1e-6)
+
+
+def test_validation_keeps_no_logits(chests, tmp_path):
+    """TRAP: Trainer keeps the logits, and the masks, of the whole validation split."""
+    trainer = trainer_of(recipe(chests, tmp_path))
+    kept = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
+    assert np.asarray(kept.predictions).shape == (8, 1, 2)
+    assert np.asarray(kept.label_ids).shape == (8, 1)
+
+
+def test_counts_of_a_batch_give_the_mean_of_each_picture():
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(size=(5, 3, 8, 8)), dtype=torch.float32)
+    masks = torch.tensor(rng.integers(0, 3, (5, 8, 8)))
+    masks[0], masks[1, :4] = 0, IGNORED
+    logits[0, 0] += 100  # nothing there, nothing found
+    counted, true = segmentation.reduce(logits, masks)
+    found = segmentation.validation_metrics(EvalPrediction(counted.numpy(), true.numpy()))
+    each = [
+        mask_metrics(mask, picture.argmax(0), ("background", "one", "two"))
+        for mask, picture in zip(masks.numpy(), logits.numpy(), strict=True)
+    ]
+    for name in ("dice", "iou"):
+        assert found[name] == pytest.approx(np.mean([row[name] for row in each]))
+
+
+def test_logits_of_a_quarter_of_the_size_are_enlarged():
+    logits, masks = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 16, 16))
+    loss = segmentation.loss(Recipe(output_dir="x", use_cpu=True, loss="dice"), ("a", "b"), None)
+    assert loss(logits, masks) > 0
+    assert segmentation.reduce(logits, masks)[0].shape == (2, 1, 2)
+
+
+@pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
+def test_a_frozen_encoder_stays_bit_equal(strategy, epochs, chests, tmp_path):
+    weights = tmp_path / "weights"
+    first = trainer_of(recipe(chests, tmp_path / "first"))
+    first.model.save_pretrained(weights)
+    first.processing_class.save_pretrained(weights)
+    more = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 2}
+    more |= {"probe_epochs": 1} if strategy == "lp_ft" else {}
+    trainer = trainer_of(
+        recipe(chests, tmp_path / "run", load_best_model_at_end=False, early_stopping_patience=0, **more)
+    )
+    trainer.add_callback(StopAfter(epochs))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    for name, tensor in first.model.encoder.state_dict().items():
+        assert torch.equal(before[f"encoder.{name}"], tensor), name
+    trainer.train()
+    after = trainer.model.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert any(name.startswith("encoder.") for name in changed) == (strategy == "full" or epochs == 2)
+    assert any(name.startswith("decoder.") for name in changed)
+    assert any(name.startswith("segmentation_head.") for name in changed)
+
+
+def test_decoder_and_head_get_the_head_learning_rate(chests, tmp_path):
+    trainer = trainer_of(recipe(chests, tmp_path, head_learning_rate=0.01))
+    rates = {id(p): group["peak"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
+
+
+def test_resume_is_as_undisturbed_and_restores_every_tensor(chests, tmp_path):
+    undisturbed = trainer_of(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest"))
+    undisturbed.train()
+    steps = undisturbed.state.max_steps // 3
+    checkpoint = tmp_path / "one" / f"checkpoint-{2 * steps}"
+    resumed = trainer_of(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest", seed=1))
+    with torch.no_grad():
+        for tensor in resumed.model.parameters():
+            tensor.fill_(0.5)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    other = resumed.model.state_dict()
+    for name, tensor in undisturbed.model.state_dict().items():
+        assert torch.equal(other[name], tensor), name
+
+
+def test_checkpoints_restore_every_tensor(chests, tmp_path):
+    """TRAP: what plain load_state_dict does not find, it leaves as it is."""
+    trainer = trainer_of(recipe(chests, tmp_path, num_train_epochs=1))
+    trainer.train()
+    folder = next(tmp_path.glob("checkpoint-*"))
+    saved = SmpForSemanticSegmentation.from_pretrained(folder).state_dict()
+    with torch.no_grad():
+        for tensor in trainer.model.parameters():
+            tensor.fill_(0.5)
+    trainer._load_from_checkpoint(str(folder))
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(saved[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"mixup": 0.2}, "--mixup: not for --task image-segmentation"),
+        ({"cutmix": 1.0}, "--cutmix"),
+        ({"class_weights": "balanced"}, "bce_dice or tversky"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor"),
+        ({"head_dropout": 0.5}, "--head_dropout"),
+        ({"preprocessing": "brain_crop"}, "masks would have to go through the same"),
+        ({"fit": "pad"}, "--fit"),
+        ({"positive_label": "normal"}, "learns no labels"),
+        ({"from_scratch": True}, "--encoder_weights none"),
+        ({"strategy": "lora"}, "--strategy is one of full, feature_extraction, lp_ft for masks"),
+        ({"strategy": "feature_extraction"}, "would freeze random weights"),
+        ({"model_name_or_path": Recipe.model_name_or_path}, "needs --model_name_or_path unet or"),
+        ({"model_name_or_path": "somebody/unet"}, "those are of a new network"),
+        ({"task": "image-classification", "model_name_or_path": "cnn"}, "only for --task image-segmentation"),
+        ({"task": "image-segmentatoin"}, "--task is one of"),
+    ],
+    ids=str,
+)
+def test_what_masks_do_not_allow_is_refused_before_data_are_read(wish, words, tmp_path):
+    with pytest.raises(MedtlError, match=words):
+        run(recipe(tmp_path / "absent", tmp_path / "run", **wish))
+
+
+def test_losses_differ_by_task(phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match=r"--loss is one of cross_entropy, focal for labels, found 'dice'"):
+        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", loss="dice")))
+    with pytest.raises(MedtlError, match="--loss is one of"):
+        recipe(phantoms, tmp_path / "run", loss="dicee")
+
+
+@pytest.mark.parametrize("wish", ["0=background", "0:background,1:lungs", "0=a,300=b", "0=a,x=b", "0=a,1="])
+def test_mask_values_that_can_not_be(wish, tmp_path):
+    with pytest.raises(MedtlError, match="--mask_values are pairs"):
+        recipe(tmp_path, tmp_path / "run", mask_values=wish)
+
+
+def test_a_path_never_enters_recipe_or_card(chests, segmented, tmp_path):
+    weights = tmp_path / "secret-place" / "encoder"
+    trainer = trainer_of(recipe(chests, tmp_path / "first"))
+    trainer.model.save_pretrained(weights)
+    trainer.processing_class.save_pretrained(weights)
+    more = {"encoder": None, "encoder_weights": str(weights), "num_train_epochs": 1}
+    folder = run(recipe(chests, tmp_path / "run", **more))
+    for name in ("recipe.yaml", "README.md", "config.json", "results.json"):
+        assert "secret-place" not in (folder / name).read_text(), name
+    assert "encoder_weights: encoder" in (folder / "recipe.yaml").read_text()
+    assert "folder `encoder`" in (folder / "README.md").read_text()
+
+
+def copy_of(chests: Path, folder: Path, change) -> Path:
+    """The phantoms with masks that `change` (name, mask) gives, or None for no mask."""
+    for path in chests.glob("*/*.png"):
+        target = folder / path.relative_to(chests)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.name != "masks":
+            target.write_bytes(path.read_bytes())
+        elif (mask := change(path.name, np.array(Image.open(path)))) is not None:
+            Image.fromarray(mask).save(target)
+    return folder
+
+
+def test_pictures_without_a_mask_are_left_out_and_named(chests, tmp_path):
+    data = copy_of(chests, tmp_path / "data", lambda name, mask: None if name.endswith("0001_0.png") else mask)
+    folder = run(recipe(data, tmp_path / "run", num_train_epochs=1))
+    excluded = pd.read_csv(folder / "excluded.csv")
+    assert excluded["kind"].tolist() == ["without a mask"]
+    assert excluded["path"].tolist() == ["normal/chest-0001_0.png"]
+    assert len(pd.read_csv(folder / "splits.csv")) == 35
+    assert "1 pictures are left out: without a mask." in (folder / "README.md").read_text()
+
+
+def test_a_data_set_without_masks_is_an_error(chests, tmp_path):
+    data = copy_of(chests, tmp_path / "data", lambda name, mask: None)
+    with pytest.raises(MedtlError, match=r"None of the 36 pictures in .* has a mask.*masks such as"):
+        run(recipe(data, tmp_path / "run"))
+
+
+def test_several_classes_by_the_grey_values_of_masks(chests, tmp_path):
+    def two_lungs(name: str, mask: np.ndarray) -> np.ndarray:
+        left = np.arange(mask.shape[1]) < mask.shape[1] // 2
+        return np.where(mask > 0, np.where(left, 128, 255), 0).astype(np.uint8)
+
+    data = copy_of(chests, tmp_path / "data", two_lungs)
+    values = "0=background,128=right_lung,255=left_lung"
+    folder = run(recipe(data, tmp_path / "run", mask_values=values, num_train_epochs=2))
+    result = json.loads((folder / "results.json").read_text())
+    assert result["labels"] == ["background", "right_lung", "left_lung"]
+    assert set(result["per_class"]) == {"right_lung", "left_lung"}
+    table = pd.read_csv(folder / "predictions.csv")
+    assert table["dice"].to_numpy() == pytest.approx(table[["dice_right_lung", "dice_left_lung"]].mean(axis=1))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["mask_values"] == {"0": 0, "128": 1, "255": 2}
+    card = (folder / "README.md").read_text()
+    assert "| left_lung | 0." in card
+    with pytest.raises(MedtlError, match="expected a mask of the values 0, 255"):
+        run(recipe(data, tmp_path / "other", mask_values="0=background,255=lungs"))
+
+
+def test_an_external_data_set_needs_masks_of_the_same_and_no_labels(chests, segmented, tmp_path):
+    other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=96, seed=7)
+    (tmp_path / "renamed").mkdir()
+    for name, new in (("normal", "a"), ("opacity", "b"), ("masks", "masks")):
+        (other / name).rename(tmp_path / "renamed" / new)
+    more = {"external_dataset": "imagefolder", "external_data_dir": str(tmp_path / "renamed"), "num_train_epochs": 1}
+    folder = run(recipe(chests, tmp_path / "run", **more))
+    result = json.loads((folder / "results.json").read_text())
+    outside = result["external"]
+    assert outside["n"] == 12 == len(pd.read_csv(folder / "external.csv"))
+    expected = result["metrics"]["dice"]["value"] - outside["metrics"]["dice"]["value"]
+    assert outside["drop"]["dice"]["value"] == pytest.approx(expected)
+    assert outside["drop"]["dice"]["low"] <= expected <= outside["drop"]["dice"]["high"]
+    assert "lower than above by" in (folder / "README.md").read_text()
+    again = evaluate_model(folder, "imagefolder", tmp_path / "renamed", out=tmp_path / "again", by=["source"])[1]
+    assert {key: again[key] for key in outside if key != "split"} == {k: v for k, v in outside.items() if k != "split"}
+    assert again["slices"]["source"]["imagefolder"]["n"] == 12
+    assert (tmp_path / "again" / "figures" / "outlines.png").exists()
+
+
+def test_external_data_that_training_sees_or_of_other_masks_are_refused(chests, phantoms, tmp_path):
+    same = {"external_dataset": "chest-phantoms", "external_data_dir": str(chests)}
+    with pytest.raises(MedtlError, match="are among those that training sees"):
+        run(recipe(chests, tmp_path / "run", **same))
+    brain = {"external_dataset": "brain-phantoms", "external_data_dir": str(phantoms)}
+    with pytest.raises(MedtlError, match="masks of brain-phantoms show lesion, those of chest-phantoms lungs"):
+        run(recipe(chests, tmp_path / "run", **brain))
+
+
+@pytest.mark.parametrize("layout", ["images and masks", "splits of them", "table"])
+def test_own_pictures_need_no_labels(layout, chests, tmp_path):
+    places = {"images and masks": [""], "splits of them": ["train/", "test/"], "table": ["some/"]}[layout]
+    for i, path in enumerate(sorted(chests.glob("*/chest-*_0.png"))):
+        if path.parent.name == "masks":
+            continue
+        for folder, source in (("images", path), ("masks", chests / "masks" / path.name)):
+            target = tmp_path / f"{places[i % len(places)]}{folder}" / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    dataset, data = "imagefolder", tmp_path
+    if layout == "table":
+        dataset, data = "table", tmp_path / "all.csv"
+        names = [path.name for path in sorted(tmp_path.glob("some/images/*"))]
+        rows = [{"file_name": f"some/images/{name}", "mask": f"some/masks/{name}"} for name in names]
+        pd.DataFrame(rows).to_csv(data, index=False)
+    loaded = load(dataset, data, task="image-segmentation")
+    assert len(loaded.table) == 18
+    assert min(counts["(all)"] for counts in loaded.counts().values()) > 0
+    for image, mask in zip(loaded.table["path"], loaded.table["mask"], strict=True):
+        assert mask == image.replace("images/", "masks/")
+    with pytest.raises(MedtlError):
+        load(dataset, data)
+
+
+def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
+    folder = save_segformer(tmp_path / "tiny-segformer")
+    more = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
+    done = run(recipe(chests, tmp_path / "run", strategy="feature_extraction", num_train_epochs=1, **more))
+    before, after = (load_file(place / "model.safetensors") for place in (folder, done))
+    shared = {name for name in before if before[name].shape == after[name].shape}
+    changed = {name for name in shared if not torch.equal(after[name], before[name])}
+    assert changed
+    assert all(name.startswith("decode_head.") for name in changed)
+    assert not list(done.glob("*.py"))
+    card = (done / "README.md").read_text()
+    assert "trust_remote_code" not in card
+    assert "folder `tiny-segformer`" in card  # no id on the Hub, so not in the metadata
+    assert "base_model:" not in card
+
+
+def test_a_bad_mask_of_an_external_data_set_is_found_before_training(chests, tmp_path):
+    other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    for mask in (other / "masks").glob("*.png"):
+        Image.fromarray((np.arange(4096) % 256).astype(np.uint8).reshape(64, 64)).save(mask)
+    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(other), "drop_overlap": True}
+    with pytest.raises(MedtlError, match="expected a mask in black and white"):
+        run(recipe(chests, tmp_path / "run", **more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_another_size_of_grey_edges_in_colour_or_empty_are_right(chests, tmp_path):
+    """Pictures of 299 pixels with masks of 256, as covid19-radiography has them."""
+
+    empty = {f"chest-{patient:04}_{i}.png" for patient in range(0, 18, 2) for i in (0, 1)}
+
+    def change(name: str, mask: np.ndarray) -> np.ndarray:
+        smooth = np.asarray(Image.fromarray(mask).resize((256, 256), Image.Resampling.BILINEAR))  # grey edges
+        return np.dstack([0 * smooth if name in empty else smooth] * 3)
+
+    data = copy_of(chests, tmp_path / "data", change)
+    for path in data.glob("*/*.png"):
+        if path.parent.name != "masks":
+            Image.open(path).resize((299, 299)).save(path)
+    folder = run(recipe(data, tmp_path / "run", num_train_epochs=1, seed=3))
+    table = pd.read_csv(folder / "predictions.csv")
+    result = json.loads((folder / "results.json").read_text())
+    bare = table["image_id"].str.split("/").str[-1].isin(empty)
+    assert 0 < bare.sum() < len(table)
+    assert result["both_empty"] + result["one_empty"] == bare.sum()
+    assert table.loc[bare, "dice"].isin([0, 1]).all()
+    assert table.loc[~bare, "dice"].between(0.2, 0.99).all()
+    path = data / table["image_id"].iloc[-1]
+    segment = pipeline("image-segmentation", str(folder), device="cpu")
+    assert {part["mask"].size for part in segment(str(path))} == {(299, 299)}
+
+
+def test_a_mask_of_another_aspect_and_one_without_a_picture(chests, tmp_path, caplog):
+    data = copy_of(chests, tmp_path / "data", lambda name, mask: mask[:40] if name.endswith("0001_0.png") else mask)
+    Image.new("L", (64, 64)).save(data / "masks" / "nobody.png")
+    with pytest.raises(MedtlError, match=r"64 × 40 pixels, but its picture .* has 64 × 64"):
+        run(recipe(data, tmp_path / "run"))
+    assert "1 masks belong to none of these pictures: masks/nobody.png." in caplog.text
+    cropped = copy_of(chests, tmp_path / "cropped", lambda name, mask: mask[:, :40])
+    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(cropped), "drop_overlap": True}
+    other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    with pytest.raises(MedtlError, match=r"40 × 64 pixels, but its picture"):
+        run(recipe(other, tmp_path / "second", **more))
+    assert not (tmp_path / "second").exists()

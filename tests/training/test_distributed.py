@@ -1,0 +1,397 @@
+"""Many processes learn what one would; a run that is killed goes on as if it had not been."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_medtl import MedtlError, Recipe
+from hf_medtl.data.phantoms import write_phantoms
+from hf_medtl.runs.folder import check_shared
+from hf_medtl.training.checkpoints import damage, find_checkpoint
+from hf_medtl.training.distributed import Shares, divide
+from tests.support.commands import ROOT, flags, options, script
+from tests.support.process_pool import Nursery, free_port
+
+LABELS = ("no_lesion", "lesion")
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> Path:
+    """Without batch statistics and dropout, which differ by process."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbones") / "vit"
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=2, **layers)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+# ---- sharing
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (5, 1), (4, 3), (2, 5), (3, 2)])
+def test_each_picture_is_once_in_the_step_of_one_process(batch, accumulation, processes):
+    epoch = torch.tensor(0)
+    size, rounds = divide(batch, accumulation, processes)
+    assert size <= batch
+    assert processes * size * rounds >= batch * accumulation > processes * (size - 1) * rounds
+    for number in range(1, 40):
+        order = np.random.default_rng(number).permutation(number).tolist()
+        shares = [
+            Shares(order, number, batch * accumulation, size, rank, processes, epoch) for rank in range(processes)
+        ]
+        batches = [list(share) for share in shares]
+        assert {len(of_one) for of_one in batches} == {len(share) for share in shares} == {len(batches[0])}
+        # As Trainer counts optimizer steps: the last one of an epoch takes what is left.
+        steps = [[b for of_one in batches for b in of_one[i : i + rounds]] for i in range(0, len(batches[0]), rounds)]
+        assert len(steps) == math.ceil(number / (batch * accumulation))
+        for i, step in enumerate(steps):
+            real = [index for part in step for index in part if index >= 0]
+            assert sorted(real) == sorted(order[i * batch * accumulation : (i + 1) * batch * accumulation])
+            assert max(map(len, step)) <= size
+            assert all(len(part) == 1 for part in step if part[0] < 0)
+            sizes = [len(part) if part[0] >= 0 else 0 for part in step]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_more_processes_than_pictures_are_refused():
+    assert divide(8, 1, 8) == (1, 1)
+    with pytest.raises(MedtlError, match="9 processes can't share the 8 picture"):
+        divide(8, 1, 9)
+
+
+def test_several_gpus_without_a_launcher_do_not_change_the_batch(monkeypatch, tmp_path, caplog):
+    class Four:
+        def __get__(self, recipe, owner=None):
+            if recipe is not None and not hasattr(recipe, "counted"):
+                recipe._n_gpu, recipe.counted = 4, True
+            return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", Four())
+    monkeypatch.setattr(Recipe, "world_size", 1)
+    recipe = Recipe(output_dir=str(tmp_path), per_device_train_batch_size=8)
+    assert (recipe.n_gpu, recipe.train_batch_size) == (1, 8)
+    assert "4 GPUs are here and one is used" in caplog.text
+
+
+def test_what_needs_no_flag_or_one_process_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(MedtlError, match="SIGTERM writes a checkpoint anyway"):
+        Recipe(output_dir=str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
+    monkeypatch.setattr(Recipe, "world_size", 2)
+    with pytest.raises(MedtlError, match="is for one process"):
+        Recipe(output_dir=str(tmp_path), use_cpu=True, auto_find_batch_size=True)
+
+
+def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "UNFINISHED").touch()
+    check_shared(tmp_path / "seen")
+    with pytest.raises(MedtlError, match="on a disk that all machines share"):
+        check_shared(tmp_path / "unseen", patience=0)
+
+
+# ---- equal results
+
+
+def log_of(run: Path) -> list[dict]:
+    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return json.loads((newest / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_equal_runs(one: Path, many: Path, least: int) -> None:
+    """Loss curve, evaluations, weights, results and recipe.yaml.
+
+    Args:
+        least: losses that the curve has.
+    """
+    log, log2 = log_of(one), log_of(many)
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert len(losses) >= least
+    assert max(losses) - min(losses) > 1e-3  # something was learnt
+    for row, row2 in zip(log, log2, strict=True):
+        # Trainer counts batches for the share of the epoch, and those of accumulation may differ in size.
+        timeless = {name for name in row if name != "epoch" and not name.endswith(("_runtime", "_per_second"))}
+        assert row.keys() == row2.keys()
+        for name in timeless:
+            assert row[name] == pytest.approx(row2[name], abs=1e-4, nan_ok=True), (row["step"], name)
+    weights, weights2 = (load_file(run / "model.safetensors") for run in (one, many))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, weights2[name], rtol=0, atol=1e-4, msg=name)
+    result, result2 = (json.loads((run / "results.json").read_text()) for run in (one, many))
+    assert result2["environment"]["processes"] > result["environment"]["processes"] == 1
+    rows, rows2 = (pd.read_csv(run / "predictions.csv") for run in (one, many))
+    pd.testing.assert_frame_equal(rows, rows2, rtol=0, atol=1e-4)
+    scores = rows.filter(like="p_").to_numpy()
+    tied = scores.size and np.diff(np.sort(scores, axis=0), axis=0).min() < 1e-4  # rounding decides who is before whom
+    for name, metric in result["metrics"].items():
+        if not (tied and name in ("roc_auc", "average_precision", "ece")):
+            assert metric == pytest.approx(result2["metrics"][name], abs=1e-4, nan_ok=True), name
+    assert (one / "recipe.yaml").read_text() == (many / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "accumulation"),
+    [(2, 10, 1), (3, 1, 9)],
+    ids=["an odd batch at the end", "accumulated, fewer pictures at the end than processes"],
+)
+def test_many_processes_learn_what_one_does(processes, batch, accumulation, nursery, phantoms, vit, tmp_path):
+    for count in (1, processes):
+        values = options(phantoms, vit, tmp_path / f"run{count}", learning_rate=3e-3, logging_steps=1,
+                         per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+                         per_device_eval_batch_size=3)  # fmt: skip
+        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
+    assert_equal_runs(tmp_path / "run1", tmp_path / f"run{processes}", least=6)
+    assert yaml.safe_load((tmp_path / "run1" / "recipe.yaml").read_text())["per_device_train_batch_size"] == batch
+    shown = (tmp_path / f"log{processes}.0").read_text()
+    assert f"batch {batch * accumulation} ({processes} process(es) x " in shown
+
+
+# The means of their batches differ by process. Each picture by itself does not.
+NO_BATCH_STATISTICS = """
+import torch
+torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x, 1, self.weight, self.bias)
+"""
+
+
+def test_masks_in_two_processes(nursery, tmp_path):
+    data = write_phantoms(tmp_path / "chest", "chest", patients=15, pictures=1, size=64)
+    for count in (1, 2):
+        values = options(data, Path("unet"), tmp_path / f"run{count}", dataset="chest-phantoms", logging_steps=1,
+                         task="image-segmentation", encoder="tu-test_convnext", encoder_weights="none", image_size=64,
+                         loss="bce_dice", learning_rate=1e-3, per_device_train_batch_size=4,
+                         per_device_eval_batch_size=1, num_train_epochs=1)  # fmt: skip
+        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count, code=NO_BATCH_STATISTICS)
+    assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=2)
+
+
+def test_several_labels_a_picture_in_two_processes(nursery, vit, tmp_path):
+    rows = []
+    for i in range(30):
+        pixels = np.random.default_rng(i).integers(0, 120, (32, 32), dtype=np.uint8)
+        cell = ("", "bar", "disc", "bar | disc", "")[i % 5]
+        pixels[2:8] += 100 * ("bar" in cell)
+        pixels[20:28, 10:20] += 100 * ("disc" in cell)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "label": cell, "patient": f"p{i}"})
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    for count in (1, 2):
+        values = options(tmp_path / "table.csv", vit, tmp_path / f"run{count}", dataset="table", learning_rate=3e-3,
+                         logging_steps=1, per_device_train_batch_size=7, per_device_eval_batch_size=2)  # fmt: skip
+        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
+    assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=4)
+
+
+# ---- signals and kills
+
+WORKERS = """
+import os, time
+from torch.utils.data import DataLoader
+from hf_medtl.training.distributed import keep_workers
+rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
+next(rows)
+(worker,) = rows._workers
+for name in ("INT", "TERM"):
+    os.system(f"kill -{name} {worker.pid}")
+time.sleep(0.5)
+assert sum(1 for row in rows) == 99, "the worker died"
+rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
+next(rows)
+raise RuntimeError("training failed")
+"""
+
+
+def test_workers_outlive_signals_but_not_the_run():
+    """A worker that ignored SIGTERM would keep a run that fails from ending: multiprocessing waits for it."""
+    done = script(sys.executable, "-c", WORKERS, timeout=600)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: training failed")
+
+
+def signal_at(step: int, number: int, whom: str = "0") -> str:
+    """Code that sends a signal when optimizer step `step` is done, to the process and its data loader's workers.
+
+    Args:
+        whom: rank that gets it.
+    """
+    return f"""
+import os, time
+from hf_medtl.training.callbacks import Progress
+before = Progress.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == {step} and rank == {whom}:
+        os.system(f"kill -{number} -{{os.getpgrp()}}; kill -{number} -{{os.getpgrp()}}")
+        until = time.monotonic() + 30
+        while {number} and not self.asked and time.monotonic() < until:  # a signal may take its time
+            time.sleep(0.001)
+    return before(self, args, state, control, **kwargs)
+Progress.on_step_end = on_step_end
+"""
+
+
+def same(one: Path, other: Path) -> bool:
+    weights, weights2 = (load_file(run / "model.safetensors") for run in (one, other))
+    return weights.keys() == weights2.keys() and all(torch.equal(weights[name], weights2[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def arguments(phantoms, vit):
+    """Flags of a run that evaluates and saves by epoch, 3 steps each."""
+
+    def of(output: Path, *more: str) -> list[str]:
+        return [*flags(**options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=12,
+                                 dataloader_num_workers=1)), *more]  # fmt: skip
+
+    return of
+
+
+@pytest.mark.parametrize(("processes", "step"), [(1, 2), (1, 3), (2, 4)])
+def test_sigterm_leaves_a_checkpoint_and_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
+    """In the middle of an epoch, at its end, and to one of two processes."""
+    nursery.run(tmp_path / "log", *arguments(tmp_path / "through"), processes=processes)
+    code = signal_at(step, signal.SIGTERM, str(processes - 1))
+    pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run"), processes=processes, code=code)
+    assert nursery.wait(pids) == [128 + signal.SIGTERM] * processes, (tmp_path / "log.0").read_text()
+    assert "--resume_from_checkpoint auto" in (tmp_path / "log.0").read_text()
+    assert find_checkpoint("auto", tmp_path / "run", LABELS) == str(tmp_path / "run" / f"checkpoint-{step}")
+    assert (tmp_path / "run" / "UNFINISHED").exists()
+    resume = arguments(tmp_path / "run", "--resume_from_checkpoint", "auto")
+    nursery.run(tmp_path / "log", *resume, processes=processes)
+    assert same(tmp_path / "through", tmp_path / "run")
+    evaluated, evaluated2 = (
+        [(row["step"], row["eval_loss"]) for row in log_of(tmp_path / name) if "eval_loss" in row]
+        for name in ("through", "run")
+    )
+    assert evaluated == evaluated2  # none in the middle of an epoch, none left out
+
+
+def test_resumed_on_another_number_of_processes(nursery, arguments, tmp_path):
+    nursery.run(tmp_path / "log", *arguments(tmp_path / "run1"))
+    code = signal_at(4, signal.SIGTERM, "1")
+    pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run2"), processes=2, code=code)
+    assert nursery.wait(pids) == [143, 143]
+    nursery.run(tmp_path / "log", *arguments(tmp_path / "run2", "--resume_from_checkpoint", "auto"))
+    weights, weights2 = (load_file(tmp_path / run / "model.safetensors") for run in ("run1", "run2"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, weights2[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(nursery, phantoms, vit, tmp_path):
+    """Half of them while a checkpoint is being written."""
+
+    def start(output: Path, *more: str) -> list[int]:
+        values = options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=6, num_train_epochs=100,
+                         save_strategy="steps", eval_strategy="steps", save_steps=5, eval_steps=5, logging_steps=1,
+                         early_stopping_patience=0)  # fmt: skip
+        return nursery.start(tmp_path / "log", *flags(**values), *more)
+
+    def newest() -> int:
+        """Step of the last checkpoint that is there or being written; older ones come and go."""
+        return max((int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*")), default=0)
+
+    assert nursery.wait(start(tmp_path / "through")) == [0]
+    rng, output, torn = random.Random(0), tmp_path / "run", 0
+    for kill in range(20):
+        wanted = newest() + 5 * rng.randint(1, 2)
+        (pid,) = start(output, "--resume_from_checkpoint", "auto")
+        began = time.monotonic()
+        while newest() < wanted:
+            assert time.monotonic() < began + 600, (tmp_path / "log.0").read_text()
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.02) if kill % 2 else rng.uniform(0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait([pid]) == [-signal.SIGKILL], (tmp_path / "log.0").read_text()
+        torn += damage(output / f"checkpoint-{newest()}") is not None
+    assert torn >= 3
+    assert nursery.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
+    assert same(tmp_path / "through", output)
+
+
+# ---- through accelerate's launcher, with the files of recipes/accelerate
+
+
+def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str = "") -> subprocess.Popen:
+    """Start the launcher on a recipe which executes `code` first; what it prints is in `folder`/launcher*.txt."""
+    file_of_recipe = folder / "recipe.py"
+    file_of_recipe.write_text(
+        f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n"
+    )
+    with (folder / f"launcher{'-'.join(more[:2])}.txt").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{file}.yaml",
+             *more, str(file_of_recipe), *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("from hf_medtl import MedtlError; raise MedtlError('The scanner is broken.')", "The scanner is broken."),
+        ("os.kill(os.getpid(), 9)", "Signal 9 (SIGKILL)"),
+    ],
+    ids=["an error", "killed"],
+)
+def test_a_process_that_dies_ends_the_others_and_is_named(act, words, arguments, tmp_path):
+    """Without a word from the launcher the others would wait for its gradients for half an hour."""
+    code = signal_at(3, 0, "1").replace("os.system(", f"{act}; (", 1)
+    process = launch("one_machine", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
+    assert process.wait(timeout=900) == 1
+    shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
+    assert words in shown
+    cause = shown[shown.index("Root Cause") :]
+    assert "rank      : 1 (local_rank: 1)" in cause
+    assert words in cause
+    assert (tmp_path / "run" / "UNFINISHED").exists()
+
+
+@pytest.mark.slow
+def test_the_launcher_hands_sigterm_on(arguments, tmp_path):
+    code = signal_at(2, signal.SIGTERM).replace("os.system(", f"os.kill(os.getppid(), {signal.SIGTERM}); (", 1)
+    process = launch("cpu", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
+    assert process.wait(timeout=900) == 1
+    shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
+    assert "death signal, shutting down workers" in shown
+    assert "Interrupted. A checkpoint is in" in shown
+    assert find_checkpoint("auto", tmp_path / "run", LABELS) is not None
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_process_does(nursery, phantoms, vit, tmp_path):
+    def values(name: str) -> list[str]:
+        return flags(**options(phantoms, vit, tmp_path / name, learning_rate=3e-3, logging_steps=1,
+                               per_device_train_batch_size=10, per_device_eval_batch_size=3))  # fmt: skip
+
+    nursery.run(tmp_path / "log", *values("one"))
+    place = ("--num_processes", "2", "--main_process_port", str(free_port()))
+    both = [launch("two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *place) for rank in range(2)]
+    codes = [process.wait(timeout=900) for process in both]
+    assert codes == [0, 0], "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("launcher*.txt"))
+    assert_equal_runs(tmp_path / "one", tmp_path / "two", least=6)

@@ -1,0 +1,159 @@
+"""Features computed once give what the ordinary epochs of a frozen body give."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.models.heads import find_head
+from hf_medtl.models.strategies import set_trainable
+from hf_medtl.training.features import add_features_input, dropout_before_head
+from tests.support.commands import options, script
+from tests.support.resumed_training import stopped_and_resumed, weights_of
+
+FROZEN = {"strategy": "feature_extraction", "num_train_epochs": 3, "learning_rate": 0.05, "early_stopping_patience": 0}
+
+
+def add_dropout(model: torch.nn.Module, rate: float = 0.5) -> None:
+    """Between body and head, as a recipe may have it."""
+    if hasattr(model, "timm_model"):
+        model.timm_model.drop_rate = rate
+    else:
+        model.classifier = torch.nn.Sequential(torch.nn.Dropout(rate), model.classifier)
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn"])
+@pytest.mark.parametrize("augmentation", ["none", "brain"])
+def test_head_is_the_same_as_after_ordinary_epochs(family, augmentation, trainer_of):
+    heads, losses, calls = [], [], []
+    for cached in (True, False):
+        trainer = trainer_of(family, **FROZEN, cache_features=cached, augmentation=augmentation,
+                             **({"feature_views": 3} if augmentation != "none" else {}))  # fmt: skip
+        body = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
+        body.register_forward_hook(lambda *_: calls.append(cached))  # noqa: B023 - read at once
+        trainer.train()
+        heads.append(weights_of(trainer))
+        losses.append([row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row])
+        assert "forward" not in vars(trainer.model)
+        assert min(losses[-1]) == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-5)  # the best, on pictures
+    for name, tensor in heads[0].items():
+        assert torch.allclose(tensor, heads[1][name], atol=1e-5), name
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert calls.count(True) < calls.count(False)
+
+
+@pytest.mark.parametrize("family", ["vit", "timm"])
+def test_dropout_before_the_head_still_acts(family, trainer_of):
+    heads = []
+    for cached in (True, False):
+        trainer = trainer_of(family, **FROZEN, cache_features=cached, augmentation="none", load_best_model_at_end=False)
+        add_dropout(trainer.model)
+        trainer.train()
+        heads.append(find_head(trainer.model).weight.detach().clone())
+    assert torch.allclose(heads[0], heads[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "timm"])
+def test_dropout_is_found(family, trainer_of):
+    model = trainer_of(family).model
+    pixels = torch.randn(2, 3, 64, 64) if family == "timm" else torch.randn(2, 3, 32, 32)
+    set_trainable(model, 0, None)
+    assert dropout_before_head(model, pixels) == 0
+    add_dropout(model, 0.3)
+    set_trainable(model, 0, None)
+    assert dropout_before_head(model, pixels) == 0.3
+
+
+def test_a_head_whose_logits_are_changed_afterwards_has_no_features(trainer_of, caplog):
+    trainer = trainer_of("vit", **(FROZEN | {"num_train_epochs": 1}))
+    usual = trainer.model.forward
+
+    def odd(**inputs):
+        outputs = usual(**inputs)
+        outputs.logits = outputs.logits * 2
+        return outputs
+
+    trainer.model.forward = odd
+    with caplog.at_level(logging.WARNING, "hf_medtl"):
+        trainer.train()
+    assert "each epoch runs the body" in caplog.text
+
+
+def test_features_are_an_input_of_the_full_model(trainer_of):
+    model = trainer_of("vit").model.eval()
+    pixels, seen = torch.randn(2, 3, 32, 32), []
+    hook = find_head(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits = model(pixel_values=pixels).logits
+    hook.remove()
+    undo = add_features_input(model, 0.5)
+    assert torch.equal(model(features=seen[0]).logits, logits)
+    assert torch.equal(model(pixel_values=pixels).logits, logits)
+    undo()
+    assert model.forward.__func__ is type(model).forward
+
+
+def test_views_take_turns(trainer_of):
+    trainer = trainer_of("vit", **FROZEN, feature_views=2, augmentation="brain", dataloader_num_workers=2)
+    trainer.train()
+    data = trainer.train_dataset
+    assert data.values.shape == (2, len(data), 32)
+    assert not torch.equal(data.values[0], data.values[1])
+    data.in_use.fill_(True)
+    for epoch, view in ((0, 0), (1, 1), (2, 0)):
+        data.epoch.fill_(epoch)
+        assert torch.equal(data[3]["features"], data.values[view, 3])
+
+
+def test_the_probe_of_lp_ft_uses_features_and_then_pictures(trainer_of):
+    heads = []
+    for cached in (True, False):
+        trainer = trainer_of("convnext", strategy="lp_ft", probe_epochs=1, num_train_epochs=2, cache_features=cached,
+                             augmentation="none", learning_rate=0.01, early_stopping_patience=0,
+                             load_best_model_at_end=False)  # fmt: skip
+        trainer.train()
+        heads.append(weights_of(trainer))
+    for name, tensor in heads[0].items():
+        assert torch.allclose(tensor, heads[1][name], atol=1e-4), name
+
+
+def test_mixed_pictures_can_not_be_cached(trainer_of):
+    assert trainer_of("vit", **FROZEN).sets
+    assert not trainer_of("vit", **FROZEN, mixup=0.2).sets
+
+
+def test_resumed_on_features(trainer_of):
+    through, again = stopped_and_resumed(trainer_of, "timm", 5, strategy="feature_extraction")
+    mine, other = weights_of(through), weights_of(again)
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_the_artefact_is_the_full_model(phantoms, tiny, tmp_path):
+    saved = []
+    for cached in (True, False):
+        more = {**FROZEN, "cache_features": cached, "augmentation": "none"}
+        folder = run(Recipe(**options(phantoms, tiny("timm"), tmp_path / str(cached), **more)))
+        saved.append(AutoModelForImageClassification.from_pretrained(folder).eval())
+    pixels = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        a, b = (model(pixel_values=pixels).logits for model in saved)
+    assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["timm"])
+def test_the_benchmark_runs(family, tiny):
+    done = script(
+        *(sys.executable, "benchmarks/feature_cache.py", "--epochs", 1, "--model_name_or_path", tiny(family)),
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| tiny")]
+    assert [row[3].strip() for row in rows] == ["body in each epoch", "features computed once"]
+    assert float(rows[1][7]) < 1e-4
+
+
+def test_views_without_a_frozen_body_are_refused(phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match="feature_extraction or lp_ft"):
+        Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", feature_views=2))

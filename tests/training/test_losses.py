@@ -1,0 +1,183 @@
+"""Losses, optimizers and schedules: right values, and exact after a resume."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn.functional import cross_entropy, one_hot
+from transformers import AutoModelForImageClassification
+
+from hf_medtl import MedtlError, Recipe
+from hf_medtl.tasks import classification
+from hf_medtl.training.losses import ClassificationLoss, class_weights
+from tests.support.commands import options
+from tests.support.resumed_training import same, stopped_and_resumed, weights_of
+
+LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+TARGETS = torch.tensor([0, 2, 0, 1])
+NAMES = ("a", "b", "c")
+
+
+def test_class_weights_are_those_of_scikit_learn_and_of_cui():
+    labels = np.repeat([0, 1, 2], [10, 200, 3000])
+    counts = np.bincount(labels).tolist()
+    balanced = class_weights("balanced", counts, NAMES)
+    assert np.allclose(balanced, compute_class_weight("balanced", classes=np.arange(3), y=labels))
+    effective = class_weights("effective", counts, NAMES, beta=0.999)
+    assert np.allclose(effective[0] / effective[1], (1 - 0.999**200) / (1 - 0.999**10))  # Cui et al. 2019, equation 3
+    assert np.allclose((effective * counts).sum(), sum(counts))
+    assert np.allclose(class_weights("effective", counts, NAMES, beta=0.0), 1)
+    assert np.allclose(class_weights("effective", counts, NAMES, beta=1 - 1e-9), balanced, rtol=1e-4)
+    assert class_weights("none", [0, 1, 2], NAMES).tolist() == [1, 1, 1]
+
+
+def test_cross_entropy_is_that_of_torch():
+    assert torch.allclose(ClassificationLoss()(LOGITS, TARGETS), cross_entropy(LOGITS, TARGETS))
+    smooth = ClassificationLoss(smoothing=0.1)(LOGITS, TARGETS)
+    assert torch.allclose(smooth, cross_entropy(LOGITS, TARGETS, label_smoothing=0.1))
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    by_hand = -(LOGITS.log_softmax(1)[range(4), TARGETS] * weights[TARGETS]).sum() / 4
+    assert torch.allclose(ClassificationLoss(weights)(LOGITS, TARGETS), by_hand)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_loss_by_hand(smoothing):
+    p = LOGITS.softmax(1)[range(4), TARGETS]
+    by_hand = (-((1 - p) ** 2) * p.log()).mean()
+    assert torch.allclose(ClassificationLoss(gamma=2.0)(LOGITS, TARGETS), by_hand)
+    # A gamma that is almost 0 is the cross entropy, weights and smoothing included.
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    almost = ClassificationLoss(weights, 1e-7, smoothing)(LOGITS, TARGETS)
+    assert torch.allclose(almost, ClassificationLoss(weights, 0.0, smoothing)(LOGITS, TARGETS), atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 3.0])])
+def test_soft_labels_and_parts_of_a_batch(gamma, weights):
+    loss = ClassificationLoss(weights, gamma, 0.05)
+    hard = loss(LOGITS, TARGETS)
+    assert torch.allclose(loss(LOGITS, one_hot(TARGETS, 3).float()), hard)
+    assert torch.allclose(loss(LOGITS[:1], TARGETS[:1], 4) + loss(LOGITS[1:], TARGETS[1:], 4), hard)
+
+
+def test_nonsense_is_refused(phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match="No training picture of b"):
+        class_weights("balanced", [3, 0, 2], NAMES)
+    for more, words in (
+        ({"optim": "adamm"}, "Did you mean 'adam'"),
+        ({"loss": "hinge"}, "cross_entropy, focal"),
+        ({"class_weights": "heavy"}, "balanced, effective"),
+        ({"effective_beta": 1.0}, "below 1"),
+        ({"focal_gamma": -1.0}, "0 or more"),
+        ({"ema_decay": 1.0}, "below 1"),
+        ({"label_smoothing_factor": 1.5}, "below 1"),
+        ({"lr_step_epochs": 9.0}, "below 2"),
+        ({"lr_step_factor": 0.0}, "above 0"),
+    ):
+        with pytest.raises(MedtlError, match=words):
+            Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
+
+
+def test_flags_reach_the_recipe():
+    given = "--optim adam --no_cache_features --strategy lp_ft --probe_epochs 2 --class_weights effective"
+    recipe = Recipe.from_cli({"use_cpu": True}, given.split())
+    assert (recipe.plain_adam, recipe.cache_features, recipe.plan.probe_epochs) == (True, False, 2)
+    again = yaml.safe_load(recipe.to_yaml())
+    assert again["optim"] == "adam"
+    assert again["class_weights"] == "effective"
+
+
+def test_the_loss_of_a_recipe(phantoms, tiny, tmp_path):
+    more = {"class_weights": "balanced", "loss": "focal", "label_smoothing_factor": 0.1}
+    found = classification.loss(Recipe(**options(phantoms, tiny("vit"), tmp_path, **more)), ("a", "b"), [0] * 3 + [1])
+    assert np.allclose(found.weights, [4 / 6, 4 / 2])  # counted in what it is given, the training split
+    assert (found.gamma, found.smoothing) == (2.0, 0.1)
+
+
+@pytest.mark.parametrize("family", ["vit", "timm"])
+@pytest.mark.parametrize("more", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
+def test_accumulated_batches_are_one_batch(family, more, trainer_of):
+    """The loss is divided by the pictures of the whole optimizer step."""
+    seen = []
+    for size, times in ((8, 1), (2, 4)):
+        trainer = trainer_of(family, optim="sgd", learning_rate=1.0, max_steps=1, save_strategy="no", logging_steps=1,
+                             eval_strategy="no", load_best_model_at_end=False, early_stopping_patience=0,
+                             per_device_train_batch_size=size, gradient_accumulation_steps=times, max_grad_norm=1e9,
+                             lr_scheduler_type="constant", warmup_steps=0, **more)  # fmt: skip
+        trainer.model.eval()
+        for module in trainer.model.modules():  # dropout and batch norm see the batch as it is cut
+            module.train = lambda mode=True, module=module: module
+        if more:  # pairs would be others
+            trainer.args.mixup = 0.0
+        trainer.train()
+        seen.append(next(row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
+
+
+def test_gradients_are_clipped(trainer_of):
+    trainer = trainer_of(optim="sgd", learning_rate=1.0, max_grad_norm=0.01, max_steps=1, lr_scheduler_type="constant",
+                         warmup_steps=0, weight_decay=0.0, save_strategy="no", eval_strategy="no",
+                         load_best_model_at_end=False, early_stopping_patience=0)  # fmt: skip
+    before = weights_of(trainer)
+    trainer.train()
+    moved = sum(((trainer.model.state_dict()[name] - t) ** 2).sum() for name, t in before.items()) ** 0.5
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+OPTIMIZERS = [
+    {"optim": "adam"},
+    {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true", "lr_scheduler_type": "linear"},
+    {"optim": "rmsprop", "lr_step_epochs": 0.5},
+    {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5}},
+    {"ema_decay": 0.9, "lr_scheduler_type": "constant_with_warmup"},
+]
+
+
+@pytest.mark.parametrize("more", OPTIMIZERS, ids=lambda more: "-".join(map(str, more.values()))[:30])
+def test_optimizers_and_schedules_run_and_resume_exactly(more, trainer_of):
+    through, again = stopped_and_resumed(trainer_of, "timm", 5, **more)
+    assert same(through, again)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+    optimizer = getattr(through.optimizer, "optimizer", through.optimizer)
+    assert type(optimizer) is kind.get(str(more.get("optim")), torch.optim.AdamW)
+    assert again.state.log_history[-2]["eval_loss"] == through.state.log_history[-2]["eval_loss"]
+
+
+def test_learning_rate_goes_down_in_steps(trainer_of):
+    trainer = trainer_of(num_train_epochs=4, lr_step_epochs=2, lr_step_factor=0.5, learning_rate=0.1, warmup_steps=0)
+    trainer.create_optimizer()
+    schedule = trainer.create_scheduler(8)
+    rates = []
+    for _ in range(8):
+        rates.append(schedule.get_last_lr()[0])
+        trainer.optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1] * 4 + [0.05] * 4)
+
+
+def test_averaged_weights_are_evaluated_and_saved(trainer_of):
+    more = {"ema_decay": 0.5, "max_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1,
+            "eval_steps": 1, "learning_rate": 0.01, "save_total_limit": None}  # fmt: skip
+    trainer = trainer_of("timm", **more)
+    start = copy.deepcopy(weights_of(trainer))
+    trainer.train()
+    folders = [Path(trainer.args.output_dir) / f"checkpoint-{step}" for step in (1, 2, 3)]
+    average = {name: t.clone() for name, t in start.items()}
+    for step, folder in enumerate(folders, 1):
+        live = load_file(folder / "training_weights.safetensors")
+        decay = min(0.5, (1 + step) / (10 + step))
+        saved = AutoModelForImageClassification.from_pretrained(folder).state_dict()
+        for name, tensor in average.items():
+            average[name] = tensor.lerp(live[name], 1 - decay) if tensor.is_floating_point() else live[name]
+            assert torch.allclose(saved[name], average[name], atol=1e-6), name
+    best = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(best[name], t) for name, t in trainer.model.state_dict().items())
+    again = trainer_of("timm", **more)
+    again.model.load_state_dict(saved)
+    row = next(r for r in trainer.state.log_history if r.get("step") == 3 and "eval_loss" in r)
+    assert again.evaluate()["eval_loss"] == pytest.approx(row["eval_loss"], abs=1e-6)

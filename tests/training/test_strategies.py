@@ -1,0 +1,286 @@
+"""Frozen is frozen, rates are as declared, adapters leave no trace, and a resume trains the same."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import AutoModelForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification
+
+from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.models.build import build_classifier
+from hf_medtl.models.heads import find_head
+from hf_medtl.models.strategies import Strategy, add_lora, count_blocks, head_names, parameter_depths, remove_lora
+from tests.support.commands import ROOT, flags, options, script
+from tests.support.resumed_training import same, stopped_and_resumed
+
+FAMILIES = ("vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn")
+BLOCKS = {"vit": 2, "dinov2": 2, "deit": 2, "swin": 2, "convnext": 4, "timm": 4, "cnn": 2}
+FAST = {"num_train_epochs": 1, "learning_rate": 0.01, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0,
+        "load_best_model_at_end": False, "early_stopping_patience": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_found_in_order(family, tiny):
+    model, _ = build_classifier(str(tiny(family)), ("a", "b"))
+    depths = parameter_depths(model)
+    names = [name for name, _ in model.named_parameters()]
+    assert set(depths) == set(names)
+    assert count_blocks(depths) == BLOCKS[family]
+    assert {depths[name] for name in head_names(model)} == {BLOCKS[family] + 1}
+    first_depth = 1 if family == "cnn" else 0  # which has nothing before its blocks
+    assert set(depths.values()) == set(range(first_depth, BLOCKS[family] + 2))
+    first = {"convnext": "stages.0", "timm": "layer1", "swin": "layers.0"}.get(family, "0.")
+    assert all(first in name for name, depth in depths.items() if depth == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "last"),
+    [("vgg16", 5, "features.24"), ("resnet50", 4, "layer4"), ("densenet121", 4, "features.denseblock4"),
+     ("efficientnet_b0", 7, "blocks.6"), ("vit_tiny_r_s16_p8_224", 12, "blocks.11")],
+)  # fmt: skip
+def test_blocks_of_timm_models(name, blocks, last):
+    with torch.device("meta"):
+        model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture=name, num_labels=2))
+    depths = parameter_depths(model)
+    assert count_blocks(depths) == blocks
+    assert next(n for n, depth in depths.items() if depth == blocks).startswith(f"timm_model.{last}")
+
+
+def test_a_model_without_blocks(tiny):
+    model, _ = build_classifier(str(tiny("vit")), ("a", "b"))
+    model.vit.layers = torch.nn.Identity()
+    with pytest.raises(MedtlError, match="no list of blocks"):
+        parameter_depths(model)
+
+
+STRATEGIES = [
+    {"strategy": "full"},
+    {"strategy": "feature_extraction"},
+    {"strategy": "feature_extraction", "cache_features": False},
+    {"strategy": "last_n", "unfreeze_blocks": 1},
+    {"strategy": "progressive", "num_train_epochs": 2, "unfreeze_schedule": "1:1"},
+    {"strategy": "differential"},
+    {"strategy": "lp_ft", "num_train_epochs": 2, "probe_epochs": 1},
+]
+
+
+def trains(more: dict, depth: int, blocks: int) -> bool:
+    """Whether something at this depth trains at any time; the head always does."""
+    if more["strategy"] in ("last_n", "progressive"):
+        return depth >= blocks
+    return more["strategy"] != "feature_extraction"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("more", STRATEGIES, ids=lambda m: "-".join(map(str, m.values())))
+def test_frozen_is_frozen_bit_by_bit(family, more, trainer_of):
+    trainer = trainer_of(family, **(FAST | more))
+    model, head = trainer.model, head_names(trainer.model)
+    depths, before = parameter_depths(model), {name: t.clone() for name, t in model.state_dict().items()}
+    trainer.train()
+    parameters = dict(model.named_parameters())
+    parents = {f"{name}.": m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    for name, tensor in model.state_dict().items():
+        changed = not torch.equal(tensor, before[name])
+        if name in parameters:
+            expected = (name in head or trains(more, depths[name], BLOCKS[family])) and "mask_token" not in name
+            # In attention a bias of the keys changes nothing, so it has no gradient.
+            assert changed == expected or (expected and "k_proj.bias" in name), name
+        elif norm := next((prefix for prefix in parents if name.startswith(prefix)), None):
+            assert changed == trains(more, depths[f"{norm}weight"], BLOCKS[family]), name
+        else:
+            assert not changed, name
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext"])
+def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, trainer_of, tiny):
+    trainer = trainer_of(family, strategy="lora", lora_rank=2, lora_alpha=4, **FAST)
+    model = trainer.model
+    before = {name: t.clone() for name, t in model.named_parameters() if "lora_" not in name}
+    pixels = torch.randn(2, 3, 32, 32)
+    seen = []
+    make_plain = trainer._make_plain
+    trainer._make_plain = lambda **kw: (  # the last look at the adapters
+        seen.append(({n: t.clone() for n, t in model.named_parameters()}, model.eval()(pixel_values=pixels).logits)),
+        make_plain(**kw),
+    )
+    trainer.train()
+    trained, logits = seen[0]
+    head = head_names(model)
+    for name, tensor in trained.items():
+        if "lora_" in name:
+            continue
+        plain_name = name.replace(".base_layer", "")
+        assert torch.equal(tensor, before[name]) == (plain_name not in head), name
+    assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if "lora_B" in name and "k_proj" not in name)
+    assert torch.allclose(model.eval()(pixel_values=pixels).logits, logits, atol=1e-5)
+    fresh, _ = build_classifier(str(tiny(family)), ("a", "b"))
+    assert model.state_dict().keys() == fresh.state_dict().keys()
+
+
+def test_rates_fall_from_block_to_block(trainer_of):
+    trainer = trainer_of("convnext", strategy="differential", layer_decay=0.5, learning_rate=0.8, head_learning_rate=3)
+    groups = trainer.create_optimizer().param_groups
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    head, depths = head_names(trainer.model), parameter_depths(trainer.model)
+    for name, parameter in trainer.model.named_parameters():
+        assert rate[id(parameter)] == pytest.approx(3 if name in head else 0.8 * 0.5 ** (5 - depths[name])), name
+
+
+def test_the_head_s_rate_goes_with_strategies(trainer_of):
+    trainer = trainer_of("vit", strategy="last_n", learning_rate=0.1, head_learning_rate=0.5)
+    groups = trainer.create_optimizer().param_groups
+    assert {(g["name"], g["lr"]) for g in groups} == {("head", 0.5), ("block 2", 0.1), ("after the blocks", 0.1)}
+
+
+def test_the_log_says_what_trains(trainer_of, caplog):
+    more = FAST | {"num_train_epochs": 3, "head_learning_rate": 0.5}
+    with caplog.at_level(logging.INFO, "hf_medtl"):
+        trainer_of("timm", strategy="progressive", unfreeze_schedule="1:1,2:all", **more).train()
+    text = caplog.text
+    model, _ = build_classifier(trainer_of("timm").args.model_name_or_path, ("a", "b"))
+    total, head = model.num_parameters(), sum(p.numel() for p in find_head(model).parameters())
+    assert f"Epoch 0: {head:,} of {total:,} parameters train" in text
+    assert f"Epoch 0:   head: {head:,} at a learning rate of 0.5 at most" in text
+    assert "Epoch 1:   block 4: " in text
+    assert f"Epoch 2: {total:,} of {total:,} parameters train (100.0 %)" in text
+
+
+def test_the_schedule_of_progressive():
+    even = Strategy("progressive", epochs=10)
+    assert [even.trained(epoch, 4) for epoch in range(7)] == [0, 1, 2, 3, 4, 5, 5]
+    given = Strategy("progressive", epochs=10, unfreeze_schedule="2:1, 4:3, 6:all")
+    assert [given.trained(epoch, 4) for epoch in range(8)] == [0, 0, 1, 1, 3, 3, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"strategy": "progressive", "unfreeze_schedule": "1:1,2:all"},
+        {"strategy": "lp_ft", "probe_epochs": 1},
+        {"strategy": "lp_ft", "probe_epochs": 2},
+        {"strategy": "lora", "lora_rank": 2},
+        {"strategy": "lora", "lora_rank": 2, "ema_decay": 0.9},
+        {"strategy": "feature_extraction", "feature_views": 2},
+        {"strategy": "lp_ft", "probe_epochs": 1, "ema_decay": 0.9},
+    ],
+    ids=lambda m: "-".join(map(str, m.values())),
+)
+def test_resumed_in_the_middle_ends_with_the_same_weights(more, trainer_of):
+    through, again = stopped_and_resumed(trainer_of, "vit", 5, **more)  # in the second of three epochs
+    assert same(through, again)
+
+
+def test_the_best_checkpoint_of_lora_is_plain(trainer_of):
+    trainer = trainer_of("vit", strategy="lora", ema_decay=0.9, max_steps=2, save_strategy="steps", save_steps=1,
+                         eval_strategy="steps", eval_steps=1)  # fmt: skip
+    trainer.train()
+    saved = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    mine = trainer.model.state_dict()
+    assert saved.keys() == mine.keys()
+    assert all(torch.equal(mine[name], saved[name]) for name in saved)
+
+
+def test_a_lora_run_loads_in_a_fresh_process(phantoms, tiny, tmp_path):
+    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", strategy="lora", learning_rate=0.01)))
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.save(pixels, tmp_path / "pixels.pt")
+    code = (
+        "import sys, torch; from transformers import AutoModelForImageClassification as A;"
+        f"m = A.from_pretrained({str(folder)!r}).eval(); x = torch.load({str(tmp_path / 'pixels.pt')!r});"
+        "assert 'hf_medtl' not in sys.modules and 'peft' not in sys.modules;"
+        "print(m(pixel_values=x).logits.double().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    here = AutoModelForImageClassification.from_pretrained(folder).eval()(pixel_values=pixels).logits
+    assert torch.allclose(torch.tensor(eval(done.stdout)), here, atol=1e-6)
+    names = {path.name for path in Path(folder).iterdir()}
+    assert not names & {"adapter_model.safetensors", "adapter_config.json", "training_weights.safetensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"strategy": "progressive", "unfreeze_schedule": "1:1,2:all"},
+        {"strategy": "lp_ft", "probe_epochs": 1},
+        {"strategy": "lora", "ema_decay": 0.9},
+    ],
+    ids=lambda m: m["strategy"],
+)
+def test_two_processes_train_as_one(more, phantoms, tiny, tmp_path):
+    """DDP waits for the gradients of all that asked for one when it began, and DINOv2 has a tensor without."""
+    weights = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        values = options(phantoms, tiny("dinov2"), output, num_train_epochs=3, augmentation="none", optim="sgd",
+                         learning_rate=0.01, head_learning_rate=0.01, **more)  # fmt: skip
+        values["per_device_train_batch_size"] = 4  # of a step, which the processes share
+        launch = (*("-m", "torch.distributed.run", "--nproc_per_node", processes), "--standalone")
+        done = script(sys.executable, *launch, "recipes/vit_brain.py", *flags(**values))
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(AutoModelForImageClassification.from_pretrained(output).state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"strategy": "frozen"}, "feature_extraction"),
+        ({"strategy": "last_n", "unfreeze_blocks": 0}, "1 or more"),
+        ({"strategy": "full", "unfreeze_blocks": 3}, "for --strategy last_n, found full"),
+        ({"strategy": "differential", "layer_decay": 0.0}, "above 0 and at most 1"),
+        ({"strategy": "differential", "layer_decay": 1.5}, "above 0 and at most 1"),
+        ({"strategy": "lp_ft", "probe_epochs": 2}, "fewer than the 2"),
+        ({"strategy": "lp_ft", "probe_epochs": 0}, "1 or more"),
+        ({"strategy": "lp_ft", "max_steps": 4, "probe_epochs": 1}, "counts epochs"),
+        ({"strategy": "progressive", "unfreeze_schedule": "soon"}, "epoch:blocks"),
+        ({"strategy": "progressive", "unfreeze_schedule": "1:2,1:3"}, "must grow"),
+        ({"strategy": "progressive", "unfreeze_schedule": "0:all,1:3"}, "must grow"),
+        ({"strategy": "progressive", "unfreeze_schedule": "2:all"}, "training ends with epoch 1"),
+        ({"strategy": "progressive"}, "3 epochs or more"),
+        ({"strategy": "lora", "lora_rank": 0}, "1 or more"),
+        ({"strategy": "feature_extraction", "feature_views": 0}, "1 or more"),
+        ({"strategy": "last_n", "from_scratch": True}, "freeze random weights"),
+    ],
+)
+def test_nonsense_is_refused(more, words, phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match=words):
+        Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "words"),
+    [
+        ("vit", {"strategy": "last_n", "unfreeze_blocks": 3}, "has 2 blocks, so 3 can't"),
+        ("vit", {"strategy": "progressive", "unfreeze_schedule": "1:3"}, "has 2 blocks, so 3 can't"),
+        ("timm", {"strategy": "lora"}, "hold 0 % of the weights"),
+        ("cnn", {"strategy": "lora"}, "hold 2 % of the weights"),
+    ],
+)
+def test_what_a_model_can_not_do_is_refused_before_training(family, more, words, phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match=words):
+        run(Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_strategy_can_not_go_on_from_a_checkpoint(phantoms, tiny, tmp_path):
+    values = options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=1)
+    folder = run(Recipe(**values))
+    (folder / "UNFINISHED").touch()
+    with pytest.raises(MedtlError, match=r"--strategy was not given in .* and is lora now"):
+        run(Recipe(**values, strategy="lora", resume_from_checkpoint="auto"))
+
+
+def test_adapters_come_out_without_a_trace(tiny):
+    model, _ = build_classifier(str(tiny("vit")), ("a", "b"))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    assert remove_lora(add_lora(model, 2, 4), merge=False) is model
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())

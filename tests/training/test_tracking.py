@@ -1,0 +1,102 @@
+"""What trackers are told: training, validation, the test with its intervals; and nothing of places and tokens."""
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.training import tracking
+from tests.support.commands import options
+
+LOGGED = ("train/loss", "eval/loss", "eval/roc_auc", "train/global_step", "test/roc_auc", "test/roc_auc_low",
+          "test/roc_auc_high", "test/brier")  # fmt: skip
+
+
+@pytest.fixture
+def tracked(phantoms, tiny, tmp_path):
+    """Run with a tracker; the run folder."""
+
+    def run_with(tracker: str, **more: object) -> Path:
+        values = options(phantoms, tiny("vit"), tmp_path / "night-42", report_to=tracker, hub_token="hf_ci", **more)
+        return run(Recipe(**values))
+
+    return run_with
+
+
+def secrets(phantoms: Path, tiny) -> list[str]:
+    return [str(phantoms.parent), str(tiny("vit").parent), "hf_ci", str(Path.home())]
+
+
+def test_trackio(tracked, phantoms, tiny):
+    logs = Path(os.environ["TRACKIO_DIR"])  # set in conftest.py: Trackio reads it when it is imported
+    folder = tracked("trackio", project="wards")
+    results = json.loads((folder / "results.json").read_text())["metrics"]
+    (base,) = logs.glob("wards*.db")
+    with sqlite3.connect(base) as connection:
+        rows = connection.execute("select run_name, metrics from metrics order by id").fetchall()
+        configs = connection.execute("select config from configs").fetchall()
+    assert {name for name, _ in rows} == {"night-42"}  # the test is of the same run
+    logged: dict[str, float] = {}
+    for _, text in rows:
+        logged |= json.loads(text)
+    assert set(LOGGED) <= set(logged)
+    auc = results["roc_auc"]
+    assert [logged[f"test/roc_auc{end}"] for end in ("", "_low", "_high")] == [auc["value"], auc["low"], auc["high"]]
+    config = json.loads(configs[0][0])
+    assert (config["learning_rate"], config["model_name_or_path"]) == (2e-5, "tiny-vit")
+    assert "output_dir" not in config
+    for path in logs.rglob("*"):
+        for secret in secrets(phantoms, tiny):
+            assert path.is_dir() or secret.encode() not in path.read_bytes(), (path, secret)
+
+
+def test_tensorboard(tracked, phantoms, tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tracked("tensorboard")
+    (logs,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    assert set(LOGGED) - {"train/global_step"} <= set(events.Tags()["scalars"])
+    results = json.loads((folder / "results.json").read_text())["metrics"]
+    (last,) = events.Scalars("test/roc_auc")
+    assert last.value == pytest.approx(results["roc_auc"]["value"])
+    assert len(events.Scalars("eval/loss")) == 2
+    for path in logs.iterdir():
+        for secret in secrets(phantoms, tiny):
+            assert secret.encode() not in path.read_bytes(), secret
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "none, all, or one of .*tensorboard.*found 'tensorbord'"),
+        ("clearml", "--report_to clearml: it is not installed here. pip install clearml"),
+    ],
+)
+def test_a_tracker_that_is_not_there_stops_the_run_before_it_begins(name, message, tmp_path):
+    with pytest.raises(MedtlError, match=message):
+        Recipe(output_dir=str(tmp_path / "run"), report_to=name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_to_install_for_the_trackers_of_the_extra(monkeypatch):
+    monkeypatch.setattr(tracking, "get_available_reporting_integrations", list)
+    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[tracking\]'"):
+        tracking.check_trackers(["trackio"])
+    tracking.check_trackers([])
+
+
+def test_trackers_are_closed_when_a_run_fails(tracked, monkeypatch):
+    closed = []
+    monkeypatch.setattr("hf_medtl.runs.train.report", lambda *args: 1 / 0)
+    usual = tracking.close
+    monkeypatch.setattr("hf_medtl.runs.train.close", lambda trainer: (closed.append(trainer), usual(trainer)))
+    with pytest.raises(ZeroDivisionError):
+        tracked("tensorboard", num_train_epochs=1)
+    (trainer,) = closed
+    (tracker,) = tracking.trackers(trainer)
+    assert tracker.tb_writer is None

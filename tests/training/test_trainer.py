@@ -1,0 +1,206 @@
+"""Correct weights: best checkpoint, resume, and augmentation that a restart does not change."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback
+
+from hf_medtl import MedtlError
+from hf_medtl.data.augmentation import augmentation
+from hf_medtl.models.heads import find_head
+from hf_medtl.training.checkpoints import find_checkpoint
+from tests.support.training_processes import command, same, start, tensors, wait_for_step
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin", "convnext", "timm", "cnn"])
+def test_best_checkpoint_and_resume_restore_every_tensor(family, trainer_of):
+    """TRAP A: transformers restores 8 of a ViT's 40 tensors, and says nothing."""
+    trainer = trainer_of(family, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    for restore in (trainer._load_best_model, lambda: trainer._load_from_checkpoint(best)):
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.fill_(7.0)
+        restore()
+        now = trainer.model.state_dict()
+        saved = tensors(best)
+        assert now.keys() == saved.keys()
+        assert [name for name in saved if not torch.equal(now[name], saved[name])] == []
+
+
+def test_batches_keep_the_pictures_and_are_normalised_once(trainer_of):
+    """TRAP F: remove_unused_columns would take the pictures away."""
+    trainer = trainer_of()
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["pixel_values"].shape == (8, 3, 32, 32)
+    values = trainer._prepare_inputs(batch)["pixel_values"]
+    expected = (batch["pixel_values"] / 255 - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor(
+        [0.2, 0.3, 0.25]
+    ).view(3, 1, 1)
+    assert torch.allclose(values, expected, atol=1e-5)
+
+
+def test_head_has_its_own_learning_rate(trainer_of):
+    trainer = trainer_of(head_learning_rate=0.5, learning_rate=0.1, weight_decay=0.3)
+    groups = trainer.create_optimizer().param_groups
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    head = find_head(trainer.model)
+    assert rate[id(head.weight)] == (0.5, 0.3)
+    assert rate[id(head.bias)] == (0.5, 0.0)
+    assert rate[id(trainer.model.vit.embeddings.patch_embeddings.projection.weight)] == (0.1, 0.3)
+    assert len(rate) == len(list(trainer.model.parameters()))
+
+
+def test_checkpoints_hold_no_pickled_arguments(trainer_of):
+    trainer = trainer_of(max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    assert (Path(trainer.args.output_dir) / "checkpoint-1" / "model.safetensors").exists()
+    assert not list(Path(trainer.args.output_dir).rglob("training_args.bin"))
+
+
+def test_patience_goes_on_after_resume(trainer_of):
+    """TRAP K: early stopping would start counting anew."""
+    stuck = {"learning_rate": 0.0, "num_train_epochs": 8, "early_stopping_patience": 3, "save_total_limit": None}
+    trainer = trainer_of("convnext", **stuck)
+    trainer.train()
+    assert trainer.state.epoch == 4  # the first evaluation is the best, three more bring nothing
+    again = trainer_of("convnext", **stuck)
+    checkpoint = Path(again.args.output_dir) / f"checkpoint-{trainer.state.global_step * 3 // 4}"
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.state.epoch == 4
+    counter = next(c for c in again.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
+    assert counter.early_stopping_patience_counter == 3
+    after = trainer_of("convnext", **stuck)  # killed when training was over: Trainer would train another epoch
+    after.train(resume_from_checkpoint=str(Path(after.args.output_dir) / f"checkpoint-{trainer.state.global_step}"))
+    assert after.state.epoch == 4
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_only(trainer_of):
+    """TRAP V: albumentations ignores global seeds, and restarts a given one in each worker."""
+    data = trainer_of(augmentation="brain").train_dataset
+
+    def epoch(number: int, workers: int) -> torch.Tensor:
+        data.epoch.fill_(number)
+        torch.manual_seed(number * 17 + workers)
+        return torch.cat([b["pixel_values"] for b in DataLoader(data, batch_size=5, num_workers=workers)])
+
+    first = epoch(0, 0)
+    assert torch.equal(first, epoch(0, 2))
+    assert not torch.equal(first, epoch(1, 0))
+    assert torch.equal(epoch(1, 2), epoch(1, 0))
+    assert torch.equal(first[3], data[3]["pixel_values"]) is False  # epoch 1 is set now
+    data.seed = 99
+    assert not torch.equal(first, epoch(0, 0))
+
+
+@pytest.mark.parametrize("name", ["light", "brain"])
+def test_augmentation_keeps_shape_and_type_and_changes_something(name):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    augment = augmentation(name)
+    out = augment(picture, 1)
+    assert (out.shape, out.dtype) == (picture.shape, picture.dtype)
+    assert not np.array_equal(out, picture)
+    assert np.array_equal(out, augment(picture, 1))
+    assert not np.array_equal(out, augment(picture, 2))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantoms, tiny, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Final weights of a run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert start(command(phantoms, tiny("vit"), output)).wait(timeout=600) == 0
+    return load_file(output / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "lora", "lp_ft"])
+def test_killed_and_resumed_ends_with_the_same_weights(strategy, undisturbed, phantoms, tiny, tmp_path):
+    output, weights = tmp_path / "run", undisturbed
+    more = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
+    if more:
+        assert start(command(phantoms, tiny("vit"), tmp_path / "through", *more)).wait(timeout=600) == 0
+        weights = load_file(tmp_path / "through" / "model.safetensors")
+    process = start(command(phantoms, tiny("vit"), output, *more))
+    wait_for_step(process, output, 15)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=600)
+    assert (output / "UNFINISHED").exists()
+    assert not (output / "results.json").exists()
+    assert start(command(phantoms, tiny("vit"), output, *more)).wait(timeout=600) == 1  # does not write over it
+    resume = command(phantoms, tiny("vit"), output, *more, "--resume_from_checkpoint", "auto")
+    assert start(resume).wait(timeout=600) == 0
+    assert same(weights, output)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_a_checkpoint_and_resumes_to_the_same_weights(undisturbed, phantoms, tiny, tmp_path):
+    output = tmp_path / "run"
+    process = start(command(phantoms, tiny("vit"), output))
+    wait_for_step(process, output, 10)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=600) == 130
+    assert (output / "UNFINISHED").exists()
+    assert find_checkpoint("auto", output, ("no_lesion", "lesion")) is not None
+    assert start(command(phantoms, tiny("vit"), output, "--resume_from_checkpoint", "auto")).wait(timeout=600) == 0
+    assert same(undisturbed, output)
+
+
+def test_checkpoints_that_can_not_be_resumed(trainer_of, caplog):
+    trainer = trainer_of(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+    output, labels = Path(trainer.args.output_dir), ("no_lesion", "lesion")
+    assert find_checkpoint(None, output, labels) is None
+    assert find_checkpoint("auto", output, labels) is None
+    trainer.train()
+    older, newer = (output / f"checkpoint-{step}" for step in (1, 2))
+    assert find_checkpoint("auto", output, labels) == str(newer)
+    with pytest.raises(MedtlError, match="checkpoint for the labels no_lesion, lesion"):
+        find_checkpoint("auto", output, ("a", "b"))
+    state = json.loads((newer / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["Progress"]["attributes"]["processes"] == 1
+
+    def cut(name: str) -> Callable[[Path], None]:
+        return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 100)
+
+    def of_two(folder: Path) -> None:
+        state["stateful_callbacks"]["Progress"]["attributes"]["processes"] = 2
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+
+    for harm, words in (
+        (cut("model.safetensors"), "model.safetensors is cut short"),
+        (cut("optimizer.pt"), "optimizer.pt is cut short"),
+        (cut("scheduler.pt"), "scheduler.pt is cut short"),
+        (cut("rng_state.pth"), "rng_state.pth is cut short"),
+        (cut("trainer_state.json"), "trainer_state.json is cut short"),
+        (lambda folder: (folder / "trainer_state.json").unlink(), "it has no trainer_state.json"),
+        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it lacks weights"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "it lacks an optimizer"),
+        (lambda folder: (folder / "rng_state.pth").unlink(), "it lacks a random state"),
+        (of_two, "it has the random state of 1 of 2 processes"),
+    ):
+        whole = shutil.copytree(newer, output / "whole")
+        harm(newer)
+        caplog.clear()
+        assert find_checkpoint("auto", output, labels) == str(older), words
+        assert f"{newer} is passed over: {words}." in caplog.text
+        with pytest.raises(MedtlError, match=f"not a whole checkpoint: {re.escape(words)}"):
+            find_checkpoint(str(newer), output, labels)
+        shutil.rmtree(newer)
+        whole.rename(newer)
+    (older / "optimizer.pt").write_bytes(b"")
+    shutil.rmtree(newer)
+    assert find_checkpoint("auto", output, labels) is None
