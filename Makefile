@@ -1,17 +1,18 @@
-# Two commands do all: `make demo` and `make test`. They need Python 3.11 or later and make, nothing else.
+# `make demo` and `make test` do all the set-up. They need Python 3.11 or later and make, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test test-fast check format clean
 
 help:
-	@echo "make demo    fine-tune a small ViT on synthetic brain slices and show what a run gives"
-	@echo "make test    run the tests"
-	@echo "make check   format, lint, types, direction of imports"
-	@echo "make format  mend format and lint where that is safe"
-	@echo "make clean   remove the virtual environment and caches (runs/ stays)"
+	@echo "make demo       fine-tune a small ViT on synthetic brain slices and show the resulting run folder"
+	@echo "make test       run all tests"
+	@echo "make test-fast  run the tests that take less than about a second each"
+	@echo "make check      check format, lint, docstrings, spelling, types and import directions"
+	@echo "make format     fix format and lint where that is safe"
+	@echo "make clean      remove the virtual environment and caches (runs/ stays)"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.11 ...')"
@@ -25,11 +26,15 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not real and not browser and not gpu"
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell hf_medtl tests recipes benchmarks model_cards spaces docs *.md
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_words.py tests/test_public_names.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
