@@ -2,27 +2,41 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from hf_medtl.errors import MedtlError
+
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_MESSAGES = ("No space left", "File too large", "quota exceeded")
 
 
 def cache_dir() -> Path:
-    """Where hf_medtl keeps what can be computed again: $HF_MEDTL_CACHE, else `hf_medtl` in the user's cache folder."""
+    """Return the folder for what can be computed again: $HF_MEDTL_CACHE, or `hf_medtl` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HF_MEDTL_CACHE") or Path(base) / "hf_medtl")
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def no_room(error: BaseException | None) -> bool:
-    """Whether there was no room for a file, by an error or what is behind it: libraries hide the errno in messages."""
+def is_disk_full(error: BaseException | None, folder: Path | None = None) -> bool:
+    """Return True if `error`, or an exception in its cause chain, means that the disk is full.
+
+    Libraries hide the errno in messages, so messages are searched, too.
+
+    Args:
+        error: The exception; a `MedtlError` explains its cause already and never counts.
+        folder: If given, True as well if less than 1 MB is free on its disk.
+    """
+    if folder is not None and folder.exists() and shutil.disk_usage(folder).free < 1_000_000:
+        return True
+    if isinstance(error, MedtlError):
+        return False
     while error is not None:
-        words = ("No space left", "File too large", "quota exceeded")
-        if getattr(error, "errno", None) in FULL or any(its in str(error) for its in words):
+        if getattr(error, "errno", None) in DISK_FULL_ERRNOS or any(its in str(error) for its in DISK_FULL_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,33 +1,37 @@
-"""Small text helpers: comma-separated lists, suggestions for misspelt names."""
+"""Text helpers: comma-separated lists, label maps, suggestions for misspelt names."""
 
 import difflib
 
 from hf_medtl.errors import MedtlError
 
 
-def words(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+def split_commas(text: str) -> tuple[str, ...]:
+    """Split a comma-separated string into its non-empty parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def label_pairs(text: str | None, option: str) -> dict[str, str]:
-    """`a=b,c=d` as a dict.
+def parse_label_map(text: str | None, option: str) -> dict[str, str]:
+    """Parse `a=b,c=d` into a dict.
+
+    Args:
+        text: Comma-separated pairs; None and "" give an empty dict.
+        option: Name of the option, for the error.
 
     Raises:
-        MedtlError: no such pairs.
+        MedtlError: The text is not made of such pairs.
     """
     pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
     if any(len(pair) != 2 for pair in pairs):
-        raise MedtlError(f"{option} are pairs such as a=b,c=d, found {text!r}.")
-    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
+        raise MedtlError(f"{option} takes pairs such as a=b,c=d, found {text!r}.")
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
-def nearest(word: str, names: list[str]) -> str:
-    """What may have been meant, for an error."""
+def suggest(word: str, names: list[str]) -> str:
+    """Return a hint at the name most similar to `word`, for an error message."""
     match = difflib.get_close_matches(word, names, n=1)
-    return f"Did you mean {match[0]!r}? See --help." if match else "See --help for all."
+    return f"Did you mean {match[0]!r}? See --help." if match else "See --help for the full list."
 
 
-def some(names: list[str], number: int = 10) -> str:
-    """The first names of many, for error messages."""
+def abbreviate(names: list[str], number: int = 10) -> str:
+    """Join the first `number` names, followed by "..." if there are more, for an error message."""
     return ", ".join(names[:number]) + " ..." * (len(names) > number)
