@@ -54,7 +54,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """What a model is worth on another data set: metrics, the drop, slices; overlap with training is refused."""
-    from hf_medtl.common.text import label_pairs, words
+    from hf_medtl.common.text import parse_label_map, split_commas
     from hf_medtl.runs.console import show_evaluation
     from hf_medtl.runs.evaluate import SHOWN, evaluate_model
 
@@ -66,11 +66,11 @@ def evaluate(
         data_dir,
         out=out,
         split=split,
-        labels=label_pairs(labels, "--labels"),
+        labels=parse_label_map(labels, "--labels"),
         by=by or (),
         drop_overlap=drop_overlap,
         training_data=training_data,
-        sources=words(sources),
+        sources=split_commas(sources),
         positive=positive_label,
         robust=robustness,
         baseline=baseline,

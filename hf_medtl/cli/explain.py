@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hf_medtl.data.images import read_mask
-from hf_medtl.data.loading import Loaded
+from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.localization import Region
 from hf_medtl.predict import Predictor
 
 
-def own_masks(loaded: Loaded) -> Region:
+def dataset_masks(loaded: LoadedDataset) -> Region:
     """The masks of a data set's own, stretched to the picture where they have another size.
 
     Raises:
@@ -38,7 +38,7 @@ def own_masks(loaded: Loaded) -> Region:
     return Region(loaded.spec.mask_shows, f"masks of {loaded.spec.title}", of)
 
 
-def lungs_by(model: str) -> Region:
+def lung_masks(model: str) -> Region:
     """The lungs in chest radiographs, by a segmentation model, after its postprocessing.
 
     Classes whose name contains "lung" are lungs, or all but class 0 where none does.

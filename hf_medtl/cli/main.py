@@ -91,7 +91,7 @@ def predict(
     from rich.console import Console
 
     from hf_medtl.cli.predict import predict_files
-    from hf_medtl.data.inputs import picture_files
+    from hf_medtl.data.inputs import image_files
     from hf_medtl.predict import Predictor
     from hf_medtl.publish.sentences import NOTICE
 
@@ -107,7 +107,7 @@ def predict(
         raise MedtlError("--masks and --maps go with a table. Give --out, too.")
     console, failed, seen = Console(highlight=False, soft_wrap=True), 0, dict[str, None]()
     for prediction in predictor.stream(
-        (path for place in places for path in picture_files(place)), batch_size, None, tta, mc_dropout
+        (path for place in places for path in image_files(place)), batch_size, None, tta, mc_dropout
     ):
         console.print(describe(prediction), markup=False)
         failed += bool(prediction.error)
@@ -168,12 +168,13 @@ def compare(
     seed: Seed = 0,
 ) -> None:
     """Runs side by side: metrics, paired differences with corrected p-values, costs, and where they disagree."""
-    from hf_medtl.runs.compare import comparison
+    from hf_medtl.runs.compare import compare_runs, measure_costs
     from hf_medtl.runs.compare_page import check_out, show_comparison, write_comparison
 
     check_out(out)
-    found = comparison(runs, metric or (), reference, not no_latency, device, seed)
-    show_comparison(found, out, write_comparison(found, out, data_dir))
+    comparison = compare_runs(runs, metric or (), reference, seed)
+    costs = measure_costs(comparison.runs, None if no_latency else device)
+    show_comparison(comparison, costs, out, write_comparison(comparison, costs, out, data_dir))
 
 
 @app.command()
@@ -212,10 +213,10 @@ def explain(
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import cached_file
 
-    from hf_medtl.cli.explain import lungs_by, own_masks
+    from hf_medtl.cli.explain import dataset_masks, lung_masks
     from hf_medtl.data.images import read_image
     from hf_medtl.data.loading import load
-    from hf_medtl.explain.report import check, report
+    from hf_medtl.explain.report import check_supported, write_report
     from hf_medtl.publish.card import put_explanations
 
     if masks and lung_model:
@@ -236,7 +237,7 @@ def explain(
             f"{model} is no classifier that can be loaded ({str(error).strip().splitlines()[0]}). Give the folder of a "
             "finished run, or the id of a published one."
         ) from error
-    check(loaded)
+    check_supported(loaded)
     if not beside["splits.csv"]:
         raise MedtlError(
             f"{model} has no splits.csv, so nobody knows which pictures it has learnt from. Give a run of hf_medtl."
@@ -249,8 +250,8 @@ def explain(
         raise MedtlError(f"The split {split!r} has no pictures. Give --split test, validation or train.")
     paths = [found.root / path for path in rows["path"]]
     labels, groups = list(rows["label"]), list(rows["group"])
-    region = own_masks(found) if masks else lungs_by(lung_model) if lung_model else None
-    result = report(
+    region = dataset_masks(found) if masks else lung_masks(lung_model) if lung_model else None
+    result = write_report(
         loaded, processor, paths, labels, read_image, out, method, layer, number, sample,
         seed=seed, region=region, groups=groups,
     )  # fmt: skip
@@ -283,9 +284,9 @@ def list_() -> None:
 @data.command()
 def fetch(name: Name) -> None:
     """Download (or generate) a data set and say where it lies."""
-    from hf_medtl.data.loading import locate
+    from hf_medtl.data.loading import locate_dataset
 
-    print(locate(name, None)[1])
+    print(locate_dataset(name, None)[1])
 
 
 @data.command()
@@ -342,23 +343,23 @@ def preview(
     seed: Seed = 0,
 ) -> None:
     """Draw pictures as a model gets them: prepared, and augmented."""
-    from hf_medtl.data.augmentation import preview
+    from hf_medtl.data.augmentation import save_preview
     from hf_medtl.data.images import read_image
     from hf_medtl.data.loading import survey
-    from hf_medtl.data.specs import labels_of
-    from hf_medtl.models.preprocessing import check_steps, medical, to_uint8
+    from hf_medtl.data.specs import split_labels
+    from hf_medtl.models.preprocessing import check_steps, medical_processor, to_uint8
 
     steps = [step.strip() for step in preprocessing.split(",") if step.strip()]
     check_steps(steps, fit, lung_model)
     found = survey(name, data_dir)
-    each = found.table.assign(label=found.table["label"].map(labels_of)).explode("label")
+    each = found.table.assign(label=found.table["label"].map(split_labels)).explode("label")
     rows = each.groupby("label", group_keys=False).sample(pictures, random_state=seed, replace=True)
     rows = rows.drop_duplicates("path")
-    processor = medical({"size": {"height": size, "width": size}}, steps, fit, lung_model)
+    processor = medical_processor({"size": {"height": size, "width": size}}, steps, fit, lung_model)
     images = [read_image(found.root / path) for path in rows["path"]]
     captions = [f"{label}: {Path(path).name}" for label, path in zip(rows["label"], rows["path"], strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    preview(list(to_uint8(processor, images)), captions, augmentation, out, samples, seed)
+    save_preview(list(to_uint8(processor, images)), captions, augmentation, out, samples, seed)
     print(out)
 
 
@@ -381,7 +382,7 @@ def push(
     """Publish a data set as Parquet with a card, splits without leaks and the audit."""
     from hf_medtl.data.audit import audit, summary, write_audit
     from hf_medtl.data.loading import load, survey
-    from hf_medtl.data.publish import check_licence, size_mb, upload, write_parquet
+    from hf_medtl.data.publish import check_licence, folder_size_mb, upload_dataset, write_parquet
 
     loaded = load(name, data_dir, seed=seed)
     check_licence(loaded, rights_held)
@@ -393,8 +394,8 @@ def push(
         findings = audit(found)
         write_parquet(loaded, folder, summary(findings), repo)
         write_audit(found, findings, folder / "audit")
-        print(f"{len(loaded.table)} pictures, {size_mb(folder):.1f} MB")
+        print(f"{len(loaded.table)} pictures, {folder_size_mb(folder):.1f} MB")
         if dry_run:
             print(f"Dry run: nothing was uploaded to {repo}.")
         else:
-            print(upload(folder, repo, private=private))
+            print(upload_dataset(folder, repo, private=private))

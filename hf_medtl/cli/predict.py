@@ -16,12 +16,12 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_medtl.data.dicom_writer import Make, overlay_object, save_objects, segmentation_object
+from hf_medtl.data.dicom_writer import ObjectBuilder, make_overlay, make_segmentation, save_dicom_outputs
 from hf_medtl.data.images import read_image
-from hf_medtl.data.inputs import picture_files
+from hf_medtl.data.inputs import image_files
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
-from hf_medtl.predict import Predictor, columns
+from hf_medtl.predict import Predictor, prediction_columns
 
 logger = logging.getLogger("hf_medtl")
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -71,7 +71,7 @@ def predict_files(
     if (maps is None) != (explain is None):
         raise MedtlError("--maps says where maps go, and --explain which: give both.")
     identity += "".join(f", {name} {number}" for name, number in (("tta", tta), ("dropout", mc_dropout)) if number)
-    files = list(dict.fromkeys(path for place in places for path in picture_files(place)))
+    files = list(dict.fromkeys(path for place in places for path in image_files(place)))
     out.parent.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         for path in _parts(out):
@@ -92,12 +92,12 @@ def predict_files(
             stream.write(json.dumps({"model": identity}) + "\n")
         bar = tqdm(total=len(mine), unit="picture", disable=None if state.is_local_main_process else True)
         for number, prediction in enumerate(predictor.stream(mine, batch_size, explain, tta, mc_dropout), 1):
-            row, objects = prediction.row(), dict[Path, Make]()
+            row, objects = prediction.row(), dict[Path, ObjectBuilder]()
             if masks and prediction.mask is not None:
                 target = _target(prediction.name, places, masks)
                 Image.fromarray(prediction.mask).save(target)
                 objects[target.with_suffix(".seg.dcm")] = partial(
-                    segmentation_object, mask=prediction.mask, labels=predictor.labels, **made_by
+                    make_segmentation, mask=prediction.mask, labels=predictor.labels, **made_by
                 )
             if maps and prediction.map is not None:
                 target = _target(prediction.name, places, maps)
@@ -105,9 +105,9 @@ def predict_files(
                 over.save(target)
                 label = prediction.label
                 told = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
-                objects[target.with_suffix(".sc.dcm")] = partial(overlay_object, picture=over, told=told, **made_by)
+                objects[target.with_suffix(".sc.dcm")] = partial(make_overlay, picture=over, told=told, **made_by)
             if dicom and objects:
-                row["error"] = save_objects(prediction.name, objects)
+                row["error"] = save_dicom_outputs(prediction.name, objects)
             stream.write(json.dumps(row) + "\n")
             if number % batch_size == 0:
                 stream.flush()
@@ -117,7 +117,7 @@ def predict_files(
     state.wait_for_everyone()
     failed = 0
     if state.is_main_process:
-        failed = _write_table(out, files, columns(predictor, spread=bool(tta or mc_dropout)))
+        failed = _write_table(out, files, prediction_columns(predictor, spread=bool(tta or mc_dropout)))
         for path in _parts(out):
             path.unlink()
     return len(files), failed

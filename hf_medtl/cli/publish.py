@@ -71,7 +71,7 @@ def push(
     reasons = {name: reason for name, _, reason in (text.partition("=") for text in waive or ())}
     models = {f"{repo}{end}": folder for end, folder in models_of(run).items()}
     for name, folder in models.items():
-        files = hub.plan(folder, reasons)
+        files = hub.plan_upload(folder, reasons)
         show(files)
         if dry_run:
             print(f"Dry run: {len(files)} files would go to {name}. Nothing was sent.")

@@ -21,7 +21,7 @@ def report(
     ] = None,
 ) -> None:
     """What runs are worth, to be read: curves with bands, tables with intervals, pictures, differences."""
-    from hf_medtl.report.write import write_report
+    from hf_medtl.report.build import write_report
 
     for path in write_report(runs, out, slides, pdf, data_dir or []):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -67,13 +67,12 @@ def space(
     """Serve a page to try models on pictures: classify, look, segment, compare, batch. Stop it with Ctrl-C."""
     if context.invoked_subcommand:
         return
-    from hf_medtl.space.serve import serve, site
-    from hf_medtl.space.server import free
+    from hf_medtl.space.serve import check_port, create_app, serve
 
-    free(host, port)
-    guard = site(models or [], trust_remote_code=trust_remote_code, mcp_server=mcp_server, host=host)
+    check_port(host, port)
+    page = create_app(models or [], trust_remote_code=trust_remote_code, mcp_server=mcp_server, host=host)
     print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
-    serve(guard, host, port)
+    serve(page, host, port)
 
 
 @app.command()

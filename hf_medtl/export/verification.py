@@ -15,22 +15,23 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from hf_medtl.common.files import write
+from hf_medtl.common.files import write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
-from hf_medtl.data.inputs import picture_files
+from hf_medtl.data.inputs import image_files
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.intervals import Interval, plain
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.evaluation.paired import differences
+from hf_medtl.evaluation.intervals import Interval, to_json
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.evaluation.paired import paired_differences
 from hf_medtl.export.onnx import FORMATS, Ask, Pixels, quantise, write_onnx
 from hf_medtl.export.preprocessing_spec import contract
-from hf_medtl.models.benchmark import latencies
+from hf_medtl.models.benchmark import measure_latencies
 from hf_medtl.predict import Prediction, Predictor
 from hf_medtl.publish.base_model import sha256_of
 from hf_medtl.publish.card import put_exports
 from hf_medtl.publish.check import weight_files
-from hf_medtl.runs.loaded_run import Run, read_run
-from hf_medtl.tasks import task_of_results
+from hf_medtl.runs.finished import load_run_data
+from hf_medtl.tasks import task_for_results
 from hf_medtl.training.runtime import environment
 
 BATCH = 16  # pictures that are in memory at a time
@@ -51,7 +52,7 @@ class Pictures:
 
     tested: list[Path]
     calibration: list[Path]
-    run: Run | None = None
+    run: RunFolder | None = None
     judge: Callable[[slice, Sequence[Prediction]], pd.DataFrame] | None = None
 
 
@@ -117,7 +118,7 @@ def export(
             "milliseconds": dict(
                 zip(
                     ("torch", "exported"),
-                    (time.median for time in latencies([model, speaking(model, ask)], [dict(inputs)] * 2)),
+                    (time.median for time in measure_latencies([model, speaking(model, ask)], [dict(inputs)] * 2)),
                     strict=True,
                 )
             ),
@@ -131,8 +132,8 @@ def export(
                 raise MedtlError(refusal(kind, found))
             found["forced"] = True
         shape = ask(inputs["pixel_values"].numpy()).shape
-        write(place / "preprocessing.json", contract(model, processor, (height, width), shape, file.name))
-        write(place / "export.json", found)
+        write_atomic(place / "preprocessing.json", contract(model, processor, (height, width), shape, file.name))
+        write_atomic(place / "export.json", found)
         if folder.exists():
             shutil.rmtree(folder)
         place.replace(folder)
@@ -153,20 +154,20 @@ def find_pictures(run: Path, predictor: Predictor, data_dir: Path | None, int8: 
                 f"{run} has no splits.csv, so it has no test pictures of its own to compare its export on. Give "
                 "--data_dir with any pictures of its kind: a folder."
             )
-        files = picture_files(data_dir)
+        files = image_files(data_dir)
         if int8 and len(files) < 2:
             raise MedtlError(f"{data_dir} has one picture. --int8 needs some to calibrate with, and others to compare.")
         return Pictures(files[1::2], files[::2][:CALIBRATION]) if int8 else Pictures(files, [])
-    read = read_run(run, run.name)
-    loaded = read.data(data_dir)
+    read = RunFolder(run).check_finished()
+    loaded = load_run_data(read, data_dir)
     rows = {split: its.index.to_numpy() for split, its in loaded.table.groupby("split")}
     if int8 and "validation" not in rows:
         raise MedtlError(f"{run} has no validation pictures, and --int8 is calibrated on these. Leave it out.")
     drawn = np.random.default_rng(0).permutation(rows.get("validation", []))[:CALIBRATION]
-    task = task_of_results(read.result)
+    task = task_for_results(read.results)
 
     def judge(places: slice, predictions: Sequence[Prediction]) -> pd.DataFrame:
-        return task.rows(predictor.config, loaded, rows["test"][places].tolist(), predictions)
+        return task.prediction_rows(predictor.config, loaded, rows["test"][places].tolist(), predictions)
 
     tested, calibration = (
         [loaded.root / path for path in loaded.table["path"][list(its)]] for its in (rows["test"], np.sort(drawn))
@@ -246,16 +247,20 @@ def compare(model: PreTrainedModel, processor: Any, ask: Ask, pictures: Pictures
         "decisions_changed": float(np.mean(changed)),
     }
     if pictures.run:
-        task, result = task_of_results(pictures.run.result), pictures.run.result
+        task, result = task_for_results(pictures.run.results), pictures.run.results
         rivals = {
-            name: task.rival(pd.concat(its, ignore_index=True).sort_values("image_id", ignore_index=True), [result])
+            name: task.run_scores(
+                pd.concat(its, ignore_index=True).sort_values("image_id", ignore_index=True), [result]
+            )
             for name, its in tables.items()
         }
         metric = rivals["torch"].usual[0]
-        (row,) = (row for row in differences(rivals, "torch", [metric]) if row.metric == metric)
-        found |= {"metric": metric} | {name: plain(its.metrics[metric]) for name, its in rivals.items()}
+        (row,) = (row for row in paired_differences(rivals, "torch", [metric]) if row.metric == metric)
+        found |= {"metric": metric} | {name: to_json(its.metrics[metric]) for name, its in rivals.items()}
         value, low, high, p_value = row.difference
-        found["difference"] = plain(Interval(value, low, high)) | {"p_value": p_value if np.isfinite(p_value) else None}
+        found["difference"] = to_json(Interval(value, low, high)) | {
+            "p_value": p_value if np.isfinite(p_value) else None
+        }
     return found
 
 
@@ -274,5 +279,5 @@ def refusal(kind: str, found: dict[str, Any]) -> str:
     if "metric" in found:
         one, other = (found[name]["value"] for name in ("torch", "exported"))
         if None not in (one, other):
-            words += f"; {NAMES[found['metric']]} is {other:.4f}, that of the run {one:.4f}"
+            words += f"; {METRIC_NAMES[found['metric']]} is {other:.4f}, that of the run {one:.4f}"
     return f"{words}. Nothing was kept. --force keeps it, and the card says so."

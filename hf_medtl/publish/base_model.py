@@ -14,7 +14,7 @@ BIBTEX = re.compile(r"^```(?:bibtex|bib|latex)?[ \t]*\n(@\w+\{.*?)^```", re.DOTA
 
 
 @dataclass(frozen=True)
-class Origin:
+class BaseModel:
     """The weights before training.
 
     Attributes:
@@ -34,7 +34,7 @@ class Origin:
     bibtex: tuple[str, ...]
 
 
-def origin(name: str, revision: str | None = None) -> Origin:
+def find_base_model(name: str, revision: str | None = None) -> BaseModel:
     """What is known of weights that were just loaded.
 
     Args:
@@ -44,10 +44,10 @@ def origin(name: str, revision: str | None = None) -> Origin:
     folder = Path(name)
     if folder.is_dir():
         weights = sha256_of(sorted(folder.glob("*.safetensors")))
-        return Origin(folder.resolve().name, True, None, weights, *read_card(folder / "README.md", name, None))
+        return BaseModel(folder.resolve().name, True, None, weights, *read_card(folder / "README.md", name, None))
     cached = try_to_load_from_cache(name, "config.json", revision=revision)  # what was loaded, not what is newest
     commit = Path(cached).parent.name if isinstance(cached, str) else revision
-    return Origin(name, False, commit, {}, *read_card(None, name, commit))
+    return BaseModel(name, False, commit, {}, *read_card(None, name, commit))
 
 
 def read_card(path: Path | None, name: str, revision: str | None) -> tuple[str | None, tuple[str, ...]]:

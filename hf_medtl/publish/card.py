@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.publish.templates import interval, page, put_section, templates
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.publish.templates import format_interval, render, replace_section, template_environment
 
 
 def card(facts: dict[str, Any], prose: str = "") -> str:
@@ -22,9 +22,9 @@ def card(facts: dict[str, Any], prose: str = "") -> str:
             worst first), and what `training.story.story` gives.
         prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
     """
-    facts = facts | {"names": NAMES}
-    written = templates().from_string(prose).render(facts)
-    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{page(facts['spec'].task, facts | {'prose': written})}"
+    facts = facts | {"names": METRIC_NAMES}
+    written = template_environment().from_string(prose).render(facts)
+    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | {'prose': written})}"
 
 
 def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
@@ -32,7 +32,7 @@ def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
     (folder / "explanations.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     told = [*found["verdict"].items(), *found.get("energy", {"by_label": {}})["by_label"].items()]
     lines = [f"- {label}: {facts['summary']}" for label, facts in told]
-    put_section(
+    replace_section(
         folder / "README.md",
         "explanations",
         f"Maps by {found['method']}, of {found['n']} pictures of the {split} split, and whether they depend on what "
@@ -70,16 +70,18 @@ def put_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Sequ
     path.write_text(json.dumps(every, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     lines = []
     for its in every.values():
-        told = "; ".join(f"{NAMES[name]} {interval(its['metrics'][name])}" for name in shown if name in its["metrics"])
+        told = "; ".join(
+            f"{METRIC_NAMES[name]} {format_interval(its['metrics'][name])}" for name in shown if name in its["metrics"]
+        )
         where = "Its own test pictures:" if its["no_drop"] else "On other data:"
         lines.append(f"- {where} {its['title']} ({its['n']} pictures in {its['n_groups']} groups): {told}.")
         if its["slices"]:
             lines.append(f"  Subgroups by {', '.join(its['slices'])} are measured.")
         if "robustness" in its:
-            fall = interval(its["robustness"]["mean_relative_drop"])
+            fall = format_interval(its["robustness"]["mean_relative_drop"])
             lines.append(f"  Robustness: corrupted pictures lower balanced accuracy by a share of {fall} on average.")
     head = "Tested afterwards with the same model and threshold (`evaluations.json` has every number):\n\n"
-    put_section(folder / "README.md", "evaluations", head + "\n".join(lines))
+    replace_section(folder / "README.md", "evaluations", head + "\n".join(lines))
 
 
 def put_exports(folder: Path) -> None:
@@ -93,7 +95,7 @@ def put_exports(folder: Path) -> None:
     name = ModelCard.load(card).data.model_name or folder.name
     facts = {"exports": rows, "contracts": contracts, "name": name}
     facts["own_processor"] = (folder / "processor.py").exists()
-    put_section(card, "exports", page("exports", facts))
+    replace_section(card, "exports", render("exports", facts))
 
 
 def metadata(facts: dict[str, Any]) -> ModelCardData:
@@ -122,7 +124,7 @@ def metadata(facts: dict[str, Any]) -> ModelCardData:
                 dataset_split=measured["split"],
                 dataset_revision=revision,
                 metric_type=name,
-                metric_name=NAMES[name],
+                metric_name=METRIC_NAMES[name],
                 metric_value=round(metric["value"], 4),
             )
             for data, measured, revision in tested

@@ -12,10 +12,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
-from hf_medtl.common.files import files_of
+from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.hub import FILES, chosen, commit, explained, patiently
-from hf_medtl.publish.templates import page
+from hf_medtl.publish.hub import UPLOAD_PATTERNS, commit_files, hub_errors, select_files, with_retries
+from hf_medtl.publish.templates import render
 
 logger = logging.getLogger("hf_medtl")
 
@@ -77,19 +77,19 @@ class Checkpoints(TrainerCallback):
 
     def _upload(self, copy: Path, facts: dict[str, Any]) -> None:
         try:
-            whole = files_of(copy)
-            files = chosen(copy) | {name: copy.parent / name for name in ("recipe.yaml", "splits.csv")}
+            whole = list_files(copy)
+            files = select_files(copy) | {name: copy.parent / name for name in ("recipe.yaml", "splits.csv")}
             if facts["folder"]:
                 files |= {f"{facts['folder']}/{name}": path for name, path in whole.items()}
             files["README.md"] = copy / "README.md"
             about = ModelCardData(license=self.licence, library_name="transformers", tags=["hf_medtl", "unfinished"])
-            card = f"---\n{about.to_yaml()}\n---\n\n{page('checkpoint', facts)}"
+            card = f"---\n{about.to_yaml()}\n---\n\n{render('checkpoint', facts)}"
             files["README.md"].write_text(card, encoding="utf-8")
-            with explained(f"The checkpoint of step {facts['step']} could not be uploaded", "Training goes on."):
+            with hub_errors(f"The checkpoint of step {facts['step']} could not be uploaded", "Training goes on."):
                 api = HfApi()
-                patiently(lambda: api.create_branch(self.repo_id, branch=BRANCH, exist_ok=True))
-                stale = FILES if self.keep and facts["folder"] not in (None, "last-checkpoint") else ("*",)
-                commit(api, self.repo_id, files, f"Training, step {facts['step']}", revision=BRANCH, stale=stale)
+                with_retries(lambda: api.create_branch(self.repo_id, branch=BRANCH, exist_ok=True))
+                stale = UPLOAD_PATTERNS if self.keep and facts["folder"] not in (None, "last-checkpoint") else ("*",)
+                commit_files(api, self.repo_id, files, f"Training, step {facts['step']}", revision=BRANCH, stale=stale)
             self.keep = True
         except MedtlError as error:
             logger.warning("%s", error)

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, RepoUrl
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.hub import explained, patiently
+from hf_medtl.publish.hub import hub_errors, with_retries
 
 
 def models_of(folder: Path) -> dict[str, Path]:
@@ -47,16 +47,18 @@ def collect(title: str, addresses: Sequence[str], *, private: bool = False) -> s
         MedtlError: the Hub refuses or can't be reached.
     """
     api, names = HfApi(), [RepoUrl(address).repo_id for address in addresses]
-    with explained(f"The Collection {title!r} could not be made", "The models are uploaded; the same command goes on."):
+    with hub_errors(
+        f"The Collection {title!r} could not be made", "The models are uploaded; the same command goes on."
+    ):
         owner = names[0].partition("/")[0]
-        made = patiently(lambda: api.create_collection(title, namespace=owner, private=private, exists_ok=True))
+        made = with_retries(lambda: api.create_collection(title, namespace=owner, private=private, exists_ok=True))
         for name in names:
             _add(api, made.slug, name)
     return made.url
 
 
 def _add(api: HfApi, slug: str, name: str) -> None:
-    patiently(lambda: api.add_collection_item(slug, name, "model", exists_ok=True))
+    with_retries(lambda: api.add_collection_item(slug, name, "model", exists_ok=True))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 
-from hf_medtl.common.files import files_of
+from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import FIELDS, check_card, check_files, check_secrets, check_whole, holds_token, missing
-from hf_medtl.publish.templates import put_section
+from hf_medtl.publish.templates import replace_section
 
 logger = logging.getLogger("hf_medtl")
 T = TypeVar("T")
-FILES = ("README.md", "config.json", "model.safetensors",
+UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
          "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*", "outliers.safetensors",
@@ -38,7 +38,7 @@ PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # a conflict, too: nothing o
 LONGEST = 60.0  # seconds between two attempts
 
 
-def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
+def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
     """What would be uploaded: name in the repository -> file; everything is checked, nothing is sent.
 
     `handler.py` and `requirements.txt` are put into the folder.
@@ -65,17 +65,17 @@ def plan(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path
             f"The card of {folder} does not give {words}. Write it, or say why not: "
             f"--waive {next(iter(lacking))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
-    put_handler(folder)
-    files = chosen(folder)
+    write_handler(folder)
+    files = select_files(folder)
     check_files(files)
     check_secrets(files)
     return files
 
 
-def chosen(folder: Path) -> dict[str, Path]:
+def select_files(folder: Path) -> dict[str, Path]:
     """Name in the repository -> file, of what others get of a folder."""
-    every = files_of(folder)
-    return {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(FILES))}
+    every = list_files(folder)
+    return {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(UPLOAD_PATTERNS))}
 
 
 def push(
@@ -103,7 +103,7 @@ def push(
         MedtlError: as `plan`, or the Hub refuses; then the repository has the files of before, or none. An upload that
             is whole and could not be tagged is tagged by the next one.
     """
-    plan(folder, waive)
+    plan_upload(folder, waive)
     return send(folder, repo_id, private=private, message=message, waive=waive)
 
 
@@ -116,28 +116,28 @@ def send(
     waive: Mapping[str, str] | None = None,
 ) -> str:
     """`push` of what `plan` has nothing to say against."""
-    write_waived(folder / "README.md", waive or {})
+    write_waivers(folder / "README.md", waive or {})
     api, again = HfApi(), f"The run is whole in {folder}; then: hf-medtl push {folder} {repo_id}"
-    validate(folder / "README.md")
-    with explained(f"{repo_id} could not be uploaded", again):
-        repo = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        tags = {tag.name for tag in patiently(lambda: api.list_repo_refs(repo.repo_id)).tags}
+    validate_card(folder / "README.md")
+    with hub_errors(f"{repo_id} could not be uploaded", again):
+        repo = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        tags = {tag.name for tag in with_retries(lambda: api.list_repo_refs(repo.repo_id)).tags}
         number = max((int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdigit()), default=0)
         # The card names the tag that the push will get, so a push of what is there already must not get another.
-        name_card(folder / "README.md", repo.repo_id, f"v{number}")
-        if number and patiently(lambda: is_there(api, repo.repo_id, chosen(folder))):
+        set_card_repository(folder / "README.md", repo.repo_id, f"v{number}")
+        if number and with_retries(lambda: is_up_to_date(api, repo.repo_id, select_files(folder))):
             return str(repo)
-        name_card(folder / "README.md", repo.repo_id, f"v{number + 1}")
-        oid = commit(api, repo.repo_id, chosen(folder), message)  # the last one's if only the tag was lost
-    with explained(f"{repo_id} is uploaded, but could not be tagged", again):
-        patiently(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
+        set_card_repository(folder / "README.md", repo.repo_id, f"v{number + 1}")
+        oid = commit_files(api, repo.repo_id, select_files(folder), message)  # the last one's if only the tag was lost
+    with hub_errors(f"{repo_id} is uploaded, but could not be tagged", again):
+        with_retries(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
     return str(repo)
 
 
-def is_there(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
+def is_up_to_date(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
     """Whether a repository has these very files, and no other of FILES, so that uploading them would make no commit."""
     found = {its.path: its for its in api.list_repo_tree(repo_id, recursive=True) if isinstance(its, RepoFile)}
-    if set(filter_repo_objects(found, allow_patterns=list(FILES))) - files.keys():
+    if set(filter_repo_objects(found, allow_patterns=list(UPLOAD_PATTERNS))) - files.keys():
         return False
     for name, path in sorted(files.items(), key=lambda item: item[1].stat().st_size):  # weights are read last
         its, size = found.get(name), path.stat().st_size
@@ -153,24 +153,24 @@ def is_there(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
     return True
 
 
-def write_waived(card: Path, waive: Mapping[str, str]) -> None:
+def write_waivers(card: Path, waive: Mapping[str, str]) -> None:
     """Say on a card what it does not give, and why."""
     if waive:
         said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
-        put_section(card, "waived", said)
+        replace_section(card, "waived", said)
 
 
-def reserve(name: str, private: bool | None) -> str:
+def create_repository(name: str, private: bool | None) -> str:
     """Make a repository, if there is none, and return its full name.
 
     Raises:
         MedtlError: the Hub refuses or can't be reached.
     """
-    with explained(f"{name} could not be made", "Nothing was trained."):
-        return patiently(lambda: HfApi().create_repo(name, private=private, exist_ok=True)).repo_id
+    with hub_errors(f"{name} could not be made", "Nothing was trained."):
+        return with_retries(lambda: HfApi().create_repo(name, private=private, exist_ok=True)).repo_id
 
 
-def commit(
+def commit_files(
     api: HfApi,
     repo_id: str,
     files: Mapping[str, Path],
@@ -178,7 +178,7 @@ def commit(
     *,
     repo_type: str = "model",
     revision: str | None = None,
-    stale: Sequence[str] = FILES,
+    stale: Sequence[str] = UPLOAD_PATTERNS,
 ) -> str:
     """Put files into a repository as one commit, with the bytes before it; return its id, or the last one's if nothing
     has changed.
@@ -211,24 +211,24 @@ def commit(
         ]
         return api.create_commit(repo_id, operations, commit_message=message, **where).oid
 
-    return patiently(attempt)
+    return with_retries(attempt)
 
 
-def validate(card: Path, repo_type: str = "model") -> None:
+def validate_card(card: Path, repo_type: str = "model") -> None:
     """Ask the Hub whether it takes a card of such a repository.
 
     Raises:
         MedtlError: it does not, or can't be reached.
     """
-    with explained("The Hub could not be asked about the card", "Nothing was uploaded."):
+    with hub_errors("The Hub could not be asked about the card", "Nothing was uploaded."):
         try:
-            patiently(lambda: ModelCard.load(card).validate(repo_type))
+            with_retries(lambda: ModelCard.load(card).validate(repo_type))
         except ValueError as error:
             raise MedtlError(f"The Hub refuses the metadata of {card} ({error}). Nothing was uploaded.") from error
 
 
 @contextmanager
-def explained(what: str, then: str) -> Iterator[None]:
+def hub_errors(what: str, then: str) -> Iterator[None]:
     """Make one MedtlError of whatever the client raises: `what` went wrong, why, what to do about it, `then`."""
     try:
         yield
@@ -236,11 +236,11 @@ def explained(what: str, then: str) -> Iterator[None]:
         behind = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         lines = dict.fromkeys(str(its).strip().partition("\n")[0] for its in (error, behind))
         why = re.sub(r"\?[^\s']+", "", " ".join(lines))  # addresses may carry a signature after the question mark
-        advice = ADVICE.get(status_of(behind), "Check the network, the name and `hf auth login`, then try again.")
+        advice = ADVICE.get(http_status(behind), "Check the network, the name and `hf auth login`, then try again.")
         raise MedtlError(f"{what} ({type(behind).__name__}: {why}). {advice} {then}") from error
 
 
-def status_of(error: BaseException) -> int:
+def http_status(error: BaseException) -> int:
     """HTTP status that an error is about; 0 if none."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code
@@ -248,7 +248,7 @@ def status_of(error: BaseException) -> int:
     return int(said[1]) if said else 0
 
 
-def name_card(path: Path, repo_id: str, revision: str) -> None:
+def set_card_repository(path: Path, repo_id: str, revision: str) -> None:
     """Let a card load its model by the name and the revision that it gets on the Hub."""
     name = ModelCard.load(path).data.model_name
     if not name:
@@ -266,7 +266,7 @@ def name_card(path: Path, repo_id: str, revision: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def patiently(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:
+def with_retries(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:
     """What `ask` gives, after some attempts if it fails in a way that may pass.
 
     Waits as long as the server asks for (Retry-After), or 1, 2, 4, ... seconds.
@@ -288,7 +288,7 @@ def patiently(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], 
 HANDLER = Path(__file__).with_name("handler.py")
 
 
-def put_handler(folder: Path) -> None:
+def write_handler(folder: Path) -> None:
     """Copy `handler.py` into a run's folder and write its `requirements.txt`, besides torch."""
     shutil.copyfile(HANDLER, folder / HANDLER.name)
     config = (folder / "config.json").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import modules
-from hf_medtl.publish.hub import commit, explained, patiently
+from hf_medtl.publish.hub import commit_files, hub_errors, with_retries
 
 
 def plan_module(name: str, repo_id: str) -> dict[str, Path]:
@@ -39,7 +39,7 @@ def push_module(name: str, repo_id: str, *, private: bool = False) -> str:
     """
     files, api = plan_module(name, repo_id), HfApi()
     kind: Any = {"repo_type": "space", "space_sdk": "gradio"}
-    with explained(f"{repo_id} could not be uploaded", "Then give the same command."):
-        repo = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **kind))
-        commit(api, repo.repo_id, files, "Upload metric", repo_type="space", stale=("*.py",))
+    with hub_errors(f"{repo_id} could not be uploaded", "Then give the same command."):
+        repo = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **kind))
+        commit_files(api, repo.repo_id, files, "Upload metric", repo_type="space", stale=("*.py",))
     return str(repo)

@@ -31,7 +31,7 @@ def split_prose(text: str) -> tuple[dict[str, str], str]:
         ) from error
 
 
-def wording(findings: Mapping[str, str], results: Mapping[str, Any], title: str) -> dict[str, str]:
+def finding_sentences(findings: Mapping[str, str], results: Mapping[str, Any], title: str) -> dict[str, str]:
     """A sentence for each label that a model can decide.
 
     Args:

@@ -6,25 +6,25 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_medtl.evaluation.names import NAMES
+from hf_medtl.evaluation.names import METRIC_NAMES
 
 
-def interval(metric: dict[str, float | None]) -> str:
+def format_interval(metric: dict[str, float | None]) -> str:
     """`0.953 [0.871, 0.990]`, or `undefined`."""
     if metric["value"] is None:
         return "undefined"
-    low, high = ("?" if metric[key] is None else rounded(metric[key], 3) for key in ("low", "high"))
-    return f"{rounded(metric['value'], 3)} [{low}, {high}]"
+    low, high = ("?" if metric[key] is None else format_number(metric[key], 3) for key in ("low", "high"))
+    return f"{format_number(metric['value'], 3)} [{low}, {high}]"
 
 
-def spread(metric: dict[str, float | None]) -> str:
+def format_range(metric: dict[str, float | None]) -> str:
     """`0.953 (0.920 to 0.981)` of the folds' mean, lowest and highest, or `undefined`."""
     if metric["value"] is None:
         return "undefined"
     return f"{metric['value']:.3f} ({metric['lowest']:.3f} to {metric['highest']:.3f})"
 
 
-def difference(metric: dict[str, float | None]) -> str:
+def format_difference(metric: dict[str, float | None]) -> str:
     """`-0.0020 [-0.0100, +0.0060]`; without limits where there are none."""
     if metric["value"] is None:
         return "undefined"
@@ -32,27 +32,27 @@ def difference(metric: dict[str, float | None]) -> str:
     return f"{metric['value']:+.4f}{limits}"
 
 
-def rounded(value: Any, digits: int) -> str:
+def format_number(value: Any, digits: int) -> str:
     """`-0.001`, `0.000`; never `-0.000`."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def linked(spec: Any) -> str:
+def dataset_link(spec: Any) -> str:
     """A data set's title, as a link to where it can be read about if that is known."""
     return f"[{spec.title}]({spec.url})" if spec.url else spec.title
 
 
-def cell(value: Any) -> str:
+def escape_cell(value: Any) -> str:
     """What stands in a cell of a table: a file's name may hold what would end it."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def bibtex(text: str) -> str:
+def escape_bibtex(text: str) -> str:
     """Text as BibTeX takes it."""
     return re.sub(r"([&%#_$])", r"\\\1", text)
 
 
-def templates(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
+def template_environment(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
     """Where templates come from and what they can do."""
     environment = Environment(
         loader=PackageLoader(package, ""),
@@ -61,18 +61,18 @@ def templates(package: str = "hf_medtl.publish", autoescape: bool = False) -> En
         lstrip_blocks=True,
         autoescape=autoescape,
     )
-    environment.filters |= {"interval": interval, "spread": spread, "difference": difference}
-    environment.filters |= {"linked": linked, "cell": cell, "bibtex": bibtex}
+    environment.filters |= {"interval": format_interval, "spread": format_range, "difference": format_difference}
+    environment.filters |= {"linked": dataset_link, "cell": escape_cell, "bibtex": escape_bibtex}
     return environment
 
 
-def page(name: str, facts: dict[str, Any]) -> str:
+def render(name: str, facts: dict[str, Any]) -> str:
     """Markdown of the template NAME.md.jinja beside this file."""
-    text = templates().get_template(f"{name}.md.jinja").render(facts | {"names": NAMES})
+    text = template_environment().get_template(f"{name}.md.jinja").render(facts | {"names": METRIC_NAMES})
     return re.sub(r"\n{3,}", "\n\n", text)  # what is left out leaves empty lines
 
 
-def put_section(card: Path, name: str, text: str) -> None:
+def replace_section(card: Path, name: str, text: str) -> None:
     """Replace what a card has between <!-- NAME --> and <!-- /NAME -->, or add both at its end."""
     old = card.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
