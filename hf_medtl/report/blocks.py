@@ -1,6 +1,6 @@
-"""What a report consists of, whatever it is drawn as: sections of prose, tables, plots and pictures.
+"""Building blocks of a report: sections of prose, tables, plots and images, independent of the output format.
 
-All text is plain: whoever draws it escapes it.
+All text is plain. The page, the slides and the PDF escape it themselves.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,27 @@ from numpy.typing import ArrayLike, NDArray
 
 Values = Sequence[Any] | NDArray[Any]
 
-# Roles of Okabe and Ito's palette, told apart by the colour-blind; the page has lighter ones for a dark screen.
+NOTICE = (
+    "For research and education only. Not a medical device: not for diagnosis, and not for any decision about a person."
+)
+
+# Names of colours in the colour-blind-safe palette of Okabe and Ito. Every output has its own values for them.
 SERIES = ("blue", "orange", "green", "purple", "sky", "yellow")
-# Beside colours, so that nothing depends on them alone.
+# Dashes and symbols differ, too, so that no plot depends on colour alone.
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = dict(
     zip((*SERIES, "grey"), ("circle", "diamond", "square", "triangle-up", "cross", "star", "circle"), strict=True)
 )
 
 
-def style(index: int) -> dict[str, Any]:
-    """Colour and dash of the index-th line of a plot."""
+def line_style(index: int) -> dict[str, str]:
+    """Return the colour and dash of the index-th line of a plot."""
     return {"colour": SERIES[index % len(SERIES)], "dash": DASHES[index % len(DASHES)]}
 
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph. `kind` is plain, or note for what is to be noticed."""
+    """A paragraph; `kind` is "plain", or "note" for one that explains why something is missing."""
 
     text: str
     kind: str = "plain"
@@ -36,7 +40,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to copy."""
+    """A block of preformatted text, such as YAML."""
 
     title: str
     text: str
@@ -44,7 +48,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells as text; the first cell names the row. `note` stands below."""
+    """A table of text cells. The first cell of a row is its header; `note` is printed below the table."""
 
     title: str
     columns: Sequence[str]
@@ -54,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Counts (K, K), rows the true label, columns the decided one."""
+    """A confusion matrix: counts (K, K), with a row for each true label and a column for each predicted label."""
 
     title: str
     labels: Sequence[str]
@@ -64,7 +68,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of a plot: from `low` to `high`, None where the data say; `ticks` name the places 0, 1, 2, ..."""
+    """An axis of a plot from `low` to `high` (None: from the data); `ticks` name the positions 0, 1, 2, ..."""
 
     title: str
     low: float | None = None
@@ -74,20 +78,20 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through x and y (n,), with a mark at each place if `marks`. Without a name it is not in the legend."""
+    """A line through x and y (n,), with a marker at each point if `markers`. An empty name omits it from the legend."""
 
     name: str
     x: Values
     y: Values
     colour: str = "blue"
     dash: str = "solid"
-    marks: bool = False
+    markers: bool = False
     texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Band:
-    """What lies between low and high (n,) along x."""
+    """The area between low and high (n,) along x."""
 
     x: Values
     low: Values
@@ -97,7 +101,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Points:
-    """Marks at x and y (n,) with limits of y, or of x if `across`; NaN for none. `texts` are shown on hovering."""
+    """Markers at x and y (n,) with optional error bars from `low` to `high` (NaN: no bar) and texts shown on hover.
+
+    The error bars are vertical, or horizontal if `horizontal`.
+    """
 
     name: str
     x: Values
@@ -105,14 +112,24 @@ class Points:
     low: Values = ()
     high: Values = ()
     colour: str = "blue"
-    across: bool = False
+    horizontal: bool = False
     small: bool = False
     texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Marks on two axes. `caption` says n, what bands and bars are, and the method; `alt` what is to be seen."""
+    """Marks on two axes.
+
+    Attributes:
+        title: of the plot.
+        marks: drawn in this order.
+        x: horizontal axis.
+        y: vertical axis.
+        caption: n, the meaning of bands and bars, and the method.
+        alt: alternative text, which describes what can be seen.
+        wide: use the full width of the page.
+    """
 
     title: str
     marks: Sequence[Line | Band | Points]
@@ -124,8 +141,8 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A JPEG without metadata, `kind` right, wrong, plain, or figure for what was drawn."""
+class GalleryImage:
+    """A JPEG without metadata; `kind` is "correct", "wrong", "plain", or "figure" for a saved plot."""
 
     jpeg: bytes
     caption: str
@@ -135,10 +152,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures beside each other, `large` for those to be looked into."""
+    """Images beside each other, shown larger if `large`."""
 
     title: str
-    pictures: Sequence[Picture]
+    images: Sequence[GalleryImage]
     caption: str
     large: bool = False
 
@@ -148,22 +165,22 @@ Block = Prose | Code | Table | Matrix | Plot | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a heading, then sections under lower headings."""
+    """A heading with blocks and subsections; `summary` is one sentence for the slides."""
 
     title: str
     blocks: Sequence[Block] = ()
-    parts: Sequence["Section"] = ()
-    short: str = ""  # for slides: one sentence
+    subsections: Sequence["Section"] = ()
+    summary: str = ""
 
     @property
     def all_blocks(self) -> list[Block]:
-        """Those of its parts, too."""
-        return [*self.blocks, *(block for part in self.parts for block in part.all_blocks)]
+        """The blocks of the section and of all its subsections."""
+        return [*self.blocks, *(block for section in self.subsections for block in section.all_blocks)]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Title, one line below it, facts (name -> value) to open with, sections; `runs` are the names of the runs."""
+    """A whole report: title, subtitle, key facts (name -> value), names of the runs, and sections."""
 
     title: str
     subtitle: str
@@ -172,7 +189,6 @@ class Report:
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
-def numbers(values: ArrayLike) -> list[Any]:
-    """For JSON: rounded to what a screen can show, None where undefined."""
-    found = np.asarray(values, np.float64)
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in found.ravel()]
+def json_numbers(values: ArrayLike) -> list[float | None]:
+    """Return values for JSON: rounded to five significant digits, None where not finite."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in np.asarray(values, np.float64).ravel()]

@@ -1,116 +1,177 @@
-"""Run folders -> the content of a report."""
+"""Reports of finished runs: an HTML page, slides and a PDF."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_medtl.data.loading import Loaded
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.publish.templates import interval
-from hf_medtl.report import classification as labels
-from hf_medtl.report import multilabel as several
-from hf_medtl.report import segmentation as masks
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.publish.templates import format_interval
+from hf_medtl.report import classification, multilabel, segmentation
 from hf_medtl.report.blocks import Prose, Report, Section, Table
-from hf_medtl.report.comparison import comparison
-from hf_medtl.report.tables import again_section, data_section, name_of, training_section
-from hf_medtl.runs.loaded_run import Run, read_runs
+from hf_medtl.report.comparison import comparison_section
+from hf_medtl.report.page import render_page
+from hf_medtl.report.sections import (
+    data_section,
+    dataset_spec,
+    image_count,
+    initial_weights,
+    main_metric,
+    reproduce_section,
+    short_name,
+    training_section,
+)
+from hf_medtl.runs.finished import load_run_data, read_runs
+from hf_medtl.tasks import task_for_results
 
 logger = logging.getLogger("hf_medtl")
 
-NOTICE = (
-    "For research and education only. Not a medical device: not for diagnosis, and not for any decision about a person."
-)
-NOT_GIVEN = "the place of the data was not given (--data_dir)."
-NOT_FOUND = "the data were not found where --data_dir says, or are not those of this run."
-
-SECTIONS: dict[str, Callable[[Run, Loaded | None, str], list[Section]]] = {
-    "image-classification": labels.sections,
-    "several-labels": several.sections,
-    "image-segmentation": masks.sections,
+SECTIONS = {
+    "classification": classification.sections,
+    "multilabel": multilabel.sections,
+    "segmentation": segmentation.sections,
 }
+FACT_METRICS = ("accuracy", "sensitivity", "specificity", "iou", "hausdorff95")
 LIMITS = (
-    "Intervals and bands say how the numbers of these very models would vary with other test pictures drawn as these "
-    "were. They do not say what other training pictures, seeds or hospitals would give.",
-    "Whole groups are resampled: pictures of one patient, copies and near copies. Where patients are unknown, pictures "
-    "of one patient may be in several groups and in two splits, and then all numbers are too good.",
-    "Thresholds, temperatures and conformal sets come from validation pictures, never from those that the numbers are "
-    "of.",
-    "Bands are 95 % at each place, not of a whole curve at once. Of many metrics, slices or comparisons some look "
-    "notable by chance.",
-    "Numbers hold for the test pictures' mix of labels and sources. Predictive values, precision and net benefit "
-    "change with the share of positives.",
+    "Intervals and bands describe how the numbers of these trained models would vary with other test images from the "
+    "same population. They do not include the variation between training sets, seeds or hospitals.",
+    "Whole groups are resampled: images of one patient, copies and near-duplicates. Where patients are unknown, images "
+    "of one patient may be in several groups and in two splits, and then all numbers are optimistic.",
+    "Thresholds, temperatures and conformal sets were fitted on validation images, never on the images that the "
+    "numbers are computed on.",
+    "Bands are pointwise, 95 % at each point, not for a whole curve. Among many metrics, subgroups or comparisons some "
+    "look notable by chance.",
+    "Numbers hold for the mix of labels and sources in the test images. Predictive values, precision and net benefit "
+    "change with the prevalence.",
 )
 
 
-def build(folders: Sequence[Path], data: Mapping[str, Path]) -> Report:
-    """Everything that a report says.
+def write_report(
+    runs: Sequence[Path], out: Path, slides: Path | None = None, pdf: Path | None = None, data_dir: Sequence[str] = ()
+) -> list[Path]:
+    """Write a page and, if requested, slides and a PDF; return their paths.
 
     Args:
-        folders: of finished runs, or of all folds.
-        data: name of a data set -> folder or file; "" -> that of all others.
+        runs: folders of finished runs or cross-validations.
+        out: the page, .html. Existing files are replaced.
+        slides: the slides, .pptx.
+        pdf: the PDF, .pdf.
+        data_dir: locations of the data, each DIR for all runs or DATASET=DIR; without it the report has no images.
 
     Raises:
-        MedtlError: a folder holds no finished run.
+        MedtlError: A folder holds no finished run, a file has another suffix, or plotly, python-pptx or reportlab is
+            not installed.
+    """
+    for path, suffix in ((out, ".html"), (slides, ".pptx"), (pdf, ".pdf")):
+        if path and path.suffix.lower() != suffix:
+            raise MedtlError(f"Expected a file that ends with {suffix}, found {path}.")
+    report = build_report(runs, _parse_data_dirs(data_dir))
+    try:
+        contents: dict[Path, bytes] = {out: render_page(report).encode()}
+        if slides:
+            from hf_medtl.report.slides import render_slides
+
+            contents[slides] = render_slides(report)
+        if pdf:
+            from hf_medtl.report.pdf import render_pdf
+
+            contents[pdf] = render_pdf(report)
+    except ImportError as error:
+        raise MedtlError(
+            f"{error.name} is not installed. A page needs plotly, slides python-pptx, a PDF reportlab: "
+            'pip install "hf_medtl[report]".'
+        ) from error
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return list(contents)
+
+
+def build_report(folders: Sequence[Path], data_dirs: Mapping[str, Path]) -> Report:
+    """Return the content of a report.
+
+    Args:
+        folders: of finished runs or cross-validations.
+        data_dirs: name of a data set -> folder or file; "" -> that of all others.
+
+    Raises:
+        MedtlError: A folder holds no finished run.
     """
     runs = read_runs(folders)
-    several_runs = comparison(runs)
-    sections = [overview(runs), *([several_runs] if several_runs else [])]
-    sections += [of_run(run, data) for run in runs]
+    comparison = comparison_section(runs)
+    sections = [_overview(runs), *([comparison] if comparison else [])]
+    sections += [_run_section(name, run, data_dirs) for name, run in runs.items()]
     sections.append(Section("Limits and methods", [Prose(text) for text in LIMITS]))
-    titles = dict.fromkeys(run.spec.title if run.spec else run.result["dataset"] for run in runs)
-    return Report(
-        ", ".join(titles), ", ".join(run.name for run in runs), facts(runs), [run.name for run in runs], sections
-    )
+    specs = [(run.results["dataset"], dataset_spec(run)) for run in runs.values()]
+    title = ", ".join(dict.fromkeys(spec.title if spec else dataset for dataset, spec in specs))
+    return Report(title, ", ".join(runs), _key_facts(runs), list(runs), sections)
 
 
-def overview(runs: Sequence[Run]) -> Section:
-    """A row a run."""
+def _parse_data_dirs(values: Sequence[str]) -> dict[str, Path]:
+    """Parse DIR ("" -> folder) and DATASET=DIR."""
+    folders: dict[str, Path] = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        dataset = name if equals else ""
+        if dataset in folders:
+            raise MedtlError(
+                f"--data_dir gives two folders for {dataset or 'all runs'}. Name the data sets: DATASET=DIR."
+            )
+        folders[dataset] = Path(folder if equals else name)
+    return folders
+
+
+def _main_result(run: RunFolder) -> str:
+    metric = main_metric(run)
+    return f"{short_name(metric)} {format_interval(run.results['metrics'][metric])}"
+
+
+def _overview(runs: Mapping[str, RunFolder]) -> Section:
     rows = [
         (
-            run.name,
-            run.result["dataset"],
-            run.learns,
-            f"{run.result['n']:,} ({run.result['n_groups']:,})",
-            f"{name_of(run.watched)} {interval(run.result['metrics'][run.watched])}",
+            name,
+            run.results["dataset"],
+            initial_weights(run),
+            f"{run.results['n']:,} ({run.results['n_groups']:,})",
+            _main_result(run),
         )
-        for run in runs
+        for name, run in runs.items()
     ]
-    columns = ("run", "data", "started from", "test pictures (groups)", "result [95 % interval]")
+    columns = ("run", "data", "initial weights", "test images (groups)", "result [95 % interval]")
     return Section("Overview", [Table("Runs", columns, rows, "From each run's results.json; intervals over groups.")])
 
 
-def facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What to read first: of one run its numbers, of several how many there are."""
-    first = runs[0]
-    if len(runs) == 1:
-        shown = [name for name in (first.watched, "accuracy", "sensitivity", "specificity", "iou", "hausdorff95")
-                 if name in first.result["metrics"]]  # fmt: skip
-        each = {name_of(name): interval(first.result["metrics"][name]) for name in dict.fromkeys(shown)}
-        return {"test pictures": f"{first.result['n']:,} in {first.result['n_groups']:,} groups"} | each
-    return {run.name: f"{name_of(run.watched)} {interval(run.result['metrics'][run.watched])}" for run in runs}
+def _key_facts(runs: Mapping[str, RunFolder]) -> dict[str, str]:
+    """The main metrics of a single run, or the main metric of each run."""
+    if len(runs) > 1:
+        return {name: _main_result(run) for name, run in runs.items()}
+    run = next(iter(runs.values()))
+    metrics = run.results["metrics"]
+    shown = [name for name in dict.fromkeys((main_metric(run), *FACT_METRICS)) if name in metrics]
+    count = f"{run.results['n']:,} in {run.results['n_groups']:,} groups"
+    return {"test images": count} | {short_name(name): format_interval(metrics[name]) for name in shown}
 
 
-def of_run(run: Run, data: Mapping[str, Path]) -> Section:
-    """All that is said of one run."""
-    loaded, missing = pictures_of(run, data)
-    parts = [*SECTIONS[run.task](run, loaded, missing), training_section(run), data_section(run), again_section(run)]
-    metric = run.result["metrics"][run.watched]
-    short = (
-        f"{NAMES[run.watched]} {interval(metric)}, {run.result['n']:,} pictures in {run.result['n_groups']:,} groups"
-    )
+def _run_section(name: str, run: RunFolder, data_dirs: Mapping[str, Path]) -> Section:
+    loaded, missing = _load_data(name, run, data_dirs)
+    task_sections = SECTIONS[task_for_results(run.results).name](run, loaded, missing)
+    metric = main_metric(run)
+    summary = f"{METRIC_NAMES[metric]} {format_interval(run.results['metrics'][metric])}, {image_count(run.results)}"
     if run.folds:
-        short += f", {len(run.folds)} folds"
-    return Section(f"Run {run.name}", [], parts, short)
+        summary += f", {len(run.folds)} folds"
+    sections = [*task_sections, training_section(run), data_section(run), reproduce_section(run)]
+    return Section(f"Run {name}", [], sections, summary)
 
 
-def pictures_of(run: Run, data: Mapping[str, Path]) -> tuple[Loaded | None, str]:
-    """The run's data set, or why there are no pictures; the place of the data stays out of that."""
-    place = data.get(run.result["dataset"], data.get(""))
-    if place is None:
-        return None, NOT_GIVEN
+def _load_data(name: str, run: RunFolder, data_dirs: Mapping[str, Path]) -> tuple[LoadedDataset | None, str]:
+    """Return the run's data set, or why it is missing, without its location."""
+    data_dir = data_dirs.get(run.results["dataset"], data_dirs.get(""))
+    if data_dir is None:
+        return None, "the location of the data was not given (--data_dir)."
     try:
-        return run.data(place), ""
+        return load_run_data(run, data_dir), ""
     except MedtlError as error:
-        logger.warning("%s: its pictures are not shown: %s", run.name, error)
-        return None, NOT_FOUND
+        logger.warning("%s: its images are not shown: %s", name, error)
+        return None, "the data were not found in --data_dir, or are not those of this run."

@@ -1,151 +1,151 @@
-"""Runs side by side: their metrics, paired differences, curves in one plot, and what more training pictures gain."""
+"""Report section that compares runs: metrics side by side, paired differences, curves and a learning curve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.evaluation.paired import Paired, differences
-from hf_medtl.publish.templates import interval
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.evaluation.paired import RunScores
+from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import plots
-from hf_medtl.report.blocks import Axis, Block, Line, Plot, Points, Prose, Section, Table, style
-from hf_medtl.report.classification import Answers
-from hf_medtl.report.tables import name_of
-from hf_medtl.runs.compare import rival_of
-from hf_medtl.runs.loaded_run import Run
+from hf_medtl.report.blocks import Axis, Block, Line, Plot, Points, Prose, Section, Table, line_style
+from hf_medtl.report.plots import Scores
+from hf_medtl.report.sections import image_count, initial_weights, main_metric, short_name
+from hf_medtl.runs.compare import Comparison, check_same_task_and_images, compare_scores, run_scores
+from hf_medtl.runs.compare_page import interval_text, p_value_text
 
-SHARES = ("hausdorff95",)  # metrics in pixels, which no axis of shares has room for
+IN_PIXELS = ("hausdorff95",)  # metrics that do not fit on an axis of proportions
 
 
-def comparison(runs: Sequence[Run]) -> Section | None:
-    """All runs, and for each set of test pictures what differs between its runs; None for a single run."""
+def comparison_section(runs: Mapping[str, RunFolder]) -> Section | None:
+    """Compare runs with the same test images; None for a single run.
+
+    Args:
+        runs: name -> finished run or cross-validation.
+    """
     if len(runs) < 2:
         return None
-    parts, alone = [], []
-    for same in by_pictures(runs):
-        if len(same) > 1:
-            parts.append(
-                Section(f"{same[0].result['dataset']}: {len(same)} runs on the same pictures", side_by_side(same))
-            )
+    scores = {name: run_scores(run) for name, run in runs.items()}
+    groups = _comparable_groups(runs, scores)
+    alone = [name for names in groups if len(names) == 1 for name in names]
+    note = f"Tested on images that no other of these runs was tested on: {', '.join(alone)}. They are not compared."
+    sections = []
+    for names in groups:
+        if len(names) > 1:
+            part = {name: runs[name] for name in names}
+            title = f"{runs[names[0]].results['dataset']}: {len(names)} runs on the same images"
+            sections.append(Section(title, _side_by_side(part, {name: scores[name] for name in names})))
+    return Section("Comparison", [Prose(note)] if alone else [], sections)
+
+
+def _comparable_groups(runs: Mapping[str, RunFolder], scores: Mapping[str, RunScores]) -> list[list[str]]:
+    """The names of runs that can be compared with each other, in order."""
+    groups: list[list[str]] = []
+    for name in runs:
+        for group in groups:
+            pair = (group[0], name)
+            try:
+                check_same_task_and_images({key: runs[key] for key in pair}, {key: scores[key] for key in pair})
+            except MedtlError:
+                continue
+            group.append(name)
+            break
         else:
-            alone.append(same[0].name)
-    said = f"Tested on pictures that no other of these runs was tested on: {', '.join(alone)}. No difference is given."
-    return Section("Comparison", [Prose(said)] if alone else [], parts)
+            groups.append([name])
+    return groups
 
 
-def by_pictures(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs with the same task and the same test pictures together, in order."""
-    found: dict[tuple, list[Run]] = {}
-    for run in runs:
-        columns = run.table[["image_id", "label", "group"]].astype(str).sort_values("image_id")
-        key = run.task, tuple(run.result["labels"]), tuple(columns.itertuples(index=False, name=None))
-        found.setdefault(key, []).append(run)
-    return list(found.values())
-
-
-def side_by_side(runs: Sequence[Run]) -> list[Block]:
-    """Metrics of each run, and the differences of the others from the first."""
-    first = runs[0]
-    metrics = [name for name in first.result["metrics"] if all(name in run.result["metrics"] for run in runs)]
-    rows = [(NAMES[name], *(interval(run.result["metrics"][name]) for run in runs)) for name in metrics]
-    n = f"{first.result['n']:,} pictures in {first.result['n_groups']:,} groups"
-    blocks: list[Block] = [
-        Table("Side by side", ("metric", *(run.name for run in runs)), rows,
-              f"The same {n}. Value [95 % interval over groups], from each run's results.json.")
+def _side_by_side(runs: Mapping[str, RunFolder], scores: Mapping[str, RunScores]) -> list[Block]:
+    """Metrics of each run, the differences of the others from the first, and curves."""
+    results = [run.results for run in runs.values()]
+    metrics = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
+    rows = [(METRIC_NAMES[name], *(format_interval(result["metrics"][name]) for result in results)) for name in metrics]
+    n = image_count(results[0])
+    return [
+        Table("Side by side", ("metric", *runs), rows,
+              f"The same {n}. Value [95 % interval over groups], from each run's results.json."),
+        *_differences(compare_scores(runs, scores), metrics, n),
+        *_ranking_plots(scores),
+        *_learning_curve(runs),
     ]  # fmt: skip
-    rivals = {run.name: rival_of(run.folder, run.result) for run in runs}
-    found: dict[str, dict[str, Paired]] = {}
-    for row in differences(rivals, first.name, rivals[first.name].usual):
-        found.setdefault(row.run, {})[row.metric] = row
-    metrics = [name for name in metrics if name in next(iter(found.values()))]
-    blocks += [differences_table(first, found, metrics, n), differences_plot(first, found, metrics, n)]
-    return blocks + overlaid(runs) + learning_curve(runs)
 
 
-def differences_table(first: Run, found: dict[str, dict[str, Paired]], metrics: Sequence[str], n: str) -> Table:
-    """A column for each other run."""
-    rows = [(NAMES[name], *(told(its[name]) for its in found.values())) for name in metrics]
-    tests = {row.metric: row.test for its in found.values() for row in its.values() if row.test}
+def _differences(comparison: Comparison, metrics: list[str], n: str) -> list[Block]:
+    """The differences from the reference as a table with a column for each other run, and as a plot."""
+    rows = {(row["run"], row["metric"]): row for row in comparison.differences.to_dict("records")}
+    others = [name for name in comparison.runs if name != comparison.reference]
+    metrics = [name for name in metrics if (others[0], name) in rows]
+    texts = {key: interval_text(row["value"], row["low"], row["high"], "+.3f") for key, row in rows.items()}
+    for key, row in rows.items():
+        if row["p_holm"] >= 0:  # not NaN: it was tested
+            texts[key] += f", p = {p_value_text(row['p_holm'])}".replace("= <", "<")
+    tests = {row["metric"]: row["test"] for row in rows.values() if row["test"]}
+    tested = ", ".join(f"{METRIC_NAMES[name]} ({test})" for name, test in tests.items())
     note = (
-        f"Less {first.name}, paired by picture: the same {n}. 95 % limits by the jackknife over groups, or DeLong's. "
+        f"Minus {comparison.reference}, paired by image: the same {n}. 95 % intervals by the jackknife over groups, or "
+        f"DeLong's. Tested: {tested}, with p-values corrected together (Holm). Intervals and tests do not include the "
+        "variation between training sets or seeds. `hf-medtl compare` can test other metrics."
     )
-    note += (
-        f"Tested are {', '.join(f'{NAMES[name]} ({test})' for name, test in tests.items())}, with p-values corrected "
-    )
-    note += (
-        "together (Holm). Limits and tests say nothing of other training pictures or seeds. `hf-medtl compare` tests "
-    )
-    note += "other metrics."
-    return Table("Paired differences", ("metric", *(f"{name} − {first.name}" for name in found)), rows, note)
-
-
-def told(row: Paired) -> str:
-    """`+0.012 [−0.003, +0.027], p = 0.120`, with p only of what was tested."""
-    value, low, high = (
-        f"{number:+.3f}".replace("-", "−") if np.isfinite(number) else "?"
-        for number in (row.difference.value, row.difference.low, row.difference.high)
-    )
-    p = f", p = {row.p_holm:.3f}" if np.isfinite(row.p_holm) else ""
-    return f"{value} [{low}, {high}]{p}"
-
-
-def differences_plot(first: Run, found: dict[str, dict[str, Paired]], metrics: Sequence[str], n: str) -> Plot:
-    """A point for each metric and run, with its limits."""
-    shown = [name for name in metrics if name not in SHARES][::-1]
+    table = [(METRIC_NAMES[metric], *(texts[name, metric] for name in others)) for metric in metrics]
+    columns = ("metric", *(f"{name} − {comparison.reference}" for name in others))
+    shown = [metric for metric in metrics if metric not in IN_PIXELS][::-1]
     marks: list[Points | Line] = [Line("", [0, 0], [-0.6, len(shown) - 0.4], "grey", "dot")]
-    for index, (name, its) in enumerate(found.items()):
-        value, low, high = np.array([its[metric].difference[:3] for metric in shown], np.float64).T
-        height = np.arange(len(shown)) - 0.15 * (index - (len(found) - 1) / 2)
-        texts = [f"{name_of(metric)}: {told(its[metric])}" for metric in shown]
-        marks.append(Points(name, value, height, low, high, style(index)["colour"], across=True, texts=texts))
-    return Plot(
-        "Paired differences",
-        marks,
-        Axis(f"difference from {first.name}"),
-        Axis("", -0.6, len(shown) - 0.4, [name_of(name) for name in shown]),
-        f"{n}. Bars: 95 % limits, paired by picture; methods as in the table.",
-        "Differences: "
-        + "; ".join(f"{name} {name_of(m)} {told(its[m])}" for name, its in found.items() for m in shown),
-        wide=True,
-    )
+    for index, name in enumerate(others):
+        value, low, high = ([rows[name, metric][key] for metric in shown] for key in ("value", "low", "high"))
+        y = np.arange(len(shown)) - 0.15 * (index - (len(others) - 1) / 2)
+        hover = [f"{short_name(metric)}: {texts[name, metric]}" for metric in shown]
+        colour = line_style(index)["colour"]
+        marks.append(Points(name, value, y, low, high, colour, horizontal=True, texts=hover))
+    return [
+        Table("Paired differences", columns, table, note),
+        Plot(
+            "Paired differences",
+            marks,
+            Axis(f"difference from {comparison.reference}"),
+            Axis("", -0.6, len(shown) - 0.4, [short_name(metric) for metric in shown]),
+            f"{n}. Bars: 95 % intervals, paired by image; methods as in the table.",
+            "Differences: " + "; ".join(f"{name} {short_name(m)} {texts[name, m]}" for name in others for m in shown),
+            wide=True,
+        ),
+    ]
 
 
-def overlaid(runs: Sequence[Run]) -> list[Block]:
-    """ROC and precision-recall curves of runs with two labels."""
-    first = runs[0]
-    if "confusion_matrix" not in first.result or len(first.result["labels"]) != 2:
-        return []
-    lines = []
-    for run in runs:
-        answers = Answers(run.result, run.table, [fold["threshold"] for fold in run.result.get("folds", [])])
-        lines.append(answers.scores()[0]._replace(name=run.name))
-    return [*plots.ranking_plots(lines)]
+def _ranking_plots(scores: Mapping[str, RunScores]) -> list[Plot]:
+    """ROC and precision-recall curves of binary classifiers."""
+    lines = [
+        Scores(name, (run.table["label"] == run.positive).to_numpy(), run.scores, run.table["group"].tolist())
+        for name, run in scores.items()
+        if run.scores is not None
+    ]
+    return plots.ranking_plots(lines)
 
 
-def learning_curve(runs: Sequence[Run]) -> list[Block]:
-    """The watched metric by number of training pictures, where runs have learnt from different ones."""
-    tables = [run.splits for run in runs if run.splits is not None and not run.folds]
-    sizes = [int((table["split"] == "train").sum()) for table in tables]
+def _learning_curve(runs: Mapping[str, RunFolder]) -> list[Plot]:
+    """The main metric by number of training images, if the runs were trained on different numbers."""
+    sizes = [
+        int((run.splits["split"] == "train").sum()) for run in runs.values() if run.splits is not None and not run.folds
+    ]
     if len(sizes) < len(runs) or len(set(sizes)) < 2:
         return []
-    metric = runs[0].watched
-    kinds: dict[str, list[tuple[int, dict]]] = {}
-    for run, size in zip(runs, sizes, strict=True):
-        kinds.setdefault(run.learns, []).append((size, run.result["metrics"][metric]))
+    first = next(iter(runs.values()))
+    metric = main_metric(first)
+    curves: dict[str, list[tuple[int, dict]]] = {}
+    for run, size in zip(runs.values(), sizes, strict=True):
+        curves.setdefault(initial_weights(run), []).append((size, run.results["metrics"][metric]))
     marks: list[Line | Points] = []
-    for index, (name, points) in enumerate(kinds.items()):
+    texts = []
+    for index, (name, points) in enumerate(curves.items()):
         points.sort(key=lambda point: point[0])
-        x = [point[0] for point in points]
-        value, low, high = (
-            [np.nan if its[key] is None else its[key] for _, its in points] for key in ("value", "low", "high")
-        )
-        look = style(index)
-        marks += [Line("", x, value, **look), Points(name, x, value, low, high, look["colour"])]
-    said = "; ".join(f"{name} " + ", ".join(f"{size}: {its['value']:.3f}" for size, its in points if its["value"])
-                     for name, points in kinds.items())  # fmt: skip
+        x, values = zip(*points, strict=True)
+        y, low, high = (np.array([value[key] for value in values], np.float64) for key in ("value", "low", "high"))
+        style = line_style(index)
+        marks += [Line("", x, y, **style), Points(name, x, y, low, high, style["colour"])]
+        texts.append(f"{name} " + ", ".join(f"{size}: {v:.3f}" for size, v in zip(x, y, strict=True) if v))
     return [
-        Plot("Learning curve", marks, Axis("training pictures", 0), Axis(name_of(metric)),
-             f"The same {runs[0].result['n']:,} test pictures. Bars: 95 % intervals over groups, from results.json; "
-             "they do not count that other training pictures would give another model.",
-             f"{name_of(metric)} by number of training pictures: {said}.", wide=True)
+        Plot("Learning curve", marks, Axis("training images", 0), Axis(short_name(metric)),
+             f"The same {first.results['n']:,} test images. Bars: 95 % intervals over groups, from results.json; they "
+             "do not include the variation between training sets.",
+             f"{short_name(metric)} by number of training images: {'; '.join(texts)}.", wide=True)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures of a report: small, drawn anew from pixels, so that nothing of a file's header travels on."""
+"""Images of a report: small JPEGs re-encoded from pixels, so that no metadata of the original file is copied."""
 
 import io
 from collections.abc import Sequence
@@ -9,47 +9,70 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import Loaded
-from hf_medtl.report.blocks import Picture
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.report.blocks import Gallery, GalleryImage
 
-SIDE, LARGE = 200, 420  # pixels of the longer side
-EACH = 6  # pictures of a kind
-TRUE, PREDICTED = (86, 180, 233), (240, 120, 20)  # outlines, bright enough for a dark picture
+THUMBNAIL_SIDE, OUTLINED_SIDE = 200, 420  # pixels of the longer side
+PER_GALLERY = 6  # images
+TRUE, PREDICTED = (86, 180, 233), (240, 120, 20)  # colours of outlines, bright enough for a dark image
+REENCODED = "Images are re-encoded from their pixels, small and without metadata."
 
 
-def chosen(right: NDArray[np.bool_], confidence: NDArray[np.float64], groups: Sequence[str]) -> dict[str, list[int]]:
-    """Title -> rows of at most EACH pictures, the clearest first; the surest right and wrong ones, the least sure.
+def select_examples(
+    correct: NDArray[np.bool_], confidence: NDArray[np.float64], groups: Sequence[str]
+) -> dict[str, list[int]]:
+    """Select the most confident correct and wrong decisions, and the least confident ones.
 
-    One of each group, so that copies do not fill a row.
+    At most one image of each group is selected, so that copies do not fill a gallery.
+
+    Args:
+        correct: (n,) decisions.
+        confidence: (n,).
+        groups: (n,) of the images.
+
+    Returns:
+        Title of a gallery -> at most PER_GALLERY rows, the most extreme first.
     """
-    surest = np.argsort(-confidence, kind="stable")
-    kinds = {
-        "Right, and most certain": surest[right[surest]],
-        "Wrong, and most certain": surest[~right[surest]],
-        "Least certain": surest[::-1],
-    }
-    found = {}
-    for title, rows in kinds.items():
-        first: dict[str, int] = {}
+    order = np.argsort(-confidence, kind="stable")
+    selected = {}
+    for title, rows in {
+        "Correct, most confident": order[correct[order]],
+        "Wrong, most confident": order[~correct[order]],
+        "Least confident": order[::-1],
+    }.items():
+        first_of_group: dict[str, int] = {}
         for row in rows.tolist():
-            first.setdefault(groups[row], row)
-        found[title] = list(first.values())[:EACH]
-    return found
+            first_of_group.setdefault(groups[row], row)
+        selected[title] = list(first_of_group.values())[:PER_GALLERY]
+    return selected
 
 
-def shown(loaded: Loaded, image_id: str, caption: str, kind: str = "plain") -> Picture:
-    """A picture with its id in the run below what is said of it."""
-    place = loaded.table.index[loaded.table["image_id"] == image_id][0]
-    image = read_image(loaded.root / loaded.table["path"][place])
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return Picture(jpeg(image), f"{caption}\n{image_id}", f"{image_id}: {caption}", kind)
+def gallery(
+    loaded: LoadedDataset, title: str, examples: Sequence[tuple[str, str, bool]], note: str = ""
+) -> list[Gallery]:
+    """Return a gallery of thumbnails with their image ids, or nothing if there are no examples.
+
+    Args:
+        loaded: the data set.
+        title: of the gallery.
+        examples: image id, caption and whether the decision is correct.
+        note: prefixed to the caption of the gallery.
+    """
+    paths = loaded.table.drop_duplicates("image_id").set_index("image_id")["path"]
+    images = []
+    for image_id, caption, correct in examples:
+        image = read_image(loaded.root / paths[image_id])
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+        kind = "correct" if correct else "wrong"
+        images.append(GalleryImage(to_jpeg(image), f"{caption}\n{image_id}", f"{image_id}: {caption}", kind))
+    return [Gallery(title, images, f"{note} {REENCODED}".strip())] if images else []
 
 
-def outlined(picture: Image.Image, masks: Sequence[NDArray[np.uint8]], side: int = LARGE) -> Image.Image:
-    """A picture with the outlines of its true and its predicted mask, (H, W) class indices of the picture's size."""
-    scale = min(1.0, side / max(picture.size))
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    canvas = np.asarray(picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")).copy()
+def draw_outlines(image: Image.Image, masks: Sequence[NDArray[np.uint8]], side: int = OUTLINED_SIDE) -> Image.Image:
+    """Draw the outlines of the true and the predicted mask, (H, W) class indices, on an image of the same size."""
+    scale = min(1.0, side / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = np.asarray(image.resize(size, Image.Resampling.LANCZOS).convert("RGB")).copy()
     for mask, colour in zip(masks, (TRUE, PREDICTED), strict=True):
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         for value in np.unique(small[small > 0]):
@@ -59,8 +82,8 @@ def outlined(picture: Image.Image, masks: Sequence[NDArray[np.uint8]], side: int
     return Image.fromarray(canvas)
 
 
-def jpeg(image: Image.Image) -> bytes:
-    """Of an RGB picture's pixels."""
+def to_jpeg(image: Image.Image) -> bytes:
+    """Encode the pixels of an RGB image, without metadata."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=82)
     return stream.getvalue()

@@ -1,48 +1,43 @@
-"""A plot as plotly.js draws it."""
+"""Plots as plotly.js figures for the HTML page."""
 
 import html
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hf_medtl.report.blocks import SYMBOLS, Axis, Band, Line, Plot, Points, numbers
+from hf_medtl.report.blocks import SYMBOLS, Axis, Band, Line, Plot, Points, json_numbers
 
-LETTERS = 40  # of a name, at most: a phone has no room for more
+MAX_LETTERS = 40  # of a name in a plot; longer ones do not fit on a phone
 
 
-def figure(plot: Plot) -> dict[str, Any]:
-    """`data` and `layout` for Plotly.newPlot; colours are CSS variables, which the page replaces by their values."""
+def plotly_figure(plot: Plot) -> dict[str, Any]:
+    """Return `data` and `layout` for Plotly.newPlot. Colours are CSS variables, which report.js resolves."""
     return {
-        "data": [trace(mark) for mark in plot.marks],
+        "data": [_trace(mark) for mark in plot.marks],
         "layout": {
-            "xaxis": axis(plot.x),
-            "yaxis": axis(plot.y),
+            "xaxis": _axis(plot.x),
+            "yaxis": _axis(plot.y),
             "showlegend": sum(bool(mark.name) for mark in plot.marks if not isinstance(mark, Band)) > 1,
         },
     }
 
 
-def axis(of: Axis) -> dict[str, Any]:
-    """Title, range and ticks."""
-    found: dict[str, Any] = {"title": {"text": shown(of.title, LETTERS + 8)}}
-    if of.low is not None or of.high is not None:
-        found["range"] = [of.low, of.high]
-    if of.ticks:
-        found |= {"tickvals": list(range(len(of.ticks))), "ticktext": [shown(tick) for tick in of.ticks]}
-    return found
+def _axis(axis: Axis) -> dict[str, Any]:
+    layout: dict[str, Any] = {"title": {"text": _plain(axis.title, MAX_LETTERS + 8)}}
+    if axis.low is not None or axis.high is not None:
+        layout["range"] = [axis.low, axis.high]
+    if axis.ticks:
+        layout |= {"tickvals": list(range(len(axis.ticks))), "ticktext": [_plain(tick) for tick in axis.ticks]}
+    return layout
 
 
-def trace(mark: Line | Band | Points) -> dict[str, Any]:
-    """What plotly.js calls a trace."""
+def _trace(mark: Line | Band | Points) -> dict[str, Any]:
     colour = f"var(--{mark.colour})"
     if isinstance(mark, Band):
-        x = np.concatenate([np.asarray(mark.x), np.asarray(mark.x)[::-1]])
-        y = np.concatenate([np.asarray(mark.high), np.asarray(mark.low)[::-1]])
         return {
             "type": "scatter",
-            "x": numbers(x),
-            "y": numbers(y),
+            "x": json_numbers([*mark.x, *mark.x[::-1]]),
+            "y": json_numbers([*mark.high, *mark.low[::-1]]),
             "fill": "toself",
             "fillcolor": f"var(--{mark.colour}-band)",
             "line": {"width": 0},
@@ -50,51 +45,41 @@ def trace(mark: Line | Band | Points) -> dict[str, Any]:
             "hoverinfo": "skip",
             "showlegend": False,
         }
-    found: dict[str, Any] = {
+    trace: dict[str, Any] = {
         "type": "scatter",
-        "name": shown(mark.name),
-        "x": numbers(mark.x),
-        "y": numbers(mark.y),
+        "name": _plain(mark.name),
+        "x": json_numbers(mark.x),
+        "y": json_numbers(mark.y),
         "showlegend": bool(mark.name),
         "hovertemplate": "%{text}<extra></extra>" if mark.texts else "%{x:.3~f}, %{y:.3~f}<extra></extra>",
+        "marker": {"color": colour, "symbol": SYMBOLS[mark.colour]},
     }
     if mark.texts:
-        found["text"] = [shown(text, 10 * LETTERS) for text in mark.texts]
+        trace["text"] = [_plain(text, 10 * MAX_LETTERS) for text in mark.texts]
     if isinstance(mark, Line):
-        mode = "lines+markers" if mark.marks else "lines"
-        line = {"color": colour, "dash": mark.dash, "width": 2}
-        return found | {
-            "mode": mode,
-            "line": line,
-            "marker": {"color": colour, "size": 6, "symbol": SYMBOLS[mark.colour]},
+        trace |= {
+            "mode": "lines+markers" if mark.markers else "lines",
+            "line": {"color": colour, "dash": mark.dash, "width": 2},
         }
-    found |= {
-        "mode": "markers",
-        "marker": {"color": colour, "size": 5 if mark.small else 9, "symbol": SYMBOLS[mark.colour]},
-    }
-    if mark.small:
-        found["marker"]["opacity"] = 0.65
+        trace["marker"]["size"] = 6
+        return trace
+    trace["mode"] = "markers"
+    trace["marker"] |= {"size": 5, "opacity": 0.65} if mark.small else {"size": 9}
     if len(mark.low):
-        middle, low, high = (np.asarray(its, np.float64) for its in (mark.x if mark.across else mark.y,
-                                                                      mark.low, mark.high))  # fmt: skip
-        found["error_x" if mark.across else "error_y"] = {
+        value = np.asarray(mark.x if mark.horizontal else mark.y, np.float64)
+        trace["error_x" if mark.horizontal else "error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": numbers(high - middle),
-            "arrayminus": numbers(middle - low),
+            "array": json_numbers(np.asarray(mark.high, np.float64) - value),
+            "arrayminus": json_numbers(value - np.asarray(mark.low, np.float64)),
             "color": colour,
             "thickness": 1.5,
             "width": 4,
         }
-    return found
+    return trace
 
 
-def shown(text: str, most: int = LETTERS) -> str:
-    """As it is: plotly.js would take <b> or <a> in a label's name for HTML, two $ for TeX. Cut to `most` letters."""
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    return html.escape(cut, quote=False).replace("$", "&#36;")
-
-
-def figures(plots: Sequence[tuple[str, Plot]]) -> dict[str, dict[str, Any]]:
-    """Of all plots of a page, by the name of their place."""
-    return {name: figure(plot) for name, plot in plots}
+def _plain(text: str, max_letters: int = MAX_LETTERS) -> str:
+    """Truncate and escape text: plotly.js would render <b> or <a> in a label's name as HTML, and $...$ as TeX."""
+    text = text if len(text) <= max_letters else text[: max_letters - 1] + "…"
+    return html.escape(text, quote=False).replace("$", "&#36;")

@@ -1,4 +1,4 @@
-"""A plot as a picture, for slides and paper."""
+"""Plots as PNG images for the slides and the PDF."""
 
 import io
 
@@ -16,32 +16,32 @@ COLOURS = {
     "grey": "#7A828A",
 }
 MARKERS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P", "star": "*"}
-DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
-def png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> bytes:
-    """The plot without title and caption; width and height in inches. Names are drawn as they are, without mathtext."""
+def plot_png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> bytes:
+    """Draw a plot without its title and caption; width and height are in inches. No text is parsed as mathtext."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     handles, names = [], []
     for mark in plot.marks:
-        colour, symbol = COLOURS[mark.colour], MARKERS[SYMBOLS[mark.colour]]
+        colour, marker = COLOURS[mark.colour], MARKERS[SYMBOLS[mark.colour]]
         if isinstance(mark, Band):
             axes.fill_between(mark.x, mark.low, mark.high, color=colour, alpha=0.18, linewidth=0)
             continue
         if isinstance(mark, Line):
-            (drawn,) = axes.plot(
-                mark.x, mark.y, color=colour, linestyle=DASHES[mark.dash], linewidth=1.8,
-                marker=symbol if mark.marks else None, markersize=4,
+            (handle,) = axes.plot(
+                mark.x, mark.y, color=colour, linestyle=LINESTYLES[mark.dash], linewidth=1.8,
+                marker=marker if mark.markers else None, markersize=4,
             )  # fmt: skip
         else:
             size, alpha = (3, 0.6) if mark.small else (6, 1.0)
-            (drawn,) = axes.plot(mark.x, mark.y, symbol, color=colour, markersize=size, alpha=alpha)
+            (handle,) = axes.plot(mark.x, mark.y, marker, color=colour, markersize=size, alpha=alpha)
             if len(mark.low):
-                draw = axes.hlines if mark.across else axes.vlines
-                draw(mark.y if mark.across else mark.x, mark.low, mark.high, color=colour, linewidth=1.5)
+                lines = axes.hlines if mark.horizontal else axes.vlines
+                lines(mark.y if mark.horizontal else mark.x, mark.low, mark.high, color=colour, linewidth=1.5)
         if mark.name:
-            handles.append(drawn)
+            handles.append(handle)
             names.append(mark.name)
     for set_limits, set_ticks, axis in (
         (axes.set_xlim, axes.set_xticks, plot.x),
@@ -55,16 +55,16 @@ def png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> 
     axes.grid(color="#E3E7EB", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        text.set_parse_math(False)
+    texts = [*axes.get_xticklabels(), *axes.get_yticklabels()]
     if len(names) > 1:
-        # A name that begins with _ would be left out.
+        # matplotlib omits names that begin with an underscore from a legend, hence the zero-width space.
         legend = figure.legend(
             handles, [f"\u200b{name}" if name.startswith("_") else name for name in names], loc="outside upper left",
             ncols=2, fontsize=8, frameon=False
         )  # fmt: skip
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        texts += legend.get_texts()
+    for text in texts:
+        text.set_parse_math(False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     return stream.getvalue()

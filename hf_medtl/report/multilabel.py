@@ -1,129 +1,117 @@
-"""What a report says of a run with several labels a picture."""
+"""Report sections of a multilabel run, whose images can have any number of the labels."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hf_medtl.data.loading import Loaded
-from hf_medtl.data.specs import labels_of
-from hf_medtl.publish.templates import interval
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.specs import split_labels
+from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import plots
-from hf_medtl.report.blocks import Block, Gallery, Prose, Section, Table
-from hf_medtl.report.classification import outliers
-from hf_medtl.report.images import EACH, shown
+from hf_medtl.report.blocks import Block, Prose, Section, Table
+from hf_medtl.report.classification import ood_block
+from hf_medtl.report.images import PER_GALLERY, gallery
 from hf_medtl.report.plots import Scores
-from hf_medtl.report.tables import folds_blocks, metrics_table, name_of
-from hf_medtl.runs.loaded_run import Run
+from hf_medtl.report.sections import external_intro, folds_blocks, metrics_table, short_name
 
-SHOWN = ("roc_auc", "average_precision", "sensitivity", "specificity", "ppv")
+LABEL_METRICS = ("roc_auc", "average_precision", "sensitivity", "specificity", "ppv")
 
 
-def sections(run: Run, loaded: Loaded | None, missing: str) -> list[Section]:
-    """Results, ranking, calibration, decisions, pictures and the external test of a run."""
+def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list[Section]:
+    """Return all sections of a multilabel run.
+
+    Args:
+        run: finished run or cross-validation.
+        loaded: its data set, for images.
+        missing: why there is no data set.
+    """
+    results, scores = run.results, _scores(run.results, run.predictions)
     found = [
-        Section("Results", [*results(run.result, "Metrics, means over labels"),
-                            *(folds_blocks(run) if "folds" in run.result else [])]),
-        Section("Ranking", ranking(run.result, run.table)),
-        Section("Calibration", calibration(run.result, run.table)),
-        Section("Decisions", [thresholds(run.result), *outliers(run.result)]),
-        Section("Pictures", gallery(run, loaded, missing)),
-    ]  # fmt: skip
-    if run.external is not None and "external" in run.result:
-        outside = run.result["external"]
-        blocks = [*results(outside, "Metrics on the external data"), *ranking(outside, run.external)]
+        Section("Results", [*_results(results, "Metrics, means over labels"), *folds_blocks(run)]),
+        Section("Ranking", plots.ranking_plots(scores)),
+        Section("Calibration", _calibration(results, scores)),
+        Section("Decisions", [_thresholds(results), ood_block(results)]),
+        Section("Images", _gallery(run, scores, loaded, missing)),
+    ]
+    if run.external is not None and "external" in results:
+        external = results["external"]
+        curves = plots.ranking_plots(_scores(external, run.external))
+        blocks = [*external_intro(external), *_results(external, "Metrics on the external data"), *curves]
         found.append(Section("External test", blocks))
     return found
 
 
-def results(part: dict[str, Any], title: str) -> list[Block]:
-    """Means over labels, and each label by itself."""
-    rows = [
-        (label, f"{its['n_positive']:,}", *(interval(its["metrics"][name]) for name in SHOWN))
-        for label, its in part["per_label"].items()
-    ]
-    note = (
-        "Value [95 % interval]. Of one label rates have Wilson's interval and ROC AUC has DeLong's, both over groups."
-    )
-    return [
-        Prose(
-            "A picture can have any number of the labels, or none; each has a probability and a threshold of its own."
-        ),
-        metrics_table(part, title),
-        Table("Each label", ("label", "pictures with it", *map(name_of, SHOWN)), rows, note),
-    ]
-
-
-def scores(part: dict[str, Any], table: pd.DataFrame) -> list[Scores]:
-    """Of each label."""
-    cells = [labels_of(cell) for cell in table["label"]]
-    groups = table["group"].tolist()
+def _scores(results: dict[str, Any], table: pd.DataFrame) -> list[Scores]:
+    """The probabilities of each label."""
+    cells, groups = [split_labels(cell) for cell in table["label"]], table["group"].tolist()
     return [
         Scores(name, np.array([name in cell for cell in cells]), table[f"p_{name}"].to_numpy(np.float64), groups)
-        for name in part["labels"]
+        for name in results["labels"]
     ]
 
 
-def ranking(part: dict[str, Any], table: pd.DataFrame) -> list[Block]:
-    """ROC, and precision and recall, a line each label."""
-    return [*plots.ranking_plots(scores(part, table))]
-
-
-def calibration(part: dict[str, Any], table: pd.DataFrame) -> list[Block]:
-    """Reliability and distribution of all labels' probabilities together."""
-    its = scores(part, table)
-    together = Scores("labels", np.concatenate([one.positive for one in its]),
-                      np.concatenate([one.score for one in its]), [*its[0].groups] * len(its))  # fmt: skip
-    known = [("Temperature, fitted on validation", f"{part['temperature']:.3f}")] if "temperature" in part else []
-    rows = [*known, *((name_of(name) + " [95 % interval], mean over labels", interval(part["metrics"][name]))
-                      for name in ("brier", "ece") if name in part["metrics"])]  # fmt: skip
-    shown = f"labels of {len(table):,} pictures"
-    kinds = {"label is there": together.score[together.positive],
-             "label is not there": together.score[~together.positive]}  # fmt: skip
+def _results(results: dict[str, Any], title: str) -> list[Block]:
+    """Means over labels, and each label by itself."""
+    rows = [
+        (label, f"{part['n_positive']:,}", *(format_interval(part["metrics"][name]) for name in LABEL_METRICS))
+        for label, part in results["per_label"].items()
+    ]
+    note = "Value [95 % interval]. Rates have Wilson's interval and ROC AUC has DeLong's, both over groups."
     return [
-        plots.reliability_plot(together, "a label", shown),
-        plots.distribution_plot(kinds, "a label", None),
+        Prose("An image can have any number of the labels, or none. Each label has its own probability and threshold."),
+        metrics_table(results, title),
+        Table("Each label", ("label", "images with it", *map(short_name, LABEL_METRICS)), rows, note),
+    ]
+
+
+def _calibration(results: dict[str, Any], scores: list[Scores]) -> list[Block]:
+    """Reliability and distribution of all labels' probabilities together."""
+    pooled = Scores("labels", np.concatenate([line.positive for line in scores]),
+                    np.concatenate([line.score for line in scores]), [*scores[0].groups] * len(scores))  # fmt: skip
+    rows = [("Temperature, fitted on validation", f"{results['temperature']:.3f}")] if "temperature" in results else []
+    rows += [
+        (f"{short_name(name)} [95 % interval], mean over labels", format_interval(results["metrics"][name]))
+        for name in ("brier", "ece")
+        if name in results["metrics"]
+    ]
+    classes = {"label present": pooled.score[pooled.positive], "label absent": pooled.score[~pooled.positive]}
+    return [
+        plots.reliability_plot(pooled, "a label", f"labels of {len(scores[0].score):,} images"),
+        plots.histogram_plot(classes, "a label", None),
         Table("Calibration", ("", "value"), rows),
     ]
 
 
-def thresholds(part: dict[str, Any]) -> Table:
-    """From which probability each label is decided, and what comes of it."""
+def _thresholds(results: dict[str, Any]) -> Table:
+    """The threshold of each label and its confusion matrix."""
     rows = []
-    for label, its in part["per_label"].items():
-        fitted = "" if its["threshold_fitted"] else " (not fitted)"
-        cut = "each fold's own" if its["threshold"] is None else f"{its['threshold']:.3f}{fitted}"
-        (tn, fp), (fn, tp) = its["confusion_matrix"]
-        rows.append((label, cut, f"{tp:,}", f"{fn:,}", f"{tn:,}", f"{fp:,}"))
-    columns = ("label", "threshold", "rightly found", "missed", "rightly not found", "false alarms")
-    return Table("Thresholds", columns, rows, "From the validation split; counts are of the test pictures.")
+    for label, part in results["per_label"].items():
+        fitted = "" if part["threshold_fitted"] else " (not fitted)"
+        threshold = "each fold's own" if part["threshold"] is None else f"{part['threshold']:.3f}{fitted}"
+        (tn, fp), (fn, tp) = part["confusion_matrix"]
+        rows.append((label, threshold, f"{tp:,}", f"{fn:,}", f"{tn:,}", f"{fp:,}"))
+    columns = ("label", "threshold", "true positives", "false negatives", "true negatives", "false positives")
+    return Table("Thresholds", columns, rows, "Chosen on the validation split; the counts are of the test images.")
 
 
-def gallery(run: Run, loaded: Loaded | None, missing: str) -> list[Block]:
-    """Pictures whose labels are all right, and those with most mistakes; by a threshold of 0.5 if folds have theirs."""
+def _gallery(run: RunFolder, scores: list[Scores], loaded: LoadedDataset | None, missing: str) -> list[Block]:
+    """Images whose labels are all correct, and those with most errors; at 0.5 if folds have their own thresholds."""
     if loaded is None:
-        return [Prose(f"No pictures: {missing}", "note")]
-    its = scores(run.result, run.table)
-    cuts = [run.result["per_label"][one.name]["threshold"] for one in its]
-    decided = np.array([one.score >= (0.5 if cut is None else cut) for one, cut in zip(its, cuts, strict=True)])
-    mistakes = (decided != np.array([one.positive for one in its])).sum(axis=0)
-    order = np.argsort(mistakes, kind="stable")
-    names = [one.name for one in its]
-    blocks: list[Block] = []
-    for title, rows in (
-        ("Every label right", order[mistakes[order] == 0][:EACH]),
-        ("Most labels wrong", order[::-1][:EACH][mistakes[order[::-1][:EACH]] > 0]),
-    ):
-        items = [
-            shown(
-                loaded,
-                run.table["image_id"].iloc[row],
-                f"true: {', '.join(labels_of(run.table['label'].iloc[row])) or 'none'}; decided: "
-                f"{', '.join(name for name, yes in zip(names, decided[:, row], strict=True) if yes) or 'none'}",
-                "wrong" if mistakes[row] else "right",
-            )
-            for row in rows
-        ]
-        if items:
-            blocks.append(Gallery(title, items, "Pictures are drawn anew from their pixels, small, without metadata."))
-    return blocks
+        return [Prose(f"No images: {missing}", "note")]
+    thresholds = [run.results["per_label"][line.name]["threshold"] for line in scores]
+    decided = np.array([line.score >= (0.5 if t is None else t) for line, t in zip(scores, thresholds, strict=True)])
+    errors = (decided != np.array([line.positive for line in scores])).sum(axis=0)
+    order = np.argsort(errors, kind="stable")
+    worst = order[::-1][:PER_GALLERY]
+
+    def example(row: int) -> tuple[str, str, bool]:
+        true = ", ".join(split_labels(run.predictions["label"].iloc[row])) or "none"
+        names = ", ".join(line.name for line, yes in zip(scores, decided[:, row], strict=True) if yes) or "none"
+        return run.predictions["image_id"].iloc[row], f"true: {true}; decided: {names}", not errors[row]
+
+    return [
+        *gallery(loaded, "All labels correct", list(map(example, order[errors[order] == 0][:PER_GALLERY]))),
+        *gallery(loaded, "Most labels wrong", list(map(example, worst[errors[worst] > 0]))),
+    ]

@@ -1,4 +1,4 @@
-"""What a report says of a run that outlines."""
+"""Report sections of a segmentation run."""
 
 import logging
 from collections.abc import Sequence
@@ -7,139 +7,141 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import Loaded
-from hf_medtl.evaluation.curves import share_band
-from hf_medtl.evaluation.masks import METRICS
-from hf_medtl.publish.templates import interval
-from hf_medtl.report.blocks import Axis, Band, Block, Gallery, Line, Picture, Plot, Points, Prose, Section, Table
-from hf_medtl.report.images import jpeg, outlined
-from hf_medtl.report.plots import BANDS, RESAMPLES
-from hf_medtl.report.tables import folds_blocks, metrics_table, name_of, pictures
-from hf_medtl.runs.loaded_run import Run
-from hf_medtl.tasks.segmentation import judged
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.evaluation.curves import ecdf_band
+from hf_medtl.evaluation.masks import MASK_METRICS
+from hf_medtl.publish.templates import format_interval
+from hf_medtl.report.blocks import Axis, Band, Block, Gallery, GalleryImage, Line, Plot, Points, Prose, Section, Table
+from hf_medtl.report.images import draw_outlines, to_jpeg
+from hf_medtl.report.plots import BAND_METHOD, RESAMPLES
+from hf_medtl.report.sections import external_intro, folds_blocks, image_count, metrics_table, short_name
+from hf_medtl.tasks.segmentation import predict_and_measure
 
 logger = logging.getLogger("hf_medtl")
 
-OUTLINED = 4  # best and worst pictures
-DRIFT = 0.005  # of Dice, which other hardware may give
+PER_GALLERY = 4  # best and worst images
+MAX_DRIFT = 0.005  # of Dice, which other hardware may cause
 
 
-def sections(run: Run, loaded: Loaded | None, missing: str) -> list[Section]:
-    """Results, distribution, best and worst pictures, and the external test of a run."""
+def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list[Section]:
+    """Return all sections of a segmentation run.
+
+    Args:
+        run: finished run or cross-validation.
+        loaded: its data set, for images.
+        missing: why there is no data set.
+    """
     found = [
-        Section("Results", [*results(run.result, "Metrics, means over pictures"),
-                            *(folds_blocks(run) if "folds" in run.result else [])]),
-        Section("By picture and source", distribution(run.result, run.table)),
-        Section("Pictures", gallery(run, loaded, missing)),
-    ]  # fmt: skip
-    if run.external is not None and "external" in run.result:
-        outside = run.result["external"]
-        said = [Prose(f"{number:,} of its pictures are left out: {kind}.")
-                for kind, number in outside.get("excluded", {}).items()]  # fmt: skip
-        blocks = [Prose(f"{outside['dataset']}: no picture of it is a copy of one in training."), *said,
-                  *results(outside, "Metrics on the external data"), *distribution(outside, run.external)]  # fmt: skip
+        Section("Results", [*_results(run.results, "Metrics, means over images"), *folds_blocks(run)]),
+        Section("By image and source", _distributions(run.results, run.predictions)),
+        Section("Images", _galleries(run, loaded, missing)),
+    ]
+    if run.external is not None and "external" in run.results:
+        external = run.results["external"]
+        results = _results(external, "Metrics on the external data")
+        blocks = [*external_intro(external), *results, *_distributions(external, run.external)]
         found.append(Section("External test", blocks))
     return found
 
 
-def results(part: dict[str, Any], title: str) -> list[Block]:
-    """Means with intervals, by class and by source."""
-    blocks: list[Block] = [metrics_table(part, title)]
-    if "per_class" in part:
-        rows = [(name, *(interval(its[metric]) for metric in METRICS)) for name, its in part["per_class"].items()]
-        blocks.append(
-            Table("Each class", ("class", *map(name_of, METRICS)), rows, "Value [95 % interval over groups].")
-        )
-    if len(part["by_source"]) > 1:
+def _results(results: dict[str, Any], title: str) -> list[Block]:
+    """Means with intervals: overall, by class and by source."""
+    blocks: list[Block] = [metrics_table(results, title)]
+    note = "Value [95 % interval over groups]."
+    if "per_class" in results:
         rows = [
-            (source, str(its["n"]), str(its["n_groups"]), *(interval(its["metrics"][name]) for name in METRICS))
-            for source, its in part["by_source"].items()
+            (name, *(format_interval(part[metric]) for metric in MASK_METRICS))
+            for name, part in results["per_class"].items()
         ]
-        columns = ("source", "pictures", "groups", *map(name_of, METRICS))
-        blocks.append(Table("By source", columns, rows, "Value [95 % interval over groups]."))
-    if part["both_empty"] or part["one_empty"]:
+        blocks.append(Table("Each class", ("class", *map(short_name, MASK_METRICS)), rows, note))
+    if len(results["by_source"]) > 1:
+        rows = [
+            (
+                source,
+                str(part["n"]),
+                str(part["n_groups"]),
+                *(format_interval(part["metrics"][name]) for name in MASK_METRICS),
+            )
+            for source, part in results["by_source"].items()
+        ]
+        blocks.append(Table("By source", ("source", "images", "groups", *map(short_name, MASK_METRICS)), rows, note))
+    if results["both_empty"] or results["one_empty"]:
         blocks.append(
-            Prose(f"A class was rightly not found {part['both_empty']} times (Dice 1) and was missed or invented as a "
-                  f"whole {part['one_empty']} times (Dice 0, distance the picture's diagonal).")
+            Prose(f"A class was correctly predicted as absent {results['both_empty']} times (Dice 1), and entirely "
+                  f"missed or predicted where there is none {results['one_empty']} times (Dice 0, distance: the "
+                  "image's diagonal).")
         )  # fmt: skip
     return blocks
 
 
-def distribution(part: dict[str, Any], table: pd.DataFrame) -> list[Block]:
-    """Dice of each picture by source, and the share of pictures with at most a Dice."""
-    dice = table["dice"].to_numpy(np.float64)
-    rng = np.random.default_rng(0)
-    sources = list(part["by_source"])
-    marks: list[Points] = []
-    place = table["source"].map(sources.index).to_numpy(np.float64) + rng.uniform(-0.18, 0.18, len(table))
+def _distributions(results: dict[str, Any], table: pd.DataFrame) -> list[Block]:
+    """Dice of each image by source, and its cumulative distribution."""
+    dice, n = table["dice"].to_numpy(np.float64), image_count(results)
+    sources = results["by_source"]
+    ticks = [f"{source} ({part['n']})" for source, part in sources.items()]
+    jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(table))
+    x = table["source"].map(list(sources).index).to_numpy(np.float64) + jitter
     texts = [f"{name}: Dice {value:.3f}" for name, value in zip(table["image_id"], dice, strict=True)]
-    marks.append(Points("a picture", place, dice, colour="grey", small=True, texts=texts))
-    means = [its["metrics"]["dice"] for its in part["by_source"].values()]
-    value, low, high = ([_nan(mean[key]) for mean in means] for key in ("value", "low", "high"))
-    marks.append(Points("mean", range(len(sources)), value, low, high, "blue"))
-    ticks = [f"{source} ({its['n']})" for source, its in part["by_source"].items()]
-    curve = share_band(dice, table["group"], RESAMPLES)
+    metrics = [part["metrics"]["dice"] for part in sources.values()]
+    mean, low, high = (np.array([metric[key] for metric in metrics], np.float64) for key in ("value", "low", "high"))
+    curve = ecdf_band(dice, table["group"], RESAMPLES)
     steps = np.repeat(curve.x, 2)[1:], np.repeat(curve.y, 2)[:-1]
     lowest = max(0.0, float(dice.min()) - 0.05)
     return [
-        Plot("Dice by source", marks, Axis("source (pictures)", -0.5, len(sources) - 0.5, ticks),
-             Axis("Dice", None, 1.01),
-             f"{pictures(part)}; a grey point a picture, moved sideways at random. Blue: mean with its 95 % interval, "
-             "studentised bootstrap over groups, from results.json.",
-             "Dice by source. Means: " + ", ".join(f"{tick} {x:.3f}" for tick, x in zip(ticks, value, strict=True))),
-        Plot("Dice of the pictures", [Band(curve.at, curve.low, curve.high), Line("", *steps)],
-             Axis("Dice", lowest, 1.005), Axis("share of pictures with at most this", -0.01, 1.01),
-             f"{pictures(part)}. The further right and the steeper, the better. Band: {BANDS}.",
-             f"Share of pictures with at most a Dice. Lowest {dice.min():.3f}, median {np.median(dice):.3f}."),
+        Plot("Dice by source",
+             [Points("an image", x, dice, colour="grey", small=True, texts=texts),
+              Points("mean", range(len(sources)), mean, low, high, "blue")],
+             Axis("source (images)", -0.5, len(sources) - 0.5, ticks), Axis("Dice", None, 1.01),
+             f"{n}. Grey: images, jittered sideways. Blue: mean with its 95 % interval, studentised bootstrap over "
+             "groups, from results.json.",
+             "Dice by source. Means: " + ", ".join(f"{tick} {v:.3f}" for tick, v in zip(ticks, mean, strict=True))),
+        Plot("Cumulative distribution of Dice", [Band(curve.at, curve.low, curve.high), Line("", *steps)],
+             Axis("Dice", lowest, 1.005), Axis("fraction of images with at most this Dice", -0.01, 1.01),
+             f"{n}. The further right and the steeper, the better. Band: {BAND_METHOD}.",
+             f"Cumulative distribution of Dice. Lowest {dice.min():.3f}, median {np.median(dice):.3f}."),
     ]  # fmt: skip
 
 
-def gallery(run: Run, loaded: Loaded | None, missing: str) -> list[Block]:
-    """Worst and best pictures with outlines, predicted anew by the run's own weights."""
+def _galleries(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list[Block]:
+    """The worst and best images with outlines, predicted again with the run's own weights."""
     if loaded is None:
-        return [Prose(f"No pictures: {missing}", "note")]
-    if len(run.folds) < len(run.result.get("folds", [])):
-        return [Prose("No outlines: the folders of some folds are not here.", "note")]
-    order = run.table["dice"].to_numpy(np.float64).argsort(kind="stable")
-    number = min(OUTLINED, -(-len(order) // 2))
-    shown = {"Lowest Dice": order[:number].tolist(), "Highest Dice": order[::-1][:number].tolist()}
+        return [Prose(f"No images: {missing}", "note")]
+    if not all(fold.is_finished for fold in run.folds):
+        return [Prose("No outlines: some folds have no folder here.", "note")]
+    order = run.predictions["dice"].to_numpy(np.float64).argsort(kind="stable")
+    number = min(PER_GALLERY, -(-len(order) // 2))
+    selected = {"Lowest Dice": order[:number].tolist(), "Highest Dice": order[::-1][:number].tolist()}
     try:
-        drawn = outlines(run, loaded, [row for rows in shown.values() for row in rows])
+        outlined = _outlined_images(run, loaded, [row for rows in selected.values() for row in rows])
     except (OSError, ValueError) as error:
-        logger.warning("%s: no outlines, since its weights can't be used: %s", run.name, error)
-        return [Prose("No outlines: the run's weights are not here, or can't be loaded.", "note")]
-    said = "Outlines: true (blue) and predicted (orange), the latter on top. Predicted anew with the run's weights; "
-    said += "pictures are drawn anew from their pixels, without metadata."
-    return [Gallery(title, [drawn[row] for row in rows], said, large=True) for title, rows in shown.items()]
+        logger.warning("%s: no outlines, since its weights cannot be used: %s", run.path.name, error)
+        return [Prose("No outlines: the run's weights are missing or cannot be loaded.", "note")]
+    caption = (
+        "Outlines: true (blue) and predicted (orange, on top). Predicted again with the run's weights; images are "
+        "re-encoded from their pixels, without metadata."
+    )
+    return [Gallery(title, [outlined[row] for row in rows], caption, large=True) for title, rows in selected.items()]
 
 
-def outlines(run: Run, loaded: Loaded, rows: Sequence[int]) -> dict[int, Picture]:
-    """Pictures with both outlines, each predicted by the model that was tested on it.
-
-    Args:
-        rows: of predictions.csv.
-    """
-    facts = run.table.iloc[sorted(set(rows))]
-    place = pd.Series(loaded.table.index, index=loaded.table["image_id"])
-    found = {}
-    of_models = [facts[facts["fold"] == fold] for fold in range(len(run.folds))] or [facts]
-    for model, its in zip(run.folds or [run], of_models, strict=True):
-        if its.empty:
+def _outlined_images(run: RunFolder, loaded: LoadedDataset, rows: Sequence[int]) -> dict[int, GalleryImage]:
+    """Row of predictions.csv -> image with both outlines, predicted by the model that was tested on it."""
+    selected = run.predictions.iloc[sorted(set(rows))]
+    position = pd.Series(loaded.table.index, index=loaded.table["image_id"])
+    by_model = [selected[selected["fold"] == fold] for fold in range(len(run.folds))] or [selected]
+    images = {}
+    for model, tested in zip(run.models, by_model, strict=True):
+        if tested.empty:
             continue
-        places = place[its["image_id"]].tolist()
-        answers = judged(model.folder, loaded, places)
-        for row, where, (metrics, true, final) in zip(its.index.tolist(), places, answers, strict=True):
-            known = its.loc[row]
-            caption = f"Dice {known['dice']:.3f}"
-            if abs(metrics["dice"] - known["dice"]) > DRIFT:
+        positions = position[tested["image_id"]].tolist()
+        outputs = predict_and_measure(model.path, loaded, positions)
+        for (row, saved), at, (metrics, true, predicted) in zip(tested.iterrows(), positions, outputs, strict=True):
+            caption = f"Dice {saved['dice']:.3f}"
+            if abs(metrics["dice"] - saved["dice"]) > MAX_DRIFT:
                 caption += f" (now {metrics['dice']:.3f})"
-            picture = read_image(loaded.root / loaded.table["path"][where])
-            image = outlined(picture, (true.astype(np.uint8), final.astype(np.uint8)))
-            name = known["image_id"]
-            found[row] = Picture(jpeg(image), f"{caption}\n{name}", f"{name}: {caption}")
-    return found
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+            image = read_image(loaded.root / loaded.table["path"][at])
+            outlined = draw_outlines(image, (true.astype(np.uint8), predicted.astype(np.uint8)))
+            image_id = saved["image_id"]
+            images[row] = GalleryImage(to_jpeg(outlined), f"{caption}\n{image_id}", f"{image_id}: {caption}")
+    return images

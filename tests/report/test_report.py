@@ -1,4 +1,4 @@
-"""Reports of runs: what they say is what was measured, whatever labels are called, and nothing else is in them."""
+"""Tests of reports: their numbers are those of the runs, labels are escaped, and nothing else leaks into them."""
 
 import base64
 import io
@@ -18,12 +18,12 @@ from scipy.ndimage import binary_erosion
 
 from hf_medtl import MedtlError, audit, run, survey
 from hf_medtl.data.audit import verdicts
-from hf_medtl.evaluation.evaluate import results, results_of_masks, results_of_several
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.publish.templates import interval
-from hf_medtl.report.build import NOTICE
-from hf_medtl.report.images import PREDICTED, TRUE, outlined
-from hf_medtl.report.write import write_report
+from hf_medtl.evaluation.evaluate import classification_results, multilabel_results, segmentation_results
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.publish.templates import format_interval
+from hf_medtl.report.blocks import NOTICE
+from hf_medtl.report.build import write_report
+from hf_medtl.report.images import PREDICTED, TRUE, draw_outlines
 from tests.support.commands import ROOT, typed
 from tests.support.segmentation_runs import recipe as recipe_of_masks
 
@@ -31,20 +31,20 @@ LABELS = ("no <b>lesion</b>", "lesion $x_1$ & </script><script>alert(1)</script>
 
 
 def write_run(folder: Path, seed: int = 0, labels=LABELS, n: int = 60, train: int = 100, **more: object) -> Path:
-    """A finished run of one label a picture, without weights and pictures; two pictures a group."""
+    """Write a finished run with one label per image and two images per group, without weights and images."""
     rng = np.random.default_rng(seed)
     truth = np.arange(n) // 2 % len(labels)
     logits = np.eye(len(labels))[truth] * 1.5 + rng.normal(0, 1, (n, len(labels)))
-    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     groups = [f"g{i // 2:04d}" for i in range(n)]
     positive, cut = (labels[1], 0.4) if len(labels) == 2 else (None, None)
     result = {"dataset": "brain-tumor-mri", "task": "image-classification", "split": "test"}
-    result |= results(truth, chances, groups, labels, positive, cut)
+    result |= classification_results(truth, probabilities, groups, labels, positive, cut)
     result |= {"temperature": 1.25, "train_seconds": 12.3, "threshold_rule": cut and "youden"} | more
     names = [f"{labels[k].split()[0]}/{i}.png" for i, k in enumerate(truth)]
     table = pd.DataFrame({"image_id": names, "label": np.array(labels)[truth], "group": groups})
     folder.mkdir(parents=True)
-    table.assign(**{f"p_{name}": chances[:, k] for k, name in enumerate(labels)}).to_csv(
+    table.assign(**{f"p_{name}": probabilities[:, k] for k, name in enumerate(labels)}).to_csv(
         folder / "predictions.csv", index=False
     )
     seen = pd.DataFrame({"image_id": [f"t{i}" for i in range(train)], "label": labels[0], "split": "train",
@@ -57,7 +57,7 @@ def write_run(folder: Path, seed: int = 0, labels=LABELS, n: int = 60, train: in
 
 
 def write_folds(folder: Path, seed: int) -> Path:
-    """Two folds and what they say together."""
+    """Write two folds and their pooled results."""
     singles = [write_run(folder / f"fold-{k}", seed + k) for k in (0, 1)]
     tables = []
     for k, single in enumerate(singles):
@@ -66,24 +66,27 @@ def write_folds(folder: Path, seed: int) -> Path:
                                    group=[f"{k}-{name}" for name in table["group"]], fold=k))  # fmt: skip
     table = pd.concat(tables)
     table.to_csv(folder / "predictions.csv", index=False)
-    found = [json.loads((single / "results.json").read_text()) for single in singles]
+    splits = table[["image_id", "label", "group"]].assign(split="test", patient="", path="a.png", sha256="0")
+    for single in singles:  # each fold's splits.csv has all images
+        splits.to_csv(single / "splits.csv", index=False)
+    fold_results = [json.loads((single / "results.json").read_text()) for single in singles]
     truth = table["label"].map(LABELS.index).to_numpy()
-    chances = table[[f"p_{name}" for name in LABELS]].to_numpy()
-    cuts = np.array([one["threshold"] for one in found])[table["fold"]]
-    pooled = results(truth, chances, table["group"].tolist(), LABELS, LABELS[1], cuts)
+    probabilities = table[[f"p_{name}" for name in LABELS]].to_numpy()
+    cuts = np.array([one["threshold"] for one in fold_results])[table["fold"]]
+    pooled = classification_results(truth, probabilities, table["group"].tolist(), LABELS, LABELS[1], cuts)
     means = {
-        name: {"value": its["value"], "lowest": its["value"], "highest": its["value"]}
-        for name, its in found[0]["metrics"].items()
+        name: {"value": metric["value"], "lowest": metric["value"], "highest": metric["value"]}
+        for name, metric in fold_results[0]["metrics"].items()
     }
     shown = ("n", "n_groups", "threshold", "temperature", "metrics")
-    pooled |= {"folds": [{"fold": k} | {key: one[key] for key in shown} for k, one in enumerate(found)],
+    pooled |= {"folds": [{"fold": k} | {key: one[key] for key in shown} for k, one in enumerate(fold_results)],
                "mean_over_folds": means, "dataset": "brain-tumor-mri", "task": "image-classification"}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(pooled))
     return folder
 
 
 def write_masks(folder: Path, seed: int = 0) -> Path:
-    """A finished run of masks, without weights and pictures."""
+    """Write a finished segmentation run, without weights and images."""
     rng = np.random.default_rng(seed)
     n = 24
     table = pd.DataFrame({
@@ -95,13 +98,13 @@ def write_masks(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     table.to_csv(folder / "predictions.csv", index=False)
     result = {"dataset": "lung-masks", "task": "image-segmentation", "split": "test"}
-    result |= results_of_masks(table, ["background", "lungs"], {})
+    result |= segmentation_results(table, ["background", "lungs"], {})
     (folder / "results.json").write_text(json.dumps(result))
     return folder
 
 
 class Page(HTMLParser):
-    """Tables, headings, pictures and plots of a page."""
+    """Tables, headings, images and plots of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -118,14 +121,14 @@ class Page(HTMLParser):
         self.feed(self.html)
 
     def handle_starttag(self, tag, attrs):
-        its = dict(attrs)
-        self.addresses += [its[key] for key in ("src", "href") if its.get(key)]
+        attributes = dict(attrs)
+        self.addresses += [attributes[key] for key in ("src", "href") if attributes.get(key)]
         if re.fullmatch(r"h[1-6]", tag):
             self.headings.append(int(tag[1]))
         if tag == "img":
-            self.images.append(its)
-        if its.get("class") == "plot":
-            self.plots.append(its)
+            self.images.append(attributes)
+        if attributes.get("class") == "plot":
+            self.plots.append(attributes)
         if tag == "table":
             self._rows, self._caption = [], ""
         if tag == "tr":
@@ -157,37 +160,39 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> tuple[list[Path], Path]:
-    """Three runs on the same pictures, learnt from different numbers of them, and their page."""
-    place = tmp_path_factory.mktemp("reports")
+    """Three runs on the same test images, trained on different numbers of images, and their page."""
+    folder = tmp_path_factory.mktemp("reports")
     sizes = (50, 100, 200)
-    runs = [write_run(place / f"run-{size}", seed, train=size) for seed, size in enumerate(sizes)]
-    write_report(runs, place / "report.html")
-    return runs, place
+    runs = [write_run(folder / f"run-{size}", seed, train=size) for seed, size in enumerate(sizes)]
+    write_report(runs, folder / "report.html")
+    return runs, folder
 
 
-def test_the_numbers_are_those_of_results_json(three):
-    runs, place = three
-    page = Page(place / "report.html")
+def test_numbers_are_those_of_results_json(three):
+    runs, folder = three
+    page = Page(folder / "report.html")
     first = json.loads((runs[0] / "results.json").read_text())["metrics"]
     shown = {row[0]: row[1] for row in page.tables["Metrics"][1:]}
-    assert shown == {NAMES[name]: interval(its) for name, its in first.items()}
+    assert shown == {METRIC_NAMES[name]: format_interval(metric) for name, metric in first.items()}
     head, *rows = page.tables["Side by side"]
     assert head == ["metric", "run-50", "run-100", "run-200"]
-    for place_in_row, folder in enumerate(runs, 1):
-        its = json.loads((folder / "results.json").read_text())["metrics"]
-        assert {row[0]: row[place_in_row] for row in rows} == {NAMES[name]: interval(x) for name, x in its.items()}
-    one, other = (json.loads((folder / "results.json").read_text())["metrics"]["roc_auc"] for folder in runs[:2])
-    gain = next(row[1] for row in page.tables["Paired differences"] if row[0] == "ROC AUC")
-    assert gain.startswith(f"{other['value'] - one['value']:+.3f}".replace("-", "−"))
+    for column, run_folder in enumerate(runs, 1):
+        metrics = json.loads((run_folder / "results.json").read_text())["metrics"]
+        assert {row[0]: row[column] for row in rows} == {
+            METRIC_NAMES[name]: format_interval(metric) for name, metric in metrics.items()
+        }
+    one, other = (json.loads((path / "results.json").read_text())["metrics"]["roc_auc"] for path in runs[:2])
+    difference = next(row[1] for row in page.tables["Paired differences"] if row[0] == "ROC AUC")
+    assert difference.startswith(f"{other['value'] - one['value']:+.3f}")
 
 
-def test_a_page_is_whole_small_and_calls_nobody(three):
-    _, place = three
-    page = Page(place / "report.html")
-    assert (place / "report.html").stat().st_size < 8e6
+def test_page_is_self_contained_and_accessible(three):
+    _, folder = three
+    page = Page(folder / "report.html")
+    assert (folder / "report.html").stat().st_size < 8e6
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert "default-src 'none'" in page.html
-    assert str(place) not in page.html
+    assert str(folder) not in page.html
     assert NOTICE in page.text
     assert page.headings[0] == 1
     assert page.headings.count(1) == 1
@@ -198,13 +203,13 @@ def test_a_page_is_whole_small_and_calls_nobody(three):
         assert len(plot["aria-label"]) > 20
     captions = re.findall(r"</div>\n<figcaption>(.*?)<noscript>", page.html)
     assert len(captions) == len(page.plots)
-    assert all(re.search(r"\d+ (test |validation )?pictures", caption) for caption in captions)
-    assert "place of the data was not given" in page.text
+    assert all(re.search(r"\d+ (test |validation )?images", caption) for caption in captions)
+    assert "location of the data was not given" in page.text
 
 
-def test_labels_are_text_and_no_code(three):
-    _, place = three
-    page = Page(place / "report.html")
+def test_labels_are_escaped(three):
+    _, folder = three
+    page = Page(folder / "report.html")
     assert "<script>alert" not in page.html
     assert "<b>lesion" not in page.html
     assert LABELS[1] in page.text
@@ -213,24 +218,24 @@ def test_labels_are_text_and_no_code(three):
     assert not any("<" in name for name in named)
 
 
-def test_plots_are_what_plotly_knows(three):
+def test_plots_follow_the_schema_of_plotly(three):
     import plotly.graph_objects as go
 
-    _, place = three
-    raw = json.dumps(Page(place / "report.html").figures)
+    _, folder = three
+    raw = json.dumps(Page(folder / "report.html").figures)
     for figure in json.loads(re.sub(r"var\(--[a-z-]+\)", "#0072b2", raw)).values():
         go.Figure(figure)  # raises for a key or value that is not of plotly's schema
 
 
-def test_a_learning_curve_where_runs_learnt_from_different_numbers(three):
-    _, place = three
-    page = Page(place / "report.html")
+def test_learning_curve_of_runs_with_different_training_sizes(three):
+    _, folder = three
+    page = Page(folder / "report.html")
     label = next(plot for plot in page.plots if plot["aria-label"].startswith("Learning curve"))
     points = [trace for trace in page.figures[label["id"]]["data"] if trace["mode"] == "markers"]
     assert {trace["name"]: trace["x"] for trace in points} == {"model-0": [50, 200], "model-1": [100]}
 
 
-def test_slides_and_pdf_say_the_same(three, tmp_path):
+def test_slides_and_pdf_have_the_same_content(three, tmp_path):
     from pptx import Presentation
 
     runs = three[0][:2]
@@ -243,10 +248,10 @@ def test_slides_and_pdf_say_the_same(three, tmp_path):
         assert NOTICE in [s.text_frame.text for s in slide.shapes if s.has_text_frame]
     table = next(s.table for slide in show.slides for s in slide.shapes if s.has_table)
     metrics = json.loads((runs[0] / "results.json").read_text())["metrics"]
-    assert table.cell(1, 1).text == interval(metrics["accuracy"])
-    pictures = [s for slide in show.slides for s in slide.shapes if s.shape_type == 13]
-    assert len(pictures) >= 6
-    assert all(len(s._element.nvPicPr.cNvPr.get("descr")) > 20 for s in pictures)
+    assert table.cell(1, 1).text == format_interval(metrics["accuracy"])
+    images = [s for slide in show.slides for s in slide.shapes if s.shape_type == 13]
+    assert len(images) >= 6
+    assert all(len(s._element.nvPicPr.cNvPr.get("descr")) > 20 for s in images)
     for slide in show.slides:
         for s in slide.shapes:
             assert s.top + s.height <= show.slide_height + 914400 * 0.3, (slide.shapes.title.text, s.name)
@@ -256,23 +261,23 @@ def test_slides_and_pdf_say_the_same(three, tmp_path):
     assert b"/Outlines" in pdf
 
 
-def test_folds_against_folds(tmp_path):
+def test_compares_cross_validations(tmp_path):
     runs = [write_folds(tmp_path / "a", 0), write_folds(tmp_path / "b", 5)]
-    shuffled = pd.read_csv(runs[1] / "predictions.csv").iloc[::-1]  # folds of another seed come in another order
+    shuffled = pd.read_csv(runs[1] / "predictions.csv").iloc[::-1]  # folds of another seed have another order
     shuffled.to_csv(runs[1] / "predictions.csv", index=False)
     pooled = json.loads((runs[0] / "results.json").read_text())
-    pooled["folds"][0]["metrics"]["roc_auc"] = {"value": None, "low": None, "high": None}  # one label is not in it
+    pooled["folds"][0]["metrics"]["roc_auc"] = {"value": None, "low": None, "high": None}  # without one label
     (runs[0] / "results.json").write_text(json.dumps(pooled))
     write_report(runs, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert page.tables["Each fold"][1][3] == "undefined"
     assert [row[0] for row in page.tables["Each fold"][1:]] == ["0", "1"]
-    assert len(page.tables["Paired differences"]) == 1 + 10  # not of the calibration error
+    assert len(page.tables["Paired differences"]) == 1 + 10  # all but the calibration error
     assert "own thresholds" in page.html
     assert "neither a checkpoint nor its figure" in page.text
 
 
-def test_other_pictures_have_no_differences(tmp_path):
+def test_runs_with_other_test_images_are_not_compared(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", n=40)]
     write_report([*runs, write_masks(tmp_path / "c")], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
@@ -281,34 +286,34 @@ def test_other_pictures_have_no_differences(tmp_path):
     assert [row[0] for row in page.tables["Runs"][1:]] == ["a", "b", "c"]
 
 
-def test_masks(tmp_path):
+def test_segmentation_runs(tmp_path):
     runs = [write_masks(tmp_path / "a"), write_masks(tmp_path / "b", 1)]
     write_report(runs, tmp_path / "report.html", tmp_path / "report.pptx", tmp_path / "report.pdf")
     page = Page(tmp_path / "report.html")
     result = json.loads((runs[0] / "results.json").read_text())
     rows = {row[0]: row for row in page.tables["By source"][1:]}
-    assert rows["<i>A</i>"][3] == interval(result["by_source"]["<i>A</i>"]["metrics"]["dice"])
+    assert rows["<i>A</i>"][3] == format_interval(result["by_source"]["<i>A</i>"]["metrics"]["dice"])
     assert len(page.tables["Paired differences"]) == 1 + 5
     dots = next(p for p in page.plots if p["aria-label"].startswith("Dice by source"))
     assert len(page.figures[dots["id"]]["data"][0]["y"]) == 24
 
 
-def test_several_labels_a_picture_and_many_labels(tmp_path):
+def test_multilabel_and_multiclass_runs(tmp_path):
     rng = np.random.default_rng(0)
     has = rng.random((60, 3)) < 0.4
-    chances = np.clip(has * 0.5 + rng.random((60, 3)) * 0.5, 0.01, 0.99)
+    probabilities = np.clip(has * 0.5 + rng.random((60, 3)) * 0.5, 0.01, 0.99)
     names, groups = ["a", "b", "c"], [str(i // 2) for i in range(60)]
     result = {"dataset": "table", "task": "image-classification", "split": "test", "temperature": 1.1}
-    result |= results_of_several(has, chances, groups, dict.fromkeys(names, 0.5))
+    result |= multilabel_results(has, probabilities, groups, dict.fromkeys(names, 0.5))
     cells = ["|".join(name for name, yes in zip(names, row, strict=True) if yes) for row in has]
     table = pd.DataFrame({"image_id": [f"{i}" for i in range(60)], "label": cells, "group": groups})
-    (tmp_path / "several").mkdir()
-    table.assign(**{f"p_{name}": chances[:, k] for k, name in enumerate(names)}).to_csv(
-        tmp_path / "several" / "predictions.csv", index=False
+    (tmp_path / "multilabel").mkdir()
+    table.assign(**{f"p_{name}": probabilities[:, k] for k, name in enumerate(names)}).to_csv(
+        tmp_path / "multilabel" / "predictions.csv", index=False
     )
-    (tmp_path / "several" / "results.json").write_text(json.dumps(result))
+    (tmp_path / "multilabel" / "results.json").write_text(json.dumps(result))
     many = write_run(tmp_path / "many", labels=("one", "two", "three", "four"))
-    write_report([tmp_path / "several", many], tmp_path / "report.html")
+    write_report([tmp_path / "multilabel", many], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert [row[0] for row in page.tables["Each label"][1:]] == names
     assert page.tables["Thresholds"][1][1] == "0.500"
@@ -316,11 +321,10 @@ def test_several_labels_a_picture_and_many_labels(tmp_path):
     assert page.tables["Confusion matrix"][0][1:] == ["one", "two", "three", "four"]
 
 
-def test_a_real_run_with_its_pictures(finished, phantoms, tmp_path):
+def test_images_of_a_trained_run(finished, phantoms, tmp_path):
     folder = tmp_path / "finished"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
-    found = survey("brain-phantoms", phantoms)
-    findings = audit(found)
+    findings = audit(survey("brain-phantoms", phantoms))
     (folder / "audit.json").write_text(json.dumps(findings))
     printed = typed("report", folder, "--out", tmp_path / "r.html", "--data_dir", phantoms)
     assert f"{tmp_path / 'r.html'}: " in printed
@@ -329,33 +333,33 @@ def test_a_real_run_with_its_pictures(finished, phantoms, tmp_path):
     known = {*pd.read_csv(finished / "predictions.csv")["image_id"]}
     for image in page.images:
         assert image["alt"].split(":")[0] in known
-        its = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
-        assert its.format == "JPEG"
-        assert not its.getexif()
-        assert max(its.size) <= 200
+        decoded = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
+        assert decoded.format == "JPEG"
+        assert not decoded.getexif()
+        assert max(decoded.size) <= 200
     result = json.loads((finished / "results.json").read_text())
     sets = {row[0]: row[1] for row in page.tables["Conformal sets and abstention"][1:]}
-    assert sets["Abstained: no label, or several"] == interval(result["conformal"]["abstained"])
-    assert page.tables["Outliers"][1][1] == interval(result["outliers"]["test"])
+    assert sets["Abstained: no label, or more than one"] == format_interval(result["conformal"]["abstained"])
+    assert page.tables["Out-of-distribution images"][1][1] == format_interval(result["outliers"]["test"])
     assert any(plot["aria-label"].startswith("Validation ROC AUC") for plot in page.plots)
     assert [tuple(row) for row in page.tables["Data audit"][1:]] == verdicts(findings)
     assert str(phantoms) not in page.html
     assert str(tmp_path) not in page.html
 
 
-def test_pictures_of_other_data_are_not_shown_and_it_is_said(finished, phantoms, tmp_path, caplog):
-    other = shutil.copytree(phantoms, tmp_path / "secret-place")
+def test_images_of_other_data_are_not_shown(finished, phantoms, tmp_path, caplog):
+    other = shutil.copytree(phantoms, tmp_path / "secret-folder")
     for path in sorted((other / "lesion").iterdir())[:3]:
         Image.new("L", (64, 64), 7).save(path)
     write_report([finished], tmp_path / "r.html", data_dir=[f"brain-phantoms={other}"])
     page = Page(tmp_path / "r.html")
     assert not page.images
     assert "are not those of this run" in page.text
-    assert "secret-place" not in page.html
-    assert "its pictures are not shown" in caplog.text
+    assert "secret-folder" not in page.html
+    assert "its images are not shown" in caplog.text
 
 
-def test_outlines_of_a_real_run(chests, tmp_path):
+def test_outlines_of_a_trained_run(chests, tmp_path):
     done = run(recipe_of_masks(chests, tmp_path / "run", num_train_epochs=1))
     write_report([done], tmp_path / "r.html", data_dir=[str(chests)])
     page = Page(tmp_path / "r.html")
@@ -364,7 +368,7 @@ def test_outlines_of_a_real_run(chests, tmp_path):
     shown = [float(re.search(r"Dice ([\d.]+)", image["alt"])[1]) for image in page.images]
     assert min(shown) == pytest.approx(dice.min(), abs=1e-3)
     assert max(shown) == pytest.approx(dice.max(), abs=1e-3)
-    assert "(now" not in page.text  # predicted anew, the masks are those that were measured
+    assert "(now" not in page.text  # the new predictions are the ones that were measured
     (done / "model.safetensors").unlink()
     write_report([done], tmp_path / "r.html", data_dir=[str(chests)])
     assert "No outlines" in Page(tmp_path / "r.html").text
@@ -373,25 +377,25 @@ def test_outlines_of_a_real_run(chests, tmp_path):
 def test_outlines_lie_on_the_edges_of_masks():
     true, predicted = np.zeros((2, 60, 80), np.uint8)
     true[10:40, 10:40], predicted[20:50, 45:75] = 1, 1
-    canvas = np.asarray(outlined(Image.new("RGB", (80, 60)), (true, predicted)))
+    canvas = np.asarray(draw_outlines(Image.new("RGB", (80, 60)), (true, predicted)))
     for mask, colour in ((true, TRUE), (predicted, PREDICTED)):
-        drawn = (canvas == colour).all(axis=2)
+        outline = (canvas == colour).all(axis=2)
         edge = (mask > 0) & ~binary_erosion(mask > 0)
-        assert drawn[edge].all()
-        assert not drawn[mask == 0].any()
-        assert drawn.sum() < mask.sum() / 2
+        assert outline[edge].all()
+        assert not outline[mask == 0].any()
+        assert outline.sum() < mask.sum() / 2
 
 
-def test_what_is_no_run_is_refused(tmp_path, three, monkeypatch):
+def test_rejects_unfinished_runs_suffixes_and_duplicates(tmp_path, three, monkeypatch):
     runs, _ = three
     out = tmp_path / "r.html"
-    with pytest.raises(MedtlError, match="no finished run"):
+    with pytest.raises(MedtlError, match="not a finished run"):
         write_report([tmp_path], out)
     with pytest.raises(MedtlError, match=r"ends with \.pdf"):
         write_report(runs, out, pdf=tmp_path / "r.html")
     with pytest.raises(MedtlError, match="given twice"):
         write_report([runs[0], runs[0]], out)
-    with pytest.raises(MedtlError, match="two places"):
+    with pytest.raises(MedtlError, match="two folders"):
         write_report(runs, out, data_dir=["a", "b"])
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MedtlError, match=r"hf_medtl\[report\]"):
@@ -409,12 +413,12 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_contrasts_are_those_of_wcag_aa():
+def test_contrasts_meet_wcag_aa():
     css = (ROOT / "hf_medtl" / "report" / "report.css").read_text()
     light, dark = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", css[a:b]))
                    for a, b in ((0, css.index("@media")), (css.index("@media"), css.index("* {"))))  # fmt: skip
     for colours in (light, dark):
-        for text in ("ink", "soft", "link", "right", "wrong"):
+        for text in ("ink", "soft", "link", "correct", "wrong"):
             assert contrast(colours[text], colours["paper"]) >= 4.5, text
             assert contrast(colours[text], colours["tint"]) >= 4.5, text
         assert contrast(colours["notice-ink"], colours["notice"]) >= 4.5
@@ -424,24 +428,24 @@ def test_contrasts_are_those_of_wcag_aa():
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
-def test_in_a_browser(three, width, scheme):
+def test_page_in_a_browser(three, width, scheme):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no chromium is installed")
-    _, place = three
-    said, asked = [], []
-    with playwright.sync_playwright() as its:
-        browser = its.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    _, folder = three
+    messages, requests = [], []
+    with playwright.sync_playwright() as playwright_context:
+        browser = playwright_context.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("dialog", lambda dialog: said.append(dialog.message))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto((place / "report.html").as_uri())
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.on("dialog", lambda dialog: messages.append(dialog.message))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto((folder / "report.html").as_uri())
         tab.wait_for_function("document.querySelectorAll('.plot:not(:has(svg.main-svg))').length === 0")
-        assert said == []
-        assert [url for url in asked if not url.startswith("data:")] == [(place / "report.html").as_uri()]
+        assert messages == []
+        assert [url for url in requests if not url.startswith("data:")] == [(folder / "report.html").as_uri()]
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         clipped = tab.evaluate(
             """[...document.querySelectorAll('.plot')].flatMap((plot) => {
@@ -454,7 +458,7 @@ def test_in_a_browser(three, width, scheme):
         )
         assert clipped == []
         legend = tab.evaluate("[...document.querySelectorAll('.legendtext')].map((text) => text.textContent)")
-        assert any(LABELS[0] in words for words in legend)  # as it is, not in bold
+        assert any(LABELS[0] in text for text in legend)  # not rendered as bold
         paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 29)")
         axis = tab.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill")

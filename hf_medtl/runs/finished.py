@@ -1,0 +1,66 @@
+"""Finished runs: short names for several of them, and the data set of one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.loading import LoadedDataset, load
+from hf_medtl.errors import MedtlError
+
+
+def read_runs(folders: Sequence[str | Path]) -> dict[str, RunFolder]:
+    """Return finished runs, or cross-validations, by a short name.
+
+    Args:
+        folders: of the runs.
+
+    Raises:
+        MedtlError: a folder is given twice, or holds no finished run.
+    """
+    paths = [Path(folder) for folder in folders]
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise MedtlError(f"A run is given twice: {', '.join(map(str, paths))}. Give different folders.")
+    return {name: RunFolder(path).check_finished() for name, path in zip(_short_names(resolved), paths, strict=True)}
+
+
+def read_splits(run: RunFolder) -> pd.DataFrame | None:
+    """Return splits.csv of a run, or of a cross-validation's first fold (whose column split is that fold's own)."""
+    return next((table for table in (run.splits, *(fold.splits for fold in run.folds)) if table is not None), None)
+
+
+def load_run_data(run: RunFolder, data_dir: Path | None = None) -> LoadedDataset:
+    """Load the data set of a run with the run's split.
+
+    Args:
+        run: a finished run; of a cross-validation the split of the first fold is taken.
+        data_dir: folder or file of the data; they are downloaded if it is None.
+
+    Raises:
+        MedtlError: the data are missing, or differ from those of the run.
+    """
+    folder = run.models[0].path
+    if not (folder / "splits.csv").is_file():
+        raise MedtlError(f"{run.path} has no splits.csv, so it is not known which images it was trained on.")
+    return load(
+        run.results["dataset"],
+        data_dir,
+        splits=folder / "splits.csv",
+        positive=run.recipe.get("positive_label"),
+        task=run.task,
+        sources=[name.strip() for name in run.recipe.get("sources", "").split(",") if name.strip()],
+    )
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the end of each path, as long as needed to be unique and to be more than a number or a fold."""
+    names = []
+    for path in paths:
+        ends = ["/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1)]
+        uninformative = path.name.isdigit() or path.name.startswith("fold-")
+        others = [f"/{other.as_posix()}" for other in paths if other != path]
+        unique = (end for end in ends[uninformative:] if not any(other.endswith(f"/{end}") for other in others))
+        names.append(next(unique, path.as_posix()))
+    return names
