@@ -1,257 +1,260 @@
-"""Finished runs side by side: metrics, paired differences, costs, and the pictures on which they disagree."""
+"""Comparison of finished runs: metrics, paired differences, costs, and the images on which the runs disagree."""
 
-import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.paired import (
-    LOWER_IS_BETTER,
-    Rival,
-    check_same,
-    differences,
-    disagreements,
-)
-from hf_medtl.models.benchmark import latencies, macs, one_picture
+from hf_medtl.evaluation.paired import LOWER_IS_BETTER, RunScores, check_comparable, disagreements, paired_differences
+from hf_medtl.models.benchmark import count_macs, example_input, measure_latencies
 from hf_medtl.predict import Predictor
-from hf_medtl.runs.cross_validation import read_predictions
-from hf_medtl.runs.folder import is_finished
-from hf_medtl.tasks import task_of_results
+from hf_medtl.runs.finished import read_runs
+from hf_medtl.tasks import task_for_results
 
 BEST = "best"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What finished runs are worth on the same pictures, and what they cost. Numbers that are not known are NaN.
+    """Metrics and differences of finished runs on the same images.
 
     Attributes:
-        runs: name -> folder.
+        runs: name -> finished run or cross-validation.
+        scores: name -> its test images, metrics and decisions.
         reference: name of the run that the others are compared with.
-        chosen: whether it was chosen because it is the best on these pictures.
-        facts: dataset, task, split, n (pictures), n_groups, folds (their number, 0 for single runs), part_kind (what
-            `parts` are), decides (whether disagreements are those of decisions), interval_methods (metric -> in words),
-            tested (metrics), n_tests (comparisons that Holm corrects for).
-        metrics: run, metric, value, low, high.
-        differences: run, metric, value, low, high (of run less reference), p_value, p_holm, test.
-        parts: run, part (label, class or source), metric, value, low, high.
-        costs: by run: train_seconds, peak_memory_mb, trained_on, energy_kwh, parameters, macs, weights_mb, latency_ms,
-            latency_lower, latency_upper (quartiles).
-        measured_on: device of the latencies; empty if they were not measured.
-        disagreements: image_id, label, group, gap, answers (run -> words), the widest gap first.
+        reference_is_best: True if it was selected because it is the best on these images.
+        tested: metrics whose differences are tested, the one to rank by first.
+        differences: run, metric, value, low, high (of run minus reference), p_value, p_holm, test.
     """
 
-    runs: dict[str, Path]
+    runs: Mapping[str, RunFolder]
+    scores: Mapping[str, RunScores]
     reference: str
-    chosen: bool
-    facts: dict[str, Any]
-    metrics: pd.DataFrame
+    reference_is_best: bool
+    tested: tuple[str, ...]
     differences: pd.DataFrame
-    parts: pd.DataFrame
-    costs: pd.DataFrame
-    measured_on: str
-    disagreements: pd.DataFrame
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Data set, counts and methods, as they are saved in comparison.json.
+
+        Keys: dataset, task, split, n (images), n_groups, folds (their number, 0 for single runs), part_kind (kind of
+        `parts`), decides (True if the runs disagree in decisions, False if in the quality of masks), interval_methods
+        (metric -> description), tested (metrics) and n_tests (number of tests that Holm's method corrects for).
+        """
+        first = next(iter(self.runs))
+        results, scores = self.runs[first].results, self.scores[first]
+        return {key: results[key] for key in ("dataset", "task", "split")} | {
+            "n": len(scores.table),
+            "n_groups": int(scores.table["group"].nunique()),
+            "folds": len(results.get("folds", ())),
+            "part_kind": scores.part_kind,
+            "decides": scores.decided is not None,
+            "interval_methods": scores.methods,
+            "tested": list(self.tested),
+            "n_tests": int(self.differences["p_holm"].notna().sum()),
+        }
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Columns run, metric, value, low, high."""
+        return pd.DataFrame(
+            [(run, metric, *value) for run, scores in self.scores.items() for metric, value in scores.metrics.items()],
+            columns=["run", "metric", "value", "low", "high"],
+        )
+
+    @cached_property
+    def parts(self) -> pd.DataFrame:
+        """Columns run, part (label, class or source), metric, value, low, high."""
+        return pd.DataFrame(
+            [
+                (run, part, metric, *value)
+                for run, scores in self.scores.items()
+                for part, values in scores.parts.items()
+                for metric, value in values.items()
+            ],
+            columns=["run", "part", "metric", "value", "low", "high"],
+        )
+
+    @cached_property
+    def disagreements(self) -> pd.DataFrame:
+        """Columns image_id, label, group, gap, answers (run -> words), the widest gap first."""
+        return disagreements(self.scores)
 
 
-def comparison(
-    folders: Sequence[str | Path],
-    metrics: Sequence[str] = (),
-    reference: str | None = None,
-    latency: bool = True,
-    device: str = "cpu",
-    seed: int = 0,
+class Costs(NamedTuple):
+    """Costs of runs, and the device on which latencies were measured (empty: not measured).
+
+    The table has a row for each run, with NaN where a value is unknown: train_seconds, peak_memory_mb, trained_on,
+    energy_kwh, parameters, macs, weights_mb, latency_ms, latency_lower and latency_upper (quartiles).
+    """
+
+    table: pd.DataFrame
+    device: str
+
+
+def compare_runs(
+    folders: Sequence[str | Path], metrics: Sequence[str] = (), reference: str | None = None, seed: int = 0
 ) -> Comparison:
-    """Compare finished runs, or cross-validations, that were tested on the same pictures.
+    """Compare finished runs, or cross-validations, that were tested on the same images.
 
-    Metrics and limits are computed anew from each predictions.csv, so that one method is used for runs of all versions.
+    Metrics and intervals are computed from each predictions.csv, so that runs of all versions use the same method.
 
     Args:
         folders: of two or more runs.
-        metrics: to test; the first is the one to rank by. roc_auc and accuracy, or dice and iou, if not given.
-        reference: name or folder of the run to compare the others with, or "best"; the first if not given.
-        latency: measure the time for one picture.
-        device: where to measure it.
-        seed: of the draws and blocks of groups.
+        metrics: to test, the one to rank by first; by default roc_auc and accuracy, or dice and iou.
+        reference: name or folder of the run to compare the others with, or "best"; the first by default.
+        seed: of the bootstrap and of the blocks of groups.
 
     Raises:
-        MedtlError: fewer than two runs, an unfinished one, runs with other test pictures, labels or tasks, an unknown
+        MedtlError: Fewer than two runs, an unfinished run, runs with other test images, labels or tasks, an unknown
             metric or reference.
     """
-    runs = named([Path(folder) for folder in folders])
-    results = {name: read_results(folder) for name, folder in runs.items()}
-    first = next(iter(results.values()))
-    for name, its in results.items():
-        if task_of_results(its) is not task_of_results(first):
-            raise MedtlError(f"{next(iter(runs))} and {name} are of other tasks. Compare runs of one task.")
-    rivals = {name: rival_of(folder, results[name]) for name, folder in runs.items()}
-    check_same(rivals)
-    one = next(iter(rivals.values()))
-    tested = tuple(metrics) or one.usual
-    base = reference_of(reference, runs, rivals, tested[0])
-    paired = differences(rivals, base, tested, seed)
-    costs, measured_on = costs_of(runs, results, device if latency else None)
-    return Comparison(
-        runs,
-        base,
-        reference == BEST,
-        {key: first[key] for key in ("dataset", "task", "split")}
-        | {
-            "n": len(one.table),
-            "n_groups": int(one.table["group"].nunique()),
-            "folds": len(first.get("folds", ())),
-            "part_kind": one.part_kind,
-            "decides": one.decided is not None,
-            "interval_methods": one.methods,
-            "tested": list(tested),
-            "n_tests": sum(row.p_holm == row.p_holm for row in paired),
-        },
-        pd.DataFrame(
-            [(run, metric, *found) for run, rival in rivals.items() for metric, found in rival.metrics.items()],
-            columns=["run", "metric", "value", "low", "high"],
-        ),
-        pd.DataFrame(
-            [(row.run, row.metric, *row.difference, row.p_holm, row.test) for row in paired],
-            columns=["run", "metric", "value", "low", "high", "p_value", "p_holm", "test"],
-        ),
-        pd.DataFrame(
-            [
-                (run, part, metric, *found)
-                for run, rival in rivals.items()
-                for part, values in rival.parts.items()
-                for metric, found in values.items()
-            ],
-            columns=["run", "part", "metric", "value", "low", "high"],
-        ),
-        costs,
-        measured_on,
-        disagreements(rivals),
-    )
+    runs = read_runs(folders)
+    if len(runs) < 2:
+        raise MedtlError(f"A comparison needs two or more different runs, but got {len(runs)}. Give their folders.")
+    scores = {name: run_scores(run) for name, run in runs.items()}
+    check_same_task_and_images(runs, scores)
+    return compare_scores(runs, scores, metrics, reference, seed)
 
 
-def named(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name -> folder: the last parts of their paths, as few as tell them apart.
+def compare_scores(
+    runs: Mapping[str, RunFolder],
+    scores: Mapping[str, RunScores],
+    metrics: Sequence[str] = (),
+    reference: str | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs that pass `check_same_task_and_images`; arguments as for `compare_runs`.
 
     Raises:
-        MedtlError: fewer than two, or one twice.
+        MedtlError: An unknown metric or reference.
     """
-    places = [folder.resolve() for folder in folders]
-    if len(places) < 2 or len(set(places)) < len(places):
-        raise MedtlError(f"Two or more different runs are compared, found {len(set(places))}. Give their folders.")
-    for depth in range(1, max(len(place.parts) for place in places)):
-        names = ["/".join(place.parts[-depth:]) for place in places]
-        if len(set(names)) == len(names):
-            break
-    return dict(zip(names, folders, strict=True))
+    tested = tuple(metrics) or next(iter(scores.values())).usual
+    base = _reference(reference, runs, scores, tested[0])
+    rows = [(row.run, row.metric, *row.difference, row.p_holm, row.test)
+            for row in paired_differences(scores, base, tested, seed)]  # fmt: skip
+    columns = ["run", "metric", "value", "low", "high", "p_value", "p_holm", "test"]
+    return Comparison(runs, scores, base, reference == BEST, tested, pd.DataFrame(rows, columns=columns))
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of a finished run, or of all folds.
+def check_same_task_and_images(runs: Mapping[str, RunFolder], scores: Mapping[str, RunScores]) -> None:
+    """Check that runs are of one task and were tested on the same images.
 
     Raises:
-        MedtlError: it is none.
+        MedtlError: What differs, between which runs.
     """
-    if not is_finished(folder) or not (folder / "predictions.csv").is_file():
-        raise MedtlError(
-            f"{folder} is not a finished run: results.json or predictions.csv is missing, or it is marked as "
-            "unfinished. Give the folder of a run, or of all folds, that has come to its end."
-        )
-    return json.loads((folder / "results.json").read_text("utf-8"))
+    first, *others = runs
+    for name in others:
+        if task_for_results(runs[name].results) is not task_for_results(runs[first].results):
+            raise MedtlError(f"{first} and {name} have different tasks. Compare runs of one task.")
+    check_comparable(scores)
 
 
-def models_of(folder: Path, result: dict[str, Any]) -> list[Path]:
-    """The folders with weights: of the folds, in order, or the run's own."""
-    places = [folder / f"fold-{fold['fold']}" for fold in result.get("folds", ())] or [folder]
-    absent = [place for place in places if not is_finished(place)]
-    if absent:
-        raise MedtlError(
-            f"{absent[0]} is not a finished run. A cross-validation is compared with the folders of its folds."
-        )
-    return places
-
-
-def rival_of(folder: Path, result: dict[str, Any]) -> Rival:
-    """A finished run, or all folds, in the form in which runs are compared."""
-    table = read_predictions(folder).sort_values("image_id", ignore_index=True)
-    places = models_of(folder, result)
-    if (places[0] / "splits.csv").exists():  # an ensemble has none
-        table = table.assign(sha256=table["image_id"].map(pictures_of(folder, len(result.get("folds", ())))["sha256"]))
-    return task_of_results(result).rival(table, [read_results(place) for place in places])
-
-
-def pictures_of(folder: Path, folds: int) -> pd.DataFrame:
-    """path and sha256 of every picture of a run's data set, by image_id; of folds all are in that of each."""
-    place = folder / "fold-0" if folds else folder
-    table = pd.read_csv(place / "splits.csv", dtype=str, keep_default_na=False)
-    return table.set_index("image_id")[["path", "sha256"]]
-
-
-def reference_of(asked: str | None, runs: dict[str, Path], rivals: dict[str, Rival], metric: str) -> str:
-    """Name of the run to compare the others with.
+def run_scores(run: RunFolder) -> RunScores:
+    """Return a finished run or cross-validation in the form in which runs are compared.
 
     Raises:
-        MedtlError: it is not among them.
+        MedtlError: A fold of a cross-validation is missing.
     """
-    if asked is None:
+    table = run.predictions.sort_values("image_id", ignore_index=True)
+    models = _finished_models(run)
+    if models[0].splits is not None:  # an ensemble may have none
+        table = table.assign(sha256=table["image_id"].map(image_files(run)["sha256"]))
+    return task_for_results(run.results).run_scores(table, [model.results for model in models])
+
+
+def image_files(run: RunFolder) -> pd.DataFrame:
+    """Return path and sha256 of every image of a run's data set, by image_id.
+
+    Raises:
+        KeyError: The run has no splits.csv.
+    """
+    splits = run.models[0].splits  # each fold's has all images
+    if splits is None:
+        raise KeyError("splits.csv")
+    return splits.set_index("image_id")[["path", "sha256"]]
+
+
+def _finished_models(run: RunFolder) -> list[RunFolder]:
+    for model in run.models:
+        if not model.is_finished:
+            raise MedtlError(f"{model.path} is not a finished run. A cross-validation needs the folders of its folds.")
+    return run.models
+
+
+def _reference(
+    requested: str | None, runs: Mapping[str, RunFolder], scores: Mapping[str, RunScores], metric: str
+) -> str:
+    """Return the name of the run to compare the others with."""
+    if requested is None:
         return next(iter(runs))
-    if asked == BEST:
+    if requested == BEST:
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        return max(rivals, key=lambda name: sign * rivals[name].metrics[metric].value)
-    found = [name for name, folder in runs.items() if asked == name or Path(asked).resolve() == folder.resolve()]
-    if not found:
-        raise MedtlError(f"--reference is {BEST} or one of {', '.join(runs)}; found {asked!r}.")
-    return found[0]
+        return max(scores, key=lambda name: sign * scores[name].metrics[metric].value)
+    for name, run in runs.items():
+        if requested == name or Path(requested).resolve() == run.path.resolve():
+            return name
+    raise MedtlError(f"--reference must be {BEST} or one of {', '.join(runs)}, but is {requested!r}.")
 
 
-def costs_of(runs: dict[str, Path], results: dict[str, dict[str, Any]], device: str | None) -> tuple[pd.DataFrame, str]:
-    """Costs by run, of folds those of the first one's model, with the training of all; and the device measured on.
+def measure_costs(runs: Mapping[str, RunFolder], device: str | None = "cpu") -> Costs:
+    """Return the costs of training, and measure the models' size and latency.
+
+    Of a cross-validation the model is that of the first fold, and the training is that of all folds.
 
     Args:
-        runs: name -> folder.
-        results: name -> results.json.
-        device: where to measure latencies; None not to.
+        runs: name -> finished run or cross-validation.
+        device: where to measure latencies; None skips them.
+
+    Raises:
+        MedtlError: A fold of a cross-validation is missing.
     """
-    rows, loaded = [], []
-    for name, folder in runs.items():
-        place, result = models_of(folder, results[name])[0], results[name]
-        predictor = Predictor.from_pretrained(place, device="cpu")
-        inputs = one_picture(predictor.processor)
-        loaded.append((predictor.model, inputs))
+    rows, models, inputs = [], [], []
+    for name, run in runs.items():
+        folder = _finished_models(run)[0].path
+        predictor = Predictor.from_pretrained(folder, device="cpu")
+        models.append(predictor.model)
+        inputs.append(example_input(predictor.processor))
         rows.append(
             {
                 "run": name,
-                "train_seconds": result.get("train_seconds"),
-                "peak_memory_mb": result.get("peak_memory_mb"),
-                "trained_on": hardware(result.get("environment", {})),
-                "energy_kwh": result.get("energy_kwh"),
+                "train_seconds": run.results.get("train_seconds"),
+                "peak_memory_mb": run.results.get("peak_memory_mb"),
+                "trained_on": _hardware(run.results.get("environment", {})),
+                "energy_kwh": run.results.get("energy_kwh"),
                 "parameters": predictor.model.num_parameters(),
-                "macs": macs(predictor.model, inputs),
-                "weights_mb": sum(path.stat().st_size for path in place.glob("*.safetensors")) / 1e6,
+                "macs": count_macs(predictor.model, inputs[-1]),
+                "weights_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
             }
         )
     table = pd.DataFrame(rows).set_index("run")
     table = table.astype({column: float for column in table if column != "trained_on"})
+    latency_columns = ["latency_ms", "latency_lower", "latency_upper"]
     if device is None:
-        return table.assign(latency_ms=float("nan"), latency_lower=float("nan"), latency_upper=float("nan")), ""
-    models = [model.to(device) for model, _ in loaded]
-    found = latencies(models, [{key: its.to(device) for key, its in inputs.items()} for _, inputs in loaded])
-    table[["latency_ms", "latency_lower", "latency_upper"]] = found
+        return Costs(table.assign(**dict.fromkeys(latency_columns, float("nan"))), "")
+    table[latency_columns] = measure_latencies(
+        [model.to(device) for model in models],
+        [{key: tensor.to(device) for key, tensor in batch.items()} for batch in inputs],
+    )
     kind = torch.device(device).type
     if kind == "cpu":
-        return table, f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s)"
-    return table, torch.cuda.get_device_name(device) if kind == "cuda" else kind
+        return Costs(table, f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s)")
+    return Costs(table, torch.cuda.get_device_name(device) if kind == "cuda" else kind)
 
 
-def hardware(environment: dict[str, Any]) -> str:
-    """What a run was trained on; empty where nobody knows."""
+def _hardware(environment: dict[str, Any]) -> str:
+    """Describe what a run was trained on; empty if unknown."""
     if not environment.get("device"):
         return ""
     on_cpu = str(environment["device"]).startswith("CPU")
     cores = f", {environment['cpu_cores']} core(s)" if on_cpu and "cpu_cores" in environment else ""
-    many = f", {environment['processes']} processes" if environment.get("processes", 1) > 1 else ""
-    return f"{environment['device']}{cores}{many}, {environment.get('mixed_precision', 'float32')}"
+    processes = f", {environment['processes']} processes" if environment.get("processes", 1) > 1 else ""
+    return f"{environment['device']}{cores}{processes}, {environment.get('mixed_precision', 'float32')}"

@@ -1,4 +1,4 @@
-"""Finished runs side by side: what is refused, how differences are tested, what it costs, and the page."""
+"""Tests of the comparison of finished runs: errors, tests of differences, costs and the page."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from hf_medtl.data.loading import COLUMNS
 from hf_medtl.evaluation.intervals import metric_intervals
 from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar
 from hf_medtl.models.benchmark import count_macs, measure_latencies
-from hf_medtl.runs.compare import Comparison, comparison
+from hf_medtl.runs.compare import Comparison, compare_runs, measure_costs
 from hf_medtl.runs.compare_page import tables, write_comparison
 from hf_medtl.training.runtime import Meter
 from tests.support.commands import options, typed
@@ -27,8 +27,10 @@ from tests.support.commands import options, typed
 NAMES = ("no", "yes")
 
 
-def answers(seed: int, noise: float, n: int = 60, per_group: int = 1, names: tuple[str, ...] = NAMES) -> pd.DataFrame:
-    """predictions.csv of a model that is right but for noise; picture i is the same with every seed."""
+def predictions(
+    seed: int, noise: float, n: int = 60, per_group: int = 1, names: tuple[str, ...] = NAMES
+) -> pd.DataFrame:
+    """predictions.csv of a model that is correct but for noise; image i is the same with every seed."""
     label = np.arange(n) // per_group % len(names)
     logits = 2.0 * np.eye(len(names))[label] + np.random.default_rng(seed).normal(0, noise, (n, len(names)))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -37,203 +39,217 @@ def answers(seed: int, noise: float, n: int = 60, per_group: int = 1, names: tup
     return table.assign(**{f"p_{name}": p[:, k] for k, name in enumerate(names)})
 
 
-def made(folder: Path, model: Path, table: pd.DataFrame, **result: object) -> Path:
-    """The folder of a finished run with a tiny model's weights."""
+def write_run(folder: Path, model: Path, table: pd.DataFrame, **result: object) -> Path:
+    """Write a finished run with a tiny model's weights."""
     shutil.copytree(model, folder, dirs_exist_ok=True)
     table.to_csv(folder / "predictions.csv", index=False)
-    usual = {"dataset": "brain-phantoms", "task": "image-classification", "split": "test", "labels": list(NAMES),
+    defaults = {"dataset": "brain-phantoms", "task": "image-classification", "split": "test", "labels": list(NAMES),
              "positive_label": "yes", "threshold": 0.5, "train_seconds": 60.0, "peak_memory_mb": 100.0}  # fmt: skip
-    (folder / "results.json").write_text(json.dumps(usual | result))
+    (folder / "results.json").write_text(json.dumps(defaults | result))
     return folder
 
 
 @pytest.fixture
 def runs(tiny, tmp_path) -> list[Path]:
-    """A good model, a bad one and one in between; the last has its rows in another order and groups of other names."""
-    shuffled = answers(3, 1.6).sample(frac=1, random_state=0)
+    """A good model, a bad one and one in between; the last has another order of rows and other names of groups."""
+    shuffled = predictions(3, 1.6).sample(frac=1, random_state=0)
     shuffled["group"] = "patient-" + shuffled["group"]
     return [
-        made(tmp_path / "good", tiny("cnn"), answers(1, 0.9)),
-        made(tmp_path / "bad", tiny("vit"), answers(2, 3.0), energy_kwh=0.25),
-        made(tmp_path / "middling", tiny("cnn"), shuffled),
+        write_run(tmp_path / "good", tiny("cnn"), predictions(1, 0.9)),
+        write_run(tmp_path / "bad", tiny("vit"), predictions(2, 3.0), energy_kwh=0.25),
+        write_run(tmp_path / "middling", tiny("cnn"), shuffled),
     ]
 
 
-def one(found: Comparison, run: str, metric: str) -> pd.Series:
-    rows = found.differences
+def difference(comparison: Comparison, run: str, metric: str) -> pd.Series:
+    rows = comparison.differences
     return rows[(rows["run"] == run) & (rows["metric"] == metric)].iloc[0]
 
 
-def test_metrics_and_tests_of_independent_pictures(runs):
-    found = comparison(runs, latency=False)
-    assert (found.reference, found.chosen, list(found.runs)) == ("good", False, ["good", "bad", "middling"])
-    assert found.facts["n"] == found.facts["n_groups"] == 60
-    read = {
-        name: pd.read_csv(folder / "predictions.csv").sort_values("image_id") for name, folder in found.runs.items()
-    }
+def test_metrics_and_tests_of_independent_images(runs):
+    comparison = compare_runs(runs)
+    assert (comparison.reference, comparison.reference_is_best, list(comparison.runs)) == (
+        "good",
+        False,
+        ["good", "bad", "middling"],
+    )
+    assert comparison.facts["n"] == comparison.facts["n_groups"] == 60
+    read = {name: run.predictions.sort_values("image_id") for name, run in comparison.runs.items()}
     yes, p = read["good"]["label"] == "yes", {name: table["p_yes"].to_numpy() for name, table in read.items()}
-    its = metric_intervals(yes.astype(int), np.column_stack([1 - p["bad"], p["bad"]]), range(60), 1, 0.5)
-    rows = found.metrics[found.metrics["run"] == "bad"].set_index("metric")
+    expected = metric_intervals(yes.astype(int), np.column_stack([1 - p["bad"], p["bad"]]), range(60), 1, 0.5)
+    rows = comparison.metrics[comparison.metrics["run"] == "bad"].set_index("metric")
     for metric in ("roc_auc", "accuracy", "brier"):
-        assert tuple(rows.loc[metric, ["value", "low", "high"]]) == pytest.approx(its[metric])
+        assert tuple(rows.loc[metric, ["value", "low", "high"]]) == pytest.approx(expected[metric])
 
     raw = []
     for name in ("bad", "middling"):
         area, right = auc_difference(yes, p[name], p["good"], range(60)), [(p[r] >= 0.5) == yes for r in (name, "good")]
-        row = one(found, name, "roc_auc")
+        row = difference(comparison, name, "roc_auc")
         assert tuple(row[["value", "low", "high", "p_value"]]) == pytest.approx(area)
-        assert (row["test"], one(found, name, "accuracy")["test"]) == ("DeLong's test", "McNemar's test")
-        assert one(found, name, "accuracy")["p_value"] == mcnemar(*right)
+        assert (row["test"], difference(comparison, name, "accuracy")["test"]) == ("DeLong's test", "McNemar's test")
+        assert difference(comparison, name, "accuracy")["p_value"] == mcnemar(*right)
         raw += [area.p_value, mcnemar(*right)]
     corrected = [
-        one(found, name, metric)["p_holm"] for name in ("bad", "middling") for metric in ("roc_auc", "accuracy")
+        difference(comparison, name, metric)["p_holm"]
+        for name in ("bad", "middling")
+        for metric in ("roc_auc", "accuracy")
     ]
     assert corrected == pytest.approx(holm(raw))
-    assert found.facts["n_tests"] == 4
-    others = found.differences[~found.differences["metric"].isin(["roc_auc", "accuracy"])]
+    assert comparison.facts["n_tests"] == 4
+    others = comparison.differences[~comparison.differences["metric"].isin(["roc_auc", "accuracy"])]
     assert others["p_value"].isna().all() and not others["test"].any() and others["low"].notna().all()
-    assert "ece" not in set(found.differences["metric"])
+    assert "ece" not in set(comparison.differences["metric"])
 
     shutil.copytree(runs[0], runs[0].parent / "twin")
-    rows = comparison([runs[0], runs[0].parent / "twin"], latency=False).differences
-    assert (rows["value"] == 0).all() and rows["low"].isna().all()  # never to differ here is not never to differ
+    rows = compare_runs([runs[0], runs[0].parent / "twin"]).differences
+    assert (rows["value"] == 0).all() and rows["low"].isna().all()  # unknown limits
     assert rows.loc[rows["test"] != "", "p_value"].tolist() == [1, 1]
 
 
-def test_metrics_are_those_of_the_runs_own_results(finished, results, tmp_path):
+def test_metrics_equal_those_of_results_json(finished, results, tmp_path):
     again = shutil.copytree(finished, tmp_path / "again")
-    found = comparison([finished, again], latency=False)
-    for row in found.metrics.itertuples():
+    comparison = compare_runs([finished, again])
+    for row in comparison.metrics.itertuples():
         assert row.value == pytest.approx(results["metrics"][row.metric]["value"], nan_ok=True)
-    assert found.costs["parameters"].nunique() == 1
-    assert found.disagreements.empty
-    row = one(found, "again", "roc_auc")
+    costs = measure_costs(comparison.runs, None)
+    assert costs.table["parameters"].nunique() == 1
+    assert comparison.disagreements.empty
+    row = difference(comparison, "again", "roc_auc")
     assert (row["value"], row["p_value"]) == (0, 1)
     assert math.isnan(row["low"])
-    write_comparison(found, tmp_path / "out")
-    assert "On 0 of" in (tmp_path / "out" / "README.md").read_text()
+    write_comparison(comparison, costs, tmp_path / "out")
+    assert "disagree on 0 of" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_several_pictures_a_group_are_no_more_evidence(tiny, tmp_path):
-    every = [answers(seed, noise) for seed, noise in ((1, 0.9), (2, 3.0))]
-    single = [made(tmp_path / f"single{i}", tiny("cnn"), table) for i, table in enumerate(every)]
+def test_copies_in_a_group_do_not_narrow_intervals(tiny, tmp_path):
+    every = [predictions(seed, noise) for seed, noise in ((1, 0.9), (2, 3.0))]
+    single = [write_run(tmp_path / f"single{i}", tiny("cnn"), table) for i, table in enumerate(every)]
     copies = [
-        made(tmp_path / f"copies{i}", tiny("cnn"), pd.concat([table, table.assign(image_id="x" + table["image_id"])]))
+        write_run(
+            tmp_path / f"copies{i}", tiny("cnn"), pd.concat([table, table.assign(image_id="x" + table["image_id"])])
+        )
         for i, table in enumerate(every)
     ]
-    once, twice = comparison(single, ["brier"], latency=False), comparison(copies, latency=False)
+    once, twice = compare_runs(single, ["brier"]), compare_runs(copies)
     assert {row["test"] for row in twice.differences.to_dict("records") if row["test"]} == {
         "paired jackknife over groups with Student's t"
     }
     for key in ("value", "low", "high"):
-        assert one(twice, "copies1", "brier")[key] == pytest.approx(one(once, "single1", "brier")[key])
+        assert difference(twice, "copies1", "brier")[key] == pytest.approx(difference(once, "single1", "brier")[key])
     assert once.facts["n_tests"] == 1
-    assert not tables(twice)["disagreements"]["picture"].str.startswith("x").any()  # a copy shows nothing new
+    shown = tables(twice, measure_costs(twice.runs, None))["disagreements"]["image"]
+    assert not shown.str.startswith("x").any()  # one image of each group
 
 
-def test_reference(runs):
-    assert comparison(runs, reference="bad", latency=False).reference == "bad"
-    found = comparison(runs[::-1], ["brier"], "best", latency=False)
-    assert (found.reference, found.chosen) == ("good", True)
-    assert comparison(runs, reference=str(runs[2]), latency=False).reference == "middling"
-    with pytest.raises(MedtlError, match="--reference is best or one of good, bad, middling; found 'worse'"):
-        comparison(runs, reference="worse", latency=False)
+def test_reference_by_name_folder_or_best(runs):
+    assert compare_runs(runs, reference="bad").reference == "bad"
+    comparison = compare_runs(runs[::-1], ["brier"], "best")
+    assert (comparison.reference, comparison.reference_is_best) == ("good", True)
+    assert compare_runs(runs, reference=str(runs[2])).reference == "middling"
+    with pytest.raises(MedtlError, match="--reference must be best or one of good, bad, middling, but is 'worse'"):
+        compare_runs(runs, reference="worse")
 
 
-def test_what_can_not_be_compared_says_why(runs, tiny, tmp_path):
-    def refused(words: str, *folders: Path, metrics: tuple[str, ...] = ()) -> None:
-        with pytest.raises(MedtlError, match=words):
-            comparison(folders, metrics, latency=False)
+def test_rejects_runs_that_cannot_be_compared(runs, tiny, tmp_path):
+    def assert_rejected(message: str, *folders: Path, metrics: tuple[str, ...] = ()) -> None:
+        with pytest.raises(MedtlError, match=message):
+            compare_runs(folders, metrics)
 
-    table, model = answers(1, 0.9), tiny("cnn")
-    other = made(tmp_path / "other", model, table.iloc[3:])
-    refused("good and other were not tested on the same pictures: 3 of 60 are only in good, 0 of 57.*--splits",
+    table, model = predictions(1, 0.9), tiny("cnn")
+    other = write_run(tmp_path / "other", model, table.iloc[3:])
+    assert_rejected("good and other were not tested on the same pictures: 3 of 60 are only in good, 0 of 57.*--splits",
             runs[0], other)  # fmt: skip
-    grouped = made(tmp_path / "grouped", model, table.assign(group="g"))
-    refused("good and grouped disagree about the group of 59 pictures, such as 001.png", runs[0], grouped)
-    turned = made(tmp_path / "turned", model, table, positive_label="no")
-    refused("other positive labels, yes and no", runs[0], turned)
-    named = made(tmp_path / "named", model, table.rename(columns={"p_yes": "p_si"}).replace("yes", "si"),
+    grouped = write_run(tmp_path / "grouped", model, table.assign(group="g"))
+    assert_rejected("good and grouped disagree about the group of 59 pictures, such as 001.png", runs[0], grouped)
+    turned = write_run(tmp_path / "turned", model, table, positive_label="no")
+    assert_rejected("other positive labels, yes and no", runs[0], turned)
+    named = write_run(tmp_path / "named", model, table.rename(columns={"p_yes": "p_si"}).replace("yes", "si"),
                  labels=["no", "si"], positive_label="si")  # fmt: skip
-    refused("good and named have other labels: no, yes and no, si", runs[0], named)
-    refused("found 1", runs[0])
-    refused("found 1", runs[0], runs[0])
-    masks = made(tmp_path / "masks", model, measured(0, 0), task="image-segmentation")
-    refused("good and masks are of other tasks", runs[0], masks)
-    refused("--metric is one of accuracy.*found dice", *runs, metrics=("dice",))
-    refused("take brier", *runs, metrics=("ece",))
+    assert_rejected("good and named have other labels: no, yes and no, si", runs[0], named)
+    assert_rejected("but got 1", runs[0])
+    assert_rejected("given twice", runs[0], runs[0])
+    masks = write_run(tmp_path / "masks", model, measured(0, 0), task="image-segmentation")
+    assert_rejected("good and masks have different tasks", runs[0], masks)
+    assert_rejected("--metric is one of accuracy.*found dice", *runs, metrics=("dice",))
+    assert_rejected("take brier", *runs, metrics=("ece",))
     (runs[1] / "UNFINISHED").touch()
-    refused("bad is not a finished run", *runs)
+    assert_rejected("bad is not a finished run", *runs)
 
 
-def test_pictures_of_one_name_and_other_contents(runs):
+def test_rejects_images_with_equal_names_but_different_contents(runs):
     for folder, sha256 in zip(runs[:2], ("a", "b"), strict=True):
-        table = answers(1, 1)[["image_id"]].assign(path="p", sha256=sha256)
+        table = predictions(1, 1)[["image_id"]].assign(path="p", sha256=sha256)
         table.to_csv(folder / "splits.csv", index=False)
     with pytest.raises(MedtlError, match="disagree about the sha256 of 60 pictures"):
-        comparison(runs[:2], latency=False)
+        compare_runs(runs[:2])
 
 
-def test_folds_are_decided_with_thresholds_of_their_own(tiny, tmp_path):
+def test_folds_use_their_own_thresholds(tiny, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
-        table = answers(seed, 2.0).assign(fold=np.arange(60) % 2)
-        cuts = (0.5, 1.0)  # the second fold's model never says yes
-        folds = [made(tmp_path / name / f"fold-{k}", tiny("cnn"), table[table["fold"] == k], threshold=cut)
+        table = predictions(seed, 2.0).assign(fold=np.arange(60) % 2)
+        cuts = (0.5, 1.0)  # the second fold's model never decides yes
+        folds = [write_run(tmp_path / name / f"fold-{k}", tiny("cnn"), table[table["fold"] == k], threshold=cut)
                  for k, cut in enumerate(cuts)]  # fmt: skip
-        made(folds[0].parent, tiny("cnn"), table, threshold=None, split="out-of-fold", folds=[{"fold": 0}, {"fold": 1}])
-    found = comparison([tmp_path / "one", tmp_path / "two"], latency=False)
-    rows = found.metrics[found.metrics["metric"] == "accuracy"].set_index("run")
-    table = answers(1, 2.0)
-    said = (table["p_yes"] >= np.where(np.arange(60) % 2, 1.0, 0.5)) == (table["label"] == "yes")
-    assert rows.loc["one", "value"] == pytest.approx(said.mean())
-    assert found.facts["folds"] == 2
-    assert "training of all folds, minutes" in set(tables(found)["costs"]["cost"])
+        write_run(
+            folds[0].parent, tiny("cnn"), table, threshold=None, split="out-of-fold", folds=[{"fold": 0}, {"fold": 1}]
+        )
+    comparison = compare_runs([tmp_path / "one", tmp_path / "two"])
+    rows = comparison.metrics[comparison.metrics["metric"] == "accuracy"].set_index("run")
+    table = predictions(1, 2.0)
+    correct = (table["p_yes"] >= np.where(np.arange(60) % 2, 1.0, 0.5)) == (table["label"] == "yes")
+    assert rows.loc["one", "value"] == pytest.approx(correct.mean())
+    assert comparison.facts["folds"] == 2
+    costs = measure_costs(comparison.runs, None)
+    assert "training of all folds, minutes" in set(tables(comparison, costs)["costs"]["cost"])
     shutil.rmtree(tmp_path / "two" / "fold-1")
     with pytest.raises(MedtlError, match="fold-1 is not a finished run"):
-        comparison([tmp_path / "one", tmp_path / "two"], latency=False)
+        compare_runs([tmp_path / "one", tmp_path / "two"])
 
 
-def test_three_labels(tiny, tmp_path):
+def test_multiclass_runs(tiny, tmp_path):
     names = ("a", "b", "c")
     folders = [
-        made(tmp_path / f"run{seed}", tiny("cnn"), answers(seed, noise, names=names), labels=names,
+        write_run(tmp_path / f"run{seed}", tiny("cnn"), predictions(seed, noise, names=names), labels=names,
              positive_label=None, threshold=None)
         for seed, noise in ((1, 1.0), (2, 2.5))
     ]  # fmt: skip
-    found = comparison(folders, latency=False)
-    assert one(found, "run2", "roc_auc")["test"] == "paired jackknife over groups with Student's t"
-    assert one(found, "run2", "accuracy")["test"] == "McNemar's test"
-    parts = found.parts[found.parts["run"] == "run2"].set_index(["part", "metric"])["value"]
-    table = answers(2, 2.5, names=names)
+    comparison = compare_runs(folders)
+    assert difference(comparison, "run2", "roc_auc")["test"] == "paired jackknife over groups with Student's t"
+    assert difference(comparison, "run2", "accuracy")["test"] == "McNemar's test"
+    parts = comparison.parts[comparison.parts["run"] == "run2"].set_index(["part", "metric"])["value"]
+    table = predictions(2, 2.5, names=names)
     decided = np.array(names)[table[["p_a", "p_b", "p_c"]].to_numpy().argmax(axis=1)]
     assert parts["c", "sensitivity"] == pytest.approx((decided == "c")[table["label"] == "c"].mean())
-    first = found.disagreements.iloc[0]
-    assert first["gap"] == found.disagreements["gap"].max()
+    first = comparison.disagreements.iloc[0]
+    assert first["gap"] == comparison.disagreements["gap"].max()
     assert set(first["answers"]) == {"run1", "run2"}
-    other = np.array(names)[answers(1, 1.0, names=names)[["p_a", "p_b", "p_c"]].to_numpy().argmax(axis=1)]
-    assert set(found.disagreements["image_id"]) == set(table["image_id"][decided != other])
+    other = np.array(names)[predictions(1, 1.0, names=names)[["p_a", "p_b", "p_c"]].to_numpy().argmax(axis=1)]
+    assert set(comparison.disagreements["image_id"]) == set(table["image_id"][decided != other])
 
 
-def test_several_labels_a_picture(tiny, tmp_path):
+def test_multilabel_runs(tiny, tmp_path):
     rng = np.random.default_rng(0)
     has = rng.random((60, 2)) < 0.4
-    cells = ["|".join(name for name, its in zip(("a", "b"), row, strict=True) if its) for row in has]
-    table = answers(0, 1)[["image_id", "group"]].assign(label=cells)
+    cells = ["|".join(name for name, present in zip(("a", "b"), row, strict=True) if present) for row in has]
+    table = predictions(0, 1)[["image_id", "group"]].assign(label=cells)
     folders = []
     for name, noise in (("one", 0.2), ("two", 0.6)):
-        chances = np.clip(0.5 * has + 0.25 + rng.normal(0, noise, has.shape), 0.01, 0.99)
+        probabilities = np.clip(0.5 * has + 0.25 + rng.normal(0, noise, has.shape), 0.01, 0.99)
         per_label = {label: {"threshold": 0.5} for label in "ab"}
-        folders.append(made(tmp_path / name, tiny("cnn"), table.assign(p_a=chances[:, 0], p_b=chances[:, 1]),
-                            labels=["a", "b"], positive_label=None, threshold=None, per_label=per_label))  # fmt: skip
-    found = comparison(folders, latency=False)
-    row, values = one(found, "two", "roc_auc"), found.metrics[found.metrics["metric"] == "roc_auc"]["value"].tolist()
+        folders.append(write_run(tmp_path / name, tiny("cnn"),
+                                 table.assign(p_a=probabilities[:, 0], p_b=probabilities[:, 1]),
+                                 labels=["a", "b"], positive_label=None, threshold=None,
+                                 per_label=per_label))  # fmt: skip
+    comparison = compare_runs(folders)
+    row, metrics = difference(comparison, "two", "roc_auc"), comparison.metrics
+    values = metrics[metrics["metric"] == "roc_auc"]["value"].tolist()
     assert row["value"] == pytest.approx(values[1] - values[0])
     assert row["low"] < row["value"] < row["high"] < 0.05
-    assert set(found.parts["part"]) == {"a", "b"}
+    assert set(comparison.parts["part"]) == {"a", "b"}
 
 
 def measured(seed: int, shift: float, n: int = 40) -> pd.DataFrame:
-    """predictions.csv of masks, some of which are hard for every model."""
+    """predictions.csv of a segmentation run, with images that are hard for every model."""
     dice = 0.85 - np.random.default_rng(99).uniform(0, 0.3, n) + shift
     dice += np.random.default_rng(seed).normal(0, 0.01, n)
     return pd.DataFrame({"image_id": [f"{i:03}" for i in range(n)], "label": "x", "group": [f"p{i}" for i in range(n)],
@@ -241,28 +257,28 @@ def measured(seed: int, shift: float, n: int = 40) -> pd.DataFrame:
                          "hausdorff95": 20 - 10 * dice})  # fmt: skip
 
 
-def test_masks(tiny, tmp_path):
+def test_segmentation_runs(tiny, tmp_path):
     more = {"task": "image-segmentation", "labels": ["background", "lung"], "positive_label": None, "threshold": None}
     folders = [
-        made(tmp_path / f"run{i}", tiny("cnn"), measured(i, shift), **more) for i, shift in ((0, 0.02), (1, 0.0))
+        write_run(tmp_path / f"run{i}", tiny("cnn"), measured(i, shift), **more) for i, shift in ((0, 0.02), (1, 0.0))
     ]
-    found = comparison(folders, latency=False)
+    comparison = compare_runs(folders)
     both = [pd.read_csv(folder / "predictions.csv")["dice"] for folder in folders]
     classic = ttest_rel(both[1], both[0])
-    row, limits = one(found, "run1", "dice"), classic.confidence_interval(0.95)
+    row, limits = difference(comparison, "run1", "dice"), classic.confidence_interval(0.95)
     assert tuple(row[["low", "high", "p_value"]]) == pytest.approx((limits.low, limits.high, classic.pvalue), rel=1e-3)
-    assert found.facts["tested"] == ["dice", "iou"]
-    assert len(found.disagreements) == 40
-    assert found.disagreements["gap"].is_monotonic_decreasing
-    write_comparison(found, tmp_path / "out")
+    assert comparison.facts["tested"] == ["dice", "iou"]
+    assert len(comparison.disagreements) == 40
+    assert comparison.disagreements["gap"].is_monotonic_decreasing
+    write_comparison(comparison, measure_costs(comparison.runs, None), tmp_path / "out")
     assert "runs' Dice differs most" in (tmp_path / "out" / "README.md").read_text()
-    best = comparison(folders, ["hausdorff95"], "best", latency=False)
+    best = compare_runs(folders, ["hausdorff95"], "best")
     assert best.reference == "run0"
 
 
 @pytest.fixture
 def seen(phantoms, tiny, tmp_path) -> list[Path]:
-    """Runs whose test pictures are there to be seen."""
+    """Runs whose test images are available."""
     loaded, rng = load("brain-phantoms", phantoms, seed=1), np.random.default_rng(0)
     table = loaded.table[loaded.table["split"] == "test"]
     folders = []
@@ -270,61 +286,63 @@ def seen(phantoms, tiny, tmp_path) -> list[Path]:
         p = rng.uniform(0.01, 0.99, len(table))
         rows = table[["image_id", "label", "group"]].assign(p_no_lesion=1 - p, p_lesion=p)
         folders.append(
-            made(tmp_path / name, tiny(family), rows, labels=["no_lesion", "lesion"], positive_label="lesion")
+            write_run(tmp_path / name, tiny(family), rows, labels=["no_lesion", "lesion"], positive_label="lesion")
         )
         loaded.table[COLUMNS].to_csv(folders[-1] / "splits.csv", index=False)
     return folders
 
 
-def test_the_command_writes_a_page(seen, phantoms, tmp_path):
+def test_command_writes_a_page(seen, phantoms, tmp_path):
     printed = typed("compare", *seen, "--out", tmp_path / "out", "--data_dir", phantoms, "--reference", "best",
                     "--metric", "accuracy")  # fmt: skip
     assert "corrected" in printed and "Holm" in printed
-    text, found = ((tmp_path / "out" / name).read_text() for name in ("README.md", "comparison.json"))
-    for place in (str(tmp_path), str(phantoms)):
-        assert place not in text + found
-    found = json.loads(found)
-    assert found["runs"] == ["cnn", "vit"]
-    assert found["n_tests"] == 1
-    assert found["latency_measured_on"].startswith("CPU")
-    assert all(row["latency_ms"] > 0 for row in found["costs"])
+    text, content = ((tmp_path / "out" / name).read_text() for name in ("README.md", "comparison.json"))
+    for path in (str(tmp_path), str(phantoms)):
+        assert path not in text + content
+    saved = json.loads(content)
+    assert saved["runs"] == ["cnn", "vit"]
+    assert saved["n_tests"] == 1
+    assert saved["latency_measured_on"].startswith("CPU")
+    assert all(row["latency_ms"] > 0 for row in saved["costs"])
     assert "1 comparison together" in text and "chosen because it is the best" in text
-    assert "paired jackknife" in text  # two slices a patient: McNemar's test would take them for independent
+    assert "paired jackknife" in text  # two slices per patient, which McNemar's test would treat as independent
     assert "Not a medical device" in text
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "intervals.png", "pareto.png", "parts.png", "disagreements.png"}  # fmt: skip
     typed("compare", *seen, "--out", tmp_path / "out", "--no_latency")  # again, in its own folder
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "Give --data_dir to see the pictures" in text and "disagreements.png" not in text
-    assert "| one picture, ms [quartiles] | – | – |" in text
-    with pytest.raises(MedtlError, match="something else than a comparison"):
+    assert "Give --data_dir to see the images" in text and "disagreements.png" not in text
+    assert "| one image, ms [quartiles] | – | – |" in text
+    with pytest.raises(MedtlError, match="is not empty and holds no comparison"):
         typed("compare", *seen, "--out", seen[0])
 
 
-def test_pictures_that_are_not_the_runs_own_are_not_shown(seen, phantoms, tmp_path):
-    found = comparison(seen, latency=False)
-    assert "can't be shown" in write_comparison(found, tmp_path / "out", tmp_path / "nowhere")
+def test_images_of_other_data_are_not_shown(seen, phantoms, tmp_path):
+    comparison = compare_runs(seen)
+    costs = measure_costs(comparison.runs, None)
+    assert "cannot be shown" in write_comparison(comparison, costs, tmp_path / "out", tmp_path / "nowhere")
     changed = shutil.copytree(phantoms, tmp_path / "changed")
     for path in changed.rglob("*.png"):
         path.write_bytes(path.read_bytes() + b"\0")
-    assert "has other contents than in the run" in write_comparison(found, tmp_path / "out", changed)
-    assert "can't be shown" in (tmp_path / "out" / "README.md").read_text()
+    assert "has other contents than in the run" in write_comparison(comparison, costs, tmp_path / "out", changed)
+    assert "cannot be shown" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_costs_are_known_or_a_dash(runs):
-    found = comparison(runs, latency=False)
-    table = tables(found)["costs"].set_index("cost")
+def test_unknown_costs_are_a_dash(runs):
+    comparison = compare_runs(runs)
+    costs = measure_costs(comparison.runs, None)
+    table = tables(comparison, costs)["costs"].set_index("cost")
     assert table.loc["energy of training, kWh"].tolist() == ["–", "0.25", "–"]
     assert table.loc["training, minutes"].tolist() == ["1.0"] * 3
     assert table.loc["trained on"].tolist() == ["–"] * 3
-    assert table.loc["one picture, ms [quartiles]"].tolist() == ["–"] * 3
+    assert table.loc["one image, ms [quartiles]"].tolist() == ["–"] * 3
     size = (runs[1] / "model.safetensors").stat().st_size
-    assert found.costs.loc["bad", "weights_mb"] == size / 1e6
+    assert costs.table.loc["bad", "weights_mb"] == size / 1e6
 
 
 @pytest.fixture
 def meters(monkeypatch) -> list[SimpleNamespace]:
-    """In place of codecarbon, which takes seconds to look at the machine: the trackers that were made."""
+    """Replace codecarbon, which takes seconds to inspect the machine; return the trackers that are created."""
     made = []
 
     class Tracker(SimpleNamespace):
@@ -338,20 +356,20 @@ def meters(monkeypatch) -> list[SimpleNamespace]:
     return made
 
 
-def test_energy_is_recorded_where_codecarbon_is(meters, phantoms, tiny, tmp_path):
+def test_records_energy_with_codecarbon(meters, phantoms, tiny, tmp_path):
     few = {"num_train_epochs": 1, "folds": 2}
     folder = run(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run", **few)))
     assert [json.loads((folder / part / "results.json").read_text())["energy_kwh"] for part in ("fold-0", ".")] == [
         0.5,
         1,
     ]
-    assert [its.output_methods for its in meters] == [[], []]  # it writes no file and sends nothing
+    assert [tracker.output_methods for tracker in meters] == [[], []]  # no file, no upload
     with Meter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "other")), resumed=True) as meter:
         assert len(meters) == 2
-    assert meter.kwh is None  # what went before the resume is not known
+    assert meter.kwh is None  # the energy before the resume is unknown
 
 
-def test_no_energy_without_codecarbon(monkeypatch, phantoms, tiny, tmp_path):
+def test_records_no_energy_without_codecarbon(monkeypatch, phantoms, tiny, tmp_path):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
     with Meter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run")), resumed=False) as meter:
         assert meter.tracker is None
@@ -359,7 +377,7 @@ def test_no_energy_without_codecarbon(monkeypatch, phantoms, tiny, tmp_path):
 
 
 class Layers(nn.Module):
-    """A convolution and a linear layer, with known work; writes down when it runs."""
+    """A convolution and a linear layer with a known number of operations; logs its calls."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         super().__init__()
@@ -371,11 +389,11 @@ class Layers(nn.Module):
         return self.linear(self.convolution(pixel_values).mean((2, 3)))
 
 
-def test_multiplications_and_turns():
+def test_counts_macs_and_alternates_latency_measurements():
     log: list[str] = []
     models, inputs = [Layers("a", log).eval(), Layers("b", log).eval()], {"pixel_values": torch.zeros(1, 3, 8, 8)}
     assert count_macs(models[0], inputs) == 8 * 8 * 4 * 3 * 9 + 4 * 5
     log.clear()
-    found = measure_latencies(models, [inputs, inputs], repeats=4)
-    assert log == ["a", "b"] * 7  # three to warm up
-    assert all(0 < its.lower <= its.median <= its.upper for its in found)
+    latencies = measure_latencies(models, [inputs, inputs], repeats=4)
+    assert log == ["a", "b"] * 7  # three warm-up rounds
+    assert all(0 < x.lower <= x.median <= x.upper for x in latencies)
