@@ -1,4 +1,4 @@
-"""What a finished run leaves to read: predictions, figures, model card and results."""
+"""Artifacts of a finished run: predictions, figures, model card and results."""
 
 import hashlib
 from pathlib import Path
@@ -6,195 +6,183 @@ from typing import Any
 
 from transformers import TrainerState
 
-from hf_medtl.common.files import write
-from hf_medtl.data.loading import Loaded
+from hf_medtl.common.files import write_atomic
+from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.evaluation.subgroups import drops
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.evaluation.subgroups import generalization_gap
 from hf_medtl.models.preprocessing import describe_processor
-from hf_medtl.publish.base_model import origin
-from hf_medtl.publish.card import card
-from hf_medtl.publish.sentences import split_prose, wording
+from hf_medtl.publish.base_model import find_base_model
+from hf_medtl.publish.card import render_card
+from hf_medtl.publish.sentences import finding_sentences, split_prose
 from hf_medtl.tasks import Task
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import environment, peak_memory_mb
 from hf_medtl.training.trainer import MedicalTrainer
 
-WORST = 5  # pictures that the card says the model does worst on
+MAX_WORST = 5  # images listed in the card as those that the model handles worst
+
+STRATEGIES = {
+    "full": "all weights",
+    "feature_extraction": "the head only",
+    "last_n": "the last blocks and the head",
+    "progressive": "first the head, then one block after another",
+    "differential": "all weights, with lower learning rates for earlier blocks",
+    "lp_ft": "first the head only, then all weights",
+    "lora": "low-rank adapters (merged into the weights) and the head",
+}
 
 
-def report(
+def write_artifacts(
     recipe: Recipe,
     task: Task,
     folder: Path,
-    tested: list[tuple[Loaded, Any]],
+    tested: list[tuple[LoadedDataset, Any]],
     processor: Any,
     trainer: MedicalTrainer,
-    unlike: dict[str, Any],
+    ood_rates: dict[str, Any],
     kwh: float | None,
 ) -> dict[str, Any]:
     """Write predictions, figures/, README.md and results.json; return the results.
 
     Args:
-        tested: the data set and the answers on its test split, and those of an external one, if any.
-        unlike: of `find_outliers`.
+        recipe: options of the run.
+        task: its task.
+        folder: of the run.
+        tested: the data set and the predictions on its test split, and those of the external one, if any.
+        processor: image processor.
+        trainer: after training.
+        ood_rates: data set -> proportion of out-of-distribution images; empty if not measured.
         kwh: energy of training, if it was measured.
     """
-    loaded, answers = tested[0]
-    precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # accelerate's own flags included
+    (loaded, predictions), *external = tested
     measured = [
         {"dataset": data.spec.name, "task": data.spec.task, "split": "test"}
         | task.measure(data, values, trainer.model.config)
         for data, values in tested
     ]
-    result = {
+    precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # as accelerate was configured, too
+    results = {
         **measured[0],
-        **({"outliers": unlike} if unlike else {}),
+        **({"outliers": ood_rates} if ood_rates else {}),
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
         **({} if kwh is None else {"energy_kwh": kwh}),
         "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
         "environment": environment(precision, recipe.world_size),
     }
-    table = task.predictions(loaded, answers)
-    write(folder / "predictions.csv", table.to_csv(index=False))
-    if len(tested) > 1:
-        outside, values = tested[1]
-        fall = drops(measured[0]["metrics"], measured[1]["metrics"])
-        result["external"] = measured[1] | {"drop": fall, "excluded": left_out(outside)}
-        write(folder / "external.csv", task.predictions(outside, values).to_csv(index=False))
+    table = task.prediction_table(loaded, predictions)
+    write_atomic(folder / "predictions.csv", table.to_csv(index=False))
+    for data, values in external:
+        gap = generalization_gap(measured[0]["metrics"], measured[1]["metrics"])
+        results["external"] = measured[1] | {"drop": gap, "excluded": count_excluded(data)}
+        write_atomic(folder / "external.csv", task.prediction_table(data, values).to_csv(index=False))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    log, best = trainer.state.log_history, trainer.state.best_global_step
-    plots.history(log, best, figures / "history.png", task.watched, NAMES[task.watched])
-    task.draw(folder, figures, loaded, answers, result)
+    log, best_step = trainer.state.log_history, trainer.state.best_global_step
+    plots.training_history(log, best_step, figures / "history.png", task.main_metric, METRIC_NAMES[task.main_metric])
+    task.draw_figures(folder, figures, loaded, predictions, results)
 
     base = task.base_model(recipe)
+    findings, prose = read_model_card_prose(recipe)
+    sentences = finding_sentences(findings, results, loaded.spec.title)
+    if sentences:  # for Predictor and the Space
+        trainer.model.config.update({"wording": sentences})
+        trainer.model.config.save_pretrained(folder)
     facts = {
-        **story(recipe, loaded, trainer.state),
-        "results": result,
+        "results": results,
         "spec": loaded.spec,
         "external_spec": tested[-1][0].spec,
         "counts": loaded.counts(),
-        "excluded": left_out(loaded),
+        "excluded": count_excluded(loaded),
+        "sizes": _split_sizes(loaded),
+        "found": describe_data_checks(loaded),
+        "split_rule": loaded.rule,
+        "procedure": _describe_training(recipe, trainer.state),
         "name": str(recipe.hub_model_id) if recipe.push_to_hub else folder.name,
-        "worst": task.worst(table, result, WORST),
-        "origin": origin(*base) if base else None,
-        "start": task.start(recipe, trainer.model),
+        "worst": task.worst_images(table, results, MAX_WORST),
+        "origin": find_base_model(*base) if base else None,
+        "start": task.describe_initial_weights(recipe, trainer.model),
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,
         "parameters": trainer.model.num_parameters(),
         "processor": describe_processor(processor),
         "own_code": sorted(path.name for path in folder.glob("*.py")),
         "recipe_yaml": recipe.to_yaml(),
+        "wording": sentences,
     }
-    findings, prose = written(recipe)
-    facts["wording"] = wording(findings, result, loaded.spec.title)
-    if facts["wording"]:  # Predictor and the Space say it
-        trainer.model.config.update({"wording": facts["wording"]})
-        trainer.model.config.save_pretrained(folder)
-    write(folder / "README.md", card(facts, prose))
-    write(folder / "results.json", result)
-    return result
+    write_atomic(folder / "README.md", render_card(facts, prose))
+    write_atomic(folder / "results.json", results)
+    return results
 
 
-def written(recipe: Recipe) -> tuple[dict[str, str], str]:
-    """Words for the labels, and prose, of the recipe's model card."""
+def read_model_card_prose(recipe: Recipe) -> tuple[dict[str, str], str]:
+    """Return the findings of the labels and the prose from the recipe's model card."""
     return split_prose(Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else "")
 
 
-def left_out(loaded: Loaded) -> dict[str, int]:
-    """Kind -> number of the files that are in no split."""
+def count_excluded(loaded: LoadedDataset) -> dict[str, int]:
+    """Return the number of files in no split by the reason for their exclusion."""
     return {str(kind): int(number) for kind, number in loaded.excluded["kind"].value_counts().items()}
 
 
-WHAT_TRAINS = {
-    "full": "all weights",
-    "feature_extraction": "the head alone",
-    "last_n": "the last blocks and the head",
-    "progressive": "the head first, then block after block",
-    "differential": "all weights, earlier blocks more slowly",
-    "lp_ft": "the head alone first, then all weights",
-    "lora": "low-rank adapters, which are part of the weights now, and the head",
-}
-
-
-def story(recipe: Recipe, loaded: Loaded, state: TrainerState) -> dict[str, Any]:
-    """Of the facts of `publish.card.card`: sizes, found, split_rule, procedure."""
-    return {
-        "sizes": sizes(loaded),
-        "found": found(loaded),
-        "split_rule": loaded.rule,
-        "procedure": procedure(recipe, state),
-    }
-
-
-def sizes(loaded: Loaded) -> dict[str, dict[str, int]]:
-    """Split -> pictures, groups and, as far as known, patients."""
+def _split_sizes(loaded: LoadedDataset) -> dict[str, dict[str, int]]:
+    """Split -> number of groups and, as far as known, patients."""
     parts = {split: loaded.table[loaded.table["split"] == split] for split in SPLITS}
     return {
         split: {
-            "pictures": len(its),
-            "groups": its["group"].nunique(),
-            "patients": its.loc[its["patient"] != "", "patient"].nunique(),
+            "groups": rows["group"].nunique(),
+            "patients": rows.loc[rows["patient"] != "", "patient"].nunique(),
         }
-        for split, its in parts.items()
+        for split, rows in parts.items()
     }
 
 
-def found(loaded: Loaded) -> list[str]:
-    """Sentences on what loading the data found: copies, patients, sources."""
+def describe_data_checks(loaded: LoadedDataset) -> list[str]:
+    """Return sentences about copies, unknown patients and sources in a data set."""
     table = loaded.table
-    total, equal = len(table), int(table["sha256"].duplicated(keep=False).sum())
-    alone = int((table["group"].value_counts() == 1).sum())
+    total, copies = len(table), int(table["sha256"].duplicated(keep=False).sum())
+    grouped = total - int((table["group"].value_counts() == 1).sum())
     unknown = int((table["patient"] == "").sum())
-    said = [
-        f"{total - alone} of {total} pictures are in a group with another one; {equal} are the same file as another."
+    sentences = [
+        f"{grouped} of {total} images are in a group with another image; {copies} are the same file as another."
     ]
     if unknown:
-        said.append(f"{unknown} of {total} pictures do not tell their patient.")
+        sentences.append(f"The patient is unknown for {unknown} of {total} images.")
     sources = table["source"].value_counts()
     if len(sources) > 1:
-        said.append(f"Sources: {', '.join(f'{name} ({number} pictures)' for name, number in sources.items())}.")
-    return said
+        sentences.append(f"Sources: {', '.join(f'{name} ({number} images)' for name, number in sources.items())}.")
+    return sentences
 
 
-def procedure(recipe: Recipe, state: TrainerState) -> list[str]:
-    """Sentences on training and on how the weights were chosen.
-
-    Args:
-        recipe: of the run.
-        state: of its trainer, after training.
-    """
+def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:
+    """Sentences about training and the selection of the weights."""
     batch = recipe.undivided[0] * recipe.undivided[1]
     optimizer = "adam" if recipe.plain_adam else str(getattr(recipe.optim, "value", recipe.optim))
-    head = f" ({recipe.head_learning_rate:g} of the head)" if recipe.head_learning_rate else ""
+    head = f" (head: {recipe.head_learning_rate:g})" if recipe.head_learning_rate else ""
     schedule = str(getattr(recipe.lr_scheduler_type, "value", recipe.lr_scheduler_type))
-    said = [
-        f"Training: {WHAT_TRAINS[recipe.strategy]}; {state.epoch or 0:g} of {recipe.num_train_epochs:g} epochs, "
-        f"{state.global_step} steps of {batch} pictures; {optimizer}, learning rate {recipe.learning_rate:g}{head}, "
+    mixing = [f", {name} {a:g}" for name, a in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if a]
+    sentences = [
+        f"Training: {STRATEGIES[recipe.strategy]}; {state.epoch or 0:g} of {recipe.num_train_epochs:g} epochs, "
+        f"{state.global_step} steps of {batch} images; {optimizer}, learning rate {recipe.learning_rate:g}{head}, "
         f"schedule {schedule}, weight decay {recipe.weight_decay:g}; loss {recipe.loss.replace('_', ' ')}, class "
         f"weights {recipe.class_weights}.",
-        f"Augmentation of training pictures: {recipe.augmentation}"
-        + "".join(
-            f", {name} {value:g}" for name, value in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if value
-        )
-        + ".",
+        f"Augmentation of training images: {recipe.augmentation}{''.join(mixing)}.",
     ]
-    average = f" They are an average over steps (decay {recipe.ema_decay:g})." if recipe.ema_decay else ""
+    average = f" They are an exponential moving average (decay {recipe.ema_decay:g})." if recipe.ema_decay else ""
     if recipe.load_best_model_at_end and state.best_global_step:
-        said.append(
-            f"The weights are those of step {state.best_global_step}, where the {recipe.metric_for_best_model} of the "
-            f"validation split was best.{average}"
+        sentences.append(
+            f"The weights are those of step {state.best_global_step}, which had the best {recipe.metric_for_best_model}"
+            f" on the validation split.{average}"
         )
     else:
-        said.append(f"The weights are those of the last step; validation did not choose them.{average}")
+        sentences.append(f"The weights are those of the last step; validation did not select them.{average}")
     if recipe.early_stopping_patience:
-        said.append(
+        sentences.append(
             f"Training would stop early after {recipe.early_stopping_patience} evaluations on the validation split "
             "without improvement."
         )
-    said.append(f"Seeds: {recipe.seed} of training, {recipe.split_seed} of the split.")
-    return said
+    sentences.append(f"Seeds: {recipe.seed} for training, {recipe.split_seed} for the split.")
+    return sentences

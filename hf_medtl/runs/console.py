@@ -1,7 +1,7 @@
-"""What a person reads on the screen before and after a run."""
+"""Console output before and after a run, an evaluation or a cross-validation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +9,54 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from hf_medtl.data.loading import Loaded
-from hf_medtl.evaluation.names import NAMES
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import describe_processor
-from hf_medtl.publish.templates import interval, spread
+from hf_medtl.publish.templates import format_interval, format_range
+from hf_medtl.tasks import task_for_results
 from hf_medtl.training.recipe import Recipe
+
+FOLD_METRICS = ("roc_auc", "accuracy", "dice", "iou")
+LABEL_METRICS = ("roc_auc", "sensitivity", "specificity")
+SOURCE_METRICS = ("dice", "iou", "hausdorff95")
 
 
 def show_plan(
     recipe: Recipe,
-    loaded: Loaded,
-    outside: Loaded | None,
+    loaded: LoadedDataset,
+    outside: LoadedDataset | None,
     model: PreTrainedModel,
     start: str,
     processor: Any,
     needed: float,
     checkpoint: str | None,
 ) -> None:
-    """Print what will run: data and split, model, preprocessing, training, disk."""
+    """Print what will run: data and split, model, preprocessing, training, disk space.
+
+    Args:
+        recipe: the run's options.
+        loaded: the data set.
+        outside: external data set.
+        model: to be trained.
+        start: description of the initial weights.
+        processor: image processor.
+        needed: disk space, bytes.
+        checkpoint: the checkpoint to resume from.
+    """
     parts = {
         split: (counts, loaded.table.loc[loaded.table["split"] == split]) for split, counts in loaded.counts().items()
     }
     if outside:
         parts[f"external: {outside.spec.name}"] = outside.counts()["test"], outside.table
-    table = Table("label", title=loaded.spec.title, title_justify="left")
-    for part in parts:
-        table.add_column(part, justify="right")
-    for label in loaded.counts()["train"]:  # a line each: there may be more labels than columns on a screen
+    table = _table(loaded.spec.title, "label", *parts)
+    for label in loaded.counts()["train"]:  # one row each: there may be more labels than columns on a screen
         table.add_row(label, *(str(counts[label]) for counts, _ in parts.values()))
     table.add_row("groups", *(str(rows["group"].nunique()) for _, rows in parts.values()))
     console = Console()
     console.print(table)
-    batch = math.prod(recipe.undivided)
-    shared = ""
+    division = ""
     if recipe.world_size > 1 or recipe.gradient_accumulation_steps > 1:
-        shared = (
+        division = (
             f" ({recipe.world_size} process(es) x {recipe.gradient_accumulation_steps} accumulated batch(es) of up to "
             f"{recipe.per_device_train_batch_size})"
         )
@@ -51,8 +64,9 @@ def show_plan(
     for name, value in {
         "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
         "preprocessing": describe_processor(processor),
-        "training": f"{recipe.num_train_epochs:g} epochs at most, batch {batch}{shared}, learning rate {rates}, "
-        f"strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, seed {recipe.seed}",
+        "training": f"at most {recipe.num_train_epochs:g} epochs, batch size {math.prod(recipe.undivided)}{division}, "
+        f"learning rate {rates}, strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, "
+        f"seed {recipe.seed}",
         "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
         "disk": f"up to {needed / 1e9:.2f} GB in {recipe.output_dir}",
         "resuming": checkpoint,
@@ -61,105 +75,121 @@ def show_plan(
             console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
 
 
-def show_results(folder: Path, result: dict[str, Any]) -> None:
-    """Print the metrics with their intervals, the run folder, and what to type next."""
+def show_results(folder: Path, results: dict[str, Any]) -> None:
+    """Print the metrics with their intervals, the run folder, and a command to try next.
+
+    Args:
+        folder: of the run.
+        results: results.json.
+    """
     console = Console()
-    for place, part in {f"{result['split']} split": result, "external": result.get("external")}.items():
-        if part:
-            title = f"{place}, {part['dataset']}: {part['n']} pictures in {part['n_groups']} groups"
-            table = Table("metric", title=title, title_justify="left")
-            table.add_column("value [95 % interval]", justify="right")
-            for name, metric in part["metrics"].items():
-                table.add_row(NAMES[name], interval(metric))
-            console.print(table)
-            if "per_label" in part:
-                console.print("These are means over the labels. Each by itself:")
-                facts = {"pictures": "n_positive", "threshold": "threshold"}
-                show_parts(console, "label", part["per_label"], facts, ("roc_auc", "sensitivity", "specificity"))
-            if "conformal" in part:
-                show_sets(console, part["conformal"])
-            if len(part.get("by_source", {})) > 1:
-                facts = {"pictures": "n", "groups": "n_groups"}
-                show_parts(console, "source", part["by_source"], facts, ("dice", "iou", "hausdorff95"))
-    ours = "import hf_medtl; " if any(folder.glob("*.py")) else ""
+    for name, part in {f"{results['split']} split": results, "external": results.get("external")}.items():
+        if not part:
+            continue
+        table = _table(f"{name}, {part['dataset']}: {_image_count(part)}", "metric", "value [95 % interval]")
+        for metric, value in part["metrics"].items():
+            table.add_row(METRIC_NAMES[metric], format_interval(value))
+        console.print(table)
+        if per_label := task_for_results(results).label_results(part):
+            console.print("These are means over the labels. Each label by itself:")
+            facts = {"images": "n_positive", "threshold": "threshold"}
+            _show_parts(console, "label", per_label, facts, LABEL_METRICS)
+        if "conformal" in part:
+            _show_conformal_sets(console, part["conformal"])
+        if len(part.get("by_source", {})) > 1:
+            _show_parts(console, "source", part["by_source"], {"images": "n", "groups": "n_groups"}, SOURCE_METRICS)
+    own_classes = "import hf_medtl; " if any(folder.glob("*.py")) else ""
     console.print(
         f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
-        f'\nUse it:\n  python -c "{ours}from transformers import pipeline; '
-        f"print(pipeline('{result['task']}', '{folder}')('PICTURE'))\"\n",
+        f'\nTo use it:\n  python -c "{own_classes}from transformers import pipeline; '
+        f"print(pipeline('{results['task']}', '{folder}')('IMAGE'))\"\n",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def show_sets(console: Console, sets: dict[str, Any]) -> None:
-    """Print how sets of labels do, from `conformal` of results.json."""
-    line = f"Sets of labels held the true one in {interval(sets['coverage'])} of the pictures; "
-    line += f"{interval(sets['abstained'])} have none or several"
+def _show_conformal_sets(console: Console, sets: dict[str, Any]) -> None:
+    """Print the coverage of conformal sets, from `conformal` of results.json."""
+    line = f"Conformal sets contain the true label of {format_interval(sets['coverage'])} of the images; "
+    line += f"{format_interval(sets['abstained'])} have no label or more than one"
     if sets["accuracy_of_the_rest"]["value"] is not None:
-        line += f", and on the others {interval(sets['accuracy_of_the_rest'])} of the decisions are right"
+        line += f", and on the others {format_interval(sets['accuracy_of_the_rest'])} of the decisions are correct"
     console.print(f"{line}.", highlight=False)
 
 
-def show_evaluation(folder: Path, result: dict[str, Any], shown: Sequence[str]) -> None:
-    """Print what `hf-medtl evaluate` found: metrics beside the model's own, slices with `shown` of them, warnings."""
+def show_evaluation(folder: Path, results: dict[str, Any], shown: Sequence[str]) -> None:
+    """Print the results of `hf-medtl evaluate`: metrics beside the model's own, subgroups, warnings.
+
+    Args:
+        folder: of the evaluation.
+        results: results.json.
+        shown: metrics of subgroups, those that the task has.
+    """
     console = Console()
-    title = f"{result['model']} on {result['dataset']}: {result['n']} pictures in {result['n_groups']} groups"
-    table = Table("metric", title=title, title_justify="left")
-    table.add_column("value [95 % interval]", justify="right")
-    own = result["internal"]
-    if result["drop"]:
-        table.add_column(f"{own['dataset']}, {own['split']} split", justify="right")
-        table.add_column("lower by", justify="right")
-    for name, metric in result["metrics"].items():
-        beside = [own["metrics"][name], result["drop"][name]] if name in result["drop"] else []
-        table.add_row(NAMES[name], interval(metric), *map(interval, beside))
+    internal, gaps = results["internal"], results["drop"]
+    columns = [f"{internal['dataset']}, {internal['split']} split", "lower by"] if gaps else []
+    table = _table(
+        f"{results['model']} on {results['dataset']}: {_image_count(results)}",
+        "metric",
+        "value [95 % interval]",
+        *columns,
+    )
+    for name, metric in results["metrics"].items():
+        beside = [internal["metrics"][name], gaps[name]] if name in gaps else []
+        table.add_row(METRIC_NAMES[name], *map(format_interval, [metric, *beside]))
     console.print(table)
     lines = [
-        f"{NAMES[name]} is undefined: {its['reason']}." for name, its in result["metrics"].items() if "reason" in its
+        f"{METRIC_NAMES[name]} is undefined: {metric['reason']}."
+        for name, metric in results["metrics"].items()
+        if "reason" in metric
     ]
-    if not result["drop"]:
-        lines.append(f"How much lower this is than on the model's own test pictures is not said: {result['no_drop']}.")
-    elif any(its["value"] is not None and its["low"] is None for its in result["drop"].values()):
+    if not gaps:
+        lines.append(f"No difference from the model's own test split is given: {results['no_drop']}.")
+    elif any(gap["value"] is not None and gap["low"] is None for gap in gaps.values()):
         lines.append("A difference has no interval where one of its two values has none.")
-    if "conformal" in result:
-        show_sets(console, result["conformal"])
-    if "outliers" in result:
-        lines.append(f"{interval(result['outliers'])} of the pictures are unlike those of training.")
-    parts = {"label": result["per_label"]} if "per_label" in result else {}
-    for column, its in (parts | result["slices"]).items():
-        facts = (
-            {"pictures": "n_positive"}
-            if "n_positive" in next(iter(its.values()))
-            else {"pictures": "n", "groups": "n_groups"}
-        )
-        show_parts(console, column, its, facts, [name for name in shown if name in result["metrics"]])
-        lines += [f"{column} {value}: {part['warning']}." for value, part in its.items() if part.get("warning")]
-    if "robustness" in result:
-        show_robustness(console, result["robustness"])
+    if "conformal" in results:
+        _show_conformal_sets(console, results["conformal"])
+    if "outliers" in results:
+        lines.append(f"{format_interval(results['outliers'])} of the images are out-of-distribution.")
+    metrics = [name for name in shown if name in results["metrics"]]
+    if per_label := task_for_results(results).label_results(results):
+        _show_parts(console, "label", per_label, {"images": "n_positive"}, metrics)
+    for column, parts in results["slices"].items():
+        _show_parts(console, column, parts, {"images": "n", "groups": "n_groups"}, metrics)
+        lines += [f"{column} {value}: {part['warning']}." for value, part in parts.items() if part.get("warning")]
+    if "robustness" in results:
+        _show_robustness(console, results["robustness"])
+    lines.append(f"\nSee [bold]{folder}[/bold]: README.md, results.json, predictions.csv, figures/.")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    where = f"\nLook at [bold]{folder}[/bold]: README.md, results.json, predictions.csv, figures/."
-    console.print(where, highlight=False, soft_wrap=True)
 
 
-def show_robustness(console: Console, its: dict[str, Any]) -> None:
-    """Print how balanced accuracy falls with each corruption, and what that comes to."""
-    table = Table("corruption", title=f"Balanced accuracy, clean {interval(its['clean']['balanced_accuracy'])}")
-    for level in range(1, 6):
-        table.add_column(f"level {level}", justify="right")
-    table.add_column("relative drop [95 % interval]", justify="right")
-    for name, part in its["corruptions"].items():
+def _show_robustness(console: Console, robustness: dict[str, Any]) -> None:
+    """Print the loss of balanced accuracy under each corruption, and its means."""
+    table = _table(
+        f"Balanced accuracy, clean {format_interval(robustness['clean']['balanced_accuracy'])}",
+        "corruption",
+        *(f"level {level}" for level in range(1, 6)),
+        "relative drop [95 % interval]",
+    )
+    for name, part in robustness["corruptions"].items():
         values = [level["balanced_accuracy"]["value"] for level in part["levels"]]
-        table.add_row(name, *(f"{value:.3f}" for value in values), interval(part["relative_drop"]))
+        table.add_row(name, *(f"{value:.3f}" for value in values), format_interval(part["relative_drop"]))
     console.print(table)
-    for what in ("relative_drop", "corruption_error", "relative_corruption_error"):
-        if f"mean_{what}" in its:
-            console.print(f"Mean {what.replace('_', ' ')}: {interval(its[f'mean_{what}'])}", highlight=False)
+    for name in ("relative_drop", "corruption_error", "relative_corruption_error"):
+        if f"mean_{name}" in robustness:
+            mean = format_interval(robustness[f"mean_{name}"])
+            console.print(f"Mean {name.replace('_', ' ')}: {mean}", highlight=False)
 
 
 def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Print what will be done with each fold, from its fold, state and number of pictures by split."""
-    table = Table(title=f"{len(folds)} folds in {folder}, each with the disk of one run", title_justify="left")
+    """Print the status of each fold and its number of images by split.
+
+    Args:
+        folds: column -> cell of each fold.
+        folder: of the cross-validation.
+    """
+    table = Table(title=f"{len(folds)} folds in {folder}, each needs the disk space of a run", title_justify="left")
     for column in folds[0]:
         table.add_column(column, justify="left" if column == "state" else "right")
     for fold in folds:
@@ -167,44 +197,57 @@ def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:
     Console().print(table)
 
 
-def show_folds(folder: Path, result: dict[str, Any]) -> None:
-    """Print the metrics of each fold and of all together, and where they are."""
+def show_folds(folder: Path, results: dict[str, Any]) -> None:
+    """Print the metrics of each fold and of all folds together.
+
+    Args:
+        folder: of the cross-validation.
+        results: its results.json.
+    """
     console = Console()
-    usual = ("roc_auc", "accuracy", "dice", "iou")
-    rows = {str(fold["fold"]): fold for fold in result["folds"]} | {"pooled": result}
-    shown = [name for name in usual if name in result["metrics"]]
-    show_parts(console, "fold", rows, {"pictures": "n", "groups": "n_groups", "threshold": "threshold"}, shown)
-    table = Table("metric", title=f"All folds, {result['dataset']}", title_justify="left")
-    table.add_column("pooled [95 % interval]", justify="right")
-    table.add_column("mean over folds (lowest to highest)", justify="right")
-    for name, metric in result["metrics"].items():
-        table.add_row(NAMES[name], interval(metric), spread(result["mean_over_folds"][name]))
+    rows = {str(fold["fold"]): fold for fold in results["folds"]} | {"pooled": results}
+    shown = [name for name in FOLD_METRICS if name in results["metrics"]]
+    _show_parts(console, "fold", rows, {"images": "n", "groups": "n_groups", "threshold": "threshold"}, shown)
+    title = f"All folds, {results['dataset']}"
+    table = _table(title, "metric", "pooled [95 % interval]", "mean over folds (lowest to highest)")
+    for name, metric in results["metrics"].items():
+        table.add_row(METRIC_NAMES[name], format_interval(metric), format_range(results["mean_over_folds"][name]))
     console.print(table)
     console.print(
-        f"\nThe folds are in [bold]{folder}[/bold]: a run each, and README.md, results.json, predictions.csv, figures/ "
-        "of all.\n",
+        f"\nThe folds are in [bold]{folder}[/bold]: a run for each fold, and README.md, results.json, predictions.csv "
+        "and figures/ of all folds.\n",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def show_parts(console: Console, kind: str, parts: dict[str, Any], facts: dict[str, str], shown: Sequence[str]) -> None:
-    """Print a table with a row for each label or source.
+def _show_parts(
+    console: Console, kind: str, parts: Mapping[str, Any], facts: dict[str, str], metrics: Sequence[str]
+) -> None:
+    """Print a table with a row for each label, source or fold.
 
     Args:
-        kind: of the parts, the first column's name.
-        parts: name -> what results.json says of it.
-        facts: column -> key of a number that is no metric.
-        shown: metrics.
+        console: to print to.
+        kind: of the parts, the title of the first column.
+        parts: name -> its part of results.json.
+        facts: column -> key of a number that is not a metric.
+        metrics: further columns.
     """
-    table = Table(kind)
-    for column in (*facts, *(NAMES[name] for name in shown)):
-        table.add_column(column, justify="right")
-    for name, its in parts.items():
-        numbers = [its[key] for key in facts.values()]
-        cells = [
-            f"{number:.3f}" if isinstance(number, float) else "" if number is None else str(number)
-            for number in numbers
-        ]
-        table.add_row(name, *cells, *(interval(its["metrics"][metric]) for metric in shown))
+    table = _table(None, kind, *facts, *(METRIC_NAMES[name] for name in metrics))
+    for name, part in parts.items():
+        numbers = [part[key] for key in facts.values()]
+        cells = [f"{n:.3f}" if isinstance(n, float) else "" if n is None else str(n) for n in numbers]
+        table.add_row(name, *cells, *(format_interval(part["metrics"][metric]) for metric in metrics))
     console.print(table)
+
+
+def _table(title: str | None, first: str, *columns: str) -> Table:
+    """A table whose first column is aligned left and the others right."""
+    table = Table(first, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _image_count(results: dict[str, Any]) -> str:
+    return f"{results['n']} images in {results['n_groups']} groups"
