@@ -1,4 +1,4 @@
-"""What a finished or published model is worth on another data set: `hf-medtl evaluate`."""
+"""Evaluation of a finished or published model on another data set: `hf-medtl evaluate`."""
 
 import json
 import logging
@@ -17,47 +17,47 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils.hub import cached_file
 
-from hf_medtl.common.files import write
+from hf_medtl.common.files import write_atomic
 from hf_medtl.data.images import read_image
-from hf_medtl.data.leakage import external, learnt, seen_in_training, shared_pictures
-from hf_medtl.data.loading import Loaded
-from hf_medtl.data.metadata import slices
-from hf_medtl.data.readers import NEGATIVE
+from hf_medtl.data.leakage import keep_seen, load_external, shared_images, training_footprint
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.metadata import subgroup_columns
+from hf_medtl.data.readers import NEGATIVE_LABELS
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.decisions import share
+from hf_medtl.evaluation.decisions import proportion
 from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness
-from hf_medtl.evaluation.subgroups import drops, too_few
+from hf_medtl.evaluation.subgroups import generalization_gap, small_sample_warning
 from hf_medtl.predict import Predictor
-from hf_medtl.publish.card import put_evaluation
-from hf_medtl.publish.templates import page
-from hf_medtl.runs.artifacts import left_out
-from hf_medtl.tasks import Task, task_of
+from hf_medtl.publish.card import write_evaluation
+from hf_medtl.publish.templates import render
+from hf_medtl.runs.artifacts import count_excluded
+from hf_medtl.tasks import Task, task_for_dataset, task_for_predictor
 from hf_medtl.training.recipe import without_place
 from hf_medtl.training.runtime import environment
 
 logger = logging.getLogger("hf_medtl")
 
-SHOWN = ("roc_auc", "sensitivity", "specificity", "dice", "iou")  # of each slice, of those that a task has
+SHOWN = ("roc_auc", "sensitivity", "specificity", "dice", "iou")  # metrics of subgroups, those that a task has
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model and what its folder says of where it comes from.
+class EvaluatedModel:
+    """A model and the provenance that its folder records.
 
     Attributes:
-        name: folder's name or Hub id.
-        predictor: the model; its configuration says how to decide, whoever made it.
-        internal: its results.json; empty where there is none.
-        seen: what it has learnt from, as far as is known.
-        unsure: why copies of what it has learnt from may not be recognised, or "".
+        name: name of the folder, or Hub id.
+        predictor: the model, with a complete configuration of its decisions.
+        results: its results.json; empty if there is none.
+        seen: the data it was trained on, as far as known.
+        unsure: why copies of its training images may not be recognised, or "".
     """
 
     name: str
     predictor: Predictor
-    internal: dict[str, Any]
-    seen: Loaded
+    results: dict[str, Any]
+    seen: LoadedDataset
     unsure: str
 
     @classmethod
@@ -69,75 +69,80 @@ class Subject:
         revision: str | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
-    ) -> "Subject":
-        """From a run folder or a Hub id; arguments as `evaluate_model`.
+    ) -> "EvaluatedModel":
+        """Read a model from a run folder or the Hub; arguments as for `evaluate_model`.
 
         Raises:
-            MedtlError: as `Predictor.from_pretrained` and `learnt`; a positive label that the model does not have.
+            MedtlError: As `Predictor.from_pretrained` and `training_footprint`; a positive label that the model lacks.
         """
         predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
-        settle(predictor, positive)
-        beside = {
+        fill_decision_defaults(predictor, positive)
+        files = {
             name: cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
             for name in ("results.json", "recipe.yaml", "splits.csv")
         }
-        internal = json.loads(Path(beside["results.json"]).read_text("utf-8")) if beside["results.json"] else {}
-        recipe = yaml.safe_load(Path(beside["recipe.yaml"]).read_text("utf-8")) if beside["recipe.yaml"] else {}
+        results = json.loads(Path(files["results.json"]).read_text("utf-8")) if files["results.json"] else {}
+        recipe = yaml.safe_load(Path(files["recipe.yaml"]).read_text("utf-8")) if files["recipe.yaml"] else {}
         name = without_place(str(model))
-        dataset = internal.get("dataset") or recipe.get("dataset") or name
+        dataset = results.get("dataset") or recipe.get("dataset") or name
+        spec = DATASETS.get(dataset, replace(DATASETS["imagefolder"], name=dataset, title=dataset))
         spec = replace(
-            DATASETS.get(dataset, replace(DATASETS["imagefolder"], name=dataset, title=dataset)),
-            task="image-segmentation" if predictor.of_masks else "image-classification",
-            labels=predictor.labels,
-            several=predictor.several,
+            task_for_predictor(predictor).dataset_spec(spec, predictor.labels),
             positive=predictor.config.positive_label,
         )
-        if predictor.of_masks and dataset not in DATASETS and len(predictor.labels) == 2:
-            spec = replace(spec, mask_shows=predictor.labels[1])
-        splits = Path(beside["splits.csv"]) if beside["splits.csv"] else None
+        splits = Path(files["splits.csv"]) if files["splits.csv"] else None
         if training_data and not splits:
-            raise MedtlError(f"{name} has no splits.csv, so nobody knows which of these pictures it has learnt from. "
-                             "Leave out --training_data.")  # fmt: skip
-        seen = learnt(spec, splits, training_data)
-        bare = unseen(seen)
-        unsure = ""
-        if not splits:
-            unsure = "the model has no splits.csv, so nobody can tell whether it has learnt from these pictures"
-        elif bare:
-            unsure = (
-                f"of {bare} pictures that the model has learnt from only equal files "
-                "can be recognised, no cropped, scaled or otherwise saved ones. Give them with --training_data"
+            raise MedtlError(
+                f"{name} has no splits.csv, so it is not known which of these images it was trained on. Remove "
+                "--training_data."
             )
-        return cls(name, predictor, internal, seen, unsure)
+        seen = training_footprint(spec, splits, training_data)
+        unsure, without_thumbnail = "", _count_without_thumbnail(seen)
+        if not splits:
+            unsure = "the model has no splits.csv, so it is not known whether it was trained on these images"
+        elif without_thumbnail:
+            unsure = (
+                f"for {without_thumbnail} training images of the model only identical files can be recognised, no "
+                "cropped, scaled or re-encoded copies. Give these images with --training_data"
+            )
+        return cls(name, predictor, results, seen, unsure)
 
 
-def unseen(seen: Loaded) -> int:
-    """How many of the pictures that a model has learnt from have no thumbnail to recognise them by."""
+def _count_without_thumbnail(seen: LoadedDataset) -> int:
+    """Count the training images that have no thumbnail to recognise them by."""
     return sum(
-        split != "test" and not item.thumbnail for split, item in zip(seen.table["split"], seen.prints, strict=True)
+        split != "test" and not item.thumbnail
+        for split, item in zip(seen.table["split"], seen.fingerprints, strict=True)
     )
 
 
-def settle(predictor: Predictor, positive: str | None = None) -> None:
-    """Fill in what the configuration of a model that was not made here does not say of decisions.
+def fill_decision_defaults(predictor: Predictor, positive: str | None = None) -> None:
+    """Fill in how to decide where the configuration of a model, trained elsewhere, does not say.
 
-    Of two labels the one that does not sound like absence is positive, from 0.5 on; several labels each from 0.5 on.
-    There are no sets, and masks are as they come.
+    Of two labels the one whose name is not negative is positive, with a threshold of 0.5; each label of a multilabel
+    model has a threshold of 0.5. There are no conformal sets, and masks are not postprocessed.
+
+    Args:
+        predictor: the model, whose configuration is changed.
+        positive: the positive one of two labels.
 
     Raises:
-        MedtlError: a positive label that is not one of two.
+        MedtlError: A positive label that is not one of two.
     """
     config, labels = predictor.config, predictor.labels
-    binary = len(labels) == 2 and not predictor.several and not predictor.of_masks
-    if positive and not (binary and positive in labels):
-        raise MedtlError(f"--positive_label is one of two labels of the model, which has {', '.join(labels)}.")
-    guess = next((label for label in reversed(labels) if not re.fullmatch(NEGATIVE, label)), labels[-1])
-    known = getattr(config, "positive_label", None)
-    if positive and known and positive != known:
-        raise MedtlError(f"The model's threshold is one of {known}. Leave out --positive_label {positive}.")
-    usual: dict[str, Any] = {
-        "positive_label": (positive or guess) if binary else None,
-        "threshold": 0.5 if binary else None,
+    task = task_for_predictor(predictor)
+    is_binary = task.is_binary(labels)
+    if positive and not (is_binary and positive in labels):
+        raise MedtlError(
+            f"--positive_label must be one of the model's labels if it has two, but it has {', '.join(labels)}."
+        )
+    saved = getattr(config, "positive_label", None)
+    if positive and saved and positive != saved:
+        raise MedtlError(f"The model's threshold is for {saved}. Remove --positive_label {positive}.")
+    not_negative = [label for label in labels if not re.fullmatch(NEGATIVE_LABELS, label)] or labels
+    defaults: dict[str, Any] = {
+        "positive_label": (positive or not_negative[-1]) if is_binary else None,
+        "threshold": 0.5 if is_binary else None,
         "threshold_rule": None,
         "thresholds": dict.fromkeys(labels, 0.5),
         "unfitted_thresholds": list(labels),
@@ -146,13 +151,8 @@ def settle(predictor: Predictor, positive: str | None = None) -> None:
         "mask_values": None,
         "postprocessing": {},
     }
-    if predictor.of_masks and len(labels) > 2 and not getattr(config, "mask_values", None):
-        raise MedtlError(
-            f"The model outlines {', '.join(labels[1:])}, and its configuration has no mask_values, so nobody knows "
-            "which grey value of a mask means which. Give a model of one class beside the background, or one trained "
-            "with --mask_values."
-        )
-    config.update({name: value for name, value in usual.items() if getattr(config, name, None) is None})
+    task.check_model(config, labels)
+    config.update({name: value for name, value in defaults.items() if getattr(config, name, None) is None})
 
 
 def evaluate_model(
@@ -175,37 +175,44 @@ def evaluate_model(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """Test a model on a data set, as a recipe does with --external_dataset; write what is found to a folder.
+    """Evaluate a model on a data set, as a recipe does with --external_dataset, and write the results to a folder.
 
     Args:
-        model: run folder, or id on the Hub of any image classifier or segmentation model.
-        dataset, data_dir, split, labels, drop_overlap, sources: as for `external`.
-        out: new folder; evaluations/MODEL-on-DATASET if not given.
-        by: columns of metadata to report slices by, as for `slices`.
-        training_data: the pictures that the model has learnt from, so that near copies of them are recognised, too.
-        positive: the positive one of two labels, where the model does not say.
-        robust: test on nine corruptions of the pictures at five levels, too: 46 times the work.
-        baseline: run folder or id of a model that this one's robustness is relative to.
+        model: run folder, or Hub id of any image classifier or segmentation model.
+        dataset: as for `load_external`.
+        data_dir: as for `load_external`.
+        out: new folder; evaluations/MODEL-on-DATASET by default.
+        split: as for `load_external`.
+        labels: as for `load_external`.
+        by: columns of metadata to report subgroups by, as for `subgroup_columns`.
+        drop_overlap: as for `load_external`.
+        training_data: the model's training images, so that near-duplicates of them are recognised, too.
+        sources: as for `load_external`.
+        positive: the positive one of two labels, if the model does not record it.
+        robust: also test on nine corruptions of the images at five levels: 46 times the work.
+        baseline: run folder or Hub id of a model that this one's robustness is relative to.
         dry_run: check everything, write nothing.
-        revision, device, trust_remote_code: as for `Predictor.from_pretrained`.
+        revision: as for `Predictor.from_pretrained`.
+        device: as for `Predictor.from_pretrained`.
+        trust_remote_code: as for `Predictor.from_pretrained`.
 
     Returns:
-        The folder and results.json: what a run's says of its external data set, and model, revision, internal (the
-        model's own metrics and data set), no_drop (why there is no drop, or ""), overlap (seen, without_thumbnail,
-        unsure), slices (column -> value -> n, n_groups, metrics, warning), perhaps robustness. The folder and the card
-        of a run that is evaluated keep the most of it.
+        The folder and results.json: the keys of a run's external results, and model, revision, internal (the model's
+        own metrics and data set), no_drop (why there is no drop, or ""), overlap (seen, without_thumbnail, unsure),
+        slices (column -> value -> n, n_groups, metrics, warning), and robustness if it was measured. The folder and
+        card of an evaluated run keep most of it.
 
     Raises:
-        MedtlError: as `Subject.read`, `external` and `slices`; a folder that is not empty.
+        MedtlError: As `EvaluatedModel.read`, `load_external` and `subgroup_columns`; a folder that is not empty.
     """
-    subject = Subject.read(model, training_data, positive, revision, device, trust_remote_code)
+    subject = EvaluatedModel.read(model, training_data, positive, revision, device, trust_remote_code)
     predictor = subject.predictor
     folder = Path(out or f"evaluations/{subject.name.replace('/', '--')}-on-{dataset.replace('/', '--')}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MedtlError(f"{folder} is not empty. Give another --out, or move it away.")
     if subject.unsure:
         logger.warning("Overlap: %s.", subject.unsure)
-    outside = external(
+    external = load_external(
         subject.seen,
         dataset,
         data_dir,
@@ -215,152 +222,154 @@ def evaluate_model(
         split=split,
         option="--labels",
     )
-    columns = slices(outside, data_dir, by)
-    task = task_of(outside)
-    other = Subject.read(baseline, training_data, positive, None, device, trust_remote_code) if baseline else None
-    check_robustness(subject, outside, robust, other)
-    if task.verify:
-        task.verify(predictor.config, outside)
-    aside = "".join(f"; {number} left out: {kind}" for kind, number in left_out(outside).items())
-    logger.info("%s on %s: %d pictures in %d groups%s.", subject.name, outside.spec.title, len(outside.table),
-                outside.table["group"].nunique(), aside)  # fmt: skip
+    columns = subgroup_columns(external, data_dir, by)
+    task = task_for_dataset(external)
+    other = None
+    if baseline:
+        other = EvaluatedModel.read(baseline, training_data, positive, None, device, trust_remote_code)
+    _check_robustness(subject, external, robust, other)
+    task.check_external(predictor.config, external)
+    excluded = "".join(f"; {number} excluded: {kind}" for kind, number in count_excluded(external).items())
+    logger.info("%s on %s: %d images in %d groups%s.", subject.name, external.spec.title, len(external.table),
+                external.table["group"].nunique(), excluded)  # fmt: skip
     if dry_run:
-        logger.info("Dry run: model, data, labels and overlap are fine. Nothing was written.")
+        logger.info("Dry run: model, data, labels and overlap were checked. Nothing was written.")
         return folder, {}
-    classify = predictor.pipeline()
-    with predictor.watching() as features, torch.inference_mode():
-        answers = task.answer(classify, outside, "test")
-    result = {
+    pipeline = predictor.pipeline()
+    with predictor.collect_features() as features, torch.inference_mode():
+        predictions = task.predict(pipeline, external, "test")
+    results = {
         "model": subject.name,
         "revision": predictor.revision,
-        "dataset": outside.spec.name,
-        "task": outside.spec.task,
+        "dataset": external.spec.name,
+        "task": external.spec.task,
         "split": split,
-        **task.measure(outside, answers, predictor.config),
-        **({"outliers": share(predictor.outlierness(features) > 1)} if features else {}),
+        **task.measure(external, predictions, predictor.config),
+        **({"outliers": proportion(predictor.ood_scores(features) > 1)} if features else {}),
         "internal": {
-            key: subject.internal[key]
+            key: subject.results[key]
             for key in ("dataset", "split", "n", "n_groups", "metrics")
-            if key in subject.internal
+            if key in subject.results
         },
-        "slices": {name: sliced(task, outside, answers, predictor, column) for name, column in columns.items()},
+        "slices": {
+            name: _subgroup_results(task, external, predictions, predictor, column) for name, column in columns.items()
+        },
         "overlap": {
             "seen": int((subject.seen.table["split"] != "test").sum()),
-            "without_thumbnail": unseen(subject.seen),
+            "without_thumbnail": _count_without_thumbnail(subject.seen),
             "unsure": subject.unsure,
         },
-        "excluded": left_out(outside),
+        "excluded": count_excluded(external),
         "environment": environment("float32", 1),
     }
-    result["no_drop"] = why_no_drop(subject, outside)
-    result["drop"] = {} if result["no_drop"] else drops(subject.internal["metrics"], result["metrics"])
-    if robust:
-        beside = other.predictor if other else None
-        result["robustness"] = measure_robustness(task, outside, answers, predictor, beside)
+    results["no_drop"] = _why_no_gap(subject, external)
+    results["drop"] = {}
+    if not results["no_drop"]:
+        results["drop"] = generalization_gap(subject.results["metrics"], results["metrics"])
     figures = folder / "figures"
+    if robust:
+        results["robustness"] = _measure_robustness(task, external, predictions, predictor, other and other.predictor)
     figures.mkdir(parents=True)
     if robust:
-        plots.robustness(result["robustness"], figures / "robustness.png", outside.spec.name)
-    task.draw(classify, figures, outside, answers, result, outside.spec.name)
-    write(folder / "predictions.csv", task.predictions(outside, answers).to_csv(index=False))
+        plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
+    task.draw_figures(pipeline, figures, external, predictions, results, external.spec.name)
+    write_atomic(folder / "predictions.csv", task.prediction_table(external, predictions).to_csv(index=False))
     facts = {
-        "results": result,
-        "spec": outside.spec,
+        "results": results,
+        "spec": external.spec,
         "figures": sorted(path.name for path in figures.glob("*.png")),
-        "shown": [name for name in SHOWN if name in result["metrics"]],
+        "shown": [name for name in SHOWN if name in results["metrics"]],
     }
-    write(folder / "README.md", page("evaluation", facts))
-    write(folder / "results.json", result)
+    write_atomic(folder / "README.md", render("evaluation", facts))
+    write_atomic(folder / "results.json", results)
     if (Path(model) / "README.md").is_file() and (Path(model) / "results.json").is_file():
-        put_evaluation(Path(model), result, outside.spec.title, SHOWN)
-    return folder, result
+        write_evaluation(Path(model), results, external.spec.title, SHOWN)
+    return folder, results
 
 
-def why_no_drop(subject: Subject, outside: Loaded) -> str:
-    """Why these metrics can't be set against the model's own, or ""."""
-    if not subject.internal.get("metrics"):
+def _why_no_gap(subject: EvaluatedModel, external: LoadedDataset) -> str:
+    """Return why the metrics cannot be compared with the model's own, or ""."""
+    if not subject.results.get("metrics"):
         return "the model has no results.json"
-    table = subject.seen.table
-    own = outside.table["sha256"].isin(table.loc[table["split"] == "test", "sha256"]).sum()
-    return f"{own} of these are the model's own test pictures" if own else ""
+    seen = subject.seen.table
+    own = external.table["sha256"].isin(seen.loc[seen["split"] == "test", "sha256"]).sum()
+    return f"{own} of these are the model's own test images" if own else ""
 
 
-def check_robustness(subject: Subject, outside: Loaded, robust: bool, other: Subject | None) -> None:
-    """Refuse what robustness can't be measured of.
+def _check_robustness(
+    subject: EvaluatedModel, external: LoadedDataset, robust: bool, other: EvaluatedModel | None
+) -> None:
+    """Check that robustness can be measured.
 
     Raises:
-        MedtlError: a model of masks or of several labels a picture, a label without pictures, a baseline without
-            --robustness, of other labels, or that has learnt from these pictures.
+        MedtlError: A segmentation or multilabel model, a label without images, or a baseline without --robustness,
+            with other labels, or that was trained on these images.
     """
     if other and not robust:
-        raise MedtlError("--baseline is what --robustness is relative to, which is not given. Give both.")
-    if robust and (subject.predictor.of_masks or subject.predictor.several):
-        raise MedtlError("--robustness is for classifiers of one label a picture. Leave it out.")
-    absent = [label for label in outside.labels if label not in set(outside.table["label"])]
+        raise MedtlError("--baseline needs --robustness, which is measured relative to it. Give both.")
+    if robust and not task_for_predictor(subject.predictor).supports_robustness:
+        raise MedtlError("--robustness is only for classifiers with one label per image. Remove it.")
+    absent = [label for label in external.labels if label not in set(external.table["label"])]
     if robust and absent:
         raise MedtlError(
-            f"--robustness is measured by the balanced accuracy, and {outside.spec.name} has no pictures of "
-            f"{', '.join(absent)}. Leave it out, or test on data with all labels."
+            f"--robustness is measured by balanced accuracy, but {external.spec.name} has no images of "
+            f"{', '.join(absent)}. Remove it, or test on data with all labels."
         )
     if other and other.predictor.labels != subject.predictor.labels:
         raise MedtlError(
-            f"--baseline {other.name} has the labels {', '.join(other.predictor.labels)}, the model "
-            f"{', '.join(subject.predictor.labels)}. Give one with the same, in the same order."
+            f"--baseline {other.name} has the labels {', '.join(other.predictor.labels)}, but the model has "
+            f"{', '.join(subject.predictor.labels)}. Give a baseline with the same labels in the same order."
         )
-    number = len(shared_pictures(seen_in_training(other.seen), outside)) if other else 0
+    number = len(shared_images(keep_seen(other.seen), external)) if other else 0
     if other and number:
         raise MedtlError(
-            f"--baseline {other.name} has learnt from {number} of the {len(outside.table)} pictures. Give one that "
-            "has not, such as a run of the same split."
+            f"--baseline {other.name} was trained on {number} of the {len(external.table)} images. Give a model that "
+            "was not, such as a run with the same split."
         )
 
 
-def read_worse(path: Path, name: str, level: int) -> Image.Image:
-    """A picture, made worse by a corruption."""
+def _read_corrupted(path: Path, name: str, level: int) -> Image.Image:
     return corrupt(read_image(path), name, level)
 
 
-def measure_robustness(
-    task: Task, outside: Loaded, answers: Any, predictor: Predictor, baseline: Predictor | None
+def _measure_robustness(
+    task: Task, external: LoadedDataset, predictions: Any, predictor: Predictor, baseline: Predictor | None
 ) -> dict[str, Any]:
-    """`robustness` of a model, with `answers` on the pictures as they are, and perhaps relative to another one."""
-    kinds = [(name, level) for name in CORRUPTIONS for level in LEVELS]
+    """Return `robustness` of a model, given its predictions on clean images, relative to the baseline if given."""
 
-    def all_answers(model: Predictor, clean: Any) -> dict[str, list[Any]]:
-        classify = model.pipeline()
-        found = {"clean": [task.answer(classify, outside, "test") if clean is None else clean]}
-        for name, level in tqdm(kinds, "Corruptions", unit="level", disable=None):
-            read = partial(read_worse, name=name, level=level)
-            found.setdefault(name, []).append(task.answer(classify, outside, "test", read))
-        return found
+    def predict_corrupted(model: Predictor, clean: Any = None) -> dict[str, list[Any]]:
+        pipeline = model.pipeline()
+        by_corruption = {"clean": [task.predict(pipeline, external, "test") if clean is None else clean]}
+        levels = [(name, level) for name in CORRUPTIONS for level in LEVELS]
+        for name, level in tqdm(levels, "Corruptions", unit="level", disable=None):
+            read = partial(_read_corrupted, name=name, level=level)
+            by_corruption.setdefault(name, []).append(task.predict(pipeline, external, "test", read))
+        return by_corruption
 
     config = predictor.config
-    positive = outside.labels.index(config.positive_label) if config.positive_label else len(outside.labels) - 1
-    labels = outside.table["label"].map(outside.labels.index).to_numpy(np.int64)
-    other = (all_answers(baseline, None), baseline.config.threshold) if baseline else None
-    return robustness(
-        labels, outside.table["group"].tolist(), all_answers(predictor, answers), positive, config.threshold, other
-    )
+    positive = external.labels.index(config.positive_label) if config.positive_label else len(external.labels) - 1
+    labels = external.table["label"].map(external.labels.index).to_numpy(np.int64)
+    relative_to = (predict_corrupted(baseline), baseline.config.threshold) if baseline else None
+    corrupted, groups = predict_corrupted(predictor, predictions), external.table["group"].tolist()
+    return robustness(labels, groups, corrupted, positive, config.threshold, relative_to)
 
 
-def sliced(
-    task: Task, outside: Loaded, answers: Any, predictor: Predictor, column: pd.Series
+def _subgroup_results(
+    task: Task, external: LoadedDataset, predictions: Any, predictor: Predictor, column: pd.Series
 ) -> dict[str, dict[str, Any]]:
-    """Value of a column -> n, n_groups, metrics with intervals, and a warning where it is too small.
+    """Value of a column -> n, n_groups, metrics with intervals, and a warning if the subgroup is small.
 
-    Each is measured as if it were the whole data set: intervals that overlap don't say that slices are equal, and of
-    many one is worst by chance.
+    Each subgroup is measured as if it were the whole data set: overlapping intervals do not mean that subgroups are
+    equal, and among many subgroups one is the worst by chance.
     """
-    has = np.ones((len(column), 1), bool) if outside.spec.of_masks else outside.has()
-    names = ["the masks"] if outside.spec.of_masks else list(outside.labels)
-    groups = outside.table["group"]
-    found = {}
+    groups, presence = external.table["group"], task.presence(external)
+    subgroups = {}
     for value in column.cat.categories:
         rows = (column == value).to_numpy()
-        part = replace(outside, table=outside.table[rows].reset_index(drop=True))
-        its = task.measure(part, answers[rows], predictor.config)
-        count = {
-            name: groups[rows & with_it].nunique() for name, with_it in zip(names, has.T, strict=True) if with_it.any()
+        part = replace(external, table=external.table[rows].reset_index(drop=True))
+        measured = task.measure(part, predictions[rows], predictor.config)
+        counts = {name: groups[rows & present].nunique() for name, present in presence.items() if present.any()}
+        subgroups[str(value)] = {key: measured[key] for key in ("n", "n_groups", "metrics")} | {
+            "warning": small_sample_warning(counts)
         }
-        found[str(value)] = {key: its[key] for key in ("n", "n_groups", "metrics")} | {"warning": too_few(count)}
-    return found
+    return subgroups
