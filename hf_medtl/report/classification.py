@@ -10,7 +10,7 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.metrics import decide
-from hf_medtl.evaluation.reliability import brier_parts, calibration_error, calibration_line
+from hf_medtl.evaluation.reliability import brier_decomposition, calibration_error, calibration_line
 from hf_medtl.evaluation.subgroups import Subgroup, subgroup_metrics
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import plots
@@ -83,7 +83,7 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
         missing: why there is no data set.
     """
     predictions = Predictions(run.results, run.predictions)
-    found = [
+    parts = [
         _results_section(run, predictions),
         Section("Ranking", _ranking(predictions)),
         Section("Calibration", _calibration(predictions)),
@@ -92,8 +92,8 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
         Section("Images", _gallery(predictions, loaded, missing)),
     ]
     if run.external is not None and "external" in run.results:
-        found.append(_external_section(run.results["external"], run.external))
-    return found
+        parts.append(_external_section(run.results["external"], run.external))
+    return parts
 
 
 def _results_section(run: RunFolder, predictions: Predictions) -> Section:
@@ -164,7 +164,7 @@ def _calibration(predictions: Predictions) -> list[Block]:
         ("Calibration in the large (0 is perfect; below: too high)", number(line.in_the_large)),
         *(
             (f"{brier}, component: {name}", number(value))
-            for name, value in brier_parts(scores.positive, scores.score)._asdict().items()
+            for name, value in brier_decomposition(scores.positive, scores.score)._asdict().items()
         ),
     ]
     note = (

@@ -28,7 +28,7 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
         missing: why there is no data set.
     """
     results, scores = run.results, _scores(run.results, run.predictions)
-    found = [
+    parts = [
         Section("Results", [*_results(results, "Metrics, means over labels"), *folds_blocks(run)]),
         Section("Ranking", plots.ranking_plots(scores)),
         Section("Calibration", _calibration(results, scores)),
@@ -39,8 +39,8 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
         external = results["external"]
         curves = plots.ranking_plots(_scores(external, run.external))
         blocks = [*external_intro(external), *_results(external, "Metrics on the external data"), *curves]
-        found.append(Section("External test", blocks))
-    return found
+        parts.append(Section("External test", blocks))
+    return parts
 
 
 def _scores(results: dict[str, Any], table: pd.DataFrame) -> list[Scores]:

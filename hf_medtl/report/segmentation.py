@@ -33,7 +33,7 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
         loaded: its data set, for images.
         missing: why there is no data set.
     """
-    found = [
+    parts = [
         Section("Results", [*_results(run.results, "Metrics, means over images"), *folds_blocks(run)]),
         Section("By image and source", _distributions(run.results, run.predictions)),
         Section("Images", _galleries(run, loaded, missing)),
@@ -42,8 +42,8 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
         external = run.results["external"]
         results = _results(external, "Metrics on the external data")
         blocks = [*external_intro(external), *results, *_distributions(external, run.external)]
-        found.append(Section("External test", blocks))
-    return found
+        parts.append(Section("External test", blocks))
+    return parts
 
 
 def _results(results: dict[str, Any], title: str) -> list[Block]:
