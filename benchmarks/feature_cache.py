@@ -5,7 +5,7 @@
 
 Both ways train the same head on the same split with the same seed, without augmentation, and save the full model. It
 prints seconds of training (computing the features included), accuracy on the validation split, and the largest
-difference between the logits of the two saved models on the validation pictures.
+difference between the logits of the two saved models on the validation images.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from transformers import AutoModelForImageClassification, set_seed
 
 
 def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -> tuple[float, float, Any]:
-    """Seconds, accuracy on the validation split, and its pictures; the model is saved to `folder`."""
+    """Seconds, accuracy on the validation split, and its images; the model is saved to `folder`."""
     from hf_medtl import Recipe, load
-    from hf_medtl.runs.train import pictures
-    from hf_medtl.tasks import TASKS
+    from hf_medtl.runs.train import prepare_splits
+    from hf_medtl.tasks import task_for_dataset
     from hf_medtl.training.trainer import MedicalTrainer
 
     recipe = Recipe(
@@ -34,10 +34,10 @@ def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -
     )  # fmt: skip
     loaded = load(recipe.dataset, data, seed=1)
     set_seed(1)
-    task = TASKS[loaded.spec.task]
+    task = task_for_dataset(loaded)
     model, processor = task.build(recipe, loaded.labels)
     loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
-    split = pictures(recipe, loaded, processor)
+    split = prepare_splits(recipe, loaded, processor)
     trainer = MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
     started = time.monotonic()
     trainer.train()
@@ -63,9 +63,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         data = options.data_dir
         if data is None:
-            from hf_medtl.data.phantoms import write
+            from hf_medtl.data.phantoms import write_phantoms
 
-            data = write(Path(place) / "data", "brain", patients=60, pictures=2, size=128)
+            data = write_phantoms(Path(place) / "data", "brain", patients=60, pictures=2, size=128)
         rows, outputs = {}, []
         for cached in (True, False):
             folder = Path(place) / str(cached)

@@ -104,21 +104,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def trainer_of(phantoms, tiny, tmp_path):
+def make_trainer(phantoms, tiny, tmp_path):
     """Make a trainer of a family on phantoms."""
     from hf_medtl import Recipe, load
-    from hf_medtl.runs.train import pictures
-    from hf_medtl.tasks import TASKS
+    from hf_medtl.runs.train import prepare_splits
+    from hf_medtl.tasks import task_for_dataset
     from hf_medtl.training.trainer import MedicalTrainer
 
     def make(family: str = "vit", **more: object):
         recipe = Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more))
         loaded = load("brain-phantoms", phantoms)
         torch.manual_seed(0)
-        task = TASKS[loaded.spec.task]
+        task = task_for_dataset(loaded)
         model, processor = task.build(recipe, loaded.labels)
         loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
-        split = pictures(recipe, loaded, processor)
+        split = prepare_splits(recipe, loaded, processor)
         return MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
 
     return make

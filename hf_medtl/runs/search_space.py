@@ -1,4 +1,4 @@
-"""What a hyperparameter search may change, tries by itself, and draws for a trial."""
+"""Search spaces: options that a search may change, default ranges, and sampling for a trial."""
 
 import importlib.util
 from pathlib import Path
@@ -8,15 +8,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from hf_medtl.common.text import nearest
+from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
-from hf_medtl.tasks import TASKS, check
+from hf_medtl.tasks import check_recipe, get_task
 from hf_medtl.training.recipe import OWNERS, Recipe
 
 Space = dict[str, list[Any]]  # option -> [low, high], [low, high, "log"], or choices
 
-# What a search may change. Not among them: the seed, which would be luck; and data, split, preprocessing and backbone,
-# which would have trials judged on other pictures than each other.
+# Options that a search may change. Not among them: the seed, which would be luck; and data, split, preprocessing and
+# backbone, which would have trials scored on different images.
 SEARCHABLE: dict[str, type] = {
     "augmentation": str,
     "class_weights": str,
@@ -47,10 +47,10 @@ SEARCHABLE: dict[str, type] = {
     "warmup_steps": float,
     "weight_decay": float,
 }
-# With these the loss of validation is another quantity in each trial.
-OF_THE_LOSS = ("class_weights", "effective_beta", "focal_gamma", "label_smoothing_factor", "loss")
-# What --search tries by itself of a strategy.
-OF_STRATEGIES: dict[str, Space] = {
+# Options that change what the validation loss measures.
+LOSS_OPTIONS = ("class_weights", "effective_beta", "focal_gamma", "label_smoothing_factor", "loss")
+# What --search tries by default for a strategy.
+STRATEGY_SPACES: dict[str, Space] = {
     "last_n": {"unfreeze_blocks": [1, 2, 4]},
     "differential": {"layer_decay": [0.5, 0.95]},
     "lora": {"lora_rank": [4, 8, 16]},
@@ -58,17 +58,17 @@ OF_STRATEGIES: dict[str, Space] = {
 
 
 def check_search(recipe: Recipe) -> Space:
-    """What the search of a recipe tries: --search_space, or a small space around the recipe's own values.
+    """Return what the search of a recipe tries: --search_space, or a small space around the recipe's own values.
 
     Raises:
-        MedtlError: names or values that can't be searched, options that do not go with a search, or no Optuna.
+        MedtlError: Names or values that can't be searched, options that do not go with a search, or no Optuna.
     """
     if importlib.util.find_spec("optuna") is None:
         raise MedtlError("--search needs Optuna, which is not installed: pip install 'hf_medtl[search]'")
     if recipe.search < 0:
         raise MedtlError(f"--search is a number of trials, found {recipe.search}.")
     if recipe.all_folds:
-        raise MedtlError("--search judges by one validation split. Give --fold with --folds, or neither.")
+        raise MedtlError("--search scores trials on one validation split. Give --fold with --folds, or neither.")
     if recipe.world_size > 1:
         raise MedtlError("--search runs in one process: accelerate launch --num_processes 1 ...")
     why = "not with --search, which publishes and tracks nothing. Give it to the run of best.yaml."
@@ -76,67 +76,72 @@ def check_search(recipe: Recipe) -> Space:
     if recipe.report_to not in ("none", ["none"], []):
         raise MedtlError(f"--report_to: {why}")
     if recipe.eval_strategy == "no":
-        raise MedtlError("--search judges trials by their evaluations. Give --eval_strategy epoch or steps.")
+        raise MedtlError("--search compares trials by their evaluations. Give --eval_strategy epoch or steps.")
     if recipe.resume_from_checkpoint and Path(recipe.resume_from_checkpoint).exists():
         raise MedtlError("--search goes on from search.db of --output_dir. Give --resume_from_checkpoint auto or none.")
     space = default_space(recipe) if recipe.search_space is None else read_space(recipe.search_space)
-    changed = [name for name in OF_THE_LOSS if name in space]
+    changed = [name for name in LOSS_OPTIONS if name in space]
     if changed and str(recipe.metric_for_best_model).endswith("loss"):
         raise MedtlError(
             f"--search_space changes {', '.join(changed)}, so the trials' losses can't be compared. Give another "
-            f"--metric_for_best_model, such as {TASKS[str(recipe.task)].watched}."
+            f"--metric_for_best_model, such as {get_task(recipe.task).main_metric}."
         )
     strategies = space.get("strategy", [recipe.strategy])
     for name, values in space.items():
         owner = next(({"strategy": s} for s in strategies if s in OWNERS.get(name, ())), {})
         for value in values[:2] if is_range(name, values) else values:
             try:
-                check(trial_recipe(recipe, {**owner, name: value}))
+                check_recipe(trial_recipe(recipe, {**owner, name: value}))
             except (MedtlError, ValueError) as error:
                 raise MedtlError(f"--search_space, {name} {value}: {error}") from error
     return space
 
 
 def read_space(given: dict[str, Any] | str) -> Space:
-    """A space as a dict, or as text in YAML or JSON, with checked names and values of the right types.
+    """Return a search space with checked names and values of the right types.
 
     Two numbers are a range, on a logarithmic scale with "log" after them; anything else is a list of choices.
 
+    Args:
+        given: The space as a dict, or as text in YAML or JSON.
+
     Raises:
-        MedtlError: it can't be read, or names what can't be searched, or a value is of the wrong type.
+        MedtlError: It can't be read, names an option that can't be searched, or has a value of the wrong type.
     """
     try:
-        found = yaml.safe_load(given) if isinstance(given, str) else given
+        space = yaml.safe_load(given) if isinstance(given, str) else given
     except yaml.YAMLError as error:
         raise MedtlError(f"--search_space can't be read as YAML or JSON: {error}") from error
-    if not isinstance(found, dict) or not found:
+    if not isinstance(space, dict) or not space:
         raise MedtlError(f"--search_space is a dict such as {{learning_rate: [1e-6, 1e-3, log]}}, found {given!r}.")
-    for name, values in found.items():
+    for name, values in space.items():
         if name not in SEARCHABLE:
             raise MedtlError(
-                f"--search_space can't change {name!r}. {nearest(str(name), list(SEARCHABLE))} It may change "
+                f"--search_space can't change {name!r}. {suggest(str(name), list(SEARCHABLE))} It may change "
                 f"{', '.join(SEARCHABLE)}."
             )
         if not isinstance(values, list) or not values:
             raise MedtlError(f"--search_space, {name}: expected a list of values, found {values!r}.")
-    return {name: _typed(name, values) for name, values in found.items()}
+    return {name: _typed(name, values) for name, values in space.items()}
 
 
 def _typed(name: str, given: list[Any]) -> list[Any]:
-    kind = SEARCHABLE[name]
-    numbers = given[:-1] if given[-1] == "log" and kind is not str else given
+    option_type = SEARCHABLE[name]
+    numbers = given[:-1] if given[-1] == "log" and option_type is not str else given
     try:
-        if any(isinstance(value, bool) or (kind is str and not isinstance(value, str)) for value in numbers):
+        if any(isinstance(value, bool) or (option_type is str and not isinstance(value, str)) for value in numbers):
             raise ValueError
-        values = [value if kind is str else float(value) for value in numbers]  # YAML reads 1e-6 as text
-        if kind is int and any(value % 1 for value in values):
+        values = [value if option_type is str else float(value) for value in numbers]  # YAML reads 1e-6 as text
+        if option_type is int and any(value % 1 for value in values):
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise MedtlError(f"--search_space, {name}: each value is of type {kind.__name__}, found {given}.") from error
-    values = [kind(value) for value in values]
+        raise MedtlError(
+            f"--search_space, {name}: each value is of type {option_type.__name__}, found {given}."
+        ) from error
+    values = [option_type(value) for value in values]
     logarithmic = len(numbers) < len(given)
     if logarithmic and (len(values) != 2 or min(values) <= 0):
-        raise MedtlError(f"--search_space, {name}: before log stand two numbers above 0, found {given}.")
+        raise MedtlError(f"--search_space, {name}: log follows two numbers above 0, found {given}.")
     values += ["log"] * logarithmic
     if is_range(name, values) and not values[0] < values[1]:
         raise MedtlError(f"--search_space, {name}: the first number must be below the second, found {given}.")
@@ -144,29 +149,29 @@ def _typed(name: str, given: list[Any]) -> list[Any]:
 
 
 def is_range(name: str, values: list[Any]) -> bool:
-    """Whether the values of an option are the ends of a range, not choices."""
+    """Return True if the values of an option are the ends of a range, not choices."""
     return SEARCHABLE[name] is not str and (len(values) == 2 or values[-1] == "log")
 
 
 def default_space(recipe: Recipe) -> Space:
-    """Learning rates up to ten times lower and higher, weight decay, and what matters for task and strategy."""
+    """Return the default space: learning rates within a factor of ten, weight decay, options of task and strategy."""
 
     def around(rate: float) -> list[Any]:
         return [rate / 10, rate * 10, "log"]
 
-    space: Space = {"weight_decay": [1e-4, 0.3, "log"], **OF_STRATEGIES.get(recipe.strategy, {})}
+    space: Space = {"weight_decay": [1e-4, 0.3, "log"], **STRATEGY_SPACES.get(recipe.strategy, {})}
     if recipe.strategy != "feature_extraction":
         space["learning_rate"] = around(recipe.learning_rate)
     if not recipe.from_scratch:
         space["head_learning_rate"] = around(recipe.head_learning_rate or recipe.learning_rate)
-    space |= TASKS[str(recipe.task)].search_space
+    space |= get_task(recipe.task).search_space
     if recipe.plan.head_only(0):
-        space.pop("mixup", None)  # mixed pictures have no features that could be computed once
+        space.pop("mixup", None)  # features of mixed images can't be computed once
     return space
 
 
 def show_space(space: Space) -> None:
-    """Print what a search tries, if there is one."""
+    """Print the search space, if there is one."""
     table = Table("searched", "values")
     for name, values in space.items():
         numbers = [value if isinstance(value, str) else f"{value:g}" for value in values]
@@ -177,7 +182,7 @@ def show_space(space: Space) -> None:
 
 
 def own_value(recipe: Recipe, name: str, values: list[Any]) -> Any:
-    """The recipe's value of an option; None if the space leaves it out."""
+    """Return the recipe's value of an option; None if the space does not contain it."""
     value = getattr(recipe, name)
     if name == "head_learning_rate" and value is None:
         value = recipe.learning_rate
@@ -186,16 +191,16 @@ def own_value(recipe: Recipe, name: str, values: list[Any]) -> Any:
     return values[values.index(value)] if value in values else None
 
 
-def has(strategy: str, option: str) -> bool:
-    """Whether an option belongs to a strategy, or to all."""
+def belongs_to(strategy: str, option: str) -> bool:
+    """Return True if an option belongs to a strategy, or to all."""
     return option not in OWNERS or strategy in OWNERS[option]
 
 
-def draw(trial: Any, space: Space, strategy: str) -> dict[str, Any]:
-    """Values for a trial; options of a strategy only where it has that strategy."""
+def sample(trial: Any, space: Space, strategy: str) -> dict[str, Any]:
+    """Sample values for a trial; options of a strategy only for that strategy."""
     values: dict[str, Any] = {}
     for name in sorted(space, key=lambda name: name != "strategy"):
-        if has(values.get("strategy", strategy), name):
+        if belongs_to(values.get("strategy", strategy), name):
             if is_range(name, space[name]):
                 low, high, *log = space[name]
                 suggest = trial.suggest_int if SEARCHABLE[name] is int else trial.suggest_float
@@ -206,5 +211,5 @@ def draw(trial: Any, space: Space, strategy: str) -> dict[str, Any]:
 
 
 def trial_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe of a run with these values."""
+    """Return the recipe of a run with these values."""
     return recipe.variant(**values, search=0, search_space=None, resume_from_checkpoint=None)

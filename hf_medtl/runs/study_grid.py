@@ -1,6 +1,7 @@
-"""The grid of a study: backbones and ways to train them, shares of the training groups, seeds; and the cells of it."""
+"""Grid of a study: backbones, strategies, fractions of the training groups and seeds, and the runs that they give."""
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -10,18 +11,19 @@ from typing import Any
 
 import yaml
 
-from hf_medtl.common.text import nearest
-from hf_medtl.data.loading import Loaded
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.text import suggest
+from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.subset import subsample_training
 from hf_medtl.errors import MedtlError
-from hf_medtl.tasks import TASKS, check
+from hf_medtl.tasks import check_recipe, get_task
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.data import read
 from hf_medtl.training.recipe import PLACES, Recipe, without_place
 
 BUDGETS = ("steps", "epochs")
-# What would have cells tested on other pictures than each other, or is the study's to say.
-OF_ALL = (
+# Options that would have cells tested on different images, or that the study itself sets.
+COMMON_OPTIONS = (
     *("dataset", "fold", "folds", "mask_values", "official_split", "push_to_hub", "search", "seed", "sources"),
     *("split_seed", "task", "test_fraction", "train_fraction", "validation_fraction"),
 )
@@ -29,17 +31,17 @@ OF_ALL = (
 
 @dataclass(frozen=True)
 class Grid:
-    """What a study varies; what it keeps is a recipe.
+    """What the cells of a study differ in; what they have in common is a recipe.
 
     Attributes:
-        models: names or folders of backbones; of encoders for segmentation.
-        strategies: of each pretrained backbone, see the recipe's.
-        fractions: shares of the training groups, in percent.
-        seeds: each draws a split, a part of its training groups, and weights.
-        scratch: options of training from random weights, which each backbone gets, too; None for not.
-        budget: "steps" gives each cell as many optimizer steps, and evaluations, as all training pictures would get;
-            "epochs" leaves the recipe's epochs, so that fewer pictures get fewer steps.
-        options: backbone or strategy -> options of those arms alone.
+        models: Names or folders of backbones; of encoders for segmentation.
+        strategies: Training strategies of each pretrained backbone, see the recipe's.
+        fractions: Fractions of the training groups, in percent.
+        seeds: Each draws a split, a subset of its training groups, and weights.
+        scratch: Options for training from random weights, which each backbone gets, too; None to leave that out.
+        budget: "steps" gives each cell as many optimizer steps and evaluations as all training images would get;
+            "epochs" keeps the recipe's epochs, so that fewer images get fewer steps.
+        options: Backbone or strategy -> options of those arms alone.
     """
 
     models: tuple[str, ...] = ()
@@ -62,27 +64,31 @@ class Grid:
         names = [*map(without_place, self.models), *self.strategies]
         for name in self.options:
             if name not in names:
-                raise MedtlError(f"The grid has options for {name!r}, which is none of {', '.join(names)}.")
+                raise MedtlError(f"The grid has options for {name!r}, which is not one of {', '.join(names)}.")
 
     @classmethod
     def from_cli(cls, defaults: dict[str, Any], argv: Sequence[str]) -> tuple["Grid", list[str]]:
-        """A grid from a recipe file's dict < a YAML file given with --grid < flags; and the flags that are left.
+        """Return a grid, and the flags that are left for the recipe.
+
+        Args:
+            defaults: Values of the recipe file, which a YAML file given with --grid overrides, which flags override.
+            argv: Command-line flags.
 
         Raises:
-            MedtlError: an unknown key, or a value that can't be.
+            MedtlError: An unknown key, or a value of the wrong type.
         """
-        options, rest = parser().parse_known_args(argv)
+        options, rest = make_parser().parse_known_args(argv)
         given = vars(options)
         path = given.pop("grid")
-        values = defaults | (_read(Path(path)) if path else {}) | {k: v for k, v in given.items() if v is not None}
-        known = [f.name for f in fields(cls)]
+        values = defaults | (_read_yaml(Path(path)) if path else {}) | {k: v for k, v in given.items() if v is not None}
+        names = [f.name for f in fields(cls)]
         for key in values:
-            if key not in known:
-                raise MedtlError(f"Unknown key {key!r} in the grid. {nearest(key, known)}")
+            if key not in names:
+                raise MedtlError(f"Unknown key {key!r} in the grid. {suggest(key, names)}")
         try:
             values |= {
-                name: tuple(kind(value) for value in values[name])
-                for name, kind in (("models", str), ("strategies", str), ("fractions", float), ("seeds", int))
+                name: tuple(convert(value) for value in values[name])
+                for name, convert in (("models", str), ("strategies", str), ("fractions", float), ("seeds", int))
                 if name in values
             }
         except (TypeError, ValueError) as error:
@@ -90,42 +96,42 @@ class Grid:
         if isinstance(values.get("scratch"), list):
             values["scratch"] = dict(pair.partition("=")[::2] for pair in values["scratch"])
         if values.get("scratch") is not None:
-            values["scratch"] = typed(values["scratch"])
-        values["options"] = {str(name): typed(its) for name, its in values.get("options", {}).items()}
+            values["scratch"] = _convert_options(values["scratch"])
+        values["options"] = {str(name): _convert_options(given) for name, given in values.get("options", {}).items()}
         return cls(**values), rest
 
     def to_yaml(self) -> str:
-        """As --grid reads it; of folders the names alone."""
+        """Return the grid as --grid reads it; of folders the names alone."""
         values = vars(self) | {"models": [*map(without_place, self.models)]}
-        plain = {name: list(its) if isinstance(its, tuple) else its for name, its in values.items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the flags of a grid; those of a recipe are left over."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags of a grid; it leaves those of a recipe."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
             raise MedtlError(f"{message[0].upper()}{message[1:]}. See --help.")
 
-    found = Parser(
+    parser = Parser(
         add_help=False,
         allow_abbrev=False,
         usage="python recipes/study.py --models A B [--scratch] [options below] [any option of a recipe]",
     )
-    found.add_argument("--grid", help="YAML file with any of models, strategies, fractions, seeds, scratch, budget, "
-                       "and options: backbone or strategy -> options of a recipe for it alone; flags win")  # fmt: skip
-    found.add_argument("--models", nargs="+", help="backbones, by name or folder; encoders for segmentation")
-    found.add_argument("--strategies", nargs="+", help="ways to train each pretrained backbone: full, ...")
-    found.add_argument("--fractions", nargs="+", help="shares of the training groups, in percent: 1 5 10 25 50 100")
-    found.add_argument("--seeds", nargs="+", help="each draws split, part and weights: 1 2 3")
-    found.add_argument("--scratch", nargs="*", metavar="OPTION=VALUE",
-                       help="train from random weights, too, with these options: learning_rate=1e-3")  # fmt: skip
-    found.add_argument("--budget", help="steps (each cell gets as many as all training pictures would) or epochs")
-    return found
+    parser.add_argument("--grid", help="YAML file with any of models, strategies, fractions, seeds, scratch, budget, "
+                        "and options: backbone or strategy -> recipe options for it alone; flags override it")  # fmt: skip
+    parser.add_argument("--models", nargs="+", help="backbones, by name or folder; encoders for segmentation")
+    parser.add_argument("--strategies", nargs="+", help="training strategies of each pretrained backbone: full, ...")
+    parser.add_argument("--fractions", nargs="+", help="fractions of the training groups, in percent: 1 5 10 25 50 100")
+    parser.add_argument("--seeds", nargs="+", help="each draws split, training subset and weights: 1 2 3")
+    parser.add_argument("--scratch", nargs="*", metavar="OPTION=VALUE",
+                        help="train from random weights, too, with these options: learning_rate=1e-3")  # fmt: skip
+    parser.add_argument("--budget", help="steps (each cell gets as many as all training images would) or epochs")
+    return parser
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -135,16 +141,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def typed(options: Any) -> dict[str, Any]:
-    """Options of a recipe for some arms, with values of the right type.
-
-    Raises:
-        MedtlError: unknown ones, values of a wrong type, or those that must be the same in all cells.
-    """
+def _convert_options(options: Any) -> dict[str, Any]:
+    """Convert recipe options of some arms to their types; refuse those that must be the same in all cells."""
     if not isinstance(options, dict):
         raise MedtlError(f"Options of the grid are pairs such as learning_rate: 1e-3, found {options!r}.")
     for name in options:
-        if name in (*OF_ALL, *PLACES):
+        if name in (*COMMON_OPTIONS, *PLACES):
             raise MedtlError(f"{name} must be the same in all cells of a study. Give it as a flag, or leave it out.")
     values, _ = read_options(Recipe, options, [])
     return {name: values[name] for name in options}
@@ -152,7 +154,14 @@ def typed(options: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """A backbone with its way of training: name, the backbone's name, whether from random weights, recipe options."""
+    """A backbone with a way to train it.
+
+    Attributes:
+        name: Unique name, for people.
+        backbone: Name of the backbone.
+        scratch: True for random initial weights.
+        options: Recipe options.
+    """
 
     name: str
     backbone: str
@@ -161,119 +170,159 @@ class Arm:
 
 
 @dataclass(frozen=True, eq=False)  # a recipe has no hash
-class Cell:
+class StudyCell:
     """One run of a study.
 
     Attributes:
-        arm, percent, seed: where it stands in the grid.
-        recipe: of the run.
-        part: the data set with the training pictures that it has.
-        groups: their number of groups.
+        arm: The backbone and the way to train it.
+        percent: Fraction of the training groups, in percent.
+        seed: Of split, training subset and weights.
+        recipe: The recipe of the run.
+        loaded: The data set with this subset of the training images.
+        groups: Number of training groups.
     """
 
     arm: Arm
     percent: float
     seed: int
     recipe: Recipe
-    part: Loaded
+    loaded: LoadedDataset
     groups: int
 
     @property
-    def folder(self) -> Path:
-        """Of the run."""
-        return Path(str(self.recipe.output_dir))
-
-    @property
     def name(self) -> str:
-        """For people."""
+        """Human-readable name."""
         return f"{self.arm.name}, {self.percent:g} %, seed {self.seed}"
 
-    def pictures(self, split: str) -> int:
-        """Number in a split."""
-        return int((self.part.table["split"] == split).sum())
+    @property
+    def run(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(str(self.recipe.output_dir))
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the run is finished."""
+        return self.run.is_finished
+
+    def beside(self, suffix: str) -> Path:
+        """Return the path of a file beside the run's folder: its name with a suffix."""
+        path = self.run.path
+        return path.with_name(f"{path.name}{suffix}")
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """NAME.json of a run that ended: its seconds, or the error; empty if it did not end."""
+        path = self.beside(".json")
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def count(self, split: str) -> int:
+        """Return the number of images of a split."""
+        return int((self.loaded.table["split"] == split).sum())
 
 
-def arms_of(recipe: Recipe, grid: Grid) -> list[Arm]:
-    """Each backbone with each strategy, and from random weights if asked for or if it has no others.
+def list_arms(recipe: Recipe, grid: Grid) -> list[Arm]:
+    """Return each backbone with each strategy, and from random weights if asked for or if it has no others.
+
+    Args:
+        recipe: What all cells have in common.
+        grid: What they differ in.
 
     Raises:
-        MedtlError: options that can't work, or two backbones of one name.
+        MedtlError: Options that do not go together, or two backbones with the same name.
     """
-    task, found = TASKS[str(recipe.task)], []
+    task, arms = get_task(recipe.task), []
     for model in grid.models:
         name = without_place(model)
-        own = task.backbone(recipe, model) | grid.options.get(name, {})
-        random = task.scratch(recipe.variant(**own))
+        own = task.backbone_options(recipe, model) | grid.options.get(name, {})
+        random = task.random_weight_options(recipe.variant(**own))
         if random:
             for strategy in grid.strategies:
                 options = own | {"strategy": strategy} | grid.options.get(strategy, {})
-                found.append(Arm(f"{name}, {strategy}", name, False, options))
+                arms.append(Arm(f"{name}, {strategy}", name, False, options))
         if grid.scratch is not None or not random:
-            found.append(Arm(f"{name}, scratch", name, True, own | random | (grid.scratch or {})))
-    names = [arm.name for arm in found]
+            arms.append(Arm(f"{name}, scratch", name, True, own | random | (grid.scratch or {})))
+    names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
-        raise MedtlError(f"Two backbones have one name: {', '.join(sorted(names))}. Rename a folder.")
-    return found
+        raise MedtlError(f"Two backbones have the same name: {', '.join(sorted(names))}. Rename a folder.")
+    return arms
 
 
-def cells_of(recipe: Recipe, grid: Grid) -> list[Cell]:
-    """The runs of a study, seed by seed, so that a table of fewer seeds is whole as early as possible.
+def list_cells(recipe: Recipe, grid: Grid) -> list[StudyCell]:
+    """Return the runs of a study, seed by seed, so that a table of fewer seeds is complete as early as possible.
+
+    Args:
+        recipe: What all cells have in common.
+        grid: What they differ in.
 
     Raises:
-        MedtlError: options that can't work, or as `load`.
+        MedtlError: Options that do not go together, two fractions with the same groups, or as `load`.
     """
-    arms, place = arms_of(recipe, grid), Path(str(recipe.output_dir)) / "cells"
-    found = []
+    arms, folder = list_arms(recipe, grid), Path(str(recipe.output_dir)) / "cells"
+    cells = []
     for seed in grid.seeds:
         whole = read(recipe.variant(seed=seed))
         before = 0
         for percent in sorted(grid.fractions):
             single = recipe.variant(seed=seed, train_fraction=percent / 100)
-            part = subsample_training(whole, percent / 100, int(single.split_seed or 0))
-            groups = part.table.loc[part.table["split"] == "train", "group"].nunique()
+            subset = subsample_training(whole, percent / 100, int(single.split_seed or 0))
+            groups = subset.table.loc[subset.table["split"] == "train", "group"].nunique()
             if groups == before:
                 raise MedtlError(
-                    f"{percent:g} % and a smaller share of the training groups are both {groups} groups, since each "
+                    f"{percent:g} % and a smaller fraction of the training groups are both {groups} groups, since each "
                     f"label needs one. Leave one out of --fractions."
                 )
             before = groups
             for arm in arms:
                 name = re.sub(r"[^\w.]+", "-", f"{arm.name}-{percent:g}-seed{seed}")
-                options = {"output_dir": str(place / name), "resume_from_checkpoint": "auto", "disable_tqdm": True}
-                wish = single.variant(**arm.options, **options, dry_run=False)
+                options = {"output_dir": str(folder / name), "resume_from_checkpoint": "auto", "disable_tqdm": True}
+                variant = single.variant(**arm.options, **options, dry_run=False)
                 if grid.budget == "steps":
-                    wish = same_steps(wish, *(int((x.table["split"] == "train").sum()) for x in (part, whole)))
-                check(wish)
-                found.append(Cell(arm, percent, seed, wish, part, groups))
-    return found
+                    sizes = [int((data.table["split"] == "train").sum()) for data in (subset, whole)]
+                    variant = match_steps(variant, *sizes)
+                check_recipe(variant)
+                cells.append(StudyCell(arm, percent, seed, variant, subset, groups))
+    return cells
 
 
-def same_steps(recipe: Recipe, pictures: int, every: int) -> Recipe:
-    """The recipe for `pictures` with as many optimizer steps and evaluations as `every` training picture would give.
+def match_steps(recipe: Recipe, images: int, all_images: int) -> Recipe:
+    """Return the recipe with as many optimizer steps and evaluations for a subset as for all training images.
 
-    Else fewer pictures would get fewer steps, and the curve would show training that is too short.
+    Otherwise fewer images would get fewer steps, and the curve would show training that is too short.
+
+    Args:
+        recipe: With the epochs for all training images.
+        images: Number of training images of the subset.
+        all_images: Number of all training images.
 
     Raises:
-        MedtlError: a schedule by epochs that can't be stretched.
+        MedtlError: A schedule by epochs that can't be stretched.
     """
     if recipe.max_steps > 0:
         return recipe
     if recipe.unfreeze_schedule:
         raise MedtlError("--unfreeze_schedule counts epochs, which --budget steps stretches. Give --budget epochs.")
     batch = math.prod(recipe.undivided)
-    steps, whole = math.ceil(pictures / batch), math.ceil(every / batch)
-    changes: dict[str, Any] = {"num_train_epochs": math.ceil(recipe.num_train_epochs * whole / steps)}
+    steps, all_steps = math.ceil(images / batch), math.ceil(all_images / batch)
+    changes: dict[str, Any] = {"num_train_epochs": math.ceil(recipe.num_train_epochs * all_steps / steps)}
     if recipe.strategy == "lp_ft":
-        changes["probe_epochs"] = math.ceil(recipe.probe_epochs * whole / steps)
+        changes["probe_epochs"] = math.ceil(recipe.probe_epochs * all_steps / steps)
     if recipe.lr_step_epochs:
-        changes["lr_step_epochs"] = recipe.lr_step_epochs * whole / steps
+        changes["lr_step_epochs"] = recipe.lr_step_epochs * all_steps / steps
     if recipe.eval_strategy == "epoch":
-        changes |= {"eval_strategy": "steps", "eval_steps": whole, "save_strategy": "steps", "save_steps": whole}
+        changes |= {"eval_strategy": "steps", "eval_steps": all_steps, "save_strategy": "steps"}
+        changes["save_steps"] = all_steps
     return recipe.variant(**changes)
 
 
-def passes(recipe: Recipe, train: int, validation: int, test: int) -> float:
-    """About how many pictures a run sends through its model at most, one that is learnt from counted as three."""
+def count_passes(recipe: Recipe, train: int, validation: int, test: int) -> float:
+    """Return how many images a run sends through its model at most, one with a backward pass counted as three.
+
+    Args:
+        recipe: The recipe of the run.
+        train: Number of training images.
+        validation: Number of validation images.
+        test: Number of test images.
+    """
     batch = math.prod(recipe.undivided)
     steps = math.ceil(train / batch) * recipe.num_train_epochs
     evaluations = steps / (recipe.eval_steps or steps) if recipe.eval_strategy == "steps" else recipe.num_train_epochs

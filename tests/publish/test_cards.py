@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from hf_medtl import Recipe, load, run
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.publish.base_model import BIBTEX, origin
-from hf_medtl.publish.card import card
-from hf_medtl.publish.check import AUTHOR, FIELDS, missing
-from hf_medtl.publish.templates import bibtex, cell, interval
+from hf_medtl.publish.base_model import BIBTEX, find_base_model
+from hf_medtl.publish.card import render_card
+from hf_medtl.publish.check import AUTHOR_FIELDS, CARD_FIELDS, missing_fields
+from hf_medtl.publish.templates import escape_bibtex, escape_cell, format_interval
 from hf_medtl.runs import artifacts as outcome
-from hf_medtl.runs.artifacts import found
-from hf_medtl.tasks import classification, multilabel, segmentation
+from hf_medtl.runs.artifacts import describe_data_checks
+from hf_medtl.tasks import TASKS
 from tests.support.commands import ROOT, options
 from tests.support.multilabel_tables import table as table_of_marks
 from tests.support.tiny_models import save_segformer, save_tiny
@@ -47,9 +47,9 @@ def kept_facts(patch, recipe):
 
     def keep(facts, prose):
         kept.update(facts)
-        return card(facts, prose)
+        return render_card(facts, prose)
 
-    patch.setattr(outcome, "card", keep)
+    patch.setattr(outcome, "render_card", keep)
     return run(recipe), kept
 
 
@@ -142,7 +142,7 @@ def test_tables_and_figures_are_whole(kind, made):
         assert widths.pop() <= 10
     assert "\n\n\n" not in text
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    assert "None" not in prose.replace("None yet", "").replace("None is noted", "")
+    assert "None" not in prose.replace("None yet", "").replace("None are listed", "")
     assert "-0.000," not in text
 
 
@@ -152,15 +152,15 @@ def test_a_run_gives_every_field_that_needs_no_other_command(kind, made):
     text, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
     later = {"support", "exports", "external", "explanations", "robustness", "subgroups"}
     several = {"external"} if kind == "several" else {"subgroups"} if len(results.get("by_source", ())) > 1 else set()
-    assert set(missing(text, results)) <= later - several
-    assert {"support", "exports", "explanations", "robustness"} <= set(missing(text, results))
+    assert set(missing_fields(text, results)) <= later - several
+    assert {"support", "exports", "explanations", "robustness"} <= set(missing_fields(text, results))
     without = text.partition("## Intended use")[0] + "## Data and split" + text.partition("## Data and split")[2]
-    assert set(missing(without, results)) >= set(AUTHOR) - {"support"}
+    assert set(missing_fields(without, results)) >= set(AUTHOR_FIELDS) - {"support"}
     headings = {"failures": "### Where it fails", "licences": "## Licences", "citation": "```bibtex"}
     headings |= {"split": "\nSplit: ", "selection": "- The weights are", "environment": "Energy:"}
     for name, heading in headings.items():
-        assert name in FIELDS
-        assert name in missing(text.replace(heading, ""), results)
+        assert name in CARD_FIELDS
+        assert name in missing_fields(text.replace(heading, ""), results)
 
 
 @KINDS
@@ -178,8 +178,8 @@ def test_the_card_says_what_the_run_did(kind, made):
     assert "Energy: not recorded." in text
     (sum_,) = facts["origin"].sha256.values()
     assert f"SHA-256 of model.safetensors `{sum_}`" in text
-    assert "- Weights before training: not known, as no card says it." in text
-    energy = card(facts | {"results": results | {"energy_kwh": 0.01234}})
+    assert "- Weights before training: unknown, because no card names it." in text
+    energy = render_card(facts | {"results": results | {"energy_kwh": 0.01234}})
     assert "Energy: 0.0123 kWh, by codecarbon." in energy
 
 
@@ -194,26 +194,27 @@ def test_the_pictures_that_it_fails_on(made):
             "p_no_lesion": [0.8, 0.1, 0.95, 0.2],
         }
     )
-    rows = classification.worst(table, result | {"threshold": 0.5}, 2)
+    rows = TASKS["classification"].worst_images(table, result | {"threshold": 0.5}, 2)
     assert [row["picture"] for row in rows] == ["d", "b|c"]
     assert rows[0] == {
         "picture": "d", "true": "lesion", "decided": "no_lesion", "probability of the true label": "0.050"
     }  # fmt: skip
-    assert classification.worst(table, result | {"threshold": 0.0}, 9)[0]["picture"] == "b|c"
-    assert cell("b|c\n") == r"b\|c"
+    assert TASKS["classification"].worst_images(table, result | {"threshold": 0.0}, 9)[0]["picture"] == "b|c"
+    assert escape_cell("b|c\n") == r"b\|c"
     marks = pd.DataFrame({"image_id": ["a", "b"], "label": ["bar|disc", ""], "p_bar": [0.4, 0.7], "p_disc": [0.9, 0.1]})
     of_labels = {"per_label": {"bar": {"threshold": 0.5}, "disc": {"threshold": 0.5}}}
-    assert [(row["picture"], row["label"], row["true"]) for row in multilabel.worst(marks, of_labels, 5)] == [
+    worst = TASKS["multilabel"].worst_images(marks, of_labels, 5)
+    assert [(row["picture"], row["label"], row["true"]) for row in worst] == [
         ("b", "bar", "absent"),
         ("a", "bar", "present"),
     ]
     masks = pd.DataFrame({"image_id": ["a", "b", "c"], "source": "here", "dice": [0.9, 0.2, 0.5]})
-    assert [row["picture"] for row in segmentation.worst(masks, {}, 2)] == ["b", "c"]
+    assert [row["picture"] for row in TASKS["segmentation"].worst_images(masks, {}, 2)] == ["b", "c"]
 
 
 def test_no_error_is_said_to_be_none(made):
     _, facts = made("labels")
-    assert "No test picture was decided wrongly." in card(facts | {"worst": []})
+    assert "There was no wrong decision on a test image." in render_card(facts | {"worst": []})
 
 
 def test_weights_that_validation_did_not_choose(phantoms, tiny, tmp_path):
@@ -252,17 +253,17 @@ def test_a_base_model_on_the_hub(hub, phantoms, tmp_path, monkeypatch):
     assert "@article{base," in read.text
     assert "no entry" not in read.text
     read.validate()
-    assert origin(str(place)).licence == "cc-by-nc-4.0"
-    assert origin("ci-user/base", "no-such-revision").licence is None  # which does not end a run
+    assert find_base_model(str(place)).licence == "cc-by-nc-4.0"
+    assert find_base_model("ci-user/base", "no-such-revision").licence is None  # which does not end a run
     newer = api.upload_file(repo_id="ci-user/base", path_or_fileobj=b"more", path_in_repo="more.txt").oid
-    assert newer != origin("ci-user/base").revision == facts["origin"].revision == commit
+    assert newer != find_base_model("ci-user/base").revision == facts["origin"].revision == commit
 
 
 def test_encoders_that_are_published(tmp_path):
     values = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
 
     def base(**more):
-        return segmentation.base_model(Recipe(**options(tmp_path, "unet", tmp_path / "run", **values, **more)))
+        return TASKS["segmentation"].base_model(Recipe(**options(tmp_path, "unet", tmp_path / "run", **values, **more)))
 
     name, commit = base()
     assert name == "smp-hub/resnet34.imagenet"
@@ -275,30 +276,30 @@ def test_encoders_that_are_published(tmp_path):
 def test_a_data_set_on_the_hub_is_linked(made):
     _, facts = made("labels")
     spec = replace(facts["spec"], name="owner/pictures", title="Pictures & more", problems=())
-    text = card(facts | {"spec": spec})
+    text = render_card(facts | {"spec": spec})
     assert "[Pictures & more](https://huggingface.co/datasets/owner/pictures)" in text
     assert ModelCard(text).data.datasets == ["owner/pictures"]
     assert "@misc{owner-pictures," in text
     assert r"title = {Pictures \& more}," in text
-    assert "- None is noted, which does not say that there are none" in text
+    assert "- None are listed, which does not mean that there are none" in text
 
 
 def test_small_words():
-    assert bibtex("50 % of a_b & c") == r"50 \% of a\_b \& c"
+    assert escape_bibtex("50 % of a_b & c") == r"50 \% of a\_b \& c"
     assert BIBTEX.findall("```\n@misc{a,\n}\n```\n```bash\n@no\n```\n") == ["@misc{a,\n}\n"]
-    assert interval({"value": -0.0001, "low": -0.0004, "high": None}) == "0.000 [0.000, ?]"
+    assert format_interval({"value": -0.0001, "low": -0.0004, "high": None}) == "0.000 [0.000, ?]"
 
 
 def test_what_loading_finds_is_said(tmp_path):
     data = write_phantoms(tmp_path / "brain", "brain", patients=8, pictures=2, size=48)
     one = next((data / "lesion").iterdir())
     (data / "lesion" / "brain-0099_0.png").write_bytes(one.read_bytes())
-    assert found(load("brain-phantoms", data)) == [
-        "17 of 17 pictures are in a group with another one; 2 are the same file as another."
+    assert describe_data_checks(load("brain-phantoms", data)) == [
+        "17 of 17 images are in a group with another image; 2 are the same file as another."
     ]
     rows = pd.DataFrame({"file_name": [str(p.relative_to(data)) for p in sorted(data.glob("*lesion/*.png"))]})
     rows["label"], rows["source"] = rows["file_name"].str.split("/").str[0], ["here", "there"] * 8 + ["there"]
     rows.to_csv(data / "table.csv", index=False)
-    said = found(load("table", data / "table.csv"))
-    assert said[1] == "17 of 17 pictures do not tell their patient."
-    assert said[2] == "Sources: there (9 pictures), here (8 pictures)."
+    said = describe_data_checks(load("table", data / "table.csv"))
+    assert said[1] == "The patient is unknown for 17 of 17 images."
+    assert said[2] == "Sources: there (9 images), here (8 images)."

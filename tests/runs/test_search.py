@@ -23,9 +23,10 @@ from sqlalchemy.engine import Engine
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.data.cache import PreparedImages
 from hf_medtl.runs import search, search_space
-from hf_medtl.runs.search_space import check_search, draw, read_space
-from hf_medtl.runs.train import build, trainer_of
-from hf_medtl.tasks import classification
+from hf_medtl.runs.preflight import build
+from hf_medtl.runs.search_space import check_search, read_space, sample
+from hf_medtl.runs.train import make_trainer
+from hf_medtl.tasks.classification import Classification
 from tests.support.commands import ROOT, flags, options
 
 SPACE = {"learning_rate": ["1e-4", 1e-2, "log"], "mixup": [0, 0.4], "augmentation": ["light", "brain"]}
@@ -68,12 +69,12 @@ def watched(phantoms, tiny, tmp_path_factory) -> tuple[Path, set[int]]:
         seen.add(self.indices[index])
         return usual(self, index)
 
-    def answer(*args: object) -> None:
+    def predict(*args: object) -> None:
         raise AssertionError("a search asks no pipeline")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreparedImages, "__getitem__", look)
-        patch.setattr(classification, "answer", answer)
+        patch.setattr(Classification, "predict", predict)
         folder = run(Recipe(**searching(phantoms, tiny("vit"), tmp_path_factory.mktemp("search") / "run")))
     return folder, seen
 
@@ -183,7 +184,7 @@ def quick(phantoms, tiny, tmp_path, monkeypatch):
 
     def attempt_of(stop: int | None):
         def attempt(make, judge):
-            if len(search.done(judge.trial.study)) + 1 == stop:
+            if len(search.ended_trials(judge.trial.study)) + 1 == stop:
                 raise KeyboardInterrupt
             for judge.evaluations in (1, 2, 3):
                 judge.trial.report(judge.trial.params["mixup"] / judge.evaluations, judge.evaluations)
@@ -197,7 +198,7 @@ def quick(phantoms, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
     def search_it(name: str, stop: int | None = None, **more: object) -> pd.DataFrame:
-        monkeypatch.setattr(search, "_attempt", attempt_of(stop))
+        monkeypatch.setattr(search, "_train", attempt_of(stop))
         values = searching(phantoms, tiny("vit"), tmp_path / name, search=20) | more
         run(Recipe(**values))
         return pd.read_csv(tmp_path / name / "trials.csv")
@@ -227,10 +228,10 @@ def test_trials_that_fail_do_not_end_the_search(phantoms, tiny, tmp_path, monkey
     given = [{"learning_rate": 1e-3}, {"learning_rate": 1e30}, {"strategy": "lp_ft", "probe_epochs": 9}]
 
     def forced(trial, space, strategy):
-        draw(trial, space, strategy)
+        sample(trial, space, strategy)
         return given.pop(0)
 
-    monkeypatch.setattr(search, "draw", forced)
+    monkeypatch.setattr(search, "sample", forced)
     before = signal.getsignal(signal.SIGINT)
     folder = run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "run", search=3)))
     trials = pd.read_csv(folder / "trials.csv")
@@ -239,7 +240,7 @@ def test_trials_that_fail_do_not_end_the_search(phantoms, tiny, tmp_path, monkey
     assert "--probe_epochs is 1 or more" in trials["why"][2]
     assert signal.getsignal(signal.SIGINT) is before
 
-    monkeypatch.setattr(search, "draw", lambda *args: draw(*args) | {"learning_rate": 1e30})
+    monkeypatch.setattr(search, "sample", lambda *args: sample(*args) | {"learning_rate": 1e30})
     with pytest.raises(MedtlError, match=r"None of 2 trials gave a value.*finite probabilities"):
         run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "none", search=2)))
 
@@ -258,9 +259,9 @@ def test_a_bad_trial_ends_early_and_saves_nothing(phantoms, tiny, tmp_path):
 
     recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=5))
     loaded = load("brain-phantoms", phantoms)
-    judge = search.Judge(Trial(), "eval_loss")
-    trainer = trainer_of(recipe, loaded, *build(recipe, loaded), search.Unsaved)
-    assert search._attempt(lambda: trainer, judge) == "worse than the median of the others after 2 evaluations"
+    judge = search.TrialCallback(Trial(), "eval_loss")
+    trainer = make_trainer(recipe, loaded, *build(recipe, loaded), search.TrialTrainer)
+    assert search._train(lambda: trainer, judge) == "worse than the median of the others after 2 evaluations"
     logged = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     assert logged == list(Trial.values.values())
     assert list((tmp_path / "run").iterdir()) == []
@@ -330,7 +331,7 @@ def test_a_space_is_read_from_text_and_from_yaml(tmp_path):
 def test_options_of_a_strategy_are_drawn_with_it_alone():
     space = {"lora_rank": [4, 8, 16], "layer_decay": [0.5, 0.9], "strategy": ["lora", "differential", "full"]}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = [draw(study.ask(), space, "full") for _ in range(30)]
+    found = [sample(study.ask(), space, "full") for _ in range(30)]
     options_of = {"lora": {"lora_rank"}, "differential": {"layer_decay"}, "full": set()}
     assert {values["strategy"] for values in found} == set(options_of)
     for values in found:

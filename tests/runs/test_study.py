@@ -12,10 +12,11 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from hf_medtl import MedtlError, Recipe, run
-from hf_medtl.runs.cross_validation import read_predictions
-from hf_medtl.runs.study import check_cell, seconds_left, study
-from hf_medtl.runs.study_grid import Grid, arms_of, cells_of, same_steps
-from hf_medtl.tasks import classification, multilabel
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.runs.study import estimate_seconds, study
+from hf_medtl.runs.study_grid import Grid, list_arms, list_cells, match_steps
+from hf_medtl.runs.sweep import check_same_run
+from hf_medtl.tasks import TASKS
 from tests.support.commands import flags, options, script
 from tests.support.segmentation_runs import recipe as recipe_of_masks
 from tests.support.training_processes import start, wait_for_step
@@ -124,9 +125,9 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(phantoms, tiny, tmp_path, 
 
 
 def test_time_is_guessed_from_what_was_taken(studied, phantoms, tiny, monkeypatch):
-    cells = cells_of(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit", seeds=[1, 3]))
-    monkeypatch.setattr("hf_medtl.runs.study.seconds_of_a_pass", lambda cell: 0.0)
-    left = seconds_left(Recipe(**wishes(phantoms, studied)), cells)
+    cells = list_cells(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit", seeds=[1, 3]))
+    monkeypatch.setattr("hf_medtl.runs.study.time_forward_pass", lambda cell: 0.0)
+    left = estimate_seconds(cells)
     assert {cell.seed for cell in left} == {3}
     notes = [studied / "cells" / f"tiny-vit-full-{share}-seed1.json" for share in (25, 100)]
     taken = [json.loads(path.read_text())["seconds"] for path in notes]
@@ -204,39 +205,39 @@ def test_arms(chests, phantoms, tiny, tmp_path):
     recipe = recipe_of_masks(chests, tmp_path, encoder=None, encoder_weights="imagenet")
     folder = str(tiny("timm"))
     grid = Grid((folder, "resnet34"), ("full", "feature_extraction"), scratch={"learning_rate": 0.1})
-    found = {arm.name: (arm.backbone, arm.scratch, arm.options) for arm in arms_of(recipe, grid)}
+    found = {arm.name: (arm.backbone, arm.scratch, arm.options) for arm in list_arms(recipe, grid)}
     assert found["tiny-timm, full"] == ("tiny-timm", False, {"encoder_weights": folder, "strategy": "full"})
     random = {"encoder": "tu-test_resnet", "encoder_weights": "none", "strategy": "full", "learning_rate": 0.1}
     assert found["tiny-timm, scratch"] == ("tiny-timm", True, random)
     assert found["resnet34, feature_extraction"][2]["encoder"] == "resnet34"
     assert len(found) == 6
     wish = Recipe(**wishes(phantoms, tmp_path))
-    names = [arm.name for arm in arms_of(wish, Grid((str(tiny("vit")), "cnn"), ("lora",), scratch={}))]
+    names = [arm.name for arm in list_arms(wish, Grid((str(tiny("vit")), "cnn"), ("lora",), scratch={}))]
     assert names == ["tiny-vit, lora", "tiny-vit, scratch", "cnn, scratch"]  # ours have no weights to start from
 
 
 def test_scores_are_those_of_the_runs(finished, results):
-    table, auc = read_predictions(finished), results["metrics"]["roc_auc"]["value"]
-    kinds, score = classification.score(table, results)
+    table, auc = RunFolder(finished).predictions, results["metrics"]["roc_auc"]["value"]
+    kinds, score = TASKS["classification"].score(table, results)
     assert kinds == table["label"].tolist()
     assert score(None) == pytest.approx(auc)
     assert score(np.ones((2, len(table)))) == pytest.approx([auc, auc])
     several = table.assign(label=["lesion|scar" if i % 3 else "scar" for i in range(len(table))])
     several = several.assign(p_scar=several["p_lesion"] ** 2, p_gone=0.5)
-    _, mean = multilabel.score(several, {"labels": ["lesion", "scar", "gone"]})
+    _, mean = TASKS["multilabel"].score(several, {"labels": ["lesion", "scar", "gone"]})
     has = several["label"] != "scar"
     assert mean(None) == pytest.approx(roc_auc_score(has, several["p_lesion"]))  # all have a scar, and none is gone
 
 
 def test_steps_stay_the_same(tmp_path):
     recipe = Recipe(output_dir=str(tmp_path), num_train_epochs=10, per_device_train_batch_size=16, strategy="lp_ft")
-    part = same_steps(recipe, 30, 163)  # 2 batches against 11
+    part = match_steps(recipe, 30, 163)  # 2 batches against 11
     assert part.num_train_epochs == 55
     assert part.probe_epochs == 17
     assert (part.eval_strategy, part.eval_steps, part.save_steps) == ("steps", 11, 11)
-    assert same_steps(recipe, 163, 163).num_train_epochs == 10
+    assert match_steps(recipe, 163, 163).num_train_epochs == 10
     with pytest.raises(MedtlError, match="Give --budget epochs"):
-        same_steps(Recipe(output_dir=str(tmp_path), strategy="progressive", unfreeze_schedule="2:1"), 30, 163)
+        match_steps(Recipe(output_dir=str(tmp_path), strategy="progressive", unfreeze_schedule="2:1"), 30, 163)
 
 
 def test_a_grid_from_yaml_and_flags(tmp_path):
@@ -261,7 +262,7 @@ def test_a_grid_from_yaml_and_flags(tmp_path):
         ({"models": ["a"]}, ["--budget", "time"], "--budget is steps or epochs"),
         ({"models": ["a"]}, ["--scratch", "learningrate=1"], "Unknown key 'learningrate'.* 'learning_rate'"),
         ({"models": ["a"]}, ["--scratch", "test_fraction=0.1"], "test_fraction must be the same in all cells"),
-        ({"models": ["a"], "options": {"b": {}}}, [], "options for 'b', which is none of a, full"),
+        ({"models": ["a"], "options": {"b": {}}}, [], "options for 'b', which is not one of a, full"),
     ],
 )
 def test_what_is_no_grid(values, argv, words):
@@ -278,14 +279,14 @@ def test_what_does_not_go_with_a_study(studied, phantoms, tiny, tmp_path):
     (tmp_path / "thesis" / "chapter1.tex").touch()
     with pytest.raises(MedtlError, match=r"something else than a study \(chapter1.tex\)"):
         study(Recipe(**wishes(phantoms, tmp_path / "thesis")), grid)
-    with pytest.raises(MedtlError, match=r"1 % and a smaller share .* are both 2 groups"):
-        cells_of(Recipe(**wishes(phantoms, tmp_path / "study")), Grid((str(tiny("cnn")),), fractions=(0.5, 1)))
-    cell = cells_of(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit"))[0]
-    table = cell.folder / "splits.csv"
+    with pytest.raises(MedtlError, match=r"1 % and a smaller fraction .* are both 2 groups"):
+        list_cells(Recipe(**wishes(phantoms, tmp_path / "study")), Grid((str(tiny("cnn")),), fractions=(0.5, 1)))
+    cell = list_cells(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit"))[0]
+    table = cell.run.path / "splits.csv"
     before = table.read_text()
     try:
         table.write_text(before.replace(",test,", ",train,", 1))
         with pytest.raises(MedtlError, match="split differ"):
-            check_cell(cell)
+            check_same_run(cell.run, cell.recipe, cell.loaded)
     finally:
         table.write_text(before)

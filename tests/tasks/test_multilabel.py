@@ -16,17 +16,17 @@ from transformers import AutoConfig, EvalPrediction
 
 from hf_medtl import MedtlError, Recipe, load, run
 from hf_medtl.data.audit import audit
-from hf_medtl.data.download import from_npz
+from hf_medtl.data.download import unpack_medmnist
 from hf_medtl.data.leakage import load_external
 from hf_medtl.data.loading import survey
 from hf_medtl.data.publish import write_parquet
 from hf_medtl.data.splits import split_groups
-from hf_medtl.evaluation.calibration import fit_temperature_of_several
+from hf_medtl.evaluation.calibration import fit_multilabel_temperature
 from hf_medtl.evaluation.compare import Predictions
-from hf_medtl.evaluation.evaluate import results_of_several
-from hf_medtl.evaluation.intervals import metric_intervals, metric_intervals_of_several
-from hf_medtl.runs.train import pictures
-from hf_medtl.tasks import classification, multilabel, task_of
+from hf_medtl.evaluation.evaluate import multilabel_results
+from hf_medtl.evaluation.intervals import metric_intervals, multilabel_metric_intervals
+from hf_medtl.runs.train import prepare_splits
+from hf_medtl.tasks import TASKS, task_for_dataset
 from hf_medtl.training.losses import MultiLabelLoss
 from hf_medtl.training.trainer import MedicalTrainer, mix
 from tests.support.commands import options, script
@@ -49,10 +49,10 @@ def trainer_of_marks(marks, tiny, tmp_path):
         recipe = Recipe(**options(marks, tiny(family), tmp_path / "run", dataset="table", **more))
         loaded = load("table", marks)
         torch.manual_seed(0)
-        task = task_of(loaded)
+        task = task_for_dataset(loaded)
         model, processor = task.build(recipe, loaded.labels)
         loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
-        split = pictures(recipe, loaded, processor)
+        split = prepare_splits(recipe, loaded, processor)
         return MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
 
     return make
@@ -64,7 +64,7 @@ def trainer_of_marks(marks, tiny, tmp_path):
 def test_a_table_of_several(marks):
     loaded = load("table", marks)
     assert loaded.labels == LABELS
-    assert loaded.spec.several
+    assert loaded.spec.multilabel
     assert loaded.positive is None
     assert set(loaded.table["label"]) == {"", "bar", "disc", "bar|disc"}
     assert (loaded.table.groupby("patient")["split"].nunique() == 1).all()
@@ -78,8 +78,9 @@ def test_a_table_of_several(marks):
     assert all(abs(its[label] / its["(all)"] - 0.5) < 0.15 for its in counts.values() for label in LABELS)
     row = next(row for row in loaded.splits()["train"] if len(row["label"]) == 2)
     assert row["label"] == [0, 1]
-    assert multilabel.targets(loaded, "train").dtype == np.float32
-    assert np.array_equal(multilabel.targets(loaded, "test"), loaded.has()[loaded.table["split"] == "test"])
+    task = TASKS["multilabel"]
+    assert task.targets(loaded, "train").dtype == np.float32
+    assert np.array_equal(task.targets(loaded, "test"), loaded.label_matrix()[loaded.table["split"] == "test"])
 
 
 def test_metadata_of_a_folder(marks, tmp_path):
@@ -150,12 +151,12 @@ def test_medmnist_of_several(tmp_path):
     with np.load(file) as arrays:
         assert counts["test"]["edema"] == arrays["test_labels"][:, 9].sum()
         assert counts["train"]["(none)"] == (arrays["train_labels"].sum(axis=1) == 0).sum()
-    assert from_npz(file) == loaded.root
+    assert unpack_medmnist(file) == loaded.root
     one_each = np.eye(14, dtype=np.uint8)  # the set has several even if no picture here has two
     lonely = {
         f"{split}_labels": np.resize(one_each, (n, 14)) for split, n in (("train", 60), ("val", 16), ("test", 20))
     }
-    assert load("medmnist", npz(tmp_path / "other.npz", **lonely), official_split=False).spec.several
+    assert load("medmnist", npz(tmp_path / "other.npz", **lonely), official_split=False).spec.multilabel
     for name, wrong in (("threes", np.full((60, 14), 3)), ("fewer", np.zeros((60, 13), int))):
         with pytest.raises(MedtlError, match=r"expected (one label a picture, or 0 or 1|as many labels)"):
             load("medmnist", npz(tmp_path / f"{name}.npz", train_labels=wrong))
@@ -191,9 +192,9 @@ def test_what_is_not_for_several_says_so(marks, tmp_path):
         write_parquet(load("table", marks), tmp_path, [], "ci/marks")
     recipe = Recipe(class_weights="balanced", use_cpu=True)
     with pytest.raises(MedtlError, match="No training picture of disc"):
-        multilabel.loss(recipe, LABELS, np.array([[1, 0], [0, 0]], np.float32))
+        TASKS["multilabel"].loss(recipe, LABELS, np.array([[1, 0], [0, 0]], np.float32))
     with pytest.raises(MedtlError, match="No training picture of the absence of bar"):
-        multilabel.loss(recipe, LABELS, np.array([[1, 1], [1, 0]], np.float32))
+        TASKS["multilabel"].loss(recipe, LABELS, np.array([[1, 1], [1, 0]], np.float32))
 
 
 @pytest.mark.real
@@ -239,12 +240,12 @@ def test_parts_of_a_batch_add_up(gamma):
 
 def test_the_loss_of_a_recipe():
     train = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
-    found = multilabel.loss(Recipe(class_weights="balanced", loss="focal", use_cpu=True), LABELS, train)
+    found = TASKS["multilabel"].loss(Recipe(class_weights="balanced", loss="focal", use_cpu=True), LABELS, train)
     assert found.weights.tolist() == pytest.approx([1 / 3, 3])  # negatives by positives
     assert found.gamma == 2.0
-    effective = multilabel.loss(Recipe(class_weights="effective", use_cpu=True), LABELS, train)
+    effective = TASKS["multilabel"].loss(Recipe(class_weights="effective", use_cpu=True), LABELS, train)
     assert effective.weights[1] == pytest.approx((1 - 0.999**3) / (1 - 0.999))  # about 3, of one picture to 3
-    assert multilabel.loss(Recipe(use_cpu=True), LABELS, train).weights is None
+    assert TASKS["multilabel"].loss(Recipe(use_cpu=True), LABELS, train).weights is None
 
 
 def test_mixed_targets(trainer_of_marks):
@@ -308,7 +309,7 @@ def test_validation_metrics_leave_out_labels_of_one_kind():
     has, chances, _ = study()
     has[:, 1] = False
     logits = np.log(chances / (1 - chances)).astype(np.float32)
-    found = multilabel.validation_metrics(EvalPrediction(logits, has.astype(np.float32)))
+    found = TASKS["multilabel"].validation_metrics(EvalPrediction(logits, has.astype(np.float32)))
     areas = [roc_auc_score(has[:, k], logits[:, k]) for k in (0, 2)]
     assert found["roc_auc"] == pytest.approx(np.mean(areas), abs=1e-6)
     assert found["auc_labels"] == 2
@@ -317,7 +318,7 @@ def test_validation_metrics_leave_out_labels_of_one_kind():
 
 def test_intervals_of_means_and_of_each_label():
     has, chances, groups = study()
-    means, each = metric_intervals_of_several(has, chances, groups, [0.5, 0.4, 0.5], resamples=500)
+    means, each = multilabel_metric_intervals(has, chances, groups, [0.5, 0.4, 0.5], resamples=500)
     for k, single in enumerate(each):
         assert single["roc_auc"].value == pytest.approx(roc_auc_score(has[:, k], chances[:, k]))
         assert single["average_precision"].value == pytest.approx(average_precision_score(has[:, k], chances[:, k]))
@@ -338,8 +339,8 @@ def test_intervals_of_means_and_of_each_label():
 def test_equal_labels_share_their_draws():
     """A mean of two copies of one label is as uncertain as the label itself: drawn apart it would seem less so."""
     has, chances, groups = study(labels=1)
-    once, _ = metric_intervals_of_several(has, chances, groups, [0.5], resamples=300)
-    twice, _ = metric_intervals_of_several(
+    once, _ = multilabel_metric_intervals(has, chances, groups, [0.5], resamples=300)
+    twice, _ = multilabel_metric_intervals(
         np.repeat(has, 2, 1), np.repeat(chances, 2, 1), groups, [0.5, 0.5], resamples=300
     )
     assert np.allclose(once["roc_auc"], twice["roc_auc"])
@@ -347,7 +348,7 @@ def test_equal_labels_share_their_draws():
 
 def test_no_error_is_no_certainty():
     has, _, groups = study()
-    means, each = metric_intervals_of_several(has, has * 0.98 + 0.01, groups, [0.5] * 3, resamples=200)
+    means, each = multilabel_metric_intervals(has, has * 0.98 + 0.01, groups, [0.5] * 3, resamples=200)
     for name in ("roc_auc", "sensitivity", "accuracy", "f1", "average_precision"):
         assert means[name].value == pytest.approx(1)
         assert each[0][name].low < means[name].low < 0.999
@@ -356,7 +357,7 @@ def test_no_error_is_no_certainty():
 def test_undefined_is_null_with_a_reason():
     has, chances, groups = study()
     has[:, 1] = False
-    result = results_of_several(has, chances, groups.tolist(), {"a": 0.5, "b": 0.5, "c": 1.1})
+    result = multilabel_results(has, chances, groups.tolist(), {"a": 0.5, "b": 0.5, "c": 1.1})
     assert result["metrics"]["roc_auc"]["n_labels"] == 2
     undefined = {"value": None, "low": None, "high": None}
     assert result["per_label"]["b"]["metrics"]["roc_auc"] == undefined | {"reason": "no picture has it"}
@@ -365,7 +366,7 @@ def test_undefined_is_null_with_a_reason():
     assert np.sum(result["per_label"]["a"]["confusion_matrix"]) == 300
     assert result["per_label"]["a"]["confusion_matrix"][1][1] == (has[:, 0] & (chances[:, 0] >= 0.5)).sum()
     json.dumps(result, allow_nan=False)
-    nothing = results_of_several(np.zeros_like(has), chances, groups.tolist(), {"a": 0.5, "b": 0.5, "c": 0.5})
+    nothing = multilabel_results(np.zeros_like(has), chances, groups.tolist(), {"a": 0.5, "b": 0.5, "c": 0.5})
     assert nothing["metrics"]["roc_auc"] == undefined | {"n_labels": 0}
 
 
@@ -373,9 +374,9 @@ def test_a_temperature_for_all_labels():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3)) * 2
     has = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
-    assert fit_temperature_of_several(logits * 3, has) == pytest.approx(3, rel=0.05)
+    assert fit_multilabel_temperature(logits * 3, has) == pytest.approx(3, rel=0.05)
     certain = np.where(has, 5.0, -5.0)
-    assert fit_temperature_of_several(certain[:20], has[:20]) > 0.06  # no certainty that 20 pictures do not give
+    assert fit_multilabel_temperature(certain[:20], has[:20]) > 0.06  # no certainty that 20 pictures do not give
 
 
 # --- the whole run
@@ -469,4 +470,4 @@ def test_other_families(family, marks, tiny, tmp_path, capsys, caplog):
     assert done.returncode == 0, done.stderr
     # A model of one label a picture that starts from it must not keep the sigmoid.
     recipe = Recipe(**options(file, folder, tmp_path / "next"))
-    assert classification.build(recipe, ("a", "b"))[0].config.problem_type is None
+    assert TASKS["classification"].build(recipe, ("a", "b"))[0].config.problem_type is None

@@ -20,12 +20,12 @@ from hf_medtl import MedtlError, Recipe, load, read_image, run
 from hf_medtl.data.images import read_mask
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.evaluation.evaluate import predict_masks
-from hf_medtl.evaluation.masks import IGNORED, METRICS, mask_metrics
+from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.models.smp import SmpForSemanticSegmentation
 from hf_medtl.runs.evaluate import evaluate_model
-from hf_medtl.runs.train import pictures
-from hf_medtl.tasks import TASKS, segmentation
+from hf_medtl.runs.train import prepare_splits
+from hf_medtl.tasks import TASKS
 from hf_medtl.training.trainer import MedicalTrainer
 from tests.support.commands import options, script
 from tests.support.segmentation_runs import recipe
@@ -59,17 +59,17 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = round(state.epoch) >= self.epochs
 
 
-def trainer_of(wishes: Recipe) -> MedicalTrainer:
+def make_trainer(wishes: Recipe) -> MedicalTrainer:
     """A trainer as `run` makes it."""
     loaded = load(wishes.dataset, wishes.data_dir, task=wishes.task)
-    task = TASKS["image-segmentation"]
+    task = TASKS["segmentation"]
     labels = task.output_labels(wishes, loaded)
     torch.manual_seed(0)
     model, processor = task.build(wishes, labels)
-    split = pictures(wishes, loaded, processor, task.masks(model.config, loaded))
+    split = prepare_splits(wishes, loaded, processor, task.mask_options(model.config, loaded))
     loss = task.loss(wishes, labels, None)
     return MedicalTrainer(
-        wishes, model, processor, **split, loss=loss, metrics=task.validation_metrics, reduce=task.reduce
+        wishes, model, processor, **split, loss=loss, metrics=task.validation_metrics, reduce=task.reduce_logits
     )
 
 
@@ -88,7 +88,7 @@ def measured(segmented) -> dict:
 def test_a_run_leaves_all_that_a_reader_needs(segmented, measured):
     assert measured["task"] == "image-segmentation"
     assert measured["labels"] == ["background", "lungs"]
-    assert set(measured["metrics"]) == set(METRICS)
+    assert set(measured["metrics"]) == set(MASK_METRICS)
     assert measured["metrics"]["dice"]["value"] > 0.6
     assert measured["metrics"]["dice"]["low"] <= measured["metrics"]["dice"]["value"]
     assert set(measured["by_source"]) == {"chest-phantoms"}
@@ -101,7 +101,7 @@ def test_a_run_leaves_all_that_a_reader_needs(segmented, measured):
     for name in ("history", "outlines", "dice_by_source"):
         assert (segmented / "figures" / f"{name}.png").stat().st_size > 5000
     card = (segmented / "README.md").read_text()
-    for words in ("pipeline_tag: image-segmentation", "that outlines: lungs", "| Dice | 0.", "change by postprocessing",
+    for words in ("pipeline_tag: image-segmentation", "that segments: lungs", "| Dice | 0.", "change by postprocessing",
                   "2 largest components", "holes are filled", "a new unet", "trust_remote_code=True"):  # fmt: skip
         assert words in card
     assert "temperature" not in card
@@ -132,21 +132,21 @@ def test_predictions_are_those_of_config_and_masks(segmented, chests):
     for row, path, raw in zip(table.itertuples(), paths, predict_masks(segmented, paths, read_image), strict=True):
         true = np.asarray(read_mask([chests / "masks" / path.name])) > 0
         metrics = mask_metrics(true, postprocess(raw, config["postprocessing"]))
-        assert [metrics[name] for name in METRICS] == pytest.approx([getattr(row, name) for name in METRICS])
+        assert [metrics[name] for name in MASK_METRICS] == pytest.approx([getattr(row, name) for name in MASK_METRICS])
 
 
 def test_training_and_pipeline_see_the_same(segmented, chests, tmp_path):
     """Validation's Dice, counted at the model's size, is that of the pipeline where pictures have that size."""
     loaded = load("chest-phantoms", chests, task="image-segmentation")
-    trainer = trainer_of(recipe(chests, tmp_path))
+    trainer = make_trainer(recipe(chests, tmp_path))
     trainer.model.load_state_dict(load_file(segmented / "model.safetensors"))
-    answers = segmentation.answer(segmented, loaded, "validation")
+    answers = TASKS["segmentation"].predict(segmented, loaded, "validation")
     assert trainer.evaluate()["eval_dice"] == pytest.approx(answers["raw_dice"].mean(), abs=1e-6)
 
 
 def test_validation_keeps_no_logits(chests, tmp_path):
     """TRAP: Trainer keeps the logits, and the masks, of the whole validation split."""
-    trainer = trainer_of(recipe(chests, tmp_path))
+    trainer = make_trainer(recipe(chests, tmp_path))
     kept = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
     assert np.asarray(kept.predictions).shape == (8, 1, 2)
     assert np.asarray(kept.label_ids).shape == (8, 1)
@@ -156,10 +156,10 @@ def test_counts_of_a_batch_give_the_mean_of_each_picture():
     rng = np.random.default_rng(0)
     logits = torch.tensor(rng.normal(size=(5, 3, 8, 8)), dtype=torch.float32)
     masks = torch.tensor(rng.integers(0, 3, (5, 8, 8)))
-    masks[0], masks[1, :4] = 0, IGNORED
+    masks[0], masks[1, :4] = 0, IGNORE_INDEX
     logits[0, 0] += 100  # nothing there, nothing found
-    counted, true = segmentation.reduce(logits, masks)
-    found = segmentation.validation_metrics(EvalPrediction(counted.numpy(), true.numpy()))
+    counted, true = TASKS["segmentation"].reduce_logits(logits, masks)
+    found = TASKS["segmentation"].validation_metrics(EvalPrediction(counted.numpy(), true.numpy()))
     each = [
         mask_metrics(mask, picture.argmax(0), ("background", "one", "two"))
         for mask, picture in zip(masks.numpy(), logits.numpy(), strict=True)
@@ -170,20 +170,20 @@ def test_counts_of_a_batch_give_the_mean_of_each_picture():
 
 def test_logits_of_a_quarter_of_the_size_are_enlarged():
     logits, masks = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 16, 16))
-    loss = segmentation.loss(Recipe(output_dir="x", use_cpu=True, loss="dice"), ("a", "b"), None)
+    loss = TASKS["segmentation"].loss(Recipe(output_dir="x", use_cpu=True, loss="dice"), ("a", "b"), None)
     assert loss(logits, masks) > 0
-    assert segmentation.reduce(logits, masks)[0].shape == (2, 1, 2)
+    assert TASKS["segmentation"].reduce_logits(logits, masks)[0].shape == (2, 1, 2)
 
 
 @pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
 def test_a_frozen_encoder_stays_bit_equal(strategy, epochs, chests, tmp_path):
     weights = tmp_path / "weights"
-    first = trainer_of(recipe(chests, tmp_path / "first"))
+    first = make_trainer(recipe(chests, tmp_path / "first"))
     first.model.save_pretrained(weights)
     first.processing_class.save_pretrained(weights)
     more = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 2}
     more |= {"probe_epochs": 1} if strategy == "lp_ft" else {}
-    trainer = trainer_of(
+    trainer = make_trainer(
         recipe(chests, tmp_path / "run", load_best_model_at_end=False, early_stopping_patience=0, **more)
     )
     trainer.add_callback(StopAfter(epochs))
@@ -199,18 +199,18 @@ def test_a_frozen_encoder_stays_bit_equal(strategy, epochs, chests, tmp_path):
 
 
 def test_decoder_and_head_get_the_head_learning_rate(chests, tmp_path):
-    trainer = trainer_of(recipe(chests, tmp_path, head_learning_rate=0.01))
+    trainer = make_trainer(recipe(chests, tmp_path, head_learning_rate=0.01))
     rates = {id(p): group["peak"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
     for name, parameter in trainer.model.named_parameters():
         assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
 
 
 def test_resume_is_as_undisturbed_and_restores_every_tensor(chests, tmp_path):
-    undisturbed = trainer_of(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest"))
+    undisturbed = make_trainer(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest"))
     undisturbed.train()
     steps = undisturbed.state.max_steps // 3
     checkpoint = tmp_path / "one" / f"checkpoint-{2 * steps}"
-    resumed = trainer_of(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest", seed=1))
+    resumed = make_trainer(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest", seed=1))
     with torch.no_grad():
         for tensor in resumed.model.parameters():
             tensor.fill_(0.5)
@@ -222,7 +222,7 @@ def test_resume_is_as_undisturbed_and_restores_every_tensor(chests, tmp_path):
 
 def test_checkpoints_restore_every_tensor(chests, tmp_path):
     """TRAP: what plain load_state_dict does not find, it leaves as it is."""
-    trainer = trainer_of(recipe(chests, tmp_path, num_train_epochs=1))
+    trainer = make_trainer(recipe(chests, tmp_path, num_train_epochs=1))
     trainer.train()
     folder = next(tmp_path.glob("checkpoint-*"))
     saved = SmpForSemanticSegmentation.from_pretrained(folder).state_dict()
@@ -275,7 +275,7 @@ def test_mask_values_that_can_not_be(wish, tmp_path):
 
 def test_a_path_never_enters_recipe_or_card(chests, segmented, tmp_path):
     weights = tmp_path / "secret-place" / "encoder"
-    trainer = trainer_of(recipe(chests, tmp_path / "first"))
+    trainer = make_trainer(recipe(chests, tmp_path / "first"))
     trainer.model.save_pretrained(weights)
     trainer.processing_class.save_pretrained(weights)
     more = {"encoder": None, "encoder_weights": str(weights), "num_train_epochs": 1}
@@ -305,7 +305,7 @@ def test_pictures_without_a_mask_are_left_out_and_named(chests, tmp_path):
     assert excluded["kind"].tolist() == ["without a mask"]
     assert excluded["path"].tolist() == ["normal/chest-0001_0.png"]
     assert len(pd.read_csv(folder / "splits.csv")) == 35
-    assert "1 pictures are left out: without a mask." in (folder / "README.md").read_text()
+    assert "1 images are excluded: without a mask." in (folder / "README.md").read_text()
 
 
 def test_a_data_set_without_masks_is_an_error(chests, tmp_path):

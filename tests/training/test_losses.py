@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe
-from hf_medtl.tasks import classification
+from hf_medtl.tasks import TASKS
 from hf_medtl.training.losses import ClassificationLoss, class_weights
 from tests.support.commands import options
 from tests.support.resumed_training import same, stopped_and_resumed, weights_of
@@ -94,7 +94,8 @@ def test_flags_reach_the_recipe():
 
 def test_the_loss_of_a_recipe(phantoms, tiny, tmp_path):
     more = {"class_weights": "balanced", "loss": "focal", "label_smoothing_factor": 0.1}
-    found = classification.loss(Recipe(**options(phantoms, tiny("vit"), tmp_path, **more)), ("a", "b"), [0] * 3 + [1])
+    recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path, **more))
+    found = TASKS["classification"].loss(recipe, ("a", "b"), [0] * 3 + [1])
     assert np.allclose(found.weights, [4 / 6, 4 / 2])  # counted in what it is given, the training split
     assert (found.gamma, found.smoothing) == (2.0, 0.1)
 

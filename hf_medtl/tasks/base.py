@@ -1,0 +1,305 @@
+"""Abstract base class of the learning tasks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import EvalPrediction, Pipeline, PreTrainedModel
+
+from hf_medtl.data.images import read_image
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.specs import DatasetSpec
+from hf_medtl.evaluation.paired import RunScores
+from hf_medtl.training.recipe import Recipe
+
+Score = Callable[[NDArray | None], NDArray[np.float64]]
+
+
+class Task(ABC):
+    """Everything that differs between kinds of learning: targets, model, loss, metrics, figures and reports.
+
+    Nothing outside `hf_medtl.tasks` asks which task a run has; it calls a method of this class. `predictions` below are
+    the output of `predict`, in a form that only the task itself looks into.
+
+    Attributes:
+        name: unique key of the task.
+        pipeline: name of the `transformers` pipeline that runs its models.
+        main_metric: metric that is plotted by epoch and shown first.
+        has_probabilities: True if the model gives probabilities that `calibrate` can fit on validation data.
+        multilabel: True if an image can have any number of labels.
+        supports_robustness: True if robustness to image corruptions can be measured.
+        search_space: options that --search tries besides learning rates, weight decay and the strategy's own.
+    """
+
+    name: ClassVar[str]
+    pipeline: ClassVar[str]
+    main_metric: ClassVar[str]
+    has_probabilities: ClassVar[bool] = False
+    multilabel: ClassVar[bool] = False
+    supports_robustness: ClassVar[bool] = False
+    search_space: ClassVar[dict[str, list[Any]]]
+
+    # Before training
+
+    @abstractmethod
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Check the options before data are read.
+
+        Raises:
+            MedtlError: options that are not for this task, or values that it does not allow.
+        """
+
+    @abstractmethod
+    def output_labels(self, recipe: Recipe, loaded: LoadedDataset) -> tuple[str, ...]:
+        """Return the (K,) labels of the model's outputs, in order."""
+
+    @abstractmethod
+    def build(self, recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
+        """Return the model and the image processor of a recipe."""
+
+    @abstractmethod
+    def describe_initial_weights(self, recipe: Recipe, model: PreTrainedModel) -> str:
+        """Describe the weights before training, for the plan and the model card."""
+
+    @abstractmethod
+    def base_model(self, recipe: Recipe) -> tuple[str, str | None] | None:
+        """Return the folder or Hub id of the initial weights and their revision.
+
+        Returns:
+            None for random weights. The revision is None if it is not known.
+        """
+
+    def mask_options(self, config: Any, loaded: LoadedDataset) -> dict[str, Any]:
+        """Return the arguments of `prepare` that concern masks; none if masks are not learned."""
+        return {}
+
+    def check_external(  # noqa: B027 - nothing to check by default
+        self, config: Any, loaded: LoadedDataset
+    ) -> None:
+        """Check that an external data set can be evaluated, so that a problem shows before training.
+
+        Raises:
+            MedtlError: data that could not be measured after training.
+        """
+
+    # Training
+
+    @abstractmethod
+    def targets(self, loaded: LoadedDataset, split: str) -> Any:
+        """Return the training target of each image of a split."""
+
+    @abstractmethod
+    def loss(self, recipe: Recipe, labels: tuple[str, ...], targets: Any) -> Callable[..., torch.Tensor]:
+        """Return the loss of a recipe.
+
+        Args:
+            recipe: the run's options.
+            labels: (K,) labels of the outputs.
+            targets: those of the training split, for class weights.
+
+        Returns:
+            A function of logits, targets and the number of targets as `Trainer` counts them.
+
+        Raises:
+            MedtlError: a class that cannot be weighted.
+        """
+
+    def reduce_logits(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reduce a batch's logits and targets to what `validation_metrics` needs."""
+        return logits, targets
+
+    @abstractmethod
+    def validation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the metrics that each evaluation during training logs."""
+
+    @abstractmethod
+    def backbone_options(self, recipe: Recipe, name: str) -> dict[str, Any]:
+        """Return the options that start from the backbone `name`, an id or a folder."""
+
+    @abstractmethod
+    def random_weight_options(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the options that give the same network random weights; none if it already has them."""
+
+    # Evaluation
+
+    @abstractmethod
+    def predict(
+        self,
+        model: Path | Pipeline,
+        loaded: LoadedDataset,
+        split: str,
+        read: Callable[[Path], Image.Image] = read_image,
+    ) -> Any:
+        """Predict a split through the saved folder's own pipeline.
+
+        Args:
+            model: run folder or pipeline.
+            loaded: data set.
+            split: name of the split.
+            read: function that reads a file as an RGB image.
+
+        Returns:
+            Predictions, one row per image; every process gets all of them.
+        """
+
+    def calibrate(
+        self, model: PreTrainedModel, loaded: LoadedDataset, predictions: Any, rule: str, alpha: float
+    ) -> dict[str, Any]:
+        """Fit temperature and decisions on the validation split; return the keys to add to config.json.
+
+        Only for tasks with `has_probabilities`. It may change the model.
+
+        Args:
+            model: trained model.
+            loaded: data set with the validation split.
+            predictions: of the validation split.
+            rule: rule of the decision threshold, see `parse_rule`.
+            alpha: fraction of conformal sets that may miss the true label.
+        """
+        return {}
+
+    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
+        """Return strata of images with similar features, for out-of-distribution detection.
+
+        Returns:
+            (n,) stratum of each image of the split; None if the model has no head whose input could be compared.
+        """
+        return None
+
+    @abstractmethod
+    def measure(self, loaded: LoadedDataset, predictions: Any, config: Any) -> dict[str, Any]:
+        """Return the part of results.json about the test split.
+
+        Args:
+            loaded: data set.
+            predictions: of its test split.
+            config: configuration of the model.
+        """
+
+    @abstractmethod
+    def prediction_table(self, loaded: LoadedDataset, predictions: Any) -> pd.DataFrame:
+        """Return predictions.csv of the test split."""
+
+    @abstractmethod
+    def prediction_rows(
+        self, config: Any, loaded: LoadedDataset, rows: list[int], predictions: Sequence[Any]
+    ) -> pd.DataFrame:
+        """Return the columns of predictions.csv that `run_scores` reads, for some images.
+
+        Args:
+            config: configuration of the model.
+            loaded: data set.
+            rows: (n,) rows of its table.
+            predictions: (n,) a `Prediction` of each.
+        """
+
+    @abstractmethod
+    def worst_images(self, table: pd.DataFrame, results: dict[str, Any], number: int) -> list[dict[str, str]]:
+        """Return the test images that the model handles worst, worst first.
+
+        Args:
+            table: predictions.csv.
+            results: results.json.
+            number: how many at most.
+
+        Returns:
+            Rows of the model card's table: column -> cell.
+        """
+
+    @abstractmethod
+    def draw_figures(
+        self,
+        model: Path | Pipeline,
+        figures: Path,
+        loaded: LoadedDataset,
+        predictions: Any,
+        results: dict[str, Any],
+        title: str = "test split",
+    ) -> None:
+        """Draw the figures of the test split.
+
+        Args:
+            model: run folder or pipeline.
+            figures: folder to write to.
+            loaded: data set.
+            predictions: of its test split.
+            results: results.json.
+            title: name of the images, for the titles.
+        """
+
+    @abstractmethod
+    def pool_folds(self, table: pd.DataFrame, folds: list[dict[str, Any]], figures: Path, title: str) -> dict[str, Any]:
+        """Measure the pooled predictions of all folds and draw their figures.
+
+        Args:
+            table: predictions.csv of all folds, with the column fold.
+            folds: results.json of each fold.
+            figures: folder to write to.
+            title: name of the images, for the titles.
+
+        Returns:
+            The part of the common results.json that comes from predictions.
+        """
+
+    # Comparison of runs
+
+    @abstractmethod
+    def score(self, table: pd.DataFrame, results: dict[str, Any]) -> tuple[list[str], Score]:
+        """Return the strata of resampling and the main metric as a function of weights.
+
+        Args:
+            table: predictions.csv.
+            results: results.json.
+
+        Returns:
+            (n,) stratum of each image, within which groups are drawn; weights (B, n) or None -> (B,) or () metric.
+        """
+
+    @abstractmethod
+    def run_scores(self, table: pd.DataFrame, folds: list[dict[str, Any]]) -> RunScores:
+        """Return a run in the form in which runs are compared.
+
+        Args:
+            table: predictions.csv, with the column fold if there are several.
+            folds: results.json of each fold, or of the only run.
+        """
+
+    def label_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Return label -> results of that label alone, if labels are decided independently; else nothing."""
+        return {}
+
+    def mean_thresholds(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the keys of results.json that hold thresholds, averaged over the results of several runs."""
+        return {}
+
+    def threshold_config(self, results: Mapping[str, Any], fitted: bool = True) -> dict[str, Any]:
+        """Return the keys of config.json that hold the thresholds of results.json, or the defaults if not `fitted`."""
+        return {}
+
+    def dataset_spec(self, spec: DatasetSpec, labels: tuple[str, ...]) -> DatasetSpec:
+        """Return the data set that a model with these labels was trained on, from what is known about it."""
+        return replace(spec, task=self.pipeline, labels=labels, several=self.multilabel)
+
+    def is_binary(self, labels: Sequence[str]) -> bool:
+        """Return True if one of the labels is the positive one, with a threshold."""
+        return False
+
+    def check_model(  # noqa: B027 - nothing to check by default
+        self, config: Any, labels: Sequence[str]
+    ) -> None:
+        """Check that a model that was trained elsewhere can be evaluated.
+
+        Raises:
+            MedtlError: something that its configuration lacks.
+        """
+
+    def presence(self, loaded: LoadedDataset) -> dict[str, NDArray[np.bool_]]:
+        """Return what is counted in a subgroup: name -> (n,) True for each image that shows it."""
+        return dict(zip(loaded.labels, loaded.label_matrix().T, strict=True))
