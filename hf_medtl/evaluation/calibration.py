@@ -25,7 +25,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     return _most_probable(lambda temperature: log_softmax(logits / temperature, axis=1)[picked].sum())
 
 
-def fit_temperature_of_several(logits: NDArray[np.floating], targets: NDArray[np.bool_]) -> float:
+def fit_multilabel_temperature(logits: NDArray[np.floating], targets: NDArray[np.bool_]) -> float:
     """One T for all labels, of sigmoid(logits / T), likewise.
 
     Args:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.intervals import Interval, group_resamples, mean_draws, metric_intervals
+from hf_medtl.evaluation.intervals import Interval, bootstrap_means, group_resamples, metric_intervals
 from hf_medtl.evaluation.metrics import classification_metrics
 
 
@@ -150,7 +150,7 @@ def mean_difference(
     if not one[facts].equals(other[facts]) or one["image_id"].duplicated().any() or one.empty:
         raise _other_pictures(*names)
     gains = one[list(metrics)].to_numpy(np.float64) - other[list(metrics)].to_numpy(np.float64)
-    draws = mean_draws(gains, one["group"], one["source"] if "source" in facts else None, resamples, seed)
+    draws = bootstrap_means(gains, one["group"], one["source"] if "source" in facts else None, resamples, seed)
     return {
         name: _percentile(float(gain.mean()), column)
         for name, gain, column in zip(metrics, gains.T, draws.T, strict=True)
@@ -166,7 +166,7 @@ def unpaired_difference(
     """
     tables = [(table[list(metrics)].to_numpy(np.float64), table["group"], table["source"]) for table in (one, other)]
     means = np.subtract(*(values.mean(axis=0) for values, *_ in tables))
-    first, second = (mean_draws(*table, resamples, seed + i) for i, table in enumerate(tables))
+    first, second = (bootstrap_means(*table, resamples, seed + i) for i, table in enumerate(tables))
     draws = (first - second).T
     return {name: _percentile(float(mean), column) for name, mean, column in zip(metrics, means, draws, strict=True)}
 

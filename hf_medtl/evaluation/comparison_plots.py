@@ -18,7 +18,7 @@ MARKERS = "osD^vP*"  # told apart in grey, too
 COLUMNS = 4  # of a sheet
 
 
-def intervals(
+def metrics_and_differences(
     metrics: pd.DataFrame, differences: pd.DataFrame, reference: str, names: Mapping[str, str], path: Path
 ) -> None:
     """Each run's value of some metrics with its interval, and beside it the difference to the reference.
@@ -51,7 +51,7 @@ def intervals(
     figure.savefig(path, dpi=120)
 
 
-def parts(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
+def part_metrics(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     """Metrics of each label, class or source, the runs side by side, with intervals.
 
     Args:
@@ -74,7 +74,7 @@ def parts(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def pareto(
+def pareto_front(
     metrics: pd.DataFrame,
     costs: pd.DataFrame,
     titles: Mapping[str, str],
@@ -116,7 +116,7 @@ def pareto(
     figure.savefig(path, dpi=120)
 
 
-def sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, path: Path) -> None:
+def image_grid(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, path: Path) -> None:
     """Pictures (H, W, 3) with captions of a few lines, for a look."""
     columns = min(COLUMNS, len(pictures))
     rows, lines = -(-len(pictures) // columns), max(caption.count("\n") for caption in captions) + 1

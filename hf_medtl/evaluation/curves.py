@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from hf_medtl.evaluation.intervals import mean_draws
+from hf_medtl.evaluation.intervals import bootstrap_means
 from hf_medtl.evaluation.metrics import BLOCK_CELLS, calibration_bins
 from hf_medtl.evaluation.operating_points import net_benefit
-from hf_medtl.evaluation.resampling import group_index, group_resamples
-from hf_medtl.evaluation.score_intervals import rate
+from hf_medtl.evaluation.resampling import bootstrap_weights, group_index
+from hf_medtl.evaluation.score_intervals import rate_interval
 
 FloatArray = NDArray[np.float64]
-SHARES = np.linspace(0, 1, 101)  # where bands are drawn
+GRID = np.linspace(0, 1, 101)  # where bands are drawn
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 
 
@@ -59,9 +59,9 @@ def roc_band(positive: ArrayLike, score: ArrayLike, groups: ArrayLike, resamples
 
     def of_resample(hits: FloatArray, alarms: FloatArray) -> FloatArray:
         rates = np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1])
-        return rates[1][np.searchsorted(rates[0], SHARES + 1e-12, side="right") - 1]
+        return rates[1][np.searchsorted(rates[0], GRID + 1e-12, side="right") - 1]
 
-    return Curve(false_positive, true_positive, SHARES, *_ranked_band(y, s, group, of_resample, resamples, seed))
+    return Curve(false_positive, true_positive, GRID, *_ranked_band(y, s, group, of_resample, resamples, seed))
 
 
 def precision_recall_band(
@@ -73,7 +73,7 @@ def precision_recall_band(
     y, s, group = _checked(positive, score, groups)
     precision, recall, _ = precision_recall_curve(y, s, drop_intermediate=True)
     x, height = recall[::-1], precision[::-1]  # rising recall; the first point is of no picture called, by convention
-    at = SHARES[1:]
+    at = GRID[1:]
 
     def of_resample(hits: FloatArray, alarms: FloatArray) -> FloatArray:
         first = np.searchsorted(hits / hits[-1], at - 1e-12)
@@ -100,23 +100,23 @@ def reliability_points(outcome: ArrayLike, probability: ArrayLike, groups: Array
     y, p, group = _same_length(outcome, probability, groups)
     number = calibration_bins(p, bins)
     inside = [number == b for b in np.unique(number)]
-    shares = np.array([rate(y, its, group) for its in inside])
+    shares = np.array([rate_interval(y, its, group) for its in inside])
     count = np.array([its.sum() for its in inside])
     return Reliability(np.array([p[its].mean() for its in inside]), shares[:, 0], shares[:, 1], shares[:, 2], count)
 
 
-def decision_band(
+def net_benefit_band(
     positive: ArrayLike, probability: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> Curve:
     """Net benefit (y) at each threshold (x), see `net_benefit`, with a band as that of `roc_band`."""
     y, p, group = _checked(positive, probability, groups)
     called, odds = p[:, None] >= THRESHOLDS, THRESHOLDS / (1 - THRESHOLDS)
     gains = (called & y[:, None]) - (called & ~y[:, None]) * odds
-    draws = _means(gains, group_resamples(y.astype(np.int64), group, resamples, seed))
+    draws = _means(gains, bootstrap_weights(y.astype(np.int64), group, resamples, seed))
     return Curve(THRESHOLDS, net_benefit(y, p, THRESHOLDS), THRESHOLDS, *_percentiles(draws))
 
 
-def share_band(values: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0) -> Curve:
+def ecdf_band(values: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0) -> Curve:
     """Share of pictures (y) with at most a value (x), such as Dice, with its band by bootstrap of groups.
 
     Args:
@@ -129,9 +129,9 @@ def share_band(values: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed
     """
     value = np.asarray(values, np.float64)
     at = np.unique(value)
-    at = at if at.size <= SHARES.size else np.quantile(at, SHARES)
+    at = at if at.size <= GRID.size else np.quantile(at, GRID)
     below = (value[:, None] <= at).astype(np.float64)
-    return Curve(at, below.mean(axis=0), at, *_percentiles(mean_draws(below, groups, None, resamples, seed)))
+    return Curve(at, below.mean(axis=0), at, *_percentiles(bootstrap_means(below, groups, None, resamples, seed)))
 
 
 def _ranked_band(
@@ -145,7 +145,7 @@ def _ranked_band(
     """Limits of what `of_resample` makes of true and false positives, both (m,), by falling score."""
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
-    weights = group_resamples(y.astype(np.int64), group, resamples, seed)
+    weights = bootstrap_weights(y.astype(np.int64), group, resamples, seed)
     rows = []
     step = max(1, BLOCK_CELLS // y.size)
     for start in range(0, resamples, step):

@@ -79,7 +79,7 @@ RULES: dict[str, tuple[Callable[..., float], float]] = {  # name -> function, an
     "cost": (at_cost, math.inf),
     "prevalence": (at_prevalence, 1),
 }
-FORMS = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
+THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
@@ -96,7 +96,7 @@ def parse_rule(rule: str) -> tuple[str, float]:
     except ValueError:
         name, value = "", math.nan
     if (name != "fixed" and name not in RULES) or not 0 < value < RULES.get(name, (None, 1))[1]:
-        raise MedtlError(f"A threshold is {FORMS}; found {rule!r}.")
+        raise MedtlError(f"A threshold is {THRESHOLD_RULES}; found {rule!r}.")
     return name, value
 
 
@@ -142,7 +142,7 @@ def conformal_sets(probabilities: NDArray[np.floating], lowest: NDArray[np.float
     return probabilities >= lowest
 
 
-def set_results(
+def conformal_results(
     probabilities: NDArray[np.floating], labels: NDArray[np.integer], lowest: NDArray[np.floating], right: NDArray
 ) -> dict[str, Any]:
     """How the sets do on test pictures, and how the decision does where it is not abstained from.
@@ -162,16 +162,16 @@ def set_results(
     sets = conformal_sets(probabilities, lowest)
     hit, sure = sets[np.arange(len(labels)), labels], sets.sum(axis=1) == 1
     return {
-        "coverage": share(hit),
+        "coverage": proportion(hit),
         "coverage_by_label": [float(hit[labels == k].mean()) if (labels == k).any() else None
                               for k in range(len(lowest))],
         "mean_size": float(sets.sum(axis=1).mean()),
-        "abstained": share(~sure),
-        "accuracy_of_the_rest": share(right[sure]),
+        "abstained": proportion(~sure),
+        "accuracy_of_the_rest": proportion(right[sure]),
     }  # fmt: skip
 
 
-def share(hits: NDArray[np.bool_]) -> dict[str, float | None]:
+def proportion(hits: NDArray[np.bool_]) -> dict[str, float | None]:
     """Share of true values with Wilson's 95 % limits; nulls of none."""
     if not len(hits):
         return {"value": None, "low": None, "high": None}

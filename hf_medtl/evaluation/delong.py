@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from hf_medtl.evaluation.resampling import group_index, scaled_interval
-from hf_medtl.evaluation.score_intervals import Interval, auc_interval_newcombe, check_level
+from hf_medtl.evaluation.resampling import group_index, transformed_t_interval
+from hf_medtl.evaluation.score_intervals import Interval, check_level, newcombe_auc_interval
 
 FloatArray = NDArray[np.float64]
 
 
-class Areas(NamedTuple):
+class DelongResult(NamedTuple):
     """auc (S,) of S scores, their covariance (S, S), and the fewest groups of a class less one."""
 
     auc: FloatArray
@@ -21,7 +21,7 @@ class Areas(NamedTuple):
     freedom: int
 
 
-def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> Areas:
+def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> DelongResult:
     """ROC AUC of several scores of the same pictures, with DeLong's covariance (1988, Biometrics 44:837-845).
 
     By midranks in O(n log n) (Sun & Xu 2014, IEEE Signal Process Lett 21:1389-1393). With groups their pictures count
@@ -49,7 +49,7 @@ def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = No
     number, m, n = s.shape[1], int(y.sum()), int((~y).sum())
     unknown = np.full((number, number), np.nan)
     if not m or not n:
-        return Areas(np.full(number, np.nan), unknown, -1)
+        return DelongResult(np.full(number, np.nan), unknown, -1)
     rank = rankdata(s, axis=0)
     of_positive = (rank[y] - rankdata(s[y], axis=0)) / n  # the share of negatives each positive is above
     of_negative = 1 - (rank[~y] - rankdata(s[~y], axis=0)) / m
@@ -61,10 +61,10 @@ def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = No
     first, second = total(of_positive, group[y]) / m, total(of_negative, group[~y]) / n
     i, j, both = np.unique(group[y]).size, np.unique(group[~y]).size, np.unique(group).size
     if min(i, j) < 2:
-        return Areas(auc, unknown, min(i, j) - 1)
+        return DelongResult(auc, unknown, min(i, j) - 1)
     cross = both / (both - 1) * (first.T @ second)  # 0 unless a group has both classes
     covariance = i / (i - 1) * (first.T @ first) + j / (j - 1) * (second.T @ second) + cross + cross.T
-    return Areas(auc, covariance, min(i, j) - 1)
+    return DelongResult(auc, covariance, min(i, j) - 1)
 
 
 def auc_interval(
@@ -80,9 +80,9 @@ def auc_interval(
     auc = float(areas.auc[0])
     if math.isnan(auc):
         return Interval(auc, math.nan, math.nan)
-    low, high = scaled_interval(auc, float(areas.covariance[0, 0]), areas.freedom, (0, 1), level)
+    low, high = transformed_t_interval(auc, float(areas.covariance[0, 0]), areas.freedom, (0, 1), level)
     if math.isnan(low):
         y = np.asarray(positive).astype(bool)
         group = np.arange(y.size) if groups is None else group_index(groups, y.size)
-        low, high = auc_interval_newcombe(auc, np.unique(group[y]).size, np.unique(group[~y]).size, level)
+        low, high = newcombe_auc_interval(auc, np.unique(group[y]).size, np.unique(group[~y]).size, level)
     return Interval(auc, low, high)

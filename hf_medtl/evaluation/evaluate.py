@@ -18,21 +18,21 @@ from transformers.utils import logging
 
 from hf_medtl.evaluation.compare import mean_difference
 from hf_medtl.evaluation.intervals import (
-    WORDS,
+    METHOD_DESCRIPTIONS,
     Interval,
+    describe_methods,
     intervals_by_source,
-    methods_in_words,
     metric_intervals,
-    metric_intervals_of_several,
-    plain,
+    multilabel_metric_intervals,
+    to_json,
 )
-from hf_medtl.evaluation.masks import METRICS
-from hf_medtl.evaluation.metrics import classification_metrics, confusion_matrix, decide, why_undefined
-from hf_medtl.evaluation.score_intervals import rate
+from hf_medtl.evaluation.masks import MASK_METRICS
+from hf_medtl.evaluation.metrics import classification_metrics, confusion_matrix, decide, undefined_reasons
+from hf_medtl.evaluation.score_intervals import rate_interval
 from hf_medtl.evaluation.significance import paired_bootstrap, paired_jackknife
 
 
-def pipeline_of(model: str | Path | Pipeline, task: Any) -> Any:
+def load_pipeline(model: str | Path | Pipeline, task: Any) -> Any:
     """Stock `pipeline(task, model)` of a folder or Hub id; one that is there already as it is."""
     if isinstance(model, Pipeline):
         return model
@@ -44,7 +44,7 @@ def pipeline_of(model: str | Path | Pipeline, task: Any) -> Any:
         logging.set_verbosity(level)
 
 
-def predict(
+def predict_probabilities(
     model: str | Path | Pipeline,
     paths: Sequence[Path],
     read: Callable[[Path], Image.Image],
@@ -61,7 +61,7 @@ def predict(
         batch_size: pictures at a time.
     """
     state = PartialState()
-    classify = pipeline_of(model, task)
+    classify = load_pipeline(model, task)
     names = [name for _, name in sorted(classify.model.config.id2label.items())]
 
     def rows(share: Sequence[Path]) -> Iterator[list[float]]:
@@ -85,7 +85,7 @@ def predict_masks(
         paths: (n,) picture files, of which one at a time is in memory.
         read: file -> RGB picture.
     """
-    segment = pipeline_of(model, "image-segmentation")
+    segment = load_pipeline(model, "image-segmentation")
     index = segment.model.config.label2id
     answers = segment(read(path) for path in paths)
     for answer in tqdm(answers, "Evaluating", len(paths), unit="picture", leave=False, disable=None):
@@ -95,7 +95,7 @@ def predict_masks(
         yield mask
 
 
-def results(
+def classification_results(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     groups: Sequence[str],
@@ -123,21 +123,21 @@ def results(
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
     intervals = metric_intervals(labels, probabilities, groups, index, threshold, seed=seed)
-    reasons = why_undefined(labels, probabilities, index, threshold)
+    reasons = undefined_reasons(labels, probabilities, index, threshold)
     group = np.unique(groups, return_inverse=True)[1]
-    recall = [rate(decisions == i, labels == i, group) for i in range(len(names))]
+    recall = [rate_interval(decisions == i, labels == i, group) for i in range(len(names))]
     return {
         "n": len(labels),
         "n_groups": len(set(groups)),
         "positive_label": positive,
         "threshold": None if isinstance(threshold, np.ndarray) else threshold,
         "metrics": {
-            name: plain(interval) | ({"reason": reasons[name]} if name in reasons else {})
+            name: to_json(interval) | ({"reason": reasons[name]} if name in reasons else {})
             for name, interval in intervals.items()
         },
-        "interval_methods": methods_in_words(False, len(names)),
+        "interval_methods": describe_methods(False, len(names)),
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
-        "recall": {name: plain(Interval(*its)) for name, its in zip(names, recall, strict=True)},
+        "recall": {name: to_json(Interval(*its)) for name, its in zip(names, recall, strict=True)},
         "labels": list(names),
     }
 
@@ -171,12 +171,12 @@ def temperature_effect(
         found[name] = {
             "before": float(value(before)),
             "after": float(value(probabilities)),
-            "difference": plain(Interval(*interval[:3])),
+            "difference": to_json(Interval(*interval[:3])),
         }
     return found
 
 
-def results_of_several(
+def multilabel_results(
     targets: NDArray[np.bool_],
     probabilities: NDArray[np.float64],
     groups: Sequence[str],
@@ -198,7 +198,7 @@ def results_of_several(
         metrics (null where undefined, with a reason) and confusion_matrix (rows true, columns decided; absent first);
         interval_methods: of the means, in words.
     """
-    means, each = metric_intervals_of_several(targets, probabilities, groups, list(thresholds.values()), seed=seed)
+    means, each = multilabel_metric_intervals(targets, probabilities, groups, list(thresholds.values()), seed=seed)
     per_label = {}
     for (label, threshold), has, p, metrics in zip(thresholds.items(), targets.T, probabilities.T, each, strict=True):
         decided = p >= threshold
@@ -207,7 +207,7 @@ def results_of_several(
             "threshold": None if isinstance(threshold, np.ndarray) else threshold,
             "threshold_fitted": True,
             "metrics": {
-                name: plain(interval) | ({} if np.isfinite(interval.value) else {"reason": _reason(has, decided)})
+                name: to_json(interval) | ({} if np.isfinite(interval.value) else {"reason": _reason(has, decided)})
                 for name, interval in metrics.items()
             },
             "confusion_matrix": confusion_matrix(has.astype(int), decided.astype(int), 2).tolist(),
@@ -218,16 +218,16 @@ def results_of_several(
         "positive_label": None,
         "threshold": None,
         "metrics": {
-            name: plain(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
+            name: to_json(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
             for name, interval in means.items()
         },
-        "interval_methods": methods_in_words(True, 2),
+        "interval_methods": describe_methods(True, 2),
         "per_label": per_label,
         "labels": list(thresholds),
     }
 
 
-def results_of_masks(
+def segmentation_results(
     table: pd.DataFrame, names: Sequence[str], steps: Mapping[str, Any], seed: int = 0
 ) -> dict[str, Any]:
     """The same of masks: means over pictures with 95 % intervals by bootstrap over groups, within each source.
@@ -246,12 +246,12 @@ def results_of_masks(
         metric -> value, low, high of the paired difference that they make.
     """
     many = len(names) > 2
-    single = {name: [f"{metric}_{name}" for metric in METRICS] for name in names[1:]} if many else {}
-    columns = [*METRICS, *(column for its in single.values() for column in its)]
+    single = {name: [f"{metric}_{name}" for metric in MASK_METRICS] for name in names[1:]} if many else {}
+    columns = [*MASK_METRICS, *(column for its in single.values() for column in its)]
     found = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"], seed=seed)
 
-    def part(of: dict[str, Any], its: Sequence[str] = METRICS) -> dict[str, Any]:
-        return {name: plain(of["metrics"][column]) for name, column in zip(METRICS, its, strict=True)}
+    def part(of: dict[str, Any], its: Sequence[str] = MASK_METRICS) -> dict[str, Any]:
+        return {name: to_json(of["metrics"][column]) for name, column in zip(MASK_METRICS, its, strict=True)}
 
     overall = found["overall"]
     result: dict[str, Any] = {
@@ -260,7 +260,7 @@ def results_of_masks(
         "positive_label": None,
         "threshold": None,
         "metrics": part(overall),
-        "interval_methods": dict.fromkeys(METRICS, WORDS["studentised"]),
+        "interval_methods": dict.fromkeys(MASK_METRICS, METHOD_DESCRIPTIONS["studentised"]),
         "by_source": {
             source: {"n": its["n"], "n_groups": its["n_groups"], "metrics": part(its)}
             for source, its in found["sources"].items()
@@ -273,9 +273,9 @@ def results_of_masks(
     if many:
         result["per_class"] = {name: part(overall, its) for name, its in single.items()}
     if steps:
-        raw = {f"raw_{name}": name for name in METRICS}
-        gains = mean_difference(table, table.drop(columns=[*METRICS]).rename(columns=raw), METRICS, seed=seed)
-        result["postprocessing_gain"] = {name: plain(interval) for name, interval in gains.items()}
+        raw = {f"raw_{name}": name for name in MASK_METRICS}
+        gains = mean_difference(table, table.drop(columns=[*MASK_METRICS]).rename(columns=raw), MASK_METRICS, seed=seed)
+        result["postprocessing_gain"] = {name: to_json(interval) for name, interval in gains.items()}
     return result
 
 

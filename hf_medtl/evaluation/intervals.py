@@ -12,16 +12,16 @@ from hf_medtl.evaluation.metrics import BLOCK_CELLS, REPORTED, classification_me
 from hf_medtl.evaluation.resampling import (
     Jackknife,
     bca_limits,
-    group_draws,
+    bootstrap_group_counts,
+    bootstrap_weights,
     group_index,
-    group_resamples,
     jackknife,
+    majority_strata,
     percentile_limits,
-    scaled_interval,
-    strata_of,
     studentised_means,
+    transformed_t_interval,
 )
-from hf_medtl.evaluation.score_intervals import Interval, check_level, mean_of_parts, score_parts
+from hf_medtl.evaluation.score_intervals import Interval, check_level, component_intervals, mean_of_components
 
 # The method that each metric gets unless told otherwise; `metric_intervals` says what they are and how they cover.
 METHODS = {
@@ -43,7 +43,7 @@ METHODS = {
     "lr_negative": "jackknife",
     "log_loss": "jackknife",
 }
-WORDS = {
+METHOD_DESCRIPTIONS = {
     "delong": "DeLong's standard error over groups (Obuchowski) with Student's t, on the logit scale",
     "wilson": "Wilson score interval at the effective number of pictures",
     "jackknife": "jackknife over groups with Student's t, on the logit scale (log for what has no upper bound)",
@@ -112,9 +112,9 @@ def metric_intervals(
     y, p = np.asarray(labels).astype(np.int64), np.asarray(probabilities, dtype=np.float64)
     chosen = _chosen(methods, names, names if p.shape[1] == 2 else ["accuracy"])
     group = group_index(groups, y.size)
-    samples = _Samples.of(chosen, strata_of(y, group), group, resamples, seed)
+    samples = _Samples.of(chosen, majority_strata(y, group), group, resamples, seed)
     draws, left_out = samples.measure(y, p, positive, threshold)
-    parts = score_parts(y, p, group, positive, threshold, level)
+    parts = component_intervals(y, p, group, positive, threshold, level)
     found = {
         name: samples.limits(
             name, float(value), draws.get(name), left_out.get(name), parts.get(name), level, p.shape[1]
@@ -127,7 +127,7 @@ def metric_intervals(
     return found
 
 
-def metric_intervals_of_several(
+def multilabel_metric_intervals(
     targets: NDArray[np.bool_],
     probabilities: NDArray[np.float64],
     groups: ArrayLike,
@@ -159,12 +159,12 @@ def metric_intervals_of_several(
     check_level(level)
     chosen = _chosen(methods, names, [])
     group = group_index(groups, len(targets))
-    together = _Samples.of(chosen, strata_of(rarest_label(targets), group), group, resamples, seed)
+    together = _Samples.of(chosen, majority_strata(rarest_label(targets), group), group, resamples, seed)
     singles, each = [], []
     for has, p, threshold in zip(targets.T.astype(np.int64), probabilities.T, thresholds, strict=True):
         both = np.column_stack([1 - p, p])
         values = classification_metrics(has, both, 1, threshold, names=names)
-        parts = score_parts(has, both, group, 1, threshold, level)
+        parts = component_intervals(has, both, group, 1, threshold, level)
         singles.append((values, *together.measure(has, both, 1, threshold), parts))
         each.append(metric_intervals(has, both, groups, 1, threshold, resamples, level, seed, names, methods))
 
@@ -187,7 +187,7 @@ def rarest_label(targets: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.where(targets, rarity, targets.shape[1]).min(axis=1)
 
 
-def methods_in_words(several: bool, n_classes: int, names: Sequence[str] = REPORTED) -> dict[str, str]:
+def describe_methods(several: bool, n_classes: int, names: Sequence[str] = REPORTED) -> dict[str, str]:
     """How the intervals of each metric were made by default, for results.json and the card.
 
     Args:
@@ -196,7 +196,7 @@ def methods_in_words(several: bool, n_classes: int, names: Sequence[str] = REPOR
         names: metrics.
     """
     single = [] if several else names if n_classes == 2 else ["accuracy"]
-    return {name: WORDS[method] for name, method in _chosen(METHODS, names, single).items()}
+    return {name: METHOD_DESCRIPTIONS[method] for name, method in _chosen(METHODS, names, single).items()}
 
 
 class _Samples(NamedTuple):
@@ -214,7 +214,9 @@ class _Samples(NamedTuple):
         return cls(
             chosen,
             jackknife(strata, group, seed) if used & {"jackknife", "bca"} else None,
-            group_draws(strata, resamples, seed)[:, group] if used & {"percentile", "bca", "basic"} else None,
+            bootstrap_group_counts(strata, resamples, seed)[:, group]
+            if used & {"percentile", "bca", "basic"}
+            else None,
         )
 
     def measure(self, y: NDArray, p: NDArray, positive: int, threshold: float | NDArray | None) -> list[dict[str, Any]]:
@@ -249,7 +251,7 @@ class _Samples(NamedTuple):
         low = high = math.nan
         if method == "jackknife" and left_out is not None and self.left_out is not None:
             bounds = (0, 1) if name == "brier" and n_classes == 2 else BOUNDS.get(name, (0, 1))
-            low, high = scaled_interval(value, *self.left_out.variance(left_out), bounds, level)
+            low, high = transformed_t_interval(value, *self.left_out.variance(left_out), bounds, level)
         elif method == "bca" and draws is not None and left_out is not None and self.left_out is not None:
             low, high = bca_limits(value, draws, self.left_out.acceleration(left_out), level)
         elif method == "percentile" and draws is not None:
@@ -260,7 +262,7 @@ class _Samples(NamedTuple):
             lowest, highest = BOUNDS.get(name, (0, 1))
             low, high = percentile_limits(np.clip(2 * value - draws, lowest, highest), level)
         if parts is not None:
-            below, above = mean_of_parts(value, parts)
+            below, above = mean_of_components(value, parts)
             if method == "wilson" or math.isnan(low) or high - low < 1e-12:
                 low, high = below, above
             elif np.isin(parts[:, 0], (-1, 0, 1) if name == "youden" else (0, 1)).any():
@@ -274,8 +276,8 @@ def _chosen(methods: Mapping[str, str] | str, names: Sequence[str], single: Sequ
     chosen = {name: methods if isinstance(methods, str) else methods.get(name, METHODS.get(name, "")) for name in names}
     for name, method in chosen.items():
         special = method in ("wilson", "delong") and METHODS.get(name) != method
-        if method not in WORDS or method == "studentised" or special:
-            raise ValueError(f"expected a method for {name} among {', '.join(WORDS)}, found {method!r}")
+        if method not in METHOD_DESCRIPTIONS or method == "studentised" or special:
+            raise ValueError(f"expected a method for {name} among {', '.join(METHOD_DESCRIPTIONS)}, found {method!r}")
     return {
         name: "jackknife" if method in ("wilson", "delong") and name not in single else method
         for name, method in chosen.items()
@@ -313,17 +315,17 @@ def mean_intervals(
     check_level(level)
     table = np.column_stack([np.asarray(column, np.float64) for column in values.values()])
     group, stratum = _grouped(table, groups, strata, resamples)
-    limits = studentised_means(table, group, strata_of(stratum, group), resamples, level, seed)
+    limits = studentised_means(table, group, majority_strata(stratum, group), resamples, level, seed)
     rows = np.column_stack([table.mean(axis=0), limits]).tolist()
     return {name: Interval(*row) for name, row in zip(values, rows, strict=True)}
 
 
-def mean_draws(
+def bootstrap_means(
     table: NDArray[np.float64], groups: ArrayLike, strata: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
 ) -> NDArray[np.float64]:
     """Means (resamples, M) of the columns of a table (n, M) when groups are drawn; arguments as `mean_intervals`."""
     group, stratum = _grouped(table, groups, strata, resamples)
-    weights = group_resamples(stratum, group, resamples, seed)
+    weights = bootstrap_weights(stratum, group, resamples, seed)
     step = max(1, BLOCK_CELLS // len(table))
     blocks = (weights[start : start + step].astype(np.float64) for start in range(0, resamples, step))
     return np.concatenate([block @ table / block.sum(axis=1, keepdims=True) for block in blocks])
@@ -367,6 +369,6 @@ def intervals_by_source(
     return {"overall": everything, "sources": {name: part(source == name) for name in sorted(set(source))}}
 
 
-def plain(interval: Interval) -> dict[str, float | None]:
+def to_json(interval: Interval) -> dict[str, float | None]:
     """For JSON: null where undefined."""
     return {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}

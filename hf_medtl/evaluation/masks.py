@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-METRICS = ("dice", "iou", "precision", "recall", "hausdorff95")
-IGNORED = 255  # in a true mask: nobody says what the pixel shows
+MASK_METRICS = ("dice", "iou", "precision", "recall", "hausdorff95")
+IGNORE_INDEX = 255  # in a true mask: nobody says what the pixel shows
 
 
 def mask_metrics(
@@ -45,7 +45,7 @@ def mask_metrics(
         raise ValueError(f"expected two masks of one shape, found {t.shape} and {p.shape}: resize the prediction")
     if n_classes < 2:
         raise ValueError(f"expected at least two classes, the background first, found {tuple(names)}")
-    valid = t != IGNORED
+    valid = t != IGNORE_INDEX
     for mask, name in ((t[valid], "true"), (p, "predicted")):
         if mask.size and not (mask.min() >= 0 and mask.max() < n_classes):
             raise ValueError(f"expected {name} classes in 0..{n_classes - 1}, found {mask.min()}..{mask.max()}")
@@ -69,7 +69,7 @@ def mask_metrics(
     row = {name: float(values.mean()) for name, values in found.items()}
     row["both_empty"], row["one_empty"] = float(empty.sum()), float(((n_true == 0) ^ (n_predicted == 0)).sum())
     if n_classes > 2:
-        row |= {f"{name}_{names[k + 1]}": float(found[name][k]) for k in range(n_classes - 1) for name in METRICS}
+        row |= {f"{name}_{names[k + 1]}": float(found[name][k]) for k in range(n_classes - 1) for name in MASK_METRICS}
     return row
 
 
@@ -100,12 +100,12 @@ def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, flo
     if not t.any() or not p.any():
         return float(np.hypot(*(t.shape * step))) if t.any() or p.any() else 0.0
     # Of trees of points, not of distance maps: those of a radiograph of 10 million pixels take seconds.
-    one, other = surface(t) * step, surface(p) * step
+    one, other = boundary_pixels(t) * step, boundary_pixels(p) * step
     there, back = KDTree(other).query(one)[0], KDTree(one).query(other)[0]
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def surface(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def boundary_pixels(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(n, 2) row and column of the pixels of a mask (H, W) that are at its edge or at the picture's."""
     return np.argwhere(mask & ~binary_erosion(mask))
 

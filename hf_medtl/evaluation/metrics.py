@@ -154,7 +154,7 @@ def roc_auc_per_class(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray
     return np.array([_ranking_areas(ones, labels == k, *_ranking(p[:, k]))[0][0] for k in range(p.shape[1])])
 
 
-def why_undefined(
+def undefined_reasons(
     labels: ArrayLike, probabilities: ArrayLike, positive: int = 1, threshold: float | FloatArray | None = None
 ) -> dict[str, str]:
     """For each metric that is NaN, in words, why it is. Arguments and errors as for `classification_metrics`.

@@ -1,6 +1,6 @@
 """Display names of metrics."""
 
-NAMES = {
+METRIC_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "sensitivity": "Sensitivity",

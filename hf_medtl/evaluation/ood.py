@@ -9,12 +9,12 @@ from safetensors.numpy import load_file, save_file
 
 from hf_medtl.errors import MedtlError
 
-FILE = "outliers.safetensors"  # in the folder of a model
+OOD_FILE = "outliers.safetensors"  # in the folder of a model
 MAX_COMPONENTS = 32
 
 
 @dataclass(frozen=True)
-class Outliers:
+class OutOfDistributionScorer:
     """How far features are from those of the training pictures: a Mahalanobis distance to the nearest class.
 
     The classes share a covariance (Lee et al. 2018, https://arxiv.org/abs/1807.03888) of a few directions and one
@@ -34,7 +34,7 @@ class Outliers:
     rest: float
 
     @classmethod
-    def fit(cls, features: NDArray[np.floating], classes: NDArray[np.integer]) -> "Outliers":
+    def fit(cls, features: NDArray[np.floating], classes: NDArray[np.integer]) -> "OutOfDistributionScorer":
         """From training pictures.
 
         Args:
@@ -79,20 +79,20 @@ class Outliers:
     def save(self, folder: Path) -> None:
         """Write FILE."""
         arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name != "rest"}
-        save_file({**arrays, "rest": np.array([self.rest])}, folder / FILE)
+        save_file({**arrays, "rest": np.array([self.rest])}, folder / OOD_FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> "Outliers":
+    def load(cls, folder: Path) -> "OutOfDistributionScorer":
         """Read FILE.
 
         Raises:
             OSError: there is none.
         """
-        arrays = load_file(folder / FILE)
+        arrays = load_file(folder / OOD_FILE)
         return cls(rest=float(arrays.pop("rest")[0]), **arrays)
 
 
-def outlier_threshold(scores: NDArray[np.floating], alpha: float = 0.05) -> float:
+def ood_threshold(scores: NDArray[np.floating], alpha: float = 0.05) -> float:
     """Score above which a share of at most `alpha` of new pictures, drawn as these, is expected (split conformal).
 
     The k-th highest of n, k = (n + 1) alpha rounded down; with fewer than 1 / alpha - 1 pictures a tenth above the

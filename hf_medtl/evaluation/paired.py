@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import masks
 from hf_medtl.evaluation.intervals import (
-    WORDS,
+    METHOD_DESCRIPTIONS,
     Interval,
+    describe_methods,
     intervals_by_source,
-    methods_in_words,
     metric_intervals,
-    metric_intervals_of_several,
+    multilabel_metric_intervals,
     rarest_label,
 )
 from hf_medtl.evaluation.metrics import classification_metrics, decide
@@ -31,7 +31,7 @@ JACKKNIFE = "paired jackknife over groups with Student's t"
 
 
 @dataclass(frozen=True)
-class Rival:
+class RunScores:
     """A run's test pictures, what it is worth on them, and what it said of each.
 
     Attributes:
@@ -76,7 +76,7 @@ class Rival:
 
 def of_labels(
     table: pd.DataFrame, names: Sequence[str], positive: str | None, threshold: float | NDArray[np.float64] | None
-) -> Rival:
+) -> RunScores:
     """A classifier of one label a picture.
 
     Args:
@@ -101,11 +101,11 @@ def of_labels(
             parts[name] |= metric_intervals(is_one, score, group, names=("roc_auc",))
     said = chances[:, index] if len(names) == 2 else chances.max(axis=1)
     of = [names[index]] * len(labels) if len(names) == 2 else [names[k] for k in decided]
-    return Rival(
+    return RunScores(
         facts(table),
         tuple(names),
         metric_intervals(labels, chances, group, index, threshold),
-        methods_in_words(False, len(names)),
+        describe_methods(False, len(names)),
         parts,
         "label",
         ("roc_auc", "accuracy"),
@@ -122,7 +122,7 @@ def of_labels(
 
 def of_several(
     table: pd.DataFrame, targets: NDArray[np.bool_], thresholds: Mapping[str, float | NDArray[np.float64]]
-) -> Rival:
+) -> RunScores:
     """A classifier of several labels a picture, whose metrics are means over labels.
 
     Args:
@@ -132,7 +132,7 @@ def of_several(
     """
     names = list(thresholds)
     chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
-    means, each = metric_intervals_of_several(targets, chances, table["group"], list(thresholds.values()))
+    means, each = multilabel_metric_intervals(targets, chances, table["group"], list(thresholds.values()))
     decided = np.column_stack([p >= cut for p, cut in zip(chances.T, thresholds.values(), strict=True)])
 
     def measure(name: str, weights: NDArray | None) -> NDArray:
@@ -148,11 +148,11 @@ def of_several(
         return np.mean(columns, axis=0) if columns else np.asarray(np.nan)
 
     words = ["|".join(names[k] for k in np.flatnonzero(row)) or "none" for row in decided]
-    return Rival(
+    return RunScores(
         facts(table),
         tuple(names),
         means,
-        methods_in_words(True, 2),
+        describe_methods(True, 2),
         dict(zip(names, each, strict=True)),
         "label",
         ("roc_auc",),
@@ -164,18 +164,22 @@ def of_several(
     )
 
 
-def of_masks(table: pd.DataFrame, names: Sequence[str]) -> Rival:
+def of_masks(table: pd.DataFrame, names: Sequence[str]) -> RunScores:
     """A model of masks, whose metrics are means over pictures.
 
     Args:
         table: predictions.csv: image_id, group, source and what `mask_metrics` gives.
         names: (K,) labels in output order, the background first.
     """
-    single = {name: [f"{metric}_{name}" for metric in masks.METRICS] for name in names[1:]} if len(names) > 2 else {}
-    columns = [*masks.METRICS, *chain.from_iterable(single.values())]
+    single = (
+        {name: [f"{metric}_{name}" for metric in masks.MASK_METRICS] for name in names[1:]} if len(names) > 2 else {}
+    )
+    columns = [*masks.MASK_METRICS, *chain.from_iterable(single.values())]
     found = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"])
     overall, sources = found["overall"]["metrics"], found["sources"]
-    parts = {name: {m: overall[c] for m, c in zip(masks.METRICS, its, strict=True)} for name, its in single.items()}
+    parts = {
+        name: {m: overall[c] for m, c in zip(masks.MASK_METRICS, its, strict=True)} for name, its in single.items()
+    }
     if not parts and len(sources) > 1:
         parts = {name: its["metrics"] for name, its in sources.items()}
 
@@ -186,11 +190,11 @@ def of_masks(table: pd.DataFrame, names: Sequence[str]) -> Rival:
         return means if weights is not None else means[0]
 
     dice = table["dice"].to_numpy(np.float64)
-    return Rival(
+    return RunScores(
         facts(table),
         tuple(names),
-        {name: overall[name] for name in masks.METRICS},
-        dict.fromkeys(masks.METRICS, WORDS["studentised"]),
+        {name: overall[name] for name in masks.MASK_METRICS},
+        dict.fromkeys(masks.MASK_METRICS, METHOD_DESCRIPTIONS["studentised"]),
         parts,
         "class" if single else "source",
         ("dice", "iou"),
@@ -206,7 +210,7 @@ def facts(table: pd.DataFrame) -> pd.DataFrame:
     return table[[column for column in FACTS if column in table]]
 
 
-def check_same(rivals: Mapping[str, Rival]) -> None:
+def check_comparable(rivals: Mapping[str, RunScores]) -> None:
     """Refuse runs that were not tested on the same pictures, or for other labels.
 
     Groups may have other names, as long as they hold the same pictures.
@@ -246,7 +250,7 @@ def check_same(rivals: Mapping[str, Rival]) -> None:
                 )
 
 
-class Paired(NamedTuple):
+class PairedDifference(NamedTuple):
     """A difference in a metric: a run less the reference, and how it was tested."""
 
     run: str
@@ -256,7 +260,9 @@ class Paired(NamedTuple):
     test: str
 
 
-def differences(rivals: Mapping[str, Rival], reference: str, tested: Sequence[str], seed: int = 0) -> list[Paired]:
+def paired_differences(
+    rivals: Mapping[str, RunScores], reference: str, tested: Sequence[str], seed: int = 0
+) -> list[PairedDifference]:
     """Each run less the reference in each metric but ece, paired by picture, with 95 % limits.
 
     Only the metrics named beforehand are tested; the p-values of all of them and of all runs are corrected together
@@ -281,19 +287,19 @@ def differences(rivals: Mapping[str, Rival], reference: str, tested: Sequence[st
     if unknown := [name for name in tested if name not in names]:
         more = " What is noise in ece does not go away in a difference: take brier." if "ece" in unknown else ""
         raise MedtlError(f"--metric is one of {', '.join(names)}, found {', '.join(unknown)}.{more}")
-    rows: list[Paired] = []
+    rows: list[PairedDifference] = []
     for run, other in rivals.items():
         for name in names if run != reference else ():
             found, test = _difference(other, one, name, seed)
             p = found.p_value if name in tested else np.nan
-            rows.append(Paired(run, name, found._replace(p_value=p), np.nan, test if name in tested else ""))
+            rows.append(PairedDifference(run, name, found._replace(p_value=p), np.nan, test if name in tested else ""))
     known = [place for place, row in enumerate(rows) if np.isfinite(row.difference.p_value)]
     for place, p in zip(known, holm([rows[place].difference.p_value for place in known]), strict=True):
         rows[place] = rows[place]._replace(p_holm=float(p))
     return rows
 
 
-def _difference(one: Rival, other: Rival, name: str, seed: int) -> tuple[Difference, str]:
+def _difference(one: RunScores, other: RunScores, name: str, seed: int) -> tuple[Difference, str]:
     """One less the other, and the name of the test."""
     group, alone, test = one.table["group"], one.one_picture_a_group, JACKKNIFE
     found = paired_jackknife(lambda w: one.measure(name, w) - other.measure(name, w), one.strata, group, seed=seed)
@@ -306,7 +312,7 @@ def _difference(one: Rival, other: Rival, name: str, seed: int) -> tuple[Differe
     return found, test
 
 
-def disagreements(rivals: Mapping[str, Rival]) -> pd.DataFrame:
+def disagreements(rivals: Mapping[str, RunScores]) -> pd.DataFrame:
     """The pictures on which runs decide otherwise (of masks: all), those with the largest gap in `quality` first.
 
     Returns:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
 from hf_medtl.evaluation.decisions import risk_coverage
-from hf_medtl.evaluation.guidelines import Point
 from hf_medtl.evaluation.metrics import calibration_bins, decide
+from hf_medtl.evaluation.study_statements import LearningCurvePoint
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito: told apart by the colour-blind
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def history(
+def training_history(
     log: Sequence[dict[str, Any]], best_step: int | None, path: Path, metric: str = "roc_auc", title: str = "ROC AUC"
 ) -> None:
     """Loss of training and validation, and a metric of validation, by epoch. `log` is the Trainer's log_history."""
@@ -40,7 +40,9 @@ def history(
     figure.savefig(path, dpi=120)
 
 
-def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path, where: str = "test split") -> None:
+def confusion_matrix(
+    matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path, where: str = "test split"
+) -> None:
     """Confusion matrix (K, K) of the test split, or `where` else: rows true, columns decided."""
     figure = Figure(figsize=(4 + 0.4 * len(names), 3.4 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
@@ -76,7 +78,7 @@ def roc(
     figure.savefig(path, dpi=120)
 
 
-def roc_of_several(
+def multilabel_roc(
     targets: NDArray[np.bool_],
     probabilities: NDArray[np.float64],
     names: Sequence[str],
@@ -113,7 +115,7 @@ def reliability(
     _reliability(score, outcome, f"{len(labels)} pictures", path, where)
 
 
-def reliability_of_several(
+def multilabel_reliability(
     targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, where: str = "test split"
 ) -> None:
     """The same of every label of every picture (n, K), together."""
@@ -135,7 +137,7 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
     figure.savefig(path, dpi=120)
 
 
-def risk(
+def risk_coverage_curve(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path, where: str = "test split"
 ) -> None:
     """Share of wrong decisions among the most confident pictures, and what abstaining leaves.
@@ -156,7 +158,7 @@ def risk(
     figure.savefig(path, dpi=120)
 
 
-def outlines(
+def mask_outlines(
     pictures: Sequence[NDArray[np.uint8]],
     masks: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     captions: Sequence[str],
@@ -219,7 +221,7 @@ def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str
     figure.savefig(path, dpi=120)
 
 
-def trials(
+def search_trials(
     values: Sequence[float | None],
     finished: Sequence[bool],
     higher_is_better: bool,
@@ -253,7 +255,7 @@ def trials(
     figure.savefig(path, dpi=120)
 
 
-def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
+def learning_curve(points: Sequence[LearningCurvePoint], title: str, path: Path) -> None:
     """Metric with its interval by number of training groups: a colour a backbone, dashed from random weights.
 
     Short lines across are single seeds. Arms of one backbone and start differ in their marker.

@@ -10,7 +10,9 @@ from scipy.ndimage import binary_fill_holes, generate_binary_structure, label
 from hf_medtl.errors import MedtlError
 
 Mask = NDArray[Any]
-EIGHT = generate_binary_structure(2, 2)  # pixels that touch at a corner are one component; holes are the dual, four
+EIGHT_CONNECTED = generate_binary_structure(
+    2, 2
+)  # pixels that touch at a corner are one component; holes are the dual, four
 
 
 def largest_components(mask: Mask, number: int) -> Mask:
@@ -20,7 +22,7 @@ def largest_components(mask: Mask, number: int) -> Mask:
     """
     kept = np.zeros_like(mask)
     for value in np.unique(mask[mask != 0]):
-        components, count = label(mask == value, structure=EIGHT)
+        components, count = label(mask == value, structure=EIGHT_CONNECTED)
         sizes = np.bincount(components.ravel())[1:]
         # Stable, so that the same mask gives the same pixels wherever it is computed.
         largest = 1 + np.argsort(-sizes, kind="stable")[:number]

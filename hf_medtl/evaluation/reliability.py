@@ -19,7 +19,7 @@ class CalibrationLine(NamedTuple):
     in_the_large: float
 
 
-class BrierParts(NamedTuple):
+class BrierDecomposition(NamedTuple):
     """brier = reliability - resolution + uncertainty + within, each a mean squared difference of probabilities."""
 
     reliability: float
@@ -57,7 +57,7 @@ def calibration_line(outcome: ArrayLike, probability: ArrayLike) -> CalibrationL
     return CalibrationLine(float(slope), float(intercept), float(in_the_large))
 
 
-def brier_parts(outcome: ArrayLike, probability: ArrayLike, bins: int = 10) -> BrierParts:
+def brier_decomposition(outcome: ArrayLike, probability: ArrayLike, bins: int = 10) -> BrierDecomposition:
     """Murphy's decomposition (1973, J Appl Meteorol 12:595-600) over equal-mass bins.
 
     reliability: squared distance of mean probability and share in a bin. resolution: of the bin's share and that of
@@ -71,7 +71,7 @@ def brier_parts(outcome: ArrayLike, probability: ArrayLike, bins: int = 10) -> B
     reliability, resolution = size @ (mean - share) ** 2, size @ (share - base) ** 2
     uncertainty = base * (1 - base)
     rest = ((p - y) ** 2).mean() - (reliability - resolution + uncertainty)
-    return BrierParts(float(reliability), float(resolution), float(uncertainty), float(rest))
+    return BrierDecomposition(float(reliability), float(resolution), float(uncertainty), float(rest))
 
 
 def calibration_error(outcome: ArrayLike, probability: ArrayLike, bins: int = 10) -> float:

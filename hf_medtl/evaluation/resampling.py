@@ -32,14 +32,14 @@ def group_index(groups: ArrayLike, n: int) -> IntArray:
     return np.array([number.setdefault(name, len(number)) for name in names])
 
 
-def strata_of(labels: IntArray, groups: IntArray) -> IntArray:
+def majority_strata(labels: IntArray, groups: IntArray) -> IntArray:
     """The label of most pictures of each group, (G,), the lowest on a tie."""
     counts = np.zeros((groups.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(counts, (groups, labels), 1)
     return counts.argmax(axis=1)
 
 
-def group_draws(strata: IntArray, resamples: int, seed: int = 0) -> NDArray[np.uint16]:
+def bootstrap_group_counts(strata: IntArray, resamples: int, seed: int = 0) -> NDArray[np.uint16]:
     """How often each group comes in each resample, (resamples, G): as many from each stratum as there are."""
     rng = np.random.default_rng(seed)
     drawn = np.zeros((resamples, strata.size), dtype=np.uint16)
@@ -54,12 +54,14 @@ def group_draws(strata: IntArray, resamples: int, seed: int = 0) -> NDArray[np.u
     return drawn
 
 
-def group_resamples(labels: IntArray, groups: IntArray, resamples: int, seed: int = 0) -> NDArray[np.uint16]:
+def bootstrap_weights(labels: IntArray, groups: IntArray, resamples: int, seed: int = 0) -> NDArray[np.uint16]:
     """How often each picture comes in each resample, (resamples, n); groups numbered from 0.
 
     As many groups are drawn from each majority label as there are.
     """
-    return group_draws(strata_of(labels, groups), resamples, seed)[:, groups]  # 2,000 x 10,000 in 40 MB
+    return bootstrap_group_counts(majority_strata(labels, groups), resamples, seed)[
+        :, groups
+    ]  # 2,000 x 10,000 in 40 MB
 
 
 class Jackknife(NamedTuple):
@@ -130,7 +132,7 @@ def jackknife(strata: IntArray, groups: IntArray, seed: int = 0) -> Jackknife:
     return Jackknife(weights, np.array(stratum), sizes)
 
 
-def scaled_interval(
+def transformed_t_interval(
     value: float, variance: float, freedom: float, bounds: tuple[float, float], level: float
 ) -> tuple[float, float]:
     """t interval on the scale where a number between bounds has none: logit, or log if only the lower one is finite.
@@ -194,7 +196,7 @@ def studentised_means(
     sums = np.stack([np.bincount(groups, column) for column in (table - mean).T], axis=1)  # (G, M), centred
     shares = [(np.flatnonzero(strata == s)) for s in np.unique(strata)]
     ones = np.ones((1, strata.size))
-    draws = group_draws(strata, resamples, seed).astype(np.float64)
+    draws = bootstrap_group_counts(strata, resamples, seed).astype(np.float64)
 
     def moments(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean, less that of the sample, and standard error of each resample, both (B, M)."""

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.evaluation.intervals import metric_intervals, plain
+from hf_medtl.evaluation.intervals import metric_intervals, to_json
 from hf_medtl.evaluation.metrics import classification_metrics
-from hf_medtl.evaluation.resampling import group_index, group_resamples, percentile_limits
+from hf_medtl.evaluation.resampling import bootstrap_weights, group_index, percentile_limits
 from hf_medtl.evaluation.score_intervals import Interval
 
 Pixels = NDArray[np.uint8]
@@ -117,7 +117,7 @@ def corrupt(picture: Image.Image, name: str, level: int, seed: int = 0) -> Image
     return Image.fromarray(function(pixels, numbers[level - 1], rng))
 
 
-def robustness(
+def robustness_results(
     labels: NDArray[np.int64],
     groups: Sequence[str],
     answers: Answers,
@@ -149,11 +149,11 @@ def robustness(
         corruption_error and relative_corruption_error); of all corruptions mean_relative_drop and so on.
     """
     group = group_index(groups, len(labels))
-    weights = group_resamples(labels, group, resamples, seed)
+    weights = bootstrap_weights(labels, group, resamples, seed)
 
     def single(p: NDArray[np.float64], cut: float | None) -> dict[str, Any]:
         found = metric_intervals(labels, p, groups, positive, cut, names=METRICS)
-        return {name: plain(interval) for name, interval in found.items()}
+        return {name: to_json(interval) for name, interval in found.items()}
 
     def draws(its: Answers, cut: float | None) -> dict[str, NDArray[np.float64]]:
         """Balanced accuracy, (levels, 1 + B): of the sample first, then of the resamples."""
@@ -193,7 +193,7 @@ def _limits(values: NDArray[np.float64]) -> dict[str, float | None]:
     """The first value with the quantiles of the others; none where one in forty of these is undefined."""
     known = np.isfinite(values[1:]).mean() > 0.975
     low, high = percentile_limits(values[1:], 0.95) if known else (np.nan, np.nan)
-    return plain(Interval(float(values[0]), low, high))
+    return to_json(Interval(float(values[0]), low, high))
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

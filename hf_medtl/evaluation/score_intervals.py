@@ -52,7 +52,7 @@ def wilson(successes: float, n: float, level: float = 0.95, freedom: float = mat
     )
 
 
-def auc_interval_newcombe(auc: float, n_positive: int, n_negative: int, level: float = 0.95) -> tuple[float, float]:
+def newcombe_auc_interval(auc: float, n_positive: int, n_negative: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval of an area under the ROC curve, of use at 0 and 1.
 
     Method 5 of Newcombe 2006 (Stat Med 25:559-573): |auc - theta| = z sqrt(V(theta)), V the variance of Hanley and
@@ -89,7 +89,9 @@ def average_precision_floor(auc: float, n_positive: float, n_negative: float) ->
     return 1 - a * math.log1p(1 / a) if a > 0 else 1.0
 
 
-def rate(success: NDArray, concerned: NDArray, group: NDArray, level: float = 0.95) -> tuple[float, float, float]:
+def rate_interval(
+    success: NDArray, concerned: NDArray, group: NDArray, level: float = 0.95
+) -> tuple[float, float, float]:
     """The share of successes among the pictures concerned, and its Wilson limits.
 
     Where a group has several of them n is the effective number, that which independent pictures would need for the
@@ -119,7 +121,7 @@ def rate(success: NDArray, concerned: NDArray, group: NDArray, level: float = 0.
     return share, *wilson(share * effective, effective, level, groups - 1)
 
 
-def score_parts(
+def component_intervals(
     y: NDArray, p: NDArray, group: NDArray, positive: int, threshold: float | NDArray | None, level: float
 ) -> dict[str, NDArray]:
     """The rates, each with score limits, that a metric is the mean of, for those metrics that are such means.
@@ -133,19 +135,19 @@ def score_parts(
         metric -> (C, 3) of estimate, low, high.
     """
     decisions = decide(p, positive, threshold)
-    parts: dict[str, list] = {"accuracy": [rate(y == decisions, y == y, group, level)]}
+    parts: dict[str, list] = {"accuracy": [rate_interval(y == decisions, y == y, group, level)]}
     for k in [positive] if p.shape[1] == 2 else range(p.shape[1]):
         actual, decided = y == k, decisions == k
         rates = {
-            "sensitivity": rate(decided, actual, group, level),
-            "specificity": rate(~decided, ~actual, group, level),
-            "ppv": rate(actual, decided, group, level),
-            "npv": rate(~actual, ~decided, group, level),
+            "sensitivity": rate_interval(decided, actual, group, level),
+            "specificity": rate_interval(~decided, ~actual, group, level),
+            "ppv": rate_interval(actual, decided, group, level),
+            "npv": rate_interval(~actual, ~decided, group, level),
         }
         rates["balanced_accuracy"] = rates["sensitivity"]
         # F1 = 2 J / (1 + J), rising in J = TP / (TP + FP + FN) (Hand et al. 2021, Mach Learn 110:451-456): a plain
         # proportion of the pictures that are or are called positive, so its limits carry over to F1.
-        jaccard = np.array(rate(actual & decided, actual | decided, group, level))
+        jaccard = np.array(rate_interval(actual & decided, actual | decided, group, level))
         rates["f1"] = tuple(2 * jaccard / (1 + jaccard))
         rates |= _ranking_parts(actual, p[:, k], group, level)
         for name, its in rates.items():
@@ -157,7 +159,7 @@ def score_parts(
     return {name: np.array(rates) for name, rates in parts.items()}
 
 
-def mean_of_parts(value: float, parts: NDArray) -> tuple[float, float]:
+def mean_of_components(value: float, parts: NDArray) -> tuple[float, float]:
     """Limits of a mean of independent parts (C, 3: estimate, low, high); of a single one, its own.
 
     Square and add (Newcombe 1998, Stat Med 17:873-890; Zou & Donner 2008, Stat Med 27:1693-1702).
@@ -174,7 +176,7 @@ def _ranking_parts(actual: NDArray, score: NDArray, group: NDArray, level: float
         return dict.fromkeys(("roc_auc", "average_precision"), (math.nan,) * 3)
     areas = classification_metrics(actual, np.column_stack([1 - score, score]), names=["roc_auc", "average_precision"])
     auc, precision = float(areas["roc_auc"]), float(areas["average_precision"])
-    auc_low, auc_high = auc_interval_newcombe(auc, n_positive, n_negative, level)
+    auc_low, auc_high = newcombe_auc_interval(auc, n_positive, n_negative, level)
     floor = average_precision_floor(auc_low, actual.sum(), (~actual).sum()) if precision == 1 else math.nan
     return {
         "roc_auc": (auc, auc_low, auc_high),

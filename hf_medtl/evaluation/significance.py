@@ -9,7 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, chi2, norm, t
 
 from hf_medtl.evaluation.delong import delong
-from hf_medtl.evaluation.resampling import group_draws, group_index, jackknife, percentile_limits, strata_of
+from hf_medtl.evaluation.resampling import (
+    bootstrap_group_counts,
+    group_index,
+    jackknife,
+    majority_strata,
+    percentile_limits,
+)
 from hf_medtl.evaluation.score_intervals import check_level
 
 
@@ -89,7 +95,9 @@ def paired_bootstrap(
     """
     check_level(level)
     group = group_index(groups, len(labels))
-    draws = np.asarray(difference(group_draws(strata_of(labels, group), resamples, seed)[:, group]), np.float64)
+    draws = np.asarray(
+        difference(bootstrap_group_counts(majority_strata(labels, group), resamples, seed)[:, group]), np.float64
+    )
     draws = draws[~np.isnan(draws)]
     value = float(np.asarray(difference(None)))
     if not draws.size or math.isnan(value):
@@ -116,7 +124,7 @@ def paired_jackknife(
     """
     check_level(level)
     group = group_index(groups, len(labels))
-    left_out = jackknife(strata_of(labels, group), group, seed)
+    left_out = jackknife(majority_strata(labels, group), group, seed)
     value = float(np.asarray(difference(None)))
     variance, freedom = left_out.variance(np.asarray(difference(left_out.weights), np.float64))
     if math.isnan(value) or not variance > 1e-24 or freedom < 1:

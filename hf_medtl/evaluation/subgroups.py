@@ -12,10 +12,10 @@ from hf_medtl.evaluation.metrics import REPORTED
 from hf_medtl.evaluation.resampling import group_index
 from hf_medtl.evaluation.score_intervals import Interval
 
-FEWEST = 10  # groups of a class below which an interval is too wide, and too unsure itself, to say anything
+MIN_GROUPS = 10  # groups of a class below which an interval is too wide, and too unsure itself, to say anything
 
 
-class Slice(NamedTuple):
+class Subgroup(NamedTuple):
     """n pictures of n_groups; groups_of_class (K,) with a picture of each; warning, or "" if it is large enough."""
 
     n: int
@@ -25,7 +25,7 @@ class Slice(NamedTuple):
     warning: str
 
 
-def metrics_by_slice(
+def subgroup_metrics(
     labels: ArrayLike,
     probabilities: ArrayLike,
     groups: ArrayLike,
@@ -36,7 +36,7 @@ def metrics_by_slice(
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, Slice]:
+) -> dict[str, Subgroup]:
     """Metrics with intervals of the pictures of each value of a metadata column.
 
     Intervals that overlap don't say that slices are equal, and of many slices one is worst by chance: to test a
@@ -64,21 +64,21 @@ def metrics_by_slice(
             y[rows], p[rows], group[rows], positive, threshold, resamples, level, seed, names=names
         )
         of_class = [np.unique(group[rows & (y == k)]).size for k in range(p.shape[1])]
-        warning = too_few({f"class {k}": count for k, count in enumerate(of_class)})
-        slices[text] = Slice(int(rows.sum()), np.unique(group[rows]).size, of_class, metrics, warning)
+        warning = small_sample_warning({f"class {k}": count for k, count in enumerate(of_class)})
+        slices[text] = Subgroup(int(rows.sum()), np.unique(group[rows]).size, of_class, metrics, warning)
     return slices
 
 
-def too_few(groups: Mapping[str, int]) -> str:
+def small_sample_warning(groups: Mapping[str, int]) -> str:
     """Why a slice can't say anything, from class -> number of groups with a picture of it; "" if it can."""
-    few = ", ".join(f"{count} of {name}" for name, count in groups.items() if count < FEWEST)
-    return f"too small to say anything: fewer than {FEWEST} groups of each class ({few})" if few else ""
+    few = ", ".join(f"{count} of {name}" for name, count in groups.items() if count < MIN_GROUPS)
+    return f"too small to say anything: fewer than {MIN_GROUPS} groups of each class ({few})" if few else ""
 
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
 
-def drops(inside: Metrics, outside: Metrics) -> dict[str, dict[str, float | None]]:
+def generalization_gap(inside: Metrics, outside: Metrics) -> dict[str, dict[str, float | None]]:
     """Value inside minus value outside of each metric, with 95 % limits; the two samples have no picture in common.
 
     The limits come from those of the two values (MOVER: Newcombe 1998, Stat Med 17:873-890, method 10; Zou & Donner

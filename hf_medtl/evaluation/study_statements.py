@@ -14,11 +14,11 @@ from hf_medtl.evaluation.resampling import percentile_limits
 from hf_medtl.evaluation.significance import holm
 
 LEVEL = 0.05  # of the p-values after Holm's correction
-FEWEST = 5  # test groups of a kind, below which a standard error means little
+MIN_GROUPS = 5  # test groups of a kind, below which a standard error means little
 
 
 @dataclass(frozen=True)
-class Point:
+class LearningCurvePoint:
     """What one arm reached with one share of the training groups.
 
     Attributes:
@@ -94,7 +94,7 @@ class Contrast:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}] (p {self.p}{apart})"
 
 
-def pairs(arms: Iterable[tuple[str, float]]) -> list[tuple[tuple[str, float], tuple[str, float]]]:
+def contrast_pairs(arms: Iterable[tuple[str, float]]) -> list[tuple[tuple[str, float], tuple[str, float]]]:
     """What is compared of (arm, percent): arms at one share with each other, and an arm's largest share with others."""
     points = list(arms)
     at_once = [(one, other) for one, other in combinations(points, 2) if one[1] == other[1]]
@@ -102,7 +102,7 @@ def pairs(arms: Iterable[tuple[str, float]]) -> list[tuple[tuple[str, float], tu
     return at_once + [((arm, largest[arm]), (arm, percent)) for arm, percent in points if percent < largest[arm]]
 
 
-def compare(points: Sequence[Point], fewest: int) -> list[Contrast]:
+def contrasts(points: Sequence[LearningCurvePoint], fewest: int) -> list[Contrast]:
     """All contrasts of `pairs` over the seeds that both points have, those without a common seed left out.
 
     The standard error is that of the draws, p-values and limits are of Student's t with the groups of the rarest kind
@@ -115,7 +115,7 @@ def compare(points: Sequence[Point], fewest: int) -> list[Contrast]:
     table = {(point.arm, point.percent): point for point in points}
     law = t(max(fewest - 1, 1))
     found = []
-    for one, other in pairs(table):
+    for one, other in contrast_pairs(table):
         a, b = table[one], table[other]
         if seeds := sorted({*a.values} & {*b.values}):
             by_seed = {seed: a.values[seed] - b.values[seed] for seed in seeds}
@@ -129,7 +129,9 @@ def compare(points: Sequence[Point], fewest: int) -> list[Contrast]:
     return [replace(contrast, p_value=float(p)) for contrast, p in zip(found, raised, strict=True)]
 
 
-def statements(points: Sequence[Point], contrasts: Sequence[Contrast], metric: str, fewest: int) -> list[str]:
+def statements(
+    points: Sequence[LearningCurvePoint], contrasts: Sequence[Contrast], metric: str, fewest: int
+) -> list[str]:
     """Guidelines in Markdown, each with the differences that back it; what they do not back is said not to be told.
 
     Args:
@@ -137,10 +139,10 @@ def statements(points: Sequence[Point], contrasts: Sequence[Contrast], metric: s
         metric: its name, for people.
         fewest: test groups of the rarest kind, over all seeds.
     """
-    if fewest < FEWEST:
+    if fewest < MIN_GROUPS:
         return [
             f"**No difference can be told.** Of one kind there are {fewest} test groups in all seeds together, and "
-            f"{FEWEST} are the fewest that say how much is chance. Test on more patients."
+            f"{MIN_GROUPS} are the fewest that say how much is chance. Test on more patients."
         ]
     known = {(c.one, c.other): c for c in contrasts} | {(c.other, c.one): c.turned() for c in contrasts}
     sizes = {
