@@ -1,4 +1,4 @@
-"""What learns. Importing any part of it makes our classes known to the Auto classes of `transformers`."""
+"""Model builders. Importing this package registers our classes with the Auto classes of `transformers`."""
 
 from transformers import (
     AutoConfig,
@@ -13,8 +13,8 @@ from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.models.smp import SmpConfig, SmpForSemanticSegmentation
 
 # The first argument should be a model's configuration class, but this processor serves any model: registered for
-# ViTConfig, say, it would stand beside ViTImageProcessor and not be found. So it is its own key. Both backends, because
-# `AutoImageProcessor` asks for one of them.
+# ViTConfig, say, it would be shadowed by ViTImageProcessor. So it is its own key, under both backends, because
+# `AutoImageProcessor` looks up one of them.
 AutoImageProcessor.register(
     MedicalImageProcessor, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MedicalImageProcessor)
 )
@@ -25,7 +25,7 @@ AutoModelForImageClassification.register(EnsembleConfig, EnsembleForImageClassif
 AutoConfig.register(SmpConfig.model_type, SmpConfig)
 AutoModelForSemanticSegmentation.register(SmpConfig, SmpForSemanticSegmentation)
 
-# save_pretrained copies their files beside the weights.
+# Makes save_pretrained copy the files of these classes beside the weights.
 MedicalImageProcessor.register_for_auto_class()
 MedicalCnnConfig.register_for_auto_class()
 MedicalCnnForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiplications, and time for one picture."""
+"""Model cost: multiply-accumulate operations, and latency for one image."""
 
 import statistics
 import time
@@ -15,22 +15,22 @@ WARM_UP = 3
 
 
 class Latency(NamedTuple):
-    """Milliseconds for one picture: the median of several, and their quartiles."""
+    """Median and quartiles of repeated measurements of one image, in milliseconds."""
 
     median: float
     lower: float
     upper: float
 
 
-def one_picture(processor: Any) -> dict[str, torch.Tensor]:
-    """A model's inputs of one grey picture, at the size that its own image processor gives."""
+def example_input(processor: Any) -> dict[str, torch.Tensor]:
+    """Return model inputs for one grey image, at the size that the model's own image processor produces."""
     return dict(processor(Image.fromarray(np.full((512, 512, 3), 128, np.uint8)), return_tensors="pt"))
 
 
-def macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> int:
-    """Multiply-accumulate operations of one picture: half the FLOPs that torch counts.
+def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> int:
+    """Count multiply-accumulate operations: half the FLOPs that torch counts.
 
-    Matrix products, convolutions and attention count, everything else (normalisation, activations) does not.
+    Matrix products, convolutions and attention count; everything else (normalisation, activations) does not.
     """
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(**inputs)
@@ -38,32 +38,32 @@ def macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> int:
 
 
 @torch.inference_mode()
-def latencies(
+def measure_latencies(
     models: Sequence[PreTrainedModel], inputs: Sequence[dict[str, torch.Tensor]], repeats: int = 20
 ) -> list[Latency]:
-    """Time of each model for its inputs, on the device it is on, the models in turn after a warm-up.
+    """Measure the latency of each model on its current device, alternating between the models after a warm-up.
 
-    In turn, because a machine that slows down or gets busy would otherwise cost the last model, not all of them.
+    Alternating spreads a slow-down of the machine over all models; otherwise only the last one would be penalised.
 
     Args:
-        models: in evaluation mode.
-        inputs: of each.
-        repeats: measurements of each; 2 or more.
+        models: models in evaluation mode.
+        inputs: inputs of each model.
+        repeats: measurements per model; 2 or more.
     """
-    seconds: list[list[float]] = [[] for _ in models]
-    for number in range(WARM_UP + repeats):
-        for model, its, found in zip(models, inputs, seconds, strict=True):
-            _wait()
+    timings: list[list[float]] = [[] for _ in models]
+    for repeat in range(WARM_UP + repeats):
+        for model, model_inputs, milliseconds in zip(models, inputs, timings, strict=True):
+            _synchronize()
             start = time.perf_counter()
-            model(**its)
-            _wait()
-            if number >= WARM_UP:
-                found.append(1000 * (time.perf_counter() - start))
-    each = [statistics.quantiles(found, n=4, method="inclusive") for found in seconds]
-    return [Latency(median, lower, upper) for lower, median, upper in each]
+            model(**model_inputs)
+            _synchronize()
+            if repeat >= WARM_UP:
+                milliseconds.append(1000 * (time.perf_counter() - start))
+    quartiles = [statistics.quantiles(milliseconds, n=4, method="inclusive") for milliseconds in timings]
+    return [Latency(median, lower, upper) for lower, median, upper in quartiles]
 
 
-def _wait() -> None:
-    """Until the accelerator has done what it was told."""
+def _synchronize() -> None:
+    """Wait until the accelerator has finished all queued work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

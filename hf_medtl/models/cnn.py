@@ -1,4 +1,4 @@
-"""Small convolutional networks. Their code travels with the weights, so this file imports nothing of hf_medtl."""
+"""Small convolutional networks. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +17,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class MedicalCnnConfig(PreTrainedConfig):
-    """Shape of a `MedicalCnnForImageClassification`; the defaults are four blocks with batch norm and attention.
+    """Configuration of `MedicalCnnForImageClassification`; by default four blocks with batch norm and attention.
 
     Args:
         widths: channels of each block.
         convolutions: 3 × 3 convolutions in a block.
-        batch_norm: after each convolution.
-        attention: CBAM at the end of each block.
-        num_channels: of the pictures.
-        image_size: height and width in pixels that the image processor makes; the network takes any.
-        kwargs: what every configuration has, such as `num_labels`.
+        batch_norm: add batch norm after each convolution.
+        attention: add CBAM at the end of each block.
+        num_channels: channels of the images.
+        image_size: height and width in pixels that the image processor resizes to; the network accepts any size.
+        kwargs: arguments of every configuration, such as `num_labels`.
     """
 
     model_type = "medical_cnn"
@@ -48,13 +48,13 @@ class MedicalCnnConfig(PreTrainedConfig):
 
 
 class Attention(nn.Module):
-    """CBAM: weigh the channels, then the places, by what their means and maxima say.
+    """CBAM: channel attention, then spatial attention, each computed from means and maxima.
 
     Source: Woo et al. 2018, CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521.
 
     Args:
-        width: channels.
-        reduction: channels are this many times fewer in the hidden layer.
+        width: number of channels.
+        reduction: factor by which the hidden layer has fewer channels.
     """
 
     def __init__(self, width: int, reduction: int = 8) -> None:
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.places = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Weigh features (B, C, H, W) by channel and position."""
         weights = self.channels(x.mean((2, 3))) + self.channels(x.amax((2, 3)))
         x = x * weights.sigmoid()[:, :, None, None]
         maps = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Convolutions, attention, and half the resolution."""
+    """Convolutions, optional attention, and 2 × 2 max pooling."""
 
     def __init__(self, config: MedicalCnnConfig, inputs: int, width: int) -> None:
         layers: list[nn.Module] = []
@@ -83,11 +83,11 @@ class Block(nn.Sequential):
             layers.append(nn.ReLU())
         if config.attention:
             layers.append(Attention(width))
-        super().__init__(*layers, nn.MaxPool2d(2, ceil_mode=True))  # else a picture of one pixel would vanish
+        super().__init__(*layers, nn.MaxPool2d(2, ceil_mode=True))  # else an image of one pixel would vanish
 
 
 class MedicalCnnForImageClassification(PreTrainedModel):
-    """Blocks of convolutions, the mean over all places, and a linear head: an image classifier for any input size."""
+    """Image classifier for any input size: convolutional blocks, global average pooling and a linear head."""
 
     config_class = MedicalCnnConfig
     config: MedicalCnnConfig
@@ -105,7 +105,7 @@ class MedicalCnnForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # TRAP: torch.nn.init would draw loaded weights anew; these functions leave what is loaded.
+        # TRAP: torch.nn.init would reinitialise loaded weights; these functions skip them.
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
@@ -120,13 +120,13 @@ class MedicalCnnForImageClassification(PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
-        """Logits (B, K) of pictures (B, C, H, W), and with labels the loss, as stock classifiers have it.
+        """Return logits (B, K) of images (B, C, H, W), and with labels the loss, like stock classifiers.
 
         Args:
-            pixel_values: as the image processor makes them.
-            labels: (B,) class indices, or (B, K) with several labels a picture.
-            return_dict: False for a tuple.
-            kwargs: of the loss, such as `num_items_in_batch`.
+            pixel_values: output of the image processor.
+            labels: (B,) class indices, or (B, K) for multilabel classification.
+            return_dict: False returns a tuple.
+            kwargs: arguments of the loss, such as `num_items_in_batch`.
         """
         logits = self.classifier(self.blocks(pixel_values).mean((2, 3)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)

@@ -1,4 +1,4 @@
-"""Classifiers whose probabilities are averaged. This file travels with the weights, and cnn.py with it."""
+"""Deep ensemble of classifiers, averaging probabilities. This file is copied beside the weights, with cnn.py."""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +10,19 @@ from torch.nn.functional import log_softmax, logsigmoid
 from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-# Relative, so that it is found in hf_medtl and beside the weights alike; stock Auto classes do not know this one.
+# Relative, so that it resolves both in hf_medtl and beside the weights; stock Auto classes do not know this class.
 from .cnn import MedicalCnnConfig, MedicalCnnForImageClassification
 
 
 class EnsembleConfig(PreTrainedConfig):
-    """Members of an `EnsembleForImageClassification`.
+    """Configuration of an `EnsembleForImageClassification`.
 
     Args:
-        members: for each its `config` as a dict, the `name` of the run that it is from, and the `mean` and `std` (per
-            channel, of pixels in [0, 1]) that its pictures were normalised with.
-        mean, std: those that the ensemble's own image processor normalises with.
-        kwargs: what every configuration has, such as `id2label` and `problem_type`.
+        members: for each member its `config` as a dict, the `name` of its run, and the `mean` and `std` (per channel,
+            of pixels in [0, 1]) that its images are normalised with.
+        mean: per channel, used by the ensemble's own image processor.
+        std: likewise.
+        kwargs: arguments of every configuration, such as `id2label` and `problem_type`.
     """
 
     model_type = "medical_ensemble"
@@ -39,7 +40,7 @@ class EnsembleConfig(PreTrainedConfig):
 
 
 class EnsembleForImageClassification(PreTrainedModel):
-    """Members side by side; the logits are such that softmax (or sigmoid) gives the mean of their probabilities.
+    """Ensemble whose logits give, after softmax (or sigmoid), the mean of the members' probabilities.
 
     Source: Lakshminarayanan et al. 2017, Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles,
     https://arxiv.org/abs/1612.01474.
@@ -64,43 +65,43 @@ class EnsembleForImageClassification(PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
-        """Logits (B, K) of pictures (B, 3, H, W), and with labels the loss, as stock classifiers have it.
+        """Return logits (B, K) of images (B, 3, H, W), and with labels the loss, like stock classifiers.
 
         Args:
-            pixel_values: as the ensemble's image processor makes them; each member gets its own normalisation.
-            labels: (B,) class indices, or (B, K) with several labels a picture.
-            return_dict: False for a tuple.
-            kwargs: of the loss, such as `num_items_in_batch`.
+            pixel_values: output of the ensemble's image processor; renormalised for each member.
+            labels: (B,) class indices, or (B, K) for multilabel classification.
+            return_dict: False returns a tuple.
+            kwargs: arguments of the loss, such as `num_items_in_batch`.
         """
-        own = zip(self.members, self.config.members, strict=True)
-        each = torch.stack([model(self._normalised(pixel_values, its)).logits.float() for model, its in own])
+        pairs = zip(self.members, self.config.members, strict=True)
+        logits = torch.stack([model(self._renormalise(pixel_values, member)).logits.float() for model, member in pairs])
         if self.config.problem_type == "multi_label_classification":
-            logits = mean_of_logs(logsigmoid(each)) - mean_of_logs(logsigmoid(-each))
+            logits = log_mean_exp(logsigmoid(logits)) - log_mean_exp(logsigmoid(-logits))
         else:
-            logits = mean_of_logs(log_softmax(each, dim=-1))
+            logits = log_mean_exp(log_softmax(logits, dim=-1))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
-    def _normalised(self, pixel_values: torch.Tensor, member: dict[str, Any]) -> torch.Tensor:
+    def _renormalise(self, pixel_values: torch.Tensor, member: dict[str, Any]) -> torch.Tensor:
         if (member["mean"], member["std"]) == (self.config.mean, self.config.std):
             return pixel_values
-        theirs, ours = (
+        target, source = (
             [pixel_values.new_tensor(values).view(3, 1, 1) for values in pair]
             for pair in ((member["mean"], member["std"]), (self.config.mean, self.config.std))
         )
-        return (pixel_values * ours[1] + ours[0] - theirs[0]) / theirs[1]
+        return (pixel_values * source[1] + source[0] - target[0]) / target[1]
 
 
 def build_member(settings: dict[str, Any]) -> PreTrainedModel:
-    """Model of a configuration's dict, with new weights; nothing is downloaded."""
+    """Build a model with random weights from the dict of its configuration; nothing is downloaded."""
     if settings["model_type"] == MedicalCnnConfig.model_type:
         return MedicalCnnForImageClassification(MedicalCnnConfig.from_dict(settings))
     config: Any = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     return AutoModelForImageClassification.from_config(config)
 
 
-def mean_of_logs(logs: torch.Tensor) -> torch.Tensor:
-    """Logarithm (B, K) of the mean over members of what logs (members, B, K) are the logarithms of."""
+def log_mean_exp(logs: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm (B, K) of the mean over members of exp(logs), with logs (members, B, K)."""
     return logs.logsumexp(dim=0) - math.log(len(logs))

@@ -1,4 +1,4 @@
-"""The last linear layer: the only part of a pretrained classifier that knows the labels."""
+"""Classification heads: the last linear layer, the only part of a pretrained classifier that depends on the labels."""
 
 import functools
 from typing import Any
@@ -11,15 +11,15 @@ from hf_medtl.errors import MedtlError
 
 
 def is_segmenter(model: nn.Module) -> bool:
-    """Whether a model tells a class of each pixel: transformers calls the classes of such models so."""
+    """Return True for semantic segmentation models, by the class-name suffix that transformers uses for them."""
     return type(model).__name__.endswith("ForSemanticSegmentation")
 
 
 def find_head(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that gives the logits.
+    """Return the linear layer that computes the logits.
 
     Raises:
-        MedtlError: the model has none with as many outputs as labels, or two whose mean are the logits.
+        MedtlError: no linear layer has as many outputs as there are labels, or the logits are the mean of two heads.
     """
     if any(name.endswith("head_dist") for name, _ in model.named_modules()):  # DeiT, LeViT and others in timm
         raise MedtlError(
@@ -35,29 +35,29 @@ def find_head(model: PreTrainedModel) -> nn.Linear:
     return layers[-1]
 
 
-def drop_out(head: nn.Linear, share: float) -> None:
-    """In training set a share of the head's inputs to zero, anew for each picture.
+def add_head_dropout(head: nn.Linear, rate: float) -> None:
+    """Apply dropout to the inputs of the head during training.
 
-    A hook, not a layer: few configurations know dropout at this place, and so it is the same for every family and the
-    saved model stays as stock classes have it. The hook itself is not saved.
+    Uses a hook instead of a layer: few configurations support dropout at this position, so a hook works the same for
+    every model family and leaves the saved model loadable by stock classes. The hook itself is not saved.
 
     Source: Srivastava et al. 2014, Dropout, https://jmlr.org/papers/v15/srivastava14a.html.
 
     Raises:
-        MedtlError: not a share below 1.
+        MedtlError: the rate is not in [0, 1).
     """
-    if not 0 <= share < 1:
-        raise MedtlError(f"Dropout is a share of 0 or more and below 1 (0.5 is usual), found {share}.")
-    if share:
-        head.register_forward_pre_hook(functools.partial(_drop_inputs, share))
+    if not 0 <= rate < 1:
+        raise MedtlError(f"The dropout rate must be at least 0 and below 1 (0.5 is usual), found {rate}.")
+    if rate:
+        head.register_forward_pre_hook(functools.partial(_dropout_inputs, rate))
 
 
-def _drop_inputs(share: float, head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (nn.functional.dropout(inputs[0], share, head.training), *inputs[1:])
+def _dropout_inputs(rate: float, head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (nn.functional.dropout(inputs[0], rate, head.training), *inputs[1:])
 
 
 def reset_head(model: PreTrainedModel, std: float = 0.02) -> None:
-    """Draw the head anew, for labels that it has not seen."""
+    """Reinitialise the head for new labels."""
     head = find_head(model)
     nn.init.normal_(head.weight, std=std)
     if head.bias is not None:
@@ -65,7 +65,7 @@ def reset_head(model: PreTrainedModel, std: float = 0.02) -> None:
 
 
 @torch.no_grad()
-def divide_logits(model: PreTrainedModel, temperature: float) -> None:
+def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
     """Fold a temperature into the head (W/T, b/T), so that stock code returns calibrated probabilities.
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks; the folding is plain algebra.

@@ -1,4 +1,4 @@
-"""What an image goes through before the model: decided once, saved with the weights."""
+"""Preprocessing: builds the image processor that is saved with the weights, and describes and compares processors."""
 
 import hashlib
 import importlib.metadata
@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, TimmWrapperConfig
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, lung_model_folder, opencv
 
-LUNG_MARGIN = 0.05  # predicted lungs end a little early, above all in the costophrenic angles
+LUNG_MARGIN = 0.05  # predicted lungs are a little too small, above all in the costophrenic angles
 
 
 def build_processor(
@@ -28,22 +28,22 @@ def build_processor(
     lung_model: str | None = None,
     **hub: Any,
 ) -> Any:
-    """Image processor that resizes the whole picture to the model's size; nothing is cropped away unasked.
+    """Build an image processor that resizes the whole image to the model's size; nothing is cropped by default.
 
     Stock processors often resize the shorter side and crop the centre, which cuts the margins of the lungs. Ours keep
     size, mean, standard deviation and interpolation of the checkpoint. Without steps and with "squash" a stock class
-    can do that; for the rest there is `MedicalImageProcessor`, whose code is saved beside the weights.
+    can do that; otherwise `MedicalImageProcessor` is used, whose code is saved beside the weights.
 
     Args:
-        name: Hub id or folder of the checkpoint; None where there is none, for mean and standard deviation 0.5.
-        config: its configuration; of a timm model the preprocessing lives there, and is changed there.
+        name: Hub id or folder of the checkpoint; None without one, for mean and standard deviation 0.5.
+        config: its configuration. That of a timm model contains the preprocessing, and is changed in place.
         steps: some of STEPS, see `MedicalImageProcessor`.
-        fit: "squash", or "pad" to keep the aspect.
+        fit: "squash", or "pad" to keep the aspect ratio.
         lung_model: Hub id or folder of the segmentation model that lung_crop needs.
         hub: `revision`, `token`.
 
     Raises:
-        MedtlError: an unknown step or fit, no such lung model; the checkpoint says nothing about preprocessing.
+        MedtlError: an unknown step or fit, no such lung model, or a checkpoint without preprocessing settings.
     """
     check_steps(steps, fit, lung_model)
     plain = not steps and fit == "squash"
@@ -52,20 +52,16 @@ def build_processor(
 
         # The processor is made from config.json alone; its own save_pretrained does nothing.
         config.pretrained_cfg = {**config.pretrained_cfg, "crop_pct": 1.0, "crop_mode": "squash"}
-        config.model_args = config.model_args or {}  # timm 1.0.31 reads config.json, too, and fails at null
+        config.model_args = config.model_args or {}  # timm 1.0.31 also reads config.json, and fails at null
         timm = TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
-        name_processor(config, None if plain else MedicalImageProcessor)
-        if plain:
-            return timm
-        return of_own_class(timm, steps, fit, lung_model)
+        _set_timm_processor(config, None if plain else MedicalImageProcessor)
+        return timm if plain else _medical_from_timm(timm, steps, fit, lung_model)
     try:
-        stock = (
-            ViTImageProcessor(size=config.image_size) if not name else AutoImageProcessor.from_pretrained(name, **hub)
-        )
+        stock = AutoImageProcessor.from_pretrained(name, **hub) if name else ViTImageProcessor(size=config.image_size)
     except (OSError, ValueError) as error:
         raise MedtlError(
             f"{name} has no usable preprocessor_config.json ({type(error).__name__}), so size, mean and standard "
-            "deviation of its pictures are unknown. Use a checkpoint that has one."
+            "deviation of its images are unknown. Use a checkpoint that has one."
         ) from error
     settings: dict[str, Any] = {
         "size": input_size(stock, config),
@@ -75,11 +71,23 @@ def build_processor(
         "do_normalize": stock.do_normalize,
         "rescale_factor": stock.rescale_factor,
     }
-    return ViTImageProcessor(**settings) if plain else medical(settings, steps, fit, lung_model)
+    return ViTImageProcessor(**settings) if plain else medical_processor(settings, steps, fit, lung_model)
 
 
-def medical(settings: dict[str, Any], steps: Sequence[str], fit: str, lung_model: str | None) -> MedicalImageProcessor:
-    """A processor with medical steps; arguments and errors as for `build_processor`."""
+def medical_processor(
+    settings: dict[str, Any], steps: Sequence[str], fit: str, lung_model: str | None
+) -> MedicalImageProcessor:
+    """Build a `MedicalImageProcessor`.
+
+    Args:
+        settings: its other arguments.
+        steps: as for `build_processor`.
+        fit: as for `build_processor`.
+        lung_model: as for `build_processor`.
+
+    Raises:
+        MedtlError: the lung model can't be loaded.
+    """
     if lung_model is None:
         return MedicalImageProcessor(**settings, steps=steps, fit=fit)
     try:
@@ -87,32 +95,34 @@ def medical(settings: dict[str, Any], steps: Sequence[str], fit: str, lung_model
         return MedicalImageProcessor(**settings, steps=steps, fit=fit, lung_model=folder, crop_margin=LUNG_MARGIN)
     except (OSError, ValueError, KeyError) as error:
         raise MedtlError(
-            f"--lung_model {lung_model} is no segmentation model that can be used ({str(error).splitlines()[0]}). Give "
+            f"--lung_model {lung_model} can't be loaded as a segmentation model ({str(error).splitlines()[0]}). Give "
             "the Hub id or folder of one, such as the run of recipes/unet_lungs.py."
         ) from error
 
 
 def check_steps(steps: Sequence[str], fit: str, lung_model: str | None = None) -> None:
-    """Raise MedtlError for a step or a fit that does not exist, with those that do, and for steps that can't be."""
+    """Raise MedtlError for an unknown step or fit, or an unsupported combination of arguments."""
     for step in steps:
         if step not in STEPS:
             raise MedtlError(f"Unknown preprocessing step {step!r}. Known: {', '.join(STEPS)}.")
     if fit not in FITS:
         raise MedtlError(f"Unknown fit {fit!r}. Known: {', '.join(FITS)}.")
     if "lung_crop" in steps and not lung_model:
-        raise MedtlError("lung_crop needs --lung_model, a run of recipes/unet_lungs.py or another model of lungs.")
+        raise MedtlError(
+            "lung_crop needs --lung_model, a run of recipes/unet_lungs.py or another lung segmentation model."
+        )
     if lung_model and "lung_crop" not in steps:
         raise MedtlError("--lung_model is for --preprocessing lung_crop, which is not given.")
     if {"brain_crop", "lung_crop"} <= set(steps):
         raise MedtlError("--preprocessing takes one crop, found brain_crop and lung_crop.")
 
 
-def name_processor(config: TimmWrapperConfig, processor: type[MedicalImageProcessor] | None) -> None:
-    """Write into a timm model's configuration which image processor `AutoImageProcessor` shall make; None: the usual.
+def _set_timm_processor(config: TimmWrapperConfig, processor: type[MedicalImageProcessor] | None) -> None:
+    """Set the image processor class in a timm model's configuration; None for the default.
 
     TRAP: in a folder with a timm model `AutoImageProcessor` takes the class from config.json, although the class then
-    reads preprocessor_config.json. With `auto_map` alone it would silently take the stock class if code is not trusted;
-    with `image_processor_type` as well it says what is missing.
+    reads preprocessor_config.json. With `auto_map` alone it would silently use the stock class if code is not trusted;
+    with `image_processor_type` as well it raises an error.
     """
     for key in ("image_processor_type", "auto_map"):  # of the checkpoint that the run starts from
         config.__dict__.pop(key, None)
@@ -121,10 +131,10 @@ def name_processor(config: TimmWrapperConfig, processor: type[MedicalImageProces
         config.update({"image_processor_type": processor.__name__, "auto_map": auto_map})
 
 
-def of_own_class(
+def _medical_from_timm(
     timm: Any, steps: Sequence[str] = (), fit: str = "squash", lung_model: str | None = None
 ) -> MedicalImageProcessor:
-    """Processor that does what that of a timm model does when nothing is cropped away, and steps besides."""
+    """Build a `MedicalImageProcessor` equal to a timm model's processor without a crop, with additional steps."""
     height, width = timm.data_config["input_size"][1:]
     settings = {
         "size": {"height": height, "width": width},
@@ -132,39 +142,39 @@ def of_own_class(
         "image_mean": list(timm.data_config["mean"]),
         "image_std": list(timm.data_config["std"]),
     }
-    return medical(settings, steps, fit, lung_model)
+    return medical_processor(settings, steps, fit, lung_model)
 
 
 def shared_processor(processors: Sequence[Any], names: Sequence[str]) -> Any:
-    """One processor whose pixels are those of all, up to mean and standard deviation, which are those of the first.
+    """Return one processor for several models, equal to all up to mean and standard deviation (those of the first).
 
     Args:
-        processors: of several models.
-        names: of these, for messages.
+        processors: one per model.
+        names: names of the models, for messages.
 
     Raises:
-        MedtlError: they differ in something else.
+        MedtlError: the processors differ in anything else.
     """
-    savable = [of_own_class(each) if hasattr(each, "data_config") else each for each in processors]
-    aside = ("image_mean", "image_std", "auto_map", "image_processor_type")
+    comparable = [_medical_from_timm(each) if hasattr(each, "data_config") else each for each in processors]
+    ignored = ("image_mean", "image_std", "auto_map", "image_processor_type")
     settings = [
-        {"class": type(each).__name__} | {key: value for key, value in each.to_dict().items() if key not in aside}
-        for each in savable
+        {"class": type(each).__name__} | {key: value for key, value in each.to_dict().items() if key not in ignored}
+        for each in comparable
     ]
-    for name, its in zip(names, settings, strict=True):
-        unlike = [key for key in {**settings[0], **its} if settings[0].get(key) != its.get(key)]
-        if unlike:
-            pairs = "; ".join(f"{key} is {settings[0].get(key)} and {its.get(key)}" for key in unlike)
+    for name, other in zip(names, settings, strict=True):
+        different = [key for key in {**settings[0], **other} if settings[0].get(key) != other.get(key)]
+        if different:
+            pairs = "; ".join(f"{key} is {settings[0].get(key)} and {other.get(key)}" for key in different)
             raise MedtlError(
-                f"The pictures of {names[0]} and {name} are prepared differently ({pairs}). Only mean and standard "
-                "deviation may differ: train them with the same size, --preprocessing and --fit. Stock processors "
-                "round differently when they resize; with a medical step, such as grayscale, all are ours."
+                f"{names[0]} and {name} preprocess images differently ({pairs}). Only mean and standard deviation may "
+                "differ: train them with the same size, --preprocessing and --fit. Stock processors round differently "
+                "when they resize; with a medical step, such as grayscale, all models use the same processor."
             )
-    return savable[0]
+    return comparable[0]
 
 
 def input_size(processor: Any, config: PreTrainedConfig) -> dict[str, int]:
-    """Height and width in pixels that a stock processor hands to its model."""
+    """Return height and width in pixels of the images that a stock processor produces."""
     crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
     for size in (crop, processor.size):
         if size and size.get("height"):
@@ -175,7 +185,7 @@ def input_size(processor: Any, config: PreTrainedConfig) -> dict[str, int]:
 
 
 def normalisation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (3, 1, 1) that `processor` normalises with, for pixels of 0..255."""
+    """Return the mean and standard deviation (3, 1, 1) used by `processor`, scaled to pixels of 0..255."""
     source = processor.data_config if hasattr(processor, "data_config") else vars(processor)
     mean, std = (source["mean"], source["std"]) if "mean" in source else (source["image_mean"], source["image_std"])
     if not getattr(processor, "do_normalize", True):
@@ -185,26 +195,26 @@ def normalisation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def to_uint8(processor: Any, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """What `processor` makes of RGB pictures before it normalises: (n, height, width, 3).
+    """Apply `processor` to RGB images without its normalisation; return (n, height, width, 3).
 
-    Run the processor itself and undo its last step, so that training sees the same computation as `pipeline()`.
+    Runs the processor itself and undoes its last step, so that training and `pipeline()` share one computation.
 
     Raises:
-        MedtlError: the pixels are not whole numbers of 0..255 before normalisation, so that uint8 would lose some.
+        MedtlError: the pixels before normalisation are not whole numbers of 0..255, so uint8 would lose information.
     """
     mean, std = normalisation(processor)
     values = processor(list(images), return_tensors="pt")["pixel_values"] * std + mean
     pixels = values.round()
     if (values - pixels).abs().max() > 0.01 or pixels.min() < 0 or pixels.max() > 255:
         raise MedtlError(
-            f"{type(processor).__name__} does more than resize 8-bit pictures and normalise them; training from "
-            "prepared pictures would not equal pipeline(). Use a checkpoint with an ordinary image processor."
+            f"{type(processor).__name__} does more than resize 8-bit images and normalise them; training from "
+            "preprocessed images would not equal pipeline(). Use a checkpoint with an ordinary image processor."
         )
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def describe_processor(processor: Any) -> str:
-    """One sentence for people: what happens to a picture."""
+    """Describe the preprocessing in one sentence."""
     if hasattr(processor, "data_config"):
         size, mean, std = processor.data_config["input_size"][1:], *(processor.data_config[k] for k in ("mean", "std"))
     else:
@@ -213,14 +223,13 @@ def describe_processor(processor: Any) -> str:
     cropped = {"brain_crop", "lung_crop"} & {*steps}
     parts = [
         "RGB",
-        "cropped to the brain, or the whole picture where none is found" if "brain_crop" in steps else "",
-        "cropped to the lungs, which the segmentation model in lung_model finds, or the whole picture where none are "
-        "found"
+        "cropped to the brain, or the whole image where none is found" if "brain_crop" in steps else "",
+        "cropped to the lungs found by the segmentation model in lung_model, or the whole image where none are found"
         if "lung_crop" in steps
         else "",
         "grey values" if "grayscale" in steps else "",
-        f"{'' if cropped else 'the whole picture '}resized to {size[0]} × {size[1]} pixels"
-        f"{', the aspect kept with black margins' if fit == 'pad' else ''}",
+        f"{'' if cropped else 'the whole image '}resized to {size[0]} × {size[1]} pixels"
+        f"{', keeping the aspect ratio with black margins' if fit == 'pad' else ''}",
         f"Gaussian blur (sigma {processor.blur_sigma:g} pixels)" if "blur" in steps else "",
         f"CLAHE (clip {processor.clahe_clip:g}, {processor.clahe_grid} × {processor.clahe_grid} tiles)"
         if "clahe" in steps
@@ -233,11 +242,11 @@ def describe_processor(processor: Any) -> str:
 
 
 def preprocessing_key(processor: Any) -> str:
-    """Text that changes whenever the pixels that `to_uint8` gives might: settings and versions."""
+    """Return a cache key (settings and versions) that changes whenever the output of `to_uint8` might."""
     settings = getattr(processor, "data_config", None) or processor.to_dict()
     versions = [importlib.metadata.version(name) for name in ("pillow", "torchvision", "transformers", "timm")]
     if isinstance(processor, MedicalImageProcessor):
-        settings = {key: value for key, value in settings.items() if key != "auto_map"}  # appears with the first saving
+        settings = {key: value for key, value in settings.items() if key != "auto_map"}  # added at the first save
         code = Path(inspect.getfile(MedicalImageProcessor)).read_bytes()
         versions += [opencv().__version__, hashlib.sha256(code).hexdigest()]
     return json.dumps([type(processor).__name__, settings, versions], sort_keys=True, default=str)

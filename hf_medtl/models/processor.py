@@ -1,4 +1,4 @@
-"""Image processor with medical steps. It travels with the weights, so this file imports nothing of hf_medtl."""
+"""Image processor with medical steps. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
 import hashlib
 import os
@@ -19,46 +19,47 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import SizeDict, make_flat_list_of_images
 
-STEPS = ("brain_crop", "lung_crop", "grayscale", "blur", "clahe")  # in the order in which they are applied
+STEPS = ("brain_crop", "lung_crop", "grayscale", "blur", "clahe")  # in the order of application
 FITS = ("squash", "pad")
-LUNG_MODEL = "lung_model"  # the folder of the segmentation model of lung_crop, beside preprocessor_config.json
+LUNG_MODEL = "lung_model"  # folder of the lung_crop model, beside preprocessor_config.json
 LUNG_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json", "*.py")
-COUNTING = threading.Lock()  # a lock inside the processor could not be copied with it
+COUNTS_LOCK = threading.Lock()  # a lock inside the processor could not be copied with it
 
 
 class MedicalImageProcessor(BaseImageProcessor):
-    """8-bit RGB pictures -> `pixel_values`, by a fixed order of operations; those in `steps` are optional.
+    """Convert 8-bit RGB images to `pixel_values`, by a fixed order of operations; those in `steps` are optional.
 
-    1. brain_crop: cut to the brain, see `brain_box`, or lung_crop: to the lungs, which a segmentation model finds; the
-       whole picture where nothing is found
+    1. brain_crop: crop to the brain, see `brain_box`, or lung_crop: to the lungs found by a segmentation model; the
+       whole image is kept where nothing is found
     2. grayscale: ITU-R 601 luma in all three channels
-    3. resize with Pillow, whose filters are anti-aliased; `fit` is "squash" (to `size`) or "pad" (aspect kept)
+    3. resize with Pillow's anti-aliased filters; `fit` is "squash" (to `size`) or "pad" (aspect kept)
     4. blur: Gaussian
     5. clahe: contrast-limited adaptive histogram equalisation
     6. with "pad": black margins on both sides, up to `size`
     7. values × `rescale_factor`, then `image_mean` and `image_std`
 
-    Blur and CLAHE come after resizing, so that a sigma and a tile mean the same in pictures of any resolution, and in
+    Blur and CLAHE come after resizing, so that a sigma and a tile mean the same in images of any resolution, and in
     this order, because CLAHE would amplify the noise. Up to step 6 all values are whole numbers of 0 to 255.
 
     Args:
         size: height and width in pixels.
         resample: Pillow's number of the interpolation; 3 is bicubic.
-        image_mean, image_std: per channel, of rescaled values.
+        image_mean: per channel, of rescaled values.
+        image_std: likewise.
         do_normalize: subtract the mean and divide by the standard deviation.
         rescale_factor: 1/255 maps pixels to [0, 1].
         steps: some of STEPS, in any order.
         fit: one of FITS.
-        crop_margin: left around the brain or the lungs, as a share of the box's width and height.
-        blur_sigma: standard deviation of the blur in pixels of the resized picture.
-        clahe_clip: limit of the contrast, in OpenCV's unit.
+        crop_margin: margin around the brain or the lungs, as a fraction of the width and height of the box.
+        blur_sigma: standard deviation of the blur in pixels of the resized image.
+        clahe_clip: contrast limit, in OpenCV's unit.
         clahe_grid: tiles in a row and in a column.
         lung_model: folder of the segmentation model of lung_crop, see `Lungs`. `save_pretrained` copies it to
             LUNG_MODEL beside the settings, where `from_pretrained` finds it.
-        kwargs: what `from_pretrained` finds besides.
+        kwargs: other keys that `from_pretrained` reads.
 
     Attributes:
-        counts: "pictures" that were to be cropped, and those where "nothing" was found, which stayed whole; by this
+        counts: number of "pictures" passed to the crop, and of those with "nothing" found, which stayed whole; by this
             object in this process, and never saved.
 
     Raises:
@@ -82,12 +83,12 @@ class MedicalImageProcessor(BaseImageProcessor):
         lung_model: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        known = kwargs.pop("lung_model_sha256", None)
+        saved_sha256 = kwargs.pop("lung_model_sha256", None)
         super().__init__(**kwargs)
         if not set(steps) <= set(STEPS) or fit not in FITS:
-            raise ValueError(f"steps are some of {STEPS} and fit one of {FITS}; found {steps!r} and {fit!r}.")
+            raise ValueError(f"steps must be some of {STEPS} and fit one of {FITS}; found {steps!r} and {fit!r}.")
         if {"brain_crop", "lung_crop"} <= set(steps) or ("lung_crop" in steps) != (lung_model is not None):
-            raise ValueError("steps have one crop, and lung_crop, alone, goes with a lung_model.")
+            raise ValueError("steps can hold one crop only, and lung_model must be given with lung_crop and only then.")
         self.size: Any = SizeDict(**dict(size or {"height": 224, "width": 224}))
         self.resample = int(resample)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
@@ -97,52 +98,52 @@ class MedicalImageProcessor(BaseImageProcessor):
         self.clahe_clip, self.clahe_grid = clahe_clip, clahe_grid
         self.counts: Counter[str] = Counter()
         self.lungs = None if lung_model is None else Lungs(Path(lung_model))
-        if self.lungs and known not in (None, self.lungs.sha256):
+        if self.lungs and saved_sha256 not in (None, self.lungs.sha256):
             raise ValueError(f"{lung_model} is not the model that this processor was saved with. Download it again.")
 
     @classmethod
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The saved settings, and where the model of lung_crop lies: in the same folder, or downloaded from the Hub."""
+        """Return the saved settings and the path of the lung_crop model: in the same folder, or downloaded."""
         hub = ("cache_dir", "force_download", "local_files_only", "revision", "token")
         given = {key: kwargs[key] for key in hub if kwargs.get(key) is not None}
         subfolder = kwargs.get("subfolder", "")
         settings, rest = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "lung_crop" in settings.get("steps", ()):
-            wanted = f"{subfolder}/{LUNG_MODEL}/*".lstrip("/")
-            place = lung_model_folder(str(pretrained_model_name_or_path), [wanted], **given)
-            settings["lung_model"] = place / subfolder / LUNG_MODEL
+            pattern = f"{subfolder}/{LUNG_MODEL}/*".lstrip("/")
+            folder = lung_model_folder(str(pretrained_model_name_or_path), [pattern], **given)
+            settings["lung_model"] = folder / subfolder / LUNG_MODEL
         return settings, rest
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Settings, code, and the model of lung_crop, if any, in LUNG_MODEL."""
+        """Save settings and code, and the model of lung_crop, if any, in LUNG_MODEL."""
         if self.lungs:
             self.lungs.copy(Path(save_directory) / LUNG_MODEL)
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without `counts`; for the model of lung_crop its checksum."""
+        """Return the settings, without `counts` and with the checksum of the lung_crop model."""
         settings = {key: value for key, value in super().to_dict().items() if key not in ("counts", "lungs")}
         if self.lungs:
             settings["lung_model_sha256"] = self.lungs.sha256
         # TRAP: from `auto_map` alone pipeline() infers a video processor in this file as well, and asks on the terminal
-        # whether to run its code. Seen in transformers 5.23; this can go when pipelines for pictures load none.
+        # whether to run its code. Seen in transformers 5.23; remove this when image pipelines load none.
         return {**settings, "video_processor_type": "none"}
 
     def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
-        """One or more pictures -> `pixel_values` (n, 3, height, width), float32.
+        """Convert one or more images to `pixel_values` (n, 3, height, width), float32.
 
         Args:
-            images: a Pillow picture, a uint8 array (height, width[, channels]), a uint8 tensor (channels, height,
+            images: a Pillow image, a uint8 array (height, width[, channels]), a uint8 tensor (channels, height,
                 width), a path or URL, or a list of these.
-            return_tensors: "pt" or "np"; without it a list of arrays.
+            return_tensors: "pt" or "np"; None returns a list of arrays.
 
         Raises:
-            ValueError: a picture of more than 8 bits, which would turn white: apply a window first.
+            ValueError: an image of more than 8 bits, which would turn white: apply a window first.
         """
-        pictures: Any = make_flat_list_of_images(self.fetch_images(images))
-        pixels = np.stack([self.prepare(to_rgb(picture)) for picture in pictures])
+        flat: Any = make_flat_list_of_images(self.fetch_images(images))
+        pixels = np.stack([self.prepare(to_rgb(image)) for image in flat])
         values = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C") * np.float32(self.rescale_factor)
         if self.do_normalize:
             mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (self.image_mean, self.image_std))
@@ -150,7 +151,7 @@ class MedicalImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": values if return_tensors else list(values)}, tensor_type=return_tensors)
 
     def prepare(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """All but the normalisation: what the model sees, for people to look at.
+        """Apply everything but the normalisation: the image that the model sees, for display.
 
         Args:
             rgb: (any height, any width, 3).
@@ -160,16 +161,16 @@ class MedicalImageProcessor(BaseImageProcessor):
         """
         if self.lungs or "brain_crop" in self.steps:
             box = self.crop(rgb)
-            with COUNTING:  # pictures are prepared by several threads
+            with COUNTS_LOCK:  # images are prepared by several threads
                 self.counts.update({"pictures": 1, "nothing": int(box is None)})
             if box is not None:
                 left, top, right, bottom = box
                 rgb = rgb[top:bottom, left:right]
-        picture = Image.fromarray(rgb)
+        image = Image.fromarray(rgb)
         if "grayscale" in self.steps:
-            picture = picture.convert("L").convert("RGB")
-        left, top, right, bottom = self.inner(picture.height, picture.width)
-        rgb = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling(self.resample)))
+            image = image.convert("L").convert("RGB")
+        left, top, right, bottom = self.inner(image.height, image.width)
+        rgb = np.asarray(image.resize((right - left, bottom - top), Image.Resampling(self.resample)))
         if "blur" in self.steps:
             rgb = opencv().GaussianBlur(rgb, (0, 0), self.blur_sigma)
         if "clahe" in self.steps:
@@ -179,7 +180,7 @@ class MedicalImageProcessor(BaseImageProcessor):
         return canvas
 
     def crop(self, rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
-        """Left, top, right, bottom of what is kept of a picture (height, width, 3); None where nothing is cropped."""
+        """Return left, top, right, bottom of the crop of an image (height, width, 3); None where nothing is cropped."""
         if not self.lungs and "brain_crop" not in self.steps:
             return None
         box = self.lungs.box(rgb) if self.lungs else brain_box(rgb)
@@ -190,7 +191,7 @@ class MedicalImageProcessor(BaseImageProcessor):
         return max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y)
 
     def inner(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom, in what the model sees, of a (cropped) picture; around it are black margins."""
+        """Return left, top, right, bottom of the (cropped) image within the model's input; the margins are black."""
         rows, columns = self.size.height, self.size.width
         if self.fit == "pad":
             scale = min(rows / height, columns / width)
@@ -199,9 +200,9 @@ class MedicalImageProcessor(BaseImageProcessor):
         return left, top, left + columns, top + rows
 
     def geometry(self, image: Any) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-        """Where the model's picture comes from: the box that is kept of `image`, and where it lies in `size`.
+        """Return two boxes: the crop of `image`, and its position in the model's input of `size`.
 
-        Both are left, top, right, bottom in pixels. The picture is not prepared, and not counted.
+        Both are left, top, right, bottom in pixels. The image is neither prepared nor counted.
 
         Args:
             image: as for `preprocess`.
@@ -213,13 +214,13 @@ class MedicalImageProcessor(BaseImageProcessor):
 
 
 class Lungs:
-    """A model that finds the lungs on a radiograph, on the CPU.
+    """Segmentation model that finds the lungs on a radiograph, on the CPU.
 
     Classes whose name contains "lung" are lungs, or all but class 0 where none does.
 
     Args:
-        folder: a semantic segmentation model with its image processor, as `save_pretrained` leaves it. If this file
-            came with a repository whose code was trusted, so is the code of the model in it; otherwise none is run.
+        folder: a semantic segmentation model with its image processor, as `save_pretrained` writes it. If this file
+            comes from a repository with trusted code, code of the model in it is trusted, too; otherwise none is run.
 
     Raises:
         OSError, ValueError: there is no such model.
@@ -240,11 +241,11 @@ class Lungs:
         self.sha256 = digest.hexdigest()
 
     def __deepcopy__(self, memo: Any) -> "Lungs":
-        """The same: settings are copied often, and the weights never change."""
+        """Return the same object: settings are copied often, and the weights never change."""
         return self
 
     def copy(self, folder: Path) -> None:
-        """Copy what is needed to load the model."""
+        """Copy the files needed to load the model."""
         if folder.exists() and folder.samefile(self.folder):
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,7 +254,7 @@ class Lungs:
 
     @torch.inference_mode()
     def box(self, rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
-        """Left, top, right, bottom of the lungs in a picture (height, width, 3); None if there are none to speak of."""
+        """Return left, top, right, bottom of the lungs in an image (height, width, 3); None if too small or absent."""
         logits = self.model(**self.processor(Image.fromarray(rgb), return_tensors="pt")).logits
         mask = np.isin(logits[0].argmax(dim=0).numpy(), self.classes).astype(np.uint8)
         box = large_box(mask)
@@ -270,11 +271,11 @@ class Lungs:
 
 
 def lung_model_folder(name: str, patterns: Sequence[str] = LUNG_FILES, **hub: Any) -> Path:
-    """A folder, or that of a Hub id, downloaded.
+    """Return the path of a folder, or of the downloaded files of a Hub id.
 
     Args:
         name: Hub id or folder.
-        patterns: of the files to download.
+        patterns: glob patterns of the files to download.
         hub: cache_dir, force_download, local_files_only, revision, token.
 
     Raises:
@@ -284,16 +285,16 @@ def lung_model_folder(name: str, patterns: Sequence[str] = LUNG_FILES, **hub: An
 
 
 def brain_box(rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom of the head in a slice on a dark ground; None if there is no contour to speak of.
+    """Return left, top, right, bottom of the head in a slice on a dark background; None without a large enough contour.
 
     Grey, blurred, thresholded, eroded and dilated; the extreme points of the largest outer contour are the box. Source:
     Rosebrock 2016, Finding extreme points in contours with OpenCV,
     https://pyimagesearch.com/2016/04/11/finding-extreme-points-in-contours-with-opencv, with a threshold of 45.
 
-    That cut off half of the brain in several of the 253 pictures of "Brain MRI Images for Brain Tumor Detection": in
+    That cut off half of the brain in several of the 253 images of "Brain MRI Images for Brain Tumor Detection": in
     dark ones, and where the threshold split the brain. So here the threshold is relative, 12 % of the 99th percentile
-    of the picture, and contours at least a tenth as large as the largest count as well. A box of less than 2 % of the
-    picture is a speck or a letter, not a brain. A bright ground or frame gives the whole picture.
+    of the image, and contours at least a tenth as large as the largest count as well. A box of less than 2 % of the
+    image is a speck or a letter, not a brain. A bright background or frame gives the whole image.
 
     Args:
         rgb: (height, width, 3).
@@ -305,9 +306,9 @@ def brain_box(rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
 
 
 def large_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom of what is not 0 in a mask (height, width), specks aside; None if that is all there is.
+    """Return left, top, right, bottom of the non-zero area of a mask (height, width), ignoring specks; None if no more.
 
-    Outer contours at least a tenth as large as the largest count, and a box of at least 2 % of the picture.
+    Outer contours at least a tenth as large as the largest count, and a box of at least 2 % of the image.
     """
     cv2 = opencv()
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -318,16 +319,16 @@ def large_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
 
 
 def clahe(rgb: NDArray[np.uint8], clip: float = 2.0, grid: int = 8) -> NDArray[np.uint8]:
-    """Contrast-limited adaptive histogram equalisation of the brightness; colours stay.
+    """Apply contrast-limited adaptive histogram equalisation to the brightness; colours stay.
 
-    Brightness is luma (YCrCb), not L*: luma of a grey pixel is its grey value. So a grey picture (R = G = B) stays grey
-    and gives what CLAHE of its one channel gives, and a copy with JPEG's faint colours gives nearly the same.
+    Brightness is luma (YCrCb), not L*: luma of a grey pixel is its grey value. So a grey image (R = G = B) stays grey
+    and equals CLAHE of its one channel, and a copy with JPEG's faint colours gives nearly the same.
 
     Source: Zuiderveld 1994, Contrast limited adaptive histogram equalization, Graphics Gems IV; `cv2.createCLAHE`.
 
     Args:
         rgb: (height, width, 3).
-        clip: limit of the contrast, in OpenCV's unit.
+        clip: contrast limit, in OpenCV's unit.
         grid: tiles in a row and in a column.
     """
     cv2 = opencv()
@@ -337,21 +338,21 @@ def clahe(rgb: NDArray[np.uint8], clip: float = 2.0, grid: int = 8) -> NDArray[n
 
 
 def to_rgb(image: Any) -> NDArray[np.uint8]:
-    """A Pillow picture, array or tensor of 8 bits -> (height, width, 3), as `Image.convert("RGB")` makes it."""
+    """Convert an 8-bit Pillow image, array or tensor to (height, width, 3), like `Image.convert("RGB")`."""
     if not isinstance(image, Image.Image):
         array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         if array.dtype != np.uint8:
-            raise ValueError(f"8-bit pictures are expected, found {array.dtype}. Apply a window, then make them uint8.")
-        usual, other = (0, 2) if isinstance(image, torch.Tensor) else (2, 0)  # the axis of the channels
+            raise ValueError(f"Expected 8-bit images, found {array.dtype}. Apply a window, then make them uint8.")
+        usual, other = (0, 2) if isinstance(image, torch.Tensor) else (2, 0)  # channel axis
         array = np.moveaxis(array, usual if array.shape[usual] in (1, 3, 4) else other, 2)
         image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
     if image.mode[0] in "IF":
-        raise ValueError(f"8-bit pictures are expected, found Pillow's mode {image.mode}. Apply a window first.")
+        raise ValueError(f"Expected 8-bit images, found Pillow's mode {image.mode}. Apply a window first.")
     return np.asarray(image.convert("RGB"))
 
 
 def opencv() -> ModuleType:
-    """OpenCV, imported when it is first used."""
+    """Import OpenCV at its first use."""
     try:
         import cv2
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Segmentation networks of SMP. Their code travels with the weights, so this file imports nothing of hf_medtl."""
+"""Segmentation networks of SMP. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -10,21 +10,21 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 ARCHITECTURES = ("unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
-STRIDE = 32  # in pixels, of the coarsest features of every encoder
+STRIDE = 32  # of the coarsest features of every encoder, in pixels
 
 
 class SmpConfig(PreTrainedConfig):
-    """Shape of a `SmpForSemanticSegmentation`.
+    """Configuration of `SmpForSemanticSegmentation`.
 
     Args:
         architecture: one of ARCHITECTURES.
-        encoder_name: as SMP has it, such as resnet34 or mit_b0; `tu-NAME` is an architecture of timm.
+        encoder_name: name in SMP, such as resnet34 or mit_b0; `tu-NAME` is an architecture of timm.
         model_args: further arguments of SMP's class, such as `decoder_channels`.
-        num_channels: of the pictures.
-        semantic_loss_ignore_index: class index of pixels that the loss leaves out.
-        encoder_weights: None, always. TRAP: with a name here SMP would download the encoder at each loading, although
+        num_channels: channels of the images.
+        semantic_loss_ignore_index: class index of pixels that the loss ignores.
+        encoder_weights: always None. TRAP: with a name here SMP would download the encoder at each loading, although
             the weights are in the folder.
-        kwargs: what every configuration has, such as `num_labels`, which counts the background.
+        kwargs: arguments of every configuration, such as `num_labels`, which includes the background.
 
     Raises:
         ValueError: an unknown architecture, or `encoder_weights`.
@@ -43,9 +43,11 @@ class SmpConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture is one of {ARCHITECTURES}; found {architecture!r}.")
+            raise ValueError(f"architecture must be one of {ARCHITECTURES}, found {architecture!r}.")
         if encoder_weights is not None:
-            raise ValueError(f"encoder_weights is None: load weights into the model; found {encoder_weights!r}.")
+            raise ValueError(
+                f"encoder_weights must be None: load weights into the model instead; found {encoder_weights!r}."
+            )
         self.architecture, self.encoder_name, self.encoder_weights = architecture, encoder_name, encoder_weights
         self.model_args = dict(model_args or {})
         self.num_channels, self.semantic_loss_ignore_index = num_channels, semantic_loss_ignore_index
@@ -53,7 +55,7 @@ class SmpConfig(PreTrainedConfig):
 
 
 class SmpForSemanticSegmentation(PreTrainedModel):
-    """Encoder, decoder and head of an SMP network, for pictures of any size; tensors are named as in SMP.
+    """Encoder, decoder and head of an SMP network, for images of any size; tensors are named as in SMP.
 
     Source: Iakubovskii 2019, Segmentation Models PyTorch, https://github.com/qubvel-org/segmentation_models.pytorch.
     """
@@ -76,16 +78,16 @@ class SmpForSemanticSegmentation(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Give what no checkpoint has filled the values that SMP draws, and leave all else as it is.
+        """Initialise tensors that no checkpoint has filled as SMP does, and leave all others as they are.
 
-        TRAP: `transformers` would draw every layer with a deviation of 0.02, those of a pretrained encoder, too; and
-        buffers that are not saved, such as tables of relative positions, would hold anything after loading.
+        TRAP: `transformers` would draw every layer with a deviation of 0.02, even those of a pretrained encoder; and
+        buffers that are not saved, such as tables of relative positions, would be undefined after loading.
         """
         empty = {name: x for name, x in _named_tensors(self) if not getattr(x, "_is_hf_initialized", False)}
         if empty:
-            for name, drawn in _named_tensors(build_network(self.config)):
+            for name, initial in _named_tensors(build_network(self.config)):
                 if name in empty:
-                    empty[name].copy_(drawn)
+                    empty[name].copy_(initial)
 
     def forward(
         self,
@@ -93,14 +95,14 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SemanticSegmenterOutput | tuple[torch.Tensor, ...]:
-        """Logits (B, K, H, W) of pictures (B, C, H, W), and with labels the mean cross entropy, in float32.
+        """Return logits (B, K, H, W) of images (B, C, H, W), and with labels the mean cross entropy, in float32.
 
-        Sizes that STRIDE does not divide are padded by repeating the last row and column, and the logits are cropped.
+        Sizes that are no multiple of STRIDE are padded with the last row and column, and the logits are cropped.
 
         Args:
-            pixel_values: as the image processor makes them.
+            pixel_values: output of the image processor.
             labels: (B, H, W) class indices; `semantic_loss_ignore_index` for pixels without a label.
-            return_dict: False for a tuple.
+            return_dict: False returns a tuple.
         """
         height, width = pixel_values.shape[-2:]
         margins = (0, -width % STRIDE, 0, -height % STRIDE)
@@ -118,7 +120,7 @@ class SmpForSemanticSegmentation(PreTrainedModel):
 
 
 def build_network(config: SmpConfig, encoder_weights: str | bool | None = None) -> Any:
-    """SMP's own network with new weights; those of the encoder are downloaded if `encoder_weights` names some."""
+    """Build SMP's own network with random weights; `encoder_weights` downloads pretrained ones for the encoder."""
     import segmentation_models_pytorch  # takes seconds, so it is imported when it is first used
 
     return segmentation_models_pytorch.create_model(

@@ -1,4 +1,4 @@
-"""Every backbone: from its name to a model that has learnt, and that strangers load."""
+"""Classification backbones: building, training, saving, and loading without hf_medtl."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from hf_medtl.models.build import build_classifier
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import normalisation
-from hf_medtl.publish.hub import FILES, push
+from hf_medtl.publish.hub import UPLOAD_PATTERNS, push
 from tests.support.commands import WAIVED, options, script
 from tests.support.model_families import FAMILIES, LABELS, STRANGER
 
@@ -32,7 +32,7 @@ print(json.dumps([next(row["score"] for row in rows if row["label"] == "lesion")
 """
 
 
-def test_a_fresh_process_gives_the_logits_of_the_trained_models(tiny, tmp_path):
+def test_fresh_process_reproduces_logits(tiny, tmp_path):
     torch.manual_seed(0)
     pixels, expected = torch.randn(2, 3, 64, 64), {}
     torch.save(pixels, tmp_path / "pixels.pt")
@@ -66,7 +66,7 @@ def test_a_fresh_process_gives_the_logits_of_the_trained_models(tiny, tmp_path):
         ("mobilenetv3_large_100", 224, IMAGENET),
     ],
 )
-def test_timm_architectures_without_weights_and_network(name, size, statistics, monkeypatch):
+def test_timm_from_scratch_needs_no_network(name, size, statistics, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("looked for a network"))
     with torch.device("meta"):  # shapes without memory: a VGG16 has 134 million parameters
         model, processor = build_classifier(f"timm/{name}", ("a", "b", "c", "d"), from_scratch=True, head_dropout=0.5)
@@ -78,7 +78,7 @@ def test_timm_architectures_without_weights_and_network(name, size, statistics, 
         assert torch.allclose(found.flatten() / 255, torch.tensor(wanted))
 
 
-def test_timm_from_scratch_is_drawn_as_timm_draws():
+def test_timm_from_scratch_uses_timm_initialisation():
     """TRAP: transformers draws each layer with a deviation of 0.02, and the signal dies in a deep network."""
     model, _ = build_classifier("timm/test_resnet", LABELS, from_scratch=True)
     stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
@@ -86,19 +86,19 @@ def test_timm_from_scratch_is_drawn_as_timm_draws():
     assert stem.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
 
 
-def test_a_timm_name_without_the_tag_of_its_weights(hub):
+def test_timm_name_without_tag_lists_available_weights(hub):
     with pytest.raises(MedtlError, match=r"Weights of this architecture: timm/vgg16\.tv_in1k\."):
         build_classifier("timm/vgg16", LABELS)
 
 
-def test_names_that_timm_does_not_have():
+def test_unknown_timm_name_raises():
     with pytest.raises(MedtlError, match="timm/vgg16"):
         build_classifier("timm/vgg61", LABELS, from_scratch=True)
     with pytest.raises(MedtlError, match="Invalid pretrained tag"):
         build_classifier("timm/vgg16.nonsense", LABELS, from_scratch=True)
 
 
-def test_two_heads_become_one_or_are_refused(tiny, tmp_path):
+def test_distillation_heads_become_one_or_raise(tiny, tmp_path):
     config = DeiTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32)
     taught = DeiTForImageClassificationWithTeacher(config)
     taught.save_pretrained(tmp_path)
@@ -113,7 +113,7 @@ def test_two_heads_become_one_or_are_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_before_the_head_is_there_in_training_only(family, tiny):
+def test_head_dropout_is_active_in_training_only(family, tiny):
     seen: list[torch.Tensor] = []
     model, _ = build_classifier(str(tiny(family)), LABELS, head_dropout=0.75)
     find_head(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -123,11 +123,11 @@ def test_dropout_before_the_head_is_there_in_training_only(family, tiny):
     zeros = [(x == 0).float().mean().item() for x in seen]
     assert zeros[0] > max(0.6, zeros[1] + 0.1)  # after a ReLU some are zero anyway
     assert zeros[1] < 0.6
-    with pytest.raises(MedtlError, match="share"):
+    with pytest.raises(MedtlError, match="dropout rate"):
         build_classifier(str(tiny(family)), LABELS, head_dropout=1.0)
 
 
-def test_the_small_networks():
+def test_cnn_presets_shapes_and_parameters():
     sizes = {}
     for name in PRESETS:
         model, processor = build_classifier(name, LABELS)
@@ -136,11 +136,11 @@ def test_the_small_networks():
         for side in (1, 33, 128):  # any size
             assert model.eval()(pixel_values=torch.randn(2, 3, side, side + 3)).logits.shape == (2, 2)
     assert sizes == {"cnn": 471_634, "cnn_baseline": 19_522}
-    assert "cnn.py" in FILES
+    assert "cnn.py" in UPLOAD_PATTERNS
 
 
-def test_the_small_network_keeps_its_weights_and_its_loss(tmp_path):
-    """TRAP: _init_weights of a model of one's own draws loaded weights anew if it uses torch.nn.init."""
+def test_cnn_keeps_weights_and_loss_after_loading(tmp_path):
+    """TRAP: a custom _init_weights that uses torch.nn.init reinitialises loaded weights."""
     torch.manual_seed(0)
     model = MedicalCnnForImageClassification(MedicalCnnConfig(widths=(4, 8), num_labels=3))
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_it_learns():
         assert loss < 0.2
 
 
-def test_a_run_of_the_cnn_travels_with_its_code(phantoms, tmp_path, hub):
+def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
     values = options(phantoms, "cnn_baseline", tmp_path / "run", num_train_epochs=1, head_dropout=0.5)
     folder = run(Recipe(**values))
     assert isinstance(AutoModelForImageClassification.from_pretrained(folder), MedicalCnnForImageClassification)
@@ -206,7 +206,7 @@ def test_a_run_of_the_cnn_travels_with_its_code(phantoms, tmp_path, hub):
         "from transformers import Trainer; import hf_medtl",
     ],
 )
-def test_auto_classes_know_it_in_any_order_of_imports(order, tiny):
+def test_auto_classes_load_cnn_in_any_import_order(order, tiny):
     code = f"""{order}
 from transformers import AutoConfig, AutoModelForImageClassification
 assert type(AutoConfig.from_pretrained({str(tiny("cnn"))!r})).__module__ == "hf_medtl.models.cnn"

@@ -1,4 +1,4 @@
-"""Promises 1 and 3, for each model family: one preprocessing, and artefacts that stock code loads."""
+"""One preprocessing everywhere and plain artifacts, for each model family."""
 
 import numpy as np
 import pytest
@@ -13,15 +13,15 @@ from hf_medtl.models.heads import find_head, fold_temperature
 from hf_medtl.models.preprocessing import normalisation, to_uint8
 from tests.support.model_families import FAMILIES, LABELS
 
-# What a stranger would write: stock transformers, in a process where hf_medtl can't be imported.
+# User code with stock transformers, in a process where hf_medtl can't be imported.
 
 
 @pytest.fixture(params=FAMILIES)
 def saved(request, tiny, tmp_path):
-    """Model, processor and the folder that they were saved to."""
+    """Return model, processor and the folder that they were saved to."""
     torch.manual_seed(1)
     model, processor = build_classifier(str(tiny(request.param)), LABELS)
-    torch.nn.init.normal_(find_head(model).weight)  # so that different pictures give different logits
+    torch.nn.init.normal_(find_head(model).weight)  # so that different images give different logits
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     return model.eval(), processor, tmp_path
@@ -29,10 +29,10 @@ def saved(request, tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def odd_files(tmp_path_factory):
-    """Grey, palette, RGBA, 16-bit, and sizes that nothing divides."""
+    """Write grey, palette, RGBA and 16-bit images, with indivisible sizes."""
     folder, rng = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
     colour = rng.integers(0, 256, (101, 67, 3), dtype=np.uint8)
-    pictures = {
+    images = {
         "grey.png": Image.fromarray(colour[..., 0]),
         "palette.png": Image.fromarray(colour).convert("P"),
         "rgba.png": Image.fromarray(np.dstack([colour, colour[..., 1]])),
@@ -41,12 +41,12 @@ def odd_files(tmp_path_factory):
         "square.jpg": Image.fromarray(colour[:64, :64]),
         "one.png": Image.fromarray(colour[:1, :1]),
     }
-    for name, picture in pictures.items():
-        picture.save(folder / name)
-    return [folder / name for name in pictures]
+    for name, image in images.items():
+        image.save(folder / name)
+    return [folder / name for name in images]
 
 
-def test_saved_and_loaded_give_equal_logits(saved):
+def test_loaded_model_gives_equal_logits(saved):
     model, processor, folder = saved
     pixels = torch.randn(2, 3, 32, 32) if not hasattr(processor, "data_config") else torch.randn(2, 3, 64, 64)
     loaded = AutoModelForImageClassification.from_pretrained(folder).eval()
@@ -55,7 +55,7 @@ def test_saved_and_loaded_give_equal_logits(saved):
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
-def test_pipeline_equals_the_training_path(saved, odd_files):
+def test_pipeline_equals_training_path(saved, odd_files):
     model, processor, folder = saved
     mean, std = normalisation(processor)
     stock = pipeline("image-classification", model=str(folder), device="cpu")
@@ -67,20 +67,20 @@ def test_pipeline_equals_the_training_path(saved, odd_files):
         assert max(abs(scores[name] - logits[i].item()) for i, name in enumerate(LABELS)) < 1e-4, path.name
 
 
-def test_nothing_is_cropped_away(saved):
+def test_processor_crops_nothing(saved):
     """TRAP: stock timm evaluation cuts off the margins (crop_pct 0.875, centre crop)."""
     _, processor, folder = saved
     for used in (processor, AutoImageProcessor.from_pretrained(folder)):
-        picture = np.zeros((120, 300, 3), np.uint8)
-        plain = used([Image.fromarray(picture)], return_tensors="pt")["pixel_values"]
+        image = np.zeros((120, 300, 3), np.uint8)
+        plain = used([Image.fromarray(image)], return_tensors="pt")["pixel_values"]
         for margin in (np.s_[:6], np.s_[-6:], np.s_[:, :15], np.s_[:, -15:]):
-            marked = picture.copy()
+            marked = image.copy()
             marked[margin] = 255
             changed = used([Image.fromarray(marked)], return_tensors="pt")["pixel_values"] - plain
             assert changed.abs().max() > 1
 
 
-def test_the_temperature_travels_in_the_head(saved):
+def test_temperature_is_folded_into_head(saved):
     model, processor, folder = saved
     size = 64 if hasattr(processor, "data_config") else 32
     pixels = torch.randn(2, 3, size, size)
@@ -91,8 +91,8 @@ def test_the_temperature_travels_in_the_head(saved):
     assert torch.allclose(after, before / 2.5, atol=1e-6)
 
 
-def test_attention_maps_need_eager_attention(tiny):
-    """TRAP: with SDPA, output_attentions=True gives nothing, without an error."""
+def test_attention_maps_require_eager_attention(tiny):
+    """TRAP: with SDPA, output_attentions=True silently returns nothing."""
     model, _ = build_classifier(str(tiny("vit")), LABELS)
     pixels = torch.randn(1, 3, 32, 32)
     logits = model.eval()(pixel_values=pixels).logits
@@ -103,7 +103,7 @@ def test_attention_maps_need_eager_attention(tiny):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_body_is_kept_and_head_is_new_for_other_labels(family, tiny):
+def test_other_labels_keep_body_and_reset_head(family, tiny):
     torch.manual_seed(0)
     model, _ = build_classifier(str(tiny(family)), LABELS)
     original = AutoModelForImageClassification.from_pretrained(tiny(family))
@@ -122,24 +122,24 @@ def test_body_is_kept_and_head_is_new_for_other_labels(family, tiny):
     assert torch.equal(find_head(model).weight, find_head(original).weight)
 
 
-def test_from_scratch_takes_no_weights(tiny):
+def test_from_scratch_ignores_weights(tiny):
     torch.manual_seed(5)
     model, _ = build_classifier(str(tiny("vit")), LABELS, from_scratch=True)
     original = AutoModelForImageClassification.from_pretrained(tiny("vit"))
     assert not torch.equal(model.vit.embeddings.cls_token, original.vit.embeddings.cls_token)
 
 
-def test_half_a_checkpoint_is_refused(tiny, tmp_path):
+def test_incomplete_checkpoint_raises(tiny, tmp_path):
     AutoConfig.from_pretrained(tiny("vit")).save_pretrained(tmp_path)
     weights = load_file(tiny("vit") / "model.safetensors")
     kept = {name: t for name, t in weights.items() if "layer.1." not in name}
     assert len(kept) < len(weights)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MedtlError, match="would be random"):
+    with pytest.raises(MedtlError, match="would be initialised randomly"):
         build_classifier(str(tmp_path), LABELS)
 
 
-def test_a_checkpoint_without_its_head_gets_a_new_one(tiny, tmp_path, caplog):
+def test_checkpoint_without_head_gets_new_head(tiny, tmp_path, caplog):
     AutoConfig.from_pretrained(tiny("vit")).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_bytes((tiny("vit") / "preprocessor_config.json").read_bytes())
     weights = load_file(tiny("vit") / "model.safetensors")
@@ -150,7 +150,7 @@ def test_a_checkpoint_without_its_head_gets_a_new_one(tiny, tmp_path, caplog):
     assert "New head" in caplog.text
 
 
-def test_unknown_backbones(tmp_path, tiny, hub):
+def test_unknown_backbone_raises(tmp_path, tiny, hub):
     with pytest.raises(MedtlError, match="Check the spelling"):
         build_classifier("nobody/absent", LABELS)
     (tmp_path / "config.json").write_text("{}")
@@ -158,7 +158,7 @@ def test_unknown_backbones(tmp_path, tiny, hub):
         build_classifier(str(tmp_path), LABELS)
 
 
-def test_a_processor_that_does_more_than_resize_is_refused(tiny):
+def test_processor_beyond_resizing_raises(tiny):
     _, processor = build_classifier(str(tiny("vit")), LABELS)
     processor.rescale_factor = 1 / 127.5  # normalisation() follows it, so this one is fine
     assert to_uint8(processor, [Image.new("RGB", (9, 9), (7, 8, 9))])[0, 0, 0].tolist() == [7, 8, 9]
@@ -176,7 +176,7 @@ def test_a_processor_that_does_more_than_resize_is_refused(tiny):
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["vit-small-patch14-224", "resnet50-in1k", "tf_efficientnet_lite0-in1k"])
-def test_real_backbones_and_pictures(name, shared, real_brain, tmp_path):
+def test_real_backbones_and_images(name, shared, real_brain, tmp_path):
     model, processor = build_classifier(str(shared / "weights" / name), LABELS)
     model.eval().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What a card says of loading is run: by strangers, from the Hub and from the cache, when the run itself is gone."""
+"""Loading snippets of model cards: run without hf_medtl, from the Hub and offline from the cache."""
 
 import ast
 import base64
@@ -25,7 +25,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from hf_medtl import Predictor, Recipe, run
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.export.verification import export
+from hf_medtl.export.export import export_run
 from hf_medtl.publish.handler import EndpointHandler
 from hf_medtl.publish.hub import push
 from tests.support.commands import ROOT, WAIVED, options, script
@@ -45,7 +45,7 @@ FAMILIES = {
 }
 NAME = "ci-user/loads-{}"
 
-# Each piece of code in a process of its own, forked when the libraries are imported, in a folder with picture.png.
+# Run each snippet in its own process, forked after the libraries are imported, in a folder with image.png.
 FORKED = """
 import contextlib, io, json, os, shutil, sys, tempfile, traceback
 jobs = json.load(sys.stdin)
@@ -65,7 +65,7 @@ for key, (code, pictures) in jobs.items():
             os.chdir(tempfile.mkdtemp())
             space = {}
             for picture in pictures:
-                shutil.copy(picture, "picture.png")
+                shutil.copy(picture, "image.png")
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     exec(code, space)
                 answer["printed"].append(out.getvalue().strip().splitlines()[-1])
@@ -92,12 +92,12 @@ if "handle" not in globals():
     sys.path.insert(0, snapshot_download("{name}", revision="v1"))
     from handler import EndpointHandler
     handle = EndpointHandler(sys.path[0])
-print(handle({{"inputs": open("picture.png", "rb").read()}}))
+print(handle({{"inputs": open("image.png", "rb").read()}}))
 """
 
 
 def train(family: str, folder: Path, phantoms: Path, tiny) -> tuple[Path, Path]:
-    """A run of seconds, and its pictures."""
+    """Train a run in seconds; return its folder and its images."""
     if family in ("unet", "segformer"):
         data = write_phantoms(folder / "chest", "chest", patients=18, pictures=2, size=64)
         more = {"num_train_epochs": 6}
@@ -123,13 +123,13 @@ def train(family: str, folder: Path, phantoms: Path, tiny) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def published(hub, phantoms, tiny, tmp_path_factory) -> dict[str, Path]:
-    """Family -> folder of its pictures; all runs are on the Hub, and nowhere else."""
+    """Publish runs and delete them locally; return family -> folder of its images."""
     found = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(family)
         done, found[family] = train(family, folder, phantoms, tiny)
         if family == "vit":
-            export(done, "onnx", data_dir=phantoms)
+            export_run(done, "onnx", data_dir=phantoms)
         push(done, NAME.format(family), waive=WAIVED)
         shutil.rmtree(done)
     return found
@@ -140,14 +140,14 @@ def fetch(family: str, name: str) -> Path:
 
 
 def rows_of(family: str, data: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """predictions.csv on the Hub, and the pictures of its rows."""
+    """Return predictions.csv from the Hub, and the images of its rows."""
     rows = pd.read_csv(fetch(family, "predictions.csv"), keep_default_na=False)
     paths = pd.read_csv(fetch(family, "splits.csv")).set_index("image_id")["path"]
     return rows, [data / paths[image_id] for image_id in rows["image_id"]]
 
 
 def snippets(family: str) -> dict[str, str]:
-    """Name -> the Python code on its card, and that which asks its handler."""
+    """Return name -> Python snippets of the card, and code that calls the handler."""
     blocks = re.findall(r"```python\n(.*?)```", fetch(family, "README.md").read_text(), flags=re.DOTALL)
     ways = "Predictor", "timm.create_model", "onnxruntime", "pipeline(", "AutoModel"
     found = {next(words for words in ways if words in block): block for block in blocks}
@@ -157,17 +157,17 @@ def snippets(family: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def answers(published, tmp_path_factory) -> dict[str, dict]:
-    """ "online" and "offline" -> FAMILY SNIPPET -> what it printed of each picture, and its masks, or its error."""
+    """Return (online or offline) -> FAMILY SNIPPET -> output for each image and its masks, or the error."""
     home = str(tmp_path_factory.mktemp("stranger"))
     offline = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
     found = {}
     for mode, env in {"online": {"HF_HOME": home}, "offline": offline}.items():
         jobs: dict[str, dict] = {"stock": {}, "ours": {}}
         for family, data in published.items():
-            pictures = [str(path) for path in rows_of(family, data)[1]]
+            images = [str(path) for path in rows_of(family, data)[1]]
             for name, code in snippets(family).items():
                 kind = "ours" if name == "Predictor" else "stock"
-                jobs[kind][f"{family} {name}"] = code, pictures[:1] if mode == "online" else pictures
+                jobs[kind][f"{family} {name}"] = code, images[:1] if mode == "online" else images
         found[mode] = {}
         for kind, its in jobs.items():
             isolated = ["-I"] if kind == "stock" else []
@@ -177,8 +177,8 @@ def answers(published, tmp_path_factory) -> dict[str, dict]:
     return found
 
 
-def chances(printed: str) -> dict[str, float]:
-    """Label -> probability, whichever way printed it."""
+def probabilities(printed: str) -> dict[str, float]:
+    """Return label -> probability, from any of the output formats."""
     said = ast.literal_eval(printed)
     if isinstance(said, list):
         return {its["label"]: its["score"] for its in said}
@@ -194,8 +194,8 @@ def dice(found: list, mask: Path) -> float:
 
 @pytest.mark.slow  # the first has the fixtures' time
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_way_to_load_gives_the_published_numbers(family, published, answers):
-    rows, pictures = rows_of(family, published[family])
+def test_all_loading_snippets_give_published_predictions(family, published, answers):
+    rows, images = rows_of(family, published[family])
     results = json.loads(fetch(family, "results.json").read_text())
     code = snippets(family)
     travels, more = FAMILIES[family]
@@ -212,11 +212,11 @@ def test_every_way_to_load_gives_the_published_numbers(family, published, answer
             assert len(answer["printed"]) == (1 if mode == "online" else len(rows))
             if "dice" in rows:
                 if name != "handler":
-                    masks = [path.parents[1] / "masks" / path.name for path in pictures]
+                    masks = [path.parents[1] / "masks" / path.name for path in images]
                     found = [dice(*pair) for pair in zip(answer["masks"], masks, strict=False)]
                     assert found == pytest.approx(rows["dice"][: len(found)].tolist(), abs=1e-6), (mode, name)
                 continue
-            found = pd.DataFrame([chances(line) for line in answer["printed"]])
+            found = pd.DataFrame([probabilities(line) for line in answer["printed"]])
             for label in results["labels"]:
                 assert found[label].tolist() == pytest.approx(rows[f"p_{label}"][: len(found)].tolist(), abs=1e-5)
             if mode == "offline" and family != "several":
@@ -236,7 +236,7 @@ def test_every_way_to_load_gives_the_published_numbers(family, published, answer
 
 @contextlib.contextmanager
 def served(folder: Path):
-    """Address of a model that its own handler serves, as its card says."""
+    """Serve a model with its own handler, as described on its card; yield the address."""
     port = free_port()
     command = [sys.executable, "-I", str(folder / "handler.py"), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent)
@@ -255,7 +255,7 @@ def served(folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["cnn", "unet"])
-def test_a_published_model_is_served_over_http(family, published, answers, tmp_path):
+def test_published_model_is_served_over_http(family, published, answers, tmp_path):
     line = next(line for line in fetch(family, "README.md").read_text().splitlines() if line.startswith("hf download"))
     done = script(Path(sys.executable).with_name("hf"), *line.split()[1:-1], tmp_path / "model")
     assert done.returncode == 0, done.stderr
@@ -276,14 +276,14 @@ def test_a_published_model_is_served_over_http(family, published, answers, tmp_p
     assert said == ast.literal_eval(answers["online"][f"{family} handler"]["printed"][0])
 
 
-def test_the_handler_says_what_predictor_says(finished, phantoms):
+def test_handler_equals_predictor(finished, phantoms):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    pictures = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
+    images = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
     handler, predictor = EndpointHandler(str(finished)), Predictor.from_pretrained(finished)
-    for picture, wanted in zip(pictures, predictor.predict(pictures), strict=True):
+    for image, wanted in zip(images, predictor.predict(images), strict=True):
         content = io.BytesIO()
-        picture.save(content, "png")
-        for given in (picture, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
+        image.save(content, "png")
+        for given in (image, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
             said = handler({"inputs": given})
             assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-6)
             assert [said[key] for key in ("label", "decision", "abstain")] == [
@@ -293,14 +293,14 @@ def test_the_handler_says_what_predictor_says(finished, phantoms):
             assert said["reasons"] == list(wanted.reasons)
     assert "unlike the training pictures" in wanted.reasons
     for nothing in (None, "", b"", "no base64"):
-        with pytest.raises(ValueError, match="no picture that can be read"):
+        with pytest.raises(ValueError, match="not a readable image"):
             handler({"inputs": nothing})
 
 
-def test_the_card_of_an_unchanged_run_keeps_its_tag(hub, finished, phantoms, tmp_path):
-    """The card names the tag of its push; another name, or another push, and every place names that."""
+def test_card_of_unchanged_run_keeps_tag(hub, finished, phantoms, tmp_path):
+    """The card names the tag of its push; after another push all references name the new tag."""
     ready = shutil.copytree(finished, tmp_path / "ready")
-    export(ready, "onnx", data_dir=phantoms)
+    export_run(ready, "onnx", data_dir=phantoms)
     for name in ("ci-user/first", "ci-user/first", "ci-user/second"):
         push(ready, name, waive=WAIVED)
         assert [tag.name for tag in HfApi().list_repo_refs(name).tags] == ["v1"]

@@ -1,4 +1,4 @@
-"""Medical preprocessing: the same pixels in training and in `pipeline()`, and code that travels with the weights."""
+"""Medical preprocessing: the same pixels in training and in `pipeline()`, and code that is saved with the weights."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, ViTImageProcessor, pipeline
 
 from hf_medtl import MedtlError, read_image
-from hf_medtl.data.phantoms import brain
+from hf_medtl.data.phantoms import draw_brain
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.preprocessing import (
     build_processor,
@@ -27,21 +27,21 @@ from hf_medtl.models.processor import STEPS, MedicalImageProcessor, brain_box, c
 from tests.support.commands import script
 from tests.support.processors import LABELS, STRANGER, make, save, train_logits
 
-ALONE = tuple(step for step in STEPS if step != "lung_crop")  # those that need no other model
+ALONE = tuple(step for step in STEPS if step != "lung_crop")  # steps that need no other model
 FAMILIES = ("vit", "dinov2", "convnext", "cnn", "timm")
 RNG = np.random.default_rng(0)
 
-# What a stranger would write, with stock transformers alone.
+# User code with stock transformers alone.
 
 
 def phantom(patient=0):
-    grey = brain(patient, 0, True, size=128).image
+    grey = draw_brain(patient, 0, True, size=128).image
     return np.dstack([grey] * 3)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for name, array in {
         "brain.png": phantom()[..., 0],
         "colour.png": RNG.integers(0, 256, (101, 67, 3), dtype=np.uint8),
@@ -54,7 +54,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 @pytest.mark.parametrize("steps", [(), ("clahe", "brain_crop"), ALONE], ids=["none", "two", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pipeline_equals_the_training_path(family, steps, fit, tiny, files, tmp_path, monkeypatch):
+def test_pipeline_equals_training_path(family, steps, fit, tiny, files, tmp_path, monkeypatch):
     asked = []
     model, processor = make(tiny(family), steps=steps, fit=fit)
     save(model, processor, tmp_path)
@@ -71,7 +71,7 @@ def test_pipeline_equals_the_training_path(family, steps, fit, tiny, files, tmp_
         assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4, path.name
 
 
-def test_strangers_load_it_without_hf_medtl(hub, tiny, files, tmp_path):
+def test_processor_loads_without_hf_medtl(hub, tiny, files, tmp_path):
     expected, folders = [], []
     for family in FAMILIES:
         model, processor = make(tiny(family), steps=["brain_crop", "clahe"], fit="pad")
@@ -86,7 +86,7 @@ def test_strangers_load_it_without_hf_medtl(hub, tiny, files, tmp_path):
         assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4
 
 
-def test_saving_keeps_every_setting(tmp_path):
+def test_saving_keeps_all_settings(tmp_path):
     settings = {
         "size": {"height": 20, "width": 30}, "resample": 2, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6],
         "do_normalize": False, "rescale_factor": 0.5, "steps": ["grayscale", "clahe"], "fit": "pad", "crop_margin": 0.1,
@@ -106,7 +106,7 @@ def test_saving_keeps_every_setting(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_size_and_normalisation_are_the_checkpoint_s(family, tiny):
+def test_size_and_normalisation_come_from_checkpoint(family, tiny):
     _, stock = build_classifier(str(tiny(family)), LABELS)
     _, ours = build_classifier(str(tiny(family)), LABELS, steps=["grayscale"])
     for a, b in zip(normalisation(stock), normalisation(ours), strict=True):
@@ -116,7 +116,7 @@ def test_size_and_normalisation_are_the_checkpoint_s(family, tiny):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_a_model_with_steps_can_be_trained_on_without(family, tiny, tmp_path):
+def test_model_with_steps_can_be_fine_tuned_without(family, tiny, tmp_path):
     save(*build_classifier(str(tiny(family)), LABELS, steps=["clahe"]), tmp_path / "first")
     model, processor = build_classifier(str(tmp_path / "first"), LABELS)
     assert not isinstance(processor, MedicalImageProcessor)
@@ -125,16 +125,16 @@ def test_a_model_with_steps_can_be_trained_on_without(family, tiny, tmp_path):
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "second"), "image_processor_type")
 
 
-def test_unknown_steps_are_named(tiny):
+def test_unknown_step_or_fit_raises(tiny):
     with pytest.raises(MedtlError, match=r"'clahee'.* brain_crop, lung_crop, grayscale, blur, clahe"):
         build_classifier(str(tiny("vit")), LABELS, steps=["clahee"])
     with pytest.raises(MedtlError, match=r"'crop'.* squash, pad"):
         build_processor(str(tiny("vit")), AutoConfig.from_pretrained(tiny("vit")), fit="crop")
-    with pytest.raises(ValueError, match="steps are some of"):
+    with pytest.raises(ValueError, match="steps must be some of"):
         MedicalImageProcessor(steps=["skull_strip"])
 
 
-def test_steps_do_what_they_say():
+def test_each_step_has_its_effect():
     rgb = np.asarray(Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)))
     square = {"size": {"height": 64, "width": 64}}
     assert np.array_equal(MedicalImageProcessor(**square).prepare(rgb), rgb)
@@ -153,15 +153,15 @@ def test_steps_do_what_they_say():
     assert np.ptp(all_steps.prepare(phantom()), axis=-1).max() == 0
 
 
-def test_faint_colours_change_little():
-    """A JPEG in colour and its grey copy must not differ by the kind of file: that would be a shortcut."""
+def test_clahe_is_robust_to_faint_colours():
+    """A colour JPEG and its grey copy must give nearly the same pixels: the file type would be a shortcut."""
     grey = phantom()
     tinted = np.clip(grey + np.array([1, 0, -1]), 0, 255).astype(np.uint8)
     difference = clahe(grey).astype(int) - clahe(tinted)
     assert np.abs(difference).mean() < 2.5
 
 
-def test_padding_keeps_the_aspect():
+def test_padding_keeps_aspect_ratio():
     processor = MedicalImageProcessor(size={"height": 32, "width": 32}, fit="pad")
     wide = processor.prepare(np.full((50, 100, 3), 200, np.uint8))
     assert (wide[8:24] == 200).all()
@@ -177,7 +177,7 @@ def test_padding_keeps_the_aspect():
 
 
 @pytest.mark.parametrize("patient", range(3))
-def test_the_brain_is_found_where_it_lies(patient):
+def test_brain_box_matches_phantom(patient):
     rgb = phantom(patient)
     head = cv2.blur(rgb[..., 0], (3, 3)) > 40
     rows, columns = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
@@ -195,7 +195,7 @@ def test_the_brain_is_found_where_it_lies(patient):
     assert processor.counts == {"pictures": 1, "nothing": 0}
 
 
-def test_two_halves_are_one_brain():
+def test_brain_box_covers_split_contours():
     """TRAP: the largest contour alone is half a brain where the threshold splits it."""
     rgb = np.zeros((200, 200, 3), np.uint8)
     rgb[40:160, 30:95] = rgb[40:160, 105:170] = 200
@@ -205,7 +205,7 @@ def test_two_halves_are_one_brain():
     assert (top, bottom) == (pytest.approx(40, abs=3), pytest.approx(160, abs=3))
 
 
-def test_no_brain_keeps_the_whole_picture_and_counts_it():
+def test_image_without_brain_stays_whole_and_is_counted():
     black, letter = np.zeros((80, 120, 3), np.uint8), np.zeros((80, 120, 3), np.uint8)
     letter[:9, :9] = 255
     assert brain_box(black) is brain_box(letter) is None
@@ -217,7 +217,7 @@ def test_no_brain_keeps_the_whole_picture_and_counts_it():
     assert processor.counts == {"pictures": 3, "nothing": 2}
     plain(given)
     assert not plain.counts
-    with ThreadPoolExecutor(4) as pool:  # as the cache prepares them
+    with ThreadPoolExecutor(4) as pool:  # like the cache
         list(pool.map(processor.prepare, [black, letter, phantom()] * 20))
     assert processor.counts == {"pictures": 63, "nothing": 42}
 
@@ -225,7 +225,7 @@ def test_no_brain_keeps_the_whole_picture_and_counts_it():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 5), (7, 7), (4, 3), (2, 3000)])
-def test_degenerate_pictures(size, fit):
+def test_degenerate_image_sizes(size, fit):
     noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     given = [np.zeros((*size, 3), np.uint8), np.full((*size, 3), 255, np.uint8), noise]
     for target in ({"height": 32, "width": 32}, {"height": 5, "width": 9}):  # the latter is smaller than CLAHE's grid
@@ -237,7 +237,7 @@ def test_degenerate_pictures(size, fit):
         assert to_uint8(processor, [Image.fromarray(p) for p in given]).shape == (3, *target.values(), 3)
 
 
-def test_kinds_of_input():
+def test_input_types():
     rgb = RNG.integers(0, 256, (50, 40, 3), dtype=np.uint8)
     processor = MedicalImageProcessor(size={"height": 24, "width": 24}, steps=ALONE)
     expected = processor(Image.fromarray(rgb), return_tensors="pt")["pixel_values"]
@@ -255,11 +255,11 @@ def test_kinds_of_input():
     for same in (grey.convert("RGB"), rgb[..., :1], torch.from_numpy(rgb[None, ..., 0]), grey.convert("RGBA")):
         assert np.array_equal(processor(same)["pixel_values"][0], values)
     for deep in (Image.fromarray(rgb[..., 0].astype(np.uint16)), rgb / 255, torch.rand(3, 9, 9), grey.convert("F")):
-        with pytest.raises(ValueError, match="8-bit pictures are expected"):
+        with pytest.raises(ValueError, match="Expected 8-bit images"):
             processor(deep)
 
 
-def test_prepared_pictures_are_kept_by_settings_and_versions(monkeypatch, tmp_path):
+def test_preprocessing_key_depends_on_settings_and_versions(monkeypatch, tmp_path):
     settings = {"steps": ["clahe"], "fit": "squash"}
     processor = MedicalImageProcessor(**settings)
     key = preprocessing_key(processor)
@@ -275,18 +275,18 @@ def test_prepared_pictures_are_kept_by_settings_and_versions(monkeypatch, tmp_pa
     assert preprocessing_key(ViTImageProcessor()) == plain
 
 
-def test_the_description_names_the_steps():
+def test_description_lists_steps():
     text = describe_processor(MedicalImageProcessor(steps=ALONE, fit="pad"))
     assert text == (
-        "RGB, cropped to the brain, or the whole picture where none is found, grey values, resized to 224 × 224 "
-        "pixels, the aspect kept with black margins, Gaussian blur (sigma 1 pixels), CLAHE (clip 2, 8 × 8 tiles), "
-        "normalised with mean (0.500, 0.500, 0.500) and standard deviation (0.500, 0.500, 0.500)"
+        "RGB, cropped to the brain, or the whole image where none is found, grey values, resized to 224 × 224 "
+        "pixels, keeping the aspect ratio with black margins, Gaussian blur (sigma 1 pixels), CLAHE (clip 2, "
+        "8 × 8 tiles), normalised with mean (0.500, 0.500, 0.500) and standard deviation (0.500, 0.500, 0.500)"
     )
-    assert describe_processor(ViTImageProcessor()).startswith("RGB, the whole picture resized to 224 × 224 pixels, nor")
+    assert describe_processor(ViTImageProcessor()).startswith("RGB, the whole image resized to 224 × 224 pixels, nor")
 
 
 @pytest.mark.real
-def test_real_brains_are_found_whole(real_brain: Path):
+def test_real_brains_are_inside_crop(real_brain: Path):
     paths = sorted(p for name in ("yes", "no") for p in (real_brain / name).iterdir())
     assert len(paths) == 253
     missing, inside = 0, []

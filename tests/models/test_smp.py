@@ -1,4 +1,4 @@
-"""Segmentation networks: pretrained encoders, weights that survive, and folders that stock code loads."""
+"""Segmentation networks: pretrained encoders, exact saving and loading, and loading with stock code."""
 
 import copy
 import json
@@ -28,14 +28,14 @@ from hf_medtl.models.encoders import read_encoder
 from hf_medtl.models.preprocessing import describe_processor, normalisation, to_uint8
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation, build_network
-from hf_medtl.publish.hub import FILES
+from hf_medtl.publish.hub import UPLOAD_PATTERNS
 from tests.support.commands import script
 from tests.support.tiny_models import LABELS, TINY, build_tiny
 
 ENCODERS = ("tu-test_resnet", "mit_b0")
 
-# What a stranger would write: stock transformers, in a process where hf_medtl can't be imported.
-STRANGER = """
+# User code with stock transformers, in a process where hf_medtl can't be imported.
+USER_CODE = """
 import json, sys
 sys.modules["hf_medtl"] = None
 import torch
@@ -58,14 +58,14 @@ def no_network(monkeypatch):
 
 @pytest.fixture(params=ENCODERS)
 def saved(request, tmp_path):
-    """Model, processor and the folder that they were saved to."""
+    """Return model, processor and the folder that they were saved to."""
     model, processor = build_tiny(request.param)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     return model, processor, tmp_path
 
 
-def test_saved_and_loaded_are_equal_without_a_network(saved, no_network):
+def test_loading_is_exact_and_needs_no_network(saved, no_network):
     """TRAP: with encoder weights in the configuration, SMP downloads the encoder at each loading."""
     model, _, folder = saved
     config = json.loads((folder / "config.json").read_text())
@@ -84,16 +84,16 @@ def test_saved_and_loaded_are_equal_without_a_network(saved, no_network):
     assert torch.allclose(loaded(pixel_values=pixels).logits, logits, atol=1e-5)
 
 
-def test_a_name_of_weights_never_enters_the_configuration():
-    with pytest.raises(ValueError, match="encoder_weights is None"):
+def test_config_rejects_encoder_weights():
+    with pytest.raises(ValueError, match="encoder_weights must be None"):
         SmpConfig(encoder_weights="imagenet")
-    with pytest.raises(ValueError, match="architecture is one of"):
+    with pytest.raises(ValueError, match="architecture must be one of"):
         SmpConfig(architecture="unett")
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_new_network_is_drawn_as_smp_draws(encoder):
-    """TRAP: transformers draws every layer with a deviation of 0.02, those of a pretrained encoder, too."""
+def test_new_network_uses_smp_initialisation(encoder):
+    """TRAP: transformers draws every layer with a deviation of 0.02, even those of a pretrained encoder."""
     config = SmpConfig(encoder_name=encoder, model_args=TINY, num_labels=2)
     torch.manual_seed(0)
     network = build_network(config).state_dict()
@@ -105,7 +105,7 @@ def test_a_new_network_is_drawn_as_smp_draws(encoder):
 
 
 @pytest.mark.parametrize("size", [(50, 37), (64, 96), (1, 1), (33, 256)])
-def test_logits_are_as_large_as_the_picture(size):
+def test_logits_have_image_size(size):
     model, _ = build_tiny()
     pixels = torch.randn(2, 3, *size)
     logits = model(pixel_values=pixels).logits
@@ -115,7 +115,7 @@ def test_logits_are_as_large_as_the_picture(size):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture(architecture, tmp_path, no_network):
+def test_architectures_save_and_load(architecture, tmp_path, no_network):
     torch.manual_seed(0)
     options = {"encoder": "tu-test_resnet", "encoder_weights": "none", "image_size": 64}
     model, _ = build_segmenter(architecture, ("background", "left", "right"), **options)
@@ -130,8 +130,8 @@ def test_every_architecture(architecture, tmp_path, no_network):
     assert torch.equal(loaded(pixel_values=pixels).logits, logits)
 
 
-def test_tables_that_are_not_saved_are_there_after_loading(tmp_path):
-    """TRAP: buffers outside the state, such as relative positions, hold anything after from_pretrained."""
+def test_unsaved_buffers_are_initialised_after_loading(tmp_path):
+    """TRAP: unsaved buffers, such as relative positions, are undefined after from_pretrained."""
     model, _ = build_tiny("tu-test_maxvit", model_args={**TINY, "img_size": 64})
     assert [*model.named_non_persistent_buffers()]
     model.save_pretrained(tmp_path)
@@ -141,7 +141,7 @@ def test_tables_that_are_not_saved_are_there_after_loading(tmp_path):
         assert torch.equal(others[name], buffer), name
 
 
-def test_the_loss_leaves_out_what_has_no_label():
+def test_loss_ignores_unlabelled_pixels():
     model, _ = build_tiny()
     pixels, labels = torch.randn(2, 3, 50, 37), torch.randint(0, 2, (2, 50, 37))
     labels[:, :20] = 255
@@ -171,12 +171,12 @@ def test_it_learns():
     assert (model.eval()(pixel_values=pixels).logits.argmax(1) == labels).float().mean() > 0.95
 
 
-def test_a_fresh_process_gives_the_same_logits_and_masks(tmp_path):
+def test_fresh_process_reproduces_logits_and_masks(tmp_path):
     torch.manual_seed(0)
     pixels, models = torch.randn(1, 3, 50, 37), {}
     torch.save(pixels, tmp_path / "pixels.pt")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
-    picture.save(tmp_path / "picture.png")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
     for encoder in ENCODERS:
         folder = tmp_path / encoder
         models[str(folder)] = build_tiny(encoder)
@@ -184,25 +184,25 @@ def test_a_fresh_process_gives_the_same_logits_and_masks(tmp_path):
             part.save_pretrained(folder)
         assert "import hf_medtl" not in (folder / "smp.py").read_text()
         assert "from hf_medtl" not in (folder / "smp.py").read_text()
-    assert "smp.py" in FILES
-    done = script(sys.executable, "-I", "-c", STRANGER, tmp_path / "pixels.pt", tmp_path / "picture.png", *models)
+    assert "smp.py" in UPLOAD_PATTERNS
+    done = script(sys.executable, "-I", "-c", USER_CODE, tmp_path / "pixels.pt", tmp_path / "image.png", *models)
     assert done.returncode == 0, done.stderr
     for folder, (logits, masks) in json.loads(done.stdout.splitlines()[-1]).items():
         model, processor = models[folder]
         assert (torch.tensor(logits) - model(pixel_values=pixels).logits).abs().max() < 1e-5
         segment = pipeline("image-segmentation", folder, device="cpu")
-        rows = {row["label"]: row["mask"] for row in segment(str(tmp_path / "picture.png"))}
+        rows = {row["label"]: row["mask"] for row in segment(str(tmp_path / "image.png"))}
         assert {label: list(mask.tobytes()) for label, mask in rows.items()} == masks
         assert {*rows} == {*LABELS}
-        # The training path gives these masks, too: uint8 pictures, normalised on the device.
+        # The training path gives the same masks: uint8 images, normalised on the device.
         mean, std = normalisation(processor)
-        uint8 = torch.from_numpy(to_uint8(processor, [picture])).permute(0, 3, 1, 2)
+        uint8 = torch.from_numpy(to_uint8(processor, [image])).permute(0, 3, 1, 2)
         out = model(pixel_values=(uint8.float() - mean) / std)
         mask = processor.post_process_semantic_segmentation(out, target_sizes=[(70, 90)])[0]
         assert (mask.numpy() == np.asarray(rows["lung"]) // 255).mean() > 0.999
 
 
-def test_the_processor_squashes_and_keeps_class_indices(saved):
+def test_processor_squashes_and_keeps_class_indices(saved):
     _, processor, folder = saved
     loaded = AutoImageProcessor.from_pretrained(folder)
     assert type(loaded) is SegformerImageProcessor
@@ -217,7 +217,7 @@ def test_the_processor_squashes_and_keeps_class_indices(saved):
 
 
 @pytest.mark.parametrize("family", ["timm-resnet", "timm-efficientnet", "timm-byobnet", "timm-convnext"])
-def test_weights_of_a_timm_classifier_fill_the_encoder(family, tiny, no_network):
+def test_timm_classifier_weights_fill_encoder(family, tiny, no_network):
     model, processor = build_segmenter("unet", LABELS, encoder_weights=str(tiny(family)), image_size=64)
     name = "tu-test_" + family.removeprefix("timm-")
     assert (model.config.encoder_name, model.config.encoder_weights) == (name, None)
@@ -235,8 +235,8 @@ def test_weights_of_a_timm_classifier_fill_the_encoder(family, tiny, no_network)
         assert torch.allclose(model.eval().encoder(pixels)[-1], features, atol=1e-5)
 
 
-def test_weights_of_other_encoders(tiny, tmp_path):
-    """Those of SMP's own encoders, which name no architecture, in 16 bits; and those of a whole segmentation model."""
+def test_weights_of_smp_encoders_and_models(tiny, tmp_path):
+    """SMP's own encoders name no architecture and may have 16 bits; whole segmentation models are accepted, too."""
     source, _ = build_tiny("resnet18")
     weights = {name: tensor.half() for name, tensor in source.encoder.state_dict().items()}
     (tmp_path / "smp").mkdir()
@@ -244,7 +244,7 @@ def test_weights_of_other_encoders(tiny, tmp_path):
     values = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "input_space": "RGB", "input_range": [0, 1]}
     (tmp_path / "smp" / "config.json").write_text(json.dumps(values))
     options = {"encoder_weights": str(tmp_path / "smp"), "model_args": TINY}
-    with pytest.raises(MedtlError, match="does not say which encoder"):
+    with pytest.raises(MedtlError, match="does not name an encoder"):
         build_segmenter("unet", LABELS, **options)
     model, processor = build_segmenter("unet", LABELS, encoder="resnet18", **options)
     for name, tensor in model.encoder.state_dict().items():
@@ -259,7 +259,7 @@ def test_weights_of_other_encoders(tiny, tmp_path):
     assert list(processor.image_mean) == values["mean"]
 
 
-def test_half_an_encoder_is_refused(tiny, tmp_path):
+def test_incomplete_encoder_weights_raise(tiny, tmp_path):
     folder = tiny("timm-resnet")
     weights = load_file(folder / "model.safetensors")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
@@ -277,7 +277,7 @@ def test_half_an_encoder_is_refused(tiny, tmp_path):
         read_encoder(tmp_path)
 
 
-def test_wrong_names_are_refused_with_near_ones():
+def test_unknown_name_raises_with_suggestions():
     with pytest.raises(MedtlError, match="unet, "):
         build_segmenter("unett", LABELS)
     with pytest.raises(MedtlError, match="resnet34"):
@@ -294,19 +294,19 @@ def test_wrong_names_are_refused_with_near_ones():
     ("architecture", "encoder"),
     [("unetplusplus", "mit_b0"), ("deeplabv3plus", "vgg11"), ("unet", "tu-test_vit"), ("unet", "tu-test_maxvit")],
 )
-def test_what_does_not_go_together_is_refused(architecture, encoder):
+def test_incompatible_encoder_raises(architecture, encoder):
     with pytest.raises(MedtlError, match=f"{architecture} with the encoder {encoder} does not work"):
         build_segmenter(architecture, LABELS, encoder=encoder, encoder_weights="none")
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
-def test_imagenet_weights_need_a_network(encoder, hub):
+def test_imagenet_weights_require_network(encoder, hub):
     with pytest.raises(MedtlError, match="can't be downloaded"):
         build_segmenter("unet", LABELS, encoder=encoder, model_args=TINY)
 
 
-def test_imagenet_weights_are_those_of_smp(monkeypatch):
-    """Without a network: what SMP would download is put in its place."""
+def test_imagenet_weights_come_from_smp(monkeypatch):
+    """SMP's download is replaced, so no network is needed."""
     import segmentation_models_pytorch as smp
 
     given, _ = build_tiny("resnet18")
@@ -330,7 +330,7 @@ def test_imagenet_weights_are_those_of_smp(monkeypatch):
         build_segmenter("unet", LABELS, encoder="resnet18", model_args=TINY)
 
 
-def test_a_saved_model_keeps_its_head_for_its_labels_only(saved):
+def test_saved_model_keeps_head_only_for_same_labels(saved):
     model, processor, folder = saved
     head = "segmentation_head.0.weight"
     same, processor2 = build_segmenter(str(folder), LABELS)
@@ -349,7 +349,7 @@ def test_a_saved_model_keeps_its_head_for_its_labels_only(saved):
 
 
 def save_segformer(folder, kind=SegformerForSemanticSegmentation):
-    """A tiny SegFormer with labels of its own, as it would come from the Hub."""
+    """Save a tiny SegFormer with other labels, like one from the Hub."""
     config = SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
         num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=3,
@@ -358,7 +358,7 @@ def save_segformer(folder, kind=SegformerForSemanticSegmentation):
     SegformerImageProcessor(size={"height": 64, "width": 48}, do_reduce_labels=True).save_pretrained(folder)
 
 
-def test_a_native_model_gets_a_new_head(tmp_path):
+def test_transformers_model_gets_new_head(tmp_path):
     save_segformer(tmp_path)
     original = SegformerForSemanticSegmentation.from_pretrained(tmp_path).state_dict()
     model, processor = build_segmenter(str(tmp_path), LABELS)
@@ -369,7 +369,7 @@ def test_a_native_model_gets_a_new_head(tmp_path):
     assert model(torch.randn(1, 3, 64, 48)).logits.shape[1] == 2
 
 
-def test_an_encoder_alone_gets_a_new_decoder_and_half_a_decoder_is_refused(tmp_path):
+def test_missing_decoder_is_new_and_partial_decoder_raises(tmp_path):
     save_segformer(tmp_path, SegformerForImageClassification)
     original = SegformerForImageClassification.from_pretrained(tmp_path).segformer.state_dict()
     model, _ = build_segmenter(str(tmp_path), LABELS)
@@ -384,14 +384,16 @@ def test_an_encoder_alone_gets_a_new_decoder_and_half_a_decoder_is_refused(tmp_p
         build_segmenter(str(tmp_path), LABELS)
     kept = {name: x for name, x in weights.items() if "classifier" not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MedtlError, match=r"lacks 2 of.*decode_head\.classifier"):  # it has just these labels
+    with pytest.raises(
+        MedtlError, match=r"lacks 2 of.*decode_head\.classifier"
+    ):  # the checkpoint has exactly these labels
         build_segmenter(str(tmp_path), tuple(f"LABEL_{i}" for i in range(3)))
 
 
-def test_a_folder_that_is_no_segmentation_model(tiny, tmp_path, hub):
-    with pytest.raises(MedtlError, match="No segmentation model can be made"):
+def test_folder_without_segmentation_model_raises(tiny, tmp_path, hub):
+    with pytest.raises(MedtlError, match="Can't build a segmentation model"):
         build_segmenter(str(tiny("vit")), LABELS)
-    with pytest.raises(MedtlError, match="No segmentation model can be made"):
+    with pytest.raises(MedtlError, match="Can't build a segmentation model"):
         build_segmenter("nobody/nothing", LABELS)
     model, _ = build_tiny()
     model.save_pretrained(tmp_path)  # without its image processor
@@ -399,7 +401,7 @@ def test_a_folder_that_is_no_segmentation_model(tiny, tmp_path, hub):
         build_segmenter(str(tmp_path), LABELS)
 
 
-def test_auto_classes_know_it_and_importing_stays_light(tmp_path):
+def test_auto_classes_load_smp_and_import_stays_light(tmp_path):
     build_tiny()[0].save_pretrained(tmp_path)
     code = f"""import hf_medtl, sys
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
@@ -412,7 +414,7 @@ print(type(AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r})).
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0"])
-def test_real_weights_fill_every_tensor(name, shared, tmp_path):
+def test_real_weights_fill_all_tensors(name, shared, tmp_path):
     folder = shared / "weights" / f"{name}-in1k"
     model, processor = build_segmenter("unet", LABELS, encoder_weights=str(folder), image_size=64)
     assert model.config.encoder_name == f"tu-{name}"
@@ -427,7 +429,7 @@ def test_real_weights_fill_every_tensor(name, shared, tmp_path):
 
 
 @pytest.mark.real
-def test_real_weights_fill_an_encoder_of_smp_itself(shared):
+def test_real_weights_fill_smp_encoder(shared):
     folder = shared / "weights" / "resnet50-in1k"
     model, _ = build_segmenter("deeplabv3plus", LABELS, encoder="resnet50", encoder_weights=str(folder), image_size=64)
     weights = load_file(folder / "model.safetensors")
