@@ -1,1 +1,1 @@
-"""What a model looks at, and whether the maps that say so are to be believed."""
+"""Heatmaps of model predictions, and tests of whether the heatmaps can be trusted."""

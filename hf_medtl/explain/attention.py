@@ -1,4 +1,4 @@
-"""What the tokens of a vision transformer attend to, and attention rollout."""
+"""Attention maps of vision transformers, and attention rollout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,45 +10,45 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.explain.layers import Layer, Logits, find_layer, frozen
+from hf_medtl.explain.layers import Layer, Logits, eval_without_grads, find_layer
 
 
-def attentions(model: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """Attention of each layer, (n, heads, tokens, tokens), rows from, columns to: each row has the sum 1.
+def attention_weights(model: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Return the attention of each layer, (n, heads, from, to) over tokens; each row sums to 1.
 
     Args:
-        model: a vision transformer of `transformers` or timm; while it is looked at, its attention is computed by the
-            slow, "eager" implementation, for the others do not give it.
+        model: a vision transformer of `transformers` or timm. Its attention temporarily uses the slow "eager"
+            implementation, since the others do not return weights.
         pixels: (n, C, H, W).
 
     Raises:
-        MedtlError: it has none, or not over the whole picture.
+        MedtlError: the model has no attention, or none over the whole image.
     """
-    with frozen(model), torch.no_grad():
+    with eval_without_grads(model), torch.no_grad():
         if hasattr(model, "timm_model"):
-            found = _of_timm(model, pixels)
+            weights = _timm_attention(model, pixels)
         else:
-            with _eager(model):
-                answer: Any = model(pixel_values=pixels.to(model.device, model.dtype), output_attentions=True)
-                found = list(answer.get("attentions") or ())
-    if not found or any(a.ndim != 4 or a.shape[0] != len(pixels) or a.shape != found[0].shape for a in found):
+            with _eager_attention(model):
+                output: Any = model(pixel_values=pixels.to(model.device, model.dtype), output_attentions=True)
+                weights = list(output.get("attentions") or ())
+    if not weights or any(a.ndim != 4 or a.shape[0] != len(pixels) or a.shape != weights[0].shape for a in weights):
         raise MedtlError(
-            f"{type(model).__name__} has no attention that goes over the whole picture in every layer. Attention maps "
-            "and rollout are for ViT, DeiT, DINOv2 and the like; use gradcam here."
+            f"{type(model).__name__} has no attention that covers the whole image in every layer. Attention maps and "
+            "rollout are for ViT, DeiT, DINOv2 and similar models; use gradcam here."
         )
-    return [attention.float().cpu() for attention in found]
+    return [layer.float().cpu() for layer in weights]
 
 
-def rollout(attention: list[torch.Tensor]) -> torch.Tensor:
-    """How much of each token arrives in each token at the end, (n, tokens, tokens): rows have the sum 1.
+def attention_rollout(attention: list[torch.Tensor]) -> torch.Tensor:
+    """Return the flow from each input token to each output token, (n, tokens, tokens); rows sum to 1.
 
-    The mean over heads; half of it is the token itself, which the residual connection hands on; then the product over
-    layers, the last one first.
+    Each layer contributes the mean over its heads, averaged with the identity for the residual connection; the
+    layers are multiplied, the last one first.
 
     Source: Abnar and Zuidema 2020, Quantifying attention flow in transformers, https://arxiv.org/abs/2005.00928.
 
     Args:
-        attention: as `attentions` gives it.
+        attention: result of `attention_weights`.
     """
     flow = torch.eye(attention[0].shape[-1])
     for layer in attention:
@@ -57,30 +57,31 @@ def rollout(attention: list[torch.Tensor]) -> torch.Tensor:
 
 
 def rollout_maps(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray[np.float32]:
-    """What arrives in the class token from each patch, (n, rows, columns) of patches; the same for every class."""
-    flow, layer = rollout(attentions(model, pixels)), _class_tokens(model, pixels)
+    """Return the flow from each patch to the class token, (n, rows, columns) of patches; the same for every class."""
+    flow, layer = attention_rollout(attention_weights(model, pixels)), _class_token_layer(model, pixels)
     return flow[:, 0, layer.prefix :].reshape(-1, layer.height, layer.width).numpy()
 
 
-def head_maps(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray[np.float32]:
-    """What the class token attends to, (n, layers, heads, rows, columns) of patches; the other tokens are left out."""
-    found, layer = torch.stack(attentions(model, pixels), dim=1), _class_tokens(model, pixels)
-    return found[..., 0, layer.prefix :].unflatten(-1, (layer.height, layer.width)).numpy()
+def attention_head_maps(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray[np.float32]:
+    """Return the attention of the class token to the patches, (n, layers, heads, rows, columns) of patches."""
+    weights, layer = torch.stack(attention_weights(model, pixels), dim=1), _class_token_layer(model, pixels)
+    return weights[..., 0, layer.prefix :].unflatten(-1, (layer.height, layer.width)).numpy()
 
 
-def _class_tokens(model: PreTrainedModel, pixels: torch.Tensor) -> Layer:
-    with frozen(model):
+def _class_token_layer(model: PreTrainedModel, pixels: torch.Tensor) -> Layer:
+    with eval_without_grads(model):
         layer = find_layer(model, pixels)
     if layer.prefix < 1:
         raise MedtlError(
-            f"{type(model).__name__} has no class token whose attention could be shown. Use gradcam, or `attentions`."
+            f"{type(model).__name__} has no class token whose attention could be shown. Use gradcam, or "
+            "`attention_weights`."
         )
     return layer
 
 
 @contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """TRAP: SDPA gives no attention, without a word."""
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """TRAP: SDPA silently returns no attention."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -89,18 +90,18 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _of_timm(model: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """TRAP: `TimmWrapper` refuses output_attentions, and timm's attention is fused: what goes into its dropout."""
-    parts: list[Any] = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
-    found: list[torch.Tensor] = []
-    fused = [part.fused_attn for part in parts]
-    hooks = [part.attn_drop.register_forward_hook(lambda _, inputs, __: found.append(inputs[0])) for part in parts]
+def _timm_attention(model: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """TRAP: `TimmWrapper` refuses output_attentions, and timm fuses attention: unfuse, and hook its dropout's input."""
+    modules: list[Any] = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
+    weights: list[torch.Tensor] = []
+    fused = [module.fused_attn for module in modules]
+    hooks = [m.attn_drop.register_forward_hook(lambda _, inputs, __: weights.append(inputs[0])) for m in modules]
     try:
-        for part in parts:
-            part.fused_attn = False
+        for module in modules:
+            module.fused_attn = False
         Logits(model)(pixels)
     finally:
-        for part, before, hook in zip(parts, fused, hooks, strict=True):
-            part.fused_attn = before
+        for module, before, hook in zip(modules, fused, hooks, strict=True):
+            module.fused_attn = before
             hook.remove()
-    return found
+    return weights

@@ -1,4 +1,4 @@
-"""Maps for people to look at: over the picture, and many on a page."""
+"""Heatmap figures: overlays, and pages of many images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,90 +11,91 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.explain.maps import Maps
-from hf_medtl.explain.statistics import COLOURS
+from hf_medtl.explain.maps import Heatmaps
+from hf_medtl.explain.statistics import COLORMAP
 
 
-class Shown(NamedTuple):
-    """One picture of a gallery.
+class GalleryItem(NamedTuple):
+    """One image of a gallery page.
 
     Attributes:
-        picture: the original.
-        map: (H, W) of it.
+        image: the original.
+        map: (H, W), its heatmap.
         caption: one line or two.
     """
 
-    picture: Image.Image
-    map: Maps
+    image: Image.Image
+    map: Heatmaps
     caption: str
 
 
-def overlay(picture: Image.Image, values: Maps, opacity: float = 0.6) -> Image.Image:
-    """A picture with a map over it: where the map is 0 the picture stays as it is, where it is 1 colour covers most.
+def overlay(image: Image.Image, values: Heatmaps, opacity: float = 0.6) -> Image.Image:
+    """Blend a heatmap over an image: where the map is 0 the image is unchanged, where it is 1 the colour covers most.
 
     Args:
-        picture: the original, (W, H).
+        image: the original, (W, H).
         values: (H, W) in [0, 1].
-        opacity: of the colour where the map is 1, above 0 to 1.
+        opacity: of the colour where the map is 1, in (0, 1].
 
     Returns:
-        RGB, of the picture's size.
+        RGB, of the size of the image.
 
     Raises:
-        MedtlError: another size, or an opacity that can't be.
+        MedtlError: the sizes differ, or the opacity is out of range.
     """
-    if values.shape != (picture.height, picture.width) or not 0 < opacity <= 1:
+    if values.shape != (image.height, image.width) or not 0 < opacity <= 1:
         raise MedtlError(
-            f"A map of {picture.height} × {picture.width} and an opacity above 0 and at most 1 are expected; found "
+            f"Expected a map of {image.height} × {image.width} and an opacity above 0 and at most 1; found "
             f"{' × '.join(map(str, values.shape))} and {opacity}."
         )
     clipped = np.clip(values, 0, 1).astype(np.float32)
-    colour = matplotlib.colormaps[COLOURS](clipped)[..., :3] * 255
+    colour = matplotlib.colormaps[COLORMAP](clipped)[..., :3] * 255
     alpha = opacity * clipped[..., None]
-    mixed = np.asarray(picture.convert("RGB")) * (1 - alpha) + colour * alpha
+    mixed = np.asarray(image.convert("RGB")) * (1 - alpha) + colour * alpha
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def choose(
+def select_examples(
     truth: NDArray[np.int64], decided: NDArray[np.int64], certainty: NDArray[np.float64], number: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Which pictures are worth a look: name of a page -> indices, the clearest first; empty where there are none.
+    """Select images for each page: page name -> indices, the most typical first; empty if there are none.
 
     Args:
-        truth, decided: (n,) class indices.
-        certainty: (n,) of the decisions.
-        number: on each page, at most.
+        truth: (n,) true class indices.
+        decided: (n,) decided class indices.
+        certainty: (n,) certainty of the decisions.
+        number: images per page, at most.
     """
-    right, surest = decided == truth, np.argsort(-certainty, kind="stable")
+    correct, descending = decided == truth, np.argsort(-certainty, kind="stable")
     return {
-        "most_certain_right": surest[right[surest]][:number],
-        "most_certain_wrong": surest[~right[surest]][:number],
-        "least_certain": surest[::-1][:number],
+        "most_certain_right": descending[correct[descending]][:number],
+        "most_certain_wrong": descending[~correct[descending]][:number],
+        "least_certain": descending[::-1][:number],
     }
 
 
-def page(shown: Sequence[Shown], path: Path, title: str, columns: int = 4) -> None:
-    """Draw pictures and the same with maps over them, side by side.
+def draw_page(items: Sequence[GalleryItem], path: Path, title: str, columns: int = 4) -> None:
+    """Draw each image side by side with its overlay.
 
     Args:
-        shown: at least one.
+        items: at least one.
         path: file to write.
-        title: of the page.
-        columns: of pairs.
+        title: title of the page.
+        columns: number of pairs per row.
     """
-    columns = min(columns, len(shown))
-    rows = -(-len(shown) // columns)
-    tall = float(np.median([picture.height / picture.width for picture, _, _ in shown]))
-    figure = Figure(figsize=(3.6 * columns, (1.8 * tall + 0.35) * rows + 0.5), layout="constrained")
+    columns = min(columns, len(items))
+    rows = -(-len(items) // columns)
+    aspect = float(np.median([item.image.height / item.image.width for item in items]))
+    figure = Figure(figsize=(3.6 * columns, (1.8 * aspect + 0.35) * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, 2 * columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
-    for i, (picture, values, caption) in enumerate(shown):
+    for i, (image, values, caption) in enumerate(items):
         row, column = divmod(i, columns)
-        plain, over = grid[row, 2 * column : 2 * column + 2]
-        step = max(1, max(picture.size) // 600)  # more than a page shows
-        plain.imshow(np.asarray(picture.convert("RGB"))[::step, ::step])
-        over.imshow(np.asarray(overlay(picture, values))[::step, ::step])
-        plain.set_title(caption, fontsize=8, loc="left", parse_math=False)
+        original, blended = grid[row, 2 * column : 2 * column + 2]
+        step = max(1, max(image.size) // 600)  # a page shows no more pixels
+        original.imshow(np.asarray(image.convert("RGB"))[::step, ::step])
+        blended.imshow(np.asarray(overlay(image, values))[::step, ::step])
+        original.set_title(caption, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)

@@ -1,10 +1,11 @@
-"""Maps of what a classifier's answer rests on, in the coordinates of the pictures."""
+"""Heatmaps that explain the predictions of a classifier, in the coordinates of the original images."""
 
 import importlib
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,27 +17,28 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.attention import rollout_maps
 from hf_medtl.explain.geometry import find_geometry, restore
-from hf_medtl.explain.layers import Layer, Logits, find_layer, frozen
+from hf_medtl.explain.layers import Layer, Logits, eval_without_grads, find_layer
 
-Maps = NDArray[np.float32]
-Where = str | Layer | None  # a layer, its name, or none: then it is found
-# Model, pixels (n, C, H, W), class of each (n,), a layer or its name or None -> maps (n, H, W) in [0, 1].
-Method = Callable[[PreTrainedModel, torch.Tensor, NDArray[np.int64], Where], Maps]
+Heatmaps = NDArray[np.float32]
+LayerChoice = str | Layer | None  # a layer, its name, or None to find one
+# Model, pixels (n, C, H, W), classes (n,), a layer or its name or None -> maps (n, H, W) in [0, 1].
+Method = Callable[[PreTrainedModel, torch.Tensor, NDArray[np.int64], LayerChoice], Heatmaps]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A map of one picture.
+    """Heatmap of one image.
 
     Attributes:
-        map: (H, W) of the picture, in [0, 1]; 0 where the model saw nothing. 1 is the most of what the model saw,
-            margins too, so that the highest value here can be less.
-        index, label: the class that it is a map of.
-        probability: of that class.
-        outside: share of the map's sum that lies in the margins of the model's input, where there is no picture.
+        map: (H, W) of the image, in [0, 1]; 0 outside of the model's input. 1 is the maximum over the whole input,
+            including its margins, so the maximum here can be lower.
+        index: the explained class.
+        label: its name.
+        probability: its probability.
+        outside: fraction of the map's sum in the margins of the model's input, outside of the image.
     """
 
-    map: Maps
+    map: Heatmaps
     index: int
     label: str
     probability: float
@@ -46,43 +48,43 @@ class Explanation:
 def explain(
     model: PreTrainedModel,
     processor: Any,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     classes: Sequence[int | str] | int | str | None = None,
     method: str | Method = "gradcam",
-    layer: Where = None,
+    layer: LayerChoice = None,
     batch_size: int = 16,
 ) -> list[Explanation]:
-    """One map a picture. The model is as it was before when this ends.
+    """Compute one heatmap per image. The state of the model is restored afterwards.
 
     Args:
         model: a classifier.
         processor: its image processor.
-        pictures: of any size, and RGB as `read_image` gives them.
-        classes: index or label to explain, one for all or one a picture; None for the one that is predicted.
+        images: of any size, RGB as returned by `read_image`.
+        classes: index or label to explain, one for all or one per image; None for the predicted class.
         method: name in METHODS, or a function.
-        layer: name of the module whose features are used, or what `find_layer` gave; None finds one.
-        batch_size: pictures at a time.
+        layer: name of the module whose features are used, or a result of `find_layer`; None finds one.
+        batch_size: images per forward pass.
 
     Raises:
-        MedtlError: no such method, class or layer, or one that does not suit the model.
+        MedtlError: no such method, class or layer, or one that does not work for the model.
     """
     names = label_names(model)
-    wanted = class_indices(names, classes, len(pictures))
-    found: list[Explanation] = []
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
-        pixels = to_pixels(processor, batch)
-        probabilities = predict(model, pixels)
-        these = probabilities.argmax(axis=1) if wanted is None else wanted[start : start + batch_size]
-        maps = heatmaps(model, pixels, these, method, layer)
-        for picture, seen, index, chances in zip(batch, maps, these, probabilities, strict=True):
-            geometry = find_geometry(processor, picture)
+    targets = class_indices(names, classes, len(images))
+    explanations: list[Explanation] = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        pixels = to_pixel_values(processor, batch)
+        probabilities = predict_probabilities(model, pixels)
+        indices = probabilities.argmax(axis=1) if targets is None else targets[start : start + batch_size]
+        maps = heatmaps(model, pixels, indices, method, layer)
+        for image, values, i, p in zip(batch, maps, map(int, indices), probabilities, strict=True):
+            geometry = find_geometry(processor, image)
             left, top, right, bottom = (round(edge) for edge in geometry.inner)
-            total = float(seen.sum())
-            outside = 1 - float(seen[top:bottom, left:right].sum()) / total if total else 0.0
-            whole = restore(seen, geometry, (picture.height, picture.width))
-            found.append(Explanation(whole, int(index), names[int(index)], float(chances[index]), max(0.0, outside)))
-    return found
+            total = float(values.sum())
+            outside = 1 - float(values[top:bottom, left:right].sum()) / total if total else 0.0
+            restored = restore(values, geometry, (image.height, image.width))
+            explanations.append(Explanation(restored, i, names[i], float(p[i]), max(0.0, outside)))
+    return explanations
 
 
 def heatmaps(
@@ -90,29 +92,30 @@ def heatmaps(
     pixels: torch.Tensor,
     classes: NDArray[np.int64],
     method: str | Method = "gradcam",
-    layer: Where = None,
-) -> Maps:
-    """Maps (n, H, W) of the model's input, in [0, 1]: each from 0 for its least to 1 for its most, a constant one 0.
+    layer: LayerChoice = None,
+) -> Heatmaps:
+    """Compute heatmaps (n, H, W) of the model's input, each scaled to [0, 1]; a constant one becomes 0.
 
     Args:
         model: a classifier.
-        pixels: (n, C, H, W), as the image processor makes them.
-        classes: (n,) class that each map is of.
-        method, layer: as for `explain`.
+        pixels: (n, C, H, W), output of the image processor.
+        classes: (n,) class to explain.
+        method: as for `explain`.
+        layer: as for `explain`.
 
     Raises:
-        MedtlError: no such method or layer, or one that does not suit the model.
+        MedtlError: no such method or layer, or one that does not work for the model.
     """
     if isinstance(method, str) and method not in METHODS:
         raise MedtlError(f"Unknown method {method!r}. Known: {', '.join(METHODS)}.")
     apply = METHODS[method] if isinstance(method, str) else method
-    with frozen(model):
+    with eval_without_grads(model):
         maps = apply(model, pixels.detach().clone(), np.asarray(classes), layer)
     return np.stack([normalise(values) for values in maps])
 
 
-def normalise(values: NDArray[np.floating]) -> Maps:
-    """A map from 0 for its least to 1 for its most; all 0 where it is constant, or holds what is no number."""
+def normalise(values: NDArray[np.floating]) -> Heatmaps:
+    """Scale a map to [0, 1]; NaN and infinity count as 0, and a constant map becomes 0."""
     values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-6 * max(abs(high), abs(low)) or high == low:
@@ -120,31 +123,31 @@ def normalise(values: NDArray[np.floating]) -> Maps:
     return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def to_pixels(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """(n, 3, H, W) as the model gets them."""
-    return processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")["pixel_values"]
+def to_pixel_values(processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Return the model's input (n, 3, H, W)."""
+    return processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
 
 
-def predict(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray[np.float64]:
-    """Probabilities (n, K), by softmax, or by sigmoid where a picture can have several labels."""
-    with frozen(model), torch.no_grad():
+def predict_probabilities(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray[np.float64]:
+    """Return probabilities (n, K), by softmax, or by sigmoid for a multilabel model."""
+    with eval_without_grads(model), torch.no_grad():
         logits = Logits(model)(pixels).double()
-    several = model.config.problem_type == "multi_label_classification"
-    return (logits.sigmoid() if several else logits.softmax(dim=1)).cpu().numpy()
+    multilabel = model.config.problem_type == "multi_label_classification"
+    return (logits.sigmoid() if multilabel else logits.softmax(dim=1)).cpu().numpy()
 
 
 def label_names(model: PreTrainedModel) -> dict[int, str]:
-    """Index -> label."""
+    """Return index -> label."""
     return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
 
 
 def class_indices(
     names: dict[int, str], classes: Sequence[int | str] | int | str | None, number: int
 ) -> NDArray[np.int64] | None:
-    """(number,) class indices of what the user names; None for None.
+    """Return class indices (number,) of labels or indices; None for None.
 
     Raises:
-        MedtlError: there is no such class, or not one a picture.
+        MedtlError: there is no such class, or not one per image.
     """
     if classes is None:
         return None
@@ -152,32 +155,34 @@ def class_indices(
     index = {name: i for i, name in names.items()} | {i: i for i in names}
     if len(each) != number or any(one not in index for one in each):
         raise MedtlError(
-            f"One class for each of the {number} pictures is expected, of {', '.join(names.values())} or its number; "
+            f"Expected one class for each of the {number} images, of {', '.join(names.values())} or its index; "
             f"found {', '.join(map(str, each[:5]))}."
         )
     return np.array([index[one] for one in each], np.int64)
 
 
 def _cam(name: str) -> Method:
-    """A class activation map of the package grad-cam."""
+    """Return a class activation map method of the package grad-cam."""
 
-    def apply(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: Where) -> Maps:
-        return activation_maps(cam_class(name), model, pixels, [_Target(int(index)) for index in classes], layer)
+    def apply(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: LayerChoice) -> Heatmaps:
+        return activation_maps(
+            grad_cam_class(name), model, pixels, [itemgetter(int(index)) for index in classes], layer
+        )
 
     return apply
 
 
 def activation_maps(
-    cam: Any, model: PreTrainedModel, pixels: torch.Tensor, targets: Sequence[Callable[..., Any]], layer: Where
-) -> Maps:
-    """Maps (n, H, W) by a class of the package grad-cam.
+    cam: Any, model: PreTrainedModel, pixels: torch.Tensor, targets: Sequence[Callable[..., Any]], layer: LayerChoice
+) -> Heatmaps:
+    """Compute maps (n, H, W) with a class of the package grad-cam.
 
     Args:
         cam: the class.
-        model: frozen, see `frozen`.
+        model: within `eval_without_grads`.
         pixels: (n, C, H, W).
-        targets: (n,) functions from the logits of a picture to what is explained.
-        layer: name, or None.
+        targets: (n,) functions from the logits of an image to the explained scalar.
+        layer: a layer, its name, or None.
     """
     chosen = layer if isinstance(layer, Layer) else find_layer(model, pixels, layer)
     apply = cam(Logits(model), [chosen.module], chosen.reshape)
@@ -187,23 +192,13 @@ def activation_maps(
         apply.activations_and_grads.release()
 
 
-class _Target:
-    """A logit."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits[self.index]
-
-
-def cam_class(name: str) -> Any:
-    """Class of the package grad-cam; two of them are mended."""
-    library = library_of("pytorch_grad_cam")
+def grad_cam_class(name: str) -> Any:
+    """Return a class of the package grad-cam, with fixes for two of them."""
+    library = import_extra("pytorch_grad_cam")
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 
     class EigenCam(library.EigenCAM):  # type: ignore[name-defined]
-        """With a sign: a principal component has none, so that the map might be its negative.
+        """Eigen-CAM with a sign: a principal component has none, so the map might be inverted.
 
         Source: Chung and Ying 2025, Seg-Eigen-CAM, https://doi.org/10.3390/app15137562.
         """
@@ -212,45 +207,51 @@ def cam_class(name: str) -> Any:
             return get_2d_projection_with_sign_correction(activations)
 
     class ScoreCam(library.ScoreCAM):  # type: ignore[name-defined]
-        """Without bars, and without the hooks, which would keep the features of every masked picture."""
+        """Score-CAM without progress bars, and without hooks, which would keep the features of every masked image."""
 
         def get_cam_weights(self, *args: Any) -> Any:
             self.activations_and_grads.release()
             with redirect_stderr(io.StringIO()):
                 return super().get_cam_weights(*args)
 
-    known = {"gradcam": library.GradCAM, "gradcam++": library.GradCAMPlusPlus}
-    return {**known, "eigencam": EigenCam, "scorecam": ScoreCam}[name]
+    return {
+        "gradcam": library.GradCAM,
+        "gradcam++": library.GradCAMPlusPlus,
+        "eigencam": EigenCam,
+        "scorecam": ScoreCam,
+    }[name]
 
 
-def _rollout(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: Where) -> Maps:
-    """Attention rollout, which knows no class and no layer."""
+def _rollout(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: LayerChoice) -> Heatmaps:
+    """Compute attention rollout, which depends on no class and no layer."""
     size = pixels.shape[-2:]
     maps = torch.from_numpy(rollout_maps(model, pixels))[:, None]
     return torch.nn.functional.interpolate(maps, size, mode="bilinear")[:, 0].numpy()
 
 
-def _integrated(model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: Where) -> Maps:
-    """Integrated gradients from the darkest colour of each picture, absolute values added over channels.
+def _integrated(
+    model: PreTrainedModel, pixels: torch.Tensor, classes: NDArray[np.int64], layer: LayerChoice
+) -> Heatmaps:
+    """Compute integrated gradients from the darkest colour of each image, with absolute values summed over channels.
 
-    The highest hundredth of the values is cut, as Smilkov et al. 2017 do, https://arxiv.org/abs/1706.03825, else few
-    pixels would be all that is seen. Source: Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365.
+    The highest 1 % of the values is clipped (Smilkov et al. 2017, https://arxiv.org/abs/1706.03825); otherwise only a
+    few pixels would be visible. Source: Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365.
     """
-    attribute = library_of("captum.attr").IntegratedGradients(Logits(model)).attribute
+    attribute = import_extra("captum.attr").IntegratedGradients(Logits(model)).attribute
     pixels = pixels.to(model.device)
     darkest = pixels.amin(dim=(2, 3), keepdim=True).expand_as(pixels)
     targets = torch.from_numpy(classes).to(model.device)
-    found = attribute(pixels, darkest, target=targets, n_steps=32, internal_batch_size=len(pixels))
-    values = found.abs().sum(dim=1).detach().cpu().numpy()
+    attributions = attribute(pixels, darkest, target=targets, n_steps=32, internal_batch_size=len(pixels))
+    values = attributions.abs().sum(dim=1).detach().cpu().numpy()
     return np.minimum(values, np.percentile(values, 99, axis=(1, 2), keepdims=True)).astype(np.float32)
 
 
-def library_of(name: str) -> Any:
-    """A module of the extra `explain`."""
+def import_extra(name: str) -> Any:
+    """Import a module of the extra `explain`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MedtlError(f"Maps need {name.split('.')[0]}: pip install 'hf_medtl[explain]'.") from error
+        raise MedtlError(f"Heatmaps need {name.split('.')[0]}: pip install 'hf_medtl[explain]'.") from error
 
 
 METHODS: dict[str, Method] = {

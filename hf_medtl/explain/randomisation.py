@@ -1,4 +1,4 @@
-"""Do maps depend on what the model has learnt? Its layers are drawn anew, from the head down, and maps compared."""
+"""Cascading randomisation: a sanity check that heatmaps depend on the learned weights."""
 
 import copy
 from itertools import pairwise
@@ -12,13 +12,13 @@ from scipy.stats import spearmanr
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_medtl.explain.maps import Maps, Method, heatmaps
+from hf_medtl.explain.maps import Heatmaps, Method, heatmaps
 
-SIDE = 64  # maps are compared at this size at most: they come from fewer places
+SIDE = 64  # maps are compared at this size at most, since they come from coarser feature maps
 
 
 class Similarity(NamedTuple):
-    """Of two maps: 1 for equal ones.
+    """Similarity of two maps; 1 for equal ones.
 
     Attributes:
         spearman: rank correlation, -1 to 1.
@@ -29,7 +29,7 @@ class Similarity(NamedTuple):
     ssim: float
 
 
-def cascade(
+def cascading_randomisation(
     model: PreTrainedModel,
     pixels: torch.Tensor,
     classes: NDArray[np.int64],
@@ -39,41 +39,45 @@ def cascade(
     repeats: int = 2,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """How similar maps stay when a copy's layers are drawn anew, from the head down, until nothing learnt is left.
+    """Compare heatmaps with those of a copy whose layers are randomised from the head down, until none is left.
 
-    Weights are drawn from a normal distribution with the mean and deviation of the tensor they replace, so that
+    Weights are drawn from a normal distribution with the mean and deviation of the tensor they replace, so
     activations keep their order of magnitude. Source: Adebayo et al. 2018, Sanity checks for saliency maps,
     https://arxiv.org/abs/1810.03292.
 
     Args:
-        model, pixels, classes, method, layer: as for `heatmaps`.
-        steps: the head, then the other layers in steps - 1 parts.
-        repeats: of the whole, with other draws; the values are means.
-        seed: of the draws.
+        model: as for `heatmaps`.
+        pixels: as for `heatmaps`.
+        classes: as for `heatmaps`.
+        method: as for `heatmaps`.
+        layer: as for `heatmaps`.
+        steps: the head first, then the other layers in steps - 1 parts.
+        repeats: number of repetitions with other random weights; values are means over them.
+        seed: seed of the random weights.
 
     Returns:
-        A row a step: share (of parameters drawn anew), spearman, ssim (means over pictures).
+        One row per step: share (fraction of randomised parameters), spearman, ssim (means over images).
     """
     before = heatmaps(model, pixels, classes, method, layer)
     total = sum(p.numel() for p in model.parameters())
-    found = []
+    rows = []
     for repeat in range(repeats):
-        draws, other = torch.Generator().manual_seed(seed + repeat), copy.deepcopy(model)
-        last_first = [m for m in other.modules() if any(True for _ in m.parameters(recurse=False))][::-1]
-        ends = [1, *np.linspace(1, len(last_first), steps).round().astype(int)[1:].tolist()]
+        generator, other = torch.Generator().manual_seed(seed + repeat), copy.deepcopy(model)
+        modules = [m for m in other.modules() if any(True for _ in m.parameters(recurse=False))][::-1]  # the head first
+        ends = [1, *np.linspace(1, len(modules), steps).round().astype(int)[1:].tolist()]
         done = 0
         for start, end in pairwise([0, *ends]):
-            done += sum(_draw(module, draws) for module in last_first[start:end])
+            done += sum(_randomise(module, generator) for module in modules[start:end])
             after = heatmaps(other, pixels, classes, method, layer)
-            alike = [similarity(*pair) for pair in zip(before, after, strict=True)]
-            found.append((done / total, *np.mean(alike, axis=0)))
-    means = np.mean(np.reshape(found, (repeats, -1, 3)), axis=0)
+            similarities = [similarity(*pair) for pair in zip(before, after, strict=True)]
+            rows.append((done / total, *np.mean(similarities, axis=0)))
+    means = np.mean(np.reshape(rows, (repeats, -1, 3)), axis=0)
     return [dict(zip(("share", "spearman", "ssim"), map(float, row), strict=True)) for row in means]
 
 
 @torch.no_grad()
-def _draw(module: nn.Module, generator: torch.Generator) -> int:
-    """Draw a module's own parameters anew; returns how many there are."""
+def _randomise(module: nn.Module, generator: torch.Generator) -> int:
+    """Randomise a module's own parameters and return their number."""
     number = 0
     for parameter in module.parameters(recurse=False):
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
@@ -83,19 +87,19 @@ def _draw(module: nn.Module, generator: torch.Generator) -> int:
     return number
 
 
-def similarity(one: Maps, other: Maps) -> Similarity:
-    """How alike two maps (H, W) are. Constant ones are alike (1) to each other and to nothing else (0)."""
+def similarity(one: Heatmaps, other: Heatmaps) -> Similarity:
+    """Return the similarity of two maps (H, W); a constant one has 1 to its equal and 0 to any other."""
     pair = [_shrink(values) for values in (one, other)]
     constant = [bool(np.ptp(values) == 0) for values in pair]
     if any(constant):
-        alike = float(all(constant) and np.allclose(pair[0], pair[1]))
-        return Similarity(alike, alike)
+        equal = float(all(constant) and np.allclose(pair[0], pair[1]))
+        return Similarity(equal, equal)
     rank: Any = spearmanr(pair[0].ravel(), pair[1].ravel())
     return Similarity(float(rank.statistic), ssim(*pair))
 
 
-def ssim(one: Maps, other: Maps) -> float:
-    """Structural similarity of two maps (H, W) in [0, 1], by Gaussian windows of sigma 1.5.
+def ssim(one: Heatmaps, other: Heatmaps) -> float:
+    """Return the structural similarity of two maps (H, W) in [0, 1], with Gaussian windows of sigma 1.5.
 
     Source: Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861.
     """
@@ -110,7 +114,7 @@ def ssim(one: Maps, other: Maps) -> float:
     return float(((2 * ma * mb + c1) * (2 * covariance + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean())
 
 
-def _shrink(values: Maps) -> Maps:
+def _shrink(values: Heatmaps) -> Heatmaps:
     height, width = (min(SIDE, length) for length in values.shape)
     pool = torch.nn.AdaptiveAvgPool2d((height, width))
     return pool(torch.from_numpy(np.ascontiguousarray(values))[None])[0].numpy()

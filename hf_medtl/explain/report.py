@@ -1,4 +1,4 @@
-"""Maps of a split: pages to look at, a verdict for each label, and where the maps lie."""
+"""Explanation report of a split: gallery pages, a sanity verdict for each label, and heatmap statistics."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.explain import gallery, statistics
-from hf_medtl.explain.localization import Region, energy_inside, inside_of
-from hf_medtl.explain.maps import Explanation, explain, label_names, predict, to_pixels
+from hf_medtl.explain.localization import Region, energy_in_region, summarise_energy
+from hf_medtl.explain.maps import Explanation, explain, label_names, predict_probabilities, to_pixel_values
 from hf_medtl.explain.sanity import verdict
 from hf_medtl.models.heads import is_segmenter
 
-SMALL = 0.2  # share of the picture that a region may cover for maps to fail if they are not twice as strong inside
-BATCH = 16  # pictures that are in memory at a time
+SMALL_REGION = 0.2  # fraction of the image; only smaller regions make a verdict fail for too little energy inside
+BATCH = 16  # images in memory at a time
 TITLES = {
     "most_certain_right": "Right, and most certain",
     "most_certain_wrong": "Wrong, and most certain",
@@ -28,16 +28,16 @@ TITLES = {
 }
 
 
-def check(model: PreTrainedModel) -> None:
-    """Raise MedtlError for a model that `report` is not for."""
+def check_supported(model: PreTrainedModel) -> None:
+    """Raise MedtlError for a model that `write_report` does not support."""
     if is_segmenter(model) or model.config.problem_type == "multi_label_classification":
         raise MedtlError(
-            f"A report of maps is for classifiers that give a picture one label, found {type(model).__name__}. For "
-            "others there are hf_medtl.explain.maps.explain and hf_medtl.explain.segmentation.explain_masks."
+            f"The explanation report is for single-label classifiers, found {type(model).__name__}. For other models "
+            "use hf_medtl.explain.maps.explain or hf_medtl.explain.segmentation.explain_masks."
         )
 
 
-def report(
+def write_report(
     model: PreTrainedModel,
     processor: Any,
     paths: Sequence[Path],
@@ -53,118 +53,120 @@ def report(
     region: Region | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Write explanations.json, a page of pictures for each of TITLES, mean_maps.png and centres.png.
+    """Write explanations.json, a page of images for each of TITLES, mean_maps.png and centres.png.
 
-    Each map is of the label that is decided, by the threshold in the model's configuration where there is one.
+    Each map explains the decided label, by the threshold in the model's configuration if it has one.
 
     Args:
-        model, processor, method, layer: as for `explain`.
-        paths: (n,) picture files.
-        labels: (n,) true ones.
-        read: file -> RGB picture.
-        out: folder; made if it is not there.
-        number: of pictures on a page, at most.
-        sample: of pictures for the verdict on each label, at most, drawn from those decided to have it.
-        most: of pictures for the statistics, at most, drawn from all.
-        seed: of all draws.
-        region: where maps should be. All maps of the statistics are measured. A small one, such as a lesion, is one
-            more check of the verdict; lungs, a quarter of the picture and more, are not.
-        groups: (n,) patient or duplicate-group of each picture, for intervals; each its own if not given.
+        model: as for `explain`.
+        processor: as for `explain`.
+        paths: (n,) image files.
+        labels: (n,) true labels.
+        read: file -> RGB image.
+        out: folder; created if needed.
+        method: as for `explain`.
+        layer: as for `explain`.
+        number: images per page, at most.
+        sample: images for the verdict on each label, at most, sampled from those decided to have it.
+        most: images for the statistics, at most, sampled from all.
+        seed: seed of all random choices.
+        region: where heatmaps should be, measured for all maps of the statistics. A small region, such as a lesion, is
+            an additional check of the verdict; lungs, a quarter of the image and more, are not.
+        groups: (n,) patient or duplicate group of each image, for intervals; by default each image is its own group.
 
     Returns:
-        What is in explanations.json. For each label that is decided somewhere a verdict, see `verdict`; statistics, see
-        there; pages: name -> rows of picture, label, decided, probability; with a region energy, see `energy_inside`.
+        The content of explanations.json: for each label decided at least once a verdict, see `verdict`; statistics, see
+        `heatmap_statistics`; pages: name -> rows of picture, label, decided, probability; with a region energy, see
+        `summarise_energy`.
 
     Raises:
-        MedtlError: no pictures, labels that the model does not have, or as for `explain`.
+        MedtlError: no images, labels that the model does not have, or as for `explain`.
     """
-    check(model)
+    check_supported(model)
     names = label_names(model)
     index = {name: i for i, name in names.items()}
     if not len(paths) or not set(labels) <= set(index):
         raise MedtlError(
-            f"Pictures with the model's labels {', '.join(index)} are expected; found {len(paths)} pictures with "
+            f"Expected images with the model's labels {', '.join(index)}; found {len(paths)} images with "
             f"{', '.join(sorted(set(labels))) or 'none'}."
         )
     out.mkdir(parents=True, exist_ok=True)
     rng, truth = np.random.default_rng(seed), np.array([index[label] for label in labels])
+    batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
     probabilities = np.concatenate(
         [
-            predict(model, to_pixels(processor, [read(path) for path in paths[start : start + BATCH]]))
-            for start in tqdm(range(0, len(paths), BATCH), "Predicting", leave=False, disable=None)
+            predict_probabilities(model, to_pixel_values(processor, [read(path) for path in batch]))
+            for batch in tqdm(batches, "Predicting", -(-len(paths) // BATCH), leave=False, disable=None)
         ]
     )
-    positive, threshold = (
-        index.get(getattr(model.config, "positive_label", "")),
-        getattr(model.config, "threshold", None),
-    )
+    positive = index.get(getattr(model.config, "positive_label", ""))
+    threshold = getattr(model.config, "threshold", None)
     if positive is None or len(names) != 2:
         positive, threshold = len(names) - 1, None
     decided = decide(probabilities, positive, threshold)
 
-    def maps_of(rows: NDArray[np.int64]) -> Iterator[tuple[Image.Image, Explanation]]:
+    def explanations(rows: NDArray[np.int64]) -> Iterator[tuple[Image.Image, Explanation]]:
         for start in range(0, len(rows), BATCH):
-            part = rows[start : start + BATCH]
-            pictures = [read(paths[i]) for i in part]
+            batch = rows[start : start + BATCH]
+            images = [read(paths[i]) for i in batch]
             yield from zip(
-                pictures, explain(model, processor, pictures, decided[part].tolist(), method, layer), strict=True
+                images, explain(model, processor, images, decided[batch].tolist(), method, layer), strict=True
             )
 
-    pages = {}
-    for name, rows in gallery.choose(truth, decided, certainty(probabilities, positive, threshold), number).items():
-        shown, listed = [], []
-        for i, (picture, item) in zip(rows, maps_of(rows), strict=True):
-            told = f"{item.label} {item.probability:.2f}"
-            caption = told if decided[i] == truth[i] else f"{labels[i]}, called {told}"
-            shown.append(gallery.Shown(picture, item.map, caption))
-            listed.append(
-                {
-                    "picture": paths[i].name,
-                    "label": labels[i],
-                    "decided": item.label,
-                    "probability": item.probability,
-                }
-            )
-        pages[name] = listed
-        if shown:
-            gallery.page(shown, out / f"{name}.png", f"{TITLES[name]}: {method}")
+    # Pages of examples.
+    examples = gallery.select_examples(truth, decided, certainty(probabilities, positive, threshold), number)
+    pages: dict[str, list[dict[str, Any]]] = {}
+    for name, rows in examples.items():
+        items, pages[name] = [], []
+        for i, (image, item) in zip(rows, explanations(rows), strict=True):
+            decision = f"{item.label} {item.probability:.2f}"
+            caption = decision if decided[i] == truth[i] else f"{labels[i]}, predicted {decision}"
+            items.append(gallery.GalleryItem(image, item.map, caption))
+            row = {"picture": paths[i].name, "label": labels[i]}
+            pages[name].append(row | {"decided": item.label, "probability": item.probability})
+        if items:
+            gallery.draw_page(items, out / f"{name}.png", f"{TITLES[name]}: {method}")
 
+    # A verdict for each label.
     verdicts = {}
     for i in np.unique(decided):
         rows = np.sort(rng.permutation(np.flatnonzero(decided == i))[:sample])
-        pictures = [read(paths[row]) for row in rows]
-        masks = region and [region.of(paths[row], picture) for row, picture in zip(rows, pictures, strict=True)]
-        if masks and np.mean([mask.mean() for mask in masks]) > SMALL:
+        images = [read(paths[row]) for row in rows]
+        masks = region and [region.mask_for(paths[row], image) for row, image in zip(rows, images, strict=True)]
+        if masks and np.mean([mask.mean() for mask in masks]) > SMALL_REGION:
             masks = None
-        verdicts[names[int(i)]] = verdict(model, processor, pictures, int(i), method, layer, masks, seed=seed)
+        verdicts[names[int(i)]] = verdict(model, processor, images, int(i), method, layer, masks, seed=seed)
 
+    # Statistics of a sample.
     rows = np.sort(rng.permutation(len(paths))[:most])
-    shrunk, inside = [], []
-    for i, (picture, item) in zip(rows, maps_of(rows), strict=True):
-        shrunk.append(statistics.common_grid([item.map])[0])
+    maps, energies = [], []
+    for i, (image, item) in zip(rows, explanations(rows), strict=True):
+        maps.append(statistics.common_grid([item.map])[0])
         if region:
-            inside.append(inside_of(item.map, region.of(paths[i], picture)))
-    called = [names[int(i)] for i in decided[rows]]
-    statistics.figures(shrunk, called, out)
-    found = {
+            energies.append(energy_in_region(item.map, region.mask_for(paths[i], image)))
+    predicted = [names[int(i)] for i in decided[rows]]
+    statistics.draw_figures(maps, predicted, out)
+    result = {
         "method": method,
         "layer": layer,
         "n": len(paths),
         "seed": seed,
         "verdict": verdicts,
-        "statistics": statistics.statistics(shrunk, called, seed),
+        "statistics": statistics.heatmap_statistics(maps, predicted, seed),
         "pages": pages,
     }
     if region:
-        its = [str(i) for i in rows] if groups is None else [groups[i] for i in rows]
-        found["energy"] = energy_inside(region, inside, called, its, seed)
-    (out / "explanations.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return found
+        sampled_groups = [str(i) if groups is None else groups[i] for i in rows]
+        result["energy"] = summarise_energy(region, energies, predicted, sampled_groups, seed)
+    (out / "explanations.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return result
 
 
 def certainty(probabilities: NDArray[np.float64], positive: int, threshold: float | None) -> NDArray[np.float64]:
-    """(n,) from 0 for a decision that might as well be another, to 1: how far the probability is from the threshold, as
-    a share of the way to 0 or 1; without one, how far the two highest probabilities are apart.
+    """Return the certainty of decisions (n,), from 0 for a borderline decision to 1.
+
+    With a threshold, the distance of the probability from it, relative to its maximum (to 0 or 1); without one, the
+    difference of the two highest probabilities.
     """
     if threshold is None:
         low, high = np.sort(probabilities, axis=1)[:, -2:].T

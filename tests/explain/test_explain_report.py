@@ -1,4 +1,4 @@
-"""Statistics of maps, pages of them, and `hf-medtl explain`."""
+"""Heatmap statistics, gallery pages and `hf-medtl explain`."""
 
 import json
 import shutil
@@ -8,27 +8,27 @@ import pytest
 from PIL import Image
 
 from hf_medtl import MedtlError
-from hf_medtl.cli.explain import lungs_by, own_masks
 from hf_medtl.data.loading import load
-from hf_medtl.explain.gallery import Shown, choose, overlay, page
-from hf_medtl.explain.localization import Region, energy_inside, inside_of
+from hf_medtl.explain.gallery import GalleryItem, draw_page, overlay, select_examples
+from hf_medtl.explain.localization import Region, energy_in_region, summarise_energy
 from hf_medtl.explain.report import certainty
-from hf_medtl.explain.statistics import GRID, common_grid, figures, mean_maps, statistics
+from hf_medtl.explain.statistics import GRID, common_grid, draw_figures, heatmap_statistics, mean_maps
+from hf_medtl.runs.explain import dataset_masks, lung_masks
 from tests.support.commands import typed
 from tests.support.tiny_models import build_tiny
 
 
 def spot(x, y, size=(90, 120), width=0.05):
-    """A map with its energy around a place, given in shares of width and height."""
+    """Return a map with its energy around a position, given as fractions of width and height."""
     rows, columns = ((np.arange(length) + 0.5) / length for length in size)
     return np.exp(-((columns - x) ** 2 + (rows[:, None] - y) ** 2) / 2 / width**2).astype(np.float32)
 
 
-def test_statistics_say_where_maps_lie():
+def test_statistics_locate_heatmaps():
     left = [spot(0.25, 0.4, (90 + i, 120)) for i in range(5)]
     right = [spot(0.75, 0.6, (64, 200)) for _ in range(5)]
     maps, labels = [*left, *right, np.zeros((30, 30), np.float32)], ["a"] * 5 + ["b"] * 6
-    found = statistics(maps, labels)
+    found = heatmap_statistics(maps, labels)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["n"], found["constant"]) == (11, 1)
     a, b = found["by_label"]["a"], found["by_label"]["b"]
@@ -42,20 +42,20 @@ def test_statistics_say_where_maps_lie():
     assert found["all"]["x"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_map_that_is_nearly_even_has_the_shares_of_the_picture():
+def test_near_uniform_map_has_fractions_of_image():
     even = np.ones((50, 70), np.float32)
     even[0, 0] = 0.99
-    found = statistics([even], ["a"])["all"]
+    found = heatmap_statistics([even], ["a"])["all"]
     assert (found["x"], found["y"], found["left"], found["border"]) == pytest.approx((0.5, 0.5, 0.5, 0.36), abs=0.01)
     assert found["spread"] == pytest.approx(0.383, abs=0.005)
     assert found["consistency"] is None
-    alone = statistics([np.zeros((9, 9), np.float32)], ["a"])
+    alone = heatmap_statistics([np.zeros((9, 9), np.float32)], ["a"])
     assert alone["constant"] == 1
     assert alone["by_label"]["a"] == {"n": 0, "consistency": None} | dict.fromkeys(
         ("x", "y", "spread", "left", "right", "border")
     )
     with pytest.raises(MedtlError, match="found 1 and 2"):
-        statistics([even], ["a", "b"])
+        heatmap_statistics([even], ["a", "b"])
 
 
 def test_mean_maps_and_figures(tmp_path):
@@ -64,28 +64,28 @@ def test_mean_maps_and_figures(tmp_path):
     assert list(means) == ["a", "b"]
     np.testing.assert_allclose(means["a"], common_grid(maps[:2]).mean(axis=0))
     assert common_grid([common_grid(maps[:1])[0]]).shape == (1, GRID, GRID)
-    paths = figures([*maps, np.zeros((8, 8), np.float32)], [*labels, "c"], tmp_path)
+    paths = draw_figures([*maps, np.zeros((8, 8), np.float32)], [*labels, "c"], tmp_path)
     assert sorted(path.name for path in paths) == ["centres.png", "mean_maps.png"]
     assert all(min(Image.open(path).size) > 200 for path in paths)
 
 
-def test_overlay_leaves_the_picture_where_the_map_is_nothing():
-    picture = Image.fromarray(np.full((20, 30), 100, np.uint8))
+def test_overlay_keeps_image_where_map_is_zero():
+    image = Image.fromarray(np.full((20, 30), 100, np.uint8))
     values = np.zeros((20, 30), np.float32)
     values[5:10, 5:10] = 1
-    mixed = np.asarray(overlay(picture, values, 0.5))
+    mixed = np.asarray(overlay(image, values, 0.5))
     assert mixed.shape == (20, 30, 3)
     assert (mixed[values == 0] == 100).all()
     np.testing.assert_allclose(mixed[7, 7], (np.array([253, 231, 37]) + 100) / 2, atol=1)  # the end of viridis
-    assert (np.asarray(overlay(picture, values, 1))[7, 7] == [253, 231, 37]).all()
+    assert (np.asarray(overlay(image, values, 1))[7, 7] == [253, 231, 37]).all()
     for opacity, shape in ((0, (20, 30)), (1.1, (20, 30)), (0.5, (30, 20))):
-        with pytest.raises(MedtlError, match="A map of 20 × 30"):
-            overlay(picture, np.zeros(shape, np.float32), opacity)
+        with pytest.raises(MedtlError, match="Expected a map of 20 × 30"):
+            overlay(image, np.zeros(shape, np.float32), opacity)
 
 
-def test_pages_hold_what_is_clearest(tmp_path):
+def test_pages_show_most_certain_images(tmp_path):
     truth, decided = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 1])
-    found = choose(truth, decided, np.array([0.2, 0.9, 0.1, 0.5]), 3)
+    found = select_examples(truth, decided, np.array([0.2, 0.9, 0.1, 0.5]), 3)
     assert {name: rows.tolist() for name, rows in found.items()} == {
         "most_certain_right": [1, 0],
         "most_certain_wrong": [3, 2],
@@ -94,21 +94,21 @@ def test_pages_hold_what_is_clearest(tmp_path):
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.0, 1.0]])
     assert certainty(probabilities, 1, 0.2) == pytest.approx([0.5, 0, 0.375, 1])
     assert certainty(np.array([[0.5, 0.3, 0.2]]), 2, None) == pytest.approx([0.2])
-    shown = [Shown(Image.new("RGB", (40, 30)), np.zeros((30, 40), np.float32), "$caption") for _ in range(5)]
-    page(shown, tmp_path / "page.png", "title")
+    shown = [GalleryItem(Image.new("RGB", (40, 30)), np.zeros((30, 40), np.float32), "$caption") for _ in range(5)]
+    draw_page(shown, tmp_path / "page.png", "title")
     assert min(Image.open(tmp_path / "page.png").size) > 200
 
 
 @pytest.fixture(scope="module")
 def explained(finished, phantoms, tmp_path_factory):
-    """A finished run, the folder that the command writes for it, and what it prints."""
+    """Return a finished run, the folder written by the command, and its output."""
     place = tmp_path_factory.mktemp("explained")
     run = shutil.copytree(finished, place / "run")
     printed = typed("explain", run, "--data_dir", phantoms, "--out", place / "new", "--sample", 2, "--number", 3)
     return run, place / "new", printed
 
 
-def test_the_command_explains_a_run(explained):
+def test_command_explains_run(explained):
     finished, out, printed = explained
     found = json.loads((out / "explanations.json").read_text())
     assert found["method"] == "gradcam"
@@ -130,14 +130,14 @@ def test_the_command_explains_a_run(explained):
     assert all(told.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in found["verdict"].items())
 
 
-def test_energy_inside_is_a_mean_over_maps_with_an_interval_over_patients():
-    region = Region("lungs", "nobody", lambda path, picture: np.zeros((2, 2), bool))
+def test_energy_is_mean_over_maps_with_interval_over_patients():
+    region = Region("lungs", "nobody", lambda path, image: np.zeros((2, 2), bool))
     left = np.zeros((10, 10), bool)
     left[:, :5] = True
     maps = [spot(x, 0.5, (10, 10), 0.1) for x in (0.1, 0.2, 0.25, 0.3, 0.35, 0.8)]
-    found = [*(inside_of(values, left) for values in maps), inside_of(maps[0], np.zeros_like(left))]
+    found = [*(energy_in_region(values, left) for values in maps), energy_in_region(maps[0], np.zeros_like(left))]
     assert found[-1] is None
-    result = energy_inside(region, found, [*"aaaaabb"], [*"1234566"])
+    result = summarise_energy(region, found, [*"aaaaabb"], [*"1234566"])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["region"], result["source"], result["unknown"]) == ("lungs", "nobody", 1)
     a, b = result["by_label"]["a"], result["by_label"]["b"]
@@ -147,17 +147,17 @@ def test_energy_inside_is_a_mean_over_maps_with_an_interval_over_patients():
     assert 1.5 < a["ratio"]["low"] < a["ratio"]["value"] < a["ratio"]["high"]
     assert (b["n"], b["n_groups"], b["inside"]["low"]) == (1, 1, None)
     assert b["inside"]["value"] < 0.05
-    assert "inside the lungs, which cover 50 % of the pictures" in a["summary"]
-    assert "times as much as of a map that does not know the place (n = 5)" in a["summary"]
+    assert "inside the lungs, which cover 50 % of the images" in a["summary"]
+    assert "times as much as expected from a map that is independent of the region (n = 5)" in a["summary"]
 
 
-def test_the_command_measures_energy_inside_the_masks_of_the_data(finished, phantoms, tmp_path):
+def test_command_measures_energy_inside_dataset_masks(finished, phantoms, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     printed = typed("explain", run, "--data_dir", phantoms, "--sample", 9, "--number", 1, "--masks")
     found = json.loads((run / "explanations.json").read_text())
     energy = found["energy"]
     assert energy["region"] == "lesion"
-    assert energy["unknown"] > 0  # a picture without a lesion has an empty mask
+    assert energy["unknown"] > 0  # a image without a lesion has an empty mask
     assert sum(its["n"] for its in energy["by_label"].values()) + energy["unknown"] == found["statistics"]["n"]
     for label, its in energy["by_label"].items():
         assert 0 < its["area"]["value"] < 0.2
@@ -168,15 +168,15 @@ def test_the_command_measures_energy_inside_the_masks_of_the_data(finished, phan
     assert any("energy" in verdict["checks"] for verdict in found["verdict"].values())
 
 
-def test_lungs_are_those_that_a_model_outlines(finished, phantoms, tmp_path):
+def test_lung_region_comes_from_segmentation_model(finished, phantoms, tmp_path):
     model, processor = build_tiny(labels=("background", "heart", "left lung", "right lung"))
     model.save_pretrained(tmp_path / "unet")
     processor.save_pretrained(tmp_path / "unet")
-    region, picture = lungs_by(str(tmp_path / "unet")), Image.effect_noise((50, 40), 90).convert("RGB")
+    region, image = lung_masks(str(tmp_path / "unet")), Image.effect_noise((50, 40), 90).convert("RGB")
     from hf_medtl import Predictor
 
-    (whole,) = Predictor.from_pretrained(tmp_path / "unet").predict(picture)
-    assert np.array_equal(region.of(tmp_path, picture), whole.mask >= 2)
+    (whole,) = Predictor.from_pretrained(tmp_path / "unet").predict(image)
+    assert np.array_equal(region.mask_for(tmp_path, image), whole.mask >= 2)
     assert region.name == "lungs"
     assert str(tmp_path.parent) not in region.source
     common = "--data_dir", phantoms, "--sample", 1, "--number", 1, "--out", tmp_path / "out"
@@ -184,29 +184,29 @@ def test_lungs_are_those_that_a_model_outlines(finished, phantoms, tmp_path):
     energy = json.loads((tmp_path / "out" / "explanations.json").read_text())["energy"]
     assert energy["by_label"]
     assert all(its["summary"] in printed for its in energy["by_label"].values())
-    with pytest.raises(MedtlError, match="gives labels"):
+    with pytest.raises(MedtlError, match="predicts labels"):
         typed("explain", finished, *common, "--lung_model", finished)
     with pytest.raises(MedtlError, match="--masks or --lung_model"):
         typed("explain", finished, *common, "--lung_model", finished, "--masks")
 
 
-def test_masks_of_another_size_are_stretched_and_missing_ones_are_empty(phantoms, tmp_path):
+def test_masks_are_resized_and_missing_ones_empty(phantoms, tmp_path):
     root = shutil.copytree(phantoms, tmp_path / "brain")
     first, second = sorted((root / "lesion").iterdir())[:2]
     mask = Image.open(root / "masks" / first.name)
     mask.resize((32, 32), Image.Resampling.NEAREST).save(root / "masks" / first.name)
     (root / "masks" / second.name).unlink()
-    region, picture = own_masks(load("brain-phantoms", root)), Image.open(first)
-    assert region.of(first, picture).shape == (picture.height, picture.width)
-    assert region.of(first, picture).mean() == pytest.approx((np.asarray(mask) > 0).mean(), abs=0.01)
-    assert not region.of(second, picture).any()
+    region, image = dataset_masks(load("brain-phantoms", root)), Image.open(first)
+    assert region.mask_for(first, image).shape == (image.height, image.width)
+    assert region.mask_for(first, image).mean() == pytest.approx((np.asarray(mask) > 0).mean(), abs=0.01)
+    assert not region.mask_for(second, image).any()
     shutil.rmtree(root / "masks")
     with pytest.raises(MedtlError, match="has no masks"):
-        own_masks(load("brain-phantoms", root))
+        dataset_masks(load("brain-phantoms", root))
 
 
-def test_what_can_not_be_explained_is_named(finished, phantoms, tiny, tmp_path):
-    with pytest.raises(MedtlError, match="'tset' has no pictures"):
+def test_unexplainable_inputs_raise(finished, phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match="'tset' has no images"):
         typed("explain", finished, "--data_dir", phantoms, "--out", tmp_path, "--split", "tset")
     with pytest.raises(MedtlError, match=r"has no splits\.csv"):
         typed("explain", tiny("vit"), "--data_dir", phantoms, "--out", tmp_path)

@@ -1,4 +1,4 @@
-"""Maps: of every family, at the right place of the original picture, and without a trace in the model."""
+"""Heatmaps: all model families, position in the original image, and unchanged model state."""
 
 import copy
 
@@ -11,10 +11,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_medtl import MedtlError
-from hf_medtl.explain.attention import attentions, head_maps, rollout, rollout_maps
+from hf_medtl.explain.attention import attention_head_maps, attention_rollout, attention_weights, rollout_maps
 from hf_medtl.explain.geometry import find_geometry, restore
-from hf_medtl.explain.layers import find_layer, frozen
-from hf_medtl.explain.maps import METHODS, explain, heatmaps, normalise, to_pixels
+from hf_medtl.explain.layers import eval_without_grads, find_layer
+from hf_medtl.explain.maps import METHODS, explain, heatmaps, normalise, to_pixel_values
 from hf_medtl.explain.segmentation import explain_masks
 from hf_medtl.models.processor import MedicalImageProcessor
 from tests.support.tiny_models import build_tiny
@@ -38,7 +38,7 @@ ROLL = ("vit", "deit", "dinov2", "timm-vit")
 
 @pytest.fixture(scope="module")
 def loaded(tiny):
-    """Model and image processor of a family."""
+    """Return a function that loads the model and image processor of a family."""
     made = {}
 
     def of(family):
@@ -54,26 +54,26 @@ def loaded(tiny):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (height, 91, 3), dtype=np.uint8)) for height in (50, 64, 33)]
 
 
 def state(model):
-    """All that must be as before."""
+    """Return the state that must not change."""
     return (
         {name: tensor.clone() for name, tensor in model.state_dict().items()},
         [module.training for module in model.modules()],
         [parameter.requires_grad for parameter in model.parameters()],
         [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        # transformers leaves hooks of its own, which sleep, where attention was asked for
+        # transformers leaves hooks of its own, inactive ones, after attention was requested
         [len([h for h in m._forward_hooks.values() if h.__module__.startswith(OURS)]) for m in model.modules()],
         getattr(model.config, "_attn_implementation", None),
     )
 
 
 def equal(one, other):
-    """Bit by bit."""
+    """Compare two states bit by bit."""
     tensors = all(torch.equal(one[0][name], other[0][name]) for name in one[0])
     grads = all(
         (a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(one[3], other[3], strict=True)
@@ -82,7 +82,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_has_maps_and_stays_as_it_was(family, loaded, pictures):
+def test_all_families_have_heatmaps_and_keep_state(family, loaded, images):
     model, processor = loaded(family)
     model.train()
     first = next(model.parameters())
@@ -93,55 +93,55 @@ def test_every_family_has_maps_and_stays_as_it_was(family, loaded, pictures):
     for name in METHODS:
         if name == "rollout" and family not in ROLL:
             with pytest.raises(MedtlError, match="use gradcam here"):
-                explain(model, processor, pictures, method=name)
+                explain(model, processor, images, method=name)
             continue
         with torch.no_grad():  # as a caller might be
-            found = explain(model, processor, pictures, method=name, batch_size=2)
-        for picture, item in zip(pictures, found, strict=True):
-            assert item.map.shape == (picture.height, picture.width)
+            found = explain(model, processor, images, method=name, batch_size=2)
+        for image, item in zip(images, found, strict=True):
+            assert item.map.shape == (image.height, image.width)
             assert item.map.dtype == np.float32
             assert np.isfinite(item.map).all()
             assert 0 <= item.map.min() <= item.map.max() <= 1
             assert item.label == model.config.id2label[item.index]
     assert equal(before, state(model))
-    with frozen(model):
-        layer = find_layer(model, to_pixels(processor, pictures))
+    with eval_without_grads(model):
+        layer = find_layer(model, to_pixel_values(processor, images))
     assert layer.name == LAYERS.get(family, layer.name)
     assert layer.height * layer.width > 1
 
 
-def test_the_class_is_the_predicted_one_or_the_one_asked_for(loaded, pictures):
+def test_class_is_predicted_or_requested(loaded, images):
     model, processor = loaded("cnn")
-    chosen = explain(model, processor, pictures)
+    chosen = explain(model, processor, images)
     assert all(item.probability >= 1 / 3 for item in chosen)
-    asked = explain(model, processor, pictures, classes="dog")
+    asked = explain(model, processor, images, classes="dog")
     assert [item.label for item in asked] == ["dog"] * 3
-    each = explain(model, processor, pictures, classes=[0, "dog", 2])
+    each = explain(model, processor, images, classes=[0, "dog", 2])
     assert [item.index for item in each] == [0, 1, 2]
     np.testing.assert_array_equal(each[1].map, asked[1].map)
     assert abs(each[0].map - asked[0].map).max() > 0.1
-    one_by_one = [explain(model, processor, [picture], classes="dog")[0].map for picture in pictures]
+    one_by_one = [explain(model, processor, [image], classes="dog")[0].map for image in images]
     for alone, together in zip(one_by_one, asked, strict=True):
         np.testing.assert_allclose(alone, together.map, atol=1e-4)
     with pytest.raises(MedtlError, match="of cat, dog, cow"):
-        explain(model, processor, pictures, classes="horse")
+        explain(model, processor, images, classes="horse")
     with pytest.raises(MedtlError, match="Known: gradcam,"):
-        explain(model, processor, pictures, method="gradcamm")
+        explain(model, processor, images, method="gradcamm")
 
 
-def test_a_constant_map_is_zero_and_no_nan(loaded, pictures):
+def test_constant_map_is_zero_not_nan(loaded, images):
     model, processor = loaded("cnn")
     flat = copy.deepcopy(model)
     nn.init.zeros_(flat.classifier.weight)
     for name in ("gradcam", "gradcam++", "integrated_gradients"):
-        assert all((item.map == 0).all() for item in explain(flat, processor, pictures, method=name))
+        assert all((item.map == 0).all() for item in explain(flat, processor, images, method=name))
     assert (normalise(np.full((4, 4), 7.0)) == 0).all()
     assert (normalise(np.array([[np.nan, 1.0], [2.0, 3.0]]))[1] == np.array([2 / 3, 1], np.float32)).all()
 
 
-def test_gradcam_is_the_formula(loaded, pictures):
+def test_gradcam_matches_formula(loaded, images):
     model, processor = loaded("cnn")
-    pixels = to_pixels(processor, pictures[:1])
+    pixels = to_pixel_values(processor, images[:1])
     kept = {}
     hook = model.blocks[1][6].register_forward_hook(lambda _, __, output: kept.update(a=output))
     logit = model.eval()(pixel_values=pixels).logits[0, 1]
@@ -152,12 +152,12 @@ def test_gradcam_is_the_formula(loaded, pictures):
     np.testing.assert_allclose(heatmaps(model, pixels, np.array([1]))[0], normalise(expected), atol=1e-3)
 
 
-def test_a_layer_can_be_named(loaded, pictures):
+def test_layer_can_be_named(loaded, images):
     model, processor = loaded("timm")
-    fine = explain(model, processor, pictures[:1], layer="timm_model.layer2")[0].map
-    assert abs(fine - explain(model, processor, pictures[:1])[0].map).max() > 0.1
+    fine = explain(model, processor, images[:1], layer="timm_model.layer2")[0].map
+    assert abs(fine - explain(model, processor, images[:1])[0].map).max() > 0.1
     with pytest.raises(MedtlError, match=r"no module 'timm_model.layer9'.*timm_model\.layer"):
-        explain(model, processor, pictures, layer="timm_model.layer9")
+        explain(model, processor, images, layer="timm_model.layer9")
 
 
 class BlindConfig(PreTrainedConfig):
@@ -165,7 +165,7 @@ class BlindConfig(PreTrainedConfig):
 
 
 class Blind(PreTrainedModel):
-    """A network that forgets places at once."""
+    """Network without spatial features."""
 
     config_class = BlindConfig
     main_input_name = "pixel_values"
@@ -179,10 +179,10 @@ class Blind(PreTrainedModel):
         return ImageClassifierOutput(logits=self.classifier(self.hidden(pixel_values.mean((2, 3))).relu()))
 
 
-def test_a_model_without_places_is_named(pictures):
+def test_model_without_spatial_features_raises(images):
     model = Blind(BlindConfig())
-    with pytest.raises(MedtlError, match="Blind has no layer that knows places"):
-        explain(model, MedicalImageProcessor(size={"height": 32, "width": 32}), pictures)
+    with pytest.raises(MedtlError, match="Blind has no layer with spatial features"):
+        explain(model, MedicalImageProcessor(size={"height": 32, "width": 32}), images)
 
 
 class SquareConfig(PreTrainedConfig):
@@ -190,7 +190,7 @@ class SquareConfig(PreTrainedConfig):
 
 
 class Square(PreTrainedModel):
-    """Sees brightness and nothing else, so that its map is the picture."""
+    """Network that depends on brightness only, so its heatmap is the image."""
 
     config_class = SquareConfig
     main_input_name = "pixel_values"
@@ -208,12 +208,12 @@ class Square(PreTrainedModel):
 
 
 def scene(width, height, box):
-    """A dark head on a black ground with a bright square."""
-    picture = Image.new("RGB", (width, height))
-    draw = ImageDraw.Draw(picture)
+    """Draw a dark head on a black background with a bright square."""
+    image = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(image)
     draw.ellipse((0.15 * width, 0.1 * height, 0.9 * width, 0.95 * height), fill=(60, 60, 60))
     draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=(255, 255, 255))
-    return picture
+    return image
 
 
 STOCK = {"do_normalize": True, "image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]}
@@ -238,7 +238,7 @@ def processors():
 
 @pytest.mark.parametrize(("name", "processor"), [*processors()], ids=[name for name, _ in processors()])
 @pytest.mark.parametrize(("width", "height"), [(301, 173), (140, 333)])
-def test_maps_lie_where_the_picture_is(name, processor, width, height):
+def test_heatmap_matches_image_position(name, processor, width, height):
     box = [round(part) for part in (0.45 * width, 0.4 * height, 0.6 * width, 0.55 * height)]
     item = explain(Square(SquareConfig()), processor, [scene(width, height, box)])[0]
     assert item.map.shape == (height, width)
@@ -257,7 +257,7 @@ def test_maps_lie_where_the_picture_is(name, processor, width, height):
 
 @pytest.mark.parametrize("size", [(301, 173), (40, 90), (700, 512)])
 @pytest.mark.parametrize("fit", ["squash", "pad"])
-def test_what_is_measured_is_what_the_processor_says(size, fit):
+def test_measured_geometry_equals_reported_geometry(size, fit):
     ours = MedicalImageProcessor(fit=fit)
     said = find_geometry(ours, Image.new("RGB", size))
 
@@ -271,18 +271,16 @@ def test_what_is_measured_is_what_the_processor_says(size, fit):
     assert not ours.counts
 
 
-def test_a_processor_that_turns_pictures_is_refused():
+def test_rotating_processor_raises():
     class Turns:
-        def __call__(self, pictures, return_tensors):
-            return {
-                "pixel_values": torch.stack([torch.tensor(np.asarray(p)).permute(2, 1, 0) for p in pictures]).float()
-            }
+        def __call__(self, images, return_tensors):
+            return {"pixel_values": torch.stack([torch.tensor(np.asarray(p)).permute(2, 1, 0) for p in images]).float()}
 
     with pytest.raises(MedtlError, match="more than resize, crop and pad"):
         find_geometry(Turns(), Image.new("RGB", (64, 64)))
 
 
-def test_margins_are_counted():
+def test_outside_is_fraction_in_margins():
     wide = MedicalImageProcessor(size={"height": 32, "width": 32}, fit="pad")  # normalised: margins are -1
 
     class Away(Square):
@@ -294,60 +292,60 @@ def test_margins_are_counted():
     assert (restore(np.ones((32, 32)), find_geometry(wide, Image.new("RGB", (64, 32))), (32, 64)) == 1).all()
 
 
-def test_rollout_is_abnar_and_zuidema(loaded, pictures):
+def test_rollout_matches_abnar_and_zuidema(loaded, images):
     model, processor = loaded("vit")
-    pixels = to_pixels(processor, pictures)
+    pixels = to_pixel_values(processor, images)
     given = model.config._attn_implementation
     assert given != "eager"
     model.eval().set_attn_implementation("eager")
     with torch.no_grad():
         first, second = (a.numpy() for a in model(pixel_values=pixels, output_attentions=True).attentions)
     model.set_attn_implementation(given)
-    mine = attentions(model, pixels)
+    mine = attention_weights(model, pixels)
     np.testing.assert_array_equal(mine[0].numpy(), first)
     assert model.config._attn_implementation == given
-    for i in range(len(pictures)):
+    for i in range(len(images)):
         by_hand = np.zeros((17, 17))
         low, high = (0.5 * a[i].mean(axis=0) + 0.5 * np.eye(17) for a in (first, second))
         for row in range(17):
             for column in range(17):
                 by_hand[row, column] = sum(high[row, k] * low[k, column] for k in range(17))
-        np.testing.assert_allclose(rollout(mine)[i].numpy(), by_hand, atol=1e-6)
+        np.testing.assert_allclose(attention_rollout(mine)[i].numpy(), by_hand, atol=1e-6)
         np.testing.assert_allclose(rollout_maps(model, pixels)[i], by_hand[0, 1:].reshape(4, 4), atol=1e-6)
-    heads = head_maps(model, pixels)
+    heads = attention_head_maps(model, pixels)
     assert heads.shape == (3, 2, 2, 4, 4)
     np.testing.assert_allclose(heads[1, 0, 1], first[1, 1, 0, 1:].reshape(4, 4))
 
 
-def test_attention_of_timm_is_what_its_blocks_use(loaded, pictures):
+def test_timm_attention_matches_its_blocks(loaded, images):
     model, processor = loaded("timm-vit")
-    pixels = to_pixels(processor, pictures)
-    found = attentions(model, pixels)
+    pixels = to_pixel_values(processor, images)
+    found = attention_weights(model, pixels)
     assert len(found) == 6
     assert found[0].sum(-1).numpy() == pytest.approx(np.ones(found[0].shape[:-1]), abs=1e-5)
     assert all(block.attn.fused_attn for block in model.timm_model.blocks)
 
 
-def test_masks_have_a_map_of_each_class_and_of_doubt(pictures):
+def test_segmentation_has_class_and_uncertainty_maps(images):
     torch.manual_seed(0)
     model, processor = build_tiny(image_size=64)
     before = state(model)
     for method in ("gradcam", "eigencam"):
-        found = explain_masks(model, processor, pictures, method=method, batch_size=2)
-        for picture, item in zip(pictures, found, strict=True):
+        found = explain_masks(model, processor, images, method=method, batch_size=2)
+        for image, item in zip(images, found, strict=True):
             assert list(item.classes) == [name for i, name in model.config.id2label.items() if i]
             for values in (*item.classes.values(), item.uncertainty):
-                assert values.shape == (picture.height, picture.width)
+                assert values.shape == (image.height, image.width)
                 assert np.isfinite(values).all()
                 assert 0 <= values.min() <= values.max() <= 1
     assert equal(before, state(model))
-    assert found[0].uncertainty.max() > 0.5  # it has learnt nothing
+    assert found[0].uncertainty.max() > 0.5  # the network is untrained
     sure = copy.deepcopy(model)
     with torch.no_grad():
         sure.segmentation_head[0].weight.zero_()
         sure.segmentation_head[0].bias.copy_(torch.tensor([20.0] + [0.0] * (model.config.num_labels - 1)))
-    item = explain_masks(sure, processor, pictures[:1])[0]
+    item = explain_masks(sure, processor, images[:1])[0]
     assert item.uncertainty.max() < 1e-3
-    assert all((values == 0).all() for values in item.classes.values())  # nothing found, so nothing to explain
-    with pytest.raises(MedtlError, match="are by gradcam"):
-        explain_masks(model, processor, pictures, method="rollout")
+    assert all((values == 0).all() for values in item.classes.values())  # nothing predicted, so nothing to explain
+    with pytest.raises(MedtlError, match="Known: gradcam"):
+        explain_masks(model, processor, images, method="rollout")

@@ -1,4 +1,4 @@
-"""Whether maps are to be believed: a trained model's are, those of random weights and of a constant are not."""
+"""Sanity verdict on heatmaps: passes for a trained model, fails for random weights and constant maps."""
 
 import copy
 import json
@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from hf_medtl import MedtlError
-from hf_medtl.data.phantoms import brain
-from hf_medtl.explain.faithfulness import chance_maps, curves, ranks, road
-from hf_medtl.explain.maps import explain, to_pixels
-from hf_medtl.explain.randomisation import _draw, cascade, similarity, ssim
-from hf_medtl.explain.sanity import CHECKS, energy, verdict
+from hf_medtl.data.phantoms import draw_brain
+from hf_medtl.explain.faithfulness import deletion_insertion_curves, pixel_ranks, random_maps, road
+from hf_medtl.explain.maps import explain, to_pixel_values
+from hf_medtl.explain.randomisation import _randomise, cascading_randomisation, similarity, ssim
+from hf_medtl.explain.sanity import CHECKS, energy_fraction, verdict
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
 
@@ -23,17 +23,17 @@ PROCESSOR = MedicalImageProcessor(size={"height": SIZE, "width": SIZE})
 
 
 def phantoms(first, number, lesions=(True, False)):
-    """Pictures, labels and lesion masks."""
-    drawn = [brain(patient, 0, ill, size=SIZE) for patient in range(first, first + number) for ill in lesions]
-    pictures = [Image.fromarray(phantom.image).convert("RGB") for phantom in drawn]
-    return pictures, np.array([phantom.label == "lesion" for phantom in drawn], int), [p.mask > 0 for p in drawn]
+    """Draw images, labels and lesion masks."""
+    drawn = [draw_brain(patient, 0, ill, size=SIZE) for patient in range(first, first + number) for ill in lesions]
+    images = [Image.fromarray(phantom.image).convert("RGB") for phantom in drawn]
+    return images, np.array([phantom.label == "lesion" for phantom in drawn], int), [p.mask > 0 for p in drawn]
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A network of 24,000 weights that finds lesions, with maps of stride 4."""
-    pictures, labels, _ = phantoms(0, TRAINED)
-    pixels, truth = to_pixels(PROCESSOR, pictures), torch.from_numpy(labels)
+    """Train a network of 24,000 weights to classify lesions, with feature maps of stride 4."""
+    images, labels, _ = phantoms(0, TRAINED)
+    pixels, truth = to_pixel_values(PROCESSOR, images), torch.from_numpy(labels)
     torch.manual_seed(0)
     names = {"id2label": {0: "no_lesion", 1: "lesion"}, "label2id": {"no_lesion": 0, "lesion": 1}}
     config = MedicalCnnConfig(widths=(16, 32, 64), convolutions=1, attention=False, image_size=SIZE, **names)
@@ -42,8 +42,8 @@ def trained():
     batches = [batch for _ in range(18) for batch in torch.randperm(len(pixels)).split(20)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=len(batches))
     for i, batch in enumerate(batches):
-        shown = pixels[batch].flip(3) if i % 2 else pixels[batch]
-        loss = torch.nn.functional.cross_entropy(model(shown).logits, truth[batch])
+        inputs = pixels[batch].flip(3) if i % 2 else pixels[batch]
+        loss = torch.nn.functional.cross_entropy(model(inputs).logits, truth[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,77 +53,78 @@ def trained():
 
 @pytest.fixture(scope="module")
 def lesions():
-    """Pictures of other patients, all with a lesion, and its masks."""
-    pictures, _, masks = phantoms(1000, HELD_OUT, lesions=(True,))
-    return pictures, masks
+    """Draw images of other patients, all with a lesion, and the lesion masks."""
+    images, _, masks = phantoms(1000, HELD_OUT, lesions=(True,))
+    return images, masks
 
 
-def forgotten(model, seed):
-    """The same network with all weights drawn anew."""
-    other, draws = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+def randomised(model, seed):
+    """Return a copy of the network with random weights."""
+    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for module in other.modules():
-        _draw(module, draws)
+        _randomise(module, generator)
     return other
 
 
-def nothing(model, pixels, classes, layer):
-    """A method whose map is the same everywhere."""
+def uniform(model, pixels, classes, layer):
+    """Return constant maps, as a heatmap method."""
     return np.ones((len(pixels), *pixels.shape[-2:]), np.float32)
 
 
-def ratio(model, pictures, masks):
-    """Energy inside the lesion over its area share, mean over pictures."""
-    shares = [
-        energy(item.map, mask) for item, mask in zip(explain(model, PROCESSOR, pictures, "lesion"), masks, strict=True)
+def ratio(model, images, masks):
+    """Return the fraction of energy inside the lesion divided by its area fraction, as a mean over images."""
+    fractions = [
+        energy_fraction(item.map, mask)
+        for item, mask in zip(explain(model, PROCESSOR, images, "lesion"), masks, strict=True)
     ]
-    return np.mean([inside / area for inside, area in shares])
+    return np.mean([inside / area for inside, area in fractions])
 
 
-def test_maps_of_what_was_learnt_lie_on_the_lesion(trained, lesions):
+def test_trained_heatmaps_lie_on_lesion(trained, lesions):
     assert ratio(trained, *lesions) >= 5
-    assert np.mean([ratio(forgotten(trained, seed), *lesions) for seed in range(5)]) < 1.5
+    assert np.mean([ratio(randomised(trained, seed), *lesions) for seed in range(5)]) < 1.5
 
 
-def test_the_verdict_tells_learnt_from_random_and_constant(trained, lesions):
-    pictures, masks = lesions
+def test_verdict_separates_trained_from_random_and_constant(trained, lesions):
+    images, masks = lesions
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    good = verdict(trained, PROCESSOR, pictures, "lesion", masks=masks)
+    good = verdict(trained, PROCESSOR, images, "lesion", masks=masks)
     assert good["passed"], good["summary"]
     assert good["failed"] == []
     assert set(good["checks"]) == set(CHECKS)
     assert good["energy"]["ratio"] >= 5
     assert good["cascade"][-1]["share"] == pytest.approx(1)
     assert good["agreement"]["gradcam++"] > 0.3
-    assert "pass all 6 checks on 12 pictures" in good["summary"]
+    assert "pass all 6 checks on 12 images" in good["summary"]
     assert json.loads(json.dumps(good, allow_nan=False)) == good
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
     for seed in range(3):  # without masks, too
-        bad = verdict(forgotten(trained, seed), PROCESSOR, pictures, "lesion")
+        bad = verdict(randomised(trained, seed), PROCESSOR, images, "lesion")
         assert {"deletion_insertion", "road"} <= set(bad["failed"])
-    blind = verdict(trained, PROCESSOR, pictures, "lesion", nothing, masks=masks)
-    assert blind["constant"] == len(pictures)
+    blind = verdict(trained, PROCESSOR, images, "lesion", uniform, masks=masks)
+    assert blind["constant"] == len(images)
     assert {"weights_spearman", "weights_ssim", "deletion_insertion", "road", "energy"} == set(blind["failed"])
-    assert blind["summary"].startswith("Do not believe the maps of nothing: 5 of 6 checks fail")
+    assert blind["summary"].startswith("Do not trust the heatmaps of uniform: 5 of 6 checks fail")
 
 
-def test_integrated_gradients_show_the_picture_more_than_the_model(trained, lesions):
+def test_integrated_gradients_fail_randomisation_check(trained, lesions):
     found = verdict(trained, PROCESSOR, lesions[0][:4], "lesion", "integrated_gradients", others=())
     assert "weights_spearman" in found["failed"]  # as Adebayo et al. found
 
 
-def test_the_cascade_goes_from_the_head_down(trained, lesions):
-    pixels = to_pixels(PROCESSOR, lesions[0][:4])
-    steps = cascade(trained, pixels, np.ones(4, int), "eigencam", steps=4)
+def test_cascade_starts_at_head(trained, lesions):
+    pixels = to_pixel_values(PROCESSOR, lesions[0][:4])
+    steps = cascading_randomisation(trained, pixels, np.ones(4, int), "eigencam", steps=4)
     shares = [step["share"] for step in steps]
     assert shares == sorted(shares)
     head = trained.classifier.weight.numel() + 2
     assert shares[0] == pytest.approx(head / trained.num_parameters())
-    assert steps[0]["spearman"] == pytest.approx(1)  # Eigen-CAM does not know the head
+    assert steps[0]["spearman"] == pytest.approx(1)  # Eigen-CAM is independent of the head
     assert steps[-1]["spearman"] < 0.5
-    assert cascade(trained, pixels, np.ones(4, int), "eigencam", steps=4) == steps
+    assert cascading_randomisation(trained, pixels, np.ones(4, int), "eigencam", steps=4) == steps
 
 
-def test_similarity_of_maps():
+def test_similarity():
     rng = np.random.default_rng(0)
     one, other, flat = (
         rng.random((40, 50), np.float32),
@@ -140,45 +141,45 @@ def test_similarity_of_maps():
     assert ssim(flat, flat + 1) < 1e-3
 
 
-def test_curves_follow_the_order_of_the_map(trained, lesions):
-    pixels = to_pixels(PROCESSOR, lesions[0][:4])
+def test_curves_follow_map_order(trained, lesions):
+    pixels = to_pixel_values(PROCESSOR, lesions[0][:4])
     classes = np.ones(4, int)
     truth = np.stack(lesions[1][:4]).astype(np.float32)
-    found = curves(trained, pixels, classes, truth, steps=10)
+    found = deletion_insertion_curves(trained, pixels, classes, truth, steps=10)
     assert found.deletion.shape == found.insertion.shape == (4, 11)
-    np.testing.assert_allclose(found.deletion[:, 0], found.insertion[:, -1], atol=1e-6)  # the picture itself
+    np.testing.assert_allclose(found.deletion[:, 0], found.insertion[:, -1], atol=1e-6)  # the image itself
     np.testing.assert_allclose(found.deletion[:, -1], found.insertion[:, 0], atol=1e-6)  # nothing is left
     assert found.gain().mean() > 0.2
-    wrong = curves(trained, pixels, classes, 1 - truth, steps=10)
+    wrong = deletion_insertion_curves(trained, pixels, classes, 1 - truth, steps=10)
     assert wrong.gain().mean() < 0
     assert road(trained, pixels, classes, truth, (90,)).mean() > road(trained, pixels, classes, 1 - truth, (90,)).mean()
     again = road(trained, pixels, classes, truth, (90,))
     np.testing.assert_array_equal(road(trained, pixels, classes, truth, (90,)), again)
 
 
-def test_equals_come_in_random_order_and_no_value_twice():
+def test_ranks_break_ties_randomly_and_are_unique():
     maps = np.zeros((2, 10, 10), np.float32)
     maps[:, 3:5, 3:5] = 1
-    found = ranks(maps, seed=1)
+    found = pixel_ranks(maps, seed=1)
     assert sorted(found[0].ravel()) == pytest.approx(np.arange(1, 101) / 100)
     assert (found[0][3:5, 3:5] > 0.96).all()
     assert abs(spearmanr(found[0].ravel(), np.arange(100)).statistic) < 0.3
-    assert chance_maps(3, (20, 30)).shape == (3, 20, 30)
+    assert random_maps(3, (20, 30)).shape == (3, 20, 30)
 
 
-def test_energy():
+def test_energy_fraction():
     values, mask = np.zeros((10, 10), np.float32), np.zeros((10, 10), bool)
     values[:5], mask[:, :5] = 1, True
-    assert energy(values, mask) == (0.5, 0.5)
+    assert energy_fraction(values, mask) == (0.5, 0.5)
     mask[5:] = False
-    assert energy(values, mask) == (0.5, 0.25)
-    assert energy(np.zeros_like(values), mask) == (0.25, 0.25)
-    with pytest.raises(MedtlError, match="as large as its picture"):
-        energy(values, mask[:5])
+    assert energy_fraction(values, mask) == (0.5, 0.25)
+    assert energy_fraction(np.zeros_like(values), mask) == (0.25, 0.25)
+    with pytest.raises(MedtlError, match="must have the size of its image"):
+        energy_fraction(values, mask[:5])
 
 
-def test_a_verdict_needs_pictures_and_their_masks(trained, lesions):
-    with pytest.raises(MedtlError, match="found 0 pictures"):
+def test_verdict_without_images_or_masks_raises(trained, lesions):
+    with pytest.raises(MedtlError, match="found 0 images"):
         verdict(trained, PROCESSOR, [])
-    with pytest.raises(MedtlError, match="12 pictures and 3 masks"):
+    with pytest.raises(MedtlError, match="12 images and 3 masks"):
         verdict(trained, PROCESSOR, lesions[0], masks=lesions[1][:3])

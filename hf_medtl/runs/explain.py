@@ -1,0 +1,157 @@
+"""Heatmaps of a saved classifier, with their sanity checks, and the regions that they are compared with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import cached_file
+
+from hf_medtl.data.images import read_image, read_mask
+from hf_medtl.data.loading import LoadedDataset, load
+from hf_medtl.errors import MedtlError
+from hf_medtl.explain.localization import Region
+from hf_medtl.explain.report import check_supported, write_report
+from hf_medtl.predict import Predictor
+from hf_medtl.publish.card import write_explanations
+
+
+def dataset_masks(loaded: LoadedDataset) -> Region:
+    """Return the masks of a dataset as a region, resized to the image if they have another size.
+
+    Raises:
+        MedtlError: the dataset has no masks.
+    """
+    masks = {
+        loaded.root / path: [loaded.root / part for part in cell.split("|")]
+        for path, cell in zip(loaded.table["path"], loaded.table["mask"], strict=True)
+        if cell
+    }
+    if not masks:
+        raise MedtlError(
+            f"{loaded.spec.title} in {loaded.root} has no masks. Leave out --masks; for chest radiographs use "
+            "--lung_model."
+        )
+
+    def mask_for(path: Path, image: Image.Image) -> NDArray[np.bool_]:
+        if path not in masks:
+            return np.zeros((image.height, image.width), bool)
+        return np.asarray(read_mask(masks[path]).resize(image.size, Image.Resampling.NEAREST)) > 0
+
+    return Region(loaded.spec.mask_shows, f"masks of {loaded.spec.title}", mask_for)
+
+
+def lung_masks(model: str) -> Region:
+    """Return the lungs segmented by a model in chest radiographs, with its postprocessing, as a region.
+
+    Classes whose name contains "lung" are lungs, or all but class 0 if none does.
+
+    Args:
+        model: run folder or Hub id.
+
+    Raises:
+        MedtlError: no such model, or not a segmentation model.
+    """
+    predictor = Predictor.from_pretrained(model)
+    if not predictor.is_segmentation:
+        raise MedtlError(
+            f"--lung_model {model} predicts labels. Use a model that segments lungs, such as a run of "
+            "recipes/unet_lungs.py."
+        )
+    names = predictor.labels
+    lungs = [i for i, name in enumerate(names) if "lung" in name.lower()] or list(range(1, len(names)))
+
+    def mask_for(path: Path, image: Image.Image) -> NDArray[np.bool_]:
+        mask = predictor.predict(image)[0].mask
+        assert mask is not None  # the image is readable
+        return np.isin(mask, lungs)
+
+    return Region("lungs", f"the model {'/'.join(Path(model).parts[-2:])} at {predictor.revision}", mask_for)
+
+
+def explain_model(
+    model: str,
+    out: Path | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    method: str = "gradcam",
+    layer: str | None = None,
+    split: str = "test",
+    number: int = 12,
+    sample: int = 12,
+    masks: bool = False,
+    lung_model: str | None = None,
+    seed: int = 0,
+) -> tuple[Path, dict[str, Any]]:
+    """Write heatmap pages of a saved classifier and its sanity checks; return the folder and the report.
+
+    The verdict on the test split of a run folder is saved there, too: in explanations.json and on its card.
+
+    Args:
+        model: Run folder or Hub id.
+        out: Folder for the pages; MODEL/explanations by default.
+        dataset: Name of a data set; the run's own by default.
+        data_dir: Folder with the data; downloaded if None.
+        method: See `hf_medtl.explain.report.write_report`.
+        layer: Name of a module; chosen automatically if None.
+        split: Split of the run.
+        number: Maximum number of images on a page.
+        sample: Maximum number of images for the verdict on each label.
+        masks: Measure the energy inside the data set's own masks.
+        lung_model: Measure it inside the lungs that this model segments.
+        seed: Seed of the sample and of the tests.
+
+    Raises:
+        MedtlError: Both regions are given, there is no folder to write to, the model is no classifier of hf_medtl, or
+            the split is empty.
+    """
+    if masks and lung_model:
+        raise MedtlError("Heatmaps are compared with one region. Give --masks or --lung_model, not both.")
+    is_folder = Path(model).is_dir()
+    if out is None and not is_folder:
+        raise MedtlError("Give --out, the folder for the pages: only a run folder has a default.")
+    out = out or Path(model) / "explanations"
+    try:
+        network = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
+        processor = AutoImageProcessor.from_pretrained(model)
+        recipe_file, splits_file = (
+            cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+            for name in ("recipe.yaml", "splits.csv")
+        )
+    except (OSError, ValueError) as error:
+        raise MedtlError(
+            f"{model} can't be loaded as a classifier ({str(error).strip().splitlines()[0]}). Give the folder of "
+            "a finished run, or the id of a published one."
+        ) from error
+    check_supported(network)
+    if not splits_file:
+        raise MedtlError(f"{model} has no splits.csv, so its training images are unknown. Give a run of hf_medtl.")
+    recipe = yaml.safe_load(Path(recipe_file).read_text("utf-8")) if recipe_file else {}
+    name = dataset or recipe.get("dataset", "brain-tumor-mri")  # recipe.yaml leaves out what is as by default
+    loaded = load(name, data_dir, splits=splits_file)
+    rows = loaded.table[loaded.table["split"] == split]
+    if rows.empty:
+        raise MedtlError(f"The split {split!r} has no images. Give --split test, validation or train.")
+    region = dataset_masks(loaded) if masks else lung_masks(lung_model) if lung_model else None
+    report = write_report(
+        network,
+        processor,
+        [loaded.root / path for path in rows["path"]],
+        list(rows["label"]),
+        read_image,
+        out,
+        method,
+        layer,
+        number,
+        sample,
+        seed=seed,
+        region=region,
+        groups=list(rows["group"]),
+    )
+    if is_folder and split == "test" and (Path(model) / "README.md").is_file():
+        write_explanations(Path(model), report, split)
+    return out, report
