@@ -28,43 +28,43 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_medtl.common.system import cores, no_room
+from hf_medtl.common.system import cores, is_disk_full
 from hf_medtl.data.augmentation import MIRRORING
-from hf_medtl.data.inputs import Source, each_source, read_source
+from hf_medtl.data.inputs import ImageSource, iter_sources, read_source
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import conformal_sets
 from hf_medtl.evaluation.metrics import decide
-from hf_medtl.evaluation.ood import FILE as OUTLIERS
-from hf_medtl.evaluation.ood import Outliers
+from hf_medtl.evaluation.ood import OOD_FILE, OutOfDistributionScorer
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
-from hf_medtl.explain.maps import METHODS, Maps, heatmaps
+from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
-from hf_medtl.models.ensemble import mean_of_logs
+from hf_medtl.models.ensemble import log_mean_exp
 from hf_medtl.models.heads import find_head, is_segmenter
-from hf_medtl.models.tta import View, dropout_on, views
+from hf_medtl.models.tta import AffineView, monte_carlo_dropout, tta_views
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture. A picture that can't be read has an `error` and nothing else.
+    """Prediction for one image. An image that can't be read has an `error` and nothing else.
 
     Attributes:
-        name: its path, or #0, #1, ... by its place.
+        name: path, or #0, #1, ... by position.
         probabilities: label -> calibrated probability, in output order; empty for masks.
-        label: the most probable; None for masks.
-        decision: label at the saved threshold; with several labels a picture those decided, with | between them.
-        candidates: conformal set of labels; None where none was saved.
-        reasons: why no decision should be taken from this: "uncertain" (not one candidate), "unlike the training
-            pictures"; empty where it may.
-        outlier: score by the threshold, above 1 unlike the training pictures; None where none was saved.
-        spread: standard deviation of the label's probability over changed copies or passes with dropout; None without.
-        map: (H, W) in [0, 1], what the answer rests on, in the picture's own coordinates; None where none was asked.
-        mask: (H, W) class indices at the picture's own size, after the saved postprocessing; None for labels.
-        area: class -> share of the picture's pixels, without the background.
-        seconds: that the model and all after it took for this picture's batch, by picture.
-        error: why there is no answer.
+        label: the most probable label; None for masks.
+        decision: label at the saved threshold; for multilabel models all decided labels, separated by |.
+        candidates: conformal set of labels; None if none was saved.
+        reasons: reasons to abstain from a decision: "uncertain" (not exactly one candidate), "unlike the training
+            pictures" (out-of-distribution); empty if there are none.
+        outlier: out-of-distribution score divided by its threshold, above 1 for out-of-distribution images; None if no
+            scorer was saved.
+        spread: standard deviation of the label's probability over augmented copies or dropout passes; None without.
+        map: (H, W) in [0, 1], heatmap in the coordinates of the original image; None if not requested.
+        mask: (H, W) class indices at the original size, after the saved postprocessing; None for labels.
+        area: class -> fraction of the image's pixels, without the background.
+        seconds: time of the model and all later steps for the batch, per image.
+        error: why there is no prediction.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Prediction:
     reasons: tuple[str, ...] = ()
     outlier: float | None = None
     spread: float | None = None
-    map: Maps | None = None
+    map: Heatmaps | None = None
     mask: NDArray[np.uint8] | None = None
     area: dict[str, float] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
@@ -83,16 +83,16 @@ class Prediction:
 
     @property
     def abstain(self) -> bool:
-        """Whether there are `reasons`."""
+        """True if there are `reasons`."""
         return bool(self.reasons)
 
     def row(self) -> dict[str, Any]:
-        """Flat, for tables: path, label, p_LABEL, area_CLASS, perhaps spread, decision, abstain, reason, error."""
+        """Return a table row: path, label, p_LABEL, area_CLASS, spread if any, decision, abstain, reason, error."""
         return {
             "path": self.name,
             "label": self.label,
             **{f"p_{label}": p for label, p in self.probabilities.items()},
-            **{f"area_{name}": share for name, share in self.area.items()},
+            **{f"area_{name}": fraction for name, fraction in self.area.items()},
             **({} if self.spread is None else {"spread": self.spread}),
             "decision": self.decision,
             "abstain": self.abstain,
@@ -102,25 +102,29 @@ class Prediction:
 
 
 class Predictor:
-    """An image classifier or segmentation model with its image processor and all that its folder says of decisions.
+    """Image classifier or segmentation model with its image processor and its saved decision settings.
 
     Args:
-        model: with a configuration that may have threshold, thresholds, positive_label, conformal, outliers and
-            postprocessing; any other model has none, and gives probabilities or masks alone.
+        model: a model whose configuration may have threshold, thresholds, positive_label, conformal, outliers and
+            postprocessing; other models return probabilities or masks alone.
         processor: its image processor.
-        outliers: what tells pictures unlike those of training.
-        revision: commit on the Hub that it was loaded from, or the start of the SHA-256 of a folder's weights.
+        outliers: scorer of out-of-distribution images.
+        revision: commit on the Hub that it was loaded from, or the first digits of the SHA-256 of a folder's weights.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: Any, outliers: Outliers | None = None, revision: str | None = None
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        outliers: OutOfDistributionScorer | None = None,
+        revision: str | None = None,
     ) -> None:
         self.model, self.processor, self.outliers, self.revision = model.eval(), processor, outliers, revision
         self.config = model.config
         self.labels = tuple(name for _, name in sorted((self.config.id2label or {}).items()))
-        self.of_masks = is_segmenter(model)
-        self.wording: dict[str, str] = dict(getattr(self.config, "wording", None) or {})  # label -> sentence for people
-        self.several = self.config.problem_type == "multi_label_classification"
+        self.is_segmentation = is_segmenter(model)
+        self.wording: dict[str, str] = dict(getattr(self.config, "wording", None) or {})  # label -> sentence
+        self.multilabel = self.config.problem_type == "multi_label_classification"
         self._layers: dict[tuple[str, tuple[int, ...]], Layer] = {}
 
     @classmethod
@@ -131,13 +135,13 @@ class Predictor:
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
     ) -> "Predictor":
-        """From a run folder or a Hub id.
+        """Load from a run folder or a Hub id.
 
         Args:
             name: folder or id.
             revision: branch, tag or commit on the Hub.
-            device: "cuda", "cpu", ...; an accelerator where there is one, if not given.
-            trust_remote_code: run code of the repository. Ours needs none: what `hf_medtl` brings itself is used.
+            device: "cuda", "cpu", ...; by default an accelerator if available.
+            trust_remote_code: run code of the repository. Not needed for our models, whose classes are built in.
 
         Raises:
             MedtlError: no such model, no network, or neither a classifier nor a segmentation model.
@@ -145,136 +149,132 @@ class Predictor:
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(name, **hub)
-            masks = any(kind.endswith("ForSemanticSegmentation") for kind in config.architectures or ())
-            auto: Any = AutoModelForSemanticSegmentation if masks else AutoModelForImageClassification
+            segmentation = any(x.endswith("ForSemanticSegmentation") for x in config.architectures or ())
+            auto: Any = AutoModelForSemanticSegmentation if segmentation else AutoModelForImageClassification
             model, loading = auto.from_pretrained(
                 name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
             processor = AutoImageProcessor.from_pretrained(name, **hub)
-            promised = getattr(config, "outliers", None)  # then a failing download must not pass for a file that is not
-            found = cached_file(name, OUTLIERS, revision=revision) if promised else None
-            outliers = Outliers.load(Path(found).parent) if found else None
+            # If the config announces the file, a failed download must not look like a missing file.
+            announced = getattr(config, "outliers", None)
+            ood_file = cached_file(name, OOD_FILE, revision=revision) if announced else None
+            outliers = OutOfDistributionScorer.load(Path(ood_file).parent) if ood_file else None
         except (OSError, ValueError, KeyError, HFValidationError, SafetensorError, RuntimeError) as error:
-            if no_room(error):
+            if is_disk_full(error):
                 raise MedtlError(
-                    f"There was no room for {name} in {HF_HUB_CACHE}, and nothing half is kept. Free some, or set "
-                    "HF_HOME to a folder on another disk; then load it again."
+                    f"The disk is full: {name} does not fit into {HF_HUB_CACHE}, and no partial files were kept. Free "
+                    "some space, or set HF_HOME to a folder on another disk; then load it again."
                 ) from error
             raise MedtlError(
                 f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
-                " Give a run folder or the id of a model on the Hub; check the spelling and the network."
+                " Use a run folder or the id of a model on the Hub; check the spelling and the network."
             ) from error
         if absent := sorted(loading["missing_keys"]):
             raise MedtlError(
-                f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}: what it says "
-                "would be drawn at random. Fine-tune it first, or give a model that was."
+                f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "
+                "initialised randomly. Fine-tune it first, or use a fine-tuned model."
             )
         revision = _digest(Path(name)) if Path(name).is_dir() else _commit(str(name), revision)
         return cls(model.to(device or _device()), processor, outliers, revision)
 
     def predict(
         self,
-        images: Source | Iterable[Source],
+        images: ImageSource | Iterable[ImageSource],
         batch_size: int = 16,
         explain: str | None = None,
         tta: int = 0,
         mc_dropout: int = 0,
     ) -> list[Prediction]:
-        """Answers for pictures, in their order; a folder stands for the pictures in it.
+        """Predict images, in order; a folder stands for the images in it.
 
-        With `tta` or `mc_dropout` probabilities are means over all passes, the plain one included, and `spread` says
-        how far these differ. Threshold and sets stay those that were fitted to plain answers.
+        With `tta` or `mc_dropout`, probabilities are means over all passes, including the plain one, and `spread` is
+        their standard deviation. Thresholds and conformal sets stay those fitted to plain predictions.
 
         Args:
-            images: paths, bytes, Pillow pictures or uint8 arrays (H, W[, 3]), or one of these. Deep pictures and DICOM
-                are windowed as in training.
-            batch_size: pictures at a time.
-            explain: method of a `map` of the label, such as "gradcam" (see `hf_medtl.explain.maps.METHODS`); for masks
-                "uncertainty", the entropy of each pixel's probabilities by the highest there can be.
-            tta: test-time augmentation, so many changed copies: turned, zoomed, and mirrored where the model was
-                trained with mirrored pictures.
-            mc_dropout: so many passes with dropout switched on.
+            images: paths, bytes, Pillow images or uint8 arrays (H, W[, 3]), or one of these. Images of more than 8 bits
+                and DICOM are windowed as in training.
+            batch_size: images per forward pass.
+            explain: method of a heatmap of the label, such as "gradcam" (see `hf_medtl.explain.maps.METHODS`); for
+                masks "uncertainty", the entropy of each pixel's probabilities divided by its maximum.
+            tta: test-time augmentation: number of rotated and zoomed copies, also flipped if the model was trained with
+                flipped images.
+            mc_dropout: number of Monte Carlo passes with dropout.
 
         Raises:
-            MedtlError: no such method or so many copies; no dropout in the model.
+            MedtlError: an unknown method, too many copies, or no dropout in the model.
         """
         return list(self.stream(images, batch_size, explain, tta, mc_dropout))
 
     def stream(
         self,
-        images: Source | Iterable[Source],
+        images: ImageSource | Iterable[ImageSource],
         batch_size: int = 16,
         explain: str | None = None,
         tta: int = 0,
         mc_dropout: int = 0,
     ) -> Iterator[Prediction]:
-        """`predict` for any number of pictures: two batches at a time are in memory."""
-        known = ("uncertainty",) if self.of_masks else tuple(METHODS)
-        if explain is not None and explain not in known:
-            raise MedtlError(f"This model's answers are explained by {', '.join(known)}; found {explain!r}.")
-        copies = views(tta, mirrored=getattr(self.config, "augmentation", None) in MIRRORING)
-        sources = enumerate(each_source(images))
+        """Yield the results of `predict` for any number of images, with two batches at a time in memory."""
+        methods = ("uncertainty",) if self.is_segmentation else tuple(METHODS)
+        if explain is not None and explain not in methods:
+            raise MedtlError(f"Unknown explain method {explain!r} for this model. Known: {', '.join(methods)}.")
+        copies = tta_views(tta, mirrored=getattr(self.config, "augmentation", None) in MIRRORING)
+        sources = enumerate(iter_sources(images))
         with ThreadPoolExecutor(cores()) as pool:
             waiting = pool.map(read_source, islice(sources, batch_size))
             while batch := list(waiting):
                 waiting = pool.map(read_source, islice(sources, batch_size))  # read while the model works
-                began, pictures = time.monotonic(), [picture for _, picture, _ in batch if picture is not None]
-                answers = list(self._answer(pictures, explain, copies, mc_dropout)) if pictures else []
-                seconds = (time.monotonic() - began) / max(1, len(pictures))
-                following = iter(answers)
-                for name, picture, error in batch:
-                    yield (
-                        Prediction(name, error=error)
-                        if picture is None
-                        else Prediction(name, **next(following), seconds=seconds)
-                    )
+                started, readable = time.monotonic(), [image for _, image, _ in batch if image is not None]
+                results = iter(list(self._predict_batch(readable, explain, copies, mc_dropout)) if readable else [])
+                seconds = (time.monotonic() - started) / max(1, len(readable))
+                for name, image, error in batch:
+                    if image is None:
+                        yield Prediction(name, error=error)
+                    else:
+                        yield Prediction(name, **next(results), seconds=seconds)
 
     @torch.inference_mode()
-    def _answer(
-        self, pictures: list[Image.Image], explain: str | None, copies: Sequence[View], mc_dropout: int
+    def _predict_batch(
+        self, images: list[Image.Image], explain: str | None, copies: Sequence[AffineView], mc_dropout: int
     ) -> Iterator[dict[str, Any]]:
-        """The fields of `Prediction` for each of some RGB pictures."""
-        with self.watching() as seen:
-            inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
+        """Yield the fields of `Prediction` for each RGB image."""
+        with self.collect_features() as features:
+            inputs = self.processor(images, return_tensors="pt").to(self.model.device)
             passes = list(self._passes(inputs, copies, mc_dropout))
-        if self.of_masks:
-            logits = passes[0] if len(passes) == 1 else mean_of_logs(torch.stack(passes).log_softmax(dim=2))
-            for one, picture in zip(logits, pictures, strict=True):
-                yield self._mask(one, picture, bool(explain))
+        if self.is_segmentation:
+            logits = passes[0] if len(passes) == 1 else log_mean_exp(torch.stack(passes).log_softmax(dim=2))
+            for image_logits, image in zip(logits, images, strict=True):
+                yield self._mask(image_logits, image, bool(explain))
             return
-        each = torch.stack(passes).double()
-        each = each.sigmoid() if self.several else each.softmax(dim=2)
-        chances = each.mean(dim=0).cpu().numpy()
-        spreads = each.std(dim=0).cpu().numpy() if len(passes) > 1 else None
-        scores = np.full(len(pictures), np.nan)
-        if self.outliers:
-            scores = self.outlierness(seen[:1])  # of the pictures themselves
-        best = chances.argmax(axis=1)
-        maps = self._maps(pictures, inputs["pixel_values"], best, explain) if explain else [None] * len(pictures)
+        stacked = torch.stack(passes).double()
+        stacked = stacked.sigmoid() if self.multilabel else stacked.softmax(dim=2)
+        probabilities = stacked.mean(dim=0).cpu().numpy()
+        spreads = stacked.std(dim=0).cpu().numpy() if len(passes) > 1 else None
+        scores = self.ood_scores(features[:1]) if self.outliers else None  # of the first pass: the plain images
+        best = probabilities.argmax(axis=1)
+        maps = self._heatmaps(images, inputs["pixel_values"], best, explain) if explain else [None] * len(images)
         for i, label in enumerate(best):
-            answer = self._labels(chances[i], None if np.isnan(scores[i]) else float(scores[i]))
-            yield answer | {"spread": None if spreads is None else float(spreads[i, label]), "map": maps[i]}
+            score = None if scores is None or np.isnan(scores[i]) else float(scores[i])
+            spread = None if spreads is None else float(spreads[i, label])
+            yield self._labels(probabilities[i], score) | {"spread": spread, "map": maps[i]}
 
     @contextmanager
-    def watching(self) -> Iterator[list[torch.Tensor]]:
-        """Features (B, d) before the head of each batch meanwhile, for `outlierness`; none without outliers."""
-        seen: list[torch.Tensor] = []
-        hook = (
-            find_head(self.model).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
-            if self.outliers
-            else None
-        )
+    def collect_features(self) -> Iterator[list[torch.Tensor]]:
+        """Collect the features (B, d) before the head of each batch, for `ood_scores`; none without a scorer."""
+        features: list[torch.Tensor] = []
+        if not self.outliers:
+            yield features
+            return
+        hook = find_head(self.model).register_forward_pre_hook(lambda _, args: features.append(args[0].flatten(1)))
         try:
-            yield seen
+            yield features
         finally:
-            if hook:
-                hook.remove()
+            hook.remove()
 
-    def outlierness(self, features: list[torch.Tensor]) -> NDArray[np.float64]:
-        """(n,) scores by the threshold of what `watching` gave; above 1 unlike the training pictures.
+    def ood_scores(self, features: list[torch.Tensor]) -> NDArray[np.float64]:
+        """Return out-of-distribution scores (n,) of collected features, divided by the threshold; above 1 is unusual.
 
         Raises:
-            ValueError: nothing was saved to tell them by.
+            ValueError: the model was saved without a scorer.
         """
         if not self.outliers:
             raise ValueError("this model has no outliers.safetensors")
@@ -282,42 +282,42 @@ class Predictor:
         return self.outliers.score(values) / self.config.outliers["threshold"]
 
     def pipeline(self) -> Any:
-        """Stock `pipeline()` of the model, as it was loaded here."""
-        task: Any = "image-segmentation" if self.of_masks else "image-classification"
+        """Return a stock `pipeline()` of the loaded model."""
+        task: Any = "image-segmentation" if self.is_segmentation else "image-classification"
         level = logging.get_verbosity()
-        logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+        logging.set_verbosity(logging.CRITICAL)  # else it logs that our classes are not supported, although they work
         try:
             return pipeline(task, model=self.model, image_processor=self.processor, device=self.model.device)
         finally:
             logging.set_verbosity(level)
 
-    def _passes(self, inputs: Any, copies: Sequence[View], mc_dropout: int) -> Iterator[torch.Tensor]:
-        """Logits (n, K), or (n, K, h, w) of masks: of the pictures, of their copies, and with dropout."""
+    def _passes(self, inputs: Any, copies: Sequence[AffineView], mc_dropout: int) -> Iterator[torch.Tensor]:
+        """Yield logits (n, K), or (n, K, h, w) for masks, of the images, of augmented copies, and with dropout."""
         yield self.model(**inputs).logits.float()
         for view in copies:
             logits = self.model(**{**inputs, "pixel_values": view.apply(inputs["pixel_values"])}).logits.float()
-            yield view.undo(logits) if self.of_masks else logits
+            yield view.undo(logits) if self.is_segmentation else logits
         if mc_dropout:
-            with dropout_on(self.model):
+            with monte_carlo_dropout(self.model):
                 for _ in range(mc_dropout):
                     yield self.model(**inputs).logits.float()
 
-    def _maps(
-        self, pictures: list[Image.Image], pixels: torch.Tensor, classes: NDArray[np.int64], method: str
-    ) -> list[Maps]:
-        """Maps of the classes, each of its picture's size."""
+    def _heatmaps(
+        self, images: list[Image.Image], pixels: torch.Tensor, classes: NDArray[np.int64], method: str
+    ) -> list[Heatmaps]:
+        """Compute heatmaps of the classes, each of the size of its image."""
         key = method, tuple(pixels.shape[1:])
-        if method in CAMS and key not in self._layers:  # looked for once: it takes a pass through the model
+        if method in CAMS and key not in self._layers:  # found once: it takes a forward pass
             self._layers[key] = find_layer(self.model, pixels[:1].clone())
-        found = heatmaps(self.model, pixels, classes, method, self._layers.get(key))
+        maps = heatmaps(self.model, pixels, classes, method, self._layers.get(key))
         return [
-            restore(values, find_geometry(self.processor, picture), (picture.height, picture.width))
-            for values, picture in zip(found, pictures, strict=True)
+            restore(values, find_geometry(self.processor, image), (image.height, image.width))
+            for values, image in zip(maps, images, strict=True)
         ]
 
-    def _mask(self, logits: torch.Tensor, picture: Image.Image, uncertainty: bool) -> dict[str, Any]:
-        # As image processors of segmentation models do it.
-        size = picture.height, picture.width
+    def _mask(self, logits: torch.Tensor, image: Image.Image, uncertainty: bool) -> dict[str, Any]:
+        # Like image processors of segmentation models.
+        size = image.height, image.width
         large = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
         mask = large.argmax(dim=0).to(torch.uint8).cpu().numpy()
         mask = postprocess(mask, getattr(self.config, "postprocessing", None) or {})
@@ -332,16 +332,16 @@ class Predictor:
         config, best = self.config, self.labels[int(p.argmax())]
         decision, candidates, reasons = best, None, []
         positive, threshold = getattr(config, "positive_label", None), getattr(config, "threshold", None)
-        if self.several:
+        if self.multilabel:
             cuts = getattr(config, "thresholds", None) or {}
-            decided = [label for label, chance in zip(self.labels, p, strict=True) if chance >= cuts.get(label, 0.5)]
-            decision = "|".join(decided)
+            pairs = zip(self.labels, p, strict=True)
+            decision = "|".join(label for label, probability in pairs if probability >= cuts.get(label, 0.5))
         elif positive is not None and threshold is not None:
             decision = self.labels[int(decide(p[None], self.labels.index(positive), threshold)[0])]
         if conformal := getattr(config, "conformal", None):
             lowest = np.array([conformal["lowest"][label] for label in self.labels])
-            inside = conformal_sets(p[None], lowest)[0]
-            candidates = tuple(label for label, is_in in zip(self.labels, inside, strict=True) if is_in)
+            members = conformal_sets(p[None], lowest)[0]
+            candidates = tuple(label for label, is_member in zip(self.labels, members, strict=True) if is_member)
             reasons += ["uncertain"] if len(candidates) != 1 else []
         if score is not None and score > 1:
             reasons.append("unlike the training pictures")
@@ -355,27 +355,26 @@ class Predictor:
         }
 
 
-def columns(predictor: Predictor, spread: bool = False) -> list[str]:
-    """Those of `Prediction.row` for a model's pictures."""
-    if predictor.of_masks:
-        some = [f"area_{name}" for name in predictor.labels[1:]]
+def prediction_columns(predictor: Predictor, spread: bool = False) -> list[str]:
+    """Return the columns of `Prediction.row` for a model."""
+    if predictor.is_segmentation:
+        specific = [f"area_{name}" for name in predictor.labels[1:]]
     else:
-        some = [*(f"p_{label}" for label in predictor.labels), *(["spread"] if spread else [])]
-    return ["path", "label", *some, "decision", "abstain", "reason", "error"]
+        specific = [*(f"p_{label}" for label in predictor.labels), *(["spread"] if spread else [])]
+    return ["path", "label", *specific, "decision", "abstain", "reason", "error"]
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """The commit in the Hub's cache that the files came from."""
-    found = cached_file(name, "config.json", revision=revision)
-    return extract_commit_hash(found, None)
+    """Return the commit of the files in the Hub's cache."""
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
 
 
 def _digest(folder: Path) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         with path.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()[:12]
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def _device() -> torch.device:

@@ -1,4 +1,4 @@
-"""Predictor: the numbers of stock pipeline(), and everything that the folder says of decisions."""
+"""Predictor: the numbers of stock pipeline(), and the saved decision settings."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from tests.support.tiny_models import build_tiny
 
 @pytest.fixture(scope="module")
 def folder(phantoms, tiny, tmp_path_factory):
-    """A finished run with cropped brains."""
+    """Train a run with brain_crop."""
     more = {"num_train_epochs": 3, "learning_rate": 1e-3, "preprocessing": "brain_crop"}
     return run(Recipe(**options(phantoms, tiny("vit"), tmp_path_factory.mktemp("runs") / "run", **more)))
 
@@ -44,7 +44,7 @@ def files(phantoms):
     return sorted(phantoms.glob("*lesion/*.png"))[:9]
 
 
-def test_it_gives_what_pipeline_gives(folder, files):
+def test_predictor_equals_pipeline(folder, files):
     predictor = Predictor.from_pretrained(folder)
     stock = pipeline("image-classification", str(folder), device="cpu")
     answers = stock([*map(str, files)], top_k=None)
@@ -54,7 +54,7 @@ def test_it_gives_what_pipeline_gives(folder, files):
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
 
 
-def test_decisions_sets_and_outliers_are_those_of_the_run(folder, phantoms):
+def test_decisions_sets_and_ood_scores_match_run(folder, phantoms):
     result = json.loads((folder / "results.json").read_text())
     rows = pd.read_csv(folder / "splits.csv").query("split == 'test'")
     predictions = Predictor.from_pretrained(folder).predict([phantoms / path for path in rows["path"]])
@@ -68,7 +68,7 @@ def test_decisions_sets_and_outliers_are_those_of_the_run(folder, phantoms):
     assert far == result["outliers"]["test"]["value"]
 
 
-def test_a_chest_is_unlike_the_brains(folder, tmp_path):
+def test_chest_is_out_of_distribution_for_brains(folder, tmp_path):
     chests = write_phantoms(tmp_path / "chests", "chest", patients=3, pictures=1, size=64)
     found = Predictor.from_pretrained(folder).predict(sorted(chests.glob("[no]*/*.png")))
     assert found
@@ -76,13 +76,13 @@ def test_a_chest_is_unlike_the_brains(folder, tmp_path):
     assert all(prediction.abstain for prediction in found)
 
 
-def test_any_kind_of_source(folder, files, tmp_path):
+def test_all_source_types(folder, files, tmp_path):
     predictor, path = Predictor.from_pretrained(folder), files[0]
-    picture = Image.open(path)
-    pixels = np.asarray(picture.convert("RGB"))
+    image = Image.open(path)
+    pixels = np.asarray(image.convert("RGB"))
     deep = dicom(pixels[..., 0].astype(np.uint16) * 16, WindowCenter=2040, WindowWidth=4080)
     slice_ = save_dicom(deep, tmp_path / "slice.dcm")
-    found = predictor.predict([path, str(path), path.read_bytes(), picture, pixels, pixels[..., 0]])
+    found = predictor.predict([path, str(path), path.read_bytes(), image, pixels, pixels[..., 0]])
     assert len({tuple(prediction.probabilities.values()) for prediction in found}) == 1
     assert [prediction.name for prediction in found] == [str(path), str(path), "#2", "#3", "#4", "#5"]
     (deep,) = predictor.predict(slice_)
@@ -96,8 +96,8 @@ def test_any_kind_of_source(folder, files, tmp_path):
     assert predictor.predict([]) == []
 
 
-def test_any_model_of_the_hub(hub, files, tmp_path):
-    """Without thresholds, sets and outliers: probabilities alone."""
+def test_foreign_hub_model_gives_probabilities_only(hub, files, tmp_path):
+    """A model without thresholds, conformal sets and out-of-distribution scorer returns probabilities alone."""
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32,
                        patch_size=16, num_labels=3)  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path)
@@ -115,30 +115,30 @@ def test_any_model_of_the_hub(hub, files, tmp_path):
             Predictor.from_pretrained(wrong)
 
 
-def test_a_published_run_keeps_its_decisions(hub, folder, files):
+def test_published_run_keeps_decisions(hub, folder, files):
     push(folder, "ci-user/decides", waive=WAIVED)
     here, there = (Predictor.from_pretrained(name).predict(files) for name in (folder, "ci-user/decides"))
     assert here == there
     assert here[0].outlier is not None
 
 
-def test_outliers_that_are_promised_are_not_forgotten(folder, tmp_path):
+def test_missing_ood_file_raises_if_configured(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
     (copy / "outliers.safetensors").unlink()
     with pytest.raises(MedtlError, match=r"outliers\.safetensors"):
         Predictor.from_pretrained(copy)
 
 
-def test_masks_are_those_of_pipeline_after_postprocessing(tmp_path):
+def test_masks_equal_postprocessed_pipeline(tmp_path):
     model, processor = build_tiny(labels=("background", "left", "right"))
     model.config.update({"postprocessing": {"largest_components": 1}})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8))
-    (found,) = Predictor.from_pretrained(tmp_path).predict(picture)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8))
+    (found,) = Predictor.from_pretrained(tmp_path).predict(image)
     assert found.mask.shape == (75, 110)
     raw = np.zeros((75, 110), np.uint8)
-    for part in pipeline("image-segmentation", str(tmp_path), device="cpu")(picture):
+    for part in pipeline("image-segmentation", str(tmp_path), device="cpu")(image):
         raw[np.asarray(part["mask"]) > 0] = model.config.label2id[part["label"]]
     from hf_medtl.evaluation.postprocessing import postprocess
 
@@ -146,13 +146,13 @@ def test_masks_are_those_of_pipeline_after_postprocessing(tmp_path):
     assert found.area == {name: (found.mask == i).mean() for i, name in ((1, "left"), (2, "right"))}
 
 
-def test_copies_and_dropout_give_means_and_a_spread(folder, files, tmp_path):
+def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
     predictor = Predictor.from_pretrained(folder)
     plain, turned = (predictor.predict(files, tta=number) for number in (0, 2))
     assert all(p.spread is None for p in plain)
     assert all(p.spread > 0 for p in turned)
-    assert [p.outlier for p in turned] == [p.outlier for p in plain]  # told by the picture itself
-    # By hand: the mean over the picture and it turned by 5° each way.
+    assert [p.outlier for p in turned] == [p.outlier for p in plain]  # computed from the plain image
+    # Computed by hand: the mean over the image and its rotations by 5° each way.
     from torchvision.transforms.v2.functional import affine, pad
 
     pixels = predictor.processor([Image.open(path).convert("RGB") for path in files], return_tensors="pt").pixel_values
@@ -166,7 +166,7 @@ def test_copies_and_dropout_give_means_and_a_spread(folder, files, tmp_path):
     assert turned[0].spread == pytest.approx(float(chances[:, 0, best].std()), abs=1e-3)
     with pytest.raises(MedtlError, match="0 to 8 views"):
         predictor.predict(files, tta=9)
-    predictor.config.augmentation = "brain"  # trained with mirrored pictures: the first copy is one
+    predictor.config.augmentation = "brain"  # trained with flipped images: the first copy is flipped
     (mirrored,) = predictor.predict(files[0], tta=1)
     both = predictor.predict([files[0], ImageOps.mirror(Image.open(files[0]))])
     mean = np.mean([p.probabilities["lesion"] for p in both])
@@ -185,8 +185,8 @@ def test_copies_and_dropout_give_means_and_a_spread(folder, files, tmp_path):
     assert drops.predict(files) == drops.predict(files)
 
 
-def test_copies_of_masks_are_put_back(tmp_path):
-    """A network that marks bright pixels marks the same ones on turned pictures."""
+def test_tta_masks_are_mapped_back(tmp_path):
+    """A network that segments bright pixels finds the same ones in rotated images."""
     model, processor = build_tiny(labels=("background", "bright"))
 
     class BrightForSemanticSegmentation(torch.nn.Module):
@@ -205,41 +205,41 @@ def test_copies_of_masks_are_put_back(tmp_path):
     assert turned.map[19:41, 49:81].mean() > 3 * turned.map[60:].mean()
 
 
-def test_maps_are_those_of_explain(folder, files):
+def test_heatmaps_equal_explain(folder, files):
     predictor = Predictor.from_pretrained(folder)
     found = predictor.predict(files, batch_size=4, explain="gradcam")
-    pictures = [Image.open(path).convert("RGB") for path in files]
-    for prediction, other in zip(found, explain(predictor.model, predictor.processor, pictures), strict=True):
+    images = [Image.open(path).convert("RGB") for path in files]
+    for prediction, other in zip(found, explain(predictor.model, predictor.processor, images), strict=True):
         assert prediction.label == other.label
         np.testing.assert_allclose(prediction.map, other.map, atol=1e-4)
-    with pytest.raises(MedtlError, match="explained by gradcam"):
+    with pytest.raises(MedtlError, match="Known: gradcam"):
         predictor.predict(files, explain="tea leaves")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_the_command_writes_a_row_a_picture(folder, files, suffix, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
     for path in files[:4]:
-        Image.open(path).save(pictures / path.name)
-    (pictures / "broken.png").write_bytes(b"PNG")
+        Image.open(path).save(images / path.name)
+    (images / "broken.png").write_bytes(b"PNG")
     out = tmp_path / f"out.{suffix}"
-    done = script(COMMAND, "predict", folder, pictures, "--out", out, "--batch_size", "2")
+    done = script(COMMAND, "predict", folder, images, "--out", out, "--batch_size", "2")
     assert done.returncode == 1, done.stderr
-    assert "5 pictures, 1 of them with an error" in done.stdout
+    assert "5 images, 1 of them with an error" in done.stdout
     table = pd.read_json(out, lines=True) if suffix == "jsonl" else getattr(pd, f"read_{suffix}")(out)
     labels = Predictor.from_pretrained(folder).labels
     chances = [f"p_{label}" for label in labels]
     assert list(table) == ["path", "label", *chances, "decision", "abstain", "reason", "error"]
-    assert table["path"].tolist() == sorted(map(str, pictures.iterdir()))
+    assert table["path"].tolist() == sorted(map(str, images.iterdir()))
     assert table["error"].fillna("").astype(bool).tolist() == ["broken" in path for path in table["path"]]
     assert [*tmp_path.glob("*part*")] == []
-    again = script(COMMAND, "predict", folder, pictures, "--out", out)
+    again = script(COMMAND, "predict", folder, images, "--out", out)
     assert again.returncode == 1
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
-def test_the_command_draws_maps(folder, files, tmp_path):
+def test_command_draws_overlays(folder, files, tmp_path):
     done = script(COMMAND, "predict", folder, *files[:2], "--out", tmp_path / "out.csv", "--maps", tmp_path / "maps",
                   "--explain", "eigencam", "--tta", "1")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -253,21 +253,21 @@ def test_the_command_draws_maps(folder, files, tmp_path):
     assert "give both" in done.stderr
 
 
-def test_the_command_prints(folder, files):
+def test_command_prints_prediction(folder, files):
     done = script(COMMAND, "predict", folder, files[0])
     assert done.returncode == 0, done.stderr
     assert f"{files[0]}: " in done.stdout
     assert "not for diagnosis" in done.stdout
 
 
-def test_killed_and_resumed_has_each_picture_once(folder, files, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_killed_and_resumed_table_has_each_image_once(folder, files, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
     content = files[0].read_bytes()
     for i in range(400):
-        (pictures / f"{i:03}.png").write_bytes(content)
+        (images / f"{i:03}.png").write_bytes(content)
     out = tmp_path / "out.csv"
-    command = [COMMAND, "predict", folder, pictures, "--out", out, "--batch_size", "4"]
+    command = [COMMAND, "predict", folder, images, "--out", out, "--batch_size", "4"]
     for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         part, before = tmp_path / "out.csv.part-0.jsonl", 0
@@ -281,22 +281,22 @@ def test_killed_and_resumed_has_each_picture_once(folder, files, tmp_path):
             stream.write('{"path": "torn')
     done = script(*command)
     assert done.returncode == 0, done.stderr
-    assert "pictures are done already" in done.stderr
-    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, pictures.iterdir()))
+    assert "images are already done" in done.stderr
+    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, images.iterdir()))
 
 
 @pytest.mark.slow
-def test_thousands_of_pictures_killed_twice_are_each_there_once_in_flat_memory(tiny, tmp_path):
-    pictures, out, part = tmp_path / "pictures", tmp_path / "out.csv", tmp_path / "out.csv.part-0.jsonl"
-    pictures.mkdir()
+def test_thousands_of_images_killed_twice_in_constant_memory(tiny, tmp_path):
+    images, out, part = tmp_path / "images", tmp_path / "out.csv", tmp_path / "out.csv.part-0.jsonl"
+    images.mkdir()
     # If each were kept, the last 4,000 would take 750 MiB.
-    Image.linear_gradient("L").convert("RGB").save(tmp_path / "picture.png")
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "image.png")
     for i in range(5000):
-        os.link(tmp_path / "picture.png", pictures / f"{i:04}.png")
-    command = [COMMAND, "predict", tiny("vit"), pictures, "--out", out, "--batch_size", "25"]
+        os.link(tmp_path / "image.png", images / f"{i:04}.png")
+    command = [COMMAND, "predict", tiny("vit"), images, "--out", out, "--batch_size", "25"]
 
     def started_until(more: int) -> subprocess.Popen:
-        """The command at work, when it has answered so many more."""
+        """Start the command and wait until it has predicted `more` images."""
         goal = rows() + more
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and rows() < goal:
@@ -308,7 +308,7 @@ def test_thousands_of_pictures_killed_twice_are_each_there_once_in_flat_memory(t
         return part.read_bytes().count(b"\n") if part.exists() else 0
 
     def peak(pid: int) -> int:
-        """Of memory so far, in KiB; 0 if the process has ended."""
+        """Return the peak memory so far in KiB; 0 if the process has ended."""
         return int((Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split() or ["0"])[0])
 
     for _ in range(2):
@@ -318,17 +318,17 @@ def test_thousands_of_pictures_killed_twice_are_each_there_once_in_flat_memory(t
         assert not out.exists()
     process = started_until(more=1000)
     early = late = peak(process.pid)
-    while process.poll() is None:  # its rusage would have the peak of the process that started it
+    while process.poll() is None:  # its rusage would contain the peak of the process that started it
         late = max(late, peak(process.pid))
         time.sleep(0.05)
     assert process.returncode == 0
-    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, pictures.iterdir()))
-    assert 0 < late < 1.15 * early, f"{early} KiB after 1,000 pictures, {late} in the end"
+    assert pd.read_csv(out)["path"].tolist() == sorted(map(str, images.iterdir()))
+    assert 0 < late < 1.15 * early, f"{early} KiB after 1,000 images, {late} at the end"
 
 
-def test_parts_of_another_model_are_refused(folder, files, tmp_path):
+def test_parts_of_another_model_raise(folder, files, tmp_path):
     out = tmp_path / "out.csv"
     (tmp_path / "out.csv.part-0.jsonl").write_text(json.dumps({"model": "other@1"}) + "\n")
     done = script(COMMAND, "predict", folder, files[0], "--out", out)
     assert done.returncode == 1
-    assert "was begun with other@1" in done.stderr
+    assert "was started with other@1" in done.stderr

@@ -1,0 +1,199 @@
+"""Batch prediction of files: resumable, distributed over processes, and robust to unreadable files."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_medtl.data.dicom_writer import ObjectBuilder, make_overlay, make_segmentation, save_dicom_outputs
+from hf_medtl.data.images import read_image
+from hf_medtl.data.inputs import image_files
+from hf_medtl.errors import MedtlError
+from hf_medtl.explain.gallery import overlay
+from hf_medtl.predict import Predictor, prediction_columns
+
+logger = logging.getLogger("hf_medtl")
+FORMATS = (".csv", ".jsonl", ".parquet")
+BLOCK = 10_000  # rows in memory while the table is written
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[Path],
+    out: Path,
+    identity: str,
+    masks: Path | None = None,
+    maps: Path | None = None,
+    batch_size: int = 16,
+    explain: str | None = None,
+    tta: int = 0,
+    mc_dropout: int = 0,
+    dicom: bool = True,
+) -> tuple[int, int]:
+    """Write a table with one row per image.
+
+    Until all are done, rows are in OUT.part-*.jsonl, written after each batch: the same command resumes from there,
+    with any number of processes (`accelerate launch`). Rows have the order of the files.
+
+    Args:
+        predictor: the model.
+        inputs: files, and folders of images.
+        out: table to write, one of FORMATS.
+        identity: identity of the model, such as its name and revision: parts written with another one are rejected.
+        masks: folder for masks, PNG of class indices, named like the images; for segmentation models.
+        maps: folder for images with heatmap overlays, PNG, likewise; needs `explain`.
+        batch_size: as for `Predictor.predict`.
+        explain: as for `Predictor.predict`.
+        tta: as for `Predictor.predict`.
+        mc_dropout: as for `Predictor.predict`.
+        dicom: also write masks and overlays of DICOM files as DICOM, with the suffixes .seg.dcm and .sc.dcm. If a file
+            lacks the required attributes, its row has an error beside the prediction.
+
+    Returns:
+        The number of images, and how many of them have an error.
+
+    Raises:
+        MedtlError: `out` exists, has another suffix, or its parts are of another model; no images; or masks requested
+            of a model without masks.
+    """
+    state = PartialState()
+    if out.suffix not in FORMATS:
+        raise MedtlError(f"--out must end in {', '.join(FORMATS)}, found {out.name}.")
+    if out.exists():
+        raise MedtlError(f"{out} already exists. Move it away, or use another --out.")
+    if masks and not predictor.is_segmentation:
+        raise MedtlError("--masks is for segmentation models; this one predicts labels. Leave it out.")
+    if (maps is None) != (explain is None):
+        raise MedtlError("--maps (folder) and --explain (method) must be given together.")
+    identity += "".join(f", {name} {number}" for name, number in (("tta", tta), ("dropout", mc_dropout)) if number)
+    files = list(dict.fromkeys(path for source in inputs for path in image_files(source)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        for path in _parts(out):
+            _truncate(path)
+    state.wait_for_everyone()
+    done = {row["path"] for row in _rows(out, identity)} & {str(path) for path in files}
+    if done and state.is_main_process:
+        logger.info("%d of %d images are already done.", len(done), len(files))
+    state.wait_for_everyone()  # no process may write before all have read
+    remaining = [path for path in files if str(path) not in done][state.process_index :: state.num_processes]
+    part = out.with_name(f"{out.name}.part-{state.process_index}.jsonl")
+    # Only the end of a folder's path: the folders above it may contain a person's name.
+    model_name = "/".join(Path(predictor.config.name_or_path or type(predictor.model).__name__).parts[-2:])
+    made_by: dict[str, Any] = {"model_name": model_name, "revision": predictor.revision}
+    with part.open("a", encoding="utf-8") as stream:
+        if not part.stat().st_size:
+            stream.write(json.dumps({"model": identity}) + "\n")
+        bar = tqdm(total=len(remaining), unit="image", disable=None if state.is_local_main_process else True)
+        for number, prediction in enumerate(predictor.stream(remaining, batch_size, explain, tta, mc_dropout), 1):
+            row, objects = prediction.row(), dict[Path, ObjectBuilder]()
+            if masks and prediction.mask is not None:
+                target = _target(prediction.name, inputs, masks)
+                Image.fromarray(prediction.mask).save(target)
+                objects[target.with_suffix(".seg.dcm")] = partial(
+                    make_segmentation, mask=prediction.mask, labels=predictor.labels, **made_by
+                )
+            if maps and prediction.map is not None:
+                target = _target(prediction.name, inputs, maps)
+                blended = overlay(read_image(prediction.name), prediction.map)
+                blended.save(target)
+                label = prediction.label
+                caption = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
+                objects[target.with_suffix(".sc.dcm")] = partial(make_overlay, picture=blended, told=caption, **made_by)
+            if dicom and objects:
+                row["error"] = save_dicom_outputs(prediction.name, objects)
+            stream.write(json.dumps(row) + "\n")
+            if number % batch_size == 0:
+                stream.flush()
+                os.fsync(stream.fileno())
+            bar.update()
+        bar.close()
+    state.wait_for_everyone()
+    failed = 0
+    if state.is_main_process:
+        failed = _write_table(out, files, prediction_columns(predictor, spread=bool(tta or mc_dropout)))
+        for path in _parts(out):
+            path.unlink()
+    return len(files), failed
+
+
+def _parts(out: Path) -> list[Path]:
+    return sorted(out.parent.glob(f"{out.name}.part-*.jsonl"))
+
+
+def _truncate(part: Path) -> None:
+    """Remove the last line of a part if it is incomplete because the process died."""
+    content = part.read_bytes()
+    part.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _rows(out: Path, identity: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all parts."""
+    for part in _parts(out):
+        with part.open(encoding="utf-8") as stream:
+            for row in map(json.loads, stream):
+                if "model" not in row:
+                    yield row
+                elif row["model"] != identity:
+                    raise MedtlError(
+                        f"{part} was started with {row['model']}, this is {identity}. Use another --out, or remove it."
+                    )
+
+
+def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> int:
+    """Merge the rows of the parts in the order of the files, block by block, into an atomically written table.
+
+    Returns:
+        The number of rows with an error.
+    """
+    positions: dict[str, tuple[Path, int]] = {}
+    for part in _parts(out):
+        offset = 0
+        with part.open("rb") as stream:
+            for line in stream:
+                positions[json.loads(line).get("path", "")] = part, offset
+                offset += len(line)
+    text, failed = {"path", "label", "decision", "reason", "error"}, 0
+    schema = pa.schema(
+        (name, pa.string() if name in text else pa.bool_() if name == "abstain" else pa.float64()) for name in names
+    )
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    with contextlib.ExitStack() as stack:
+        streams = {part: stack.enter_context(part.open("rb")) for part in _parts(out)}
+        parquet = stack.enter_context(pq.ParquetWriter(partial, schema)) if out.suffix == ".parquet" else None
+        for start in range(0, len(files), BLOCK):
+            rows = []
+            for path in files[start : start + BLOCK]:
+                part, offset = positions[str(path)]
+                streams[part].seek(offset)
+                rows.append(json.loads(streams[part].readline()))
+            table = pd.DataFrame(rows, columns=names)
+            failed += int((table["error"] != "").sum())
+            if parquet:
+                parquet.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
+            elif out.suffix == ".csv":
+                table.to_csv(partial, mode="a", header=not start, index=False)
+            else:
+                table.to_json(partial, orient="records", lines=True, mode="a", double_precision=15)
+    partial.replace(out)
+    return failed
+
+
+def _target(name: str, inputs: Sequence[Path], folder: Path) -> Path:
+    """Return the path of an image relative to its input folder, below `folder` and with .png appended."""
+    path = Path(name)
+    base = next((source for source in inputs if path.is_relative_to(source) and source != path), path.parent)
+    target = folder / f"{path.relative_to(base)}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
