@@ -5,55 +5,60 @@ from typing import Annotated
 
 import typer
 
+from hf_medtl.cli.options import Device, Model, Revision, TrustRemoteCode
 from hf_medtl.errors import MedtlError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, or id of a model on the Hub.")],
+    model: Model,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="A name of `hf-medtl data list`, or an id on the Hub; imagefolder if only --data_dir is given."
-        ),
+        typer.Option(help="Name from `hf-medtl data list`, or id on the Hub; imagefolder if only --data_dir is given."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", "--data-dir", help="Its folder or file; downloaded if not given.")
+        Path | None, typer.Option("--data_dir", help="Folder or file of the dataset; downloaded if not given.")
     ] = None,
-    split: Annotated[str, typer.Option(help="all, or one of the data set's own: train, validation, test.")] = "all",
+    split: Annotated[
+        str, typer.Option(help="all, or one of the dataset's own splits: train, validation, test.")
+    ] = "all",
     labels: Annotated[
         str | None,
-        typer.Option(help="Its labels in the model's, where names differ: viral=pneumonia,a=b; a= leaves a out."),
+        typer.Option(
+            help="The dataset's labels as the model's, if names differ: viral=pneumonia,a=b; a= excludes label a."
+        ),
     ] = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="Column of its metadata to slice by: source, sex, age; can be given again.")
+        list[str] | None,
+        typer.Option(help="Metadata column for subgroup results, such as source, sex or age; can be repeated."),
     ] = None,
     drop_overlap: Annotated[
-        bool, typer.Option("--drop_overlap", "--drop-overlap", help="Leave out what the model has learnt from.")
+        bool, typer.Option("--drop_overlap", help="Exclude images that the model was trained on, and near-duplicates.")
     ] = False,
     training_data: Annotated[
-        Path | None,
-        typer.Option("--training_data", "--training-data", help="What it has learnt from, to recognise near copies."),
+        Path | None, typer.Option("--training_data", help="The model's training data, to detect near-duplicates.")
     ] = None,
-    sources: Annotated[str, typer.Option(help="Hospitals or collections to test on, with commas.")] = "",
+    sources: Annotated[str, typer.Option(help="Hospitals or collections to test on, separated by commas.")] = "",
     positive_label: Annotated[
         str | None,
-        typer.Option("--positive_label", "--positive-label", help="Of two labels, where the model does not say."),
+        typer.Option("--positive_label", help="Positive label of a binary model that does not name it."),
     ] = None,
     robustness: Annotated[
-        bool, typer.Option("--robustness", help="Test on nine corruptions at five levels, too: 46 times the work.")
+        bool,
+        typer.Option("--robustness", help="Test on nine corruptions at five levels, too: 46 times the computation."),
     ] = False,
     baseline: Annotated[
-        str | None, typer.Option(help="Model that robustness is relative to; clean pictures if not given.")
+        str | None, typer.Option(help="Model that robustness is relative to; the clean images by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder; evaluations/MODEL-on-DATASET if not given.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Check everything, write nothing.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator where there is one.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run code of the model's repository.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="New folder; evaluations/MODEL-on-DATASET by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="Check everything; write nothing.")] = False,
+    revision: Revision = None,
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """What a model is worth on another data set: metrics, the drop, slices; overlap with training is refused."""
+    """Evaluate a model on another dataset: metrics, generalization gap, subgroups.
+
+    Images that overlap with the training data are refused.
+    """
     from hf_medtl.common.text import parse_label_map, split_commas
     from hf_medtl.runs.console import show_evaluation
     from hf_medtl.runs.evaluate import SHOWN, evaluate_model

@@ -1,66 +1,51 @@
-"""Regions that maps are compared with: the masks of a data set, or the lungs as a segmentation model sees them."""
+"""The command `hf-medtl explain`; `hf_medtl.runs.explain` does the work."""
 
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+import typer
 
-from hf_medtl.data.images import read_mask
-from hf_medtl.data.loading import LoadedDataset
-from hf_medtl.errors import MedtlError
-from hf_medtl.explain.localization import Region
-from hf_medtl.predict import Predictor
+from hf_medtl.cli.options import DataDir, Model, Seed
 
 
-def dataset_masks(loaded: LoadedDataset) -> Region:
-    """The masks of a data set's own, stretched to the picture where they have another size.
+def explain(
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pages and explanations.json; MODEL/explanations by default.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name from `hf-medtl data list`; the run's dataset by default.")
+    ] = None,
+    data_dir: DataDir = None,
+    method: Annotated[
+        str, typer.Option(help="gradcam, gradcam++, eigencam, scorecam (slow), rollout or integrated_gradients.")
+    ] = "gradcam",
+    layer: Annotated[str | None, typer.Option(help="Name of a module; chosen automatically by default.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the run: test, validation or train.")] = "test",
+    number: Annotated[int, typer.Option(help="Maximum number of images on a page.")] = 12,
+    sample: Annotated[int, typer.Option(help="Maximum number of images for the verdict on each label.")] = 12,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Measure how much of the heatmaps lies inside the dataset's own masks.")
+    ] = False,
+    lung_model: Annotated[
+        str | None,
+        typer.Option("--lung_model", help="As --masks, with lungs segmented by this model: Hub id or run folder."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw heatmaps of what a classifier looks at, and test whether they can be trusted.
 
-    Raises:
-        MedtlError: it has none.
+    The verdict on a run's test split is saved in its folder (explanations.json) and on its card.
     """
-    masks = {
-        loaded.root / path: [loaded.root / part for part in cell.split("|")]
-        for path, cell in zip(loaded.table["path"], loaded.table["mask"], strict=True)
-        if cell
-    }
-    if not masks:
-        raise MedtlError(
-            f"{loaded.spec.title} in {loaded.root} has no masks. Leave out --masks; for chest radiographs --lung_model "
-            "finds the lungs."
-        )
+    from rich.console import Console
 
-    def of(path: Path, picture: Image.Image) -> NDArray[np.bool_]:
-        if path not in masks:
-            return np.zeros((picture.height, picture.width), bool)
-        return np.asarray(read_mask(masks[path]).resize(picture.size, Image.Resampling.NEAREST)) > 0
+    from hf_medtl.runs.explain import explain_model
 
-    return Region(loaded.spec.mask_shows, f"masks of {loaded.spec.title}", of)
-
-
-def lung_masks(model: str) -> Region:
-    """The lungs in chest radiographs, by a segmentation model, after its postprocessing.
-
-    Classes whose name contains "lung" are lungs, or all but class 0 where none does.
-
-    Args:
-        model: run folder or Hub id.
-
-    Raises:
-        MedtlError: no such model, or none that gives masks.
-    """
-    predictor = Predictor.from_pretrained(model)
-    if not predictor.of_masks:
-        raise MedtlError(
-            f"--lung_model {model} gives labels, and a model that outlines lungs is needed, such as a run of "
-            "recipes/unet_lungs.py."
-        )
-    names = predictor.labels
-    lungs = [i for i, name in enumerate(names) if "lung" in name.lower()] or list(range(1, len(names)))
-
-    def of(path: Path, picture: Image.Image) -> NDArray[np.bool_]:
-        mask = predictor.predict(picture)[0].mask
-        assert mask is not None  # a picture that was read has one
-        return np.isin(mask, lungs)
-
-    return Region("lungs", f"the model {'/'.join(Path(model).parts[-2:])} at {predictor.revision}", of)
+    out, result = explain_model(
+        model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    energy = result.get("energy", {"by_label": {}})["by_label"]
+    for label, facts in [*result["verdict"].items(), *energy.items()]:
+        console.print(f"[bold]{label}[/bold]: {facts['summary']}")
+    print(f"\nSee {out}: pages of images, and all numbers in explanations.json.")

@@ -7,35 +7,38 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of an ensemble.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run or ensemble.")],
     format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="In 8 bits, calibrated on the validation split: smaller and often faster.")
+        bool,
+        typer.Option(
+            "--int8", help="Quantise to 8 bits, calibrated on the validation split: smaller and often faster."
+        ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="New folder; RUN/export/FORMAT, which the card then tells of, if not given.")
+        Path | None, typer.Option(help="New folder; by default RUN/export/FORMAT, which the card then describes.")
     ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data_dir",
-            "--data-dir",
-            help="The run's data; downloaded if not given. Without splits.csv: any pictures.",
+            "--data_dir", help="The run's data; downloaded if not given. Any images for a run without splits.csv."
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Keep it although it decides otherwise than the run.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep an export whose decisions differ from the run's.")
+    ] = False,
 ) -> None:
-    """Write a run for ONNX Runtime or OpenVINO, and compare it with the run on its test pictures.
+    """Export a run for ONNX Runtime or OpenVINO, and compare it with the run on the test images.
 
-    Beside the model is preprocessing.json: what must be done to a picture before it and to the logits after it. What
-    changes the decision on more than 0.5 % of the pictures is not kept (exit code 1).
+    preprocessing.json beside the model describes the preprocessing of images and the postprocessing of logits. An
+    export that changes the decision on more than 0.5 % of the images is discarded (exit code 1).
     """
-    from hf_medtl.export.verification import export
+    from hf_medtl.export.export import export_run
 
-    folder, found = export(run, format, int8, out, data_dir, force)
-    times, changed = found["milliseconds"], 100 * found["decisions_changed"]
+    folder, record = export_run(run, format, int8, out, data_dir, force)
+    times, changed = record["milliseconds"], 100 * record["decisions_changed"]
     print(
-        f"{folder}: {found['megabytes']} MB. On {found['pictures']} pictures logits differ by up to "
-        f"{found['largest_logit_difference']:.2g} and {changed:.2g} % of the decisions change; "
-        f"{times['exported']:.1f} ms a picture, {times['torch']:.1f} with torch."
+        f"{folder}: {record['megabytes']} MB. On {record['pictures']} images logits differ by up to "
+        f"{record['largest_logit_difference']:.2g} and {changed:.2g} % of the decisions change; "
+        f"{times['exported']:.1f} ms an image, {times['torch']:.1f} ms with torch."
     )

@@ -1,4 +1,4 @@
-"""`hf-medtl data ...` as a user types it."""
+"""The `hf-medtl` command line: help, spelling of options, and the data commands."""
 
 import io
 import json
@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load, read_image
+from hf_medtl.cli.main import app
 from tests.support.commands import COMMAND, script, typed
 from tests.support.image_files import picture
 
@@ -23,10 +26,39 @@ def test_help_names_every_command_and_errors_have_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def all_commands(command, path=()):
+    """Yield each command of a group, with its name as typed."""
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from all_commands(child, (*path, name))
+
+
+def test_help_shows_one_spelling_of_each_option():
+    shown = 0
+    for path, command in all_commands(get_command(app)):
+        for parameter in command.params:
+            options = [name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--")]
+            assert not [name for name in options if path and "-" in name[2:]], path
+            shown += len(options)
+    assert shown > 80
+
+
+@pytest.mark.parametrize("option", ["--data_dir", "--data-dir"])
+def test_options_take_dashes_and_underscores(option, phantoms):
+    assert "48 images" in typed("data", "audit", "brain-phantoms", option, phantoms)
+    assert "48 images" in typed("data", "audit", "brain-phantoms", f"{option}={phantoms}")
+
+
+def test_an_option_of_no_command_suggests_the_nearest_one():
+    result = CliRunner().invoke(app, ["export", "run", "--data-dirr", "here"])
+    assert result.exit_code == 2
+    assert "--data_dir" in result.output
+
+
 def test_list_and_fetch(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MEDTL_CACHE", str(tmp_path))
     monkeypatch.setattr("hf_medtl.data.phantoms.write_phantoms", lambda folder, kind, **_: folder)
-    assert "253 pictures: no_tumor, tumor" in typed("data", "list")
+    assert "253 images: no_tumor, tumor" in typed("data", "list")
     assert typed("data", "fetch", "brain-phantoms").startswith(str(tmp_path))
 
 
@@ -41,7 +73,7 @@ def test_audit(phantoms, tmp_path):
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert found["exact_redundant"] == 1
     assert found["n"] == 48
-    assert "48 pictures" in printed
+    assert "48 images" in printed
     assert "<img" in (tmp_path / "out" / "audit.html").read_text()
 
 

@@ -1,0 +1,139 @@
+"""The commands `hf-medtl data list`, `fetch`, `audit`, `preview` and `push`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_medtl.cli.options import DataDir, DatasetName, DryRun, Private, Seed
+from hf_medtl.errors import MedtlError
+
+app = typer.Typer(no_args_is_help=True, help="Datasets: list, fetch, audit, preview, push.")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the datasets that have a name."""
+    from rich.console import Console
+
+    from hf_medtl.data.specs import DATASETS
+
+    console = Console(highlight=False, soft_wrap=True)
+    for spec in DATASETS.values():
+        size = f"{sum(spec.counts.values()):,} images: " if spec.counts else ""
+        console.print(f"[bold]{spec.name}[/bold]  {size}{', '.join(spec.labels) or 'labels as in the data'}")
+        url = spec.url or ("generated" if spec.phantom else f"--data_dir: {spec.example}")
+        console.print(f"    {spec.title}. Licence: {spec.licence}. {url}", markup=False)
+    print("Any image dataset on the Hub works, too, by its id, such as owner/name.")
+
+
+@app.command()
+def fetch(name: DatasetName) -> None:
+    """Download (or generate) a dataset and print its folder."""
+    from hf_medtl.data.loading import locate_dataset
+
+    print(locate_dataset(name, None)[1])
+
+
+@app.command()
+def audit(
+    name: DatasetName,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.html and audit.json.")] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(help="Dataset to search for the same images, as NAME or NAME=DIR; can be repeated."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Check a dataset for duplicates, leaks between splits, shortcuts and overlap with other datasets."""
+    from rich.console import Console
+
+    from hf_medtl.data.audit import audit, summary, write_audit
+    from hf_medtl.data.loading import survey
+
+    surveyed = survey(name, data_dir)
+    others = [survey(label, folder or None) for label, _, folder in (text.partition("=") for text in other or ())]
+    findings = audit(surveyed, others, seed)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{surveyed.spec.title}[/bold]: {findings['n']} images in {surveyed.root}")
+    for sentence in summary(findings):
+        console.print(f"- {sentence}", markup=False)
+    if out:
+        print(f"\nSee {write_audit(surveyed, findings, out)}")
+    else:
+        print("\nGive --out DIR for a page with images and tables.")
+
+
+@app.command()
+def preview(
+    name: DatasetName,
+    data_dir: DataDir = None,
+    augmentation: Annotated[str, typer.Option(help="Name of an augmentation, or none.")] = "light",
+    preprocessing: Annotated[str, typer.Option(help="Medical preprocessing steps, such as brain_crop,clahe.")] = "",
+    lung_model: Annotated[
+        str | None, typer.Option("--lung_model", help="Model that lung_crop needs: Hub id or run folder.")
+    ] = None,
+    fit: Annotated[str, typer.Option(help="squash, or pad to keep the aspect ratio.")] = "squash",
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
+    images: Annotated[int, typer.Option("--pictures", help="Number of images of each label.")] = 2,
+    samples: Annotated[int, typer.Option(help="Number of augmented samples of each image.")] = 6,
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("preview.png"),
+    seed: Seed = 0,
+) -> None:
+    """Draw images as the model receives them: preprocessed and augmented."""
+    from hf_medtl.common.text import split_commas
+    from hf_medtl.data.augmentation import save_preview
+    from hf_medtl.data.images import read_image
+    from hf_medtl.data.loading import survey
+    from hf_medtl.data.specs import split_labels
+    from hf_medtl.models.preprocessing import check_steps, medical_processor, to_uint8
+
+    steps = list(split_commas(preprocessing))
+    check_steps(steps, fit, lung_model)
+    surveyed = survey(name, data_dir)
+    labelled = surveyed.table.assign(label=surveyed.table["label"].map(split_labels)).explode("label")
+    rows = labelled.groupby("label", group_keys=False).sample(images, random_state=seed, replace=True)
+    rows = rows.drop_duplicates("path")
+    processor = medical_processor({"size": {"height": size, "width": size}}, steps, fit, lung_model)
+    pixels = to_uint8(processor, [read_image(surveyed.root / path) for path in rows["path"]])
+    captions = [f"{label}: {Path(path).name}" for label, path in zip(rows["label"], rows["path"], strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_preview(list(pixels), captions, augmentation, out, samples, seed)
+    print(out)
+
+
+@app.command()
+def push(
+    name: DatasetName,
+    repo: Annotated[str, typer.Argument(help="Target dataset repository on the Hub: owner/name.")],
+    data_dir: DataDir = None,
+    private: Private = False,
+    rights_held: Annotated[
+        bool, typer.Option("--rights_held", help="I hold the right to publish these images.")
+    ] = False,
+    dry_run: DryRun = False,
+    out: Annotated[Path | None, typer.Option(help="Keep the files in this folder.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the split, if the dataset has none.")] = 42,
+) -> None:
+    """Publish a dataset as Parquet with a card, leak-free splits and the audit."""
+    from hf_medtl.data.audit import audit, summary, write_audit
+    from hf_medtl.data.loading import load, survey
+    from hf_medtl.data.publish import check_licence, folder_size_mb, upload_dataset, write_parquet
+
+    loaded = load(name, data_dir, seed=seed)
+    check_licence(loaded, rights_held)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        if folder.exists() and any(folder.iterdir()):
+            raise MedtlError(f"{folder} is not empty. Give --out a new or empty folder.")
+        surveyed = survey(name, data_dir)
+        findings = audit(surveyed)
+        write_parquet(loaded, folder, summary(findings), repo)
+        write_audit(surveyed, findings, folder / "audit")
+        print(f"{len(loaded.table)} images, {folder_size_mb(folder):.1f} MB")
+        if dry_run:
+            print(f"Dry run: nothing was uploaded to {repo}.")
+        else:
+            print(upload_dataset(folder, repo, private=private))

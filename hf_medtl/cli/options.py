@@ -1,0 +1,41 @@
+"""Options that several commands share, and the rule for their spelling."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# For the whole app, in click's terms: --data-dir is --data_dir, as recipes spell it. Help shows the latter alone.
+CONTEXT: dict[str, Any] = {"token_normalize_func": lambda token: token.replace("-", "_")}
+
+Model = Annotated[str, typer.Argument(help="Run folder, or id of a model on the Hub.")]
+DatasetName = Annotated[
+    str, typer.Argument(help="Name from `hf-medtl data list`, or id of a dataset on the Hub, such as owner/name.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data_dir", help="Folder or file with the data; downloaded if not given.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust_remote_code", help="Run code from the model's repository; hf_medtl's models need none.")
+]
+Private = Annotated[bool, typer.Option("--private", help="Create a private repository, if it does not exist yet.")]
+DryRun = Annotated[bool, typer.Option("--dry_run", help="Check everything and list the files; upload nothing.")]
+Waive = Annotated[
+    list[str] | None,
+    typer.Option(help="FIELD=REASON: why the card lacks a required field; written on the card. Can be repeated."),
+]
+
+
+def parse_waivers(waive: Sequence[str] | None) -> dict[str, str]:
+    """Parse FIELD=REASON into a dict; `plan_upload` checks both."""
+    return {name: reason for name, _, reason in (text.partition("=") for text in waive or ())}
+
+
+def print_files(files: Mapping[str, Path]) -> None:
+    """Print the size and name of each file."""
+    for name, path in files.items():
+        print(f"{path.stat().st_size / 1e6:9.2f} MB  {name}")

@@ -1,0 +1,45 @@
+"""The command `hf-medtl push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_medtl.cli.options import DryRun, Private, Waive, parse_waivers, print_files
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, a cross-validation or a study.")],
+    repo: Annotated[
+        str, typer.Argument(help="Target repository: OWNER/NAME or NAME; prefix of the names of several models.")
+    ],
+    private: Private = False,
+    waive: Waive = None,
+    collection: Annotated[str | None, typer.Option(help="Title of a Collection for the pushed models.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish a finished run on the Hub as one commit, tagged v1, v2, ... Any problem stops it before the upload.
+
+    Of a cross-validation each fold is a model (OWNER/NAME-fold-0, ...); of a study each arm, by its cell with the most
+    training images.
+    """
+    from hf_medtl.publish import hub
+    from hf_medtl.publish.collections import collect, publishable_models
+
+    reasons = parse_waivers(waive)
+    models = {f"{repo}{suffix}": folder for suffix, folder in publishable_models(run).items()}
+    for name, folder in models.items():  # all are checked before the first is sent
+        files = hub.plan_upload(folder, reasons)
+        print_files(files)
+        if dry_run:
+            print(f"Dry run: {len(files)} files would go to {name}. Nothing was sent.")
+    if dry_run:
+        if collection:
+            print(f"Dry run: {len(models)} models would be in the Collection {collection!r}. Nothing was sent.")
+        return
+    urls = []
+    for name, folder in models.items():
+        urls.append(hub.push(folder, name, private=private, waive=reasons, check=False))
+        print(f"Pushed to {urls[-1]}")
+    if collection:
+        print(f"Collected in {collect(collection, urls, private=private)}")
