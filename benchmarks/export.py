@@ -1,10 +1,10 @@
-"""How long one picture takes, and how many go through in a second, by what computes them.
+"""How long one image takes, and how many go through in a second, by what computes them.
 
     python benchmarks/export.py runs/vit runs/lite0
 
 Each argument is a finished run. torch as it is, torch.compile, ONNX Runtime and OpenVINO answer the same random pixels
 in turn, in one process on the CPU with the same number of threads: a machine that gets busy then costs all of them.
-Printed are the median milliseconds of one picture, and the pictures a second of a batch, from the median, too. Logits
+Printed are the median milliseconds of one image, and the images a second of a batch, from the median, too. Logits
 that differ from torch's by more than 1e-3 end the program.
 """
 
@@ -21,14 +21,15 @@ import torch
 from transformers.utils import logging
 
 from hf_medtl import Predictor
-from hf_medtl.export.onnx import FORMATS, Logits, write_onnx
-from hf_medtl.models.benchmark import one_picture
+from hf_medtl.export.export import FORMATS
+from hf_medtl.export.onnx import Logits, write_onnx
+from hf_medtl.models.benchmark import example_input
 
 
 def ways(run: Path, place: Path) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Name -> pixel_values -> logits, and height and width of the pictures."""
+    """Name -> pixel_values -> logits, and height and width of the images."""
     predictor = Predictor.from_pretrained(run, device="cpu")
-    height, width = one_picture(predictor.processor)["pixel_values"].shape[-2:]
+    height, width = example_input(predictor.processor)["pixel_values"].shape[-2:]
     model, threads = Logits(predictor.model).eval(), torch.get_num_threads()
     write_onnx(predictor.model, height, width, place / "model.onnx")
     openvino = FORMATS["openvino"].write(place / "model.onnx", place)
@@ -44,8 +45,8 @@ def ways(run: Path, place: Path) -> tuple[dict[str, Any], tuple[int, int]]:
     return {
         "torch": of_torch(model),
         "torch.compile": of_torch(compiled),
-        "ONNX Runtime": FORMATS["onnx"].open(place / "model.onnx", threads),
-        "OpenVINO": FORMATS["openvino"].open(openvino, threads),
+        "ONNX Runtime": FORMATS["onnx"].load(place / "model.onnx", threads),
+        "OpenVINO": FORMATS["openvino"].load(openvino, threads),
     }, (height, width)
 
 
@@ -66,14 +67,14 @@ def median_seconds(asks: dict[str, Any], pixels: np.ndarray, repeats: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--batch", type=int, default=16, help="pictures at a time, for pictures a second")
-    parser.add_argument("--repeats", type=int, default=20, help="of one picture; of batches a quarter")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time, for images a second")
+    parser.add_argument("--repeats", type=int, default=20, help="of one image; of batches a quarter")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     print(f"{torch.get_num_threads()} thread(s) on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
           f"torch {torch.__version__}\n")  # fmt: skip
-    print(f"| run | by | one picture, ms | pictures a second in batches of {arguments.batch} |")
+    print(f"| run | by | one image, ms | images a second in batches of {arguments.batch} |")
     print("|---|---|---|---|")
     for run in arguments.runs:
         with tempfile.TemporaryDirectory() as temporary:

@@ -1,1 +1,1 @@
-"""ONNX and OpenVINO exports, verified against the original model."""
+"""Export to ONNX and OpenVINO, with a parity check and a preprocessing specification."""

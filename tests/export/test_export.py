@@ -23,14 +23,15 @@ from transformers import (
 from hf_medtl import MedtlError, Predictor, Recipe, load, read_image, run
 from hf_medtl.cli.main import main
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.export import verification as fidelity
-from hf_medtl.export.onnx import FORMATS, Format, write_onnx
-from hf_medtl.export.preprocessing_spec import contract
-from hf_medtl.export.verification import export, speaking
+from hf_medtl.export import export as export_module
+from hf_medtl.export.export import FORMATS, Format, export_run
+from hf_medtl.export.onnx import write_onnx
+from hf_medtl.export.preprocessing_spec import build_preprocessing_spec
+from hf_medtl.export.verification import with_inference_fn
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.heads import find_head
 from hf_medtl.publish.check import check_exports
-from hf_medtl.publish.hub import plan
+from hf_medtl.publish.hub import plan_upload
 from hf_medtl.runs.ensemble import ensemble
 from tests.support.commands import WAIVED, options
 from tests.support.multilabel_tables import table as table_of_marks
@@ -74,7 +75,7 @@ def test_all_formats_agree_with_torch_for_any_number_of_pictures(family, tiny, t
     for its in FORMATS.values():
         (tmp_path / its.package).mkdir()
         shutil.copy(tmp_path / "model.onnx", tmp_path / its.package / "source.onnx")
-        asks.append(its.open(its.write(tmp_path / its.package / "source.onnx", tmp_path / its.package), 1))
+        asks.append(its.load(its.write(tmp_path / its.package / "source.onnx", tmp_path / its.package), 1))
     for number in (1, 3):
         pixels = torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(number))
         with torch.inference_mode():
@@ -94,7 +95,7 @@ def folder(finished, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(folder, phantoms) -> dict:
-    return export(folder, "onnx", data_dir=phantoms)[1]
+    return export_run(folder, "onnx", data_dir=phantoms)[1]
 
 
 def spoil(monkeypatch) -> None:
@@ -106,7 +107,7 @@ def spoil(monkeypatch) -> None:
             find_head(other).weight.neg_().mul_(100)
         write_onnx(other, height, width, file)
 
-    monkeypatch.setattr(fidelity, "write_onnx", write_other)
+    monkeypatch.setattr(export_module, "write_onnx", write_other)
 
 
 def table_of(card: Path) -> list[str]:
@@ -125,7 +126,7 @@ def test_an_export_says_what_it_is_worth(folder, exported, results):
     assert table_of(folder / "README.md") == ["onnx"]
     assert not list((folder / "export").glob(".*"))
     assert {f"export/onnx/{name}" for name in ("model.onnx", "preprocessing.json", "export.json")} <= set(
-        plan(folder, WAIVED)
+        plan_upload(folder, WAIVED)
     )
 
 
@@ -138,7 +139,7 @@ def test_the_contract_alone_is_enough(folder, exported, phantoms):
     picture = Image.open(path).convert("RGB").resize(size, Image.Resampling[step["resize"]["resample"].upper()])
     pixels = np.asarray(picture, np.float32).transpose(2, 0, 1) * step["rescale"]["factor"]
     mean, std = (np.reshape(step["normalise"][key], (3, 1, 1)) for key in ("mean", "std"))
-    ask = FORMATS["onnx"].open(folder / "export" / "onnx" / said["model"], 1)
+    ask = FORMATS["onnx"].load(folder / "export" / "onnx" / said["model"], 1)
     logits = ask(((pixels - mean) / std)[None].astype(np.float32))[0]
     assert said["input"]["shape"] == ["batch", *pixels.shape]
     assert said["output"]["shape"] == ["batch", len(said["labels"])]
@@ -154,7 +155,7 @@ def test_the_contract_alone_is_enough(folder, exported, phantoms):
 def test_the_code_on_the_card_runs(folder, exported, phantoms, monkeypatch, tmp_path, capsys):
     (code,) = re.findall(r"```python\n(import json.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
     path = next(phantoms.glob("*lesion/*.png"))
-    shutil.copy(path, tmp_path / "picture.png")
+    shutil.copy(path, tmp_path / "image.png")
     (tmp_path / folder.name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
@@ -163,26 +164,26 @@ def test_the_code_on_the_card_runs(folder, exported, phantoms, monkeypatch, tmp_
 
 
 def test_other_formats_and_8_bits_get_rows_of_their_own(folder, exported, phantoms):
-    place, found = export(folder, "openvino", data_dir=phantoms)
+    place, found = export_run(folder, "openvino", data_dir=phantoms)
     assert {path.name for path in place.iterdir()} == {"model.xml", "model.bin", "preprocessing.json", "export.json"}
     assert found["largest_logit_difference"] < 1e-4
-    place, found = export(folder, "onnx", int8=True, data_dir=phantoms, force=True)
+    place, found = export_run(folder, "onnx", int8=True, data_dir=phantoms, force=True)
     assert place == folder / "export" / "onnx-int8"
     assert 1e-6 < found["largest_logit_difference"] < 1
     assert b"QuantizeLinear" in (place / "model.onnx").read_bytes()
-    assert FORMATS["onnx"].open(place / "model.onnx", 1)(np.zeros((3, 3, 32, 32), np.float32)).shape == (3, 2)
+    assert FORMATS["onnx"].load(place / "model.onnx", 1)(np.zeros((3, 3, 32, 32), np.float32)).shape == (3, 2)
     assert table_of(folder / "README.md") == ["onnx", "onnx-int8", "openvino"]
     assert f"{found['largest_logit_difference']:.2g}" in (folder / "README.md").read_text()
 
 
 def test_8_bits_of_openvino_are_those_of_onnx(folder, phantoms, tmp_path):
-    place, found = export(folder, "openvino", int8=True, out=tmp_path / "new", data_dir=phantoms, force=True)
+    place, found = export_run(folder, "openvino", int8=True, out=tmp_path / "new", data_dir=phantoms, force=True)
     assert place == tmp_path / "new"
     assert "FakeQuantize" in (place / "model.xml").read_text()
     assert found["largest_logit_difference"] < 1
     assert "openvino-int8" not in (folder / "README.md").read_text()  # it is elsewhere
     with pytest.raises(MedtlError, match="is not empty"):
-        export(folder, "onnx", out=tmp_path / "new", data_dir=phantoms)
+        export_run(folder, "onnx", out=tmp_path / "new", data_dir=phantoms)
 
 
 def test_an_export_that_decides_otherwise_is_refused(folder, exported, phantoms, monkeypatch, capsys, tmp_path):
@@ -190,44 +191,44 @@ def test_an_export_that_decides_otherwise_is_refused(folder, exported, phantoms,
     other = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("export"))
     before = (other / "README.md").read_text()
     monkeypatch.setattr(sys, "argv", ["hf-medtl", "export", str(other), "--data_dir", str(phantoms)])
-    with pytest.raises(SystemExit, match=r"decides otherwise .* ROC AUC is .*Nothing was kept"):
+    with pytest.raises(SystemExit, match=r"decisions of .* differ .* ROC AUC is .*The export was discarded"):
         main()
     assert not list((other / "export").iterdir())
     assert (other / "README.md").read_text() == before
-    _, found = export(other, "onnx", data_dir=phantoms, force=True)
+    _, found = export_run(other, "onnx", data_dir=phantoms, force=True)
     assert found["forced"] and found["decisions_changed"] > 0.005
     assert "**kept with --force**" in (other / "README.md").read_text()
 
 
 def test_numbers_that_are_none_are_refused(folder, phantoms, monkeypatch, tmp_path):
-    broken = Format("broken", "onnxruntime", FORMATS["onnx"].write, lambda *_: lambda x: np.full((len(x), 2), np.nan))
-    monkeypatch.setitem(fidelity.FORMATS, "onnx", broken)
-    with pytest.raises(MedtlError, match="numbers that are none"):
-        export(folder, "onnx", out=tmp_path / "new", data_dir=phantoms, force=True)
+    broken = Format("onnxruntime", FORMATS["onnx"].write, lambda *_: lambda x: np.full((len(x), 2), np.nan))
+    monkeypatch.setitem(export_module.FORMATS, "onnx", broken)
+    with pytest.raises(MedtlError, match="returned NaN or infinity"):
+        export_run(folder, "onnx", out=tmp_path / "new", data_dir=phantoms, force=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_can_not_be_exported_is_said(folder, tmp_path, monkeypatch):
     with pytest.raises(MedtlError, match="onnx, openvino"):
-        export(folder, "torch")
+        export_run(folder, "torch")
     with pytest.raises(MedtlError, match="can't be loaded"):
-        export(tmp_path, "onnx")
+        export_run(tmp_path, "onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[export\]'"):
+    with pytest.raises(MedtlError, match=r'pip install "hf_medtl\[export\]"'):
         write_onnx(AutoModelForImageClassification.from_pretrained(folder), 32, 32, tmp_path / "model.onnx")
 
 
 def test_ensembles_are_tested_if_there_are_pictures_that_no_member_has_seen(finished, phantoms, tmp_path):
     one = shutil.copytree(finished, tmp_path / "one")
     ensemble([finished, one], tmp_path / "both")
-    _, found = export(tmp_path / "both", "onnx", data_dir=phantoms)
+    _, found = export_run(tmp_path / "both", "onnx", data_dir=phantoms)
     assert found["split"] == "test"
     assert found["metric"] == "roc_auc"
     assert found["largest_logit_difference"] < 1e-4
     (tmp_path / "both" / "splits.csv").unlink()  # as of an ensemble of folds
-    with pytest.raises(MedtlError, match=r"no splits.csv.*--data_dir with any pictures"):
-        export(tmp_path / "both", "onnx")
-    _, found = export(tmp_path / "both", "onnx", data_dir=phantoms / "lesion")
+    with pytest.raises(MedtlError, match=r"no splits.csv.*--data_dir with any images"):
+        export_run(tmp_path / "both", "onnx")
+    _, found = export_run(tmp_path / "both", "onnx", data_dir=phantoms / "lesion")
     assert found["pictures"] == len(list((phantoms / "lesion").glob("*.png")))
     assert found["largest_logit_difference"] < 1e-4
     assert "metric" not in found
@@ -244,7 +245,7 @@ def test_masks_are_compared_at_the_pictures_own_size(tmp_path):
     }
     wishes |= {"encoder_weights": "none", "image_size": 64, "largest_components": 2}
     place = run(Recipe(**options(chests, "unet", tmp_path / "run", **wishes)))
-    _, found = export(place, "onnx", data_dir=chests)
+    _, found = export_run(place, "onnx", data_dir=chests)
     before = json.loads((place / "results.json").read_text())["metrics"]["dice"]
     assert found["metric"] == "dice"
     assert found["torch"]["value"] == pytest.approx(before["value"], abs=1e-6)
@@ -283,7 +284,7 @@ def native(tmp_path_factory) -> tuple[Path, Path, Path]:
 def test_runs_of_other_kinds(kind, format, metric, activation, request, monkeypatch, tmp_path, capsys):
     original, data, path = request.getfixturevalue(kind)
     folder = shutil.copytree(original, tmp_path / "run")
-    place, found = export(folder, format, data_dir=data)
+    place, found = export_run(folder, format, data_dir=data)
     result = json.loads((folder / "results.json").read_text())
     assert found["largest_logit_difference"] < 1e-4
     assert found["decisions_changed"] == 0
@@ -298,7 +299,7 @@ def test_runs_of_other_kinds(kind, format, metric, activation, request, monkeypa
     assert said["decision"] == {key: config[key] for key in said["decision"]}
     assert set(said["decision"]) == ({"thresholds"} if kind == "marks" else {"postprocessing"})
     (code,) = re.findall(r"```python\n(import json.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    shutil.copy(path, tmp_path / "picture.png")
+    shutil.copy(path, tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(code, {})
@@ -315,7 +316,7 @@ def test_runs_of_other_kinds(kind, format, metric, activation, request, monkeypa
 def test_8_bits_of_other_kinds(kind, request, tmp_path):
     original, data, _ = request.getfixturevalue(kind)
     folder = shutil.copytree(original, tmp_path / "run")
-    place, found = export(folder, "onnx", int8=True, data_dir=data, force=True)
+    place, found = export_run(folder, "onnx", int8=True, data_dir=data, force=True)
     assert 1e-6 < found["largest_logit_difference"] < 10
     assert b"QuantizeLinear" in (place / "model.onnx").read_bytes()
     text = (folder / "README.md").read_text()
@@ -338,22 +339,22 @@ def rewrite(path, **values):
         (retrain, "made from other weights"),
         (lambda run: (run / "export/onnx/model.onnx").write_bytes(b"other"), "model.onnx are damaged"),
         (lambda run: (run / "export/onnx/model.onnx").unlink(), "model.onnx are damaged"),
-        (lambda run: rewrite(run / "config.json", threshold=0.123), "decides otherwise .*: threshold"),
+        (lambda run: rewrite(run / "config.json", threshold=0.123), "decision rule .* differs .*: threshold"),
         (lambda run: rewrite(run / "export/onnx/export.json", weights_sha256=None), "an older version"),
     ],
     ids=["other weights", "changed", "gone", "another threshold", "unknown weights"],
 )
 def test_an_export_of_something_else_is_not_published(spoil, words, folder, exported, tmp_path, monkeypatch):
     other = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("onnx-int8", "openvino"))
-    plan(other, WAIVED)
+    plan_upload(other, WAIVED)
     spoil(other)
     with pytest.raises(MedtlError, match=f"{words}.*hf-medtl export .* --format onnx\\), or delete"):
-        plan(other, WAIVED)
+        plan_upload(other, WAIVED)
     monkeypatch.setattr(sys, "argv", ["hf-medtl", "card", "check", str(other)])
     with pytest.raises(SystemExit, match="Write it again"):
         main()
     shutil.rmtree(other / "export")
-    plan(other, WAIVED)
+    plan_upload(other, WAIVED)
 
 
 def test_the_contract_names_medical_steps(finished, phantoms):
@@ -361,7 +362,7 @@ def test_the_contract_names_medical_steps(finished, phantoms):
 
     model = AutoModelForImageClassification.from_pretrained(finished)
     processor = medical_processor({"size": {"height": 32, "width": 32}}, ["brain_crop", "blur", "clahe"], "pad", None)
-    said = contract(model, processor, (32, 32), (1, 2), "model.onnx")
+    said = build_preprocessing_spec(model, processor, (32, 32), (1, 2), "model.onnx")
     names = [step["step"] for step in said["steps"]]
     assert names == ["read", "brain_crop", "resize", "blur", "clahe", "pad", "rescale", "normalise"]
 
@@ -377,8 +378,10 @@ def test_predictor_pipeline_and_onnx_agree_on_real_pictures(shared, real_brain, 
     loaded = load("brain-tumor-mri", real_brain)
     paths = [loaded.root / path for path in loaded.table["path"][:100]]
     write_onnx(predictor.model, 224, 224, tmp_path / "model.onnx")
-    ask = FORMATS["onnx"].open(tmp_path / "model.onnx", 1)
-    said = Predictor(speaking(predictor.model, ask), AutoImageProcessor.from_pretrained(tmp_path)).predict(paths)
+    ask = FORMATS["onnx"].load(tmp_path / "model.onnx", 1)
+    said = Predictor(with_inference_fn(predictor.model, ask), AutoImageProcessor.from_pretrained(tmp_path)).predict(
+        paths
+    )
     stock = pipeline("image-classification", str(tmp_path), device="cpu")(
         [read_image(path) for path in paths], top_k=None
     )
