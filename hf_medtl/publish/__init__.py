@@ -1,1 +1,1 @@
-"""What others get."""
+"""Model cards, Hub uploads and publication checks."""

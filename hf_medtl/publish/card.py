@@ -1,107 +1,119 @@
-"""README.md of a run: metadata for the Hub, prose written by hand, facts filled in by the run."""
+"""Model cards: Hub metadata, the author's prose, and the facts of the run."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_medtl.common.files import read_json, write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import format_interval, render, replace_section, template_environment
 
 
-def card(facts: dict[str, Any], prose: str = "") -> str:
-    """Model card as Markdown with YAML front matter that the Hub accepts.
+def render_card(facts: dict[str, Any], prose: str = "") -> str:
+    """Render a model card: Markdown with YAML front matter that the Hub accepts.
 
     Args:
-        facts: `results` (of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split -> label ->
-            number), `excluded` (kind -> number), `name`, `origin` (an `Origin`, None for random weights), `start`
-            (what the weights were before training), `license`, `model_class`, `parameters`, `processor`, `own_code`
-            (names of the files with code beside the weights), `recipe_yaml`, `worst` (rows of a table of test pictures,
-            worst first), and what `training.story.story` gives.
-        prose: Markdown written by hand (intended use, limits); a jinja template that sees the same facts.
+        facts: `results` (content of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split ->
+            label -> number), `excluded` (kind -> number), `name`, `origin` (a `BaseModel`; None for random weights),
+            `start` (description of the weights before training), `license`, `model_class`, `parameters`, `processor`,
+            `own_code` (names of code files beside the weights), `recipe_yaml`, `worst` (rows of a table of test images,
+            worst first), and the provenance that `hf_medtl.runs.artifacts` collects.
+        prose: Markdown by the author (intended use, limits); a Jinja template with the same facts.
     """
     facts = facts | {"names": METRIC_NAMES}
     written = template_environment().from_string(prose).render(facts)
-    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | {'prose': written})}"
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | {'prose': written})}"
 
 
-def put_explanations(folder: Path, found: dict[str, Any], split: str) -> None:
-    """Let a run's folder and card say what `explain.report.report` found."""
-    (folder / "explanations.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    told = [*found["verdict"].items(), *found.get("energy", {"by_label": {}})["by_label"].items()]
-    lines = [f"- {label}: {facts['summary']}" for label, facts in told]
+def write_explanations(folder: Path, report: dict[str, Any], split: str) -> None:
+    """Save the report of `explain.report` in a run folder, and its verdicts on the card.
+
+    Args:
+        folder: Run folder.
+        report: Content of explanations.json.
+        split: Split of the explained images.
+    """
+    RunFolder(folder).write("explanations.json", report)
+    verdicts = [*report["verdict"].items(), *report.get("energy", {"by_label": {}})["by_label"].items()]
     replace_section(
         folder / "README.md",
         "explanations",
-        f"Maps by {found['method']}, of {found['n']} pictures of the {split} split, and whether they depend on what "
-        "was learnt, on the pictures, and on noise (`explanations.json` has every number):\n\n" + "\n".join(lines),
+        f"Heatmaps by {report['method']} for {report['n']} images of the {split} split, tested for their dependence on "
+        "the learned weights, on the image and on noise (`explanations.json` has all numbers):\n\n"
+        + "\n".join(f"- {label}: {facts['summary']}" for label, facts in verdicts),
     )
 
 
-def put_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Sequence[str]) -> None:
-    """Let a run's folder and card say what `hf-medtl evaluate` found on a data set.
+EVALUATION_KEYS = (
+    "dataset",
+    "split",
+    "n",
+    "n_groups",
+    "metrics",
+    "drop",
+    "slices",
+    "overlap",
+    "excluded",
+    "robustness",
+    "no_drop",
+)
+
+
+def write_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Sequence[str]) -> None:
+    """Add the result of `hf-medtl evaluate` to evaluations.json and the card of a run.
 
     Args:
-        folder: of the run.
-        result: of the evaluation.
-        title: of its data set.
-        shown: metrics that the card says.
+        folder: Run folder.
+        result: Result of the evaluation.
+        title: Title of its data set.
+        shown: Metrics for the card.
     """
     path = folder / "evaluations.json"
-    every = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = (
-        "dataset",
-        "split",
-        "n",
-        "n_groups",
-        "metrics",
-        "drop",
-        "slices",
-        "overlap",
-        "excluded",
-        "robustness",
-        "no_drop",
-    )
-    every[f"{result['dataset']}, {result['split']}"] = {"title": title} | {
-        key: result[key] for key in kept if key in result
-    }
-    path.write_text(json.dumps(every, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    evaluations = read_json(path) if path.exists() else {}
+    kept = {key: result[key] for key in EVALUATION_KEYS if key in result}
+    evaluations[f"{result['dataset']}, {result['split']}"] = {"title": title} | kept
+    write_atomic(path, evaluations)
     lines = []
-    for its in every.values():
-        told = "; ".join(
-            f"{METRIC_NAMES[name]} {format_interval(its['metrics'][name])}" for name in shown if name in its["metrics"]
+    for evaluation in evaluations.values():
+        metrics = evaluation["metrics"]
+        values = "; ".join(
+            f"{METRIC_NAMES[name]} {format_interval(metrics[name])}" for name in shown if name in metrics
         )
-        where = "Its own test pictures:" if its["no_drop"] else "On other data:"
-        lines.append(f"- {where} {its['title']} ({its['n']} pictures in {its['n_groups']} groups): {told}.")
-        if its["slices"]:
-            lines.append(f"  Subgroups by {', '.join(its['slices'])} are measured.")
-        if "robustness" in its:
-            fall = format_interval(its["robustness"]["mean_relative_drop"])
-            lines.append(f"  Robustness: corrupted pictures lower balanced accuracy by a share of {fall} on average.")
-    head = "Tested afterwards with the same model and threshold (`evaluations.json` has every number):\n\n"
+        # `check` looks for "- On other data: ", "  Subgroups by " and "  Robustness:".
+        where = "Its own test images:" if evaluation["no_drop"] else "On other data:"
+        size = f"{evaluation['n']} images in {evaluation['n_groups']} groups"
+        lines.append(f"- {where} {evaluation['title']} ({size}): {values}.")
+        if evaluation["slices"]:
+            lines.append(f"  Subgroups by {', '.join(evaluation['slices'])} are measured.")
+        if "robustness" in evaluation:
+            drop = format_interval(evaluation["robustness"]["mean_relative_drop"])
+            lines.append(
+                f"  Robustness: on corrupted images balanced accuracy is lower by a fraction of {drop} on average."
+            )
+    head = "Tested after training, with the same model and threshold (`evaluations.json` has all numbers):\n\n"
     replace_section(folder / "README.md", "evaluations", head + "\n".join(lines))
 
 
-def put_exports(folder: Path) -> None:
-    """Let a run's card say what the exports in its folder are worth: a row for each export/*/export.json."""
-    found = {path.parent.name: json.loads(path.read_text("utf-8")) for path in folder.glob("export/*/export.json")}
-    rows = dict(sorted(found.items()))
-    contracts = {
-        kind: json.loads((folder / "export" / kind / "preprocessing.json").read_text("utf-8")) for kind in rows
-    }
+def write_export_section(folder: Path) -> None:
+    """Describe the exports in a run folder on its card: a row for each export/*/export.json."""
     card = folder / "README.md"
-    name = ModelCard.load(card).data.model_name or folder.name
-    facts = {"exports": rows, "contracts": contracts, "name": name}
-    facts["own_processor"] = (folder / "processor.py").exists()
+    exports = {path.parent.name: read_json(path) for path in sorted(folder.glob("export/*/export.json"))}
+    facts = {
+        "exports": exports,
+        "specs": {kind: read_json(folder / "export" / kind / "preprocessing.json") for kind in exports},
+        "name": ModelCard.load(card).data.model_name or folder.name,
+        "own_processor": (folder / "processor.py").exists(),
+    }
     replace_section(card, "exports", render("exports", facts))
 
 
-def metadata(facts: dict[str, Any]) -> ModelCardData:
-    """Front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
+def _metadata(facts: dict[str, Any]) -> ModelCardData:
+    """Return the front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
     spec, results, origin = facts["spec"], facts["results"], facts["origin"]
-    # Two data sets of one name, such as two tables, are two data sets by their revisions.
+    # The revision distinguishes two data sets of the same name, such as two tables.
     tested = [(spec, results, results["splits_sha256"])]
     tested += [(facts["external_spec"], results["external"], None)] if "external" in results else []
     published = None if origin is None or origin.is_local else origin.name
@@ -109,7 +121,7 @@ def metadata(facts: dict[str, Any]) -> ModelCardData:
         license=facts["license"],
         base_model=published,
         base_model_relation="finetune" if published else None,
-        # Ids on the Hub, which shows links: a set that is elsewhere is named in the model-index alone.
+        # Only ids on the Hub, which links them; the model-index names other data sets.
         datasets=[spec.hub_id] if spec.hub_id else None,
         metrics=[name for name, metric in results["metrics"].items() if metric["value"] is not None],
         pipeline_tag=spec.task,

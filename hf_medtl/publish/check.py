@@ -1,7 +1,6 @@
-"""Whether a run can be published: are its files whole, and does its card say what a reader must know?"""
+"""Publication checks: complete files, required card fields, licence, exports, no access tokens."""
 
 import hashlib
-import json
 import math
 import mmap
 import re
@@ -17,226 +16,252 @@ from huggingface_hub.repocard import ModelCard
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from hf_medtl.common.files import read_json
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.base_model import sha256_of
 from hf_medtl.publish.licences import LICENCES
 
-PARTS = ("README.md", "config.json", "results.json", "recipe.yaml")
+REQUIRED_FILES = ("README.md", "config.json", "results.json", "recipe.yaml")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 
 
-class Field(NamedTuple):
-    """Something that a card should say.
+class CardField(NamedTuple):
+    """Information that a card should give.
 
     Attributes:
-        words: for people.
-        given: whether a card's text and results.json say it.
-        required: whether nothing is published without it.
+        description: Human-readable name.
+        is_given: (text of the card, content of results.json) -> True if they give it.
+        required: True if a run can't be published without it.
     """
 
-    words: str
-    given: Callable[[str, Mapping[str, Any]], bool]
+    description: str
+    is_given: Callable[[str, Mapping[str, Any]], bool]
     required: bool = True
 
 
-def _says(*phrases: str) -> Callable[[str, Mapping[str, Any]], bool]:
+def _contains(*phrases: str) -> Callable[[str, Mapping[str, Any]], bool]:
     return lambda text, results: all(phrase in text for phrase in phrases)
 
 
-# What readers are to find by CLAIM 2024 (https://doi.org/10.1148/ryai.240300), TRIPOD+AI
+# Contents of a card by CLAIM 2024 (https://doi.org/10.1148/ryai.240300), TRIPOD+AI
 # (https://doi.org/10.1136/bmj-2023-078378) and Model Facts (https://doi.org/10.1038/s41746-020-0253-3).
-# First what only the author knows.
-PROSE = {
-    "intended_use": Field("intended use and users", _says("## Intended use", "Users:")),
-    "out_of_scope": Field("what it is not for", _says("Out of scope:")),
-    "limits": Field("limits, biases and known shortcuts", _says("## Limits")),
-    "population": Field("whose pictures, from where and when, and how they were made", _says("Population:")),
-    "reference_standard": Field("how the truth was established, and by whom", _says("Reference standard:")),
+# First the fields that only the author can write.
+PROSE_FIELDS = {
+    "intended_use": CardField("intended use and users", _contains("## Intended use", "Users:")),
+    "out_of_scope": CardField("out-of-scope uses", _contains("Out of scope:")),
+    "limits": CardField("limits, biases and known shortcuts", _contains("## Limits")),
+    "population": CardField(
+        "population: whose images, from where and when, and how they were acquired", _contains("Population:")
+    ),
+    "reference_standard": CardField(
+        "how the reference standard was established, and by whom", _contains("Reference standard:")
+    ),
 }
-AUTHOR = PROSE | {
-    "directions": Field("what to do with an answer, and when to stop using it", _says("Stop using it"), required=False),
-    "support": Field("funding, interests, ethics approval", _says("Funding and interests:"), required=False),
+AUTHOR_FIELDS = PROSE_FIELDS | {
+    "directions": CardField(
+        "how to use a prediction, and when to stop using the model", _contains("Stop using it"), required=False
+    ),
+    "support": CardField("funding, interests, ethics approval", _contains("Funding and interests:"), required=False),
 }
-# Then what a run fills in. What is not required is missing in cards of older versions, or needs another command.
-FIELDS = AUTHOR | {
-    "not_a_device": Field("that it is no medical device", _says("Not a medical device")),
-    "results": Field("results with intervals", lambda text, results: _limits(results)),
-    "data": Field("data, their licence and problems, and how they were split", _says("## Data and split", "licence")),
-    "procedure": Field("preprocessing, training and environment", _says("## Procedure", "Preprocessing:")),
-    "loading": Field("how to load it", _says("## How to load it")),
-    "split": Field("how pictures were split, by patient or not", _says("\nSplit: ", "patients |"), required=False),
-    "selection": Field("how the weights were chosen, and the seeds", _says("- The weights are", "- Seeds:"), False),
-    "origin": Field("which weights it started from", _says("- Model: `"), required=False),
-    "calibration": Field("whether probabilities are calibrated", _says("calibrat"), required=False),
-    "failures": Field("where it fails", _says("### Where it fails"), required=False),
-    "environment": Field("software, hardware, time, energy", _says("## Environment and cost", "Energy:"), False),
-    "licences": Field("licences of data, base model and model", _says("## Licences"), required=False),
-    "citation": Field("how to cite data and base model", _says("## Citation", "```bibtex"), required=False),
-    "exports": Field("exports and what they are worth (hf-medtl export)", _says("<!-- exports -->"), required=False),
-    "external": Field(
+# Then the fields that a run fills in. Fields that are not required are missing in cards of older versions, or need
+# another command.
+CARD_FIELDS = AUTHOR_FIELDS | {
+    "not_a_device": CardField("that it is not a medical device", _contains("Not a medical device")),
+    "results": CardField("results with intervals", lambda text, results: _has_intervals(results)),
+    "data": CardField("data, with licence, known problems and split", _contains("## Data and split", "licence")),
+    "procedure": CardField("preprocessing, training and environment", _contains("## Procedure", "Preprocessing:")),
+    "loading": CardField("how to load it", _contains("## How to load it")),
+    "split": CardField(
+        "how images were split, by patient or not", _contains("\nSplit: ", "patients |"), required=False
+    ),
+    "selection": CardField(
+        "how the weights were chosen, and the seeds", _contains("- The weights are", "- Seeds:"), False
+    ),
+    "origin": CardField("weights before training", _contains("- Model: `"), required=False),
+    "calibration": CardField("whether probabilities are calibrated", _contains("calibrat"), required=False),
+    "failures": CardField("where it fails", _contains("### Where it fails"), required=False),
+    "environment": CardField(
+        "software, hardware, time, energy", _contains("## Environment and cost", "Energy:"), False
+    ),
+    "licences": CardField("licences of data, base model and model", _contains("## Licences"), required=False),
+    "citation": CardField("how to cite data and base model", _contains("## Citation", "```bibtex"), required=False),
+    "exports": CardField("exports and their accuracy (hf-medtl export)", _contains("<!-- exports -->"), required=False),
+    "external": CardField(
         "a test on another data set (hf-medtl evaluate)",
-        lambda text, its: bool(its.get("external")) or "- On other data: " in text,
+        lambda text, results: bool(results.get("external")) or "- On other data: " in text,
         required=False,
     ),
-    "explanations": Field(
-        "whether its maps are to be believed (hf-medtl explain)", _says("`explanations.json`"), required=False
+    "explanations": CardField(
+        "whether its heatmaps can be trusted (hf-medtl explain)", _contains("`explanations.json`"), required=False
     ),
-    "robustness": Field(
-        "robustness to corrupted pictures (hf-medtl evaluate --robustness)", _says("  Robustness:"), required=False
+    "robustness": CardField(
+        "robustness to corrupted images (hf-medtl evaluate --robustness)", _contains("  Robustness:"), required=False
     ),
-    "subgroups": Field(
+    "subgroups": CardField(
         "results by subgroup or source (hf-medtl evaluate --by)",
-        lambda text, its: bool(its.get("by_source")) or "  Subgroups by " in text,
+        lambda text, results: bool(results.get("by_source")) or "  Subgroups by " in text,
         required=False,
     ),
 }
 
 
-def missing(text: str, results: Mapping[str, Any], fields: Mapping[str, Field] = FIELDS) -> dict[str, Field]:
-    """The fields that a card does not have; those waived in writing count as given."""
+def missing_fields(
+    text: str, results: Mapping[str, Any], fields: Mapping[str, CardField] = CARD_FIELDS
+) -> dict[str, CardField]:
+    """Return the fields that a card lacks; those waived on the card count as given.
+
+    Args:
+        text: Text of the card.
+        results: Content of results.json.
+        fields: Fields to look for.
+    """
     waived = set(re.findall(r"^- (\w+) is not given: \S", text, flags=re.MULTILINE))
-    return {name: field for name, field in fields.items() if name not in waived and not field.given(text, results)}
+    return {name: field for name, field in fields.items() if name not in waived and not field.is_given(text, results)}
 
 
 def check_prose(text: str) -> None:
-    """Raise MedtlError unless the prose of a card has what only its author knows."""
-    if lacking := missing(text, {}, PROSE):
-        words = ", ".join(field.words for field in lacking.values())
+    """Raise MedtlError unless the prose of a card has the fields that only its author can write."""
+    if missing := missing_fields(text, {}, PROSE_FIELDS):
+        descriptions = ", ".join(field.description for field in missing.values())
         raise MedtlError(
-            f"--push_to_hub publishes a card, and --model_card does not give {words}. model_cards/ has examples with "
-            "the headings; or leave --push_to_hub out and publish later with hf-medtl push --waive."
+            f"--push_to_hub publishes a card, and --model_card does not give {descriptions}. model_cards/ has examples "
+            "with the headings; or leave --push_to_hub out and publish later with hf-medtl push --waive."
         )
 
 
-def check_whole(folder: Path) -> dict[str, Any]:
-    """results.json of a finished run whose files are whole.
+def check_run_files(folder: Path) -> dict[str, Any]:
+    """Check that a run is finished and its files are complete; return the content of results.json.
 
     Raises:
-        MedtlError: what is missing or damaged.
+        MedtlError: A file is missing or damaged.
     """
-    if (folder / "UNFINISHED").exists() or not (folder / "config.json").is_file():
+    run = RunFolder(folder)
+    if run.is_marked or not (folder / "config.json").is_file():
         raise MedtlError(f"{folder} is not a finished run, so nothing was uploaded.")
-    if absent := [name for name in PARTS if not (folder / name).is_file()]:
+    if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
         raise MedtlError(
-            f"{folder} has no {', '.join(absent)}. Nothing was uploaded: train again, or restore the files."
+            f"{folder} has no {', '.join(missing)}. Nothing was uploaded: train again, or restore the files."
         )
-    read = {name: _json(folder / name) for name in ("config.json", "results.json")}
+    config, results = _read_json(folder / "config.json"), _read_json(folder / "results.json")
     for path in [*weight_files(folder), *folder.glob("outliers.safetensors")]:
         _check_weights(path)
     check_exports(folder)
-    if absent := sorted(name for name in _loaded_with(folder, read["config.json"]) if not (folder / name).is_file()):
-        raise MedtlError(f"{folder} has no {', '.join(absent)}, so nobody could load it. Nothing was uploaded.")
-    _check_tables(folder, read["results.json"])
-    return read["results.json"]
+    if missing := sorted(name for name in _files_for_loading(folder, config) if not (folder / name).is_file()):
+        raise MedtlError(f"{folder} has no {', '.join(missing)}, so it could not be loaded. Nothing was uploaded.")
+    _check_tables(folder, results)
+    return results
 
 
 def check_exports(folder: Path) -> None:
-    """Raise MedtlError if a run's exports were not made from its weights and decisions, or have changed since."""
+    """Raise MedtlError if a run's exports don't match its weights and decision rule, or have changed since."""
     for path in sorted(folder.glob("export/*/export.json")):
-        said, place = _json(path), path.parent
-        made_from = said.get("weights_sha256")
-        name = f"--format {said['format']}{' --int8' if said['int8'] else ''}"
-        again = f"Write it again (hf-medtl export {folder} {name}), or delete {place}. Nothing was uploaded."
-        if made_from is None:
+        record, export = _read_json(path), path.parent
+        options = f"--format {record['format']}{' --int8' if record['int8'] else ''}"
+        advice = f"Write it again (hf-medtl export {folder} {options}), or delete {export}. Nothing was uploaded."
+        if record.get("weights_sha256") is None:
             raise MedtlError(
-                f"{path} does not say which weights it was made from, as an older version wrote it. {again}"
+                f"{path} was written by an older version and does not name the weights it was made from. {advice}"
             )
-        if made_from != sha256_of(weight_files(folder)):
-            raise MedtlError(f"{place} was made from other weights than those of {folder}, which are newer. {again}")
-        files = [place / file for file in said["sha256"]]
-        if not all(file.is_file() for file in files) or sha256_of(files) != said["sha256"]:
-            raise MedtlError(f"{place} is not as it was written: {', '.join(said['sha256'])} are damaged. {again}")
-        decision, config = _json(place / "preprocessing.json")["decision"], _json(folder / "config.json")
-        if other := [key for key, value in decision.items() if config.get(key) != value]:
-            raise MedtlError(f"{place} decides otherwise than {folder}/config.json: {', '.join(other)}. {again}")
+        if record["weights_sha256"] != sha256_of(weight_files(folder)):
+            raise MedtlError(f"{export} was made from other weights than those of {folder}, which are newer. {advice}")
+        files = [export / name for name in record["sha256"]]
+        if not all(file.is_file() for file in files) or sha256_of(files) != record["sha256"]:
+            raise MedtlError(
+                f"{export} has changed since the export: {', '.join(record['sha256'])} are damaged. {advice}"
+            )
+        decision, config = _read_json(export / "preprocessing.json")["decision"], _read_json(folder / "config.json")
+        if different := [key for key, value in decision.items() if config.get(key) != value]:
+            raise MedtlError(
+                f"The decision rule of {export} differs from {folder}/config.json: {', '.join(different)}. {advice}"
+            )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a saved model's weights, in parts or in one."""
+    """Return the files of a saved model's weights: one file, or shards."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     return [folder / name for name in names]
 
 
 def check_files(files: Mapping[str, Path]) -> None:
-    """Raise MedtlError if what would be uploaded is damaged, or has not the pictures that its card shows.
+    """Raise MedtlError if a file to upload is damaged, or a figure of the card is missing.
 
     Args:
-        files: name in the repository -> file.
+        files: Name in the repository -> file.
     """
     for name, path in files.items():
         try:
             if path.suffix == ".json":
-                _json(path)
+                _read_json(path)
             elif path.suffix == ".png":
                 Image.open(path).verify()
-        except (OSError, SyntaxError) as error:  # as Pillow calls a broken PNG
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise MedtlError(f"{name} is damaged ({error}). Nothing was uploaded.") from error
-    shown = re.findall(r"\]\((figures/[^)]+)\)", files["README.md"].read_text(encoding="utf-8"))
-    if lacking := sorted({*shown} - files.keys()):
-        raise MedtlError(f"The card shows {', '.join(lacking)}, which the run has not. Nothing was uploaded.")
+    figures = re.findall(r"\]\((figures/[^)]+)\)", files["README.md"].read_text(encoding="utf-8"))
+    if missing := sorted({*figures} - files.keys()):
+        raise MedtlError(f"The card shows {', '.join(missing)}, which the run does not have. Nothing was uploaded.")
 
 
 def check_card(folder: Path) -> ModelCard:
-    """The run's card, if its metadata can be read, the Hub knows its licence, and task and numbers are in order.
+    """Return the card of a run after checking its metadata: licence, task and model-index.
 
     Raises:
-        MedtlError: it can't, or it does not.
+        MedtlError: The metadata can't be read, lack a field, name a licence that the Hub does not know, or disagree
+            with the results.
     """
     try:
         card = ModelCard.load(folder / "README.md")
     except (ValueError, yaml.YAMLError) as error:
         raise MedtlError(f"The card of {folder} has invalid metadata ({str(error).splitlines()[0]}).") from error
-    absent = [name for name in ("license", "pipeline_tag", "library_name") if not getattr(card.data, name, None)]
-    if absent:
-        raise MedtlError(f"The metadata of {folder}/README.md do not give {', '.join(absent)}.")
-    task = _json(folder / "results.json").get("task")
+    missing = [name for name in ("license", "pipeline_tag", "library_name") if not getattr(card.data, name, None)]
+    if missing:
+        raise MedtlError(f"The metadata of {folder}/README.md do not give {', '.join(missing)}.")
+    task = _read_json(folder / "results.json").get("task")
     if card.data.pipeline_tag != task:
         raise MedtlError(
             f"The pipeline_tag of {folder}/README.md is {card.data.pipeline_tag!r}, the task of its results {task!r}."
         )
     check_licence(card.data.license)
-    for its in card.data.eval_results or ():
-        if type(its.metric_value) not in (int, float) or not math.isfinite(its.metric_value):
-            raise MedtlError(f"The model-index of {folder}/README.md has {its.metric_value!r} for {its.metric_type}.")
+    for result in card.data.eval_results or ():
+        value = result.metric_value
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise MedtlError(f"The model-index of {folder}/README.md has {value!r} for {result.metric_type}.")
     return card
 
 
 def check_licence(name: Any) -> None:
-    """Raise MedtlError if the Hub does not know a licence by this name."""
+    """Raise MedtlError if the Hub does not know a licence of this name."""
     if name not in LICENCES:
         raise MedtlError(
-            f"The Hub knows no licence {name!r}. Give one by its name there, such as apache-2.0 or cc-by-nc-4.0 "
+            f"The Hub knows no licence {name!r}. Give one of its identifiers, such as apache-2.0 or cc-by-nc-4.0 "
             "(https://huggingface.co/docs/hub/repositories-licenses), or other."
         )
 
 
 def check_secrets(files: Mapping[str, Path]) -> None:
-    """Raise MedtlError if a file, of whatever kind, holds something that looks like a token, or the one in use."""
+    """Raise MedtlError if a file of any type holds something that looks like an access token, or the token in use."""
     for name, path in files.items():
-        if path.stat().st_size == 0:  # which can't be mapped
+        if path.stat().st_size == 0:  # can't be memory-mapped
             continue
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if holds_token(content):
+            if contains_token(content):
                 raise MedtlError(
                     f"{name} holds an access token. Nothing was uploaded: remove it, and revoke the token."
                 )
 
 
-def holds_token(content: bytes | mmap.mmap) -> bool:
-    """Whether there is something that looks like a token of the Hub, or the one in use."""
+def contains_token(content: bytes | mmap.mmap) -> bool:
+    """Return True if the content holds something that looks like a token of the Hub, or the token in use."""
     own = (get_token() or "").encode()
     return bool(TOKEN.search(content)) or (len(own) > 5 and content.find(own) >= 0)
 
 
-def _json(path: Path) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a result")
-
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (ValueError, OSError) as error:
-        raise MedtlError(f"{path} is damaged ({error}). Nothing was uploaded.") from error
+        return read_json(path)
+    except MedtlError as error:
+        raise MedtlError(f"{error} Nothing was uploaded.") from error
 
 
 def _check_weights(path: Path) -> None:
@@ -246,32 +271,34 @@ def _check_weights(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise MedtlError(f"{path} is missing or damaged ({error}). Nothing was uploaded.") from error
     if broken:
-        raise MedtlError(f"{path} has numbers that are none in {broken[0]}: training failed. Nothing was uploaded.")
+        raise MedtlError(f"{path} contains NaN or infinity in {broken[0]}: training diverged. Nothing was uploaded.")
 
 
-def _loaded_with(folder: Path, config: Mapping[str, Any]) -> set[str]:
-    """Files that loading asks for besides config.json and the weights."""
-    stock_timm = "pretrained_cfg" in config and "image_processor_type" not in config  # it needs no file of its own
-    found = set() if stock_timm else {"preprocessor_config.json"}
-    beside = [folder / name for name in found if (folder / name).is_file()]
-    for its in (config, *map(_json, beside)):
-        for classes in (its.get("auto_map") or {}).values():
-            names = [classes] if isinstance(classes, str) else classes
-            found |= {f"{name.partition('.')[0]}.py" for name in names if name}
-    return found
+def _files_for_loading(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """Return the files that loading needs besides config.json and the weights."""
+    stock_timm = "pretrained_cfg" in config and "image_processor_type" not in config  # needs no processor file
+    names = set() if stock_timm else {"preprocessor_config.json"}
+    existing = [folder / name for name in names if (folder / name).is_file()]
+    for content in (config, *map(_read_json, existing)):
+        for classes in (content.get("auto_map") or {}).values():
+            classes = [classes] if isinstance(classes, str) else classes
+            names |= {f"{name.partition('.')[0]}.py" for name in classes if name}
+    return names
 
 
 def _check_tables(folder: Path, results: Mapping[str, Any]) -> None:
     splits, predictions = folder / "splits.csv", folder / "predictions.csv"
     try:
         if "splits_sha256" in results and hashlib.sha256(splits.read_bytes()).hexdigest() != results["splits_sha256"]:
-            raise MedtlError(f"{splits} is not the split that was tested, by results.json. Nothing was uploaded.")
+            raise MedtlError(
+                f"{splits} is not the split that the model was tested on, by results.json. Nothing was uploaded."
+            )
         if "n" in results and len(pd.read_csv(predictions, dtype=str)) != results["n"]:
-            raise MedtlError(f"{predictions} has not the {results['n']} pictures tested. Nothing was uploaded.")
+            raise MedtlError(f"{predictions} does not have the {results['n']} tested images. Nothing was uploaded.")
     except (OSError, ValueError) as error:
         raise MedtlError(f"A table of {folder} is missing or damaged ({error}). Nothing was uploaded.") from error
 
 
-def _limits(results: Mapping[str, Any]) -> bool:
+def _has_intervals(results: Mapping[str, Any]) -> bool:
     metrics = results.get("metrics", {}).values()
-    return any(its["value"] is not None and its["low"] is not None for its in metrics)
+    return any(metric["value"] is not None and metric["low"] is not None for metric in metrics)

@@ -1,4 +1,4 @@
-"""Checkpoints to the Hub while training goes on."""
+"""Uploads of checkpoints to a Hub branch during training."""
 
 import logging
 import os
@@ -20,20 +20,20 @@ from hf_medtl.publish.templates import render
 logger = logging.getLogger("hf_medtl")
 
 BRANCH = "checkpoints"
-COPY = ".upload"  # in the run folder
+STAGING_FOLDER = ".upload"  # inside the run folder
 
 
-class Checkpoints(TrainerCallback):
-    """Uploads checkpoints as --hub_strategy says, each as one commit, to a branch of theirs; main is for finished runs.
+class CheckpointUploader(TrainerCallback):
+    """Upload checkpoints according to --hub_strategy, each as one commit, to a branch; main is for finished runs.
 
-    At the branch's root are the newest weights, with a card that says what they are not; beside them `last-checkpoint`
-    (checkpoint) or each `checkpoint-N` (all_checkpoints) has what training goes on from. A checkpoint that is there
-    before the last one's upload has ended is left out, but training waits for all_checkpoints and --hub_always_push.
-    The last one is always uploaded. An upload that fails is a warning: the checkpoint is on the disk.
+    The branch has the newest weights at its root, with a card that says what they lack; `last-checkpoint` (strategy
+    checkpoint) or each `checkpoint-N` (all_checkpoints) has the files for resuming. A checkpoint that is saved before
+    the last upload has ended is skipped, but training waits with all_checkpoints and --hub_always_push. The last
+    checkpoint is always uploaded. A failed upload is a warning: the checkpoint is on the disk.
 
     Args:
-        repo_id: owner/name, of a repository that is there.
-        licence: of the weights.
+        repo_id: owner/name of an existing repository.
+        licence: Licence of the weights.
     """
 
     def __init__(self, repo_id: str, licence: str) -> None:
@@ -41,51 +41,54 @@ class Checkpoints(TrainerCallback):
         self.worker = ThreadPoolExecutor(1)
         self.job: Future[None] | None = None
         self.newest: Path | None = None
-        self.sent: Path | None = None
-        self.keep = False  # what is on the branch: it is of this training
+        self.uploaded: Path | None = None
+        self.keep = False  # keep what is on the branch: it belongs to this training
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the branch if training is resumed."""
         self.keep = state.global_step > 0
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Upload the checkpoint that was saved, unless an upload is running."""
         if not state.is_world_process_zero:
             return
         self.newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        patient = args.hub_always_push or args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
-        if patient or self.job is None or self.job.done():
-            self._send(args, state)
+        waits = args.hub_always_push or args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+        if waits or self.job is None or self.job.done():
+            self._submit(args, state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.newest != self.sent:
-            self._send(args, state)
+        """Upload the last checkpoint and wait for it."""
+        if self.newest != self.uploaded:
+            self._submit(args, state)
         if self.job:
             self.job.result()
         self.worker.shutdown()
 
-    def _send(self, args: Any, state: TrainerState) -> None:
+    def _submit(self, args: Any, state: TrainerState) -> None:
         if self.job:
             self.job.result()
         assert self.newest is not None
-        copy = Path(args.output_dir) / COPY
-        shutil.rmtree(copy, ignore_errors=True)  # of a training that was killed
-        shutil.copytree(self.newest, copy, copy_function=link)  # Trainer deletes old checkpoints
+        copy = Path(args.output_dir) / STAGING_FOLDER
+        shutil.rmtree(copy, ignore_errors=True)  # left by a killed run
+        shutil.copytree(self.newest, copy, copy_function=_link_or_copy)  # Trainer deletes old checkpoints
         epoch = {"epoch": f"{state.epoch or 0:g}", "epochs": f"{args.num_train_epochs:g}"}
         facts = {"name": self.repo_id, "branch": BRANCH, "step": int(self.newest.name.rpartition("-")[2])} | epoch
         folders = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: self.newest.name}
         facts["folder"] = folders.get(args.hub_strategy)
-        self.sent, self.job = self.newest, self.worker.submit(self._upload, copy, facts)
+        self.uploaded, self.job = self.newest, self.worker.submit(self._upload, copy, facts)
 
     def _upload(self, copy: Path, facts: dict[str, Any]) -> None:
         try:
-            whole = list_files(copy)
+            checkpoint = list_files(copy)
             files = select_files(copy) | {name: copy.parent / name for name in ("recipe.yaml", "splits.csv")}
             if facts["folder"]:
-                files |= {f"{facts['folder']}/{name}": path for name, path in whole.items()}
+                files |= {f"{facts['folder']}/{name}": path for name, path in checkpoint.items()}
             files["README.md"] = copy / "README.md"
-            about = ModelCardData(license=self.licence, library_name="transformers", tags=["hf_medtl", "unfinished"])
-            card = f"---\n{about.to_yaml()}\n---\n\n{render('checkpoint', facts)}"
+            metadata = ModelCardData(license=self.licence, library_name="transformers", tags=["hf_medtl", "unfinished"])
+            card = f"---\n{metadata.to_yaml()}\n---\n\n{render('checkpoint', facts)}"
             files["README.md"].write_text(card, encoding="utf-8")
-            with hub_errors(f"The checkpoint of step {facts['step']} could not be uploaded", "Training goes on."):
+            with hub_errors(f"The checkpoint of step {facts['step']} could not be uploaded", "Training continues."):
                 api = HfApi()
                 with_retries(lambda: api.create_branch(self.repo_id, branch=BRANCH, exist_ok=True))
                 stale = UPLOAD_PATTERNS if self.keep and facts["folder"] not in (None, "last-checkpoint") else ("*",)
@@ -97,8 +100,8 @@ class Checkpoints(TrainerCallback):
             shutil.rmtree(copy)
 
 
-def link(source: str, target: str) -> None:
-    """Give a file a second name; copy it where the disk can't."""
+def _link_or_copy(source: str, target: str) -> None:
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

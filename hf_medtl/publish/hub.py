@@ -1,4 +1,4 @@
-"""To the Hub: what is in a run folder, without its checkpoints."""
+"""Hub uploads of run folders: one commit a push, tagged v1, v2, ..., with retries."""
 
 import hashlib
 import logging
@@ -17,7 +17,15 @@ from huggingface_hub.utils import filter_repo_objects
 
 from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.check import FIELDS, check_card, check_files, check_secrets, check_whole, holds_token, missing
+from hf_medtl.publish.check import (
+    CARD_FIELDS,
+    check_card,
+    check_files,
+    check_run_files,
+    check_secrets,
+    contains_token,
+    missing_fields,
+)
 from hf_medtl.publish.templates import replace_section
 
 logger = logging.getLogger("hf_medtl")
@@ -29,41 +37,48 @@ UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
 ADVICE = {
     401: "The Hub does not know the token: log in with `hf auth login`, or set HF_TOKEN.",
-    403: "The token may not write there: take one with write access, or another owner.",
-    404: "There is no such owner or repository, or the token may not see it.",
-    409: "Somebody else changed the repository at the same moment: push again.",
-    412: "Somebody else changed the repository at the same moment: push again.",
+    403: "The token has no write access here: use one that has, or another owner.",
+    404: "There is no such owner or repository, or the token has no access to it.",
+    409: "The repository changed during the upload: push again.",
+    412: "The repository changed during the upload: push again.",
 }
-PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # a conflict, too: nothing of ours rests on what was there before
-LONGEST = 60.0  # seconds between two attempts
+# Conflicts are retried, too: no upload depends on what was there before.
+RETRIED_STATUSES = (408, 409, 412, 429, 500, 502, 503, 504)
+MAX_WAIT = 60.0  # seconds between two attempts
 
 
 def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """What would be uploaded: name in the repository -> file; everything is checked, nothing is sent.
+    """Check a run and return the files that would be uploaded, by their names in the repository; nothing is sent.
 
-    `handler.py` and `requirements.txt` are put into the folder.
+    `handler.py` and `requirements.txt` are written to the folder.
 
     Args:
-        folder: of a finished run.
-        waive: field that its card lacks -> why. It is written on the card.
+        folder: Folder of a finished run.
+        waive: Field that the card lacks -> reason, which is written on the card.
 
     Raises:
-        MedtlError: the run is not whole, its card lacks something that is not waived, or a file holds a token.
+        MedtlError: The run is incomplete, its card lacks a required field that is not waived, or a file holds a token.
     """
-    results = check_whole(folder)
+    waive = waive or {}
+    results = check_run_files(folder)
     check_card(folder)
-    for name, reason in (waive or {}).items():
-        if name not in FIELDS or not reason.strip():
-            raise MedtlError(f"--waive is FIELD=REASON, with a field of {', '.join(FIELDS)}; found {name}={reason}.")
-        if holds_token(reason.encode()):
+    for name, reason in waive.items():
+        if name not in CARD_FIELDS or not reason.strip():
+            raise MedtlError(
+                f"--waive is FIELD=REASON, with a field of {', '.join(CARD_FIELDS)}; found {name}={reason}."
+            )
+        if contains_token(reason.encode()):
             raise MedtlError(f"--waive {name} holds an access token. Nothing was uploaded: revoke the token.")
     text = (folder / "README.md").read_text(encoding="utf-8")
-    lacking = {name: its for name, its in missing(text, results).items() if its.required and name not in (waive or {})}
-    if lacking:
-        words = ", ".join(its.words for its in lacking.values())
+    missing = {
+        name: field.description
+        for name, field in missing_fields(text, results).items()
+        if field.required and name not in waive
+    }
+    if missing:
         raise MedtlError(
-            f"The card of {folder} does not give {words}. Write it, or say why not: "
-            f"--waive {next(iter(lacking))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
+            f"The card of {folder} does not give {', '.join(missing.values())}. Write it, or say why not: "
+            f"--waive {next(iter(missing))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
     write_handler(folder)
     files = select_files(folder)
@@ -73,9 +88,9 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[st
 
 
 def select_files(folder: Path) -> dict[str, Path]:
-    """Name in the repository -> file, of what others get of a folder."""
-    every = list_files(folder)
-    return {name: every[name] for name in filter_repo_objects(every, allow_patterns=list(UPLOAD_PATTERNS))}
+    """Return the files of a folder that are uploaded, by their names in the repository."""
+    files = list_files(folder)
+    return {name: files[name] for name in filter_repo_objects(files, allow_patterns=list(UPLOAD_PATTERNS))}
 
 
 def push(
@@ -85,88 +100,82 @@ def push(
     private: bool = False,
     message: str = "Upload run",
     waive: Mapping[str, str] | None = None,
+    check: bool = True,
 ) -> str:
-    """Upload a finished run as one commit, tag it v1, v2, ..., and return the repository's address.
+    """Upload a finished run as one commit, tag it v1, v2, ..., and return the repository's URL.
 
-    Only what a model page needs goes: weights, processor, configuration, card, results, split and figures; such files
-    of an earlier run that this one has not are deleted. Unchanged files make no commit and no tag. The token is the one
-    of `hf auth login` or $HF_TOKEN. What may pass, such as an overloaded server or a broken connection, is tried again.
+    Only the files of a model page are uploaded: weights, processor, configuration, card, results, split and figures;
+    such files of an earlier run that this one lacks are deleted. Unchanged files make no commit and no tag. The token
+    is the one of `hf auth login` or $HF_TOKEN. Temporary failures, such as an overloaded server or a broken
+    connection, are retried.
 
     Args:
-        folder: of a finished run.
+        folder: Folder of a finished run.
         repo_id: owner/name, or name.
-        private: of a new repository.
-        message: of the commit.
-        waive: as for `plan`.
+        private: Make a new repository private.
+        message: Commit message.
+        waive: As for `plan_upload`.
+        check: Call `plan_upload` first. False if the caller has.
 
     Raises:
-        MedtlError: as `plan`, or the Hub refuses; then the repository has the files of before, or none. An upload that
-            is whole and could not be tagged is tagged by the next one.
+        MedtlError: As `plan_upload`, or the Hub refuses; then the repository is unchanged, or empty. If only the tag
+            failed, the next push makes it.
     """
-    plan_upload(folder, waive)
-    return send(folder, repo_id, private=private, message=message, waive=waive)
-
-
-def send(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    message: str = "Upload run",
-    waive: Mapping[str, str] | None = None,
-) -> str:
-    """`push` of what `plan` has nothing to say against."""
-    write_waivers(folder / "README.md", waive or {})
-    api, again = HfApi(), f"The run is whole in {folder}; then: hf-medtl push {folder} {repo_id}"
-    validate_card(folder / "README.md")
-    with hub_errors(f"{repo_id} could not be uploaded", again):
+    if check:
+        plan_upload(folder, waive)
+    card = folder / "README.md"
+    write_waivers(card, waive or {})
+    api, advice = HfApi(), f"The run is complete in {folder}; then: hf-medtl push {folder} {repo_id}"
+    validate_card(card)
+    with hub_errors(f"{repo_id} could not be uploaded", advice):
         repo = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         tags = {tag.name for tag in with_retries(lambda: api.list_repo_refs(repo.repo_id)).tags}
         number = max((int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdigit()), default=0)
-        # The card names the tag that the push will get, so a push of what is there already must not get another.
-        set_card_repository(folder / "README.md", repo.repo_id, f"v{number}")
+        # The card names the tag of this push, so pushing the same files again must not change the tag.
+        set_card_repository(card, repo.repo_id, f"v{number}")
         if number and with_retries(lambda: is_up_to_date(api, repo.repo_id, select_files(folder))):
             return str(repo)
-        set_card_repository(folder / "README.md", repo.repo_id, f"v{number + 1}")
-        oid = commit_files(api, repo.repo_id, select_files(folder), message)  # the last one's if only the tag was lost
-    with hub_errors(f"{repo_id} is uploaded, but could not be tagged", again):
+        set_card_repository(card, repo.repo_id, f"v{number + 1}")
+        oid = commit_files(api, repo.repo_id, select_files(folder), message)  # the last commit if only the tag failed
+    with hub_errors(f"{repo_id} is uploaded, but could not be tagged", advice):
         with_retries(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
     return str(repo)
 
 
 def is_up_to_date(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
-    """Whether a repository has these very files, and no other of FILES, so that uploading them would make no commit."""
-    found = {its.path: its for its in api.list_repo_tree(repo_id, recursive=True) if isinstance(its, RepoFile)}
-    if set(filter_repo_objects(found, allow_patterns=list(UPLOAD_PATTERNS))) - files.keys():
+    """Return True if a repository has exactly these files (of UPLOAD_PATTERNS), so that a commit would be empty."""
+    remote = {entry.path: entry for entry in api.list_repo_tree(repo_id, recursive=True) if isinstance(entry, RepoFile)}
+    if set(filter_repo_objects(remote, allow_patterns=list(UPLOAD_PATTERNS))) - files.keys():
         return False
     for name, path in sorted(files.items(), key=lambda item: item[1].stat().st_size):  # weights are read last
-        its, size = found.get(name), path.stat().st_size
-        if its is None or its.size != size:
+        entry, size = remote.get(name), path.stat().st_size
+        if entry is None or entry.size != size:
             return False
         with path.open("rb") as stream:
-            if its.lfs:
-                same = hashlib.file_digest(stream, "sha256").hexdigest() == its.lfs.sha256
-            else:
-                same = hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() == its.blob_id  # as git has it
+            if entry.lfs:
+                same = hashlib.file_digest(stream, "sha256").hexdigest() == entry.lfs.sha256
+            else:  # git's own hash
+                same = hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() == entry.blob_id
         if not same:
             return False
     return True
 
 
 def write_waivers(card: Path, waive: Mapping[str, str]) -> None:
-    """Say on a card what it does not give, and why."""
+    """Write on a card which fields it lacks, and why."""
     if waive:
-        said = "\n".join(f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items())
-        replace_section(card, "waived", said)
+        # `missing_fields` looks for "is not given".
+        lines = [f"- {name} is not given: {' '.join(reason.split())}" for name, reason in waive.items()]
+        replace_section(card, "waived", "\n".join(lines))
 
 
 def create_repository(name: str, private: bool | None) -> str:
-    """Make a repository, if there is none, and return its full name.
+    """Create a model repository, if there is none, and return its full name.
 
     Raises:
-        MedtlError: the Hub refuses or can't be reached.
+        MedtlError: The Hub refuses or can't be reached.
     """
-    with hub_errors(f"{name} could not be made", "Nothing was trained."):
+    with hub_errors(f"{name} could not be created", "Nothing was trained."):
         return with_retries(lambda: HfApi().create_repo(name, private=private, exist_ok=True)).repo_id
 
 
@@ -180,33 +189,32 @@ def commit_files(
     revision: str | None = None,
     stale: Sequence[str] = UPLOAD_PATTERNS,
 ) -> str:
-    """Put files into a repository as one commit, with the bytes before it; return its id, or the last one's if nothing
-    has changed.
+    """Upload files to a repository as one commit; return its id, or that of the last commit if nothing changed.
 
     Not `upload_folder`: with hf-xet that makes several commits if it takes long or if one fails, and between them
     others would get a card without its weights.
 
     Args:
-        api: to ask.
+        api: Hub client.
         repo_id: owner/name.
-        files: name in the repository -> file.
-        message: of the commit.
+        files: Name in the repository -> file.
+        message: Commit message.
         repo_type: model or space.
-        revision: branch, main by default.
-        stale: patterns of what is deleted there, if it is not among `files`.
+        revision: Branch; main by default.
+        stale: Patterns of files to delete there, unless they are among `files`.
 
     Raises:
-        MedtlError: a file holds a token.
-        OSError, HTTPError, RuntimeError, ValueError: as the client, after some attempts if it may pass.
+        MedtlError: A file holds a token.
+        OSError, HTTPError, RuntimeError, ValueError: Raised by the client, after retries of temporary failures.
     """
     check_secrets(files)
     where: Any = {"repo_type": repo_type, "revision": revision}
 
     def attempt() -> str:
-        there = filter_repo_objects(api.list_repo_files(repo_id, **where), allow_patterns=list(stale))
-        gone = [name for name in there if name not in files and name != ".gitattributes"]
+        remote = filter_repo_objects(api.list_repo_files(repo_id, **where), allow_patterns=list(stale))
+        deleted = [name for name in remote if name not in files and name != ".gitattributes"]
         operations: list[Any] = [
-            *(CommitOperationDelete(path_in_repo=name) for name in gone),
+            *(CommitOperationDelete(path_in_repo=name) for name in deleted),
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
         ]
         return api.create_commit(repo_id, operations, commit_message=message, **where).oid
@@ -215,12 +223,12 @@ def commit_files(
 
 
 def validate_card(card: Path, repo_type: str = "model") -> None:
-    """Ask the Hub whether it takes a card of such a repository.
+    """Check with the Hub that it accepts the metadata of a card.
 
     Raises:
-        MedtlError: it does not, or can't be reached.
+        MedtlError: It does not, or can't be reached.
     """
-    with hub_errors("The Hub could not be asked about the card", "Nothing was uploaded."):
+    with hub_errors("The Hub could not check the card", "Nothing was uploaded."):
         try:
             with_retries(lambda: ModelCard.load(card).validate(repo_type))
         except ValueError as error:
@@ -229,32 +237,32 @@ def validate_card(card: Path, repo_type: str = "model") -> None:
 
 @contextmanager
 def hub_errors(what: str, then: str) -> Iterator[None]:
-    """Make one MedtlError of whatever the client raises: `what` went wrong, why, what to do about it, `then`."""
+    """Turn errors of the Hub client into one MedtlError: `what` failed, the reason, advice, and `then`."""
     try:
         yield
-    except (OSError, HTTPError, RuntimeError, ValueError) as error:  # RuntimeError: of a file that is uploaded
-        behind = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        lines = dict.fromkeys(str(its).strip().partition("\n")[0] for its in (error, behind))
-        why = re.sub(r"\?[^\s']+", "", " ".join(lines))  # addresses may carry a signature after the question mark
-        advice = ADVICE.get(http_status(behind), "Check the network, the name and `hf auth login`, then try again.")
-        raise MedtlError(f"{what} ({type(behind).__name__}: {why}). {advice} {then}") from error
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:  # RuntimeError: raised while a file is uploaded
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        lines = dict.fromkeys(str(raised).strip().partition("\n")[0] for raised in (error, cause))
+        reason = re.sub(r"\?[^\s']+", "", " ".join(lines))  # the query of a URL may hold a signature
+        advice = ADVICE.get(_http_status(cause), "Check the network, the name and `hf auth login`, then try again.")
+        raise MedtlError(f"{what} ({type(cause).__name__}: {reason}). {advice} {then}") from error
 
 
-def http_status(error: BaseException) -> int:
-    """HTTP status that an error is about; 0 if none."""
+def _http_status(error: BaseException) -> int:
+    """Return the HTTP status of an error; 0 if it has none."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code
-    said = re.search(r"HTTP status \w+ error \((\d{3}) ", str(error))  # as hf-xet puts it
-    return int(said[1]) if said else 0
+    match = re.search(r"HTTP status \w+ error \((\d{3}) ", str(error))  # the wording of hf-xet
+    return int(match[1]) if match else 0
 
 
 def set_card_repository(path: Path, repo_id: str, revision: str) -> None:
-    """Let a card load its model by the name and the revision that it gets on the Hub."""
+    """Rewrite the code examples of a card to load the model from a repository and revision on the Hub."""
     name = ModelCard.load(path).data.model_name
     if not name:
         return
     old, text = re.escape(name), path.read_text(encoding="utf-8")
-    for form, new in {
+    for pattern, new in {
         rf"^# {old}$": f"# {repo_id}",
         rf"^- name: {old}$": f"- name: {repo_id}",
         rf'(model=|from_pretrained\()"{old}"(, revision="[^"]*")?': rf'\g<1>"{repo_id}", revision="{revision}"',
@@ -262,25 +270,25 @@ def set_card_repository(path: Path, repo_id: str, revision: str) -> None:
         rf'"(local-dir|hf-hub):{old}(@[^"]*)?"': f'"hf-hub:{repo_id}@{revision}"',
         rf"^hf download {old}( --revision \S+)?": f"hf download {repo_id} --revision {revision}",
     }.items():
-        text = re.sub(form, new, text, flags=re.MULTILINE)
+        text = re.sub(pattern, new, text, flags=re.MULTILINE)
     path.write_text(text, encoding="utf-8")
 
 
-def with_retries(ask: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:
-    """What `ask` gives, after some attempts if it fails in a way that may pass.
+def with_retries(call: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:
+    """Return the result of `call`, repeating it after temporary failures of HTTP or of the connection.
 
     Waits as long as the server asks for (Retry-After), or 1, 2, 4, ... seconds.
     """
     for attempt in range(1, attempts + 1):
         try:
-            return ask()
-        except HTTPError as error:  # of HTTP and of the connection; an HfHubHTTPError is one, too
+            return call()
+        except HTTPError as error:  # of the connection, too; HfHubHTTPError is a subclass
             response = error.response if isinstance(error, HfHubHTTPError) else None
-            if attempt == attempts or (response is not None and response.status_code not in PASSING):
+            if attempt == attempts or (response is not None and response.status_code not in RETRIED_STATUSES):
                 raise
-            asked = response.headers.get("Retry-After", "") if response is not None else ""
-            seconds = min(LONGEST, float(asked) if asked.isdigit() else 2.0 ** (attempt - 1))
-            logger.warning("The Hub did not answer (%s); trying again in %.0f s.", type(error).__name__, seconds)
+            retry_after = response.headers.get("Retry-After", "") if response is not None else ""
+            seconds = min(MAX_WAIT, float(retry_after) if retry_after.isdigit() else 2.0 ** (attempt - 1))
+            logger.warning("The Hub did not answer (%s); retrying in %.0f s.", type(error).__name__, seconds)
             sleep(seconds)
     raise AssertionError("not reached")
 
@@ -289,15 +297,15 @@ HANDLER = Path(__file__).with_name("handler.py")
 
 
 def write_handler(folder: Path) -> None:
-    """Copy `handler.py` into a run's folder and write its `requirements.txt`, besides torch."""
+    """Copy `handler.py` into a run folder and write its `requirements.txt` (without torch)."""
     shutil.copyfile(HANDLER, folder / HANDLER.name)
     config = (folder / "config.json").read_text(encoding="utf-8")
-    needed = {
+    requirements = {
         "transformers>=5.17,<6": True,
         "torchvision": True,
         "timm>=1.0.20": '"timm_wrapper"' in config,
         "segmentation-models-pytorch>=0.5": any(folder.rglob("smp.py")),
         "opencv-python-headless>=4.9": any(folder.rglob("processor.py")),
     }
-    lines = [line for line, is_needed in needed.items() if is_needed]
+    lines = [line for line, needed in requirements.items() if needed]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

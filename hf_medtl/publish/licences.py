@@ -1,4 +1,4 @@
-"""Licences by the names that the Hub knows, https://huggingface.co/docs/hub/repositories-licenses."""
+"""Licence identifiers of the Hub, https://huggingface.co/docs/hub/repositories-licenses."""
 
 _NAMES = """
 afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0

@@ -1,4 +1,4 @@
-"""Our metrics as Spaces, from which `evaluate.load(OWNER/NAME)` takes them."""
+"""Metric Spaces: uploads from which `evaluate.load("OWNER/NAME")` loads our metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from hf_medtl.evaluation import modules
 from hf_medtl.publish.hub import commit_files, hub_errors, with_retries
 
 
-def plan_module(name: str, repo_id: str) -> dict[str, Path]:
-    """What would be uploaded: name in the Space -> file.
+def plan_metric(name: str, repo_id: str) -> dict[str, Path]:
+    """Return the files that would be uploaded, by their names in the Space.
 
     Args:
-        name: of a module, see `hf_medtl.evaluation.modules`.
+        name: Name of a module of `hf_medtl.evaluation.modules`.
         repo_id: owner/NAME, or NAME.
 
     Raises:
-        MedtlError: there is no such module, or the repository has another name, by which `evaluate` would not find it.
+        MedtlError: There is no such module, or the repository's name differs, so `evaluate` would not find it.
     """
     folder = Path(modules.path(name))
     if repo_id.rpartition("/")[2] != name:
@@ -26,20 +26,20 @@ def plan_module(name: str, repo_id: str) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def push_module(name: str, repo_id: str, *, private: bool = False) -> str:
-    """Upload a module as one commit to a Space, and return its address.
+def push_metric(name: str, repo_id: str, *, private: bool = False) -> str:
+    """Upload a metric as one commit to a Space and return its URL.
 
     Args:
-        name: of a module.
+        name: Name of the module.
         repo_id: owner/NAME, or NAME.
-        private: of a new Space.
+        private: Make a new Space private.
 
     Raises:
-        MedtlError: as `plan_module`, or the Hub refuses.
+        MedtlError: As `plan_metric`, or the Hub refuses.
     """
-    files, api = plan_module(name, repo_id), HfApi()
-    kind: Any = {"repo_type": "space", "space_sdk": "gradio"}
-    with hub_errors(f"{repo_id} could not be uploaded", "Then give the same command."):
-        repo = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **kind))
+    files, api = plan_metric(name, repo_id), HfApi()
+    options: Any = {"repo_type": "space", "space_sdk": "gradio"}
+    with hub_errors(f"{repo_id} could not be uploaded", "Then repeat the command."):
+        repo = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **options))
         commit_files(api, repo.repo_id, files, "Upload metric", repo_type="space", stale=("*.py",))
     return str(repo)

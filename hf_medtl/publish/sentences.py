@@ -1,4 +1,4 @@
-"""What a decision means, in a sentence for people, with the figure that stands behind it."""
+"""Sentences that explain a decision to people, each with the sensitivity behind it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,49 +11,49 @@ NOTICE = "For research and education only: not for diagnosis."
 
 
 def split_prose(text: str) -> tuple[dict[str, str], str]:
-    """Findings (label -> words for it) and the Markdown of a file of model_cards/.
+    """Split a file of model_cards/ into its findings (label -> phrase) and its Markdown.
 
-    The findings stand before the text, as YAML between two lines of ---.
+    Findings are optional YAML front matter, between two lines of ---.
 
     Raises:
-        MedtlError: what stands there is not `findings` with words for each label.
+        MedtlError: The front matter is not `findings` with a phrase for each label.
     """
     if not text.startswith("---\n"):
         return {}, text
     front, _, prose = text.removeprefix("---\n").partition("\n---\n")
     try:
         findings = yaml.safe_load(front)["findings"]
-        return {str(label): str(words) for label, words in findings.items()}, prose
+        return {str(label): str(phrase) for label, phrase in findings.items()}, prose
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise MedtlError(
-            "A model card's text may begin with findings: between two lines of ---, each label with its words. "
+            "A model card's text may begin with findings: between two lines of ---, each label with its phrase. "
             f"Found: {front[:200]!r}."
         ) from error
 
 
 def finding_sentences(findings: Mapping[str, str], results: Mapping[str, Any], title: str) -> dict[str, str]:
-    """A sentence for each label that a model can decide.
+    """Return a sentence for each label that a model can decide; none for a segmentation model.
 
     Args:
-        findings: label -> words for it; where there are none the label stands for itself.
-        results: of results.json, of labels.
-        title: of the data set.
+        findings: Label -> phrase; labels without one are named by themselves.
+        results: Content of results.json.
+        title: Title of the data set.
     """
-    several = results.get("per_label", {})
-    recall = results.get("recall") or {label: its["metrics"]["sensitivity"] for label, its in several.items()}
+    recall = results.get("recall") or {
+        label: measured["metrics"]["sensitivity"] for label, measured in results.get("per_label", {}).items()
+    }
     return {
-        label: sentence(findings.get(label, f"called {label}"), its, results["n"], title)
-        for label, its in recall.items()
+        label: _sentence(findings.get(label, f"labelled {label}"), sensitivity, results["n"], title)
+        for label, sensitivity in recall.items()
     }
 
 
-def sentence(finding: str, recall: Mapping[str, float | None], n: int, title: str) -> str:
-    """`Findings compatible with ...; found in 95 % [88, 98] of ...`."""
-    begins = finding[0].upper() + finding[1:]
-    if recall["value"] is None:
-        return f"{begins}; no test picture of {title} had it, so nothing is known about how often it is found. {NOTICE}"
-    share, low, high = (f"{100 * recall[key]:.0f}" for key in ("value", "low", "high"))  # type: ignore[operator]
+def _sentence(finding: str, sensitivity: Mapping[str, float | None], n: int, title: str) -> str:
+    opening = finding[0].upper() + finding[1:]
+    if sensitivity["value"] is None:
+        return f"{opening}; no test image of {title} had it, so it is unknown how often it is found. {NOTICE}"
+    value, low, high = (f"{100 * sensitivity[key]:.0f}" for key in ("value", "low", "high"))  # type: ignore[operator]
     return (
-        f"{begins}; of the pictures that had it, {share} % [{low}, {high}] were called so, among {n} test pictures of "
+        f"{opening}; of the images that had it, {value} % [{low}, {high}] were labelled so, among {n} test images of "
         f"{title}. {NOTICE}"
     )

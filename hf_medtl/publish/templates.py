@@ -1,4 +1,4 @@
-"""Jinja templates for cards and pages, and their filters."""
+"""Jinja environment and filters for cards and pages."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_medtl.evaluation.names import METRIC_NAMES
 
 
 def format_interval(metric: dict[str, float | None]) -> str:
-    """`0.953 [0.871, 0.990]`, or `undefined`."""
+    """Format a value with its 95 % interval as `0.953 [0.871, 0.990]`; `undefined` without a value."""
     if metric["value"] is None:
         return "undefined"
     low, high = ("?" if metric[key] is None else format_number(metric[key], 3) for key in ("low", "high"))
@@ -18,14 +18,14 @@ def format_interval(metric: dict[str, float | None]) -> str:
 
 
 def format_range(metric: dict[str, float | None]) -> str:
-    """`0.953 (0.920 to 0.981)` of the folds' mean, lowest and highest, or `undefined`."""
+    """Format mean, lowest and highest value of folds as `0.953 (0.920 to 0.981)`; `undefined` without a value."""
     if metric["value"] is None:
         return "undefined"
     return f"{metric['value']:.3f} ({metric['lowest']:.3f} to {metric['highest']:.3f})"
 
 
 def format_difference(metric: dict[str, float | None]) -> str:
-    """`-0.0020 [-0.0100, +0.0060]`; without limits where there are none."""
+    """Format a difference as `-0.0020 [-0.0100, +0.0060]`; without an interval if it has none."""
     if metric["value"] is None:
         return "undefined"
     limits = "" if metric["low"] is None else f" [{metric['low']:+.4f}, {metric['high']:+.4f}]"
@@ -33,27 +33,27 @@ def format_difference(metric: dict[str, float | None]) -> str:
 
 
 def format_number(value: Any, digits: int) -> str:
-    """`-0.001`, `0.000`; never `-0.000`."""
+    """Format a number with a fixed number of decimals; zero has no sign."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def dataset_link(spec: Any) -> str:
-    """A data set's title, as a link to where it can be read about if that is known."""
+    """Return the title of a data set, as a Markdown link if its URL is known."""
     return f"[{spec.title}]({spec.url})" if spec.url else spec.title
 
 
 def escape_cell(value: Any) -> str:
-    """What stands in a cell of a table: a file's name may hold what would end it."""
+    """Escape text for a cell of a Markdown table: file names may hold pipes or line breaks."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def escape_bibtex(text: str) -> str:
-    """Text as BibTeX takes it."""
+    """Escape the special characters of BibTeX."""
     return re.sub(r"([&%#_$])", r"\\\1", text)
 
 
 def template_environment(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
-    """Where templates come from and what they can do."""
+    """Return the Jinja environment for the templates of a package, with our filters."""
     environment = Environment(
         loader=PackageLoader(package, ""),
         undefined=StrictUndefined,
@@ -61,22 +61,28 @@ def template_environment(package: str = "hf_medtl.publish", autoescape: bool = F
         lstrip_blocks=True,
         autoescape=autoescape,
     )
-    environment.filters |= {"interval": format_interval, "spread": format_range, "difference": format_difference}
-    environment.filters |= {"linked": dataset_link, "cell": escape_cell, "bibtex": escape_bibtex}
+    environment.filters |= {
+        "interval": format_interval,
+        "value_range": format_range,
+        "difference": format_difference,
+        "dataset_link": dataset_link,
+        "cell": escape_cell,
+        "bibtex": escape_bibtex,
+    }
     return environment
 
 
 def render(name: str, facts: dict[str, Any]) -> str:
-    """Markdown of the template NAME.md.jinja beside this file."""
+    """Render the Markdown template NAME.md.jinja of this package."""
     text = template_environment().get_template(f"{name}.md.jinja").render(facts | {"names": METRIC_NAMES})
-    return re.sub(r"\n{3,}", "\n\n", text)  # what is left out leaves empty lines
+    return re.sub(r"\n{3,}", "\n\n", text)  # skipped blocks leave empty lines
 
 
 def replace_section(card: Path, name: str, text: str) -> None:
-    """Replace what a card has between <!-- NAME --> and <!-- /NAME -->, or add both at its end."""
+    """Replace the text between <!-- NAME --> and <!-- /NAME --> on a card; append both if they are missing."""
     old = card.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2] if found else "\n"
-    between = "" if found else "\n"
-    card.write_text(f"{before}{between}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    before, marker, rest = old.partition(begin)
+    after = rest.partition(end)[2] if marker else "\n"
+    gap = "" if marker else "\n"
+    card.write_text(f"{before}{gap}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")

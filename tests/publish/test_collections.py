@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hf_medtl import MedtlError
 from hf_medtl.cli.main import app
 from hf_medtl.evaluation import modules
-from hf_medtl.publish.collections import collect, models_of
+from hf_medtl.publish.collections import collect, publishable_models
 from tests.support.commands import WAIVED
 
 WAIVES = [part for name in WAIVED for part in ("--waive", f"{name}=a test")]
@@ -48,7 +48,7 @@ def test_the_models_of_a_study_are_not_chosen_by_their_results(tmp_path):
         )
     ]
     (tmp_path / "study.json").write_text(json.dumps({"cells": cells}))
-    assert models_of(tmp_path) == {"-vit.tiny-lora": tmp_path / "cells/2", "-cnn_a": tmp_path / "cells/3"}
+    assert publishable_models(tmp_path) == {"-vit.tiny-lora": tmp_path / "cells/2", "-cnn_a": tmp_path / "cells/3"}
 
 
 def test_folds_go_to_a_collection(folds, hub, written):
@@ -77,7 +77,7 @@ def test_one_bad_fold_and_nothing_is_sent(folds, written):
 
 def test_a_collection_that_fails_says_so(failing):
     failing({"path": "/api/collections", "status": 403, "times": 9})
-    with pytest.raises(MedtlError, match=r"could not be made .* may not write there"):
+    with pytest.raises(MedtlError, match=r"could not be created .* no write access here"):
         collect("Ours", ["http://127.0.0.1/ci-user/model"])
 
 
@@ -105,5 +105,5 @@ def test_a_metric_keeps_its_name(hub, written):
 
 def test_a_metric_that_may_not_be_written_says_so(failing):
     failing({"path": "/tree/", "status": 403, "times": 9})
-    with pytest.raises(MedtlError, match=r"could not be uploaded .* may not write there"):
+    with pytest.raises(MedtlError, match=r"could not be uploaded .* no write access here"):
         command("metric", "push", "clinical_metrics", "ci-user/clinical_metrics")

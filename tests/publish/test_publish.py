@@ -10,8 +10,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
-from hf_medtl.publish.check import missing
-from hf_medtl.publish.hub import commit, plan, push, with_retries
+from hf_medtl.publish.check import missing_fields
+from hf_medtl.publish.hub import commit_files, plan_upload, push, with_retries
 from tests.support.commands import COMMAND, options, script
 
 PLANTED = "hf_" + "Ab1" * 12
@@ -52,15 +52,15 @@ def burn(folder):
         (lambda folder: (folder / "model.safetensors").unlink(), "missing or damaged"),
         (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml"),
         (truncate, "missing or damaged"),
-        (burn, "training failed"),
+        (burn, "training diverged"),
         (replace("results.json", '"value": ', '"value": NaN, "was": '), "NaN is not a result"),
         (replace("config.json", "{", ""), "is damaged"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
-        (cut("splits.csv"), "not the split that was tested"),
-        (cut("predictions.csv"), "has not the .* pictures tested"),
+        (cut("splits.csv"), "not the split that the model was tested on"),
+        (cut("predictions.csv"), "does not have the .* tested images"),
         (lambda folder: (folder / "predictions.csv").unlink(), "missing or damaged"),
         (cut("figures/roc.png"), "figures/roc.png is damaged"),
-        (lambda folder: (folder / "figures" / "roc.png").unlink(), "shows figures/roc.png, which the run has not"),
+        (lambda folder: (folder / "figures" / "roc.png").unlink(), "shows figures/roc.png, which the run does not have"),
         (lambda folder: (folder / "evaluations.json").write_text('{"value": NaN}'), "NaN is not a result"),
         (replace("README.md", "license: apache-2.0", "license: mine"), "knows no licence 'mine'"),
         (replace("README.md", "pipeline_tag: image", "pipeline_tag: picture"), "the task of its results"),
@@ -128,11 +128,11 @@ def name_weights(folder):
     ids=["text", "in a picture", "in the weights' header"],
 )
 def test_the_token_in_use_is_no_part_of_what_is_sent(plant, name, ready, monkeypatch):
-    plan(ready)
+    plan_upload(ready)
     monkeypatch.setenv("HF_TOKEN", "secret-of-another-kind")
     plant(ready)
     with pytest.raises(MedtlError, match=f"{name} holds an access token"):
-        plan(ready)
+        plan_upload(ready)
 
 
 def test_neither_a_reason_nor_any_other_file_brings_a_token_in(hub, ready, written):
@@ -143,7 +143,7 @@ def test_neither_a_reason_nor_any_other_file_brings_a_token_in(hub, ready, writt
     assert (ready / "README.md").read_text() == before
     (ready / "notes.bin").write_bytes(b"\0" + PLANTED.encode() + b"\0")
     with pytest.raises(MedtlError, match=r"its/notes.bin holds an access token"):
-        commit(HfApi(), "ci-user/waived", {"its/notes.bin": ready / "notes.bin"}, "A file")
+        commit_files(HfApi(), "ci-user/waived", {"its/notes.bin": ready / "notes.bin"}, "A file")
     assert not written()
 
 
@@ -165,7 +165,7 @@ def test_one_commit_one_tag_and_the_new_name(hub, ready, phantoms):
     assert "- limits is not given: they are in the paper" in card.text
     assert 'model="ci-user/named"' in card.text
     assert card.data.model_name == "ci-user/named"
-    assert "limits" not in missing(card.content, json.loads((ready / "results.json").read_text()))
+    assert "limits" not in missing_fields(card.content, json.loads((ready / "results.json").read_text()))
     replace("README.md", "## Intended use", "Better words.\n\n## Intended use")(ready)
     push(ready, "ci-user/named")
     assert [tag.name for tag in api.list_repo_refs("ci-user/named").tags] == ["v1", "v2"]

@@ -126,7 +126,7 @@ def test_predictor_answers_as_it_did(folder):
     assert predictor.config.hf_medtl_version == results["environment"]["packages"]["hf_medtl"] == folder.parent.name
     for path, row in rows_of(folder):
         answer = predictor.predict(path)[0]
-        if predictor.of_masks:
+        if predictor.is_segmentation:
             assert dice(answer.mask > 0, path) == pytest.approx(row["dice"], abs=1e-3)
             continue
         assert answer.probabilities == pytest.approx({name: row[f"p_{name}"] for name in results["labels"]}, abs=1e-4)

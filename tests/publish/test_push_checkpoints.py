@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub by --hub_strategy: on a branch that says what it is, and never on main."""
+"""CheckpointUploader on the Hub by --hub_strategy: on a branch that says what it is, and never on main."""
 
 import logging
 import threading
@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe, run
-from hf_medtl.publish.checkpoints import BRANCH, COPY, Checkpoints
-from hf_medtl.training.checkpoints import damage
+from hf_medtl.publish.checkpoints import BRANCH, STAGING_FOLDER, CheckpointUploader
+from hf_medtl.training.checkpoints import find_damage
 from tests.support.commands import ROOT, options
 
 CARD = str(ROOT / "model_cards" / "phantoms.md")
@@ -68,14 +68,14 @@ def test_a_branch_has_what_the_strategy_says(strategy, folders, published, tmp_p
     assert all(torch.equal(its, newest[name]) for name, its in weights_of(repo, revision=BRANCH).items())
     for name in folders:
         there = snapshot_download(repo, revision=BRANCH, allow_patterns=f"{name}/*", local_dir=tmp_path / "there")
-        assert damage(tmp_path / "there" / name) is None, there
+        assert find_damage(tmp_path / "there" / name) is None, there
     # main: the finished run alone
     assert not {name for name in files_of(repo, "main") if name.startswith(("checkpoint", "last-"))}
     main = weights_of(repo)
     assert all(torch.equal(its, main[name]) for name, its in weights_of(folder).items())
     assert not any(torch.equal(its, newest[name]) for name, its in main.items() if name == "classifier.weight")
     assert len([commit for commit in HfApi().list_repo_commits(repo) if commit.title != "initial commit"]) == 1
-    assert not (folder / COPY).exists()
+    assert not (folder / STAGING_FOLDER).exists()
     assert not [*folder.rglob("*.bin")]
 
 
@@ -114,7 +114,7 @@ def test_uploads_that_fail_do_not_stop_training(published, failing, caplog):
         folder, repo = published("every_save", "swin")
     said = [record.getMessage() for record in caplog.records if "checkpoint of step" in record.getMessage()]
     assert len(said) == 2
-    assert "may not write there" in said[0]
+    assert "no write access here" in said[0]
     assert (folder / "results.json").exists()
     assert "model.safetensors" in files_of(repo, "main")
     assert "README.md" not in files_of(repo, BRANCH)
@@ -131,7 +131,7 @@ def test_what_comes_while_another_is_uploaded(strategy, always, expected, monkey
         sent.append(facts["step"])
         free.wait(0.2 if always or strategy == "all_checkpoints" else 60)
 
-    uploads = Checkpoints("ci-user/slow", "mit")
+    uploads = CheckpointUploader("ci-user/slow", "mit")
     monkeypatch.setattr(uploads, "_upload", upload)
     args = SimpleNamespace(output_dir=tmp_path, hub_strategy=strategy, hub_always_push=always, num_train_epochs=1.0)
     for step in (1, 2, 3):
@@ -156,7 +156,7 @@ def test_what_would_be_ignored_is_refused(values, words, phantoms, tiny, tmp_pat
         Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **values))
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "does not know the token"), (403, "may not write there")])
+@pytest.mark.parametrize(("status", "words"), [(401, "does not know the token"), (403, "no write access here")])
 def test_whoever_may_not_write_learns_so_before_training(status, words, published, failing, tmp_path):
     failing({"path": "/repos/create", "status": status, "times": 99})
     with pytest.raises(MedtlError, match=f"{words}.*Nothing was trained"):

@@ -81,15 +81,15 @@ def test_what_may_pass_is_tried_again(store, fault, waits, failing, serving, fre
     ("store", "fault", "words"),
     [
         ("lfs", {"path": "/commit/", "status": 401}, "does not know the token"),
-        ("lfs", {"path": "/commit/", "status": 403}, "may not write there"),
-        ("lfs", {"path": "/commit/", "status": 412}, "changed the repository at the same moment"),
+        ("lfs", {"path": "/commit/", "status": 403}, "no write access here"),
+        ("lfs", {"path": "/commit/", "status": 412}, "repository changed during the upload"),
         ("lfs", {"path": "/commit/", "status": 500}, "500 Internal Server Error"),
         ("lfs", {"path": "/commit/", "status": 0}, "(RemoteProtocol|Read|Write)Error: "),
         ("lfs", {"path": "/__lfs/", "status": 0}, "Error while uploading .model.safetensors"),
-        ("lfs", {"path": "/__lfs/", "status": 403}, "may not write there"),
+        ("lfs", {"path": "/__lfs/", "status": 403}, "no write access here"),
         ("multipart", {"path": "/__lfs-part/", "status": 0}, "Error while uploading .model.safetensors"),
         ("xet", {"path": "/xet-write-token/", "status": 401}, "does not know the token"),
-        ("xet", {"path": "/xet-write-token/", "status": 403}, "may not write there"),
+        ("xet", {"path": "/xet-write-token/", "status": 403}, "no write access here"),
         ("xet", {"path": "/commit/", "status": 500}, "500 Internal Server Error"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_will_not_pass_ends_in_one_message(there, store, fault, words, fail
     failing(fault | {"times": 999})
     with pytest.raises(MedtlError, match=words) as error:
         push(fresh, name)
-    assert f"The run is whole in {fresh}; then: hf-medtl push {fresh} {name}" in str(error.value)
+    assert f"The run is complete in {fresh}; then: hf-medtl push {fresh} {name}" in str(error.value)
     assert str(error.value).startswith(f"{name} could not be uploaded")
     assert "\n" not in str(error.value)
     failing()

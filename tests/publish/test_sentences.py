@@ -6,28 +6,28 @@ from pathlib import Path
 import pytest
 
 from hf_medtl import MedtlError, Predictor
-from hf_medtl.publish.sentences import NOTICE, split_prose, wording
-from hf_medtl.publish.templates import put_section
+from hf_medtl.publish.sentences import NOTICE, finding_sentences, split_prose
+from hf_medtl.publish.templates import replace_section
 from tests.support.commands import ROOT
 
 
 def test_a_finding_has_its_figure():
     recall = {"ill": {"value": 0.9, "low": 0.712, "high": 0.97}, "well": {"value": None, "low": 0.0, "high": 1.0}}
-    said = wording({"ill": "findings compatible with illness"}, {"recall": recall, "n": 51}, "Scans")
+    said = finding_sentences({"ill": "findings compatible with illness"}, {"recall": recall, "n": 51}, "Scans")
     assert said["ill"].startswith(
-        "Findings compatible with illness; of the pictures that had it, 90 % [71, 97] were called so, among 51 test "
-        "pictures of Scans."
+        "Findings compatible with illness; of the images that had it, 90 % [71, 97] were labelled so, among 51 test "
+        "images of Scans."
     )
-    assert said["well"].startswith("Called well; no test picture of Scans had it")
+    assert said["well"].startswith("Labelled well; no test image of Scans had it")
     assert all(text.endswith(NOTICE) for text in said.values())
-    assert wording({}, {"n": 5, "metrics": {}}, "Masks") == {}
+    assert finding_sentences({}, {"n": 5, "metrics": {}}, "Masks") == {}
 
 
 def test_findings_stand_before_the_prose():
     assert split_prose("---\nfindings:\n  a: words for a\n---\n## Text") == ({"a": "words for a"}, "## Text")
     assert split_prose("## Text") == ({}, "## Text")
     for wrong in ("---\nfinding:\n  a: b\n---\n", "---\nfindings: none\n---\n", "---\n: :\n---\n"):
-        with pytest.raises(MedtlError, match="each label with its words"):
+        with pytest.raises(MedtlError, match="each label with its phrase"):
             split_prose(wrong)
 
 
@@ -51,8 +51,8 @@ def test_a_run_says_what_its_answers_mean(finished, phantoms):
 def test_a_section_is_replaced(tmp_path: Path):
     card = tmp_path / "README.md"
     card.write_text("# A\n\n<!-- x -->\nold\n<!-- /x -->\n\nB\n")
-    put_section(card, "x", "new")
-    put_section(card, "x", "newer\n")
+    replace_section(card, "x", "new")
+    replace_section(card, "x", "newer\n")
     assert card.read_text() == "# A\n\n<!-- x -->\nnewer\n<!-- /x -->\n\nB\n"
-    put_section(card, "y", "more")
+    replace_section(card, "y", "more")
     assert card.read_text().endswith("B\n\n<!-- y -->\nmore\n<!-- /y -->\n")
