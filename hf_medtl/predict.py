@@ -227,10 +227,8 @@ class Predictor:
                 results = iter(list(self._predict_batch(readable, explain, copies, mc_dropout)) if readable else [])
                 seconds = (time.monotonic() - started) / max(1, len(readable))
                 for name, image, error in batch:
-                    if image is None:
-                        yield Prediction(name, error=error)
-                    else:
-                        yield Prediction(name, **next(results), seconds=seconds)
+                    fields = {"error": error} if image is None else {**next(results), "seconds": seconds}
+                    yield Prediction(name, **fields)
 
     @torch.inference_mode()
     def _predict_batch(

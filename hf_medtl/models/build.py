@@ -147,16 +147,7 @@ def _init_like_timm(model: Any) -> None:
 def load_weights(
     auto: Any, name: str, config: PreTrainedConfig, revision: str | None
 ) -> tuple[PreTrainedModel, set[str]]:
-    """Load a model in float32.
-
-    Args:
-        auto: Auto class.
-        name: Hub id or folder.
-        config: configuration of the model.
-        revision: branch, tag or commit on the Hub.
-
-    Returns:
-        The model, and the names of tensors that the checkpoint lacks or has in another shape.
+    """Load a model of an Auto class in float32; also return the names of missing or differently shaped tensors.
 
     Raises:
         OSError, ValueError, KeyError: there is no such checkpoint.

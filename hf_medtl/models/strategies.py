@@ -165,9 +165,8 @@ def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
             and sum(1 for child in module if any(True for _ in child.parameters())) > 1
             and not any(id(p) in head for p in module.parameters())
         ),
-        key=lambda pair: sum(
-            p.numel() for p in pair[1].parameters()
-        ),  # of equals the first one, which is the outermost
+        # Of equals the first one, which is the outermost.
+        key=lambda pair: sum(p.numel() for p in pair[1].parameters()),
         default=("", None),
     )
     if blocks is None:
