@@ -25,7 +25,7 @@ SYMBOLS = dict(
 )
 
 
-def line_style(index: int) -> dict[str, str]:
+def line_style(index: int) -> dict[str, Any]:
     """Return the colour and dash of the index-th line of a plot."""
     return {"colour": SERIES[index % len(SERIES)], "dash": DASHES[index % len(DASHES)]}
 

@@ -24,23 +24,21 @@ FONT, BOLD = "DejaVuSans", "DejaVuSans-Bold"  # come with matplotlib and cover m
 INK, SOFT, LINE = "#1b2430", "#55616e", "#dde2e7"
 
 _TEXT = ParagraphStyle("text", fontName=FONT, fontSize=9, leading=13, textColor=INK, spaceAfter=5, splitLongWords=1)
-STYLES = {"text": _TEXT} | {
-    name: ParagraphStyle(name, parent=_TEXT, **changes)
-    for name, changes in {
-        "title": {"fontName": BOLD, "fontSize": 20, "leading": 25, "spaceAfter": 6},
-        "h0": {"fontName": BOLD, "fontSize": 15, "leading": 19, "spaceBefore": 14, "spaceAfter": 8, "keepWithNext": 1},
-        "h1": {"fontName": BOLD, "fontSize": 11.5, "leading": 15, "spaceBefore": 12, "spaceAfter": 5,
-               "keepWithNext": 1},
-        "name": {"fontName": BOLD, "spaceBefore": 6, "spaceAfter": 3, "keepWithNext": 1},
-        "soft": {"fontSize": 7.5, "leading": 10.5, "textColor": SOFT, "spaceBefore": 3, "spaceAfter": 8},
-        "cell": {"fontSize": 7.6, "leading": 10, "spaceAfter": 0},
-        "head": {"fontSize": 7, "leading": 9.5, "spaceAfter": 0, "textColor": SOFT},
-        "code": {"fontSize": 7.6, "leading": 10.5, "backColor": "#f4f6f8", "borderPadding": 5, "leftIndent": 5,
-                 "spaceAfter": 10},
-        "notice": {"backColor": "#fdf3e3", "textColor": "#5f3d00", "borderPadding": 7, "spaceBefore": 10,
-                   "spaceAfter": 16, "leftIndent": 7, "rightIndent": 7},
-    }.items()
+_CHANGES: dict[str, dict[str, Any]] = {
+    "title": {"fontName": BOLD, "fontSize": 20, "leading": 25, "spaceAfter": 6},
+    "h0": {"fontName": BOLD, "fontSize": 15, "leading": 19, "spaceBefore": 14, "spaceAfter": 8, "keepWithNext": 1},
+    "h1": {"fontName": BOLD, "fontSize": 11.5, "leading": 15, "spaceBefore": 12, "spaceAfter": 5,
+           "keepWithNext": 1},
+    "name": {"fontName": BOLD, "spaceBefore": 6, "spaceAfter": 3, "keepWithNext": 1},
+    "soft": {"fontSize": 7.5, "leading": 10.5, "textColor": SOFT, "spaceBefore": 3, "spaceAfter": 8},
+    "cell": {"fontSize": 7.6, "leading": 10, "spaceAfter": 0},
+    "head": {"fontSize": 7, "leading": 9.5, "spaceAfter": 0, "textColor": SOFT},
+    "code": {"fontSize": 7.6, "leading": 10.5, "backColor": "#f4f6f8", "borderPadding": 5, "leftIndent": 5,
+             "spaceAfter": 10},
+    "notice": {"backColor": "#fdf3e3", "textColor": "#5f3d00", "borderPadding": 7, "spaceBefore": 10,
+               "spaceAfter": 16, "leftIndent": 7, "rightIndent": 7},
 }  # fmt: skip
+STYLES = {"text": _TEXT} | {name: ParagraphStyle(name, parent=_TEXT, **changes) for name, changes in _CHANGES.items()}
 CELL_PADDING: list[Any] = [("LEFTPADDING", (0, 0), (-1, -1), 0), ("VALIGN", (0, 0), (-1, -1), "TOP")]
 
 

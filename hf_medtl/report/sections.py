@@ -79,11 +79,13 @@ def metrics_table(results: dict[str, Any], title: str) -> Table:
         results: results.json, or its external part.
         title: of the table.
     """
-    columns = {
-        "change by postprocessing": results.get("postprocessing_gain"),
-        "lower than on the test split by": results.get("drop"),
-    }
-    columns = {title: metrics for title, metrics in columns.items() if metrics}
+    columns: dict[str, Any] = {}
+    for key, column in (
+        ("postprocessing_gain", "change by postprocessing"),
+        ("drop", "lower than on the test split by"),
+    ):
+        if results.get(key):
+            columns[column] = results[key]
     rows = []
     for name, metric in results["metrics"].items():
         undefined = "reason" in metric and metric["value"] is None
@@ -177,7 +179,7 @@ def _history_plots(run: RunFolder) -> list[Block]:
         train = [(row["epoch"], row["loss"]) for row in log if "loss" in row]
         validation = [row for row in log if "eval_loss" in row]
         if train and not run.folds:
-            losses.append(Line("training", *zip(*train, strict=True), "grey", "dash"))
+            losses.append(Line("training", [x for x, _ in train], [y for _, y in train], "grey", "dash"))
         if not validation:
             continue
         epochs = [row["epoch"] for row in validation]

@@ -136,7 +136,8 @@ def _outlined_images(run: RunFolder, loaded: LoadedDataset, rows: Sequence[int])
             continue
         positions = position[tested["image_id"]].tolist()
         outputs = predict_and_measure(model.path, loaded, positions)
-        for (row, saved), at, (metrics, true, predicted) in zip(tested.iterrows(), positions, outputs, strict=True):
+        rows_and_saved = zip(tested.index.tolist(), tested.to_dict("records"), strict=True)
+        for (row, saved), at, (metrics, true, predicted) in zip(rows_and_saved, positions, outputs, strict=True):
             caption = f"Dice {saved['dice']:.3f}"
             if abs(metrics["dice"] - saved["dice"]) > MAX_DRIFT:
                 caption += f" (now {metrics['dice']:.3f})"

@@ -27,14 +27,14 @@ from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import proportion
-from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness
+from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness_results
 from hf_medtl.evaluation.subgroups import generalization_gap, small_sample_warning
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_evaluation
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.artifacts import count_excluded
 from hf_medtl.tasks import Task, task_for_dataset, task_for_predictor
-from hf_medtl.training.recipe import without_place
+from hf_medtl.training.recipe import strip_path
 from hf_medtl.training.runtime import environment
 
 logger = logging.getLogger("hf_medtl")
@@ -83,7 +83,7 @@ class EvaluatedModel:
         }
         results = json.loads(Path(files["results.json"]).read_text("utf-8")) if files["results.json"] else {}
         recipe = yaml.safe_load(Path(files["recipe.yaml"]).read_text("utf-8")) if files["recipe.yaml"] else {}
-        name = without_place(str(model))
+        name = strip_path(str(model))
         dataset = results.get("dataset") or recipe.get("dataset") or name
         spec = DATASETS.get(dataset, replace(DATASETS["imagefolder"], name=dataset, title=dataset))
         spec = replace(
@@ -268,7 +268,8 @@ def evaluate_model(
         results["drop"] = generalization_gap(subject.results["metrics"], results["metrics"])
     figures = folder / "figures"
     if robust:
-        results["robustness"] = _measure_robustness(task, external, predictions, predictor, other and other.predictor)
+        relative_to = other.predictor if other else None
+        results["robustness"] = _measure_robustness(task, external, predictions, predictor, relative_to)
     figures.mkdir(parents=True)
     if robust:
         plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
@@ -351,7 +352,7 @@ def _measure_robustness(
     labels = external.table["label"].map(external.labels.index).to_numpy(np.int64)
     relative_to = (predict_corrupted(baseline), baseline.config.threshold) if baseline else None
     corrupted, groups = predict_corrupted(predictor, predictions), external.table["group"].tolist()
-    return robustness(labels, groups, corrupted, positive, config.threshold, relative_to)
+    return robustness_results(labels, groups, corrupted, positive, config.threshold, relative_to)
 
 
 def _subgroup_results(
