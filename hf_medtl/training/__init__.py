@@ -1,1 +1,1 @@
-"""How it learns."""
+"""Training: recipes, the Trainer subclass and its callbacks."""

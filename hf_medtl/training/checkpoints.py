@@ -1,4 +1,4 @@
-"""Which checkpoint training can go on from."""
+"""Selection and integrity checks of checkpoints to resume from."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger("hf_medtl")
 
-# What Trainer, FSDP or DeepSpeed call the parts without which training would start them anew, and say nothing.
+# File names of Trainer, FSDP and DeepSpeed. Without these parts training would silently restart them.
 PARTS = {
     "weights": ("*.safetensors", "pytorch_model*", "global_step*"),
     "an optimizer": ("optimizer*", "global_step*"),
@@ -21,47 +21,53 @@ PARTS = {
 }
 
 
-def find_checkpoint(wish: str | None, output_dir: Path, labels: tuple[str, ...]) -> str | None:
-    """Folder to resume from: "auto" or "true" is the newest whole checkpoint below `output_dir`, or None.
+def find_checkpoint(checkpoint: str | None, output_dir: Path, labels: tuple[str, ...]) -> str | None:
+    """Return the checkpoint folder to resume from, or None.
+
+    Args:
+        checkpoint: a folder; "auto" or "true" for the newest complete checkpoint in `output_dir`; None or "none".
+        output_dir: run folder.
+        labels: (K,) labels of the model's outputs.
 
     Raises:
-        MedtlError: the folder is no whole checkpoint, or one of other labels.
+        MedtlError: an incomplete checkpoint, or one with other labels.
     """
-    if not wish or str(wish).lower() in ("none", "false", "no"):
+    if not checkpoint or str(checkpoint).lower() in ("none", "false", "no"):
         return None
-    folder = Path(wish)
-    if str(wish).lower() in ("auto", "true", "last"):
+    folder = Path(checkpoint)
+    if str(checkpoint).lower() in ("auto", "true", "last"):
         newest = sorted(output_dir.glob("checkpoint-*"), key=lambda p: int(p.name.removeprefix("checkpoint-")))[::-1]
-        found = next((path for path in newest if _is_whole(path)), None)
-        if found is None:
+        complete = next((path for path in newest if _is_complete(path)), None)
+        if complete is None:
             return None
-        folder = found
-    if wrong := damage(folder):
+        folder = complete
+    if damage := find_damage(folder):
         raise MedtlError(
-            f"{folder} is not a whole checkpoint: {wrong}. Give a checkpoint-* folder of the run, "
+            f"{folder} is not a complete checkpoint: {damage}. Pass a checkpoint-* folder of the run, "
             "or --resume_from_checkpoint auto."
         )
-    found_labels = tuple(AutoConfig.from_pretrained(folder).id2label.values())
-    if found_labels != labels:
+    checkpoint_labels = tuple(AutoConfig.from_pretrained(folder).id2label.values())
+    if checkpoint_labels != labels:
         raise MedtlError(
-            f"{folder} is a checkpoint for the labels {', '.join(found_labels)}; this data set has {', '.join(labels)}."
-            " Resume with the data set that it was made with, or give it as --model_name_or_path to start from it."
+            f"{folder} is a checkpoint for the labels {', '.join(checkpoint_labels)}; this data set has "
+            f"{', '.join(labels)}. Resume with the original data set, or pass the checkpoint as --model_name_or_path "
+            "to start from its weights."
         )
     return str(folder)
 
 
-def _is_whole(folder: Path) -> bool:
-    wrong = damage(folder)
-    if wrong:
-        logger.warning("%s is passed over: %s.", folder, wrong)
-    return wrong is None
+def _is_complete(folder: Path) -> bool:
+    damage = find_damage(folder)
+    if damage:
+        logger.warning("%s is skipped: %s.", folder, damage)
+    return damage is None
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is whole.
+def find_damage(folder: Path) -> str | None:
+    """Describe what is wrong with a checkpoint; None if it is complete.
 
-    trainer_state.json is written last. A file that is there may still be cut short, by a full disk or a copy that was
-    broken off; that shows at its end.
+    trainer_state.json is written last. An existing file may still be truncated by a full disk or an interrupted copy,
+    which shows at its end.
     """
     for name in ("trainer_state.json", "config.json"):
         if not (folder / name).is_file():
@@ -69,9 +75,9 @@ def damage(folder: Path) -> str | None:
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))
         except ValueError:
-            return f"{name} is cut short"
+            return f"{name} is truncated"
         if name == "trainer_state.json":
-            # Of a checkpoint that an older version made it is not known.
+            # Checkpoints of older versions do not have it.
             progress = content.get("stateful_callbacks", {}).get("Progress", {})
             processes = progress.get("attributes", {}).get("processes", 1)
     for part, patterns in PARTS.items():
@@ -79,14 +85,14 @@ def damage(folder: Path) -> str | None:
             return f"it lacks {part}"
     states = len([*folder.glob("rng_state*.pth")])
     if states < processes:
-        return f"it has the random state of {states} of {processes} processes"
+        return f"it has the random state of only {states} of {processes} processes"
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, "pt"):
                     pass
             except (SafetensorError, OSError):
-                return f"{path.name} is cut short"
+                return f"{path.name} is truncated"
         elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
-            return f"{path.name} is cut short"
+            return f"{path.name} is truncated"
     return None

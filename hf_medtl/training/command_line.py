@@ -1,4 +1,4 @@
-"""A recipe's options: from its file, from YAML, from the command line."""
+"""Parsing of a recipe's options: recipe file, YAML file and command line."""
 
 import dataclasses
 import sys
@@ -9,19 +9,25 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from hf_medtl.common.text import nearest
+from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 
 
 def read_options(
     cls: Any, defaults: dict[str, Any] | None = None, argv: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], set[str]]:
-    """Values of a dataclass's fields, and which of them the recipe's file or YAML named.
+    """Read the values of a dataclass's fields; later sources take precedence.
 
-    A recipe file's dict < a YAML file given with --config < command-line flags.
+    Args:
+        cls: dataclass.
+        defaults: values of a recipe file.
+        argv: command-line flags, among them --config with a YAML file, which ranks between the two.
+
+    Returns:
+        Value of each field, and the names that the recipe file or the YAML file sets.
 
     Raises:
-        MedtlError: an unknown key or flag, with the nearest right one; a value of the wrong type.
+        MedtlError: an unknown key or flag, with the closest valid one; a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(cls, allow_abbrev=False, description="Fine-tune a model on medical images.")
@@ -33,12 +39,12 @@ def read_options(
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in given:
         if key not in names:
-            raise MedtlError(f"Unknown key {key!r} in the recipe. {nearest(key, names)}")
-    # Numbers as text, so that argparse checks their type: YAML reads 2e-5 as a string anyway.
+            raise MedtlError(f"Unknown key {key!r} in the recipe. {suggest(key, names)}")
+    # Numbers as strings, so that argparse checks their type: YAML reads 2e-5 as a string anyway.
     parser.set_defaults(**{k: str(v) if type(v) in (int, float) else v for k, v in given.items()})
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise MedtlError(f"Unknown option {unknown[0]!r}. {nearest(unknown[0].lstrip('-').split('=')[0], names)}")
+        raise MedtlError(f"Unknown option {unknown[0]!r}. {suggest(unknown[0].lstrip('-').split('=')[0], names)}")
     return vars(namespace), {*given}
 
 
@@ -51,7 +57,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise MedtlError(f"--config {path} can't be read as YAML: {error}") from error
+        raise MedtlError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise MedtlError(f"--config {path} must hold `key: value` lines, found {type(content).__name__}.")
+        raise MedtlError(f"--config {path} must contain `key: value` lines, but contains a {type(content).__name__}.")
     return content

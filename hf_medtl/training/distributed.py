@@ -1,4 +1,4 @@
-"""How processes share the pictures of an optimizer step."""
+"""Distributed training: sharding each optimizer step's images over processes, and signal-safe workers."""
 
 import math
 import os
@@ -15,113 +15,121 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_medtl.errors import MedtlError
 
-STAND_IN = "stand_in"  # column of a batch that must count nothing
+PADDING_EXAMPLE = "stand_in"  # batch column that marks examples which must not count
 
 
-def divide(batch: int, accumulation: int, processes: int) -> tuple[int, int]:
-    """Largest batch of a process, and batches of an optimizer step, with the pictures a step that one process has.
+def split_evenly(batch: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """Split the batch of an optimizer step over processes, keeping its total number of images.
 
     Args:
-        batch, accumulation: those of one process. No batch gets larger, so that what fitted into memory still fits.
-        processes: how many share `batch` x `accumulation` pictures, as evenly as they can.
+        batch: images per batch in a single process. No batch gets larger, so it still fits into memory.
+        accumulation: batches per optimizer step in a single process.
+        processes: number of processes that share `batch` x `accumulation` images as evenly as possible.
+
+    Returns:
+        Largest batch of a process, and its batches per optimizer step.
 
     Raises:
-        MedtlError: more processes than pictures.
+        MedtlError: more processes than images.
     """
-    pictures = batch * accumulation
-    if pictures < processes:
+    images = batch * accumulation
+    if images < processes:
         raise MedtlError(
-            f"{processes} processes can't share the {pictures} picture(s) of an optimizer step "
+            f"{processes} processes cannot share the {images} image(s) of an optimizer step "
             f"(--per_device_train_batch_size {batch} x --gradient_accumulation_steps {accumulation}). Start at most "
-            f"{pictures} processes, or give a larger batch and a learning rate for it."
+            f"{images} processes, or set a larger batch and a learning rate for it."
         )
-    batches = math.ceil(pictures / (processes * batch))
-    return math.ceil(pictures / (processes * batches)), batches
+    batches = math.ceil(images / (processes * batch))
+    return math.ceil(images / (processes * batches)), batches
 
 
-class Shares(Sampler[list[int]]):
-    """The batches of one process. Each picture is in one batch of one process in an epoch, and in the optimizer step
-    that one process alone would have it in.
+class StepShardSampler(Sampler[list[int]]):
+    """Batches of one process, such that each optimizer step has the same images as in a single process.
 
-    A step's pictures are cut into parts that differ by one picture at most. accelerate would fill the last batches up
-    with pictures from the epoch's beginning, or let the processes do different numbers of steps. Where a process gets
-    no picture (fewer are left than there are processes), its batch is [~i]: picture i, which must count nothing.
+    Each image is in exactly one batch of one process per epoch. A step's images are split into parts that differ by at
+    most one image. accelerate would fill the last batches with images from the beginning of the epoch, or let processes
+    take different numbers of steps. A process without an image (fewer are left than there are processes) gets the batch
+    [~i]: image i as a padding example, which must not count.
 
     Args:
-        order: indices in the order of one process; it may have `set_epoch`.
-        number: of the indices that are used.
-        pictures: of an optimizer step.
-        batch: pictures of a process at a time, at most.
-        rank, processes: which of how many.
-        epoch: scalar tensor, looked at when an epoch begins.
+        order: indices in the order of a single process; it may have `set_epoch`.
+        number: how many of the indices are used.
+        step_size: images per optimizer step.
+        batch: maximum number of images per batch of a process.
+        rank: index of this process.
+        processes: number of processes.
+        epoch: scalar tensor, read when an epoch begins.
     """
 
     def __init__(
         self,
         order: Sampler[int],
         number: int,
-        pictures: int,
+        step_size: int,
         batch: int,
         rank: int,
         processes: int,
         epoch: torch.Tensor,
     ) -> None:
-        self.order, self.number, self.pictures, self.batch = order, number, pictures, batch
+        self.order, self.number, self.step_size, self.batch = order, number, step_size, batch
         self.rank, self.processes, self.epoch = rank, processes, epoch
 
-    def _rounds(self, pictures: int) -> int:
-        return math.ceil(pictures / (self.processes * self.batch))
+    def _batches(self, images: int) -> int:
+        return math.ceil(images / (self.processes * self.batch))
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.number, self.pictures)
-        return whole * self._rounds(self.pictures) + self._rounds(rest)
+        whole, rest = divmod(self.number, self.step_size)
+        return whole * self._batches(self.step_size) + self._batches(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
         if hasattr(self.order, "set_epoch"):
             self.order.set_epoch(int(self.epoch))
         order = list(self.order)[: self.number]
-        for start in range(0, self.number, self.pictures):
-            step = order[start : start + self.pictures]
-            parts = np.array_split(step, self._rounds(len(step)) * self.processes)
+        for start in range(0, self.number, self.step_size):
+            step = order[start : start + self.step_size]
+            parts = np.array_split(step, self._batches(len(step)) * self.processes)
             for part in parts[self.rank :: self.processes]:
                 yield part.tolist() or [~step[0]]
 
 
-class Shared(Dataset):
-    """A data set of dicts whose item ~i is item i marked as a stand-in."""
+class ShardedBatches(Dataset):
+    """Dataset of dicts whose item ~i is item i marked as a padding example."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
 
     @property
     def epoch(self) -> torch.Tensor:
-        """That of the data."""
+        """Epoch of the data."""
         return self.data.epoch
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.data[index] if index >= 0 else self.data[~index] | {STAND_IN: True}
+        return self.data[index] if index >= 0 else self.data[~index] | {PADDING_EXAMPLE: True}
 
 
-def share_out(
+def shard_batches(
     loader: DataLoader, batch: int, accumulation: int, drop_last: bool, rank: int, processes: int
 ) -> DataLoader:
-    """A process's loader of its `Shares`, in the order of `loader`.
+    """Return a data loader of one process's batches, in the order of `loader`.
 
     Args:
-        loader: Trainer's own for training, of a data set with `epoch`.
-        batch, accumulation: those of one process.
-        drop_last: leave out what does not fill a batch of one process.
+        loader: Trainer's training loader, of a dataset with `epoch`.
+        batch: images per batch in a single process.
+        accumulation: batches per optimizer step in a single process.
+        drop_last: drop the last incomplete batch of a single process.
+        rank: index of this process.
+        processes: number of processes.
     """
     order: Any = get_sampler(loader)
     data: Any = loader.dataset
     number = len(order) - (len(order) % batch if drop_last else 0)
-    size, _ = divide(batch, accumulation, processes)
+    size, _ = split_evenly(batch, accumulation, processes)
     return DataLoader(
-        Shared(data),
-        batch_sampler=Shares(order, number, batch * accumulation, size, rank, processes, data.epoch),
+        ShardedBatches(data),
+        batch_sampler=StepShardSampler(order, number, batch * accumulation, size, rank, processes, data.epoch),
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
@@ -134,26 +142,26 @@ def share_out(
 
 
 def keep_workers(loader: DataLoader) -> DataLoader:
-    """The same loader, whose workers outlive a signal to stop.
+    """Let the loader's workers survive stop signals; return the loader.
 
-    Ctrl-C and schedulers signal all processes of a run. torch ends the loader's workers then, and training fails for
-    want of data before it has written its checkpoint.
+    Ctrl-C and schedulers signal all processes of a run. The workers would end, and training would fail for lack of data
+    before its checkpoint is written.
     """
-    loader.worker_init_fn = partial(_obey, os.getpid(), loader.worker_init_fn)
+    loader.worker_init_fn = partial(_init_worker, os.getpid(), loader.worker_init_fn)
     return loader
 
 
-def _obey(master: int, then: Any, worker: int) -> None:
-    """Let only `master` end this worker, which its exit waits for: a worker that ignored it would hang the run."""
+def _init_worker(parent: int, init: Any, worker: int) -> None:
+    """Let only `parent` end this worker. It waits for the worker, so ignoring it would hang the run."""
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != master:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where schedulers are rare
+    if hasattr(signal, "sigwaitinfo"):  # missing on macOS, where schedulers are rare
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=wait, daemon=True).start()
-    if then is not None:
-        then(worker)
+    if init is not None:
+        init(worker)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,25 +8,25 @@ from torch import nn
 
 
 class Ema:
-    """Running average of a model's weights and buffers, which can take their place for a while.
+    """Moving average of a model's weights and buffers that can temporarily replace them.
 
-    The decay starts low, min(decay, (1 + step) / (10 + step)), or short trainings would end as averages of their start.
+    The decay rises as min(decay, (1 + step) / (10 + step)); otherwise short trainings would average their beginning.
 
-    Source: Polyak and Juditsky 1992; the rising decay is that of TensorFlow's ExponentialMovingAverage.
+    Source: Polyak and Juditsky 1992; rising decay as in TensorFlow's ExponentialMovingAverage.
 
     Args:
-        model: where it will be trained: its tensors are followed.
-        decay: 0 to below 1, of each optimizer step.
+        model: model on its training device; its tensors are tracked.
+        decay: decay per optimizer step, at least 0 and below 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live = dict(model.state_dict())  # the same memory as the model's
+        self.live = dict(model.state_dict())  # shares memory with the model
         self.average = {name: tensor.clone() for name, tensor in self.live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights after optimizer step `step` (from 1) into the average."""
+        """Update the average with the weights after optimizer step `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in self.live.items():
             if tensor.is_floating_point():
@@ -36,7 +36,7 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the average."""
+        """Swap the model's weights and the average."""
         for name, tensor in self.live.items():
             before = tensor.clone()
             tensor.copy_(self.average[name])
@@ -44,7 +44,7 @@ class Ema:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The average is in the model inside this context."""
+        """Use the average as the model's weights inside this context."""
         self.swap()
         try:
             yield

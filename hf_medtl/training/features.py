@@ -1,4 +1,4 @@
-"""A frozen body is computed once: the head is trained on its features, inside the full model."""
+"""Feature caching: the head of a frozen body is trained on features that are computed once."""
 
 import inspect
 import logging
@@ -12,47 +12,47 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_medtl.data.cache import Pictures
+from hf_medtl.data.cache import PreparedImages
 from hf_medtl.models.heads import find_head
-from hf_medtl.models.strategies import rest_frozen
+from hf_medtl.models.strategies import eval_frozen_modules
 from hf_medtl.training.distributed import keep_workers
 
 logger = logging.getLogger("hf_medtl")
 
 
 class FeatureSet(Dataset):
-    """A split that gives features instead of pictures while `in_use`: `features` (d,) float32 and `labels`.
+    """Split with `features` (d,) float32 and `labels` instead of images while `in_use`.
 
-    In epoch e a picture's features are those of view e modulo the number of views, and view v is augmented as epoch v
-    would augment it: with as many views as epochs nothing differs from training on pictures.
+    Epoch e uses view e modulo the number of views, and view v is augmented as epoch v would be: with as many views as
+    epochs, training is the same as on images.
     """
 
-    def __init__(self, pictures: Pictures, views: int) -> None:
-        self.pictures, self.views = pictures, views if pictures.augment is not None else 1
+    def __init__(self, images: PreparedImages, views: int) -> None:
+        self.images, self.views = images, views if images.augment is not None else 1
         self.values: torch.Tensor | None = None  # (views, n, d)
-        self.in_use = torch.zeros((), dtype=torch.bool).share_memory_()  # workers see it change
+        self.in_use = torch.zeros((), dtype=torch.bool).share_memory_()  # shared, so that workers see changes
 
     @property
     def epoch(self) -> torch.Tensor:
-        """That of the pictures."""
-        return self.pictures.epoch
+        """Epoch of the images."""
+        return self.images.epoch
 
     @property
     def labels(self) -> list[int]:
-        """(n,) class indices."""
-        return self.pictures.labels
+        """Class index of each image."""
+        return self.images.labels
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.values is None or not self.in_use:
-            return self.pictures[index]
+            return self.images[index]
         return {"features": self.values[int(self.epoch) % self.views, index], "labels": self.labels[index]}
 
 
 @torch.no_grad()
-def compute(
+def compute_features(
     data: FeatureSet,
     model: PreTrainedModel,
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
@@ -61,56 +61,58 @@ def compute(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Fill `data.values` with the head's inputs, each process its share of the pictures.
+    """Fill `data.values` with the inputs of the head; each process computes its shard of the images.
 
     Args:
-        data: whose views are computed.
-        model: on its device; its body is run in evaluation mode.
-        prepare: batch of the data loader -> the model's inputs on its device.
-        batch_size, workers: of the data loader.
-        rank, world: of this process and all.
+        data: dataset whose views are computed.
+        model: model on its device; its body is run in eval mode.
+        prepare: turns a batch of the data loader into the model's inputs on its device.
+        batch_size: images per batch.
+        workers: number of data loader workers.
+        rank: index of this process.
+        world: number of processes.
     """
     head, epoch = find_head(model), int(data.epoch)
-    mine = list(range(rank, len(data), world))
-    seen: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].float()))
+    shard = list(range(rank, len(data), world))
+    inputs: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0].float()))
     model.eval()
     values = torch.zeros(data.views, len(data), head.in_features, device=model.device)
     try:
         for view in range(data.views):
             data.epoch.fill_(view)
-            seen.clear()
-            subset = torch.utils.data.Subset(data.pictures, mine)
+            inputs.clear()
+            subset = torch.utils.data.Subset(data.images, shard)
             for batch in keep_workers(DataLoader(subset, batch_size, num_workers=workers)):
                 model(pixel_values=prepare(batch)["pixel_values"])
-            if mine:
-                values[view, mine] = torch.cat(seen)
+            if shard:
+                values[view, shard] = torch.cat(inputs)
     finally:
         hook.remove()
         data.epoch.fill_(epoch)
-    if world > 1:  # each process has zeros where the others computed
+    if world > 1:  # each process has zeros in the shards of the others
         torch.distributed.all_reduce(values)
     data.values = values.cpu().share_memory_()
 
 
 def add_features_input(model: PreTrainedModel, dropout: float) -> Callable[[], None]:
-    """Let `model` take `features` (B, d) for `pixel_values`: dropout and head alone then give the logits.
+    """Let `model` take `features` (B, d) instead of `pixel_values`: only dropout and head compute the logits.
 
-    A method of this one object, so that DDP, checkpoints, and a later stage on pictures work as always.
+    Only `forward` of this object changes, so DDP, checkpoints and a later stage on images work as usual.
 
     Returns:
-        What takes it away again.
+        Function that undoes the change.
     """
-    head, usual = find_head(model), model.forward
+    head, original = find_head(model), model.forward
 
     def forward(*args: Any, features: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if features is None:
-            return usual(*args, **kwargs)
+            return original(*args, **kwargs)
         return ImageClassifierOutput(logits=head(nn.functional.dropout(features, dropout, model.training)))
 
     def undo() -> None:
-        model.forward = usual
-        if getattr(usual, "__func__", None) is type(model).forward:
+        model.forward = original
+        if getattr(original, "__func__", None) is type(model).forward:
             del model.forward  # the class has it
 
     model.forward = forward
@@ -119,45 +121,45 @@ def add_features_input(model: PreTrainedModel, dropout: float) -> Callable[[], N
 
 @torch.no_grad()
 def dropout_before_head(model: PreTrainedModel, pixels: torch.Tensor) -> float | None:
-    """Rate of the dropout between frozen body and head; None if features can't stand for pictures.
+    """Return the rate of the dropout between frozen body and head; None if features cannot replace images.
 
-    They can if the head takes (B, d) and gives the logits as they are, and if nothing is random in training but at most
-    one dropout just before the head.
+    They can if the head takes (B, d) and its output is the logits, and if nothing is random in training except for at
+    most one dropout just before the head.
 
     Args:
-        model: with its body frozen (`requires_grad`).
-        pixels: (B, 3, H, W) normalised.
+        model: model whose body is frozen (`requires_grad`).
+        pixels: (B, 3, H, W) normalized images.
     """
-    seen: list[torch.Tensor] = []
-    given: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
 
-    def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        seen.append(args[0])
-        given.append(output.float())  # of mixed precision, too
+    def record(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        inputs.append(args[0])
+        outputs.append(output.float())  # also with mixed precision
 
-    hook = find_head(model).register_forward_hook(note)
+    hook = find_head(model).register_forward_hook(record)
     try:
         logits = model.eval()(pixel_values=pixels).logits
-        rest_frozen(model.train())
+        eval_frozen_modules(model.train())
         with _Dropouts() as dropouts:
             model(pixel_values=pixels)
     finally:
         hook.remove()
         model.eval()
-    if len(seen) != 2 or seen[0].ndim != 2 or not torch.equal(given[0], logits.float()):
+    if len(inputs) != 2 or inputs[0].ndim != 2 or not torch.equal(outputs[0], logits.float()):
         return None
-    if not dropouts.found:
-        return 0.0 if torch.allclose(seen[0], seen[1], atol=1e-5) else None
-    (rate, output), *others = dropouts.found
-    return rate if not others and output is seen[1] else None
+    if not dropouts.calls:
+        return 0.0 if torch.allclose(inputs[0], inputs[1], atol=1e-5) else None
+    (rate, output), *others = dropouts.calls
+    return rate if not others and output is inputs[1] else None
 
 
 class _Dropouts(TorchFunctionMode):
-    """Notes each call of dropout that does something: its rate and its output."""
+    """Record the rate and the output of each active dropout call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[float, torch.Tensor]] = []
+        self.calls: list[tuple[float, torch.Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -165,5 +167,5 @@ class _Dropouts(TorchFunctionMode):
             bound = inspect.signature(func).bind(*args, **(kwargs or {}))
             bound.apply_defaults()
             if bound.arguments["training"] and bound.arguments["p"] > 0:
-                self.found.append((bound.arguments["p"], result))
+                self.calls.append((bound.arguments["p"], result))
         return result

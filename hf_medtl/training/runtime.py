@@ -1,4 +1,4 @@
-"""What a run was made with: versions and hardware, and nothing that names a person or a machine."""
+"""Runtime of a run: versions, hardware, memory and energy, without names of persons or machines."""
 
 import ctypes
 import importlib.metadata
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "t
 
 
 def environment(precision: str, processes: int) -> dict[str, Any]:
-    """Versions of Python and packages, kind of device, cores, number format and number of processes."""
+    """Return versions of Python and packages, device, cores, mixed precision and number of processes."""
     return {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -34,59 +34,60 @@ def environment(precision: str, processes: int) -> dict[str, Any]:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep memory that is freed for the next batch; whether it did.
+    """Let glibc keep freed memory for the next batch; return True if it does.
 
-    It hands blocks of more than 32 MB back at once, and the system fills the next ones with zeros, page by page: a
-    third of the CPU's time in training a U-Net. Nothing is changed where there is no glibc, or where somebody has set
-    MALLOC_* or GLIBC_TUNABLES. Source: mallopt(3). Speed and memory are in benchmarks/README.md.
+    By default it returns blocks of more than 32 MB to the system at once, which then fills new ones with zeros, page by
+    page: a third of the CPU time when training a U-Net. Nothing changes without glibc, or if MALLOC_* or GLIBC_TUNABLES
+    is set. Source: mallopt(3). Speed and memory are in benchmarks/README.md.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUN")) for name in os.environ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1))
 
 
 def peak_memory_mb() -> float:
-    """Highest memory so far in MB: the accelerator's where there is one, else this process's resident set."""
+    """Return the peak memory in MB: of the GPU if there is one, else the resident set of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
-class Meter:
-    """A context that measures kWh of this whole machine, by its counters or, where they can't be read, estimated.
+class EnergyMeter:
+    """Context manager that measures the energy of the whole machine in kWh with codecarbon.
 
-    It measures nothing without codecarbon, in all processes but the main one, and where a part of the training is
-    elsewhere or was before: on other machines, or before a resume. Nothing is sent or written by it.
+    The energy is estimated if the hardware counters cannot be read. Nothing is measured without codecarbon, outside the
+    main process, or if a part of training happens elsewhere or earlier: on other machines, or before a resume. Nothing
+    is sent or written to disk.
 
     Args:
-        recipe: of the run.
-        resumed: whether the training goes on from a checkpoint.
+        recipe: configuration of the run.
+        resumed: True if training resumes from a checkpoint.
     """
 
     def __init__(self, recipe: Recipe, resumed: bool) -> None:
         self.kwh: float | None = None
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) >= recipe.world_size
-        self.wanted = here and recipe.should_save and not resumed
+        single_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) >= recipe.world_size
+        self.enabled = single_machine and recipe.should_save and not resumed
         self.tracker: Any = None
 
-    def __enter__(self) -> "Meter":
-        if self.wanted:
+    def __enter__(self) -> "EnergyMeter":
+        if self.enabled:
             try:
                 from codecarbon import OfflineEmissionsTracker
             except ImportError:
                 return self
             logging.getLogger("codecarbon").setLevel(logging.ERROR)
-            # The country is only for emissions, which are not read; without one it complains.
-            quiet: dict[str, Any] = {
+            # The country only matters for emissions, which are not used, but it is required.
+            options: dict[str, Any] = {
                 "country_iso_code": "USA",
                 "log_level": "error",
                 "output_methods": [],
                 "allow_multiple_runs": True,
             }
-            self.tracker = OfflineEmissionsTracker(**quiet)
+            self.tracker = OfflineEmissionsTracker(**options)
             self.tracker.start()
         return self
 
@@ -95,5 +96,5 @@ class Meter:
     ) -> None:
         if self.tracker:
             self.tracker.stop()
-            if found := getattr(self.tracker, "final_emissions_data", None):
-                self.kwh = float(found.energy_consumed)
+            if data := getattr(self.tracker, "final_emissions_data", None):
+                self.kwh = float(data.energy_consumed)

@@ -1,4 +1,4 @@
-"""The Trainer, with its few overrides."""
+"""Trainer subclass: strategies, EMA, cached features, exact resume."""
 
 import contextlib
 import copy
@@ -17,34 +17,45 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_medtl.data.cache import Pictures
+from hf_medtl.data.cache import PreparedImages
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.heads import is_segmenter
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
     add_lora,
-    choose_trained,
     count_blocks,
-    describe,
-    find_depths,
+    describe_trainable,
+    eval_frozen_modules,
     head_names,
+    parameter_depths,
     remove_lora,
-    rest_frozen,
+    set_trainable,
 )
 from hf_medtl.training import features
 from hf_medtl.training.callbacks import Progress
-from hf_medtl.training.distributed import STAND_IN, keep_workers, share_out
+from hf_medtl.training.distributed import PADDING_EXAMPLE, keep_workers, shard_batches
 from hf_medtl.training.ema import Ema
 from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
 
-# What training goes on from, where it is not what is published: weights with adapters, or beside their average.
-LIVE, AVERAGE = "training_weights.safetensors", "average_weights.safetensors"
+# Files for resuming that differ from the published weights: LoRA adapters, raw weights beside the EMA.
+RAW_WEIGHTS, EMA_WEIGHTS = "training_weights.safetensors", "average_weights.safetensors"
 
 
 class MedicalTrainer(Trainer):
-    """`transformers.Trainer` on uint8 pictures, which restores every tensor and saves no pickled arguments."""
+    """`transformers.Trainer` on uint8 images that restores every tensor and saves no pickled arguments.
+
+    Args:
+        recipe: configuration of the run.
+        model: model to train.
+        processor: its image processor, for mean and standard deviation, saved with checkpoints.
+        train: prepared and augmented training images.
+        validation: prepared validation images.
+        loss: function of logits, targets and the number of targets.
+        metrics: metrics of each evaluation, by name.
+        reduce: reduces a batch's logits and targets to what `metrics` needs, to save memory.
+    """
 
     args: Recipe
     model: PreTrainedModel
@@ -54,8 +65,8 @@ class MedicalTrainer(Trainer):
         recipe: Recipe,
         model: PreTrainedModel,
         processor: Any,
-        train: Pictures,
-        validation: Pictures,
+        train: PreparedImages,
+        validation: PreparedImages,
         loss: Callable[..., torch.Tensor],
         metrics: Callable[[EvalPrediction], dict[str, float]],
         reduce: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
@@ -63,15 +74,15 @@ class MedicalTrainer(Trainer):
         self.strategy = recipe.plan
         self.strategy.check(model)
         needs_depths = self.strategy.name in ("last_n", "progressive", "differential")
-        self.depths = find_depths(model) if needs_depths else None
+        self.depths = parameter_depths(model) if needs_depths else None
         self.blocks = count_blocks(self.depths) if self.depths else 0
-        self.trained: int | None = None  # blocks that train now; None before training
+        self.trained: int | None = None  # number of blocks that are trained now; None before training
         self.lora: Any = None
         self.ema: Ema | None = None
-        self.checkpoint: str | None = None  # that training goes on from
+        self.checkpoint: str | None = None  # to resume from
         self.undo_features: Callable[[], None] | None = None
-        # What ever trains asks for gradients from the start, so that optimizer and DDP know it.
-        choose_trained(model, self.strategy.trained(self.strategy.epochs, self.blocks), self.depths)
+        # Mark every parameter that will be trained at any stage as requiring grad now, for the optimizer and DDP.
+        set_trainable(model, self.strategy.trainable_blocks(self.strategy.epochs, self.blocks), self.depths)
         if self.strategy.name == "lora":
             self.lora = add_lora(model, self.strategy.lora_rank, self.strategy.lora_alpha)
         self.reduce = reduce
@@ -79,7 +90,7 @@ class MedicalTrainer(Trainer):
         can_cache = recipe.cache_features and not is_segmenter(model)
         if can_cache and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
             self.sets = [features.FeatureSet(data, recipe.feature_views) for data in (train, validation)]
-        callbacks: list[TrainerCallback] = [Progress(), Stages(self)]
+        callbacks: list[TrainerCallback] = [Progress(), StrategyCallback(self)]
         if recipe.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
         super().__init__(
@@ -90,39 +101,39 @@ class MedicalTrainer(Trainer):
             callbacks=callbacks,
             train_dataset=self.sets[0] if self.sets else train,
             eval_dataset=self.sets[1] if self.sets else validation,
-            # One loss for all families and for heads on features, which the model's own forward does not see.
+            # One loss for all model families, and for heads on features, which the model's own forward does not see.
             compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
                 outputs["logits"], labels, num_items_in_batch
             ),
         )
         self.mean, self.std = (value.to(self.args.device) for value in normalisation(processor))
-        self.draw = (-1, 0)  # optimizer step and batch in it
+        self.mix_step = (-1, 0)  # optimizer step, and index of the batch in it, to seed mixup and CutMix
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `run` makes the repository. Trainer would fill it with what is neither finished nor tested."""
+        """Do nothing: `run` creates the repository. Trainer would push unfinished, untested files."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: `publish.checkpoints` does."""
+        """Do nothing: `publish.checkpoints` pushes checkpoints."""
 
     @property
     def progress(self) -> "Progress":
-        """The callback in use: resuming replaces the one given at first."""
+        """The active `Progress` callback: resuming replaces the original one."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Progress))
 
     def get_train_dataloader(self) -> DataLoader:
-        """That of Trainer; of several processes each takes its share of every optimizer step's pictures."""
+        """As `Trainer.get_train_dataloader`, but shards each optimizer step's images over the processes."""
         loader = super().get_train_dataloader()
         if self.args.world_size == 1:
             return loader
         drop_last, rank = self.args.dataloader_drop_last, self.args.process_index
-        return share_out(loader, *self.args.undivided, drop_last, rank, self.args.world_size)
+        return shard_batches(loader, *self.args.undivided, drop_last, rank, self.args.world_size)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         return keep_workers(super()._get_dataloader(*args, **kwargs))
 
     def _get_num_items_in_batch(self, batches: list[dict[str, Any]], device: torch.device) -> Any:
         return super()._get_num_items_in_batch(
-            [b | {"labels": torch.full_like(b["labels"], -100)} if STAND_IN in b else b for b in batches], device
+            [b | {"labels": torch.full_like(b["labels"], -100)} if PADDING_EXAMPLE in b else b for b in batches], device
         )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -135,26 +146,26 @@ class MedicalTrainer(Trainer):
         inputs["pixel_values"] = pixels.sub_(self.mean).div_(self.std)
         if self.model.training and (self.args.mixup or self.args.cutmix):
             step = self.state.global_step
-            self.draw = (step, self.draw[1] + 1 if self.draw[0] == step else 0)
-            # Nothing but where training is: a resumed run draws the same, and each process its own.
-            rng = np.random.default_rng([self.args.seed, *self.draw, self.args.process_index])
+            self.mix_step = (step, self.mix_step[1] + 1 if self.mix_step[0] == step else 0)
+            # Seeded by the position in training alone: a resumed run draws the same numbers, each process its own.
+            rng = np.random.default_rng([self.args.seed, *self.mix_step, self.args.process_index])
             labels = inputs["labels"]
-            if labels.ndim == 1:  # an index a picture
+            if labels.ndim == 1:  # class indices
                 labels = nn.functional.one_hot(labels, cast(int, self.model.config.num_labels)).float()
-            mixed = mix(inputs["pixel_values"], labels, self.args.mixup, self.args.cutmix, rng)
+            mixed = mix_batch(inputs["pixel_values"], labels, self.args.mixup, self.args.cutmix, rng)
             inputs["pixel_values"], inputs["labels"] = mixed
         return inputs
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """That of Trainer, with what is frozen at rest, and 0 for a stand-in."""
+        """As `Trainer.compute_loss`, but keeps frozen modules in eval mode and zeroes the loss of padding examples."""
         if model.training and self.strategy.name not in ("full", "differential"):
-            rest_frozen(self.model)
-        stand_in = inputs.pop(STAND_IN, None)
+            eval_frozen_modules(self.model)
+        padding = inputs.pop(PADDING_EXAMPLE, None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss if stand_in is None else loss * 0  # a gradient of zeros, since DDP waits for one
+        return loss if padding is None else loss * 0  # zero gradients, because DDP waits for some
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW or what --optim names, with --head_learning_rate for the head and the strategy's rates for blocks."""
+        """Return the optimizer of --optim, with separate learning rates for the head and the strategy's blocks."""
         if self.optimizer is not None:
             return self.optimizer
         if self.args.head_learning_rate is None and self.strategy.name == "full":
@@ -168,45 +179,45 @@ class MedicalTrainer(Trainer):
         groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                key = (*self._place(name.removeprefix("module."), head), name in decayed)
+                key = (*self._group(name.removeprefix("module."), head), name in decayed)
                 groups.setdefault(key, []).append(parameter)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = kind(
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
                     "lr": rate,
                     "weight_decay": self.args.weight_decay if is_decayed else 0.0,
-                    "name": place,
+                    "name": group,
                     "peak": rate,
                 }
-                for (place, rate, is_decayed), parameters in groups.items()
+                for (group, rate, is_decayed), parameters in groups.items()
             ],
             **options,
         )
         return cast(torch.optim.Optimizer, self.optimizer)
 
-    def _place(self, name: str, head: set[str]) -> tuple[str, float]:
-        """Group of a parameter, in words, and its learning rate."""
+    def _group(self, name: str, head: set[str]) -> tuple[str, float]:
+        """Return the name of a parameter's group and its learning rate."""
         rate = self.args.learning_rate
         if name in head:
             return "head", rate if self.args.head_learning_rate is None else self.args.head_learning_rate
         if self.depths is None:
             return "adapters" if self.lora else "body", rate
         depth = self.depths[name]
-        place = "before the blocks" if depth == 0 else "after the blocks" if depth > self.blocks else f"block {depth}"
+        group = "before the blocks" if depth == 0 else "after the blocks" if depth > self.blocks else f"block {depth}"
         if self.strategy.name == "differential":
             rate *= self.strategy.layer_decay ** (self.blocks + 1 - depth)
-        return place, rate
+        return group, rate
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
-        """Those of Trainer, and Adam with L2 instead of decoupled weight decay."""
+        """As `Trainer.get_optimizer_cls_and_kwargs`, plus Adam, which has L2 regularization instead of weight decay."""
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return (torch.optim.Adam, options) if args.plain_adam else (optimizer, options)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """That of --lr_scheduler_type, or steps down every --lr_step_epochs."""
+        """Return the schedule of --lr_scheduler_type, or a step schedule with --lr_step_epochs."""
         if self.lr_scheduler is not None or not self.args.lr_step_epochs:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
@@ -219,48 +230,48 @@ class MedicalTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def begin_average(self) -> None:
-        """Start --ema_decay's average at the weights, or go on with that of the checkpoint."""
+    def start_ema(self) -> None:
+        """Start the moving average of --ema_decay at the current weights, or restore it from the checkpoint."""
         if not self.args.ema_decay:
             return
         self.ema = Ema(self.model, self.args.ema_decay)
         if self.checkpoint:
-            average = Path(self.checkpoint) / AVERAGE
-            if not average.exists():
+            ema_file = Path(self.checkpoint) / EMA_WEIGHTS
+            if not ema_file.exists():
                 raise MedtlError(f"{self.checkpoint} was made without --ema_decay. Resume without it, too.")
-            for name, tensor in load_file(average).items():
+            for name, tensor in load_file(ema_file).items():
                 self.ema.average[name].copy_(tensor)
 
-    def enter(self, epoch: int) -> None:
-        """Freeze, unfreeze, and hand out features or pictures, as the strategy says for this epoch."""
-        number = self.strategy.trained(epoch, self.blocks)
+    def apply_epoch_strategy(self, epoch: int) -> None:
+        """Freeze and unfreeze parameters, and switch between features and images, for this epoch."""
+        number = self.strategy.trainable_blocks(epoch, self.blocks)
         for data in self.sets:
             data.in_use.fill_(self.strategy.head_only(epoch))
         if number == self.trained:
             return
         self.trained = number
         if self.lora is None:
-            choose_trained(self.model, number, self.depths)
-        for line in describe(self.model, cast(Any, self.optimizer).param_groups):
+            set_trainable(self.model, number, self.depths)
+        for line in describe_trainable(self.model, cast(Any, self.optimizer).param_groups):
             logger.info("Epoch %d: %s", epoch, line)
         if self.sets and self.strategy.head_only(epoch):
             self._compute_features()
 
     def _compute_features(self) -> None:
         started = time.monotonic()
-        # Nothing here may move the random numbers of training.
+        # The random state of training must not change here.
         with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
-            batch = torch.utils.data.default_collate([self.sets[1].pictures[0]] * 2)
+            batch = torch.utils.data.default_collate([self.sets[1].images[0]] * 2)
             self.model.eval()
             rate = features.dropout_before_head(self.model, self._prepare_inputs(batch)["pixel_values"])
             if rate is None:
-                logger.warning("The head's input can't be computed once for this model; each epoch runs the body.")
+                logger.warning("The head's input cannot be cached for this model; every epoch runs the body.")
                 for data in self.sets:
                     data.in_use.fill_(False)
                 self.sets = []
                 return
             for data in self.sets:
-                features.compute(
+                features.compute_features(
                     data,
                     self.model,
                     self._prepare_inputs,
@@ -271,26 +282,27 @@ class MedicalTrainer(Trainer):
                 )
         self.undo_features = features.add_features_input(self.model, rate)
         logger.info(
-            "Features of %d pictures (%d view(s) each) and %d for validation computed in %.1f s for the head",
+            "Computed the features of %d training images (%d view(s) each) and %d validation images in %.1f s",
             len(self.sets[0]), self.sets[0].views, len(self.sets[1]), time.monotonic() - started,
         )  # fmt: skip
 
-    def head_inputs(self, pictures: Pictures) -> torch.Tensor:
-        """Features (n, d) before the head, of pictures as they are; every process gets all."""
-        plain = copy.copy(pictures)
+    def head_inputs(self, images: PreparedImages) -> torch.Tensor:
+        """Return the features (n, d) before the head of images without augmentation, in every process."""
+        plain = copy.copy(images)
         plain.augment = None
         data = features.FeatureSet(plain, views=1)
         workers, batch = self.args.dataloader_num_workers, self.args.per_device_eval_batch_size
-        place = self.args.process_index, self.args.world_size
-        features.compute(data, self.model, self._prepare_inputs, batch, workers, *place)
+        features.compute_features(
+            data, self.model, self._prepare_inputs, batch, workers, self.args.process_index, self.args.world_size
+        )
         return cast(torch.Tensor, data.values)[0]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.control.should_training_stop:  # training had ended before it was resumed
+        if not self.control.should_training_stop:  # training had already ended before it was resumed
             super()._run_epoch(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """That of Trainer; then the model is the plain one that is published: averaged, merged, whole."""
+        """As `Trainer.train`; then turns the model into the published one: EMA weights, LoRA merged, no features."""
         result = super().train(*args, **kwargs)
         self._make_plain()
         return result
@@ -308,19 +320,19 @@ class MedicalTrainer(Trainer):
             data.in_use.fill_(False)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """That of Trainer, of the averaged weights if there are."""
+        """As `Trainer.evaluate`, with the EMA weights if there are any."""
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """That of Trainer; only what the metrics need of logits and targets, or masks would fill the memory."""
+        """As `Trainer.prediction_step`, but reduces logits and targets: whole masks would fill the memory."""
         loss, logits, labels = super().prediction_step(*args, **kwargs)
-        last = self.accelerator.gradient_state
-        if self.args.world_size > 1 and last.end_of_dataloader and last.remainder > 0 and logits is not None:
-            # What fills up the last batches is left out of the metrics; Trainer leaves it in the loss.
+        state = self.accelerator.gradient_state
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0 and logits is not None:
+            # Trainer excludes the duplicates that fill the last batch from the metrics, but not from the loss.
             size = len(cast(torch.Tensor, labels))
-            mine = slice(min(max(last.remainder - self.args.process_index * size, 0), size) or size)
-            loss = cast(Any, self.compute_loss_func)({"logits": logits[mine]}, cast(torch.Tensor, labels)[mine])
+            own = slice(min(max(state.remainder - self.args.process_index * size, 0), size) or size)
+            loss = cast(Any, self.compute_loss_func)({"logits": logits[own]}, cast(torch.Tensor, labels)[own])
         if self.reduce and logits is not None:
             logits, labels = self.reduce(logits, cast(torch.Tensor, labels))
         return loss, logits, labels
@@ -340,7 +352,7 @@ class MedicalTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model, self.checkpoint = self.model if model is None else model, resume_from_checkpoint
-        live = Path(resume_from_checkpoint) / LIVE
+        live = Path(resume_from_checkpoint) / RAW_WEIGHTS
         if live.exists():
             model.load_state_dict(load_file(live), strict=True)
         else:
@@ -354,21 +366,21 @@ class MedicalTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save and (self.ema or self.lora):
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.clone() for name, t in self.model.state_dict().items()}, folder / LIVE)
+            save_file({name: t.clone() for name, t in self.model.state_dict().items()}, folder / RAW_WEIGHTS)
             if self.ema:
-                save_file(self.ema.average, folder / AVERAGE)
+                save_file(self.ema.average, folder / EMA_WEIGHTS)
         with self._published():
             super()._save(output_dir, state_dict)
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says it all
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml has everything
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # trainer_state.json, which is next, says that all is there, and lets the main process delete old checkpoints.
+        # trainer_state.json, written next, marks the checkpoint as complete; the main process then deletes old ones.
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def _published(self) -> Iterator[None]:
-        """`self.model` is what stock classes load inside this context."""
+        """Make `self.model` what stock classes load, inside this context."""
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             model = self.model
             if self.lora:
@@ -379,17 +391,17 @@ class MedicalTrainer(Trainer):
                 self.model = model
 
 
-def mix(
+def mix_batch(
     pixels: torch.Tensor, labels: torch.Tensor, mixup: float, cutmix: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each picture of a batch with its neighbour, by mixup or by CutMix, or by either in half of the batches.
+    """Mix each image of a batch with its neighbor, by mixup, by CutMix, or by each in half of the batches.
 
     Args:
         pixels: (B, 3, H, W).
         labels: (B, K), one-hot or soft.
-        mixup: a of the share's Beta(a, a), 0 = off (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
-        cutmix: the same for the area's share (Yun et al. 2019, https://arxiv.org/abs/1905.04899).
-        rng: all draws come from here.
+        mixup: alpha of the weight's Beta(alpha, alpha), 0 disables it (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+        cutmix: alpha of the area's Beta(alpha, alpha), 0 disables it (Yun et al. 2019, https://arxiv.org/abs/1905.04899).
+        rng: source of all random numbers.
 
     Returns:
         Pixels and labels (B, K), which are mixed as the pixels are.
@@ -401,7 +413,7 @@ def mix(
     if cut:
         height, width = pixels.shape[-2:]
         half = math.sqrt(1 - kept) / 2
-        y, x = rng.random(2)  # the centre; what lies outside the picture is cut off
+        y, x = rng.random(2)  # center; the box is clipped to the image
         top, bottom = (round(min(max(y + side, 0), 1) * height) for side in (-half, half))
         left, right = (round(min(max(x + side, 0), 1) * width) for side in (-half, half))
         pixels = pixels.clone()
@@ -412,23 +424,26 @@ def mix(
     return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
 
 
-class Stages(TrainerCallback):
-    """Tells the trainer the epoch and the steps."""
+class StrategyCallback(TrainerCallback):
+    """Apply the strategy at each epoch, update the EMA at each step."""
 
     def __init__(self, trainer: "MedicalTrainer") -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        waits = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
-        impatient = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in waits)
-        if impatient or state.global_step >= state.max_steps:  # killed after training: Trainer would train on
+        """Start the EMA and apply the strategy, or stop if training had already finished."""
+        stoppers = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        stopped = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in stoppers)
+        if stopped or state.global_step >= state.max_steps:  # killed after training: Trainer would train on
             control.should_training_stop = True
-        self.trainer.begin_average()
-        self.trainer.enter(int((state.epoch or 0) + 1e-6))
+        self.trainer.start_ema()
+        self.trainer.apply_epoch_strategy(int((state.epoch or 0) + 1e-6))
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.enter(int((state.epoch or 0) + 1e-6))
+        """Apply the strategy of the epoch."""
+        self.trainer.apply_epoch_strategy(int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Update the EMA."""
         if self.trainer.ema:
             self.trainer.ema.update(state.global_step)

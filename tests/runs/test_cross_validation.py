@@ -1,4 +1,4 @@
-"""All folds by one command: what each fold is, what they say together, and what a restart changes."""
+"""Cross-validation by one command: the folds, their summary, and restarts."""
 
 import gc
 import json
@@ -15,23 +15,24 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from transformers import PreTrainedModel
 
 from hf_medtl import MedtlError, Recipe, run
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.runs.cross_validation import cross_validate
-from hf_medtl.runs.folder import changes
+from hf_medtl.runs.folder import changed_options
 from tests.support.commands import flags, options, script
 from tests.support.multilabel_tables import table as table_of_marks
 from tests.support.segmentation_runs import recipe as recipe_of_masks
 from tests.support.training_processes import same, start, wait_for_step
 
 
-def wishes(phantoms: Path, tiny, output: Path, **more: object) -> dict[str, object]:
+def fold_options(phantoms: Path, tiny, output: Path, **more: object) -> dict[str, object]:
     values = {"folds": 3, "augmentation": "brain", "num_train_epochs": 2, "early_stopping_patience": 0, **more}
     return options(phantoms, tiny("cnn"), output, **values)
 
 
 @pytest.fixture(scope="module")
 def validated(phantoms, tiny, tmp_path_factory) -> Path:
-    return run(Recipe(**wishes(phantoms, tiny, tmp_path_factory.mktemp("folds") / "all")))
+    return run(Recipe(**fold_options(phantoms, tiny, tmp_path_factory.mktemp("folds") / "all")))
 
 
 def read_json(folder: Path) -> dict:
@@ -42,7 +43,7 @@ def read(folder: Path) -> tuple[dict, pd.DataFrame]:
     return read_json(folder), pd.read_csv(folder / "predictions.csv")
 
 
-def test_every_picture_is_tested_once_and_decided_with_its_own_fold(validated):
+def test_every_image_is_tested_once_with_the_threshold_of_its_fold(validated):
     result, table = read(validated)
     assert sorted(table["image_id"]) == sorted(pd.read_csv(validated / "fold-0" / "splits.csv")["image_id"])
     assert table.groupby("group")["fold"].nunique().max() == 1
@@ -63,7 +64,7 @@ def test_every_picture_is_tested_once_and_decided_with_its_own_fold(validated):
     assert result["mean_over_folds"]["roc_auc"]["value"] == pytest.approx(mean)
 
 
-def test_the_summary_says_what_it_is(validated, phantoms):
+def test_summary_page_has_results_and_warnings(validated, phantoms):
     result, _ = read(validated)
     text = (validated / "README.md").read_text()
     auc = result["metrics"]["roc_auc"]
@@ -80,77 +81,77 @@ def test_the_summary_says_what_it_is(validated, phantoms):
     assert not (validated / "UNFINISHED").exists()
 
 
-def test_a_fold_is_what_its_own_command_makes(validated, phantoms, tiny, tmp_path):
-    """In a process of its own: nothing of fold 0 may reach fold 1."""
-    values = wishes(phantoms, tiny, tmp_path / "fold-1", fold=1)
+def test_fold_equals_a_single_run_of_it(validated, phantoms, tiny, tmp_path):
+    """In a separate process: no state of fold 0 may reach fold 1."""
+    values = fold_options(phantoms, tiny, tmp_path / "fold-1", fold=1)
     done = script(sys.executable, "-c", "import hf_medtl; hf_medtl.main({})", *flags(**values))
     assert done.returncode == 0, done.stderr[-3000:]
     assert same(load_file(tmp_path / "fold-1" / "model.safetensors"), validated / "fold-1")
     for name in ("splits.csv", "predictions.csv"):
         assert (tmp_path / "fold-1" / name).read_text() == (validated / "fold-1" / name).read_text(), name
-    assert changes(tmp_path / "fold-1", (validated / "fold-1" / "recipe.yaml").read_text()) == {}
+    assert changed_options(RunFolder(tmp_path / "fold-1"), (validated / "fold-1" / "recipe.yaml").read_text()) == {}
 
 
-def test_finished_folds_are_taken_as_they_are(validated, phantoms, tiny, tmp_path, monkeypatch):
+def test_finished_folds_are_not_trained_again(validated, phantoms, tiny, tmp_path, monkeypatch):
     output = tmp_path / "all"
     shutil.copytree(validated, output)
     (output / "results.json").unlink()
-    # A version without `all folds` did not write fold 0 down.
+    # An earlier version did not write fold 0 to recipe.yaml.
     lines = (output / "fold-0" / "recipe.yaml").read_text().splitlines()
     (output / "fold-0" / "recipe.yaml").write_text("\n".join(line for line in lines if line != "fold: 0"))
     with monkeypatch.context() as patch:
         patch.setattr("hf_medtl.runs.train.MedicalTrainer", None)  # nothing trains
-        run(Recipe(**wishes(phantoms, tiny, output)))
+        run(Recipe(**fold_options(phantoms, tiny, output)))
     assert (output / "results.json").read_text() == (validated / "results.json").read_text()
     with pytest.raises(MedtlError, match="holds finished results"):
-        run(Recipe(**wishes(phantoms, tiny, output)))
+        run(Recipe(**fold_options(phantoms, tiny, output)))
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"learning_rate": 1e-3}, r"--learning_rate was not given in the run of .*fold-0 and is 0.001 now"),
         ({"split_seed": 7}, "--split_seed was not given"),
         ({"folds": 4}, "--folds was 3"),
     ],
 )
-def test_finished_folds_of_another_recipe_are_refused(more, words, validated, phantoms, tiny, tmp_path):
+def test_rejects_finished_folds_of_another_recipe(more, message, validated, phantoms, tiny, tmp_path):
     shutil.copytree(validated / "fold-0", tmp_path / "all" / "fold-0")
-    with pytest.raises(MedtlError, match=words):
-        run(Recipe(**wishes(phantoms, tiny, tmp_path / "all", **more)))
+    with pytest.raises(MedtlError, match=message):
+        run(Recipe(**fold_options(phantoms, tiny, tmp_path / "all", **more)))
     assert not (tmp_path / "all" / "fold-1").exists()
 
 
-def test_a_finished_fold_of_another_split_is_refused(validated, phantoms, tiny, tmp_path):
+def test_rejects_a_finished_fold_of_another_split(validated, phantoms, tiny, tmp_path):
     shutil.copytree(validated / "fold-1", tmp_path / "all" / "fold-0")
     with pytest.raises(MedtlError, match="split differ from"):
-        run(Recipe(**wishes(phantoms, tiny, tmp_path / "all")))
+        run(Recipe(**fold_options(phantoms, tiny, tmp_path / "all")))
 
 
-def test_what_all_folds_do_not_allow(phantoms, tiny, tmp_path):
-    for more, words in (
+def test_rejects_options_and_folders_that_do_not_go_with_folds(phantoms, tiny, tmp_path):
+    for more, message in (
         ({"push_to_hub": True}, "Publish one of them"),
-        ({"splits": "splits.csv"}, "Leave one of them out"),
-        ({"resume_from_checkpoint": "run/checkpoint-3"}, "is of one fold"),
-        ({"folds": 0, "fold": 1}, "--folds, which is not given"),
+        ({"splits": "splits.csv"}, "Remove one of them"),
+        ({"resume_from_checkpoint": "run/checkpoint-3"}, "belongs to one fold"),
+        ({"folds": 0, "fold": 1}, "needs the number of folds"),
     ):
-        with pytest.raises(MedtlError, match=words):
-            Recipe(**wishes(phantoms, tiny, tmp_path / "all", **more))
+        with pytest.raises(MedtlError, match=message):
+            Recipe(**fold_options(phantoms, tiny, tmp_path / "all", **more))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     with pytest.raises(MedtlError, match=r"something else than folds \(chapter1.tex\)"):
-        run(Recipe(**wishes(phantoms, tiny, tmp_path / "thesis")))
+        run(Recipe(**fold_options(phantoms, tiny, tmp_path / "thesis")))
 
 
-def test_fold_0_is_written_down(phantoms, tiny, tmp_path):
-    single = Recipe(**wishes(phantoms, tiny, tmp_path / "run", fold=0))
+def test_fold_0_is_in_the_yaml(phantoms, tiny, tmp_path):
+    single = Recipe(**fold_options(phantoms, tiny, tmp_path / "run", fold=0))
     assert "fold: 0" in single.to_yaml().splitlines()
-    assert Recipe(**wishes(phantoms, tiny, tmp_path)).of_fold(0).to_yaml() == single.to_yaml()
+    assert Recipe(**fold_options(phantoms, tiny, tmp_path)).of_fold(0).to_yaml() == single.to_yaml()
 
 
-def test_a_dry_run_shows_all_folds_and_writes_nothing(validated, phantoms, tiny, tmp_path, capsys):
+def test_dry_run_shows_all_folds_and_writes_nothing(validated, phantoms, tiny, tmp_path, capsys):
     shutil.copytree(validated / "fold-1", tmp_path / "all" / "fold-1")
-    run(Recipe(**wishes(phantoms, tiny, tmp_path / "all", dry_run=True)))
+    run(Recipe(**fold_options(phantoms, tiny, tmp_path / "all", dry_run=True)))
     shown = capsys.readouterr().out
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines()]
     assert [row[:2] for row in rows if len(row) == 5] == [["0", "to do"], ["1", "finished"], ["2", "to do"]]
@@ -158,7 +159,7 @@ def test_a_dry_run_shows_all_folds_and_writes_nothing(validated, phantoms, tiny,
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["fold-1"]
 
 
-def test_models_do_not_pile_up(phantoms, tiny, tmp_path):
+def test_models_of_finished_folds_are_freed(phantoms, tiny, tmp_path):
     """Trainer, model and callbacks refer to each other, so only a collection frees them."""
     alive = []
 
@@ -167,21 +168,26 @@ def test_models_do_not_pile_up(phantoms, tiny, tmp_path):
         return run(recipe)
 
     gc.collect()
-    cross_validate(Recipe(**wishes(phantoms, tiny, tmp_path / "all", folds=2, num_train_epochs=1)), count)
+    cross_validate(Recipe(**fold_options(phantoms, tiny, tmp_path / "all", folds=2, num_train_epochs=1)), count)
     assert alive[0] == alive[1]
 
 
 @pytest.mark.slow
-def test_killed_in_the_second_fold_and_given_again(validated, phantoms, tiny, tmp_path):
+def test_killed_cross_validation_resumes_to_the_same_results(validated, phantoms, tiny, tmp_path):
     output = tmp_path / "all"
-    arguments = [sys.executable, "-c", "import hf_medtl; hf_medtl.main({})", *flags(**wishes(phantoms, tiny, output))]
+    arguments = [
+        sys.executable,
+        "-c",
+        "import hf_medtl; hf_medtl.main({})",
+        *flags(**fold_options(phantoms, tiny, output)),
+    ]
     process = start(arguments)
     wait_for_step(process, output / "fold-1", 1)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=600)
     assert (output / "fold-1" / "UNFINISHED").exists()
     first = (output / "fold-0" / "model.safetensors").stat().st_mtime_ns
-    done = script(*arguments)  # as a single run, it does not go on unasked
+    done = script(*arguments)  # like a single run, it does not resume unasked
     assert done.returncode == 1
     assert "--resume_from_checkpoint auto" in done.stderr
     done = script(*arguments, "--resume_from_checkpoint", "auto")
@@ -195,7 +201,7 @@ def test_killed_in_the_second_fold_and_given_again(validated, phantoms, tiny, tm
 
 @pytest.mark.slow
 def test_two_processes_write_one_summary(phantoms, tiny, tmp_path):
-    values = wishes(phantoms, tiny, tmp_path / "all", folds=2, max_steps=2, save_strategy="steps", save_steps=2,
+    values = fold_options(phantoms, tiny, tmp_path / "all", folds=2, max_steps=2, save_strategy="steps", save_steps=2,
                     eval_strategy="steps", eval_steps=2)  # fmt: skip
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 1]
     done = script(*launcher, "--num_processes", 2, "recipes/vit_brain.py", *flags(**values))
@@ -206,7 +212,7 @@ def test_two_processes_write_one_summary(phantoms, tiny, tmp_path):
     assert len(table) == result["n"] == 48
 
 
-def test_several_labels_a_picture_and_an_external_set(tiny, tmp_path):
+def test_multilabel_folds_with_an_external_set(tiny, tmp_path):
     marks, other = table_of_marks(tmp_path / "marks", 48), table_of_marks(tmp_path / "other", 24, 5000)
     more = {"dataset": "table", "folds": 2, "external_dataset": "table", "external_data_dir": str(other)}
     output = run(Recipe(**options(marks, tiny("cnn"), tmp_path / "all", **more)))
@@ -224,7 +230,7 @@ def test_several_labels_a_picture_and_an_external_set(tiny, tmp_path):
     assert "On table, mean over the folds' models" in (output / "README.md").read_text()
 
 
-def test_masks(chests, tmp_path):
+def test_segmentation_folds(chests, tmp_path):
     wish = recipe_of_masks(chests, tmp_path / "all", folds=2, num_train_epochs=1)
     result, table = read(run(wish))
     assert result["metrics"]["dice"]["value"] == pytest.approx(table["dice"].mean())
@@ -232,15 +238,15 @@ def test_masks(chests, tmp_path):
     assert (tmp_path / "all" / "figures" / "dice_by_source.png").exists()
 
 
-def test_thresholds_of_each_case():
+def test_decide_takes_a_threshold_for_each_case():
     p = np.array([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9]])
     assert decide(p, 1, np.array([0.3, 0.5, 0.95])).tolist() == [1, 0, 0]
     with pytest.raises(ValueError, match=r"one for each of 3 cases, found \(2,\)"):
         decide(p, 1, np.array([0.3, 0.5]))
 
 
-def test_cross_validations_side_by_side(validated, phantoms, tiny, tmp_path):
-    other = run(Recipe(**wishes(phantoms, tiny, tmp_path / "other", seed=2, split_seed=1, learning_rate=1e-3)))
+def test_folds_benchmark_compares_cross_validations(validated, phantoms, tiny, tmp_path):
+    other = run(Recipe(**fold_options(phantoms, tiny, tmp_path / "other", seed=2, split_seed=1, learning_rate=1e-3)))
     done = script(sys.executable, "benchmarks/folds.py", validated, other, "--resamples", 100)
     assert done.returncode == 0, done.stderr
     rows = {row.split("|")[1].strip(): row.split("|") for row in done.stdout.splitlines() if row.startswith("|")}
@@ -253,7 +259,9 @@ def test_cross_validations_side_by_side(validated, phantoms, tiny, tmp_path):
         cells = rows[f"average, {name}"]
         assert cells[2].split()[0] == f"{roc_auc_score(true, mean):.3f}"
         assert cells[3].split()[0] == f"{accuracy_score(true, decided):.3f}"
-    assert rows["all"][3].split()[0] == f"{first['metrics']['accuracy']['value']:.3f}"  # each picture's own threshold
+    assert (
+        rows["all"][3].split()[0] == f"{first['metrics']['accuracy']['value']:.3f}"
+    )  # each image with the threshold of its fold
     gain = first["metrics"]["roc_auc"]["value"] - second["metrics"]["roc_auc"]["value"]
     assert rows["other minus all"][2].split()[0] == f"{-gain:+.3f}"
 

@@ -21,9 +21,9 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_medtl import MedtlError, Recipe
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.runs.folder import check_shared
-from hf_medtl.training.checkpoints import damage, find_checkpoint
-from hf_medtl.training.distributed import Shares, divide
+from hf_medtl.runs.folder import check_shared_folder
+from hf_medtl.training.checkpoints import find_checkpoint, find_damage
+from hf_medtl.training.distributed import StepShardSampler, split_evenly
 from tests.support.commands import ROOT, flags, options, script
 from tests.support.process_pool import Nursery, free_port
 
@@ -55,13 +55,14 @@ def vit(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (5, 1), (4, 3), (2, 5), (3, 2)])
 def test_each_picture_is_once_in_the_step_of_one_process(batch, accumulation, processes):
     epoch = torch.tensor(0)
-    size, rounds = divide(batch, accumulation, processes)
+    size, rounds = split_evenly(batch, accumulation, processes)
     assert size <= batch
     assert processes * size * rounds >= batch * accumulation > processes * (size - 1) * rounds
     for number in range(1, 40):
         order = np.random.default_rng(number).permutation(number).tolist()
         shares = [
-            Shares(order, number, batch * accumulation, size, rank, processes, epoch) for rank in range(processes)
+            StepShardSampler(order, number, batch * accumulation, size, rank, processes, epoch)
+            for rank in range(processes)
         ]
         batches = [list(share) for share in shares]
         assert {len(of_one) for of_one in batches} == {len(share) for share in shares} == {len(batches[0])}
@@ -77,10 +78,10 @@ def test_each_picture_is_once_in_the_step_of_one_process(batch, accumulation, pr
             assert max(sizes) - min(sizes) <= 1
 
 
-def test_more_processes_than_pictures_are_refused():
-    assert divide(8, 1, 8) == (1, 1)
-    with pytest.raises(MedtlError, match="9 processes can't share the 8 picture"):
-        divide(8, 1, 9)
+def test_rejects_more_processes_than_images():
+    assert split_evenly(8, 1, 8) == (1, 1)
+    with pytest.raises(MedtlError, match="9 processes cannot share the 8 image"):
+        split_evenly(8, 1, 9)
 
 
 def test_several_gpus_without_a_launcher_do_not_change_the_batch(monkeypatch, tmp_path, caplog):
@@ -98,19 +99,19 @@ def test_several_gpus_without_a_launcher_do_not_change_the_batch(monkeypatch, tm
 
 
 def test_what_needs_no_flag_or_one_process_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(MedtlError, match="SIGTERM writes a checkpoint anyway"):
+    with pytest.raises(MedtlError, match="SIGTERM always writes a checkpoint"):
         Recipe(output_dir=str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
     monkeypatch.setattr(Recipe, "world_size", 2)
-    with pytest.raises(MedtlError, match="is for one process"):
+    with pytest.raises(MedtlError, match="only works with one process"):
         Recipe(output_dir=str(tmp_path), use_cpu=True, auto_find_batch_size=True)
 
 
 def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
     (tmp_path / "seen").mkdir()
     (tmp_path / "seen" / "UNFINISHED").touch()
-    check_shared(tmp_path / "seen")
+    check_shared_folder(tmp_path / "seen")
     with pytest.raises(MedtlError, match="on a disk that all machines share"):
-        check_shared(tmp_path / "unseen", patience=0)
+        check_shared_folder(tmp_path / "unseen", patience=0)
 
 
 # ---- equal results
@@ -244,7 +245,7 @@ def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == {step} and rank == {whom}:
         os.system(f"kill -{number} -{{os.getpgrp()}}; kill -{number} -{{os.getpgrp()}}")
         until = time.monotonic() + 30
-        while {number} and not self.asked and time.monotonic() < until:  # a signal may take its time
+        while {number} and not self.received and time.monotonic() < until:  # a signal may take its time
             time.sleep(0.001)
     return before(self, args, state, control, **kwargs)
 Progress.on_step_end = on_step_end
@@ -324,7 +325,7 @@ def test_twenty_kills_at_random_moments(nursery, phantoms, vit, tmp_path):
         time.sleep(rng.uniform(0, 0.02) if kill % 2 else rng.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
         assert nursery.wait([pid]) == [-signal.SIGKILL], (tmp_path / "log.0").read_text()
-        torn += damage(output / f"checkpoint-{newest()}") is not None
+        torn += find_damage(output / f"checkpoint-{newest()}") is not None
     assert torn >= 3
     assert nursery.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
     assert same(tmp_path / "through", output)

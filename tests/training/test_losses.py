@@ -65,15 +65,15 @@ def test_soft_labels_and_parts_of_a_batch(gamma, weights):
     assert torch.allclose(loss(LOGITS[:1], TARGETS[:1], 4) + loss(LOGITS[1:], TARGETS[1:], 4), hard)
 
 
-def test_nonsense_is_refused(phantoms, tiny, tmp_path):
-    with pytest.raises(MedtlError, match="No training picture of b"):
+def test_rejects_invalid_options(phantoms, tiny, tmp_path):
+    with pytest.raises(MedtlError, match="The training split has no images of b"):
         class_weights("balanced", [3, 0, 2], NAMES)
     for more, words in (
         ({"optim": "adamm"}, "Did you mean 'adam'"),
         ({"loss": "hinge"}, "cross_entropy, focal"),
         ({"class_weights": "heavy"}, "balanced, effective"),
         ({"effective_beta": 1.0}, "below 1"),
-        ({"focal_gamma": -1.0}, "0 or more"),
+        ({"focal_gamma": -1.0}, "at least 0"),
         ({"ema_decay": 1.0}, "below 1"),
         ({"label_smoothing_factor": 1.5}, "below 1"),
         ({"lr_step_epochs": 9.0}, "below 2"),

@@ -133,9 +133,9 @@ def test_sixteen_bits_lose_no_pixels():
     assert torch.allclose(half, MaskLoss("bce_dice")(logits, labels), atol=2e-3)
 
 
-def test_nonsense_is_refused():
+def test_rejects_invalid_parameters():
     for more, words in (
-        ({"name": "bce"}, "Unknown loss of masks 'bce'. Known are: cross_entropy, dice, bce_dice, focal, tversky"),
+        ({"name": "bce"}, "Unknown segmentation loss 'bce'. Available: cross_entropy, dice, bce_dice, focal, tversky"),
         ({"gamma": -1.0}, "gamma -1.0"),
         ({"alpha": 0.0, "beta": 0.0}, "not both 0"),
         ({"smooth": 0.0}, "smooth above 0"),

@@ -35,7 +35,7 @@ def test_flags_win_over_yaml_and_yaml_over_the_recipe(config):
         (["--augmentation", "mirror"], "Known are: none, light, chest, brain"),
         (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
         (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
-        (["--config", "/absent.yaml"], "can't be read as YAML"),
+        (["--config", "/absent.yaml"], "cannot be read as YAML"),
     ],
 )
 def test_wrong_flags_say_what_to_do(argv, message):
@@ -50,7 +50,7 @@ def test_unknown_keys_in_recipe_and_yaml(tmp_path):
     with pytest.raises(MedtlError, match="Unknown key 'epochs'"):
         Recipe.from_cli(DEFAULTS, ["--config", str(tmp_path / "c.yaml")])
     (tmp_path / "c.yaml").write_text("- a\n")
-    with pytest.raises(MedtlError, match="found list"):
+    with pytest.raises(MedtlError, match="contains a list"):
         Recipe.from_cli(DEFAULTS, ["--config", str(tmp_path / "c.yaml")])
 
 

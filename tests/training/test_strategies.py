@@ -145,16 +145,16 @@ def test_the_log_says_what_trains(trainer_of, caplog):
     model, _ = build_classifier(trainer_of("timm").args.model_name_or_path, ("a", "b"))
     total, head = model.num_parameters(), sum(p.numel() for p in find_head(model).parameters())
     assert f"Epoch 0: {head:,} of {total:,} parameters train" in text
-    assert f"Epoch 0:   head: {head:,} at a learning rate of 0.5 at most" in text
+    assert f"Epoch 0:   head: {head:,} at a peak learning rate of 0.5" in text
     assert "Epoch 1:   block 4: " in text
     assert f"Epoch 2: {total:,} of {total:,} parameters train (100.0 %)" in text
 
 
 def test_the_schedule_of_progressive():
     even = Strategy("progressive", epochs=10)
-    assert [even.trained(epoch, 4) for epoch in range(7)] == [0, 1, 2, 3, 4, 5, 5]
+    assert [even.trainable_blocks(epoch, 4) for epoch in range(7)] == [0, 1, 2, 3, 4, 5, 5]
     given = Strategy("progressive", epochs=10, unfreeze_schedule="2:1, 4:3, 6:all")
-    assert [given.trained(epoch, 4) for epoch in range(8)] == [0, 0, 1, 1, 3, 3, 5, 5]
+    assert [given.trainable_blocks(epoch, 4) for epoch in range(8)] == [0, 0, 1, 1, 3, 3, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -234,20 +234,20 @@ def test_two_processes_train_as_one(more, phantoms, tiny, tmp_path):
     [
         ({"strategy": "frozen"}, "feature_extraction"),
         ({"strategy": "last_n", "unfreeze_blocks": 0}, "1 or more"),
-        ({"strategy": "full", "unfreeze_blocks": 3}, "for --strategy last_n, found full"),
+        ({"strategy": "full", "unfreeze_blocks": 3}, "for --strategy last_n, not full"),
         ({"strategy": "differential", "layer_decay": 0.0}, "above 0 and at most 1"),
         ({"strategy": "differential", "layer_decay": 1.5}, "above 0 and at most 1"),
-        ({"strategy": "lp_ft", "probe_epochs": 2}, "fewer than the 2"),
+        ({"strategy": "lp_ft", "probe_epochs": 2}, "less than the 2"),
         ({"strategy": "lp_ft", "probe_epochs": 0}, "1 or more"),
         ({"strategy": "lp_ft", "max_steps": 4, "probe_epochs": 1}, "counts epochs"),
         ({"strategy": "progressive", "unfreeze_schedule": "soon"}, "epoch:blocks"),
-        ({"strategy": "progressive", "unfreeze_schedule": "1:2,1:3"}, "must grow"),
-        ({"strategy": "progressive", "unfreeze_schedule": "0:all,1:3"}, "must grow"),
+        ({"strategy": "progressive", "unfreeze_schedule": "1:2,1:3"}, "must increase"),
+        ({"strategy": "progressive", "unfreeze_schedule": "0:all,1:3"}, "must increase"),
         ({"strategy": "progressive", "unfreeze_schedule": "2:all"}, "training ends with epoch 1"),
         ({"strategy": "progressive"}, "3 epochs or more"),
         ({"strategy": "lora", "lora_rank": 0}, "1 or more"),
-        ({"strategy": "feature_extraction", "feature_views": 0}, "1 or more"),
-        ({"strategy": "last_n", "from_scratch": True}, "freeze random weights"),
+        ({"strategy": "feature_extraction", "feature_views": 0}, "at least 1"),
+        ({"strategy": "last_n", "from_scratch": True}, "freeze the random weights"),
     ],
 )
 def test_nonsense_is_refused(more, words, phantoms, tiny, tmp_path):

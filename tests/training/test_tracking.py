@@ -73,8 +73,8 @@ def test_tensorboard(tracked, phantoms, tiny):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorbord", "none, all, or one of .*tensorboard.*found 'tensorbord'"),
-        ("clearml", "--report_to clearml: it is not installed here. pip install clearml"),
+        ("tensorbord", "none, all, or one of .*tensorboard.*but is 'tensorbord'"),
+        ("clearml", "--report_to clearml: the package is not installed. Run: pip install clearml"),
     ],
 )
 def test_a_tracker_that_is_not_there_stops_the_run_before_it_begins(name, message, tmp_path):
@@ -92,11 +92,11 @@ def test_what_to_install_for_the_trackers_of_the_extra(monkeypatch):
 
 def test_trackers_are_closed_when_a_run_fails(tracked, monkeypatch):
     closed = []
-    monkeypatch.setattr("hf_medtl.runs.train.report", lambda *args: 1 / 0)
-    usual = tracking.close
+    monkeypatch.setattr("hf_medtl.runs.train.write_artifacts", lambda *args: 1 / 0)
+    usual = tracking.close_trackers
     monkeypatch.setattr("hf_medtl.runs.train.close", lambda trainer: (closed.append(trainer), usual(trainer)))
     with pytest.raises(ZeroDivisionError):
         tracked("tensorboard", num_train_epochs=1)
     (trainer,) = closed
-    (tracker,) = tracking.trackers(trainer)
+    (tracker,) = tracking.tracker_callbacks(trainer)
     assert tracker.tb_writer is None

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback
 
 from hf_medtl import MedtlError
-from hf_medtl.data.augmentation import augmentation
+from hf_medtl.data.augmentation import get_augmentation
 from hf_medtl.models.heads import find_head
 from hf_medtl.training.checkpoints import find_checkpoint
 from tests.support.training_processes import command, same, start, tensors, wait_for_step
@@ -109,7 +109,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(trainer_of):
 @pytest.mark.parametrize("name", ["light", "brain"])
 def test_augmentation_keeps_shape_and_type_and_changes_something(name):
     picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    augment = augmentation(name)
+    augment = get_augmentation(name)
     out = augment(picture, 1)
     assert (out.shape, out.dtype) == (picture.shape, picture.dtype)
     assert not np.array_equal(out, picture)
@@ -180,24 +180,24 @@ def test_checkpoints_that_can_not_be_resumed(trainer_of, caplog):
         (folder / "trainer_state.json").write_text(json.dumps(state))
 
     for harm, words in (
-        (cut("model.safetensors"), "model.safetensors is cut short"),
-        (cut("optimizer.pt"), "optimizer.pt is cut short"),
-        (cut("scheduler.pt"), "scheduler.pt is cut short"),
-        (cut("rng_state.pth"), "rng_state.pth is cut short"),
-        (cut("trainer_state.json"), "trainer_state.json is cut short"),
+        (cut("model.safetensors"), "model.safetensors is truncated"),
+        (cut("optimizer.pt"), "optimizer.pt is truncated"),
+        (cut("scheduler.pt"), "scheduler.pt is truncated"),
+        (cut("rng_state.pth"), "rng_state.pth is truncated"),
+        (cut("trainer_state.json"), "trainer_state.json is truncated"),
         (lambda folder: (folder / "trainer_state.json").unlink(), "it has no trainer_state.json"),
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "it lacks weights"),
         (lambda folder: (folder / "optimizer.pt").unlink(), "it lacks an optimizer"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "it lacks a random state"),
-        (of_two, "it has the random state of 1 of 2 processes"),
+        (of_two, "it has the random state of only 1 of 2 processes"),
     ):
         whole = shutil.copytree(newer, output / "whole")
         harm(newer)
         caplog.clear()
         assert find_checkpoint("auto", output, labels) == str(older), words
-        assert f"{newer} is passed over: {words}." in caplog.text
-        with pytest.raises(MedtlError, match=f"not a whole checkpoint: {re.escape(words)}"):
+        assert f"{newer} is skipped: {words}." in caplog.text
+        with pytest.raises(MedtlError, match=f"not a complete checkpoint: {re.escape(words)}"):
             find_checkpoint(str(newer), output, labels)
         shutil.rmtree(newer)
         whole.rename(newer)
