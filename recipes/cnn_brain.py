@@ -2,9 +2,9 @@
 
 accelerate launch recipes/cnn_brain.py
 
-The same from a network of two layers: --model_name_or_path cnn_baseline.
+For a two-layer baseline: --model_name_or_path cnn_baseline.
 
-ROC AUC 0.935 [0.844, 0.990] on the 51 test pictures of seed 1, 13 minutes on one shared CPU core; see
+ROC AUC 0.935 [0.844, 0.990] on the 51 test images of seed 1, 13 minutes on one shared CPU core; see
 benchmarks/RESULTS.md.
 """
 

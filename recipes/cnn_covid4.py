@@ -1,10 +1,11 @@
-"""Train a small CNN with attention (472 thousand parameters) to tell COVID-19, lung opacity, viral pneumonia and
-normal chest radiographs apart.
+"""Train a small CNN with attention to classify COVID-19, lung opacity, viral pneumonia and normal chest radiographs.
 
 accelerate launch recipes/cnn_covid4.py
 
-On a part of the set (three classes, 296 pictures to train on, 92 to test): ROC AUC 0.969 [0.939, 0.991]; the classes
-come from different hospitals, so that is too good. 30 minutes on one shared CPU core; see benchmarks/RESULTS.md.
+The network has 472 thousand parameters.
+
+On a part of the set (three classes, 296 images to train on, 92 to test): ROC AUC 0.969 [0.939, 0.991]; the classes
+come from different hospitals, so this is optimistic. 30 minutes on one shared CPU core; see benchmarks/RESULTS.md.
 """
 
 from pathlib import Path

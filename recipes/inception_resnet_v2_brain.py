@@ -2,7 +2,7 @@
 
 accelerate launch recipes/inception_resnet_v2_brain.py
 
-Pictures are 299 × 299 pixels with mean and standard deviation 0.5, as the weights expect.
+Images are 299 × 299 pixels with mean and standard deviation 0.5, as the weights expect.
 
 No score of this recipe has been measured yet.
 """

@@ -1,10 +1,10 @@
-"""Does transfer help, and from how many patients on? Backbones by share of the training groups by seed, and guidelines.
+"""Study of transfer learning: backbones by fraction of the training groups and seed, with guidelines.
 
 python recipes/study.py --models FOLDER_OR_ID ... --scratch learning_rate=1e-3 num_train_epochs=30 --dry_run
 
-On brain MRI, seeds 1 and 2 (75 test groups), the head alone on EfficientNet-Lite0 against a network of two layers from
-random weights (6 epochs): 0.957 [0.897, 0.999] against 0.578 [0.450, 0.701] with 13 training groups, the difference is
-told; 0.948 [0.880, 0.989] against 0.734 [0.580, 0.853] with 131, it is not. 12 runs of half a minute on one CPU core.
+On brain MRI, seeds 1 and 2 (75 test groups), only the head of EfficientNet-Lite0 against a two-layer network with
+random weights (6 epochs): 0.957 [0.897, 0.999] against 0.578 [0.450, 0.701] with 13 training groups, a reportable
+difference; 0.948 [0.880, 0.989] against 0.734 [0.580, 0.853] with 131, which is not. 12 runs of 30 s on one CPU core.
 """
 
 from hf_medtl.runs.study import main

@@ -2,8 +2,8 @@
 
 accelerate launch recipes/vgg16_edema.py
 
-The last block of convolutions learns with the head, dropout and weight decay hold them back, because the set is small;
-for the head alone: --strategy feature_extraction.
+The last convolution block is trained with the head, with dropout and weight decay against overfitting on a small set.
+To train only the head: --strategy feature_extraction.
 
 No score of this recipe has been measured yet.
 """
