@@ -28,7 +28,7 @@ from hf_medtl.evaluation.intervals import metric_intervals, multilabel_metric_in
 from hf_medtl.runs.train import prepare_splits
 from hf_medtl.tasks import TASKS, task_for_dataset
 from hf_medtl.training.losses import MultiLabelLoss
-from hf_medtl.training.trainer import MedicalTrainer, mix
+from hf_medtl.training.trainer import MedicalTrainer, mix_batch
 from tests.support.commands import options, script
 from tests.support.multilabel_tables import drawn, table
 
@@ -61,7 +61,7 @@ def trainer_of_marks(marks, tiny, tmp_path):
 # --- data
 
 
-def test_a_table_of_several(marks):
+def test_loads_multilabel_table(marks):
     loaded = load("table", marks)
     assert loaded.labels == LABELS
     assert loaded.spec.multilabel
@@ -83,7 +83,7 @@ def test_a_table_of_several(marks):
     assert np.array_equal(task.targets(loaded, "test"), loaded.label_matrix()[loaded.table["split"] == "test"])
 
 
-def test_metadata_of_a_folder(marks, tmp_path):
+def test_loads_multilabel_folder_metadata(marks, tmp_path):
     rows = pd.read_csv(marks, keep_default_na=False)
     for name in rows["file_name"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def test_metadata_of_a_folder(marks, tmp_path):
         load("imagefolder", tmp_path)
 
 
-def test_one_label_a_picture_is_as_before(marks, tmp_path):
+def test_single_label_data_stay_single_label(marks, tmp_path):
     file = marks.parent / "single.csv"
     rows = pd.read_csv(marks, keep_default_na=False)
     rows.to_csv(file, index=False)
@@ -141,7 +141,7 @@ def npz(path: Path, names: int = 14, **more: np.ndarray) -> Path:
     return path
 
 
-def test_medmnist_of_several(tmp_path):
+def test_loads_multilabel_medmnist(tmp_path):
     file = npz(tmp_path / "chestmnist.npz")
     loaded = load("medmnist", file)
     assert len(loaded.labels) == 14
@@ -162,7 +162,7 @@ def test_medmnist_of_several(tmp_path):
             load("medmnist", npz(tmp_path / f"{name}.npz", train_labels=wrong))
 
 
-def test_a_data_set_of_several_on_the_hub(hub, marks):
+def test_loads_multilabel_dataset_from_hub(hub, marks):
     loaded = load("table", marks)
     loaded.splits().push_to_hub("ci/marks")
     again = load("ci/marks")
@@ -170,7 +170,7 @@ def test_a_data_set_of_several_on_the_hub(hub, marks):
     assert again.counts() == loaded.counts()
 
 
-def test_an_external_set(marks, tmp_path):
+def test_maps_labels_of_external_dataset(marks, tmp_path):
     loaded = load("table", marks)
     other = table(tmp_path / "other", 24, 5000, ("|", "line", "disc", "line|disc"))
     outside = load_external(loaded, "table", other, labels={"line": "bar"})
@@ -183,7 +183,7 @@ def test_an_external_set(marks, tmp_path):
         load_external(loaded, "table", single)
 
 
-def test_what_is_not_for_several_says_so(marks, tmp_path):
+def test_rejects_options_that_do_not_support_multilabel(marks, tmp_path):
     with pytest.raises(MedtlError, match="leave out --positive_label"):
         load("table", marks, positive="bar")
     with pytest.raises(MedtlError, match="The audit knows sets with one"):
@@ -191,14 +191,14 @@ def test_what_is_not_for_several_says_so(marks, tmp_path):
     with pytest.raises(MedtlError, match="Only sets with one are written"):
         write_parquet(load("table", marks), tmp_path, [], "ci/marks")
     recipe = Recipe(class_weights="balanced", use_cpu=True)
-    with pytest.raises(MedtlError, match="No training picture of disc"):
+    with pytest.raises(MedtlError, match="The training split has no images of disc"):
         TASKS["multilabel"].loss(recipe, LABELS, np.array([[1, 0], [0, 0]], np.float32))
-    with pytest.raises(MedtlError, match="No training picture of the absence of bar"):
+    with pytest.raises(MedtlError, match="The training split has no images of the absence of bar"):
         TASKS["multilabel"].loss(recipe, LABELS, np.array([[1, 1], [1, 0]], np.float32))
 
 
 @pytest.mark.real
-def test_real_findings(shared, tmp_path):
+def test_multilabel_on_real_findings(shared, tmp_path):
     """NIH's own column of findings."""
     source = shared / "data" / "nih-edema-mini"
     rows = pd.read_csv(source / "labels.csv")
@@ -219,7 +219,7 @@ def test_real_findings(shared, tmp_path):
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_is_that_of_torch_and_of_lin(weights, smoothing):
+def test_loss_matches_torch_and_lin_et_al(weights, smoothing):
     soft = TARGETS * (1 - smoothing) + smoothing / 2
     expected = binary_cross_entropy_with_logits(LOGITS, soft, pos_weight=weights)
     assert torch.allclose(MultiLabelLoss(weights, 0.0, smoothing)(LOGITS, TARGETS), expected)
@@ -238,7 +238,7 @@ def test_parts_of_a_batch_add_up(gamma):
     assert torch.allclose(parts, loss(LOGITS, TARGETS))
 
 
-def test_the_loss_of_a_recipe():
+def test_recipe_options_reach_the_loss():
     train = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
     found = TASKS["multilabel"].loss(Recipe(class_weights="balanced", loss="focal", use_cpu=True), LABELS, train)
     assert found.weights.tolist() == pytest.approx([1 / 3, 3])  # negatives by positives
@@ -248,9 +248,9 @@ def test_the_loss_of_a_recipe():
     assert TASKS["multilabel"].loss(Recipe(use_cpu=True), LABELS, train).weights is None
 
 
-def test_mixed_targets(trainer_of_marks):
+def test_mixup_mixes_multilabel_targets(trainer_of_marks):
     pixels = torch.randn(4, 3, 8, 8)
-    _, labels = mix(pixels, TARGETS, 0.5, 0.0, np.random.default_rng(0))
+    _, labels = mix_batch(pixels, TARGETS, 0.5, 0.0, np.random.default_rng(0))
     share = labels[1, 0]  # of its neighbour, which has the label
     assert torch.allclose(labels, torch.lerp(TARGETS, TARGETS.roll(1, 0), share))
     trainer = trainer_of_marks(cutmix=1.0)
@@ -261,7 +261,7 @@ def test_mixed_targets(trainer_of_marks):
 
 
 @pytest.mark.parametrize("more", [{}, {"class_weights": "balanced", "loss": "focal"}])
-def test_accumulated_batches_are_one_batch(more, trainer_of_marks):
+def test_accumulated_batches_match_one_batch(more, trainer_of_marks):
     """The loss is divided by the targets of the whole optimizer step."""
     seen = []
     for size, times in ((8, 1), (2, 4)):
@@ -305,7 +305,7 @@ def study(n: int = 300, labels: int = 3, seed: int = 0):
     return has, chances, groups
 
 
-def test_validation_metrics_leave_out_labels_of_one_kind():
+def test_validation_metrics_skip_labels_without_both_classes():
     has, chances, _ = study()
     has[:, 1] = False
     logits = np.log(chances / (1 - chances)).astype(np.float32)
@@ -346,7 +346,7 @@ def test_equal_labels_share_their_draws():
     assert np.allclose(once["roc_auc"], twice["roc_auc"])
 
 
-def test_no_error_is_no_certainty():
+def test_intervals_without_errors_are_not_degenerate():
     has, _, groups = study()
     means, each = multilabel_metric_intervals(has, has * 0.98 + 0.01, groups, [0.5] * 3, resamples=200)
     for name in ("roc_auc", "sensitivity", "accuracy", "f1", "average_precision"):
@@ -354,7 +354,7 @@ def test_no_error_is_no_certainty():
         assert each[0][name].low < means[name].low < 0.999
 
 
-def test_undefined_is_null_with_a_reason():
+def test_undefined_metric_is_null_with_a_reason():
     has, chances, groups = study()
     has[:, 1] = False
     result = multilabel_results(has, chances, groups.tolist(), {"a": 0.5, "b": 0.5, "c": 1.1})
@@ -370,7 +370,7 @@ def test_undefined_is_null_with_a_reason():
     assert nothing["metrics"]["roc_auc"] == undefined | {"n_labels": 0}
 
 
-def test_a_temperature_for_all_labels():
+def test_one_temperature_for_all_labels():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3)) * 2
     has = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
@@ -410,7 +410,7 @@ def finished(marks, tiny, tmp_path_factory) -> Path:
     )  # fmt: skip
 
 
-def test_a_run_says_all(finished):
+def test_run_folder_is_complete(finished):
     result = json.loads((finished / "results.json").read_text())
     assert result["labels"] == list(LABELS)
     assert result["metrics"]["roc_auc"]["value"] > 0.8
@@ -439,7 +439,7 @@ def test_a_run_says_all(finished):
         Predictions.read(finished)
 
 
-def test_stock_code_gives_the_same_probabilities(finished, marks):
+def test_stock_pipeline_gives_the_same_probabilities(finished, marks):
     done = script(sys.executable, "-I", "-c", STRANGER, finished, marks.parent)
     assert done.returncode == 0, done.stderr
 

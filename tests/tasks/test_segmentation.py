@@ -85,7 +85,7 @@ def measured(segmented) -> dict:
     return json.loads((segmented / "results.json").read_text())
 
 
-def test_a_run_leaves_all_that_a_reader_needs(segmented, measured):
+def test_run_folder_is_complete(segmented, measured):
     assert measured["task"] == "image-segmentation"
     assert measured["labels"] == ["background", "lungs"]
     assert set(measured["metrics"]) == set(MASK_METRICS)
@@ -109,14 +109,14 @@ def test_a_run_leaves_all_that_a_reader_needs(segmented, measured):
     assert not (segmented / "UNFINISHED").exists()
 
 
-def test_the_card_has_tables_that_markdown_reads(segmented):
+def test_model_card_tables_are_valid_markdown(segmented):
     lines = (segmented / "README.md").read_text().splitlines()
     rule = lines.index("|---|---|---|")
     assert lines[rule - 1].startswith("| metric")
     assert all(line.startswith("| ") for line in lines[rule + 1 : rule + 6])
 
 
-def test_a_stranger_gets_the_masks_that_were_measured(segmented, chests):
+def test_stock_pipeline_gives_the_measured_masks(segmented, chests):
     table = pd.read_csv(segmented / "predictions.csv")
     files = [str(path) for name in table["image_id"] for path in (chests / name, chests / "masks" / Path(name).name)]
     done = script(sys.executable, "-I", "-c", STRANGER, segmented, *files)
@@ -124,7 +124,7 @@ def test_a_stranger_gets_the_masks_that_were_measured(segmented, chests):
     assert json.loads(done.stdout) == pytest.approx(table["raw_dice"].tolist(), abs=1e-9)
 
 
-def test_predictions_are_those_of_config_and_masks(segmented, chests):
+def test_predictor_applies_saved_postprocessing(segmented, chests):
     config = json.loads((segmented / "config.json").read_text())
     assert config["postprocessing"] == {"largest_components": 2, "fill_holes": True}
     table = pd.read_csv(segmented / "predictions.csv")
@@ -135,7 +135,7 @@ def test_predictions_are_those_of_config_and_masks(segmented, chests):
         assert [metrics[name] for name in MASK_METRICS] == pytest.approx([getattr(row, name) for name in MASK_METRICS])
 
 
-def test_training_and_pipeline_see_the_same(segmented, chests, tmp_path):
+def test_training_and_pipeline_agree(segmented, chests, tmp_path):
     """Validation's Dice, counted at the model's size, is that of the pipeline where pictures have that size."""
     loaded = load("chest-phantoms", chests, task="image-segmentation")
     trainer = make_trainer(recipe(chests, tmp_path))
@@ -152,7 +152,7 @@ def test_validation_keeps_no_logits(chests, tmp_path):
     assert np.asarray(kept.label_ids).shape == (8, 1)
 
 
-def test_counts_of_a_batch_give_the_mean_of_each_picture():
+def test_validation_metrics_average_over_images():
     rng = np.random.default_rng(0)
     logits = torch.tensor(rng.normal(size=(5, 3, 8, 8)), dtype=torch.float32)
     masks = torch.tensor(rng.integers(0, 3, (5, 8, 8)))
@@ -168,7 +168,7 @@ def test_counts_of_a_batch_give_the_mean_of_each_picture():
         assert found[name] == pytest.approx(np.mean([row[name] for row in each]))
 
 
-def test_logits_of_a_quarter_of_the_size_are_enlarged():
+def test_resizes_smaller_logits_to_masks():
     logits, masks = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 16, 16))
     loss = TASKS["segmentation"].loss(Recipe(output_dir="x", use_cpu=True, loss="dice"), ("a", "b"), None)
     assert loss(logits, masks) > 0
@@ -176,7 +176,7 @@ def test_logits_of_a_quarter_of_the_size_are_enlarged():
 
 
 @pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
-def test_a_frozen_encoder_stays_bit_equal(strategy, epochs, chests, tmp_path):
+def test_frozen_encoder_stays_bit_identical(strategy, epochs, chests, tmp_path):
     weights = tmp_path / "weights"
     first = make_trainer(recipe(chests, tmp_path / "first"))
     first.model.save_pretrained(weights)
@@ -205,7 +205,7 @@ def test_decoder_and_head_get_the_head_learning_rate(chests, tmp_path):
         assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
 
 
-def test_resume_is_as_undisturbed_and_restores_every_tensor(chests, tmp_path):
+def test_resume_matches_uninterrupted_run(chests, tmp_path):
     undisturbed = make_trainer(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest"))
     undisturbed.train()
     steps = undisturbed.state.max_steps // 3
@@ -242,34 +242,35 @@ def test_checkpoints_restore_every_tensor(chests, tmp_path):
         ({"class_weights": "balanced"}, "bce_dice or tversky"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor"),
         ({"head_dropout": 0.5}, "--head_dropout"),
-        ({"preprocessing": "brain_crop"}, "masks would have to go through the same"),
+        ({"preprocessing": "brain_crop"}, "masks do not go through these steps"),
         ({"fit": "pad"}, "--fit"),
-        ({"positive_label": "normal"}, "learns no labels"),
+        ({"positive_label": "normal"}, "learns no image labels"),
         ({"from_scratch": True}, "--encoder_weights none"),
-        ({"strategy": "lora"}, "--strategy is one of full, feature_extraction, lp_ft for masks"),
-        ({"strategy": "feature_extraction"}, "would freeze random weights"),
+        ({"strategy": "lora"}, "--strategy must be one of full, feature_extraction, lp_ft for segmentation"),
+        ({"strategy": "feature_extraction"}, "would freeze the random weights"),
         ({"model_name_or_path": Recipe.model_name_or_path}, "needs --model_name_or_path unet or"),
-        ({"model_name_or_path": "somebody/unet"}, "those are of a new network"),
+        ({"model_name_or_path": "somebody/unet"}, "only for a new network"),
         ({"task": "image-classification", "model_name_or_path": "cnn"}, "only for --task image-segmentation"),
-        ({"task": "image-segmentatoin"}, "--task is one of"),
+        ({"task": "image-segmentatoin"}, "--task must be one of"),
     ],
     ids=str,
 )
-def test_what_masks_do_not_allow_is_refused_before_data_are_read(wish, words, tmp_path):
+def test_rejects_invalid_options_before_data_are_read(wish, words, tmp_path):
     with pytest.raises(MedtlError, match=words):
         run(recipe(tmp_path / "absent", tmp_path / "run", **wish))
 
 
 def test_losses_differ_by_task(phantoms, tiny, tmp_path):
-    with pytest.raises(MedtlError, match=r"--loss is one of cross_entropy, focal for labels, found 'dice'"):
+    words = "--loss must be one of cross_entropy, focal for classification, but is 'dice'"
+    with pytest.raises(MedtlError, match=words):
         run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", loss="dice")))
-    with pytest.raises(MedtlError, match="--loss is one of"):
+    with pytest.raises(MedtlError, match="--loss must be one of"):
         recipe(phantoms, tmp_path / "run", loss="dicee")
 
 
 @pytest.mark.parametrize("wish", ["0=background", "0:background,1:lungs", "0=a,300=b", "0=a,x=b", "0=a,1="])
-def test_mask_values_that_can_not_be(wish, tmp_path):
-    with pytest.raises(MedtlError, match="--mask_values are pairs"):
+def test_rejects_invalid_mask_values(wish, tmp_path):
+    with pytest.raises(MedtlError, match="--mask_values must be pairs"):
         recipe(tmp_path, tmp_path / "run", mask_values=wish)
 
 
@@ -298,7 +299,7 @@ def copy_of(chests: Path, folder: Path, change) -> Path:
     return folder
 
 
-def test_pictures_without_a_mask_are_left_out_and_named(chests, tmp_path):
+def test_images_without_mask_are_excluded_and_listed(chests, tmp_path):
     data = copy_of(chests, tmp_path / "data", lambda name, mask: None if name.endswith("0001_0.png") else mask)
     folder = run(recipe(data, tmp_path / "run", num_train_epochs=1))
     excluded = pd.read_csv(folder / "excluded.csv")
@@ -308,13 +309,13 @@ def test_pictures_without_a_mask_are_left_out_and_named(chests, tmp_path):
     assert "1 images are excluded: without a mask." in (folder / "README.md").read_text()
 
 
-def test_a_data_set_without_masks_is_an_error(chests, tmp_path):
+def test_rejects_dataset_without_masks(chests, tmp_path):
     data = copy_of(chests, tmp_path / "data", lambda name, mask: None)
     with pytest.raises(MedtlError, match=r"None of the 36 pictures in .* has a mask.*masks such as"):
         run(recipe(data, tmp_path / "run"))
 
 
-def test_several_classes_by_the_grey_values_of_masks(chests, tmp_path):
+def test_mask_values_define_multiple_classes(chests, tmp_path):
     def two_lungs(name: str, mask: np.ndarray) -> np.ndarray:
         left = np.arange(mask.shape[1]) < mask.shape[1] // 2
         return np.where(mask > 0, np.where(left, 128, 255), 0).astype(np.uint8)
@@ -335,7 +336,7 @@ def test_several_classes_by_the_grey_values_of_masks(chests, tmp_path):
         run(recipe(data, tmp_path / "other", mask_values="0=background,255=lungs"))
 
 
-def test_an_external_data_set_needs_masks_of_the_same_and_no_labels(chests, segmented, tmp_path):
+def test_external_dataset_needs_matching_masks_but_no_labels(chests, segmented, tmp_path):
     other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=96, seed=7)
     (tmp_path / "renamed").mkdir()
     for name, new in (("normal", "a"), ("opacity", "b"), ("masks", "masks")):
@@ -355,7 +356,7 @@ def test_an_external_data_set_needs_masks_of_the_same_and_no_labels(chests, segm
     assert (tmp_path / "again" / "figures" / "outlines.png").exists()
 
 
-def test_external_data_that_training_sees_or_of_other_masks_are_refused(chests, phantoms, tmp_path):
+def test_rejects_external_data_that_overlap_or_have_other_masks(chests, phantoms, tmp_path):
     same = {"external_dataset": "chest-phantoms", "external_data_dir": str(chests)}
     with pytest.raises(MedtlError, match="are among those that training sees"):
         run(recipe(chests, tmp_path / "run", **same))
@@ -365,7 +366,7 @@ def test_external_data_that_training_sees_or_of_other_masks_are_refused(chests, 
 
 
 @pytest.mark.parametrize("layout", ["images and masks", "splits of them", "table"])
-def test_own_pictures_need_no_labels(layout, chests, tmp_path):
+def test_own_images_need_no_labels(layout, chests, tmp_path):
     places = {"images and masks": [""], "splits of them": ["train/", "test/"], "table": ["some/"]}[layout]
     for i, path in enumerate(sorted(chests.glob("*/chest-*_0.png"))):
         if path.parent.name == "masks":
@@ -389,7 +390,7 @@ def test_own_pictures_need_no_labels(layout, chests, tmp_path):
         load(dataset, data)
 
 
-def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
+def test_segformer_trains_and_loads_without_custom_code(chests, tmp_path):
     folder = save_segformer(tmp_path / "tiny-segformer")
     more = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
     done = run(recipe(chests, tmp_path / "run", strategy="feature_extraction", num_train_epochs=1, **more))
@@ -405,7 +406,7 @@ def test_a_segformer_of_transformers_learns_and_needs_no_code(chests, tmp_path):
     assert "base_model:" not in card
 
 
-def test_a_bad_mask_of_an_external_data_set_is_found_before_training(chests, tmp_path):
+def test_finds_bad_external_mask_before_training(chests, tmp_path):
     other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
     for mask in (other / "masks").glob("*.png"):
         Image.fromarray((np.arange(4096) % 256).astype(np.uint8).reshape(64, 64)).save(mask)
@@ -415,7 +416,7 @@ def test_a_bad_mask_of_an_external_data_set_is_found_before_training(chests, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_masks_of_another_size_of_grey_edges_in_colour_or_empty_are_right(chests, tmp_path):
+def test_reads_masks_with_other_size_gray_edges_color_or_empty(chests, tmp_path):
     """Pictures of 299 pixels with masks of 256, as covid19-radiography has them."""
 
     empty = {f"chest-{patient:04}_{i}.png" for patient in range(0, 18, 2) for i in (0, 1)}
@@ -441,7 +442,7 @@ def test_masks_of_another_size_of_grey_edges_in_colour_or_empty_are_right(chests
     assert {part["mask"].size for part in segment(str(path))} == {(299, 299)}
 
 
-def test_a_mask_of_another_aspect_and_one_without_a_picture(chests, tmp_path, caplog):
+def test_reports_masks_with_other_aspect_ratio_or_without_image(chests, tmp_path, caplog):
     data = copy_of(chests, tmp_path / "data", lambda name, mask: mask[:40] if name.endswith("0001_0.png") else mask)
     Image.new("L", (64, 64)).save(data / "masks" / "nobody.png")
     with pytest.raises(MedtlError, match=r"64 × 40 pixels, but its picture .* has 64 × 64"):

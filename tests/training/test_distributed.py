@@ -53,7 +53,7 @@ def vit(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (5, 1), (4, 3), (2, 5), (3, 2)])
-def test_each_picture_is_once_in_the_step_of_one_process(batch, accumulation, processes):
+def test_sharded_steps_have_the_images_of_a_single_process(batch, accumulation, processes):
     epoch = torch.tensor(0)
     size, rounds = split_evenly(batch, accumulation, processes)
     assert size <= batch
@@ -84,7 +84,7 @@ def test_rejects_more_processes_than_images():
         split_evenly(8, 1, 9)
 
 
-def test_several_gpus_without_a_launcher_do_not_change_the_batch(monkeypatch, tmp_path, caplog):
+def test_multiple_gpus_without_launcher_keep_the_batch(monkeypatch, tmp_path, caplog):
     class Four:
         def __get__(self, recipe, owner=None):
             if recipe is not None and not hasattr(recipe, "counted"):
@@ -98,7 +98,7 @@ def test_several_gpus_without_a_launcher_do_not_change_the_batch(monkeypatch, tm
     assert "4 GPUs are here and one is used" in caplog.text
 
 
-def test_what_needs_no_flag_or_one_process_is_refused(tmp_path, monkeypatch):
+def test_rejects_jit_checkpoint_and_distributed_auto_batch_size(tmp_path, monkeypatch):
     with pytest.raises(MedtlError, match="SIGTERM always writes a checkpoint"):
         Recipe(output_dir=str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
     monkeypatch.setattr(Recipe, "world_size", 2)
@@ -106,7 +106,7 @@ def test_what_needs_no_flag_or_one_process_is_refused(tmp_path, monkeypatch):
         Recipe(output_dir=str(tmp_path), use_cpu=True, auto_find_batch_size=True)
 
 
-def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
+def test_rejects_output_dir_not_shared_by_machines(tmp_path):
     (tmp_path / "seen").mkdir()
     (tmp_path / "seen" / "UNFINISHED").touch()
     check_shared_folder(tmp_path / "seen")
@@ -158,7 +158,7 @@ def assert_equal_runs(one: Path, many: Path, least: int) -> None:
     [(2, 10, 1), (3, 1, 9)],
     ids=["an odd batch at the end", "accumulated, fewer pictures at the end than processes"],
 )
-def test_many_processes_learn_what_one_does(processes, batch, accumulation, nursery, phantoms, vit, tmp_path):
+def test_distributed_training_matches_one_process(processes, batch, accumulation, nursery, phantoms, vit, tmp_path):
     for count in (1, processes):
         values = options(phantoms, vit, tmp_path / f"run{count}", learning_rate=3e-3, logging_steps=1,
                          per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
@@ -177,7 +177,7 @@ torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x,
 """
 
 
-def test_masks_in_two_processes(nursery, tmp_path):
+def test_segmentation_in_two_processes_matches_one(nursery, tmp_path):
     data = write_phantoms(tmp_path / "chest", "chest", patients=15, pictures=1, size=64)
     for count in (1, 2):
         values = options(data, Path("unet"), tmp_path / f"run{count}", dataset="chest-phantoms", logging_steps=1,
@@ -188,7 +188,7 @@ def test_masks_in_two_processes(nursery, tmp_path):
     assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=2)
 
 
-def test_several_labels_a_picture_in_two_processes(nursery, vit, tmp_path):
+def test_multilabel_in_two_processes_matches_one(nursery, vit, tmp_path):
     rows = []
     for i in range(30):
         pixels = np.random.default_rng(i).integers(0, 120, (32, 32), dtype=np.uint8)
@@ -224,7 +224,7 @@ raise RuntimeError("training failed")
 """
 
 
-def test_workers_outlive_signals_but_not_the_run():
+def test_workers_survive_signals_but_not_the_run():
     """A worker that ignored SIGTERM would keep a run that fails from ending: multiprocessing waits for it."""
     done = script(sys.executable, "-c", WORKERS, timeout=600)
     assert done.returncode == 1
@@ -269,7 +269,7 @@ def arguments(phantoms, vit):
 
 
 @pytest.mark.parametrize(("processes", "step"), [(1, 2), (1, 3), (2, 4)])
-def test_sigterm_leaves_a_checkpoint_and_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
+def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
     """In the middle of an epoch, at its end, and to one of two processes."""
     nursery.run(tmp_path / "log", *arguments(tmp_path / "through"), processes=processes)
     code = signal_at(step, signal.SIGTERM, str(processes - 1))
@@ -288,7 +288,7 @@ def test_sigterm_leaves_a_checkpoint_and_resumes_to_the_same_weights(processes, 
     assert evaluated == evaluated2  # none in the middle of an epoch, none left out
 
 
-def test_resumed_on_another_number_of_processes(nursery, arguments, tmp_path):
+def test_resumes_on_another_number_of_processes(nursery, arguments, tmp_path):
     nursery.run(tmp_path / "log", *arguments(tmp_path / "run1"))
     code = signal_at(4, signal.SIGTERM, "1")
     pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run2"), processes=2, code=code)
@@ -300,7 +300,7 @@ def test_resumed_on_another_number_of_processes(nursery, arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(nursery, phantoms, vit, tmp_path):
+def test_resumes_after_twenty_kills_at_random_times(nursery, phantoms, vit, tmp_path):
     """Half of them while a checkpoint is being written."""
 
     def start(output: Path, *more: str) -> list[int]:
@@ -360,7 +360,7 @@ def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str 
     ],
     ids=["an error", "killed"],
 )
-def test_a_process_that_dies_ends_the_others_and_is_named(act, words, arguments, tmp_path):
+def test_crashed_process_ends_the_others_and_is_named(act, words, arguments, tmp_path):
     """Without a word from the launcher the others would wait for its gradients for half an hour."""
     code = signal_at(3, 0, "1").replace("os.system(", f"{act}; (", 1)
     process = launch("one_machine", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
@@ -374,7 +374,7 @@ def test_a_process_that_dies_ends_the_others_and_is_named(act, words, arguments,
 
 
 @pytest.mark.slow
-def test_the_launcher_hands_sigterm_on(arguments, tmp_path):
+def test_launcher_forwards_sigterm(arguments, tmp_path):
     code = signal_at(2, signal.SIGTERM).replace("os.system(", f"os.kill(os.getppid(), {signal.SIGTERM}); (", 1)
     process = launch("cpu", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
@@ -385,7 +385,7 @@ def test_the_launcher_hands_sigterm_on(arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_learn_what_one_process_does(nursery, phantoms, vit, tmp_path):
+def test_two_machines_match_a_single_process(nursery, phantoms, vit, tmp_path):
     def values(name: str) -> list[str]:
         return flags(**options(phantoms, vit, tmp_path / name, learning_rate=3e-3, logging_steps=1,
                                per_device_train_batch_size=10, per_device_eval_batch_size=3))  # fmt: skip

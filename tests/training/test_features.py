@@ -27,7 +27,7 @@ def add_dropout(model: torch.nn.Module, rate: float = 0.5) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn"])
 @pytest.mark.parametrize("augmentation", ["none", "brain"])
-def test_head_is_the_same_as_after_ordinary_epochs(family, augmentation, trainer_of):
+def test_head_matches_training_without_cache(family, augmentation, trainer_of):
     heads, losses, calls = [], [], []
     for cached in (True, False):
         trainer = trainer_of(family, **FROZEN, cache_features=cached, augmentation=augmentation,
@@ -46,7 +46,7 @@ def test_head_is_the_same_as_after_ordinary_epochs(family, augmentation, trainer
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_dropout_before_the_head_still_acts(family, trainer_of):
+def test_dropout_before_head_stays_active(family, trainer_of):
     heads = []
     for cached in (True, False):
         trainer = trainer_of(family, **FROZEN, cache_features=cached, augmentation="none", load_best_model_at_end=False)
@@ -57,7 +57,7 @@ def test_dropout_before_the_head_still_acts(family, trainer_of):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_dropout_is_found(family, trainer_of):
+def test_finds_dropout_rate(family, trainer_of):
     model = trainer_of(family).model
     pixels = torch.randn(2, 3, 64, 64) if family == "timm" else torch.randn(2, 3, 32, 32)
     set_trainable(model, 0, None)
@@ -67,7 +67,7 @@ def test_dropout_is_found(family, trainer_of):
     assert dropout_before_head(model, pixels) == 0.3
 
 
-def test_a_head_whose_logits_are_changed_afterwards_has_no_features(trainer_of, caplog):
+def test_no_cache_if_logits_change_after_the_head(trainer_of, caplog):
     trainer = trainer_of("vit", **(FROZEN | {"num_train_epochs": 1}))
     usual = trainer.model.forward
 
@@ -82,7 +82,7 @@ def test_a_head_whose_logits_are_changed_afterwards_has_no_features(trainer_of, 
     assert "each epoch runs the body" in caplog.text
 
 
-def test_features_are_an_input_of_the_full_model(trainer_of):
+def test_full_model_accepts_features(trainer_of):
     model = trainer_of("vit").model.eval()
     pixels, seen = torch.randn(2, 3, 32, 32), []
     hook = find_head(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -95,7 +95,7 @@ def test_features_are_an_input_of_the_full_model(trainer_of):
     assert model.forward.__func__ is type(model).forward
 
 
-def test_views_take_turns(trainer_of):
+def test_epochs_cycle_through_views(trainer_of):
     trainer = trainer_of("vit", **FROZEN, feature_views=2, augmentation="brain", dataloader_num_workers=2)
     trainer.train()
     data = trainer.train_dataset
@@ -107,7 +107,7 @@ def test_views_take_turns(trainer_of):
         assert torch.equal(data[3]["features"], data.values[view, 3])
 
 
-def test_the_probe_of_lp_ft_uses_features_and_then_pictures(trainer_of):
+def test_lp_ft_uses_features_then_images(trainer_of):
     heads = []
     for cached in (True, False):
         trainer = trainer_of("convnext", strategy="lp_ft", probe_epochs=1, num_train_epochs=2, cache_features=cached,
@@ -119,18 +119,18 @@ def test_the_probe_of_lp_ft_uses_features_and_then_pictures(trainer_of):
         assert torch.allclose(tensor, heads[1][name], atol=1e-4), name
 
 
-def test_mixed_pictures_can_not_be_cached(trainer_of):
+def test_no_cache_with_mixup(trainer_of):
     assert trainer_of("vit", **FROZEN).sets
     assert not trainer_of("vit", **FROZEN, mixup=0.2).sets
 
 
-def test_resumed_on_features(trainer_of):
+def test_resumes_exactly_with_cached_features(trainer_of):
     through, again = stopped_and_resumed(trainer_of, "timm", 5, strategy="feature_extraction")
     mine, other = weights_of(through), weights_of(again)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
-def test_the_artefact_is_the_full_model(phantoms, tiny, tmp_path):
+def test_saved_model_is_the_full_model(phantoms, tiny, tmp_path):
     saved = []
     for cached in (True, False):
         more = {**FROZEN, "cache_features": cached, "augmentation": "none"}
@@ -143,7 +143,7 @@ def test_the_artefact_is_the_full_model(phantoms, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["timm"])
-def test_the_benchmark_runs(family, tiny):
+def test_feature_cache_benchmark_runs(family, tiny):
     done = script(
         *(sys.executable, "benchmarks/feature_cache.py", "--epochs", 1, "--model_name_or_path", tiny(family)),
         OMP_NUM_THREADS="1",
@@ -154,6 +154,6 @@ def test_the_benchmark_runs(family, tiny):
     assert float(rows[1][7]) < 1e-4
 
 
-def test_views_without_a_frozen_body_are_refused(phantoms, tiny, tmp_path):
+def test_rejects_feature_views_without_frozen_body(phantoms, tiny, tmp_path):
     with pytest.raises(MedtlError, match="feature_extraction or lp_ft"):
         Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", feature_views=2))

@@ -23,7 +23,7 @@ TARGETS = torch.tensor([0, 2, 0, 1])
 NAMES = ("a", "b", "c")
 
 
-def test_class_weights_are_those_of_scikit_learn_and_of_cui():
+def test_class_weights_match_scikit_learn_and_cui_et_al():
     labels = np.repeat([0, 1, 2], [10, 200, 3000])
     counts = np.bincount(labels).tolist()
     balanced = class_weights("balanced", counts, NAMES)
@@ -36,7 +36,7 @@ def test_class_weights_are_those_of_scikit_learn_and_of_cui():
     assert class_weights("none", [0, 1, 2], NAMES).tolist() == [1, 1, 1]
 
 
-def test_cross_entropy_is_that_of_torch():
+def test_cross_entropy_matches_torch():
     assert torch.allclose(ClassificationLoss()(LOGITS, TARGETS), cross_entropy(LOGITS, TARGETS))
     smooth = ClassificationLoss(smoothing=0.1)(LOGITS, TARGETS)
     assert torch.allclose(smooth, cross_entropy(LOGITS, TARGETS, label_smoothing=0.1))
@@ -46,7 +46,7 @@ def test_cross_entropy_is_that_of_torch():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_focal_loss_by_hand(smoothing):
+def test_focal_loss_matches_formula(smoothing):
     p = LOGITS.softmax(1)[range(4), TARGETS]
     by_hand = (-((1 - p) ** 2) * p.log()).mean()
     assert torch.allclose(ClassificationLoss(gamma=2.0)(LOGITS, TARGETS), by_hand)
@@ -58,7 +58,7 @@ def test_focal_loss_by_hand(smoothing):
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 3.0])])
-def test_soft_labels_and_parts_of_a_batch(gamma, weights):
+def test_soft_labels_match_hard_ones_and_parts_of_a_batch_add_up(gamma, weights):
     loss = ClassificationLoss(weights, gamma, 0.05)
     hard = loss(LOGITS, TARGETS)
     assert torch.allclose(loss(LOGITS, one_hot(TARGETS, 3).float()), hard)
@@ -92,7 +92,7 @@ def test_flags_reach_the_recipe():
     assert again["class_weights"] == "effective"
 
 
-def test_the_loss_of_a_recipe(phantoms, tiny, tmp_path):
+def test_recipe_options_reach_the_loss(phantoms, tiny, tmp_path):
     more = {"class_weights": "balanced", "loss": "focal", "label_smoothing_factor": 0.1}
     recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path, **more))
     found = TASKS["classification"].loss(recipe, ("a", "b"), [0] * 3 + [1])
@@ -102,7 +102,7 @@ def test_the_loss_of_a_recipe(phantoms, tiny, tmp_path):
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
 @pytest.mark.parametrize("more", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
-def test_accumulated_batches_are_one_batch(family, more, trainer_of):
+def test_accumulated_batches_match_one_batch(family, more, trainer_of):
     """The loss is divided by the pictures of the whole optimizer step."""
     seen = []
     for size, times in ((8, 1), (2, 4)):
@@ -149,7 +149,7 @@ def test_optimizers_and_schedules_run_and_resume_exactly(more, trainer_of):
     assert again.state.log_history[-2]["eval_loss"] == through.state.log_history[-2]["eval_loss"]
 
 
-def test_learning_rate_goes_down_in_steps(trainer_of):
+def test_step_schedule_lowers_learning_rate(trainer_of):
     trainer = trainer_of(num_train_epochs=4, lr_step_epochs=2, lr_step_factor=0.5, learning_rate=0.1, warmup_steps=0)
     trainer.create_optimizer()
     schedule = trainer.create_scheduler(8)
@@ -161,7 +161,7 @@ def test_learning_rate_goes_down_in_steps(trainer_of):
     assert rates == pytest.approx([0.1] * 4 + [0.05] * 4)
 
 
-def test_averaged_weights_are_evaluated_and_saved(trainer_of):
+def test_ema_weights_are_evaluated_and_saved(trainer_of):
     more = {"ema_decay": 0.5, "max_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1,
             "eval_steps": 1, "learning_rate": 0.01, "save_total_limit": None}  # fmt: skip
     trainer = trainer_of("timm", **more)

@@ -32,7 +32,7 @@ def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: floa
 
 
 @pytest.mark.parametrize("labels", [LABELS, PARTLY])
-def test_formulas(labels):
+def test_losses_match_formulas(labels):
     entropy = cross_entropy(LOGITS, labels, ignore_index=IGNORED)
     dice = by_hand(LOGITS, labels, 0.5, 0.5, 1.0)
     assert torch.allclose(MaskLoss("cross_entropy")(LOGITS, labels), entropy)
@@ -49,7 +49,7 @@ def test_formulas(labels):
 
 
 @pytest.mark.parametrize("labels", [LABELS, PARTLY])
-def test_overlap_of_one_picture_is_that_of_smp(labels):
+def test_overlap_of_one_image_matches_smp(labels):
     common = {"mode": "multiclass", "classes": [1, 2], "smooth": 1.0, "ignore_index": IGNORED}
     dice, tversky = smp.DiceLoss(**common), smp.TverskyLoss(**common, alpha=0.3, beta=0.7)
     for ours, theirs in ((MaskLoss("dice"), dice), (MaskLoss("tversky"), tversky)):
@@ -57,7 +57,7 @@ def test_overlap_of_one_picture_is_that_of_smp(labels):
         assert torch.allclose(ours(LOGITS, labels), each.mean(), atol=1e-6)
 
 
-def test_why_not_those_of_smp():
+def test_smp_losses_differ_for_batches():
     """When one of these fails, segmentation_models_pytorch has changed, and the docstring of MaskLoss is to be read."""
     healthy = torch.zeros_like(LABELS)
     common = {"mode": "multiclass", "smooth": 1.0, "ignore_index": IGNORED}
@@ -88,7 +88,7 @@ def test_parts_of_a_batch_add_up(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_two_classes_learn_and_ignored_pixels_do_not(name):
+def test_only_pixels_that_are_not_ignored_get_gradients(name):
     labels = torch.zeros(2, 12, 12, dtype=torch.int64)
     labels[:, 3:8, 3:8] = 1
     labels[:, :2] = IGNORED
@@ -108,7 +108,7 @@ def test_two_classes_learn_and_ignored_pixels_do_not(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("value", [0, IGNORED])
-def test_nothing_to_find(name, value):
+def test_loss_of_images_without_foreground(name, value):
     """Finite loss and gradient, also for the surest logits; false lesions cost something, ignored pixels nothing."""
     labels = torch.full((2, 6, 6), value)
     for size in (1.0, 1e4):
@@ -126,7 +126,7 @@ def test_nothing_to_find(name, value):
         assert MaskLoss(name)(quiet, labels) < 0.01 < 0.5 < MaskLoss(name)(loud, labels)
 
 
-def test_sixteen_bits_lose_no_pixels():
+def test_half_precision_loses_no_pixels():
     logits, labels = torch.randn(1, 2, 256, 256), torch.randint(0, 2, (1, 256, 256))
     half = MaskLoss("bce_dice")(logits.bfloat16(), labels)
     assert half.dtype == torch.float32

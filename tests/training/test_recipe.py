@@ -17,7 +17,7 @@ def config(tmp_path):
     return path
 
 
-def test_flags_win_over_yaml_and_yaml_over_the_recipe(config):
+def test_flags_override_yaml_and_yaml_overrides_the_recipe(config):
     recipe = Recipe.from_cli(DEFAULTS, [])
     assert (recipe.learning_rate, recipe.num_train_epochs) == (1e-4, 3)
     recipe = Recipe.from_cli(DEFAULTS, ["--config", str(config)])
@@ -38,12 +38,12 @@ def test_flags_win_over_yaml_and_yaml_over_the_recipe(config):
         (["--config", "/absent.yaml"], "cannot be read as YAML"),
     ],
 )
-def test_wrong_flags_say_what_to_do(argv, message):
+def test_invalid_flags_raise_with_advice(argv, message):
     with pytest.raises(MedtlError, match=message):
         Recipe.from_cli(DEFAULTS, argv)
 
 
-def test_unknown_keys_in_recipe_and_yaml(tmp_path):
+def test_rejects_unknown_keys_in_recipe_and_yaml(tmp_path):
     with pytest.raises(MedtlError, match="Did you mean 'augmentation'"):
         Recipe.from_cli(DEFAULTS | {"augmentations": "light"}, [])
     (tmp_path / "c.yaml").write_text("epochs: 3\n")
@@ -54,7 +54,7 @@ def test_unknown_keys_in_recipe_and_yaml(tmp_path):
         Recipe.from_cli(DEFAULTS, ["--config", str(tmp_path / "c.yaml")])
 
 
-def test_recipe_yaml_gives_the_same_recipe_again(tmp_path):
+def test_recipe_yaml_round_trip(tmp_path):
     recipe = Recipe.from_cli(DEFAULTS, ["--seed", "7", "--weight_decay", "0.3", "--data_dir", "/home/someone/data"])
     text = recipe.to_yaml()
     assert yaml.safe_load(text) == {
@@ -65,7 +65,7 @@ def test_recipe_yaml_gives_the_same_recipe_again(tmp_path):
     assert again.to_dict() | {"data_dir": None, "config": None} == recipe.to_dict() | {"data_dir": None, "config": None}
 
 
-def test_the_token_is_kept_out_of_everything_saved(monkeypatch):
+def test_hub_token_is_never_saved(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "before")
     recipe = Recipe.from_cli(DEFAULTS, ["--hub_token", "hf_secret"])
     assert os.environ["HF_TOKEN"] == "hf_secret"
@@ -73,7 +73,7 @@ def test_the_token_is_kept_out_of_everything_saved(monkeypatch):
         assert "hf_secret" not in text
 
 
-def test_help_names_every_field(capsys):
+def test_help_lists_every_field(capsys):
     with pytest.raises(SystemExit):
         Recipe.from_cli(DEFAULTS, ["--help"])
     text = capsys.readouterr().out

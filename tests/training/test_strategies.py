@@ -24,7 +24,7 @@ FAST = {"num_train_epochs": 1, "learning_rate": 0.01, "save_strategy": "no", "ev
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_found_in_order(family, tiny):
+def test_finds_blocks_in_order(family, tiny):
     model, _ = build_classifier(str(tiny(family)), ("a", "b"))
     depths = parameter_depths(model)
     names = [name for name, _ in model.named_parameters()]
@@ -42,7 +42,7 @@ def test_blocks_are_found_in_order(family, tiny):
     [("vgg16", 5, "features.24"), ("resnet50", 4, "layer4"), ("densenet121", 4, "features.denseblock4"),
      ("efficientnet_b0", 7, "blocks.6"), ("vit_tiny_r_s16_p8_224", 12, "blocks.11")],
 )  # fmt: skip
-def test_blocks_of_timm_models(name, blocks, last):
+def test_finds_blocks_of_timm_models(name, blocks, last):
     with torch.device("meta"):
         model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture=name, num_labels=2))
     depths = parameter_depths(model)
@@ -50,7 +50,7 @@ def test_blocks_of_timm_models(name, blocks, last):
     assert next(n for n, depth in depths.items() if depth == blocks).startswith(f"timm_model.{last}")
 
 
-def test_a_model_without_blocks(tiny):
+def test_rejects_model_without_blocks(tiny):
     model, _ = build_classifier(str(tiny("vit")), ("a", "b"))
     model.vit.layers = torch.nn.Identity()
     with pytest.raises(MedtlError, match="no list of blocks"):
@@ -77,7 +77,7 @@ def trains(more: dict, depth: int, blocks: int) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("more", STRATEGIES, ids=lambda m: "-".join(map(str, m.values())))
-def test_frozen_is_frozen_bit_by_bit(family, more, trainer_of):
+def test_frozen_parameters_stay_bit_identical(family, more, trainer_of):
     trainer = trainer_of(family, **(FAST | more))
     model, head = trainer.model, head_names(trainer.model)
     depths, before = parameter_depths(model), {name: t.clone() for name, t in model.state_dict().items()}
@@ -122,7 +122,7 @@ def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, trainer_of, tin
     assert model.state_dict().keys() == fresh.state_dict().keys()
 
 
-def test_rates_fall_from_block_to_block(trainer_of):
+def test_learning_rates_decay_by_block(trainer_of):
     trainer = trainer_of("convnext", strategy="differential", layer_decay=0.5, learning_rate=0.8, head_learning_rate=3)
     groups = trainer.create_optimizer().param_groups
     rate = {id(p): g["lr"] for g in groups for p in g["params"]}
@@ -131,13 +131,13 @@ def test_rates_fall_from_block_to_block(trainer_of):
         assert rate[id(parameter)] == pytest.approx(3 if name in head else 0.8 * 0.5 ** (5 - depths[name])), name
 
 
-def test_the_head_s_rate_goes_with_strategies(trainer_of):
+def test_head_learning_rate_combines_with_strategies(trainer_of):
     trainer = trainer_of("vit", strategy="last_n", learning_rate=0.1, head_learning_rate=0.5)
     groups = trainer.create_optimizer().param_groups
     assert {(g["name"], g["lr"]) for g in groups} == {("head", 0.5), ("block 2", 0.1), ("after the blocks", 0.1)}
 
 
-def test_the_log_says_what_trains(trainer_of, caplog):
+def test_logs_trainable_parameters(trainer_of, caplog):
     more = FAST | {"num_train_epochs": 3, "head_learning_rate": 0.5}
     with caplog.at_level(logging.INFO, "hf_medtl"):
         trainer_of("timm", strategy="progressive", unfreeze_schedule="1:1,2:all", **more).train()
@@ -150,7 +150,7 @@ def test_the_log_says_what_trains(trainer_of, caplog):
     assert f"Epoch 2: {total:,} of {total:,} parameters train (100.0 %)" in text
 
 
-def test_the_schedule_of_progressive():
+def test_progressive_schedule():
     even = Strategy("progressive", epochs=10)
     assert [even.trainable_blocks(epoch, 4) for epoch in range(7)] == [0, 1, 2, 3, 4, 5, 5]
     given = Strategy("progressive", epochs=10, unfreeze_schedule="2:1, 4:3, 6:all")
@@ -170,12 +170,12 @@ def test_the_schedule_of_progressive():
     ],
     ids=lambda m: "-".join(map(str, m.values())),
 )
-def test_resumed_in_the_middle_ends_with_the_same_weights(more, trainer_of):
+def test_resumes_to_the_same_weights(more, trainer_of):
     through, again = stopped_and_resumed(trainer_of, "vit", 5, **more)  # in the second of three epochs
     assert same(through, again)
 
 
-def test_the_best_checkpoint_of_lora_is_plain(trainer_of):
+def test_best_lora_checkpoint_has_merged_weights(trainer_of):
     trainer = trainer_of("vit", strategy="lora", ema_decay=0.9, max_steps=2, save_strategy="steps", save_steps=1,
                          eval_strategy="steps", eval_steps=1)  # fmt: skip
     trainer.train()
@@ -185,7 +185,7 @@ def test_the_best_checkpoint_of_lora_is_plain(trainer_of):
     assert all(torch.equal(mine[name], saved[name]) for name in saved)
 
 
-def test_a_lora_run_loads_in_a_fresh_process(phantoms, tiny, tmp_path):
+def test_lora_run_loads_in_a_new_process(phantoms, tiny, tmp_path):
     folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", strategy="lora", learning_rate=0.01)))
     pixels = torch.randn(2, 3, 32, 32)
     torch.save(pixels, tmp_path / "pixels.pt")
@@ -213,7 +213,7 @@ def test_a_lora_run_loads_in_a_fresh_process(phantoms, tiny, tmp_path):
     ],
     ids=lambda m: m["strategy"],
 )
-def test_two_processes_train_as_one(more, phantoms, tiny, tmp_path):
+def test_two_processes_match_one(more, phantoms, tiny, tmp_path):
     """DDP waits for the gradients of all that asked for one when it began, and DINOv2 has a tensor without."""
     weights = []
     for processes in (1, 2):
@@ -250,7 +250,7 @@ def test_two_processes_train_as_one(more, phantoms, tiny, tmp_path):
         ({"strategy": "last_n", "from_scratch": True}, "freeze the random weights"),
     ],
 )
-def test_nonsense_is_refused(more, words, phantoms, tiny, tmp_path):
+def test_rejects_invalid_options(more, words, phantoms, tiny, tmp_path):
     with pytest.raises(MedtlError, match=words):
         Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
 
@@ -264,13 +264,13 @@ def test_nonsense_is_refused(more, words, phantoms, tiny, tmp_path):
         ("cnn", {"strategy": "lora"}, "hold 2 % of the weights"),
     ],
 )
-def test_what_a_model_can_not_do_is_refused_before_training(family, more, words, phantoms, tiny, tmp_path):
+def test_rejects_unsupported_strategies_before_training(family, more, words, phantoms, tiny, tmp_path):
     with pytest.raises(MedtlError, match=words):
         run(Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more)))
     assert not (tmp_path / "run").exists()
 
 
-def test_another_strategy_can_not_go_on_from_a_checkpoint(phantoms, tiny, tmp_path):
+def test_rejects_resuming_with_another_strategy(phantoms, tiny, tmp_path):
     values = options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=1)
     folder = run(Recipe(**values))
     (folder / "UNFINISHED").touch()
@@ -278,7 +278,7 @@ def test_another_strategy_can_not_go_on_from_a_checkpoint(phantoms, tiny, tmp_pa
         run(Recipe(**values, strategy="lora", resume_from_checkpoint="auto"))
 
 
-def test_adapters_come_out_without_a_trace(tiny):
+def test_removed_adapters_leave_no_trace(tiny):
     model, _ = build_classifier(str(tiny("vit")), ("a", "b"))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     assert remove_lora(add_lora(model, 2, 4), merge=False) is model

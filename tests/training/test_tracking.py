@@ -30,7 +30,7 @@ def secrets(phantoms: Path, tiny) -> list[str]:
     return [str(phantoms.parent), str(tiny("vit").parent), "hf_ci", str(Path.home())]
 
 
-def test_trackio(tracked, phantoms, tiny):
+def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny):
     logs = Path(os.environ["TRACKIO_DIR"])  # set in conftest.py: Trackio reads it when it is imported
     folder = tracked("trackio", project="wards")
     results = json.loads((folder / "results.json").read_text())["metrics"]
@@ -53,7 +53,7 @@ def test_trackio(tracked, phantoms, tiny):
             assert path.is_dir() or secret.encode() not in path.read_bytes(), (path, secret)
 
 
-def test_tensorboard(tracked, phantoms, tiny):
+def test_tensorboard_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tracked("tensorboard")
@@ -77,13 +77,13 @@ def test_tensorboard(tracked, phantoms, tiny):
         ("clearml", "--report_to clearml: the package is not installed. Run: pip install clearml"),
     ],
 )
-def test_a_tracker_that_is_not_there_stops_the_run_before_it_begins(name, message, tmp_path):
+def test_rejects_unavailable_tracker_before_the_run(name, message, tmp_path):
     with pytest.raises(MedtlError, match=message):
         Recipe(output_dir=str(tmp_path / "run"), report_to=name)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_to_install_for_the_trackers_of_the_extra(monkeypatch):
+def test_missing_tracker_names_the_extra(monkeypatch):
     monkeypatch.setattr(tracking, "get_available_reporting_integrations", list)
     with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[tracking\]'"):
         tracking.check_trackers(["trackio"])

@@ -40,7 +40,7 @@ def test_best_checkpoint_and_resume_restore_every_tensor(family, trainer_of):
         assert [name for name in saved if not torch.equal(now[name], saved[name])] == []
 
 
-def test_batches_keep_the_pictures_and_are_normalised_once(trainer_of):
+def test_batches_keep_uint8_images_and_are_normalized_once(trainer_of):
     """TRAP F: remove_unused_columns would take the pictures away."""
     trainer = trainer_of()
     batch = next(iter(trainer.get_train_dataloader()))
@@ -71,7 +71,7 @@ def test_checkpoints_hold_no_pickled_arguments(trainer_of):
     assert not list(Path(trainer.args.output_dir).rglob("training_args.bin"))
 
 
-def test_patience_goes_on_after_resume(trainer_of):
+def test_early_stopping_patience_continues_after_resume(trainer_of):
     """TRAP K: early stopping would start counting anew."""
     stuck = {"learning_rate": 0.0, "num_train_epochs": 8, "early_stopping_patience": 3, "save_total_limit": None}
     trainer = trainer_of("convnext", **stuck)
@@ -127,7 +127,7 @@ def undisturbed(phantoms, tiny, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["full", "lora", "lp_ft"])
-def test_killed_and_resumed_ends_with_the_same_weights(strategy, undisturbed, phantoms, tiny, tmp_path):
+def test_killed_run_resumes_to_the_same_weights(strategy, undisturbed, phantoms, tiny, tmp_path):
     output, weights = tmp_path / "run", undisturbed
     more = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
     if more:
@@ -147,7 +147,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(strategy, undisturbed, ph
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_a_checkpoint_and_resumes_to_the_same_weights(undisturbed, phantoms, tiny, tmp_path):
+def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(undisturbed, phantoms, tiny, tmp_path):
     output = tmp_path / "run"
     process = start(command(phantoms, tiny("vit"), output))
     wait_for_step(process, output, 10)
@@ -159,7 +159,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_resumes_to_the_same_weights(undisturbed, 
     assert same(undisturbed, output)
 
 
-def test_checkpoints_that_can_not_be_resumed(trainer_of, caplog):
+def test_rejects_damaged_checkpoints(trainer_of, caplog):
     trainer = trainer_of(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
     output, labels = Path(trainer.args.output_dir), ("no_lesion", "lesion")
     assert find_checkpoint(None, output, labels) is None
