@@ -16,6 +16,7 @@ from transformers import EvalPrediction, Pipeline, PreTrainedModel
 from hf_medtl.data.images import read_image
 from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.specs import DatasetSpec
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.paired import RunScores
 from hf_medtl.training.recipe import Recipe
 
@@ -151,8 +152,8 @@ class Task(ABC):
 
     def calibrate(
         self, model: PreTrainedModel, loaded: LoadedDataset, predictions: Any, rule: str, alpha: float
-    ) -> dict[str, Any]:
-        """Fit temperature and decisions on the validation split; return the keys to add to config.json.
+    ) -> DecisionRule:
+        """Fit temperature and decision rule on the validation split; its `to_config` goes into config.json.
 
         Only for tasks with `has_probabilities`. It may change the model.
 
@@ -163,7 +164,7 @@ class Task(ABC):
             rule: rule of the decision threshold, see `parse_rule`.
             alpha: fraction of conformal sets that may miss the true label.
         """
-        return {}
+        return DecisionRule(loaded.labels)
 
     def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
         """Return strata of images with similar features, for out-of-distribution detection.

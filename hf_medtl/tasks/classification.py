@@ -1,6 +1,7 @@
 """Image classification: one label per image."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,13 @@ from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature
-from hf_medtl.evaluation.decisions import choose_threshold, conformal_quantiles, conformal_results, parse_rule
+from hf_medtl.evaluation.decisions import (
+    DecisionRule,
+    choose_threshold,
+    conformal_quantiles,
+    conformal_results,
+    parse_rule,
+)
 from hf_medtl.evaluation.evaluate import classification_results, predict_probabilities, temperature_effect
 from hf_medtl.evaluation.metrics import classification_metrics, decide
 from hf_medtl.evaluation.paired import RunScores, of_labels
@@ -124,12 +131,11 @@ class Classification(Task):
 
     def calibrate(
         self, model: PreTrainedModel, loaded: LoadedDataset, predictions: NDArray[np.float64], rule: str, alpha: float
-    ) -> dict[str, Any]:
+    ) -> DecisionRule:
         """Divide the head's weights by a temperature; return it with thresholds (and conformal sets)."""
         logits, temperature = self._fit_temperature(loaded, predictions)
         fold_temperature(model, temperature)
-        # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
-        return self._fit_decisions(loaded, logits / temperature, rule, alpha) | {"folded_temperature": temperature}
+        return replace(self._fit_decisions(loaded, logits / temperature, rule, alpha), temperature=temperature)
 
     def _fit_temperature(
         self, loaded: LoadedDataset, probabilities: NDArray[np.float64]
@@ -140,24 +146,25 @@ class Classification(Task):
 
     def _fit_decisions(
         self, loaded: LoadedDataset, logits: NDArray[np.float64], rule: str, alpha: float
-    ) -> dict[str, Any]:
-        """Return the keys of config.json for decisions, fitted on calibrated logits (n, K) of the validation split."""
+    ) -> DecisionRule:
+        """Return the decision rule, fitted on calibrated logits (n, K) of the validation split."""
         labels, positive = _class_indices(loaded, "validation"), loaded.positive_index
         probabilities = softmax(logits, axis=1)
         threshold = None
         if positive is not None:
             threshold = choose_threshold(rule, probabilities[:, positive], labels == positive)
         lowest = conformal_quantiles(probabilities, labels, alpha)
-        return {
-            "positive_label": loaded.positive,
-            "threshold": threshold,
-            "threshold_rule": None if threshold is None else rule,
-            "conformal": {
+        return DecisionRule(
+            loaded.labels,
+            positive=loaded.positive,
+            threshold=threshold,
+            threshold_rule=None if threshold is None else rule,
+            conformal={
                 "alpha": alpha,
                 "lowest": dict(zip(loaded.labels, lowest.tolist(), strict=True)),
                 "pictures": np.bincount(labels, minlength=len(loaded.labels)).tolist(),
             },
-        }
+        )
 
     def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
         """Return the (n,) class index: images of one label have similar features."""
@@ -167,18 +174,16 @@ class Classification(Task):
         """Measure the test split: metrics, effect of the temperature and conformal sets."""
         labels = _class_indices(loaded, "test")
         groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
-        measured = classification_results(labels, predictions, groups, loaded.labels, loaded.positive, config.threshold)
-        measured |= {"threshold_rule": config.threshold_rule, "temperature": config.folded_temperature}
-        if config.folded_temperature is not None:
-            measured["calibration"] = temperature_effect(labels, predictions, groups, config.folded_temperature)
-        if config.conformal is None:  # a model that was trained elsewhere
+        rule = DecisionRule.from_config(config)
+        measured = classification_results(labels, predictions, groups, loaded.labels, loaded.positive, rule.threshold)
+        measured |= {"threshold_rule": rule.threshold_rule, "temperature": rule.temperature}
+        if rule.temperature is not None:
+            measured["calibration"] = temperature_effect(labels, predictions, groups, rule.temperature)
+        if rule.conformal is None:  # a model that was trained elsewhere
             return measured
-        lowest = np.array([config.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts its keys
-        correct = decide(predictions, _positive_output(loaded.labels, loaded.positive), config.threshold) == labels
-        return {
-            **measured,
-            "conformal": {**config.conformal, **conformal_results(predictions, labels, lowest, correct)},
-        }
+        lowest = np.array([rule.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts its keys
+        correct = decide(predictions, _positive_output(loaded.labels, loaded.positive), rule.threshold) == labels
+        return {**measured, "conformal": {**rule.conformal, **conformal_results(predictions, labels, lowest, correct)}}
 
     def prediction_table(self, loaded: LoadedDataset, predictions: NDArray[np.float64]) -> pd.DataFrame:
         """Return image_id, label, group and the probability of each label of the test split."""

@@ -15,7 +15,7 @@ from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.specs import split_labels
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_multilabel_temperature
-from hf_medtl.evaluation.decisions import choose_threshold
+from hf_medtl.evaluation.decisions import DecisionRule, choose_threshold
 from hf_medtl.evaluation.evaluate import multilabel_results
 from hf_medtl.evaluation.metrics import classification_metrics
 from hf_medtl.evaluation.paired import RunScores, of_several
@@ -83,7 +83,7 @@ class MultiLabelClassification(Classification):
 
     def _fit_decisions(
         self, loaded: LoadedDataset, logits: NDArray[np.float64], rule: str, alpha: float
-    ) -> dict[str, Any]:
+    ) -> DecisionRule:
         """Return the threshold of each label; there are no conformal sets."""
         has = self.targets(loaded, "validation") > 0
         thresholds = {
@@ -98,10 +98,12 @@ class MultiLabelClassification(Classification):
                 "The threshold 0.5 is used.",
                 ", ".join(unfitted),
             )
-        return {
-            "thresholds": {label: thresholds.get(label, 0.5) for label in loaded.labels},
-            "unfitted_thresholds": unfitted,
-        }
+        return DecisionRule(
+            loaded.labels,
+            multilabel=True,
+            thresholds={label: thresholds.get(label, 0.5) for label in loaded.labels},
+            unfitted=tuple(unfitted),
+        )
 
     def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
         """Return (n,) zeros: combinations of labels are too many to be strata."""
@@ -111,10 +113,13 @@ class MultiLabelClassification(Classification):
         """Measure the test split: means over labels, and each label alone."""
         groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
         has = self.targets(loaded, "test") > 0
-        measured = multilabel_results(has, predictions, groups, config.thresholds)
-        for label in config.unfitted_thresholds:
+        rule = DecisionRule.from_config(config)
+        saved = rule.thresholds or {}
+        thresholds = {label: saved.get(label, 0.5) for label in loaded.labels}  # config.json sorts keys
+        measured = multilabel_results(has, predictions, groups, thresholds)
+        for label in rule.unfitted:
             measured["per_label"][label]["threshold_fitted"] = False
-        return {**measured, "temperature": config.folded_temperature}
+        return {**measured, "temperature": rule.temperature}
 
     def worst_images(self, table: pd.DataFrame, results: dict[str, Any], number: int) -> list[dict[str, str]]:
         """Return the wrong decisions on single labels whose probability is farthest from the label's threshold."""

@@ -30,7 +30,7 @@ from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.tasks.base import Score, Task
 from hf_medtl.training.mask_losses import LOSSES, MaskLoss
-from hf_medtl.training.recipe import Recipe, without_place
+from hf_medtl.training.recipe import Recipe, strip_path
 
 STRATEGIES = ("full", "feature_extraction", "lp_ft")
 
@@ -122,7 +122,7 @@ class Segmentation(Task):
         """Name the checkpoint, or the architecture, its encoder and the encoder's weights."""
         if not _is_new(recipe):
             return f"`{recipe.base_model}`"
-        weights = "random" if recipe.encoder_weights == "none" else f"`{without_place(recipe.encoder_weights)}`"
+        weights = "random" if recipe.encoder_weights == "none" else f"`{strip_path(recipe.encoder_weights)}`"
         return f"a new {recipe.model_name_or_path} on the encoder `{model.config.encoder_name}` ({weights} weights)"
 
     def base_model(self, recipe: Recipe) -> tuple[str, str | None] | None:
