@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from hf_medtl.cli.options import DryRun, Private, TrustRemoteCode, Waive, parse_waivers, print_files
+from hf_medtl.common.extras import require
 
 
 def repeat_models_option(arguments: list[str]) -> list[str]:
@@ -59,6 +60,7 @@ def space(
     """Serve a web page to try models on images: classify, explain, segment, compare, batch. Stop it with Ctrl-C."""
     if context.invoked_subcommand:
         return
+    require("gradio", "space", "hf-medtl space")
     from hf_medtl.space.serve import check_port, create_app, serve
 
     check_port(host, port)

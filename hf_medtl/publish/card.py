@@ -17,7 +17,7 @@ def render_card(facts: dict[str, Any], prose: str = "") -> str:
 
     Args:
         facts: `results` (content of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split ->
-            label -> number), `excluded` (kind -> number), `name`, `origin` (a `BaseModel`; None for random weights),
+            label -> number), `excluded` (kind -> number), `name`, `base_model` (`BaseModel`; None for random weights),
             `start` (description of the weights before training), `license`, `model_class`, `parameters`, `processor`,
             `own_code` (names of code files beside the weights), `recipe_yaml`, `worst` (rows of a table of test images,
             worst first), and the provenance that `hf_medtl.runs.artifacts` collects.
@@ -48,17 +48,8 @@ def write_explanations(folder: Path, report: dict[str, Any], split: str) -> None
 
 
 EVALUATION_KEYS = (
-    "dataset",
-    "split",
-    "n",
-    "n_groups",
-    "metrics",
-    "drop",
-    "slices",
-    "overlap",
-    "excluded",
-    "robustness",
-    "no_drop",
+    *("dataset", "split", "n", "n_groups", "metrics", "drop"),
+    *("slices", "overlap", "excluded", "robustness", "no_drop"),
 )
 
 
@@ -112,11 +103,11 @@ def write_export_section(folder: Path) -> None:
 
 def _metadata(facts: dict[str, Any]) -> ModelCardData:
     """Return the front matter: licence, base model, data, task, library, tags, and the model-index with the results."""
-    spec, results, origin = facts["spec"], facts["results"], facts["origin"]
+    spec, results, base_model = facts["spec"], facts["results"], facts["base_model"]
     # The revision distinguishes two data sets of the same name, such as two tables.
     tested = [(spec, results, results["splits_sha256"])]
     tested += [(facts["external_spec"], results["external"], None)] if "external" in results else []
-    published = None if origin is None or origin.is_local else origin.name
+    published = None if base_model is None or base_model.is_local else base_model.name
     return ModelCardData(
         license=facts["license"],
         base_model=published,

@@ -176,7 +176,7 @@ def test_the_card_says_what_the_run_did(kind, made):
     for package, version in results["environment"]["packages"].items():
         assert f"{package} {version}" in text
     assert "Energy: not recorded." in text
-    (sum_,) = facts["origin"].sha256.values()
+    (sum_,) = facts["base_model"].sha256.values()
     assert f"SHA-256 of model.safetensors `{sum_}`" in text
     assert "- Weights before training: unknown, because no card names it." in text
     energy = render_card(facts | {"results": results | {"energy_kwh": 0.01234}})
@@ -195,21 +195,21 @@ def test_the_pictures_that_it_fails_on(made):
         }
     )
     rows = TASKS["classification"].worst_images(table, result | {"threshold": 0.5}, 2)
-    assert [row["picture"] for row in rows] == ["d", "b|c"]
+    assert [row["image"] for row in rows] == ["d", "b|c"]
     assert rows[0] == {
-        "picture": "d", "true": "lesion", "decided": "no_lesion", "probability of the true label": "0.050"
+        "image": "d", "true": "lesion", "decided": "no_lesion", "probability of the true label": "0.050"
     }  # fmt: skip
-    assert TASKS["classification"].worst_images(table, result | {"threshold": 0.0}, 9)[0]["picture"] == "b|c"
+    assert TASKS["classification"].worst_images(table, result | {"threshold": 0.0}, 9)[0]["image"] == "b|c"
     assert escape_cell("b|c\n") == r"b\|c"
     marks = pd.DataFrame({"image_id": ["a", "b"], "label": ["bar|disc", ""], "p_bar": [0.4, 0.7], "p_disc": [0.9, 0.1]})
     of_labels = {"per_label": {"bar": {"threshold": 0.5}, "disc": {"threshold": 0.5}}}
     worst = TASKS["multilabel"].worst_images(marks, of_labels, 5)
-    assert [(row["picture"], row["label"], row["true"]) for row in worst] == [
+    assert [(row["image"], row["label"], row["true"]) for row in worst] == [
         ("b", "bar", "absent"),
         ("a", "bar", "present"),
     ]
     masks = pd.DataFrame({"image_id": ["a", "b", "c"], "source": "here", "dice": [0.9, 0.2, 0.5]})
-    assert [row["picture"] for row in TASKS["segmentation"].worst_images(masks, {}, 2)] == ["b", "c"]
+    assert [row["image"] for row in TASKS["segmentation"].worst_images(masks, {}, 2)] == ["b", "c"]
 
 
 def test_no_error_is_said_to_be_none(made):
@@ -256,7 +256,7 @@ def test_a_base_model_on_the_hub(hub, phantoms, tmp_path, monkeypatch):
     assert find_base_model(str(place)).licence == "cc-by-nc-4.0"
     assert find_base_model("ci-user/base", "no-such-revision").licence is None  # which does not end a run
     newer = api.upload_file(repo_id="ci-user/base", path_or_fileobj=b"more", path_in_repo="more.txt").oid
-    assert newer != find_base_model("ci-user/base").revision == facts["origin"].revision == commit
+    assert newer != find_base_model("ci-user/base").revision == facts["base_model"].revision == commit
 
 
 def test_encoders_that_are_published(tmp_path):

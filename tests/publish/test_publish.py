@@ -60,7 +60,7 @@ def burn(folder):
         (cut("predictions.csv"), "does not have the .* tested images"),
         (lambda folder: (folder / "predictions.csv").unlink(), "missing or damaged"),
         (cut("figures/roc.png"), "figures/roc.png is damaged"),
-        (lambda folder: (folder / "figures" / "roc.png").unlink(), "shows figures/roc.png, which the run does not have"),
+        (lambda run: (run / "figures" / "roc.png").unlink(), "shows figures/roc.png, which the run does not have"),
         (lambda folder: (folder / "evaluations.json").write_text('{"value": NaN}'), "NaN is not a result"),
         (replace("README.md", "license: apache-2.0", "license: mine"), "knows no licence 'mine'"),
         (replace("README.md", "pipeline_tag: image", "pipeline_tag: picture"), "the task of its results"),
