@@ -103,7 +103,7 @@ def write_artifacts(
         "procedure": _describe_training(recipe, trainer.state),
         "name": str(recipe.hub_model_id) if recipe.push_to_hub else folder.name,
         "worst": task.worst_images(table, results, MAX_WORST),
-        "origin": find_base_model(*base) if base else None,
+        "base_model": find_base_model(*base) if base else None,
         "start": task.describe_initial_weights(recipe, trainer.model),
         "license": recipe.model_license,
         "model_class": type(trainer.model).__name__,
