@@ -67,7 +67,7 @@ def made(phantoms, tiny, tmp_path_factory):
             data, other = table_of_marks(place / "marks"), table_of_marks(place / "other", 24, 5000)
             more = {"dataset": "table", "external_dataset": "table", "external_data_dir": str(other)}
             return Recipe(**options(data, tiny("cnn"), output, **prose, **more))
-        chests = write_phantoms(place / "chest", "chest", patients=12, pictures=1, size=72)
+        chests = write_phantoms(place / "chest", "chest", patients=12, images=1, size=72)
         more = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
         return Recipe(**options(chests, save_segformer(place / "tiny-segformer"), output, **prose, **more))
 
@@ -171,8 +171,8 @@ def test_the_card_says_what_the_run_did(kind, made):
     for split, rows in splits.groupby("split"):
         ends = f" {rows['group'].nunique()} | {rows['patient'].nunique()} |"
         assert re.search(rf"^\| {split} \|.*{re.escape(ends)}$", text, flags=re.MULTILINE)
-    assert "Split: 15 % for validation, 20 % for testing; drawn by group" in text
-    assert "Seeds: 1 of training, 1 of the split." in text
+    assert "Split: 15 % for validation, 20 % for testing; sampled by group" in text
+    assert "Seeds: 1 for training, 1 for the split." in text
     for package, version in results["environment"]["packages"].items():
         assert f"{package} {version}" in text
     assert "Energy: not recorded." in text
@@ -221,10 +221,10 @@ def test_weights_that_validation_did_not_choose(phantoms, tiny, tmp_path):
     more = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
     folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", folds=4, fold=2, mixup=0.2, **more)))
     text = (folder / "README.md").read_text()
-    assert "The weights are those of the last step; validation did not choose them." in text
-    assert "an average over steps (decay 0.9)" in text
+    assert "The weights are those of the last step; validation did not select them." in text
+    assert "an exponential moving average (decay 0.9)" in text
     assert "stop early" not in text
-    assert "Split: fold 2 of 0 to 3 is for testing, 15 % for validation; " in text
+    assert "Split: fold 2 of 0 to 3 for testing, 15 % for validation; " in text
     assert "light, mixup 0.2." in text
     command = re.search(r"```bash\n(python -c .*)\n```", text).group(1)
     _, _, code, *argv = shlex.split(command)
@@ -291,7 +291,7 @@ def test_small_words():
 
 
 def test_what_loading_finds_is_said(tmp_path):
-    data = write_phantoms(tmp_path / "brain", "brain", patients=8, pictures=2, size=48)
+    data = write_phantoms(tmp_path / "brain", "brain", patients=8, images=2, size=48)
     one = next((data / "lesion").iterdir())
     (data / "lesion" / "brain-0099_0.png").write_bytes(one.read_bytes())
     assert describe_data_checks(load("brain-phantoms", data)) == [

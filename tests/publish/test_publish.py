@@ -148,7 +148,7 @@ def test_neither_a_reason_nor_any_other_file_brings_a_token_in(hub, ready, writt
 
 
 def test_a_card_without_prose_is_refused_before_training(phantoms, tiny, tmp_path):
-    with pytest.raises(MedtlError, match="does not give intended use and users, what it is not for, limits"):
+    with pytest.raises(MedtlError, match="does not give intended use and users, out-of-scope uses, limits"):
         run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", push_to_hub=True)))
     assert not (tmp_path / "run").exists()
 

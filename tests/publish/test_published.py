@@ -69,9 +69,7 @@ def publish(folder: Path) -> None:
     }
     with TemporaryDirectory() as temporary:
         place = Path(temporary)
-        data = {
-            kind: write_phantoms(place / kind, kind, patients=48, pictures=2, size=64) for kind in ("brain", "chest")
-        }
+        data = {kind: write_phantoms(place / kind, kind, patients=48, images=2, size=64) for kind in ("brain", "chest")}
         for name, config in backbones.items():
             torch.manual_seed(0)
             config.architectures = []
