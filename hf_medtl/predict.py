@@ -32,8 +32,7 @@ from hf_medtl.common.system import cores, is_disk_full
 from hf_medtl.data.augmentation import MIRRORING
 from hf_medtl.data.inputs import ImageSource, iter_sources, read_source
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.decisions import conformal_sets
-from hf_medtl.evaluation.metrics import decide
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.ood import OOD_FILE, OutOfDistributionScorer
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.explain.geometry import find_geometry, restore
@@ -274,10 +273,16 @@ class Predictor:
         Raises:
             ValueError: the model was saved without a scorer.
         """
-        if not self.outliers:
+        threshold = self.decision_rule.ood_threshold
+        if not self.outliers or threshold is None:
             raise ValueError("this model has no outliers.safetensors")
         values = torch.cat([batch.detach().float().cpu() for batch in features]).numpy()
-        return self.outliers.score(values) / self.config.outliers["threshold"]
+        return self.outliers.score(values) / threshold
+
+    @property
+    def decision_rule(self) -> DecisionRule:
+        """Thresholds, conformal sets and postprocessing that the configuration holds."""
+        return DecisionRule.from_config(self.config)
 
     def pipeline(self) -> Any:
         """Return a stock `pipeline()` of the loaded model."""
@@ -318,7 +323,7 @@ class Predictor:
         size = image.height, image.width
         large = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
         mask = large.argmax(dim=0).to(torch.uint8).cpu().numpy()
-        mask = postprocess(mask, getattr(self.config, "postprocessing", None) or {})
+        mask = postprocess(mask, self.decision_rule.postprocessing or {})
         counts = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size
         return {
             "mask": mask,
@@ -327,26 +332,17 @@ class Predictor:
         }
 
     def _labels(self, p: NDArray[np.float64], score: float | None) -> dict[str, Any]:
-        config, best = self.config, self.labels[int(p.argmax())]
-        decision, candidates, reasons = best, None, []
-        positive, threshold = getattr(config, "positive_label", None), getattr(config, "threshold", None)
-        if self.multilabel:
-            cuts = getattr(config, "thresholds", None) or {}
-            pairs = zip(self.labels, p, strict=True)
-            decision = "|".join(label for label, probability in pairs if probability >= cuts.get(label, 0.5))
-        elif positive is not None and threshold is not None:
-            decision = self.labels[int(decide(p[None], self.labels.index(positive), threshold)[0])]
-        if conformal := getattr(config, "conformal", None):
-            lowest = np.array([conformal["lowest"][label] for label in self.labels])
-            members = conformal_sets(p[None], lowest)[0]
-            candidates = tuple(label for label, is_member in zip(self.labels, members, strict=True) if is_member)
-            reasons += ["uncertain"] if len(candidates) != 1 else []
+        rule, labels = self.decision_rule, np.array(self.labels, dtype=object)
+        sets, reasons = rule.prediction_sets(p[None]), []
+        candidates = None if sets is None else tuple(labels[sets[0]])
+        if candidates is not None and len(candidates) != 1:
+            reasons.append("uncertain")
         if score is not None and score > 1:
             reasons.append("unlike the training pictures")
         return {
             "probabilities": dict(zip(self.labels, p.tolist(), strict=True)),
-            "label": best,
-            "decision": decision,
+            "label": self.labels[int(p.argmax())],
+            "decision": "|".join(labels[rule.decide(p[None])[0]]),
             "candidates": candidates,
             "reasons": tuple(reasons),
             "outlier": score,

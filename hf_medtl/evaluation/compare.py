@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.intervals import Interval, bootstrap_means, group_resamples, metric_intervals
+from hf_medtl.evaluation.intervals import Interval, bootstrap_means, bootstrap_weights, metric_intervals
 from hf_medtl.evaluation.metrics import classification_metrics
 
 
@@ -184,7 +184,7 @@ def _draws(runs: Sequence[Predictions], resamples: int, seed: int) -> list[NDArr
     if union["image_id"].duplicated().any():
         raise MedtlError("The runs disagree about the label or group of a picture: they are not of one data set.")
     labels, groups = (pd.factorize(union[name])[0].astype(np.int64) for name in ("label", "group"))
-    weights = group_resamples(labels, groups, resamples, seed)
+    weights = bootstrap_weights(labels, groups, resamples, seed)
     place = pd.Series(range(len(union)), index=union["image_id"])
     return [weights[:, place[run.table["image_id"]].to_numpy()] for run in runs]
 

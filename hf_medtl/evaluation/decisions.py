@@ -1,8 +1,9 @@
-"""From calibrated probabilities to decisions: thresholds, sets of labels, abstention. Fitted on validation only."""
+"""Decision rules: thresholds, conformal prediction sets and abstention, fitted on the validation split only."""
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.score_intervals import wilson
 
 logger = logging.getLogger("hf_medtl")
@@ -18,75 +20,196 @@ logger = logging.getLogger("hf_medtl")
 Scores = NDArray[np.floating]
 
 
-def youden(scores: Scores, positive: NDArray[np.bool_]) -> float:
-    """Threshold with the highest sensitivity + specificity - 1 (Youden 1950), by a model of the scores.
+@dataclass(frozen=True)
+class DecisionRule:
+    """How a model's calibrated probabilities become decisions; fitted on validation, saved in config.json.
 
-    If log-odds are right but for an offset, sensitivity + specificity is highest where the corrected probability is the
-    share of positive pictures: below, a picture speaks more for the negative label than a picture does by chance. One
-    number, the offset, is fitted then. The cut that is best among a few pictures themselves is a matter of luck: one
-    more picture decides between two gaps.
+    Attributes:
+        labels: (K,) in output order.
+        multilabel: an image can have any number of the labels.
+        positive: positive one of two labels.
+        temperature: by which the logits were divided; it is folded into the weights, so that `decide` ignores it.
+        threshold: probability of `positive` from which it is decided; None for the most probable label.
+        threshold_rule: how the threshold was chosen, see `parse_rule`.
+        thresholds: the same for each label of a multilabel model; 0.5 for labels that are missing.
+        unfitted: labels whose threshold is a default, because validation had only positive or negative images.
+        conformal: alpha, lowest (label -> probability from which it is in the prediction set) and pictures (number of
+            validation images of each label).
+        ood_threshold: out-of-distribution score above which an image is unlike the training images.
+        postprocessing: of segmentation masks, see `postprocess`; None for classifiers.
+    """
+
+    labels: tuple[str, ...]
+    multilabel: bool = False
+    positive: str | None = None
+    temperature: float | None = None
+    threshold: float | None = None
+    threshold_rule: str | None = None
+    thresholds: Mapping[str, float] | None = None
+    unfitted: tuple[str, ...] = ()
+    conformal: Mapping[str, Any] | None = None
+    ood_threshold: float | None = None
+    postprocessing: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_config(cls, config: Any) -> "DecisionRule":
+        """Read the rule from a model's configuration, with defaults for what a model trained elsewhere lacks.
+
+        Args:
+            config: `PretrainedConfig`, or the content of config.json.
+        """
+
+        def get(key: str) -> Any:
+            return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+        names = {int(index): label for index, label in get("id2label").items()}
+        is_segmentation = any(name.endswith("ForSemanticSegmentation") for name in get("architectures") or ())
+        return cls(
+            labels=tuple(names[index] for index in sorted(names)),
+            multilabel=get("problem_type") == "multi_label_classification",
+            positive=get("positive_label"),
+            temperature=get("folded_temperature"),
+            threshold=get("threshold"),
+            threshold_rule=get("threshold_rule"),
+            thresholds=get("thresholds"),
+            unfitted=tuple(get("unfitted_thresholds") or ()),
+            conformal=get("conformal"),
+            ood_threshold=(get("outliers") or {}).get("threshold"),
+            postprocessing=get("postprocessing") or ({} if is_segmentation else None),
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the keys of config.json that hold the rule."""
+        if self.postprocessing is not None:
+            return {"postprocessing": dict(self.postprocessing)}
+        if self.multilabel:
+            config: dict[str, Any] = {"thresholds": self.thresholds, "unfitted_thresholds": list(self.unfitted)}
+        else:
+            config = {
+                "positive_label": self.positive,
+                "threshold": self.threshold,
+                "threshold_rule": self.threshold_rule,
+                "conformal": self.conformal,
+            }
+        # Not "temperature": save_pretrained takes that for a parameter of text generation and refuses.
+        config["folded_temperature"] = self.temperature
+        return config if self.ood_threshold is None else config | {"outliers": {"threshold": self.ood_threshold}}
+
+    def decide(self, probabilities: Scores) -> NDArray[np.bool_]:
+        """Return which labels are decided, (n, K): exactly one per image, or any number for a multilabel model.
+
+        Args:
+            probabilities: (n, K) calibrated probabilities.
+        """
+        if self.multilabel:
+            thresholds = self.thresholds or {}
+            return probabilities >= np.array([thresholds.get(label, 0.5) for label in self.labels])
+        if self.positive in self.labels and self.threshold is not None and len(self.labels) == 2:
+            decided = decide(probabilities, self.labels.index(self.positive), self.threshold)
+        else:
+            decided = probabilities.argmax(axis=1)
+        return decided[:, None] == np.arange(len(self.labels))
+
+    def prediction_sets(self, probabilities: Scores) -> NDArray[np.bool_] | None:
+        """Return which labels are in the conformal set of each image, (n, K); None if there are no sets.
+
+        The model abstains where a set has no label or more than one.
+        """
+        if not self.conformal:
+            return None
+        # By name: config.json sorts its keys.
+        return conformal_sets(probabilities, np.array([self.conformal["lowest"][label] for label in self.labels]))
+
+    def sentence(self) -> str:
+        """Return the rule as a sentence for pages and the console."""
+        if self.postprocessing is not None:
+            steps = ", ".join(f"{name}={value}" for name, value in self.postprocessing.items() if value)
+            return f"Each pixel gets its most probable class{f', then: {steps}' if steps else ''}."
+        if self.multilabel:
+            thresholds = {label: (self.thresholds or {}).get(label, 0.5) for label in self.labels}
+            cuts = (f"{name} {cut:.3f}{' (not fitted)' if name in self.unfitted else ''}"
+                    for name, cut in thresholds.items())  # fmt: skip
+            return f"Each label is decided if its probability is at least its threshold: {', '.join(cuts)}."
+        if self.threshold is None:
+            return "The decision is the most probable label."
+        rule = f" (rule: {self.threshold_rule})" if self.threshold_rule else ""
+        return (
+            f"The decision is “{self.positive}” if its probability is at least {self.threshold:.3f}{rule}. The "
+            "threshold was chosen on the validation split."
+        )
+
+
+def youden(scores: Scores, positive: NDArray[np.bool_]) -> float:
+    """Return the threshold with the highest sensitivity + specificity - 1 (Youden 1950), from a model of the scores.
+
+    If the log-odds are correct up to an offset, sensitivity + specificity is highest where the corrected probability
+    equals the prevalence: below it, an image speaks more for the negative label than an average image does. So only
+    one number is fitted, the offset. The best cut among a few images themselves would depend on chance: one more image
+    can move it to another gap.
 
     Args:
-        scores: (n,) probabilities of the positive label on validation pictures.
-        positive: (n,) whether the picture has that label. Both kinds must be there.
+        scores: (n,) probabilities of the positive label on validation images.
+        positive: (n,) True for images with that label. Both classes must be present.
     """
-    odds = logit(np.clip(scores, 1e-6, 1 - 1e-6).astype(np.float64))
-    chance = (positive.sum() + 0.5) / (len(positive) + 1)  # never 0 or 1
-    offset = brentq(lambda c: float(expit(odds + c).mean() - chance), -40, 40)
-    return float(expit(logit(chance) - offset))
+    log_odds = logit(np.clip(scores, 1e-6, 1 - 1e-6).astype(np.float64))
+    prevalence = (positive.sum() + 0.5) / (len(positive) + 1)  # never 0 or 1
+    offset = brentq(lambda c: float(expit(log_odds + c).mean() - prevalence), -40, 40)
+    return float(expit(logit(prevalence) - offset))
 
 
-def at_sensitivity(scores: Scores, positive: NDArray[np.bool_], target: float) -> float:
-    """Highest threshold at which new positive pictures are expected to be found with a probability of `target`.
+def _at_sensitivity(scores: Scores, positive: NDArray[np.bool_], target: float) -> float:
+    """Return the highest threshold at which a new positive image is detected with a probability of at least `target`.
 
-    The k-th lowest of n positive scores, k = (n + 1)(1 - target) rounded down: a new positive picture lies below it
-    with a probability of k / (n + 1), whatever the scores are distributed like (as split conformal prediction, Vovk et
-    al. 2005). The share that is found in the validation pictures themselves is higher than the target.
+    The k-th lowest of n positive scores, k = (n + 1)(1 - target) rounded down: a new positive image lies below it with
+    a probability of k / (n + 1), whatever the distribution of scores (split conformal prediction, Vovk et al. 2005).
+    The sensitivity on the validation images themselves is higher than the target.
     """
-    return _at(np.sort(scores[positive]), target, "sensitivity")
+    return _conformal_cut(np.sort(scores[positive]), target, "sensitivity")
 
 
-def at_specificity(scores: Scores, positive: NDArray[np.bool_], target: float) -> float:
-    """Lowest threshold, likewise, at which new negative pictures are left alone with a probability of `target`."""
-    return float(np.nextafter(-_at(np.sort(-scores[~positive]), target, "specificity"), 2))
+def _at_specificity(scores: Scores, positive: NDArray[np.bool_], target: float) -> float:
+    """Return the lowest threshold, likewise, at which a new negative image is decided negative."""
+    return float(np.nextafter(-_conformal_cut(np.sort(-scores[~positive]), target, "specificity"), 2))
 
 
-def _at(ascending: Scores, target: float, what: str) -> float:
+def _conformal_cut(ascending: Scores, target: float, metric: str) -> float:
     rank = math.floor((len(ascending) + 1) * (1 - target) + 1e-9)
     if rank < 1:
-        logger.warning("%d validation pictures can't promise a %s of %g: of the next ones %.3f are expected at best.",
-                       len(ascending), what, target, len(ascending) / (len(ascending) + 1))  # fmt: skip
+        logger.warning(
+            "%d validation images are too few for a %s of %g: on new images at most %.3f is expected.",
+            len(ascending), metric, target, len(ascending) / (len(ascending) + 1),
+        )  # fmt: skip
     return float(ascending[max(rank, 1) - 1])
 
 
-def at_cost(scores: Scores, positive: NDArray[np.bool_], ratio: float) -> float:
-    """Threshold of least expected cost if missing a positive picture costs as much as `ratio` false alarms.
+def _at_cost(scores: Scores, positive: NDArray[np.bool_], ratio: float) -> float:
+    """Return the threshold of least expected cost if a missed positive costs as much as `ratio` false positives.
 
     1 / (1 + ratio), for calibrated probabilities (Elkan 2001, The foundations of cost-sensitive learning).
     """
     return 1 / (1 + ratio)
 
 
-def at_prevalence(scores: Scores, positive: NDArray[np.bool_], prevalence: float) -> float:
-    """Threshold for use where a share of `prevalence` is positive, other than here, at equal costs (Elkan 2001)."""
-    here = positive.mean()
-    return float(here * (1 - prevalence) / (here * (1 - prevalence) + (1 - here) * prevalence))
+def _at_prevalence(scores: Scores, positive: NDArray[np.bool_], prevalence: float) -> float:
+    """Return the threshold for another prevalence than that of the validation split, at equal costs (Elkan 2001)."""
+    own = positive.mean()
+    return float(own * (1 - prevalence) / (own * (1 - prevalence) + (1 - own) * prevalence))
 
 
-RULES: dict[str, tuple[Callable[..., float], float]] = {  # name -> function, and what its number must be below
-    "sensitivity": (at_sensitivity, 1),
-    "specificity": (at_specificity, 1),
-    "cost": (at_cost, math.inf),
-    "prevalence": (at_prevalence, 1),
+RULES: dict[str, tuple[Callable[..., float], float]] = {  # name -> function, and upper limit of its number
+    "sensitivity": (_at_sensitivity, 1),
+    "specificity": (_at_specificity, 1),
+    "cost": (_at_cost, math.inf),
+    "prevalence": (_at_prevalence, 1),
 }
 THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
-    """Name and number of a rule for thresholds; ("fixed", p) for a probability.
+    """Return name and number of a threshold rule; ("fixed", p) for a probability.
 
     Raises:
-        MedtlError: no such rule, or a number that can't be.
+        MedtlError: an unknown rule, or a number out of range.
     """
     name, _, number = rule.strip().partition("=")
     if rule.strip() == "youden":
@@ -101,11 +224,12 @@ def parse_rule(rule: str) -> tuple[str, float]:
 
 
 def choose_threshold(rule: str, scores: Scores, positive: NDArray[np.bool_]) -> float:
-    """Threshold on the positive label's probability, by one of FORMS.
+    """Return the threshold on the positive label's probability by one of THRESHOLD_RULES.
 
     Args:
         rule: see `parse_rule`.
-        scores, positive: (n,) of validation pictures, as for `youden`.
+        scores: (n,) probabilities of the positive label on validation images.
+        positive: (n,) True for images with that label. Both classes must be present.
     """
     name, value = parse_rule(rule)
     if name == "fixed":
@@ -113,21 +237,19 @@ def choose_threshold(rule: str, scores: Scores, positive: NDArray[np.bool_]) -> 
     return youden(scores, positive) if name == "youden" else RULES[name][0](scores, positive, value)
 
 
-def conformal_quantiles(
-    probabilities: NDArray[np.floating], labels: NDArray[np.integer], alpha: float
-) -> NDArray[np.float64]:
-    """(K,) lowest probability at which each label enters a picture's set, so that 1 - alpha of its pictures have it.
+def conformal_quantiles(probabilities: Scores, labels: NDArray[np.integer], alpha: float) -> NDArray[np.float64]:
+    """Return the lowest probability (K,) at which each label enters an image's prediction set.
 
-    Split conformal prediction for each label by itself: the k-th lowest probability that validation pictures of a label
-    give to it, k = (n + 1) alpha rounded down; 0, which is always in, where there are fewer than 1 / alpha - 1 of them.
-    A new picture of the label has it in its set with a probability of at least 1 - alpha, if it is drawn as they were.
-    Source: Vovk 2012, Conditional validity of inductive conformal predictors; Sadinle et al. 2019, doi:
-    10.1080/01621459.2017.1395341 (least ambiguous sets).
+    Split conformal prediction for each label separately: the k-th lowest probability that validation images of a label
+    give to it, k = (n + 1) alpha rounded down; 0, which always includes the label, with fewer than 1 / alpha - 1
+    images. A new image of the label has it in its set with a probability of at least 1 - alpha, if it comes from the
+    same distribution. Source: Vovk 2012, Conditional validity of inductive conformal predictors; Sadinle et al. 2019,
+    doi:10.1080/01621459.2017.1395341 (least ambiguous sets).
 
     Args:
-        probabilities: (n, K) of validation pictures.
+        probabilities: (n, K) of validation images.
         labels: (n,) class indices.
-        alpha: share of pictures whose set may lack their label.
+        alpha: fraction of images whose set may miss their label.
     """
     lowest = np.zeros(probabilities.shape[1])
     for k in range(len(lowest)):
@@ -137,63 +259,64 @@ def conformal_quantiles(
     return lowest
 
 
-def conformal_sets(probabilities: NDArray[np.floating], lowest: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(n, K) which labels are in each picture's set. One can be empty, where no label fits."""
+def conformal_sets(probabilities: Scores, lowest: Scores) -> NDArray[np.bool_]:
+    """Return which labels are in each image's prediction set, (n, K); a set can be empty."""
     return probabilities >= lowest
 
 
 def conformal_results(
-    probabilities: NDArray[np.floating], labels: NDArray[np.integer], lowest: NDArray[np.floating], right: NDArray
+    probabilities: Scores, labels: NDArray[np.integer], lowest: Scores, correct: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """How the sets do on test pictures, and how the decision does where it is not abstained from.
+    """Measure prediction sets on test images, and decisions where the model does not abstain.
 
-    The decision is abstained from where the set has no label or several.
+    The model abstains where a set has no label or more than one.
 
     Args:
-        probabilities, labels: (n, K) and (n,).
-        lowest: (K,) of `conformal_quantiles`.
-        right: (n,) whether the decision is right.
+        probabilities: (n, K).
+        labels: (n,) class indices.
+        lowest: (K,) from `conformal_quantiles`.
+        correct: (n,) True where the decision is correct.
 
     Returns:
-        coverage of the true label, abstained (share of pictures) and accuracy_of_the_rest, each with value, low and
-        high (Wilson's 95 % limits, which take pictures as independent); coverage_by_label (K values, null without
-        pictures); mean_size of the sets.
+        coverage of the true label, abstained (rate) and accuracy_of_the_rest, each with value, low and high (Wilson's
+        95 % limits, which treat images as independent); coverage_by_label (K values, null without images); mean_size
+        of the sets.
     """
     sets = conformal_sets(probabilities, lowest)
-    hit, sure = sets[np.arange(len(labels)), labels], sets.sum(axis=1) == 1
+    covered, certain = sets[np.arange(len(labels)), labels], sets.sum(axis=1) == 1
     return {
-        "coverage": proportion(hit),
-        "coverage_by_label": [float(hit[labels == k].mean()) if (labels == k).any() else None
+        "coverage": proportion(covered),
+        "coverage_by_label": [float(covered[labels == k].mean()) if (labels == k).any() else None
                               for k in range(len(lowest))],
         "mean_size": float(sets.sum(axis=1).mean()),
-        "abstained": proportion(~sure),
-        "accuracy_of_the_rest": proportion(right[sure]),
+        "abstained": proportion(~certain),
+        "accuracy_of_the_rest": proportion(correct[certain]),
     }  # fmt: skip
 
 
 def proportion(hits: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Share of true values with Wilson's 95 % limits; nulls of none."""
+    """Return the proportion of true values with Wilson's 95 % limits; nulls if there are no values."""
     if not len(hits):
         return {"value": None, "low": None, "high": None}
     low, high = wilson(int(hits.sum()), len(hits))
     return {"value": float(hits.mean()), "low": low, "high": high}
 
 
-def risk_coverage(confidence: Scores, right: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of pictures answered, and share of wrong answers among them, from the most confident picture to all.
+def risk_coverage(confidence: Scores, correct: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the risk-coverage curve: error rate among the most confident images, for each coverage.
 
-    Pictures of equal confidence are answered together. The mean of the errors is the area under the curve (Geifman &
+    Images of equal confidence are decided together. The mean of the error rates is the area under the curve (Geifman &
     El-Yaniv 2017, Selective classification for deep neural networks).
 
     Args:
-        confidence: (n,) the higher, the surer.
-        right: (n,) whether the decision is right.
+        confidence: (n,) higher is more certain.
+        correct: (n,) True where the decision is correct.
 
     Returns:
-        coverage (m,) and error (m,), m of at most n.
+        coverage (m,) and error rate (m,), m at most n.
     """
     order = np.argsort(-confidence, kind="stable")
-    answered = np.arange(1, len(order) + 1)
-    wrong = (~right[order]).cumsum()
+    decided = np.arange(1, len(order) + 1)
+    errors = (~correct[order]).cumsum()
     last = np.append(confidence[order][1:] != confidence[order][:-1], True)
-    return answered[last] / len(order), (wrong / answered)[last]
+    return decided[last] / len(order), (errors / decided)[last]

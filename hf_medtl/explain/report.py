@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.explain import gallery, statistics
 from hf_medtl.explain.localization import Region, energy_in_region, summarise_energy
@@ -99,8 +100,8 @@ def write_report(
             for batch in tqdm(batches, "Predicting", -(-len(paths) // BATCH), leave=False, disable=None)
         ]
     )
-    positive = index.get(getattr(model.config, "positive_label", ""))
-    threshold = getattr(model.config, "threshold", None)
+    rule = DecisionRule.from_config(model.config)
+    positive, threshold = index.get(rule.positive or ""), rule.threshold
     if positive is None or len(names) != 2:
         positive, threshold = len(names) - 1, None
     decided = decide(probabilities, positive, threshold)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.reliability import brier_decomposition, calibration_error, calibration_line
@@ -100,10 +101,9 @@ def _results_section(run: RunFolder, predictions: Predictions) -> Section:
     blocks: list[Block] = [metrics_table(run.results, "Metrics")]
     threshold, rule = predictions.common_threshold, run.results.get("threshold_rule")
     if threshold is not None:
-        blocks.append(
-            Prose(f"The decision is “{run.results['positive_label']}” if its probability is at least {threshold:.3f}"
-                  f"{f' (rule: {rule})' if rule else ''}. The threshold was chosen on the validation split.")
-        )  # fmt: skip
+        positive, labels = run.results["positive_label"], tuple(run.results["labels"])
+        decision = DecisionRule(labels, positive=positive, threshold=threshold, threshold_rule=rule)
+        blocks.append(Prose(decision.sentence()))
     split = "out-of-fold predictions" if run.folds else "test split"
     blocks.append(_confusion_matrix("Confusion matrix", run.results, f"; {split}. Percentages are of the row."))
     return Section("Results", [*blocks, *folds_blocks(run)])

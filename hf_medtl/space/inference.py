@@ -1,4 +1,4 @@
-"""What a Space says of a picture: plain values for the API, and for the page that shows them."""
+"""Inference of the Space: classification, heatmaps, segmentation and comparison as plain values for page and API."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,29 +8,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import label as components
+from scipy.ndimage import label as connected_components
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.postprocessing import EIGHT
-from hf_medtl.explain.attention import head_maps
+from hf_medtl.evaluation.postprocessing import EIGHT_CONNECTED
+from hf_medtl.explain.attention import attention_head_maps
 from hf_medtl.explain.geometry import find_geometry, restore
-from hf_medtl.explain.maps import Maps, normalise, to_pixels
-from hf_medtl.explain.maps import explain as maps_of
+from hf_medtl.explain.maps import Heatmaps, explain, normalise, to_pixel_values
 from hf_medtl.predict import Prediction
 from hf_medtl.publish.sentences import NOTICE
-from hf_medtl.space.registry import HEAD, METHOD_NAMES, Model
+from hf_medtl.space.registry import ATTENTION_HEAD, METHOD_NAMES, ServedModel
 
-CAMS = ("gradcam", "gradcam++", "eigencam")  # of `find_layer`, which need not look for it again
+CAMS = ("gradcam", "gradcam++", "eigencam")  # use the layer that the registry has found already
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a map is to show.
+class HeatmapRequest:
+    """Parameters of a heatmap.
 
     Attributes:
         method: one of the model's methods.
-        label: to explain; None for the one that is most probable.
-        layer, head: of an attention head, from 1.
+        label: label to explain; None for the most probable one.
+        layer, head: numbers of an attention head, from 1.
     """
 
     method: str = "gradcam"
@@ -39,201 +38,210 @@ class Look:
     head: int = 1
 
 
-def classify(model: Model, picture: Image.Image) -> dict[str, Any]:
-    """Probabilities, decision, set of labels, and whether and why not to decide.
+def classify(model: ServedModel, image: Image.Image) -> dict[str, Any]:
+    """Return probabilities, decision, prediction set, and whether the model abstains with its reasons.
 
     Raises:
-        MedtlError: the model outlines instead.
+        MedtlError: it is a segmentation model.
     """
-    if model.of_masks:
-        raise MedtlError(f"{model.name} outlines and gives no labels. Choose a classifier, or the tab Segment.")
+    if model.is_segmenter:
+        raise MedtlError(f"{model.name} is a segmentation model. Choose a classifier, or the tab Segment.")
     with model.lock:
-        found = model.predictor.predict([picture])[0]
-    config = model.predictor.config
-    conformal = getattr(config, "conformal", None)
+        prediction = model.predictor.predict([image])[0]
+    rule, wording = model.predictor.decision_rule, model.predictor.wording
     return {
-        **about(model, found, picture),
-        "probabilities": found.probabilities,
-        "label": found.label,
-        "decision": found.decision,
-        "threshold": getattr(config, "threshold", None),
-        "thresholds": getattr(config, "thresholds", None),
-        "positive_label": getattr(config, "positive_label", None),
-        "calibrated": getattr(config, "folded_temperature", None) is not None,
-        "candidates": None if found.candidates is None else list(found.candidates),
-        "coverage": None if conformal is None else 1 - conformal["alpha"],
-        "abstain": found.abstain,
-        "reasons": [in_words(reason, found, conformal) for reason in found.reasons],
-        "outlier": found.outlier,
-        "wording": {
-            label: model.predictor.wording[label]
-            for label in (found.decision or "").split("|")
-            if label in model.predictor.wording
-        },
+        **_metadata(model, prediction, image),
+        "probabilities": prediction.probabilities,
+        "label": prediction.label,
+        "decision": prediction.decision,
+        "threshold": rule.threshold,
+        "thresholds": rule.thresholds,
+        "positive_label": rule.positive,
+        "calibrated": rule.temperature is not None,
+        "candidates": None if prediction.candidates is None else list(prediction.candidates),
+        "coverage": None if rule.conformal is None else 1 - rule.conformal["alpha"],
+        "abstain": prediction.abstain,
+        "reasons": [describe_reason(reason, prediction, rule.conformal) for reason in prediction.reasons],
+        "outlier": prediction.outlier,
+        "wording": {label: wording[label] for label in (prediction.decision or "").split("|") if label in wording},
         "notice": NOTICE,
     }
 
 
-def in_words(reason: str, found: Prediction, conformal: Mapping[str, Any] | None) -> str:
-    """Why no decision should be taken, for people."""
+def describe_reason(reason: str, prediction: Prediction, conformal: Mapping[str, Any] | None) -> str:
+    """Return a sentence about a reason to abstain.
+
+    Args:
+        reason: one of `Prediction.reasons`.
+        prediction: the prediction that abstains.
+        conformal: conformal settings of the model's configuration.
+    """
     if reason == "uncertain":
-        assert found.candidates is not None
+        assert prediction.candidates is not None
         assert conformal is not None
-        sure = f"the set that misses the true label in at most {100 * conformal['alpha']:g} % of pictures"
-        if found.candidates:
-            return f"More than one label is possible: {sure} holds {' and '.join(found.candidates)}."
-        return f"No label fits: {sure} is empty, which happens with pictures unlike those it was calibrated on."
+        prediction_set = f"the set that misses the true label in at most {100 * conformal['alpha']:g} % of images"
+        if prediction.candidates:
+            return f"More than one label is possible: {prediction_set} contains {' and '.join(prediction.candidates)}."
+        return f"No label fits: {prediction_set} is empty, which happens for images unlike those of the calibration."
     return (
-        f"The picture is unlike those the model was trained on: it scores {found.outlier:.2f}, and fewer than one in "
-        "twenty of the model’s own validation pictures score above 1."
+        "The image is unlike those the model was trained on: its out-of-distribution score is "
+        f"{prediction.outlier:.2f}, while fewer than one in twenty of the model’s own validation images score above 1."
     )
 
 
-def look(model: Model, picture: Image.Image, wish: Look) -> tuple[Maps, dict[str, Any]]:
-    """A map of the picture, (H, W) in [0, 1], and what it shows, with the verdict on such maps.
+def heatmap(model: ServedModel, image: Image.Image, request: HeatmapRequest) -> tuple[Heatmaps, dict[str, Any]]:
+    """Return a heatmap (H, W) in [0, 1] of an image, and its description with the verdict of its validation.
 
     Raises:
-        MedtlError: no such method, label, layer or head.
+        MedtlError: unknown method, label, layer or head.
     """
-    if wish.method not in model.methods:
-        raise MedtlError(f"{model.name} has maps by {', '.join(model.methods)}; found {wish.method!r}.")
-    facts: dict[str, Any] = {"model": model.name, "method": wish.method}
+    if request.method not in model.methods:
+        raise MedtlError(
+            f"{model.name} has no heatmaps by {request.method!r}. Available: {', '.join(model.methods) or 'none'}."
+        )
     predictor = model.predictor
-    if wish.method == HEAD:
+    description: dict[str, Any] = {"model": model.name, "method": request.method}
+
+    if request.method == ATTENTION_HEAD:
         assert model.heads is not None
-        if not (1 <= wish.layer <= model.heads[0] and 1 <= wish.head <= model.heads[1]):
+        if not (1 <= request.layer <= model.heads[0] and 1 <= request.head <= model.heads[1]):
             raise MedtlError(f"{model.name} has layers 1 to {model.heads[0]} with heads 1 to {model.heads[1]} each.")
-        pixels = to_pixels(predictor.processor, [picture])
+        pixels = to_pixel_values(predictor.processor, [image])
         with model.lock:
-            patches = head_maps(predictor.model, pixels)[:, wish.layer - 1, wish.head - 1]
-        each = torch.nn.functional.interpolate(torch.from_numpy(patches)[:, None], pixels.shape[-2:], mode="bilinear")
-        values = normalise(each[0, 0].numpy())
-        whole = restore(values, find_geometry(predictor.processor, picture), (picture.height, picture.width))
-        return whole, {**facts, "layer": wish.layer, "head": wish.head, "verdict": verdict(model, wish.method, None)}
-    if wish.label is not None and wish.label not in predictor.labels:
-        raise MedtlError(f"{model.name} knows the labels {', '.join(predictor.labels)}; found {wish.label!r}.")
+            patches = attention_head_maps(predictor.model, pixels)[:, request.layer - 1, request.head - 1]
+        resized = torch.nn.functional.interpolate(
+            torch.from_numpy(patches)[:, None], pixels.shape[-2:], mode="bilinear"
+        )
+        geometry = find_geometry(predictor.processor, image)
+        values = restore(normalise(resized[0, 0].numpy()), geometry, (image.height, image.width))
+        head = {"layer": request.layer, "head": request.head, "verdict": verdict(model, request.method, None)}
+        return values, description | head
+
+    if request.label is not None and request.label not in predictor.labels:
+        raise MedtlError(f"{model.name} has no label {request.label!r}. Choose one of {', '.join(predictor.labels)}.")
+    layer = model.layer if request.method in CAMS else None
     with model.lock:
-        item = maps_of(
-            predictor.model, predictor.processor, [picture], wish.label, wish.method,
-            model.layer if wish.method in CAMS else None,
+        explanation = explain(
+            predictor.model, predictor.processor, [image], request.label, request.method, layer
         )[0]  # fmt: skip
-    return item.map, {
-        **facts,
-        "label": item.label,
-        "probability": item.probability,
-        "outside": item.outside,
-        "verdict": verdict(model, wish.method, item.label),
+    return explanation.map, description | {
+        "label": explanation.label,
+        "probability": explanation.probability,
+        "outside": explanation.outside,
+        "verdict": verdict(model, request.method, explanation.label),
     }
 
 
-def verdict(model: Model, method: str, label: str | None) -> dict[str, Any]:
-    """`passed` (True, False or None for nobody knows) and `summary` of the checks of such maps."""
+def verdict(model: ServedModel, method: str, label: str | None) -> dict[str, Any]:
+    """Return `passed` (True, False, or None if not validated) and `summary` of the validation of such heatmaps."""
     if label in model.verdicts and method == model.verdict_method:
-        its = model.verdicts[label]
-        return {"passed": its["passed"], "summary": its["summary"]}
-    known = METHOD_NAMES.get(model.verdict_method or "")
-    other = f" Those by {known} were: choose it." if model.verdicts and known and method != model.verdict_method else ""
+        return {key: model.verdicts[label][key] for key in ("passed", "summary")}
+    other = METHOD_NAMES.get(model.verdict_method or "")
+    hint = f" Those by {other} were: choose it." if model.verdicts and other and method != model.verdict_method else ""
     return {
         "passed": None,
-        "summary": f"Nobody has checked whether such maps are to be believed.{other} To check, run hf-medtl explain.",
+        "summary": f"These heatmaps have not been validated.{hint} To validate them, run hf-medtl explain.",
     }
 
 
-def segment(model: Model, picture: Image.Image) -> tuple[NDArray[np.uint8], Maps, dict[str, Any]]:
-    """Mask (H, W) of class indices, uncertainty (H, W) in [0, 1], and areas.
+def segment(model: ServedModel, image: Image.Image) -> tuple[NDArray[np.uint8], Heatmaps, dict[str, Any]]:
+    """Return the mask (H, W) of class indices, its uncertainty (H, W) in [0, 1], and the areas of the regions.
 
     Raises:
-        MedtlError: the model gives labels instead.
+        MedtlError: it is a classifier.
     """
-    if not model.of_masks:
-        raise MedtlError(f"{model.name} gives labels and no outlines. Choose a segmentation model.")
+    if not model.is_segmenter:
+        raise MedtlError(f"{model.name} is a classifier. Choose a segmentation model.")
     with model.lock:
-        found = model.predictor.predict([picture], explain="uncertainty")[0]
-    assert found.mask is not None
-    assert found.map is not None
-    labels = model.predictor.labels
+        prediction = model.predictor.predict([image], explain="uncertainty")[0]
+    mask, uncertainty = prediction.mask, prediction.map
+    assert mask is not None
+    assert uncertainty is not None
     regions = []
-    for index, name in enumerate(labels[1:], start=1):
-        inside = found.mask == index
+    for index, name in enumerate(model.predictor.labels[1:], start=1):
+        region = mask == index
         regions.append(
             {
                 "name": name,
-                "pixels": int(inside.sum()),
-                "share": float(inside.mean()),
-                "uncertainty": float(found.map[inside].mean()) if inside.any() else None,
-                "sides": sides(inside) if "lung" in name.lower() else None,
+                "pixels": int(region.sum()),
+                "share": float(region.mean()),
+                "uncertainty": float(uncertainty[region].mean()) if region.any() else None,
+                "sides": lung_sides(region) if "lung" in name.lower() else None,
             }
         )
-    return (
-        found.mask,
-        found.map,
-        {
-            **about(model, found, picture),
-            "regions": regions,
-            "uncertainty": float(found.map.mean()),
-            "postprocessing": getattr(model.predictor.config, "postprocessing", None),
-            "notice": NOTICE,
-        },
-    )
+    answer = {
+        **_metadata(model, prediction, image),
+        "regions": regions,
+        "uncertainty": float(uncertainty.mean()),
+        "postprocessing": getattr(model.predictor.config, "postprocessing", None),
+        "notice": NOTICE,
+    }
+    return mask, uncertainty, answer
 
 
-def sides(inside: NDArray[np.bool_]) -> dict[str, dict[str, float]] | None:
-    """Pixels and share of the patient's right and left lung, or None if they are not two separate regions.
+def lung_sides(lungs: NDArray[np.bool_]) -> dict[str, dict[str, float]] | None:
+    """Return the area of the patient's right and left lung, or None if they are not two separate regions.
 
-    In a radiograph as it is hung, the patient's right is on the left.
+    In a radiograph in standard orientation, the patient's right is on the left of the image.
+
+    Args:
+        lungs: (H, W), True inside.
+
+    Returns:
+        For "right" and "left": `pixels`, and `share`, the fraction of the area of both.
     """
-    found, number = components(inside, structure=EIGHT)
-    sizes = np.bincount(found.ravel())[1:]
-    if number < 2:
+    components, count = connected_components(lungs, structure=EIGHT_CONNECTED)
+    sizes = np.bincount(components.ravel())[1:]
+    if count < 2:
         return None
     two = np.argsort(-sizes, kind="stable")[:2]
     if sizes[two[1]] < sizes[two[0]] / 10:
         return None
-    whole = sizes[two].sum()
-    ordered = sorted(two, key=lambda index: np.flatnonzero((found == index + 1).any(axis=0)).mean())
+    total = sizes[two].sum()
+    left_to_right = sorted(two, key=lambda index: np.flatnonzero((components == index + 1).any(axis=0)).mean())
     return {
-        side: {"pixels": int(sizes[index]), "share": float(sizes[index] / whole)}
-        for side, index in zip(("right", "left"), ordered, strict=True)
+        side: {"pixels": int(sizes[index]), "share": float(sizes[index] / total)}
+        for side, index in zip(("right", "left"), left_to_right, strict=True)
     }
 
 
-def compare(one: Model, other: Model, picture: Image.Image) -> dict[str, Any]:
-    """Both models' answers, and where they disagree.
+def compare(one: ServedModel, other: ServedModel, image: Image.Image) -> dict[str, Any]:
+    """Return both models' answers, and where they disagree.
 
     Raises:
-        MedtlError: they do different things, or are one model.
+        MedtlError: they are the same model, or have different tasks.
     """
     if one is other:
         raise MedtlError("Choose two different models to compare.")
-    if one.of_masks != other.of_masks:
-        raise MedtlError("A classifier can't be compared with a segmentation model. Choose two of a kind.")
-    if one.of_masks:
-        first, _, facts = segment(one, picture)
-        second, _, others = segment(other, picture)
-        both = (first > 0).sum() + (second > 0).sum()
-        same = ((first > 0) & (first == second)).sum()
-        found: dict[str, Any] = {
-            "dice": float(2 * same / both) if both else None,
+    if one.is_segmenter != other.is_segmenter:
+        raise MedtlError("A classifier cannot be compared with a segmentation model. Choose two of a kind.")
+    if one.is_segmenter:
+        first, _, first_answer = segment(one, image)
+        second, _, second_answer = segment(other, image)
+        total = (first > 0).sum() + (second > 0).sum()
+        overlap = ((first > 0) & (first == second)).sum()
+        comparison: dict[str, Any] = {
+            "dice": float(2 * overlap / total) if total else None,
             "disagreement": float((first != second).mean()),
             "masks": (first, second),
         }
     else:
-        facts, others = classify(one, picture), classify(other, picture)
-        shared = [label for label in facts["probabilities"] if label in others["probabilities"]]
-        found = {
-            "agree": facts["decision"] == others["decision"],
-            "difference": {label: facts["probabilities"][label] - others["probabilities"][label] for label in shared},
-            "only_one": sorted(set(facts["probabilities"]) ^ set(others["probabilities"])),
+        first_answer, second_answer = classify(one, image), classify(other, image)
+        p, q = first_answer["probabilities"], second_answer["probabilities"]
+        comparison = {
+            "agree": first_answer["decision"] == second_answer["decision"],
+            "difference": {label: p[label] - q[label] for label in p if label in q},
+            "only_one": sorted(set(p) ^ set(q)),
         }
-    return {"models": [facts, others], **found}
+    return {"models": [first_answer, second_answer], **comparison}
 
 
-def about(model: Model, found: Prediction, picture: Image.Image) -> dict[str, Any]:
-    """What every answer says of itself."""
+def _metadata(model: ServedModel, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
+    """Return the fields that all answers have."""
     return {
         "model": model.name,
         "revision": model.predictor.revision,
-        "width": picture.width,
-        "height": picture.height,
-        "seconds": round(found.seconds, 4),
+        "width": image.width,
+        "height": image.height,
+        "seconds": round(prediction.seconds, 4),
     }

@@ -206,7 +206,7 @@ class Classification(Task):
         wrong = np.flatnonzero(decided != true)
         return [
             {
-                "picture": table["image_id"].iloc[row],
+                "image": table["image_id"].iloc[row],
                 "true": names[true[row]],
                 "decided": names[decided[row]],
                 "probability of the true label": f"{of_true[row]:.3f}",

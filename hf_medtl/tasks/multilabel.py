@@ -131,7 +131,7 @@ class MultiLabelClassification(Classification):
                 wrong.append((abs(probabilities[row] - threshold), row, label, has[row], probabilities[row]))
         return [
             {
-                "picture": table["image_id"].iloc[row],
+                "image": table["image_id"].iloc[row],
                 "label": label,
                 "true": "present" if has else "absent",
                 "probability": f"{probability:.3f}",

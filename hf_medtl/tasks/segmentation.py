@@ -232,7 +232,7 @@ class Segmentation(Task):
         """Return the images with the lowest Dice."""
         rows = table.sort_values("dice", kind="stable").head(number)
         return [
-            {"picture": row["image_id"], "source": row["source"], "Dice": f"{row['dice']:.3f}"}
+            {"image": row["image_id"], "source": row["source"], "Dice": f"{row['dice']:.3f}"}
             for row in rows.to_dict("records")
         ]
 

@@ -14,11 +14,11 @@ from hf_medtl.evaluation.calibration import fit_temperature
 from hf_medtl.evaluation.decisions import (
     choose_threshold,
     conformal_quantiles,
+    conformal_results,
     conformal_sets,
     parse_rule,
+    proportion,
     risk_coverage,
-    set_results,
-    share,
     youden,
 )
 from hf_medtl.evaluation.evaluate import temperature_effect
@@ -90,7 +90,10 @@ def test_new_pictures_reach_the_target(name, sign):
 def test_too_few_pictures_promise_nothing(caplog):
     scores, positive = np.array([0.2, 0.6, 0.7, 0.4]), np.array([False, True, True, True])
     assert choose_threshold("sensitivity=0.95", scores, positive) == 0.4
-    assert "3 validation pictures can't promise a sensitivity of 0.95: of the next ones 0.750" in caplog.text
+    assert (
+        "3 validation images are too few for a sensitivity of 0.95: on new images at most 0.750 is expected"
+        in caplog.text
+    )
     assert choose_threshold("specificity=0.95", scores, positive) == pytest.approx(0.2, abs=1e-12)
     assert choose_threshold("specificity=0.95", scores, positive) > 0.2
 
@@ -151,15 +154,15 @@ def test_a_label_of_few_pictures_is_in_every_set():
 def test_results_of_sets_by_hand():
     chances = np.array([[0.9, 0.1], [0.5, 0.5], [0.35, 0.65], [0.05, 0.95]])
     labels, lowest = np.array([0, 0, 1, 0]), np.array([0.4, 0.5])
-    found = set_results(chances, labels, lowest, np.array([True, False, True, False]))
+    found = conformal_results(chances, labels, lowest, np.array([True, False, True, False]))
     assert found["coverage"]["value"] == 0.75
     assert found["coverage_by_label"] == [pytest.approx(2 / 3), 1.0]
     assert found["mean_size"] == 1.25
     assert found["abstained"]["value"] == 0.25
     assert found["accuracy_of_the_rest"]["value"] == pytest.approx(2 / 3)
-    assert share(np.array([], bool)) == {"value": None, "low": None, "high": None}
+    assert proportion(np.array([], bool)) == {"value": None, "low": None, "high": None}
     # Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E: 81 of 263
-    limits = share(np.arange(263) < 81)
+    limits = proportion(np.arange(263) < 81)
     assert (limits["low"], limits["high"]) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
 
 
@@ -186,7 +189,7 @@ def test_a_run_stores_what_it_decides_by(phantoms, tiny, tmp_path):
     assert result["conformal"]["abstained"]["value"] == (sets.sum(axis=1) != 1).mean()
     card = (folder / "README.md").read_text()
     assert "for a sensitivity of 0.8, from the validation split" in card
-    assert "in at most 20 % of each label's pictures" in card
+    assert "in at most 20 % of each label's images" in card
     assert (folder / "figures" / "risk_coverage.png").exists()
 
 

@@ -7,19 +7,19 @@ import scipy.stats
 from scipy.stats import binomtest, norm
 
 from hf_medtl.evaluation.delong import auc_interval
-from hf_medtl.evaluation.evaluate import results
+from hf_medtl.evaluation.evaluate import classification_results
 from hf_medtl.evaluation.intervals import (
+    METHOD_DESCRIPTIONS,
     METHODS,
-    WORDS,
     Interval,
-    group_resamples,
+    bootstrap_weights,
     intervals_by_source,
     mean_intervals,
     metric_intervals,
 )
 from hf_medtl.evaluation.metrics import METRICS, classification_metrics
-from hf_medtl.evaluation.resampling import group_draws
-from hf_medtl.evaluation.score_intervals import auc_interval_newcombe, average_precision_floor, rate, wilson
+from hf_medtl.evaluation.resampling import bootstrap_group_counts
+from hf_medtl.evaluation.score_intervals import average_precision_floor, newcombe_auc_interval, rate_interval, wilson
 
 
 def two_columns(score):
@@ -54,18 +54,18 @@ def test_newcombe_solves_its_quartic(auc, m, n):
     shape = (2 - theta) * (1 + theta) + spare * ((1 - theta) * (1 + theta) + theta * (2 - theta))
     quartic = (auc - theta) ** 2 * (2 - theta) * (1 + theta) * m * n - z**2 * theta * (1 - theta) * shape
     roots = [r.real for r in quartic.roots() if abs(r.imag) < 1e-9 and -1e-9 < r.real < 1 + 1e-9]
-    assert auc_interval_newcombe(auc, m, n) == pytest.approx((min(roots), max(roots)), abs=1e-9)
+    assert newcombe_auc_interval(auc, m, n) == pytest.approx((min(roots), max(roots)), abs=1e-9)
 
 
 def test_newcombe_at_the_boundary():
-    low, high = auc_interval_newcombe(1.0, 25, 26)
+    low, high = newcombe_auc_interval(1.0, 25, 26)
     assert high == 1.0
     assert low == pytest.approx(0.920859, abs=1e-6)
-    assert auc_interval_newcombe(0.0, 26, 25) == pytest.approx((0.0, 1 - low))
-    assert auc_interval_newcombe(1.0, 10**6, 10**6)[0] > 1 - 1e-5
+    assert newcombe_auc_interval(0.0, 26, 25) == pytest.approx((0.0, 1 - low))
+    assert newcombe_auc_interval(1.0, 10**6, 10**6)[0] > 1 - 1e-5
     for bad in [(1.1, 5, 5), (math.nan, 5, 5), (0.9, 0, 5)]:
         with pytest.raises(ValueError, match=r"AUC in 0\.\.1"):
-            auc_interval_newcombe(*bad)
+            newcombe_auc_interval(*bad)
 
 
 def test_average_precision_floor_is_that_of_its_ranking():
@@ -80,7 +80,7 @@ def test_average_precision_floor_is_that_of_its_ranking():
 def test_resamples_draw_whole_groups_within_each_label():
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
     groups = np.array([0, 0, 1, 2, 2, 3, 3, 3])  # group 3 is mostly positive
-    drawn = group_resamples(labels, groups, 500)
+    drawn = bootstrap_weights(labels, groups, 500)
     assert drawn.shape == (500, 8)
     assert (drawn[:, 0] == drawn[:, 1]).all()
     assert (drawn[:, 5] == drawn[:, 7]).all()
@@ -147,8 +147,8 @@ def test_no_error_is_not_certainty():
         "ppv": positives,
         "npv": negatives,
         "f1": 2 * positives / (1 + positives),
-        "roc_auc": auc_interval_newcombe(1.0, 25, 26)[0],
-        "average_precision": average_precision_floor(auc_interval_newcombe(1.0, 25, 26)[0], 25, 26),
+        "roc_auc": newcombe_auc_interval(1.0, 25, 26)[0],
+        "average_precision": average_precision_floor(newcombe_auc_interval(1.0, 25, 26)[0], 25, 26),
     }
     assert {name: found[name].low for name in lows} == pytest.approx(lows)
     assert all(found[name][::2] == (1.0, pytest.approx(1.0)) for name in lows)
@@ -272,7 +272,7 @@ def test_studentised_limits_are_those_of_a_loop(scale):
 
     mean, error = mean_and_error(np.arange(30))
     ratios = []
-    for row in group_draws(strata, 300, seed=5):
+    for row in bootstrap_group_counts(strata, 300, seed=5):
         other, its_error = mean_and_error(np.repeat(np.arange(30), row))
         ratios.append((there(other) - there(mean)) / (slope(other) * its_error))
     small, large = np.quantile(ratios, 0.025, method="lower"), np.quantile(ratios, 0.975, method="higher")
@@ -296,14 +296,18 @@ def test_limits_of_means_stay_where_values_are():
 
 def test_results_say_how_and_why():
     labels, p, groups = study(np.random.default_rng(0), patients=40)
-    found = results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
+    found = classification_results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
     assert found["interval_methods"]["sensitivity"].startswith("Wilson")
     assert found["interval_methods"]["roc_auc"].startswith("DeLong")
     assert list(found["interval_methods"]) == list(found["metrics"])
     assert found["metrics"]["ppv"]["reason"] == "no picture is decided positive (class 1)"
     assert "reason" not in found["metrics"]["npv"]
-    three = results(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3], list(range(30)), ["a", "b", "c"])
-    assert three["interval_methods"]["sensitivity"] == three["interval_methods"]["roc_auc"] == WORDS["jackknife"]
+    three = classification_results(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3], list(range(30)), ["a", "b", "c"])
+    assert (
+        three["interval_methods"]["sensitivity"]
+        == three["interval_methods"]["roc_auc"]
+        == METHOD_DESCRIPTIONS["jackknife"]
+    )
 
 
 def test_draws_keep_the_mix_of_strata():
@@ -351,14 +355,14 @@ def test_shares_of_groups_count_effective_pictures():
     rng = np.random.default_rng(0)
     everyone = np.ones(60, bool)
     success = rng.random(60) < 0.7
-    assert rate(success, everyone, np.arange(60)) == (success.mean(), *wilson(success.sum(), 60))
+    assert rate_interval(success, everyone, np.arange(60)) == (success.mean(), *wilson(success.sum(), 60))
     # Three copies of each: as one each, but for t in place of z.
-    copies = rate(np.repeat(success, 3), np.repeat(everyone, 3), np.repeat(np.arange(60), 3))
+    copies = rate_interval(np.repeat(success, 3), np.repeat(everyone, 3), np.repeat(np.arange(60), 3))
     assert copies == pytest.approx((success.mean(), *wilson(success.sum(), 60, freedom=59)))
     # Groups of one success and one failure each vary less than pictures by themselves: no credit for that.
-    balanced = rate(np.tile([True, False], 20), np.ones(40, bool), np.repeat(np.arange(20), 2))
+    balanced = rate_interval(np.tile([True, False], 20), np.ones(40, bool), np.repeat(np.arange(20), 2))
     assert balanced == pytest.approx((0.5, *wilson(20, 40, freedom=19)))
-    assert np.isnan(rate(success, ~everyone, np.arange(60))[0])
+    assert np.isnan(rate_interval(success, ~everyone, np.arange(60))[0])
 
 
 def two_sample_auc(positives, negatives, axis=-1):
@@ -408,7 +412,7 @@ def test_methods_that_are_none_are_refused():
         with pytest.raises(ValueError, match=words):
             metric_intervals(labels, p, groups, methods=methods)
     assert set(METHODS) == set(METRICS)
-    assert set(METHODS.values()) <= set(WORDS)
+    assert set(METHODS.values()) <= set(METHOD_DESCRIPTIONS)
 
 
 def test_a_failure_not_seen_is_not_in_the_limits_of_few_patients():
