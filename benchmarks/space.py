@@ -3,13 +3,13 @@
     python benchmarks/space.py latency runs/lite0 runs/vit-s
     python benchmarks/space.py load runs/lite0 --users 50 --minutes 10
 
-Each serves finished runs of classifiers on the loopback address, in a process of its own with two threads. The pictures
+Each serves finished runs of classifiers on the loopback address, in a process of its own with two threads. The images
 are drawn, no two alike; what each should get is asked of `Predictor` first.
 
 `latency` times one visitor: a question by name, as gradio_client asks it (`/classify`, `/explain`), and what the page
 does when a file is dropped on it (upload, reading, answer with map). The first is that of a new visitor, page and
 configuration included. `load` lets users ask without a pause for so many minutes, half of them by name and half by the
-page; every fourth file is bad. It counts answers, answers that are those of another picture, and what was said of bad
+page; every fourth file is bad. It counts answers, answers that are those of another image, and what was said of bad
 files; whether users were told their place in the queue; and measures the server's memory every half minute. It ends
 with status 1 if an answer was wrong or the server did not survive.
 """
@@ -44,23 +44,23 @@ CALLS = 40
 SERVE = """
 import sys
 import torch
-from hf_medtl.space.serve import serve, site
+from hf_medtl.space.serve import create_app, serve
 torch.set_num_threads(int(sys.argv[2]))
-serve(site(sys.argv[3:], limits={"spared": ["127.0.0.1"]}), port=int(sys.argv[1]))
+serve(create_app(sys.argv[3:], limits={"exempt_clients": ["127.0.0.1"]}), port=int(sys.argv[1]))
 """
 BAD = {
     "empty": b"",
     "drawing": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "text": b"not a picture",
+    "text": b"not an image",
     "program": b"MZ" + bytes(99),
 }
 
 
 def drawn(number: int) -> bytes:
     """A PNG that no other number has, 512 pixels wide."""
-    picture = phantoms.brain(number, 0, bool(number % 2), seed=11, size=128).image
+    image = phantoms.draw_brain(number, 0, bool(number % 2), seed=11, size=128).image
     stream = io.BytesIO()
-    Image.fromarray(picture).resize((512, 512)).save(stream, "PNG")
+    Image.fromarray(image).resize((512, 512)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -172,12 +172,12 @@ def percentiles(seconds: list[float]) -> str:
 
 async def latency(url: str, names: list[str]) -> None:
     """One visitor."""
-    pictures = [drawn(number) for number in range(CALLS + 1)]
+    images = [drawn(number) for number in range(CALLS + 1)]
     print("| model | asked | first, s | p50, s | p95, s |\n|---|---|---|---|---|")
     for name in names:
         for asked in ("/classify", "/explain", "the page"):
             user, times = User(url, 0, Seen()), []
-            for call, content in enumerate(pictures):
+            for call, content in enumerate(images):
                 began = time.monotonic()
                 if not call:
                     await user.arrive()
@@ -195,8 +195,8 @@ async def latency(url: str, names: list[str]) -> None:
 
 async def load(url: str, name: str, run: str, users: int, minutes: float, process: psutil.Process) -> tuple[Seen, Any]:
     """Many users; what they met with, and the server's memory as (minute, megabytes)."""
-    pictures = [drawn(number) for number in range(4 * users)]
-    truths = Predictor.from_pretrained(run).predict([Image.open(io.BytesIO(its)).convert("RGB") for its in pictures])
+    images = [drawn(number) for number in range(4 * users)]
+    truths = Predictor.from_pretrained(run).predict([Image.open(io.BytesIO(its)).convert("RGB") for its in images])
     seen, memory = Seen(), list[tuple[float, float]]()
     began = time.monotonic()
 
@@ -206,8 +206,8 @@ async def load(url: str, name: str, run: str, users: int, minutes: float, proces
         while time.monotonic() - began < 60 * minutes:
             turn += 1
             bad = list(BAD)[turn // 4 % len(BAD)] if turn % 4 == 0 else None
-            its = (turn * users + number) % len(pictures)
-            content, start = BAD[bad] if bad else pictures[its], time.monotonic()
+            its = (turn * users + number) % len(images)
+            content, start = BAD[bad] if bad else images[its], time.monotonic()
             try:
                 answer, sentence = None, ""
                 if number % 2:
@@ -273,9 +273,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    from hf_medtl.space.registry import names_of
+    from hf_medtl.space.registry import unique_names
 
-    names = names_of(options.runs)
+    names = unique_names(options.runs)
     with served(options.runs, options.threads) as (url, process, folder):
         if options.what == "latency":
             asyncio.run(latency(url, names))

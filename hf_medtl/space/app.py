@@ -1,4 +1,4 @@
-"""The page: its parts, and what happens on which event."""
+"""Layout and events of the page."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -7,222 +7,204 @@ from typing import Any
 
 import gradio as gr
 
-from hf_medtl.space import handlers as acts
-from hf_medtl.space import views
-from hf_medtl.space import window_controls as hand
-from hf_medtl.space.api import BATCH, MODEL, add_api
-from hf_medtl.space.components import (
-    Answered,
-    Batching,
-    Comparing,
-    Given,
-    Looking,
-    Segmenting,
-    about,
-    describe,
-    heading,
-    of_method,
-    others,
-)  # fmt: skip
+from hf_medtl.space import handlers, views, window_controls
+from hf_medtl.space.api import BATCH_QUEUE, MODEL_QUEUE, add_endpoints
+from hf_medtl.space.components import Layout, build_header, comparison_updates, heatmap_updates, method_updates
 from hf_medtl.space.examples import Example
-from hf_medtl.space.inference import Look
-from hf_medtl.space.registry import Shelf
-from hf_medtl.space.security.middleware import gone
-from hf_medtl.space.sessions import FORGOTTEN, Hand, Hands
-
-
-class Turn:
-    """Which of a visitor's questions is the last one.
-
-    Two are answered at a time, so that the answer to an earlier one may come after that to a later one.
-    """
-
-    def __init__(self) -> None:
-        self.last: object = None
-
+from hf_medtl.space.inference import HeatmapRequest
+from hf_medtl.space.registry import ModelRegistry
+from hf_medtl.space.security.upload_store import deleting
+from hf_medtl.space.sessions import EXPIRED, Session, SessionStore
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-WORK: dict[str, Any] = {"api_visibility": "private", **MODEL}
-# Values as they come. After quick changes one may be none of what Gradio takes for the choices, and it would say so.
+QUEUED: dict[str, Any] = {"api_visibility": "private", **MODEL_QUEUE}
+# Values as sent by the browser. After quick changes one may no longer be among a component's choices, and Gradio would
+# raise an error.
 RAW = {"preprocess": False}
 
 
-def build(shelf: Shelf, examples: Sequence[Example] = ()) -> gr.Blocks:
-    """The whole page with its API."""
-    classifiers, segmenters = shelf.of(masks=False), shelf.of(masks=True)
-    alike = [its for its in (classifiers, segmenters) if len(its) > 1]
-    every = [model.name for model in shelf]
-    with gr.Blocks(title="hf_medtl", analytics_enabled=False, fill_width=True) as page:
-        heading()
-        hands = Hands()
-        pictures = gr.State(Hand())
-        turn = gr.State(Turn())
-        mode = gr.State("classify" if classifiers else "segment")
-        with gr.Row(equal_height=False, elem_id="desk"):
-            given = Given.build(examples)
-            with gr.Column(scale=3, min_width=320, elem_id="work"):
-                with gr.Tabs():
-                    looking, segmenting = Looking.build(classifiers), Segmenting.build(segmenters)
-                    comparing, batching = Comparing.build(alike), Batching.build(every)
-                    telling = about(shelf)
-                answered = Answered.build()
+class LatestRequest:
+    """The latest request of a visitor.
 
-        ask = asking(shelf, hands, turn, pictures, mode, given, looking, segmenting, comparing, answered)
-        on_pictures(examples, hands, pictures, given, answered, ask)
-        on_controls(shelf, page, pictures, given, looking, segmenting, comparing, ask)
+    Two requests run at a time, so an earlier one may finish after a later one; its answer is then discarded.
+    """
+
+    def __init__(self) -> None:
+        self.token: object = None
+
+
+def build_page(registry: ModelRegistry, examples: Sequence[Example] = ()) -> gr.Blocks:
+    """Build the page with its API endpoints."""
+    with gr.Blocks(title="hf_medtl", analytics_enabled=False, fill_width=True) as page:
+        build_header()
+        store = SessionStore()
+        session = gr.State(Session())
+        mode = gr.State("classify" if registry.names(segmentation=False) else "segment")
+        layout = Layout.build(registry, examples)
+
+        analyze = _analysis_event(registry, store, session, mode, layout)
+        _add_upload_events(examples, store, session, layout, analyze)
+        _add_control_events(registry, page, session, layout, analyze)
         for tab, name in (
-            (looking.tab, "classify"), (segmenting.tab, "segment"), (comparing.tab, "compare"),
-            (batching.tab, ""), (telling, ""),
+            (layout.classify.tab, "classify"), (layout.segment.tab, "segment"), (layout.compare.tab, "compare"),
+            (layout.batch.tab, ""), (layout.about, ""),
         ):  # fmt: skip
-            on_tab(tab, name, mode, given, answered, ask)
-        on_batch(shelf, batching)
-        page.unload(hands.leave)
-        add_api(shelf)
+            _add_tab_event(tab, name, mode, layout, analyze)
+        _add_batch_events(registry, layout)
+        page.unload(store.on_page_closed)
+        add_endpoints(registry)
     page.queue(max_size=100, default_concurrency_limit=2)
     return page
 
 
-def asking(
-    shelf: Shelf, hands: Hands, turn: gr.State, pictures: gr.State, mode: gr.State, given: Given,
-    looking: Looking, segmenting: Segmenting, comparing: Comparing, answered: Answered,
-) -> dict[str, Any]:  # fmt: skip
-    """The event that answers all that is chosen, as arguments of a listener."""
+def _analysis_event(
+    registry: ModelRegistry, store: SessionStore, session: gr.State, mode: gr.State, layout: Layout
+) -> dict[str, Any]:
+    """Return the arguments of a listener that analyzes the selected image with the selected controls."""
 
-    def asked(
-        turn: Turn, found: Hand, number: int | None, frame: int, preset: str | None, level: float, width: float,
-        mode: str, classifier: str | None, method: str | None, label: str | None, layer: int, head: int,
+    def analyze(
+        latest: LatestRequest, session: Session, index: int | None, frame: int, preset: str | None, level: float,
+        width: float, mode: str, classifier: str | None, method: str | None, label: str | None, layer: int, head: int,
         segmenter: str | None, one: str | None, other: str | None, request: gr.Request,
     ) -> tuple[Any, Any]:  # fmt: skip
-        turn.last = mine = object()
-        hands.use(request.session_hash)
-        if found.forgotten or (not found.uploads and number is not None):  # or Gradio has forgotten the visitor
-            return views.show("nothing"), views.show("problem", FORGOTTEN)
-        if not found.uploads or mode not in acts.ACTS:
+        latest.token = token = object()
+        store.touch(request.session_hash)
+        # Without images but with a selected one, Gradio has dropped the visitor's state.
+        if session.expired or (not session.uploads and index is not None):
+            return views.render("nothing"), views.render("problem", EXPIRED)
+        if not session.uploads or mode not in handlers.HANDLERS:
             return gr.skip(), gr.skip()
-        item = found[number]
-        wish = acts.Wish(
+        upload = session[index]
+        analysis = handlers.AnalysisRequest(
             mode, classifier, segmenter, one, other,
-            Look(method or "gradcam", label or None, int(layer), int(head)),
-            hand.window_of(item, preset, level, width), int(frame) - 1 if item.frames > 1 else None,
+            HeatmapRequest(method or "gradcam", label or None, int(layer), int(head)),
+            window_controls.selected_window(upload, preset, level, width),
+            int(frame) - 1 if upload.frames > 1 else None,
         )  # fmt: skip
-        view, says = acts.answer(shelf, item, wish)
-        if turn.last is not mine:
+        view, answer = handlers.handle_request(registry, upload, analysis)
+        if latest.token is not token:
             return gr.skip(), gr.skip()
-        return view or views.show("nothing"), says
+        return view or views.render("nothing"), answer
 
+    inputs, classify, compare, area = layout.inputs, layout.classify, layout.compare, layout.answer
     return {
-        "fn": asked,
+        "fn": analyze,
         "inputs": [
-            turn, pictures, given.chosen, given.frame, given.preset, given.level, given.width, mode,
-            looking.model, looking.method, looking.label, looking.layer, looking.head,
-            segmenting.model, comparing.one, comparing.other,
+            gr.State(LatestRequest()), session, inputs.chosen, inputs.frame, inputs.preset, inputs.level, inputs.width,
+            mode, classify.model, classify.method, classify.label, classify.layer, classify.head,
+            layout.segment.model, compare.one, compare.other,
         ],
-        "outputs": [answered.view, answered.says],
-        "show_progress_on": [answered.view],
+        "outputs": [area.view, area.answer],
+        "show_progress_on": [area.view],
         "trigger_mode": "always_last",
-    } | WORK | RAW  # fmt: skip
+    } | QUEUED | RAW  # fmt: skip
 
 
-def on_pictures(
-    examples: Sequence[Example], hands: Hands, pictures: gr.State, given: Given, answered: Answered,
-    ask: dict[str, Any],
-) -> None:  # fmt: skip
-    """Pictures that come."""
+def _add_upload_events(
+    examples: Sequence[Example], store: SessionStore, session: gr.State, layout: Layout, analyze: dict[str, Any]
+) -> None:
+    """Add the events of uploads and examples."""
 
-    def come(paths: list[str] | None, request: gr.Request) -> list[Any]:
-        found, problems = hand.received(paths or [])
-        for problem in problems if found.uploads else problems[1:]:
+    def receive(paths: list[str] | None, request: gr.Request) -> list[Any]:
+        received, problems = window_controls.receive_uploads(paths or [])
+        for problem in problems if received.uploads else problems[1:]:
             gr.Warning(escape(problem))
-        hands.hold(request.session_hash, found)
-        if found.uploads:
-            return [found, *hand.held(found), gr.skip(), gr.skip(), None]
-        problem = views.show("problem", problems[0] if problems else "No file came.")
-        return [found, *hand.held(found), views.show("nothing"), problem, None]
+        store.put(request.session_hash, received)
+        view = answer = gr.skip()
+        if not received.uploads:
+            view = views.render("nothing")
+            answer = views.render("problem", problems[0] if problems else "No file was received.")
+        return [received, *window_controls.image_updates(received), view, answer, None]
 
-    def taken(event: gr.EventData, request: gr.Request) -> list[Any]:
-        found = Hand([examples[event._data["index"]].upload()])
-        hands.hold(request.session_hash, found)
-        return [found, *hand.held(found)]
+    def take_example(event: gr.EventData, request: gr.Request) -> list[Any]:
+        received = Session([examples[event._data["index"]].upload()])
+        store.put(request.session_hash, received)
+        return [received, *window_controls.image_updates(received)]
 
-    came = [pictures, *given.of_picture]
-    given.upload.upload(
-        come, given.upload, [*came, *ask["outputs"], given.upload], show_progress_on=[answered.view], **WORK
-    ).then(**ask)
-    given.gallery.click(taken, None, came, **QUIET).then(**ask)
+    inputs = layout.inputs
+    outputs = [session, *inputs.image_controls]
+    inputs.upload.upload(
+        receive, inputs.upload, [*outputs, *analyze["outputs"], inputs.upload], show_progress_on=[layout.answer.view],
+        **QUEUED,
+    ).then(**analyze)  # fmt: skip
+    inputs.gallery.click(take_example, None, outputs, **QUIET).then(**analyze)
 
 
-def on_controls(
-    shelf: Shelf, page: gr.Blocks, pictures: gr.State, given: Given, looking: Looking, segmenting: Segmenting,
-    comparing: Comparing, ask: dict[str, Any],
-) -> None:  # fmt: skip
-    """Another choice among pictures, frames, windows, models and maps."""
+def _add_control_events(
+    registry: ModelRegistry, page: gr.Blocks, session: gr.State, layout: Layout, analyze: dict[str, Any]
+) -> None:
+    """Add the events of images, frames, windows, models and heatmaps."""
 
-    def described(name: str | None, method: str | None) -> list[Any]:
-        return describe(shelf, name, method)
+    def update_heatmap(name: str | None, method: str | None) -> list[Any]:
+        return heatmap_updates(registry, name, method)
 
-    def like(one: str, other: str | None) -> gr.Dropdown:
-        return others(shelf, one, other)
+    def update_comparison(one: str, other: str | None) -> gr.Dropdown:
+        return comparison_updates(registry, one, other)
 
-    in_hand = [pictures, given.chosen]
-    sliders = [given.level, given.width]
+    inputs, classify, compare = layout.inputs, layout.classify, layout.compare
+    selected = [session, inputs.chosen]
+    sliders = [inputs.level, inputs.width]
     raw = QUIET | RAW
-    given.chosen.input(hand.windows, in_hand, given.of_picture[1:], **raw).then(**ask)
-    given.preset.input(hand.preset_to_sliders, [*in_hand, given.preset], sliders, **raw).then(**ask)
-    gr.on([its.release for its in sliders], lambda: None, None, given.preset, **QUIET).then(**ask)
-    page.load(described, [looking.model, looking.method], looking.of_map, **raw)
-    looking.model.input(described, [looking.model, looking.method], looking.of_map, **raw).then(**ask)
-    comparing.one.input(like, [comparing.one, comparing.other], comparing.other, **raw).then(**ask)
-    looking.method.input(of_method, looking.method, looking.of_map[1:], **raw).then(**ask)
+    inputs.chosen.input(window_controls.window_updates, selected, inputs.image_controls[1:], **raw).then(**analyze)
+    inputs.preset.input(window_controls.preset_updates, [*selected, inputs.preset], sliders, **raw).then(**analyze)
+    gr.on([slider.release for slider in sliders], lambda: None, None, inputs.preset, **QUIET).then(**analyze)
+    page.load(update_heatmap, [classify.model, classify.method], classify.heatmap_controls, **raw)
+    classify.model.input(
+        update_heatmap, [classify.model, classify.method], classify.heatmap_controls, **raw
+    ).then(**analyze)  # fmt: skip
+    classify.method.input(method_updates, classify.method, classify.heatmap_controls[1:], **raw).then(**analyze)
+    compare.one.input(update_comparison, [compare.one, compare.other], compare.other, **raw).then(**analyze)
     gr.on(
-        [given.frame.release, looking.label.input, looking.layer.release, looking.head.release,
-         segmenting.model.input, comparing.other.input],
-        **ask,
+        [inputs.frame.release, classify.label.input, classify.layer.release, classify.head.release,
+         layout.segment.model.input, compare.other.input],
+        **analyze,
     )  # fmt: skip
 
 
-def on_tab(tab: gr.Tab, name: str, mode: gr.State, given: Given, answered: Answered, ask: dict[str, Any]) -> None:
-    """Another tab; one without a name has no use for the pictures in hand."""
-    seen = bool(name)
-    changed = tab.select(
-        lambda: (name, gr.Column(visible=seen), gr.Row(visible=seen)),
+def _add_tab_event(tab: gr.Tab, name: str, mode: gr.State, layout: Layout, analyze: dict[str, Any]) -> None:
+    """Add the event of a tab. One without a name hides the images and the answer."""
+    visible = bool(name)
+    selected = tab.select(
+        lambda: (name, gr.Column(visible=visible), gr.Row(visible=visible)),
         None,
-        [mode, given.column, answered.row],
+        [mode, layout.inputs.column, layout.answer.row],
         **QUIET,
     )
-    if seen:
-        changed.then(**ask)
+    if visible:
+        selected.then(**analyze)
 
 
-def on_batch(shelf: Shelf, batching: Batching) -> None:
-    """Many pictures, until they are answered or somebody stops it: what was answered until then stays."""
-    running = set[str | None]()  # sessions
+def _add_batch_events(registry: ModelRegistry, layout: Layout) -> None:
+    """Add the events of the tab Batch. A stopped batch keeps its rows."""
+    running = set[str | None]()  # session hashes
 
-    def all_of(paths: list[str] | None, name: str, request: gr.Request) -> Iterator[tuple[str, Any]]:
-        session = request.session_hash
+    def run_batch(paths: list[str] | None, name: str, request: gr.Request) -> Iterator[tuple[str, Any]]:
+        key = request.session_hash
         try:
             if not paths:
-                yield views.show("problem", "No pictures were given. Drop some, or a zip of them, first."), gr.skip()
+                yield views.render("problem", "No images were given. Drop some, or a zip of them, first."), gr.skip()
                 return
-            with gone(paths):
-                for html in acts.batch(shelf[name], paths, lambda: session not in running):
+            with deleting(paths):
+                for html in handlers.batch_pages(registry[name], paths, lambda: key not in running):
                     yield html, gr.skip()
             yield html, None
         finally:
-            running.discard(session)
+            running.discard(key)
 
-    def begin(request: gr.Request) -> tuple[str, gr.Button]:
+    def start(request: gr.Request) -> tuple[str, gr.Button]:
         running.add(request.session_hash)
-        return views.show("batch", [], [], 0, 0, None), gr.Button(interactive=True)
+        return views.render("batch", [], [], 0, 0, None), gr.Button(interactive=True)
 
     def stop(request: gr.Request) -> None:
         running.discard(request.session_hash)
 
-    batching.start.click(begin, None, [batching.answers, batching.stop], **QUIET).then(
-        all_of, [batching.files, batching.model], [batching.answers, batching.files], **WORK | BATCH
-    ).then(lambda: gr.Button(interactive=False), None, batching.stop, **QUIET)
-    batching.stop.click(stop, **QUIET)
+    tab = layout.batch
+    tab.start.click(start, None, [tab.table, tab.stop], **QUIET).then(
+        run_batch, [tab.files, tab.model], [tab.table, tab.files], **QUEUED | BATCH_QUEUE
+    ).then(lambda: gr.Button(interactive=False), None, tab.stop, **QUIET)
+    tab.stop.click(stop, **QUIET)
 
 
-def asset(name: str) -> str:
-    """Text of a file beside this one."""
+def read_asset(name: str) -> str:
+    """Return the text of a file of this package."""
     return files("hf_medtl.space").joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Small models for a Space that is given none: trained on drawn pictures when they are first needed."""
+"""Demonstration models for a Space without models: small, trained on synthetic images at first use."""
 
 import os
 import shutil
@@ -40,57 +40,57 @@ RECIPES = {
 
 
 def demo_models() -> list[str]:
-    """Folders of the models; those that are not there yet are trained, two at a time, with a bar.
+    """Return the folders of the demonstration models, training missing ones, two at a time, with a progress bar.
 
-    What was finished before an end half-way is kept, and nothing half is; another process waits for this one.
+    Models finished before an interruption are kept, partial ones never; a second process waits for the first.
 
     Raises:
-        MedtlError: training failed, with the end of what it said, or there is no room.
+        MedtlError: training failed (with the end of its output), or the folder is not writable.
     """
-    place = Path(constants.HF_HOME) / "hf_medtl" / "space" / __version__
-    if missing_in(place):
+    folder = Path(constants.HF_HOME) / "hf_medtl" / "space" / __version__
+    if _missing(folder):
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            with FileLock(place / ".lock"):
-                train_all(missing_in(place), place)
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                _train_all(_missing(folder), folder)
         except OSError as error:
             raise MedtlError(
-                f"{place} can't be written ({error.strerror or error}). Free some room, set HF_HOME to another folder, "
-                "or give --models."
+                f"Cannot write to {folder} ({error.strerror or error}). Free some disk space, set HF_HOME to another "
+                "folder, or give --models."
             ) from error
-    return [str(place / name) for name in RECIPES]
+    return [str(folder / name) for name in RECIPES]
 
 
-def missing_in(place: Path) -> list[str]:
-    """Names of the models that are not there yet."""
-    return [name for name in RECIPES if not (place / name / "results.json").is_file()]
+def _missing(folder: Path) -> list[str]:
+    """Return the names of the models without results."""
+    return [name for name in RECIPES if not (folder / name / "results.json").is_file()]
 
 
-def train_all(names: Sequence[str], place: Path) -> None:
-    """Some of RECIPES, two at a time; when one fails or somebody interrupts, the others end, too."""
+def _train_all(names: Sequence[str], folder: Path) -> None:
+    """Train some of RECIPES, two at a time. If one fails or the user interrupts, stop the others, too."""
     epochs = sum(int(RECIPES[name][RECIPES[name].index("--num_train_epochs") + 1]) for name in names)
-    running: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[str]] = []
     with (
-        tqdm(total=epochs, desc="Training small models on drawn pictures", unit="epoch", disable=not names) as bar,
+        tqdm(total=epochs, desc="Training small models on synthetic images", unit="epoch", disable=not names) as bar,
         ThreadPoolExecutor(2) as pool,
     ):
         try:
-            for done in as_completed([pool.submit(train, name, place, running, bar) for name in names]):
-                done.result()
+            for future in as_completed([pool.submit(_train, name, folder, processes, bar) for name in names]):
+                future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in running:
+            for process in processes:
                 process.terminate()
             raise
 
 
-def train(name: str, place: Path, running: list[subprocess.Popen[str]], bar: tqdm) -> None:
-    """One of RECIPES into `place`, whole or not at all; in a process of its own, since a run configures its process."""
-    half = place / f".{name}.half"
-    shutil.rmtree(half, ignore_errors=True)  # of a process that was killed
-    folder, start = half / name, half / "vit"
+def _train(name: str, folder: Path, processes: list[subprocess.Popen[str]], bar: tqdm) -> None:
+    """Train one of RECIPES into `folder`, atomically, in its own process, since a run configures its process."""
+    partial = folder / f".{name}.half"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    run, start = partial / name, partial / "vit"
     try:
-        flags = [*RECIPES[name], "--output_dir", str(folder), "--seed", "0", "--report_to", "none"]
+        flags = [*RECIPES[name], "--output_dir", str(run), "--seed", "0", "--report_to", "none"]
         if "--from_scratch" in flags:
             ViTConfig(**VIT).save_pretrained(start)
             ViTImageProcessor(size={"height": VIT["image_size"], "width": VIT["image_size"]}).save_pretrained(start)
@@ -100,17 +100,17 @@ def train(name: str, place: Path, running: list[subprocess.Popen[str]], bar: tqd
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         ) as process:  # fmt: skip
-            running.append(process)
-            said = deque[str](maxlen=20)
+            processes.append(process)
+            output = deque[str](maxlen=20)
             assert process.stdout is not None
             for line in process.stdout:
-                said.append(line)
+                output.append(line)
                 bar.update("'eval_loss'" in line)
         if process.returncode:
-            raise MedtlError(f"No model could be trained for the demonstration: {''.join(said).strip()[-500:]}")
-        for checkpoint in folder.glob("checkpoint-*"):
+            raise MedtlError(f"Training the demonstration model {name} failed: {''.join(output).strip()[-500:]}")
+        for checkpoint in run.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        shutil.rmtree(place / name, ignore_errors=True)  # one without results.json
-        folder.rename(place / name)
+        shutil.rmtree(folder / name, ignore_errors=True)  # one without results.json
+        run.rename(folder / name)
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)

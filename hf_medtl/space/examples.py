@@ -1,4 +1,4 @@
-"""Pictures to try: drawn by a program, of nobody."""
+"""Example images of the Space: synthetic, of no patient."""
 
 import io
 from dataclasses import dataclass
@@ -8,91 +8,87 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.data import phantoms
 from hf_medtl.data.images import read_image
-from hf_medtl.data.inputs import picture_files
-from hf_medtl.space.uploads import Upload, examined
+from hf_medtl.data.inputs import image_files
+from hf_medtl.data.phantoms import draw_brain, draw_chest
+from hf_medtl.space.rendering import to_png
+from hf_medtl.space.uploads import Upload, parse_upload
 
-SEED = 7  # of none that a demonstration model is trained on
+SEED = 7  # of no image that a demonstration model is trained on
 
 
 @dataclass(frozen=True)
 class Example:
-    """One of them.
+    """An example image.
 
     Attributes:
-        caption: what it is.
-        name: of the file.
-        content: the file.
-        picture: (H, W) or (H, W, 3), for the page.
+        caption: short description.
+        name: file name.
+        content: bytes of the file.
+        pixels: (H, W) or (H, W, 3), for the thumbnail.
     """
 
     caption: str
     name: str
     content: bytes
-    picture: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
 
     def upload(self) -> Upload:
-        """As if somebody had given the file."""
-        return examined(self.name, self.content)
+        """Return the example as an uploaded file."""
+        return parse_upload(self.name, self.content)
 
 
-def drawn() -> list[Example]:
-    """Brain slices and chest radiographs with and without a finding, and one of 12 bits as DICOM."""
-    brains = [phantoms.brain(patient, 0, lesion, seed=SEED, size=256) for patient, lesion in ((1, True), (2, False))]
-    chests = [phantoms.chest(patient, 0, found, seed=SEED, size=256) for patient, found in ((1, True), (2, False))]
-    named = [
-        ("brain, lesion", "brain_lesion.png", brains[0]),
-        ("brain", "brain.png", brains[1]),
-        ("chest, opacity", "chest_opacity.png", chests[0]),
-        ("chest", "chest.png", chests[1]),
+def generate_examples() -> list[Example]:
+    """Draw brain slices and chest radiographs with and without a finding, and a DICOM file of 12 bits."""
+    phantoms = {
+        "brain_lesion.png": ("brain, lesion", draw_brain(1, 0, True, seed=SEED, size=256)),
+        "brain.png": ("brain", draw_brain(2, 0, False, seed=SEED, size=256)),
+        "chest_opacity.png": ("chest, opacity", draw_chest(1, 0, True, seed=SEED, size=256)),
+        "chest.png": ("chest", draw_chest(2, 0, False, seed=SEED, size=256)),
+    }
+    pngs = [
+        Example(caption, name, to_png(Image.fromarray(phantom.image)), phantom.image)
+        for name, (caption, phantom) in phantoms.items()
     ]
-    found = [Example(caption, name, png(its.image), its.image) for caption, name, its in named]
-    deep = phantoms.brain(3, 0, True, seed=SEED, size=256).image
-    return [*found, Example("DICOM, 12 bits", "brain_12_bits.dcm", dicom(deep), deep)]
+    pixels = draw_brain(3, 0, True, seed=SEED, size=256).image
+    return [*pngs, Example("DICOM, 12 bits", "brain_12_bits.dcm", to_dicom(pixels), pixels)]
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG file."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def dicom(pixels: NDArray[np.uint8]) -> bytes:
-    """A DICOM file of 12 bits with the grey of 8-bit pixels (H, W[, 3]) in its middle, of no patient."""
+def to_dicom(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a 12-bit DICOM file, of no patient, with 8-bit pixels (H, W) or (H, W, 3) in the middle of its range."""
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
     grey = np.asarray(Image.fromarray(pixels).convert("L"))
-    made = Dataset()
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = MRImageStorage
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
     uids = [generate_uid(entropy_srcs=["hf_medtl", "example", str(number)]) for number in range(4)]
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = uids[0]
-    made.StudyInstanceUID, made.SeriesInstanceUID, made.FrameOfReferenceUID = uids[1:]
-    made.Modality, made.PatientName, made.PatientID = "MR", "Phantom", "phantom"
-    made.ImagePositionPatient, made.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
-    made.PixelSpacing, made.SliceThickness = [0.9, 0.9], 5
-    made.Rows, made.Columns = grey.shape
-    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
-    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
-    made.WindowCenter, made.WindowWidth = 1420, 1640
-    made.PixelData = (600 + grey.astype(np.uint32) * 1640 // 255).astype(np.uint16).tobytes()
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uids[0]
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = uids[1:]
+    dataset.Modality, dataset.PatientName, dataset.PatientID = "MR", "Phantom", "phantom"
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing, dataset.SliceThickness = [0.9, 0.9], 5
+    dataset.Rows, dataset.Columns = grey.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.WindowCenter, dataset.WindowWidth = 1420, 1640
+    # uint32, since 16 bits overflow in the product
+    dataset.PixelData = (600 + grey.astype(np.uint32) * 1640 // 255).astype(np.uint16).tobytes()
     stream = io.BytesIO()
-    made.save_as(stream, enforce_file_format=True)
+    dataset.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
 
 
-def in_folder(folder: Path) -> list[Example]:
-    """The pictures of a folder, by name.
+def load_examples(folder: Path) -> list[Example]:
+    """Return the images of a folder, by name.
 
     Raises:
-        MedtlError: there is none, or one can't be read.
+        MedtlError: there is none, or one cannot be read.
     """
     return [
         Example(path.stem.replace("_", " "), path.name, path.read_bytes(), np.asarray(read_image(path)))
-        for path in picture_files(folder)
+        for path in image_files(folder)
     ]

@@ -1,4 +1,4 @@
-"""What the page does when somebody does something: from values of its controls to HTML."""
+"""Event handlers of the page: from values of its controls to HTML."""
 
 import csv
 import io
@@ -11,29 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.data.dicom_writer import read_header, segmentation_object, write_object
+from hf_medtl.data.dicom_writer import make_segmentation, read_header, write_dicom
 from hf_medtl.errors import MedtlError
-from hf_medtl.predict import columns
+from hf_medtl.predict import prediction_columns
 from hf_medtl.space import views
-from hf_medtl.space.inference import Look, classify, compare, look, segment
-from hf_medtl.space.registry import METHOD_NAMES, Model, Shelf
-from hf_medtl.space.rendering import data_uri, fill, heat, outline
-from hf_medtl.space.security.middleware import name_of
-from hf_medtl.space.uploads import Refusal, Upload, unpack
+from hf_medtl.space.inference import HeatmapRequest, classify, compare, heatmap, segment
+from hf_medtl.space.registry import METHOD_NAMES, ModelRegistry, ServedModel
+from hf_medtl.space.rendering import data_uri, heatmap_overlay, mask_overlay, outline_overlay
+from hf_medtl.space.security.upload_store import pop_name
+from hf_medtl.space.uploads import RejectedFile, Upload, load_batch
 
-SHOWN = 200  # rows of a batch's table on the page; the CSV has all
+MAX_TABLE_ROWS = 200  # of a batch on the page; the CSV has all
 
 
 @dataclass(frozen=True)
-class Wish:
-    """The controls of the page.
+class AnalysisRequest:
+    """Values of the page's controls.
 
     Attributes:
         mode: "classify", "segment" or "compare".
         classifier, segmenter: names of models.
         one, other: names of the models to compare.
-        look: the map of a classifier.
-        window: grey values (low, high); None for the file's own.
+        heatmap: heatmap of a classifier.
+        window: grey values (low, high); None for the default window.
         frame: from 0; None for the default.
     """
 
@@ -42,169 +42,197 @@ class Wish:
     segmenter: str | None
     one: str | None
     other: str | None
-    look: Look = field(default_factory=Look)
+    heatmap: HeatmapRequest = field(default_factory=HeatmapRequest)
     window: tuple[float, float] | None = None
     frame: int | None = None
 
 
-def answer(shelf: Shelf, upload: Upload, wish: Wish) -> tuple[str, str]:
-    """Viewer and answer. What a person can mend is said in the answer's place."""
+def handle_request(registry: ModelRegistry, upload: Upload, request: AnalysisRequest) -> tuple[str, str]:
+    """Return the HTML of viewer and answer. An error that the user can fix is shown as the answer."""
     try:
-        picture = upload.picture(wish.window, wish.frame)
+        image = upload.image(request.window, request.frame)
     except MedtlError as error:
-        return "", views.show("problem", str(error))
+        return "", views.render("problem", str(error))
     try:
-        return ACTS[wish.mode](shelf, upload, picture, wish)
+        return HANDLERS[request.mode](registry, upload, image, request)
     except MedtlError as error:
-        return views.viewer([sheet(picture, "The picture")], "The picture."), views.show("problem", str(error))
+        return views.viewer([_viewer_image(image, "The image")], "The image."), views.render("problem", str(error))
 
 
-def on_classify(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -> tuple[str, str]:
-    """Labels, and a map of one."""
-    model = shelf[wish.classifier or ""]
-    facts = classify(model, picture)
-    values, seen = look(model, picture, wish.look)
-    alt = f"Map of what the answer rests on, by {METHOD_NAMES[wish.look.method]}"
-    caption = f"{alt}: brighter colours are more. The numbers are for the picture as it is shown here."
+def _show_classification(
+    registry: ModelRegistry, upload: Upload, image: Image.Image, request: AnalysisRequest
+) -> tuple[str, str]:
+    """Show labels, and a heatmap of one."""
+    model = registry[request.classifier or ""]
+    answer = classify(model, image)
+    values, description = heatmap(model, image, request.heatmap)
+    alt = f"Heatmap by {METHOD_NAMES[request.heatmap.method]} of what the answer depends on"
+    caption = f"{alt}: brighter is more. The numbers are for the image as shown here."
+    layer = _viewer_layer("map", alt, heatmap_overlay(values))
     return (
-        views.viewer([sheet(picture, "The picture", layer("map", alt, heat(values)))], caption),
-        views.show("classify", facts, seen),
+        views.viewer([_viewer_image(image, "The image", layer)], caption),
+        views.render("classify", answer, description),
     )
 
 
-def on_segment(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -> tuple[str, str]:
-    """Outlines, areas and downloads."""
-    model = shelf[wish.segmenter or ""]
-    mask, unsure, facts = segment(model, picture)
-    names = ", ".join(views.plain(region["name"]) for region in facts["regions"])
+def _show_segmentation(
+    registry: ModelRegistry, upload: Upload, image: Image.Image, request: AnalysisRequest
+) -> tuple[str, str]:
+    """Show outlines, areas and downloads."""
+    model = registry[request.segmenter or ""]
+    mask, uncertainty, answer = segment(model, image)
+    names = ", ".join(views.display_label(region["name"]) for region in answer["regions"])
     layers = [
-        layer("outline", f"Outline of {names}", outline(mask)),
-        layer("area", f"Area of {names}", fill(mask)),
-        layer("uncertainty", "Where the model is not sure", heat(unsure)),
+        _viewer_layer("outline", f"Outline of {names}", outline_overlay(mask)),
+        _viewer_layer("area", f"Area of {names}", mask_overlay(mask)),
+        _viewer_layer("uncertainty", "Uncertainty of the model", heatmap_overlay(uncertainty)),
     ]
-    caption = f"What {model.name} takes for {names}. In its uncertainty, brighter colours are less sure."
-    found = [{"name": "Mask as PNG", "file": "mask.png", "href": data_uri(mask_picture(mask))}]
+    caption = (
+        f"{names[:1].upper()}{names[1:]} as segmented by {model.name}. In its uncertainty, brighter is less certain."
+    )
+    downloads = [{"name": "Mask as PNG", "file": "mask.png", "href": data_uri(mask_image(mask))}]
     try:
-        content = dicom_seg(model, upload, mask)
+        content = _dicom_segmentation(model, upload, mask)
     except MedtlError as error:
-        facts["remark"] = f"{error} The PNG stands."
+        answer["remark"] = f"{error} The PNG is not affected."
     else:
         if content:
             href = "data:application/dicom," + quote(content)
-            found.append({"name": "Mask as DICOM SEG (names the patient)", "file": "mask.dcm", "href": href})
-    return views.viewer([sheet(picture, "The picture", *layers)], caption), views.show("segment", facts, found)
+            downloads.append({"name": "Mask as DICOM SEG (names the patient)", "file": "mask.dcm", "href": href})
+    return (
+        views.viewer([_viewer_image(image, "The image", *layers)], caption),
+        views.render("segment", answer, downloads),
+    )
 
 
-def on_compare(shelf: Shelf, upload: Upload, picture: Image.Image, wish: Wish) -> tuple[str, str]:
-    """Two models' answers, and where they differ."""
-    models = [shelf[name or ""] for name in (wish.one, wish.other)]
-    found = compare(models[0], models[1], picture)
-    if "masks" in found:
-        differing = (found["masks"][0] != found["masks"][1]).astype(np.uint8)
+def _show_comparison(
+    registry: ModelRegistry, upload: Upload, image: Image.Image, request: AnalysisRequest
+) -> tuple[str, str]:
+    """Show two models' answers, and where they differ."""
+    models = [registry[name or ""] for name in (request.one, request.other)]
+    comparison = compare(models[0], models[1], image)
+    if "masks" in comparison:
+        first, second = comparison["masks"]
+        differing = mask_overlay((first != second).astype(np.uint8))
         layers = [
-            [layer("outline", f"Outline by {model.name}", outline(mask)),
-             layer("disagreement", "Where the two differ", fill(differing))]
-            for model, mask in zip(models, found["masks"], strict=True)
+            [_viewer_layer("outline", f"Outline by {model.name}", outline_overlay(mask)),
+             _viewer_layer("disagreement", "Where the two differ", differing)]
+            for model, mask in zip(models, (first, second), strict=True)
         ]  # fmt: skip
-        caption = "Both models' outlines."
+        caption = "Outlines of both models."
     else:
-        maps = [look(model, picture, Look(label=None)) for model in models]
-        layers = [[layer("map", f"Map of {seen['model']}", heat(values))] for values, seen in maps]
-        caption = "Both models' maps (Grad-CAM), each of the label that its model finds most probable."
-    sheets = [sheet(picture, model.name, *its) for model, its in zip(models, layers, strict=True)]
-    return views.viewer(sheets, caption), views.show("compare", found)
+        heatmaps = [heatmap(model, image, HeatmapRequest()) for model in models]
+        layers = [
+            [_viewer_layer("map", f"Heatmap of {description['model']}", heatmap_overlay(values))]
+            for values, description in heatmaps
+        ]
+        caption = "Heatmaps of both models (Grad-CAM), each for the label that its model finds most probable."
+    images = [_viewer_image(image, model.name, *own) for model, own in zip(models, layers, strict=True)]
+    return views.viewer(images, caption), views.render("compare", comparison)
 
 
-ACTS = {"classify": on_classify, "segment": on_segment, "compare": on_compare}
+HANDLERS = {"classify": _show_classification, "segment": _show_segmentation, "compare": _show_comparison}
 
 
-def on_batch(model: Model, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of answers to many files and archives of files, one after the other; each file is gone when it was read."""
+# Batches
+
+
+def batch_pages(
+    model: ServedModel, paths: Sequence[str], is_stopped: Callable[[], bool] = lambda: False
+) -> Iterator[str]:
+    """Yield the HTML table of a batch as it grows, and at the end, or once stopped, with a CSV.
+
+    Args:
+        model: model to predict with.
+        paths: uploaded images and zips.
+        is_stopped: called after each image; True ends the batch.
+    """
+    columns, rows, stopped = prediction_columns(model.predictor), list[dict[str, Any]](), False
+    for row in predict_rows(model, paths):
+        rows.append(row)
+        if stopped := is_stopped():
+            break
+        if len(rows) % 5 == 1:
+            yield views.render("batch", rows[-MAX_TABLE_ROWS:], columns, len(rows), 0, None)
+    href = "data:text/csv;charset=utf-8," + quote(to_csv(rows, columns))
+    failed = sum(bool(row["error"]) for row in rows)
+    yield views.render("batch", rows[:MAX_TABLE_ROWS], columns, len(rows), failed, href, stopped)
+
+
+def predict_rows(model: ServedModel, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image of uploaded files and zips, one at a time. Files are deleted once read."""
     for path in paths:
-        for item in unpack(path, name=name_of(path)):
-            yield row(model, item)
+        for item in load_batch(path, name=pop_name(path)):
+            yield predict_row(model, item)
 
 
-def row(model: Model, item: Upload | Refusal) -> dict[str, Any]:
-    """One row; see `Prediction.row`."""
-    if isinstance(item, Refusal):
-        return refusal(model, item.name, item.reason)
+def predict_row(model: ServedModel, item: Upload | RejectedFile) -> dict[str, Any]:
+    """Return the row of one file, as `Prediction.row` does; one with an error has only that and the name."""
+    if isinstance(item, RejectedFile):
+        return error_row(model, item.name, item.reason)
     try:
-        picture = item.picture()
+        image = item.image()
     except MedtlError as error:
-        return refusal(model, item.name, str(error))
+        return error_row(model, item.name, str(error))
     with model.lock:
-        found = model.predictor.predict([picture])[0]
-    return found.row() | {"path": item.name}
+        prediction = model.predictor.predict([image])[0]
+    return prediction.row() | {"path": item.name}
 
 
-def refusal(model: Model, name: str, sentence: str) -> dict[str, Any]:
-    """A row with an error alone."""
-    return dict.fromkeys(columns(model.predictor)) | {"path": name, "error": sentence}
+def error_row(model: ServedModel, name: str, error: str) -> dict[str, Any]:
+    """Return a row with only a file name and an error."""
+    return dict.fromkeys(prediction_columns(model.predictor)) | {"path": name, "error": error}
 
 
-def table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """CSV. A cell that a spreadsheet would take for a formula is told to be text."""
+def to_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Return CSV with formula-like cells escaped (OWASP, "CSV Injection")."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, names)
+    writer = csv.DictWriter(stream, columns)
     writer.writeheader()
-    for each in rows:
-        writer.writerow({name: inert(value) for name, value in each.items()})
+    writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows)
     return stream.getvalue()
 
 
-def inert(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula (OWASP, "CSV Injection")."""
+def _escape_formula(value: Any) -> Any:
+    """Prefix text that a spreadsheet would evaluate as a formula."""
     if isinstance(value, str) and (value[:1] in {"\t", "\r", "\n"} or value.lstrip()[:1] in set("=+-@＝＋－＠")):
         return f"'{value}"
     return value
 
 
-def batch(model: Model, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
-    """The table as it grows, and then with its CSV: of all pictures, or of those until somebody stopped it."""
-    names, rows, early = columns(model.predictor), list[dict[str, Any]](), False
-    for found in on_batch(model, paths):
-        rows.append(found)
-        if early := stopped():
-            break
-        if len(rows) % 5 == 1:
-            yield views.show("batch", rows[-SHOWN:], names, len(rows), 0, None)
-    href = "data:text/csv;charset=utf-8," + quote(table(rows, names))
-    failed = sum(bool(its["error"]) for its in rows)
-    yield views.show("batch", rows[:SHOWN], names, len(rows), failed, href, early)
+# Images
 
 
-def sheet(picture: Image.Image, title: str, *layers: dict[str, str]) -> dict[str, Any]:
-    """A picture for the viewer."""
+def _viewer_image(image: Image.Image, title: str, *layers: dict[str, str]) -> dict[str, Any]:
+    """Return an image with its layers as `views.viewer` takes it."""
     return {
         "title": title,
-        "src": data_uri(picture),
-        "width": picture.width,
-        "height": picture.height,
+        "src": data_uri(image),
+        "width": image.width,
+        "height": image.height,
         "layers": list(layers),
     }
 
 
-def layer(name: str, alt: str, over: Image.Image) -> dict[str, str]:
-    """What lies over it."""
-    return {"name": name, "alt": alt, "src": data_uri(over)}
+def _viewer_layer(name: str, alt: str, overlay: Image.Image) -> dict[str, str]:
+    return {"name": name, "alt": alt, "src": data_uri(overlay)}
 
 
-def mask_picture(mask: NDArray[np.uint8]) -> Image.Image:
-    """A mask as a file to keep: 255 inside where there is one class, else the class indices."""
+def mask_image(mask: NDArray[np.uint8]) -> Image.Image:
+    """Return a mask (H, W) as an image to download: 0 and 255 for a single class, otherwise class indices."""
     return Image.fromarray(mask * 255 if mask.max(initial=0) <= 1 else mask)
 
 
-def dicom_seg(model: Model, upload: Upload, mask: NDArray[np.uint8]) -> bytes | None:
-    """A DICOM Segmentation; None where the picture is no DICOM.
+def _dicom_segmentation(model: ServedModel, upload: Upload, mask: NDArray[np.uint8]) -> bytes | None:
+    """Return a DICOM Segmentation file, or None if the image is not DICOM.
 
     Raises:
-        MedtlError: it can't be made.
+        MedtlError: it cannot be created.
     """
     header = read_header(upload.content) if upload.dicom else None
     if header is None:
         return None
     stream = io.BytesIO()
     predictor = model.predictor
-    write_object(segmentation_object(header, mask, predictor.labels, model.name, predictor.revision), stream)
+    write_dicom(make_segmentation(header, mask, predictor.labels, model.name, predictor.revision), stream)
     return stream.getvalue()

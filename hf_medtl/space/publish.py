@@ -1,4 +1,4 @@
-"""The files of a Space on the Hub, and their upload."""
+"""Publishing a Space: writing its folder, and uploading it to the Hub."""
 
 import hashlib
 import shutil
@@ -9,19 +9,19 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
-from hf_medtl.common.files import files_of
+from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import check_secrets
-from hf_medtl.publish.hub import commit, explained, patiently, plan, validate, write_waived
-from hf_medtl.publish.templates import templates
-from hf_medtl.space.examples import drawn
-from hf_medtl.space.registry import names_of
+from hf_medtl.publish.hub import commit_files, hub_errors, plan_upload, validate_card, with_retries, write_waivers
+from hf_medtl.publish.templates import template_environment
+from hf_medtl.space.examples import generate_examples
+from hf_medtl.space.registry import unique_names
 from hf_medtl.version import __version__
 
-SDK = "6.31.0"  # of Gradio, that this was tried with
-PACKAGE = "hf_medtl[dicom-out,explain,nifti]"
-FILES = ("README.md", "app.py", "requirements.txt", "*.whl", "examples/*", "models/*")
-NOT_SERVED = ("splits.csv", "predictions.csv", "figures/", "export/")  # of a run: some show or name its pictures
+GRADIO_VERSION = "6.31.0"  # the version this was tested with
+PACKAGE = "hf_medtl[dicom-out,explain,nifti,space]"
+MANAGED_FILES = ("README.md", "app.py", "requirements.txt", "*.whl", "examples/*", "models/*")
+EXCLUDED = ("splits.csv", "predictions.csv", "figures/", "export/")  # files of a run: some show or name its images
 
 
 def write_space(
@@ -34,70 +34,78 @@ def write_space(
     waive: Mapping[str, str] | None = None,
     mcp_server: bool = False,
 ) -> dict[str, Path]:
-    """Write README.md, app.py, requirements.txt, examples and the files of local runs.
+    """Write README.md, app.py, requirements.txt, example images and the files of local runs.
 
     Args:
-        folder: new or empty.
-        models: run folders, or ids on the Hub.
-        title: of the Space.
-        repo: owner/name of the Space, where pip finds a wheel that goes along.
-        requirement: how pip gets hf_medtl: a wheel, or a line of requirements.txt; name and version if not given.
-        waive: as for `hf_medtl.publish.hub.plan`.
-        mcp_server: whether the Space offers tools to language models.
+        folder: new or empty folder.
+        models: run folders or Hub ids.
+        title: title of the Space.
+        repo: owner/name of the Space, from where pip gets a bundled wheel.
+        requirement: requirement line of hf_medtl, or a wheel to bundle. By default name and version.
+        waive: missing fields of the model cards with reasons, as for `hf_medtl.publish.hub.plan_upload`.
+        mcp_server: offer tools to language models.
 
     Returns:
-        Name in the Space -> file.
+        Path in the Space -> file.
 
     Raises:
-        MedtlError: the folder is not empty, a run can't be published, a model is nowhere, or a file holds a token.
+        MedtlError: the folder is not empty, a run cannot be published, a model does not exist, or a file holds a token.
     """
     if folder.exists() and any(folder.iterdir()):
         raise MedtlError(f"{folder} is not empty. Give a new folder.")
-    names = names_of(models)
-    runs = {source: plan(Path(source), waive) for source in models if Path(source).is_dir()}
+    names = unique_names(models)
+    runs = {source: plan_upload(Path(source), waive) for source in models if Path(source).is_dir()}
     for source in models:
         if source not in runs:
-            check_published(source)
+            _check_on_hub(source)
     (folder / "examples").mkdir(parents=True)
     sources = []
     for name, source in zip(names, models, strict=True):
-        place = f"models/{name.replace('/', '-')}"
-        sources.append((place, True) if source in runs else (source, False))
-        for path, file in runs.get(source, {}).items():
-            if not path.startswith(NOT_SERVED):
-                (folder / place / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, folder / place / path)
-        if source in runs:
-            write_waived(folder / place / "README.md", waive or {})
+        if source not in runs:
+            sources.append((source, False))
+            continue
+        target = f"models/{name.replace('/', '-')}"
+        sources.append((target, True))
+        for path, file in runs[source].items():
+            if not path.startswith(EXCLUDED):
+                (folder / target / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, folder / target / path)
+        write_waivers(folder / target / "README.md", waive or {})
     package = PACKAGE.replace("]", ",mcp]") if mcp_server else PACKAGE
     line = requirement or f"{package}=={__version__}"
     if line.endswith(".whl") and Path(line).is_file():
-        line = f"{package} @ {carry(Path(line), folder, repo)}"
-    facts = {"title": title, "sdk_version": SDK, "sources": sources, "requirement": line, "mcp_server": mcp_server}
+        line = f"{package} @ {bundle_wheel(Path(line), folder, repo)}"
+    values = {"title": title, "sdk_version": GRADIO_VERSION, "sources": sources, "requirement": line,
+              "mcp_server": mcp_server}  # fmt: skip
     for name in ("README.md", "app.py", "requirements.txt"):
-        text = templates("hf_medtl.space").get_template(f"{name}.jinja").render(facts)
+        text = template_environment("hf_medtl.space").get_template(f"{name}.jinja").render(values)
         (folder / name).write_text(f"{text.rstrip()}\n", "utf-8")
-    for example in drawn():
+    for example in generate_examples():
         (folder / "examples" / example.name).write_bytes(example.content)
-    files = files_of(folder)
+    files = list_files(folder)
     check_secrets(files)
     return files
 
 
-def check_published(name: str) -> None:
-    """Raise a MedtlError unless there is a model of that name on the Hub."""
+def _check_on_hub(name: str) -> None:
+    """Raise a MedtlError unless the Hub has a model of that name."""
     advice = "Give a run folder or the id of a model on the Hub. Nothing was uploaded."
-    with explained(f"The Hub could not be asked for {name}", advice), suppress(HFValidationError):
-        if patiently(lambda: HfApi().file_exists(name, "config.json")):
+    with hub_errors(f"The Hub could not be queried for {name}", advice), suppress(HFValidationError):
+        if with_retries(lambda: HfApi().file_exists(name, "config.json")):
             return
     raise MedtlError(f"{name} is neither a folder nor a model on the Hub. {advice}")
 
 
-def carry(wheel: Path, folder: Path, repo: str) -> str:
-    """Let a wheel of hf_medtl go along; the address from which pip gets it.
+def bundle_wheel(wheel: Path, folder: Path, repo: str) -> str:
+    """Copy a wheel of hf_medtl into a Space's folder and return the URL from which pip gets it.
 
-    The Hub installs before it copies a Space's files, so that it needs an address. By the hash it installs again when
-    the wheel is another.
+    A URL is needed since the Hub installs requirements before it copies the files of a Space. With the hash in it, the
+    Hub installs again when the wheel changes.
+
+    Args:
+        wheel: wheel to copy.
+        folder: folder of the Space.
+        repo: owner/name of the Space.
     """
     shutil.copyfile(wheel, folder / wheel.name)
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -105,20 +113,25 @@ def carry(wheel: Path, folder: Path, repo: str) -> str:
 
 
 def push_space(folder: Path, repo: str, *, private: bool = False) -> str:
-    """Upload what `write_space` wrote as one commit; nothing if nothing changed. The Space's address.
+    """Upload a folder of `write_space` as one commit, or nothing if nothing changed, and return the Space's URL.
 
-    What an earlier push put there and this one has not is deleted; other files stay.
+    Files of an earlier push that are not in this one are deleted; other files of the Space stay.
+
+    Args:
+        folder: folder of the Space.
+        repo: owner/name of the Space.
+        private: if the Space is new, make it private.
 
     Raises:
         MedtlError: the Hub refuses.
     """
-    api, files = HfApi(), files_of(folder)
+    api, files = HfApi(), list_files(folder)
     if private and any(name.endswith(".whl") for name in files):
-        raise MedtlError("The Hub can't install a wheel out of a private Space. Give another --requirement.")
-    validate(folder / "README.md", "space")
-    with explained(f"The Space {repo} could not be uploaded", "Push it again."):
-        url = patiently(
+        raise MedtlError("The Hub cannot install a wheel from a private Space. Give another --requirement.")
+    validate_card(folder / "README.md", "space")
+    with hub_errors(f"The Space {repo} could not be uploaded", "Push it again."):
+        url = with_retries(
             lambda: api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         )
-        commit(api, url.repo_id, files, "Upload Space", repo_type="space", stale=FILES)
+        commit_files(api, url.repo_id, files, "Upload Space", repo_type="space", stale=MANAGED_FILES)
     return str(url)

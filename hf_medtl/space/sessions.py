@@ -1,7 +1,7 @@
-"""The pictures that visitors are looking at: in memory alone, for a while, and no more than there is room for.
+"""Session store: the images of each visitor, in memory only, for a limited time and up to a total size.
 
-Gradio's own State keeps what it holds for an hour after the page was closed, and counts its time from when it was
-last changed, not last used; and ten thousand visitors may have one.
+Gradio's own State keeps its values for an hour after the page was closed, and counts time from the last change instead
+of the last use; and ten thousand visitors may have one.
 """
 
 import threading
@@ -13,96 +13,98 @@ from gradio import Request
 
 from hf_medtl.space.uploads import Upload
 
-KEPT = 15 * 60  # seconds that pictures in hand stay in memory when nothing is asked
-MOST_BYTES = 1_000_000_000  # of the files in all hands
-FORGOTTEN = (
-    "Your pictures were forgotten: nothing was asked for a while, the connection was lost, or many others came. Give "
-    "them again."
+SESSION_SECONDS = 15 * 60  # from the last request until a visitor's images are removed from memory
+MAX_BYTES = 1_000_000_000  # of the files of all sessions
+EXPIRED = (
+    "Your images were removed: nothing was requested for a while, the connection was lost, or memory was needed for "
+    "other visitors. Upload them again."
 )
 
 
-class Hand:
-    """The pictures of one visitor.
+class Session:
+    """The images of one visitor.
 
     Attributes:
-        uploads: the pictures, in the order in which they came; none when they are forgotten.
-        forgotten: whether there were some.
+        uploads: images in order of arrival; empty once expired.
+        expired: True if there were images that have been removed.
+        last_used: monotonic time of the last request.
     """
 
     def __init__(self, uploads: Sequence[Upload] = ()) -> None:
         self.uploads = tuple(uploads)
-        self.forgotten = False
-        self.used = time.monotonic()
+        self.expired = False
+        self.last_used = time.monotonic()
 
-    def __getitem__(self, number: int | None) -> Upload:
-        """The one that is looked at."""
-        return self.uploads[min(number or 0, len(self.uploads) - 1)]
+    def __getitem__(self, index: int | None) -> Upload:
+        """Return the selected image."""
+        return self.uploads[min(index or 0, len(self.uploads) - 1)]
 
     @property
-    def bytes(self) -> int:
-        """Of the files."""
-        return sum(len(its.content) for its in self.uploads)
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(len(upload.content) for upload in self.uploads)
 
-    def forget(self) -> None:
-        """Let go of the pictures."""
-        self.uploads, self.forgotten = (), True
+    def expire(self) -> None:
+        """Remove the images from memory."""
+        self.uploads, self.expired = (), True
 
 
-class Hands:
-    """All hands of a page. May be called by several threads.
+class SessionStore:
+    """The sessions of a page. Thread-safe.
 
     Args:
-        kept: seconds after its last use until a hand is emptied.
-        most: bytes of all files; if there are more, the hands that were not used for longest are emptied.
+        max_age: seconds from its last use until a session expires.
+        max_bytes: bytes of all files; beyond that, the least recently used sessions expire.
     """
 
-    def __init__(self, kept: float = KEPT, most: int = MOST_BYTES) -> None:
-        self.kept, self.most = kept, most
-        self._held: OrderedDict[str, Hand] = OrderedDict()  # by session, least recently used first
+    def __init__(self, max_age: float = SESSION_SECONDS, max_bytes: int = MAX_BYTES) -> None:
+        self.max_age, self.max_bytes = max_age, max_bytes
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # by Gradio's session hash, least recently used first
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
-    def hold(self, session: str | None, hand: Hand) -> None:
-        """A visitor has other pictures now than before."""
-        self.forget(session)
+    def put(self, key: str | None, session: Session) -> None:
+        """Replace a visitor's session."""
+        self.remove(key)
         with self._lock:
-            self._held[session or str(id(hand))] = hand
-            held = sum(its.bytes for its in self._held.values())
-            while held > self.most and len(self._held) > 1:
-                _, oldest = self._held.popitem(last=False)
-                held -= oldest.bytes
-                oldest.forget()
-            self._wait()
+            self._sessions[key or str(id(session))] = session
+            total = sum(session.n_bytes for session in self._sessions.values())
+            while total > self.max_bytes and len(self._sessions) > 1:
+                _, oldest = self._sessions.popitem(last=False)
+                total -= oldest.n_bytes
+                oldest.expire()
+            self._start_timer()
 
-    def use(self, session: str | None) -> None:
-        """A visitor asked something: the time starts anew."""
+    def touch(self, key: str | None) -> None:
+        """Restart the time of a visitor's session, at each request."""
         with self._lock:
-            if hand := self._held.get(session or ""):
-                hand.used = time.monotonic()
-                self._held.move_to_end(session or "")
+            if session := self._sessions.get(key or ""):
+                session.last_used = time.monotonic()
+                self._sessions.move_to_end(key or "")
 
-    def leave(self, request: Request) -> None:
-        """A visitor closed the page."""
-        self.forget(request.session_hash)
-
-    def forget(self, session: str | None) -> None:
-        """Empty the hand of a visitor."""
+    def remove(self, key: str | None) -> None:
+        """Expire the session of a visitor."""
         with self._lock:
-            if hand := self._held.pop(session or "", None):
-                hand.forget()
+            if session := self._sessions.pop(key or "", None):
+                session.expire()
 
-    def _wait(self) -> None:
-        """Look again when the hand that was not used for longest has had its time."""
-        if self._timer is None and self._held:
-            oldest = next(iter(self._held.values()))
-            self._timer = threading.Timer(max(0, oldest.used + self.kept - time.monotonic()), self._tidy)
+    def on_page_closed(self, request: Request) -> None:
+        """Expire the session of a visitor who closed the page."""
+        self.remove(request.session_hash)
+
+    def _start_timer(self) -> None:
+        """Schedule the expiry of the least recently used session."""
+        if self._timer is None and self._sessions:
+            oldest = next(iter(self._sessions.values()))
+            delay = max(0, oldest.last_used + self.max_age - time.monotonic())
+            self._timer = threading.Timer(delay, self._expire_idle)
             self._timer.daemon = True
             self._timer.start()
 
-    def _tidy(self) -> None:
+    def _expire_idle(self) -> None:
         with self._lock:
-            before = time.monotonic() - self.kept
-            while self._held and next(iter(self._held.values())).used <= before:
-                self._held.popitem(last=False)[1].forget()
+            limit = time.monotonic() - self.max_age
+            while self._sessions and next(iter(self._sessions.values())).last_used <= limit:
+                self._sessions.popitem(last=False)[1].expire()
             self._timer = None
-            self._wait()
+            self._start_timer()

@@ -1,8 +1,8 @@
-"""An uploaded file -> a picture in hand, or one sentence that says what is wrong with it.
+"""Validation of uploaded files: an image in memory, or one plain sentence that says what is wrong with the file.
 
-On the open web anything comes in. A file is read into memory once and leaves the disk; what it is, is told by its
-content; sizes are compared with limits tighter than those of `hf_medtl.data`, before anything is decoded. What a person
-is told holds no path, no text of a header, and no name of a class. All functions may be called by several threads.
+A file is read into memory once and removed from disk. Its format is detected from its content; its dimensions are
+compared with limits tighter than those of `hf_medtl.data` before anything is decoded. Messages contain no path, no text
+from a header and no class name. All functions are thread-safe.
 """
 
 import importlib.util
@@ -20,42 +20,42 @@ import numpy as np
 from PIL import Image
 
 from hf_medtl.data import dicom, nifti
-from hf_medtl.data.images import FORMATS, QUIET, is_dicom, read_image, unpacked
-from hf_medtl.data.pixels import Greys
+from hf_medtl.data.images import FORMATS, QUIET, is_dicom, open_nifti, read_image
+from hf_medtl.data.pixels import GreyRange
 from hf_medtl.errors import MedtlError, UnreadableImage
-from hf_medtl.space.archives import EMPTY, entries, too_long
-from hf_medtl.space.frames import count
+from hf_medtl.space.archives import EMPTY, file_too_large, read_entries
+from hf_medtl.space.frames import count_frames
 
 T = TypeVar("T")
-Kind = Literal["dicom", "nifti", "picture"]
+Format = Literal["dicom", "nifti", "image"]
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 40_000_000  # of one frame; a quarter of it with 32 bits, which need four times the memory
 MIN_SIDE, MAX_SIDE = 16, 20_000
 MAX_FRAMES = 2_000
 MAX_ANIMATED = 200_000_000  # pixels of all frames of a GIF, WebP or PNG: the last frame needs all before it
-MAX_VOLUME = 500_000_000  # bytes of a NIfTI volume: a gzipped one is unpacked up to the slice
+MAX_VOLUME = 500_000_000  # bytes of a NIfTI volume: a gzipped one is decompressed up to the slice
 MAX_ARCHIVE = 200_000_000  # bytes of a zip
 NAME_LENGTH = 80
 
-DAMAGED = "The picture is damaged or cut off. Save or download it again."
-UNKNOWN = "This is no picture that is read here. Send PNG, JPEG, TIFF, WebP, BMP, GIF, DICOM or NIfTI."
-CONSTANT = "Every pixel of the picture has the same value: there is nothing to see. Choose another one."
-MAGIC = rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|BM"
-# What else people send, by how it begins; the first that fits counts.
-FOREIGN = {
-    rb"PK(\x03\x04|\x05\x06|\x07\x08)": "This is a zip archive or an office document, not a picture. Send one picture.",
-    rb"Rar!|7z\xbc\xaf|\x1f\x8b|BZh|\xfd7zXZ|.{257}ustar": "This is an archive, not a picture. Send one picture.",
-    rb".{0,1000}%PDF-": "This is a PDF document, not a picture. Save the picture in it as PNG or JPEG.",
-    rb"MZ|\x7fELF|\xca\xfe\xba\xbe|[\xcf\xce]\xfa\xed\xfe|#!": "This is a program, not a picture. Send a picture.",
-    rb"....ftyp(heic|heix|mif1|avif)": "HEIC and AVIF pictures are not read. Save it as PNG or JPEG.",
-    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": "This is a film, not a picture. Save one picture of it as PNG.",
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000 is read inside DICOM only. Save it as PNG.",
-    rb"(?i)\s*<(.{0,4000}<)?svg\b": "This is a drawing (SVG), not a picture. Save it as PNG.",
-    rb"(?i)\s*<(.{0,4000}<)?(!doctype html|html|head|body|script)\b": "This is a web page. Send the picture in it.",
-    rb"[^\0-\x08\x0e-\x1f]+\Z": "This is text, not a picture. Send a picture.",
+DAMAGED = "The image is damaged or truncated. Save or download it again."
+UNKNOWN = "The file is not a supported image. Send PNG, JPEG, TIFF, WebP, BMP, GIF, DICOM or NIfTI."
+CONSTANT = "Every pixel of the image has the same value: it shows nothing. Choose another one."
+IMAGE_SIGNATURES = rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|BM"
+# Other files that people send, by how they begin; the first match counts.
+OTHER_FILE_TYPES = {
+    rb"PK(\x03\x04|\x05\x06|\x07\x08)": "This is a zip archive or an office document, not an image. Send one image.",
+    rb"Rar!|7z\xbc\xaf|\x1f\x8b|BZh|\xfd7zXZ|.{257}ustar": "This is an archive, not an image. Send one image.",
+    rb".{0,1000}%PDF-": "This is a PDF document, not an image. Save the image in it as PNG or JPEG.",
+    rb"MZ|\x7fELF|\xca\xfe\xba\xbe|[\xcf\xce]\xfa\xed\xfe|#!": "This is a program, not an image. Send an image.",
+    rb"....ftyp(heic|heix|mif1|avif)": "HEIC and AVIF images are not supported. Save it as PNG or JPEG.",
+    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": "This is a video, not an image. Save one frame of it as PNG.",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000 is supported inside DICOM only. Save it as PNG.",
+    rb"(?i)\s*<(.{0,4000}<)?svg\b": "This is a drawing (SVG), not an image. Save it as PNG.",
+    rb"(?i)\s*<(.{0,4000}<)?(!doctype html|html|head|body|script)\b": "This is a web page. Send the image in it.",
+    rb"[^\0-\x08\x0e-\x1f]+\Z": "This is text, not an image. Send an image.",
 }
 # Radiopaedia, "Windowing (CT)": level ± width / 2.
-CT = {
+CT_WINDOWS = {
     "brain": (0.0, 80.0),
     "lung": (-1350.0, 150.0),
     "soft tissue": (-150.0, 250.0),
@@ -64,14 +64,14 @@ CT = {
 
 
 @dataclass(frozen=True)
-class Depth:
-    """The grey values of a picture of more than 8 bits, for a window's sliders.
+class Windowing:
+    """Grey values and windows of an image with more than 8 bits, for the sliders of level and width.
 
     Args:
-        low, high: lowest and highest value of the frame that is shown first.
-        window: (low, high) that is shown at first. `Upload.picture()` shows the same, but for a DICOM file that has a
-            curve instead of a window: then this is near to it.
-        unit: "HU" for CT, else "".
+        low, high: lowest and highest grey value of the frame that is shown first.
+        window: (low, high) that is shown first. `Upload.image()` shows the same, except for a DICOM file with a curve
+            (VOI LUT) instead of a window: then this is close to it.
+        unit: "HU" for CT, otherwise "".
         presets: name -> (low, high).
     """
 
@@ -84,111 +84,151 @@ class Depth:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that was read, and is a picture.
+    """An uploaded file that was read and is an image.
 
     Args:
-        name: the file's own, for tables that its user sees. It may name a patient: it is never logged.
-        content: its bytes.
-        frames: how many frames or slices may be asked for.
-        depth: None for a picture of 8 bits, or in colour.
-        dicom: whether it is DICOM.
+        name: the user's file name, for tables shown to that user. It may name a patient: it is never logged.
+        content: bytes of the file.
+        frames: number of frames or slices that can be selected.
+        windowing: None for an image with 8 bits, or in color.
+        dicom: True for a DICOM file.
     """
 
     name: str = field(repr=False)
     content: bytes = field(repr=False)
     frames: int
-    depth: Depth | None
+    windowing: Windowing | None
     dicom: bool
 
-    def picture(self, window: tuple[float, float] | None = None, frame: int | None = None) -> Image.Image:
-        """RGB picture by `hf_medtl.read_image`: by default what the library sees, and a model was trained on.
+    def image(self, window: tuple[float, float] | None = None, frame: int | None = None) -> Image.Image:
+        """Return the RGB image read by `hf_medtl.read_image`, by default as models are trained on it.
 
         Args:
-            window: grey values (low, high) that become black and white in a picture with a depth.
-            frame: from 0; by default the middle one of a DICOM or NIfTI file, else the first.
+            window: grey values (low, high) that become black and white, for an image with `windowing`.
+            frame: from 0. By default the middle one of a DICOM or NIfTI file, otherwise the first.
 
         Raises:
-            MedtlError: no such window or frame, or the frame is damaged or too large; in plain words.
+            MedtlError: invalid window or frame, or the frame is damaged or too large.
         """
         if window is not None and not (np.isfinite(window).all() and window[0] < window[1]):
             raise MedtlError("The window's lower end must be below its upper end. Move one of them.")
         if frame is not None and not 0 <= frame < self.frames:
             raise MedtlError(f"There is no frame {frame}. Choose one of 0 to {self.frames - 1}.")
-        kind = kind_of(self.content)
-        if frame and kind == "picture":
-            plainly(kind, lambda: opened(self.content, frame))  # a page of a TIFF has a size of its own
-        return plainly(kind, lambda: read_image(self.content, window, frame))
+        format_ = detect_format(self.content)
+        if frame and format_ == "image":
+            _to_plain_error(format_, lambda: _open_image(self.content, frame))  # each page of a TIFF has its own size
+        return _to_plain_error(format_, lambda: read_image(self.content, window, frame))
 
 
-def take(path: str | Path, remove: bool = True, name: str = "") -> Upload:
-    """Read an uploaded file once, and look whether it is a picture that can be shown.
+@dataclass(frozen=True)
+class RejectedFile:
+    """A file that is not a usable image: its name, to be shown like that of an `Upload`, and the reason."""
+
+    name: str = field(repr=False)
+    reason: str
+
+
+def load_upload(path: str | Path, remove: bool = True, name: str = "") -> Upload:
+    """Read an uploaded file once and check that it is an image that can be shown.
 
     Args:
-        path: the file.
-        remove: whether it leaves the disk, whatever happens; its folder, too, if that is empty then.
-        name: what its user calls it; by default its name on disk.
+        path: uploaded file.
+        remove: remove the file from disk, whatever happens, and its folder if that is empty then.
+        name: the user's name of the file. By default its name on disk.
 
     Raises:
-        MedtlError: what is wrong and what to do, in words for a person.
+        MedtlError: what is wrong and what to do, as a plain sentence.
     """
-    return examined(shown(name or Path(path).name), fetched(Path(path), MAX_BYTES, remove))
+    return parse_upload(display_name(name or Path(path).name), _read_file(Path(path), MAX_BYTES, remove))
 
 
-def fetched(path: Path, limit: int, remove: bool) -> bytes:
-    """The content of an uploaded file.
+def load_batch(path: str | Path, remove: bool = True, name: str = "") -> Iterator[Upload | RejectedFile]:
+    """Yield the images of an uploaded zip, or a single uploaded image, one at a time. Nothing is written to disk.
 
-    Raises:
-        MedtlError: it is empty, gone, or longer than `limit` bytes.
+    Unusable files are yielded as RejectedFile. Never raises.
+
+    Args:
+        path: uploaded file. It is read and removed at once, before the first image is requested.
+        remove: as for `load_upload`.
+        name: as for `load_upload`.
     """
+    path = Path(path)
+    name = display_name(name or path.name)
+    try:
+        content = _read_file(path, MAX_ARCHIVE, remove)
+    except MedtlError as error:
+        return iter([RejectedFile(name, str(error))])
+    if content[:2] == b"PK" and detect_format(content) == "image":
+        return (
+            RejectedFile(display_name(entry) if entry else name, problem)
+            if problem
+            else _parse_or_reject(display_name(entry), file)
+            for entry, file, problem in read_entries(content, MAX_BYTES)
+        )
+    return iter([_parse_or_reject(name, content)])
+
+
+def _parse_or_reject(name: str, content: bytes) -> Upload | RejectedFile:
+    try:
+        if len(content) > MAX_BYTES:
+            raise MedtlError(file_too_large(MAX_BYTES))
+        return parse_upload(name, content)
+    except MedtlError as error:
+        return RejectedFile(name, str(error))
+
+
+def _read_file(path: Path, limit: int, remove: bool) -> bytes:
+    """Return the content of an uploaded file of at most `limit` bytes."""
     content = None
     try:
         with suppress(OSError), path.open("rb") as stream:
             content = stream.read(limit + 1)
     finally:
         if remove:
-            with suppress(OSError):  # gone already, or there is another upload in the folder
+            with suppress(OSError):  # removed already, or the folder has another upload
                 path.unlink(missing_ok=True)
                 path.parent.rmdir()
     if content is None:
         raise MedtlError("The file is no longer there. Choose it again.")
     if len(content) > limit:
-        raise MedtlError(too_long(limit))
+        raise MedtlError(file_too_large(limit))
     if not content:
         raise MedtlError(EMPTY)
     return content
 
 
-def shown(name: str) -> str:
-    """A name without control characters (nor marks that turn text around), its middle left out if it is long."""
-    text = "".join(sign for sign in name if unicodedata.category(sign)[0] != "C").strip() or "picture"
+def display_name(name: str) -> str:
+    """Return a file name without control and bidirectional characters, shortened in the middle if it is long."""
+    text = "".join(sign for sign in name if unicodedata.category(sign)[0] != "C").strip() or "image"
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 21]}…{text[-20:]}"
 
 
-def examined(name: str, content: bytes) -> Upload:
-    """The upload of a file's content; see `take`."""
-    kind = kind_of(content)
-    frames, greys = plainly(kind, lambda: {"dicom": of_dicom, "nifti": of_nifti, "picture": of_picture}[kind](content))
-    return Upload(name, content, frames, None if greys is None else depth(greys), kind == "dicom")
+def parse_upload(name: str, content: bytes) -> Upload:
+    """Return the upload of a file's content; see `load_upload`."""
+    format_ = detect_format(content)
+    inspect = {"dicom": _inspect_dicom, "nifti": _inspect_nifti, "image": _inspect_image}[format_]
+    frames, greys = _to_plain_error(format_, lambda: inspect(content))
+    return Upload(name, content, frames, None if greys is None else _windowing(greys), format_ == "dicom")
 
 
-def kind_of(content: bytes) -> Kind:
-    """What `read_image` takes the content for."""
+def detect_format(content: bytes) -> Format:
+    """Return the format that `read_image` detects; "image" includes unknown ones."""
     stream = io.BytesIO(content)
     if is_dicom(stream, ""):
         return "dicom"
     with suppress(OSError, EOFError, zlib.error):  # damaged gzip
-        return "picture" if unpacked(stream) is None else "nifti"
-    return "picture"
+        return "image" if open_nifti(stream) is None else "nifti"
+    return "image"
 
 
-def plainly(kind: Kind, work: Callable[[], T]) -> T:
-    """Call `work`; whatever it raises becomes a MedtlError in plain words, and readers that quote headers are quiet."""
+def _to_plain_error(format_: Format, work: Callable[[], T]) -> T:
+    """Call `work`, turn any exception into a MedtlError in plain words, and silence readers that quote headers."""
     try:
         with QUIET:
             return work()
     except UnreadableImage as error:
-        # Those of DICOM and NIfTI hold nothing of a header, but the name of a class in brackets.
-        reason = DAMAGED if kind == "picture" else re.sub(r"^(bytes|The file): | \(\w+\)", "", str(error))
+        # Errors of DICOM and NIfTI quote no header, but a class name in parentheses.
+        reason = DAMAGED if format_ == "image" else re.sub(r"^(bytes|The file): | \(\w+\)", "", str(error))
     except MedtlError as error:
         reason = str(error)
     except Exception:
@@ -196,147 +236,98 @@ def plainly(kind: Kind, work: Callable[[], T]) -> T:
     raise MedtlError(reason[0].upper() + reason[1:])  # outside `except`: no context that a log could quote
 
 
-def of_dicom(content: bytes) -> tuple[int, Greys | None]:
-    """Frames, and the grey values of the middle one."""
-    columns, rows, frames = dicom.sizes(io.BytesIO(content), "The file")
-    check_size(columns, rows, frames)
-    greys = dicom.greys(io.BytesIO(content), "The file")
+def _inspect_dicom(content: bytes) -> tuple[int, GreyRange | None]:
+    """Return the number of frames, and the grey values of the middle one."""
+    columns, rows, frames = dicom.read_dimensions(io.BytesIO(content), "The file")
+    _check_size(columns, rows, frames)
+    greys = dicom.read_grey_range(io.BytesIO(content), "The file")
     if greys is None:
-        check_shades(read_image(content))
+        _check_not_constant(read_image(content))
     return frames, greys
 
 
-def of_nifti(content: bytes) -> tuple[int, Greys | None]:
-    """Slices, and the grey values of the middle one."""
+def _inspect_nifti(content: bytes) -> tuple[int, GreyRange | None]:
+    """Return the number of slices, and the grey values of the middle one."""
     if importlib.util.find_spec("nibabel") is None:
-        raise MedtlError("NIfTI volumes are not read here. Save a slice as PNG.")
-    volume = unpacked(io.BytesIO(content))
-    assert volume is not None  # `kind_of` has seen it
-    columns, rows, slices, size = nifti.sizes(volume, "The file")
-    check_size(columns, rows, slices)
+        raise MedtlError("NIfTI volumes are not supported here. Save a slice as PNG.")
+    volume = open_nifti(io.BytesIO(content))
+    assert volume is not None  # `detect_format` has opened it
+    columns, rows, slices, size = nifti.read_dimensions(volume, "The file")
+    _check_size(columns, rows, slices)
     if size > MAX_VOLUME:
-        raise MedtlError(f"The volume is larger than {MAX_VOLUME // 1_000_000} MB when unpacked. Send a part of it.")
+        raise MedtlError(f"The volume is larger than {MAX_VOLUME // 1_000_000} MB uncompressed. Send a part of it.")
     volume.seek(0)
-    greys = nifti.greys(volume, "The file")
+    greys = nifti.read_grey_range(volume, "The file")
     if greys is None:
-        check_shades(read_image(content))
+        _check_not_constant(read_image(content))
     return slices, greys
 
 
-def of_picture(content: bytes) -> tuple[int, Greys | None]:
-    """Frames, and the grey values of the first if it has more than 8 bits."""
-    if not re.match(MAGIC, content[:16], re.DOTALL):
+def _inspect_image(content: bytes) -> tuple[int, GreyRange | None]:
+    """Return the number of frames, and the grey values of the first if it has more than 8 bits."""
+    if not re.match(IMAGE_SIGNATURES, content[:16], re.DOTALL):
         head = content[:8192].removeprefix(b"\xef\xbb\xbf")
-        raise MedtlError(next((said for begin, said in FOREIGN.items() if re.match(begin, head, re.DOTALL)), UNKNOWN))
-    image = opened(content)
-    frames = min(count(content) or getattr(image, "n_frames", 1), MAX_FRAMES)
+        messages = (text for start, text in OTHER_FILE_TYPES.items() if re.match(start, head, re.DOTALL))
+        raise MedtlError(next(messages, UNKNOWN))
+    image = _open_image(content)
+    frames = min(count_frames(content) or getattr(image, "n_frames", 1), MAX_FRAMES)
     if image.format != "TIFF" and frames * image.width * image.height > MAX_ANIMATED:
         frames = 1
-    if deep(image):
-        return frames, Greys.of(np.asarray(image))
-    check_shades(read_image(content))
+    if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits, as in `read_image`
+        return frames, GreyRange.from_pixels(np.asarray(image))
+    _check_not_constant(read_image(content))
     return frames, None
 
 
-def opened(content: bytes, frame: int = 0) -> Image.Image:
-    """A file of FORMATS at a frame, its size checked, and not yet decoded."""
+def _open_image(content: bytes, frame: int = 0) -> Image.Image:
+    """Open a file of FORMATS at a frame and check its size, without decoding it."""
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.seek(frame)
     except Image.DecompressionBombError as error:  # Pillow's own limit is about 180 million pixels
-        raise MedtlError(too_large(MAX_PIXELS)) from error
-    check_size(*image.size, 1, MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS)
+        raise MedtlError(_too_many_pixels(MAX_PIXELS)) from error
+    _check_size(*image.size, 1, MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS)
     return image
 
 
-def deep(image: Image.Image) -> bool:
-    """Whether a picture has more than 8 bits, as `read_image` sees it."""
-    return image.mode.startswith("I") or image.mode == "F"
+def _too_many_pixels(limit: int) -> str:
+    return f"The image has more than {limit // 1_000_000} million pixels. Send a smaller one."
 
 
-def too_large(pixels: int) -> str:
-    return f"The picture has more than {pixels // 1_000_000} million pixels. Send a smaller one."
-
-
-def check_size(columns: int, rows: int, frames: int, pixels: int = MAX_PIXELS) -> None:
-    """Compare what a header announces with the limits.
-
-    Raises:
-        MedtlError: it is too large or too small.
-    """
-    if columns * rows > pixels:
-        raise MedtlError(too_large(pixels))
+def _check_size(columns: int, rows: int, frames: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise a MedtlError if the dimensions in a header exceed the limits."""
+    if columns * rows > max_pixels:
+        raise MedtlError(_too_many_pixels(max_pixels))
     if max(columns, rows) > MAX_SIDE:
-        raise MedtlError(f"The picture is {columns:,} × {rows:,} pixels; a side may have {MAX_SIDE:,}. Cut it.")
+        raise MedtlError(f"The image has {columns:,} × {rows:,} pixels; at most {MAX_SIDE:,} per side. Crop it.")
     if min(columns, rows) < MIN_SIDE:
         raise MedtlError(
-            f"The picture is only {columns:,} × {rows:,} pixels: there is nothing to see. Send a larger one."
+            f"The image has only {columns:,} × {rows:,} pixels: too few to show anything. Send a larger one."
         )
     if frames > MAX_FRAMES:
-        raise MedtlError(f"The file has {frames:,} frames; up to {MAX_FRAMES:,} are read. Save one of them.")
+        raise MedtlError(f"The file has {frames:,} frames; at most {MAX_FRAMES:,} are supported. Save one of them.")
 
 
-def check_shades(picture: Image.Image) -> None:
-    """Raise a MedtlError if all pixels of an RGB picture are the same."""
-    pixels = np.asarray(picture)
+def _check_not_constant(image: Image.Image) -> None:
+    """Raise a MedtlError if all pixels of an RGB image are the same."""
+    pixels = np.asarray(image)
     if (pixels == pixels[0, 0]).all():
         raise MedtlError(CONSTANT)
 
 
-def depth(greys: Greys) -> Depth:
-    """Window at first and presets; those without a width are left out.
+def _windowing(greys: GreyRange) -> Windowing:
+    """Return the initial window and the presets, without those of zero width.
 
     Raises:
         MedtlError: no pixel has a finite value, or all have the same.
     """
     if not np.isfinite([greys.low, greys.high]).all():
-        raise MedtlError("No pixel has a finite value. Export the picture again.")
+        raise MedtlError("No pixel has a finite value. Export the image again.")
     if greys.low == greys.high:
         raise MedtlError(CONSTANT)
     own = {"as stored in the file": greys.window} if greys.window else {}
-    whole = (greys.low, greys.high)
-    others = CT if greys.unit == "HU" else {"percentiles 0.5 to 99.5": greys.percentiles, "full range": whole}
+    full = (greys.low, greys.high)
+    others = CT_WINDOWS if greys.unit == "HU" else {"percentiles 0.5 to 99.5": greys.percentiles, "full range": full}
     presets = {name: (low, high) for name, (low, high) in (own | others).items() if low < high}
     first = greys.window or greys.percentiles
-    return Depth(*whole, first if first[0] < first[1] else whole, greys.unit, presets)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A file that gives no picture, and why, in words for a person. The name is shown as that of an `Upload`."""
-
-    name: str = field(repr=False)
-    reason: str
-
-
-def unpack(path: str | Path, remove: bool = True, name: str = "") -> Iterator[Upload | Refusal]:
-    """The pictures in an uploaded zip, or the one that a file is, one at a time; nothing is written to disk.
-
-    What can't be read is a Refusal, and the others go on. Never raises.
-
-    Args:
-        path: the file; it is read, and removed, at once, before the first picture is asked for.
-        remove, name: as in `take`.
-    """
-    path = Path(path)
-    name = shown(name or path.name)
-    try:
-        content = fetched(path, MAX_ARCHIVE, remove)
-    except MedtlError as error:
-        return iter([Refusal(name, str(error))])
-    if content[:2] == b"PK" and kind_of(content) == "picture":
-        return (
-            Refusal(shown(entry) if entry else name, problem) if problem else attempt(shown(entry), inside)
-            for entry, inside, problem in entries(content, MAX_BYTES)
-        )
-    return iter([attempt(name, content)])
-
-
-def attempt(name: str, content: bytes) -> Upload | Refusal:
-    """`examined`, its error as a Refusal."""
-    try:
-        if len(content) > MAX_BYTES:
-            raise MedtlError(too_long(MAX_BYTES))
-        return examined(name, content)
-    except MedtlError as error:
-        return Refusal(name, str(error))
+    return Windowing(*full, first if first[0] < first[1] else full, greys.unit, presets)

@@ -1,8 +1,8 @@
-// Zoom, pan, opacity, side by side and swipe. One listener for the whole page, since Gradio draws its parts anew;
-// what the user has chosen stays when an answer changes.
+// Viewer: zoom, pan, opacity, side by side and swipe. Listeners are on the document, since Gradio replaces elements;
+// the user's settings are kept when an answer changes.
 (() => {
   const state = { opacity: 60, mode: "over", swipe: 50, layer: null, zoom: 1, x: 0, y: 0 };
-  const MOST = 12;
+  const MAX_ZOOM = 12;
 
   const views = () => document.querySelectorAll("figure.viewer");
 
@@ -40,9 +40,9 @@
     stage.parentNode.insertBefore(copy, stage);
   }
 
-  // Pan is in shares of the sheet, so that it means the same on every screen; the picture never leaves its stage.
+  // Pan is a fraction of the sheet, so that it means the same on every screen; the image never leaves its stage.
   function move(zoom, x, y) {
-    state.zoom = Math.min(MOST, Math.max(1, zoom));
+    state.zoom = Math.min(MAX_ZOOM, Math.max(1, zoom));
     const room = (state.zoom - 1) / 2;
     state.x = Math.min(room, Math.max(-room, x));
     state.y = Math.min(room, Math.max(-room, y));
@@ -50,7 +50,7 @@
   }
 
   const zoomBy = (factor) => {
-    const zoom = Math.min(MOST, Math.max(1, state.zoom * factor));
+    const zoom = Math.min(MAX_ZOOM, Math.max(1, state.zoom * factor));
     move(zoom, (state.x * zoom) / state.zoom, (state.y * zoom) / state.zoom);
   };
 
@@ -65,13 +65,13 @@
   });
 
   document.addEventListener("click", (event) => {
-    const kind = event.target.closest?.("figure.viewer [data-zoom]")?.dataset.zoom;
-    if (kind === "fit") move(1, 0, 0);
-    else if (kind) zoomBy(kind === "in" ? 1.4 : 1 / 1.4);
+    const zoom = event.target.closest?.("figure.viewer [data-zoom]")?.dataset.zoom;
+    if (zoom === "fit") move(1, 0, 0);
+    else if (zoom) zoomBy(zoom === "in" ? 1.4 : 1 / 1.4);
   });
 
   document.addEventListener("wheel", (event) => {
-    if (!event.target.closest?.(".stages") || !(event.ctrlKey || state.zoom > 1)) return; // else the page scrolls
+    if (!event.target.closest?.(".stages") || !(event.ctrlKey || state.zoom > 1)) return; // otherwise the page scrolls
     event.preventDefault();
     zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2);
   }, { passive: false });
@@ -92,7 +92,7 @@
     event.preventDefault();
   });
 
-  // One finger or the mouse moves a zoomed picture, two fingers zoom.
+  // One finger or the mouse pans a zoomed image, two fingers zoom.
   const fingers = new Map();
   document.addEventListener("pointerdown", (event) => {
     if (!event.target.closest?.(".stage")) return;
@@ -116,18 +116,18 @@
   });
   for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, (event) => fingers.delete(event.pointerId));
 
-  // Gradio's sliders tell of their release by the pointer alone; keys release them, too.
+  // Gradio's sliders fire `release` for the pointer only; fire it for keys, too.
   document.addEventListener("keyup", (event) => {
     const moved = /^(Arrow|Page|Home|End)/.test(event.key) && event.target.matches?.(".gradio-container .block input[type=range]");
     if (moved && !event.target.closest("figure")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
 
-  // A number that is typed counts for Gradio when its field is left; Enter says so, too.
+  // Gradio accepts a typed number when its field loses focus; accept it on Enter, too.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target.matches?.(".gradio-container .block input[type=number]")) event.target.dispatchEvent(new FocusEvent("blur"));
   });
 
-  // Gradio's radio buttons are each a group of one, so that arrows move among none.
+  // Each of Gradio's radio buttons is a group of its own, so that arrow keys do nothing; move among all of them.
   document.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
     if (!step || !event.target.matches?.("#chosen input")) return;
@@ -138,11 +138,11 @@
     event.preventDefault();
   });
 
-  // A picture in the clipboard goes where dropped files go: on the tab Batch to the many.
+  // Pasted images go where dropped files go: on the tab Batch to its files.
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
-    const seen = ["#upload", "#many"].map((id) => document.querySelector(id)).find((each) => each?.checkVisibility());
-    const input = seen?.querySelector("input[type=file]");
+    const visible = ["#upload", "#many"].map((id) => document.querySelector(id)).find((each) => each?.checkVisibility());
+    const input = visible?.querySelector("input[type=file]");
     if (!files.length || !input) return;
     const all = new DataTransfer();
     files.forEach((file) => all.items.add(file));
@@ -151,14 +151,14 @@
     event.preventDefault();
   });
 
-  // What came is told to those who can't see it: a region that stays, since one that is drawn anew is not read out.
-  const told = document.createElement("p");
-  told.id = "told";
-  told.className = "unseen";
-  told.setAttribute("role", "status");
-  document.querySelector(".gradio-container").append(told);
+  // Announce answers to screen readers in a permanent live region: a replaced one is not read out.
+  const announcer = document.createElement("p");
+  announcer.id = "told";
+  announcer.className = "unseen";
+  announcer.setAttribute("role", "status");
+  document.querySelector(".gradio-container").append(announcer);
 
-  // Gradio changes parts of an answer in place, so every change of one is looked at, once a frame.
+  // Gradio changes parts of an answer in place, so observe every change of one, at most once per animation frame.
   let shown = null, waiting = false;
   function refresh() {
     waiting = false;
@@ -170,13 +170,13 @@
       if (figure.getBoundingClientRect().top > 0.6 * innerHeight) figure.scrollIntoView({ block: "start" }); // a small screen
     }
     views().forEach(apply);
-    const words = [...document.querySelectorAll("[data-announce]")].filter((each) => each.checkVisibility());
-    const now = words.map((each) => each.dataset.announce).join(" ");
-    if (now !== told.textContent) told.textContent = now;
+    const announced = [...document.querySelectorAll("[data-announce]")].filter((each) => each.checkVisibility());
+    const text = announced.map((each) => each.dataset.announce).join(" ");
+    if (text !== announcer.textContent) announcer.textContent = text;
   }
-  const ours = "figure.viewer, section.answer";
+  const selector = "figure.viewer, section.answer";
   new MutationObserver((changes) => {
-    const inside = (node) => node.nodeType === 1 && (node.closest(ours) || node.querySelector(ours));
+    const inside = (node) => node.nodeType === 1 && (node.closest(selector) || node.querySelector(selector));
     if (waiting || !changes.some((change) => inside(change.target) || [...change.addedNodes].some(inside))) return;
     waiting = true;
     requestAnimationFrame(refresh);

@@ -1,4 +1,4 @@
-"""Answers as HTML. Names and labels come from strangers: templates escape all of them."""
+"""HTML views of answers. Names and labels are untrusted: the templates escape all of them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -8,51 +8,51 @@ from jinja2 import Template
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.publish.templates import interval, templates
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.publish.templates import format_interval, template_environment
 from hf_medtl.space.registry import METHOD_NAMES
-from hf_medtl.space.rendering import CLASSES
+from hf_medtl.space.rendering import CLASS_COLORS
 
-FEW = 5  # labels
+MAX_UNSORTED_LABELS = 5
 
 
 @cache
-def template() -> Template:
-    """The macros of views.html.jinja."""
-    environment = templates("hf_medtl.space", autoescape=True)
-    environment.globals |= {"names": NAMES, "colour": colour, "ordered": ordered}
+def _macros() -> Template:
+    """Return the template with the macros."""
+    environment = template_environment("hf_medtl.space", autoescape=True)
+    environment.globals |= {"metric_names": METRIC_NAMES, "class_color": class_color, "order_labels": order_labels}
     environment.filters |= {
-        "interval": interval,
+        "interval": format_interval,
         "percent": percent,
-        "markdown": markdown,
-        "plain": plain,
+        "markdown": render_markdown,
+        "plain": display_label,
         "method": METHOD_NAMES.get,
     }
     return environment.get_template("views.html.jinja")
 
 
-def show(macro: str, *values: Any) -> str:
-    """One macro of the template as HTML."""
-    return str(getattr(template().module, macro)(*values))
+def render(macro: str, *values: Any) -> str:
+    """Return the HTML of a macro of views.html.jinja."""
+    return str(getattr(_macros().module, macro)(*values))
 
 
-def viewer(pictures: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """Pictures side by side, each with layers over it: zoom, opacity and swipe are those of viewer.js.
+def viewer(images: Sequence[Mapping[str, Any]], caption: str) -> str:
+    """Return the HTML of images side by side with layers over them. viewer.js adds zoom, opacity and swipe.
 
     Args:
-        pictures: each with `title`, `src` (data URI) and `layers`: each with `name` and `src`.
-        caption: for all of them, and for those who can't see them.
+        images: each with `title`, `src` (data URI), `width`, `height` and `layers`, each with `name`, `alt` and `src`.
+        caption: caption of all images, also for screen readers.
     """
-    return show("viewer", pictures, caption)
+    return render("viewer", images, caption)
 
 
-def colour(index: int) -> str:
-    """Of a class, from 1, as CSS."""
-    return "rgb({}, {}, {})".format(*CLASSES[(index - 1) % len(CLASSES)])
+def class_color(index: int) -> str:
+    """Return the CSS color of a class, from 1."""
+    return "rgb({}, {}, {})".format(*CLASS_COLORS[(index - 1) % len(CLASS_COLORS)])
 
 
 def percent(value: float) -> str:
-    """`12.3 %`; never 0 or 100 that are none."""
+    """Return `12.3 %`; values near 0 and 1 are never rounded to 0 or 100."""
     if 0 < value < 0.0005:
         return "< 0.1 %"
     if 0.9995 < value < 1:
@@ -60,17 +60,17 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def plain(label: str) -> str:
-    """A label as people would write it."""
+def display_label(label: str) -> str:
+    """Return a label with spaces instead of underscores."""
     return label.replace("_", " ")
 
 
-def markdown(text: str) -> Markup:
-    """Markdown of a card, without any HTML that it holds."""
+def render_markdown(text: str) -> Markup:
+    """Return the HTML of Markdown, with HTML in it escaped."""
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
 
 
-def ordered(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Labels with their probabilities: few in the model's order, many by probability."""
+def order_labels(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return labels with their probabilities: few in the model's order, many by probability."""
     pairs = list(probabilities.items())
-    return pairs if len(pairs) <= FEW else sorted(pairs, key=lambda pair: -pair[1])
+    return pairs if len(pairs) <= MAX_UNSORTED_LABELS else sorted(pairs, key=lambda pair: -pair[1])

@@ -13,7 +13,7 @@ from tests.support.space_samples import ct, drawn, saved
 pytestmark = MARKS
 
 
-def test_the_notice_stays(visit):
+def test_notice_stays_in_viewport(visit):
     page = visit(1280, 500)
     example(page)
     for name in TABS:
@@ -24,14 +24,14 @@ def test_the_notice_stays(visit):
 
 
 @pytest.mark.parametrize(("width", "scale"), [(390, 1), (720, 2), (768, 1), (1440, 1), (1920, 1)])
-def test_the_page_fits(visit, width, scale):
+def test_page_fits_every_screen(visit, width, scale):
     page = visit(
         width, 450 if scale == 2 else 900, device_scale_factor=scale
     )  # 720 at 2: a window of 1440 zoomed to 200 %
     no_overflow(page)
     give(page, ("wide.png", saved(drawn(200, 60))), ("tall.png", saved(drawn(60, 200))))
     answered(page, 200, 60)
-    if width == 390:  # the picture came into sight by itself, and its answer with it
+    if width == 390:  # the image came into sight by itself, and its answer with it
         expect(page.locator("figure.viewer")).to_be_in_viewport()
         expect(page.locator("#says .decision").or_(page.locator("#says .bars"))).not_to_have_count(0)
         expect(page.locator("#says section > *").first).to_be_in_viewport()
@@ -47,7 +47,7 @@ def test_the_page_fits(visit, width, scale):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_keeps_anybody_out(visit, scheme):
+def test_page_has_no_wcag_violation(visit, scheme):
     """WCAG 2.1, A and AA, as far as axe-core can tell."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = visit(color_scheme=scheme)
@@ -88,7 +88,7 @@ def test_nothing_keeps_anybody_out(visit, scheme):
     assert not found, "\n".join(found)
 
 
-def test_the_keyboard_is_enough(visit):
+def test_keyboard_reaches_every_control(visit):
     """From the first control to the viewer in the order of the page, each with a focus that is seen."""
     page = visit()
     order, shown = [], []

@@ -33,7 +33,7 @@ from tests.support.space_samples import HOSTILE, LONG, ct, deep, drawn, one_dico
 pytestmark = MARKS
 
 
-def test_every_format_is_answered(visit):
+def test_every_format_gets_an_answer(visit):
     page = visit()
     files = {
         "a.png": (saved(drawn(90, 80)), 90, 80),
@@ -54,7 +54,7 @@ def test_every_format_is_answered(visit):
         ]
 
 
-def test_a_window_changes_picture_and_answer(visit):
+def test_window_changes_image_and_answer(visit):
     page = visit()
     give(page, ("ct.dcm", ct(96, 90)))
     answered(page, 96, 90)
@@ -72,7 +72,7 @@ def test_a_window_changes_picture_and_answer(visit):
     expect(page.locator("#says .number").first).to_have_text(numbers)
 
 
-def test_frames_and_pictures_are_chosen(visit):
+def test_frames_and_images_can_be_selected(visit):
     page = visit()
     give(
         page,
@@ -102,7 +102,7 @@ def test_frames_and_pictures_are_chosen(visit):
     expect(page.locator("#chosen input").nth(1)).to_be_focused()
 
 
-def test_a_picture_is_pasted(visit):
+def test_image_can_be_pasted(visit):
     page = visit()
     paste = """bytes => {
       const clipboardData = new DataTransfer();
@@ -116,11 +116,11 @@ def test_a_picture_is_pasted(visit):
     expect(page.locator("#many")).to_contain_text(re.compile(r"image\s*\.png"))
 
 
-def test_the_viewer(visit):
+def test_viewer_overlay_swipe_zoom_and_pan(visit):
     page = visit()
     example(page)
     layer, sheet = page.locator(".viewer .layer"), page.locator(".viewer .stage:not(.twin) .sheet")
-    opacity = page.get_by_label("Opacity of what lies over the picture")
+    opacity = page.get_by_label("Opacity of the overlay")
     opacity.fill("20")
     expect(layer).to_have_css("opacity", "0.2")
     page.get_by_text("side by side", exact=True).click()
@@ -128,7 +128,7 @@ def test_the_viewer(visit):
     expect(page.locator(".viewer .twin .layer")).to_have_count(0)
     page.get_by_text("swipe", exact=True).click()
     expect(page.locator(".viewer .stage")).to_have_count(1)
-    page.get_by_label("Where the swipe stands").fill("25")
+    page.get_by_label("Position of the swipe").fill("25")
     expect(layer).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
     page.get_by_text("overlay", exact=True).click()
 
@@ -151,7 +151,7 @@ def test_the_viewer(visit):
     page.wait_for_function("new DOMMatrix(getComputedStyle(document.querySelector('.sheet')).transform).a > 2.3")
     before = zoom()
     changes(page, lambda: choose(page, "#method", "attention rollout"), ".viewer .layer")
-    assert zoom() == pytest.approx(before)  # the same picture: where one looks stays
+    assert zoom() == pytest.approx(before)  # the same image: where one looks stays
     expect(opacity).to_have_value("20")
     page.mouse.move(*centre(stages))
     page.mouse.down()
@@ -165,7 +165,7 @@ def test_the_viewer(visit):
     assert zoom() == 1
 
 
-def test_models_maps_and_labels_are_chosen(visit):
+def test_models_heatmaps_and_labels_can_be_selected(visit):
     page = visit()
     example(page)
     changes(page, lambda: choose(page, "#method", "attention of one head"), ".viewer .layer")
@@ -190,7 +190,7 @@ def test_models_maps_and_labels_are_chosen(visit):
     no_overflow(page)
 
 
-def test_segment_and_keep_the_mask(visit):
+def test_segment_and_download_mask(visit):
     page = visit()
     give(page, ("scan.dcm", one_dicom(88, 72)))
     answered(page, 88, 72)
@@ -215,7 +215,7 @@ def test_segment_and_keep_the_mask(visit):
     expect(page.locator("#says .downloads a")).to_have_count(1)  # no DICOM of what was none
 
 
-def test_compare(visit):
+def test_compare_two_models(visit):
     page = visit()
     example(page, 1)
     tab(page, "Compare")
@@ -223,7 +223,7 @@ def test_compare(visit):
     expect(page.locator(".viewer .stage")).to_have_count(2)
     expect(page.locator(".viewer .badge")).to_have_text(["vit", "cnn"])
     choose(page, "#other", "many-findings")
-    expect(page.locator("#says")).to_contain_text("Only one of them knows")
+    expect(page.locator("#says")).to_contain_text("Only one of them has the labels")
     page.locator("#other input").click()
     expect(page.get_by_role("option")).to_have_text([re.compile("cnn"), re.compile("many-findings")])  # of its kind
     page.get_by_role("option", name="cnn", exact=True).click()
@@ -235,11 +235,11 @@ def test_compare(visit):
     expect(page.locator("#says .bars")).to_be_visible()
 
 
-def test_batch(visit):
+def test_batch_table_and_csv(visit):
     page = visit()
     tab(page, "Batch")
     page.locator("#start").click()
-    expect(page.get_by_role("alert")).to_contain_text("No pictures were given")
+    expect(page.get_by_role("alert")).to_contain_text("No images were given")
     inside = {
         "in/one.png": saved(drawn(40, 40)),
         "in/notes.txt": b"text",
@@ -255,17 +255,17 @@ def test_batch(visit):
     assert [bool(row["error"]) for row in rows] == [row["path"].endswith(".txt") for row in rows]
     assert {row["label"] for row in rows if not row["error"]} <= {"lesion", "no_lesion"}
     assert any(HOSTILE in row["path"] for row in rows)
-    expect(page.locator("#table")).to_contain_text("4 pictures, 1 with an error")
-    expect(page.locator("#table .bad td")).to_contain_text("This is text, not a picture")
+    expect(page.locator("#table")).to_contain_text("4 images, 1 with an error")
+    expect(page.locator("#table .bad td")).to_contain_text("This is text, not an image")
     expect(page.locator("#stop")).to_be_disabled()  # nothing goes on
-    expect(page.locator("#told")).to_contain_text("4 pictures, 1 with an error")
+    expect(page.locator("#told")).to_contain_text("4 images, 1 with an error")
     no_overflow(page)
 
 
-def test_a_batch_shows_how_far_it_is_and_stops(visit, monkeypatch):
-    from hf_medtl.space import handlers as acts
+def test_batch_shows_progress_and_stops(visit, monkeypatch):
+    from hf_medtl.space import handlers
 
-    go, answer = threading.Semaphore(1), acts.row
+    go, answer = threading.Semaphore(1), handlers.predict_row
 
     def slowly(*arguments):
         assert go.acquire(timeout=SECONDS)
@@ -273,26 +273,26 @@ def test_a_batch_shows_how_far_it_is_and_stops(visit, monkeypatch):
         return answer(*arguments)
 
     seen = []
-    monkeypatch.setattr(acts, "row", slowly)
+    monkeypatch.setattr(handlers, "predict_row", slowly)
     page = visit()
     tab(page, "Batch")
     give(page, *((f"{number}.png", saved(drawn(40, 40))) for number in range(9)), to=MANY)
     expect(page.locator("#many")).to_contain_text(re.compile(r"8\s*\.png"))
     page.locator("#start").click()
-    expect(page.locator("#table")).to_contain_text("1 picture so far")
+    expect(page.locator("#table")).to_contain_text("1 image so far")
     with page.expect_response("**/run/predict**"):
         page.locator("#stop").click()
     for _ in range(9):
         go.release()
     expect(page.get_by_role("link", name="Download CSV")).to_be_visible()
     assert page.locator("#table tbody tr").count() == len(seen) < 9  # what was answered stays
-    expect(page.locator("#table")).to_contain_text(f"Stopped: {len(seen)} picture")
+    expect(page.locator("#table")).to_contain_text(f"Stopped: {len(seen)} image")
     expect(page.locator("#table progress")).to_have_count(0)
     tab(page, "Classify")
     example(page)  # whoever comes next is answered
 
 
-def test_a_bad_file_is_told_and_the_next_works(visit):
+def test_bad_file_shows_message_and_next_works(visit):
     page = visit()
     for name, content, sentence in (
         (f"{HOSTILE}.png", b"<svg onload=alert(1)>", "drawing"),
@@ -310,18 +310,18 @@ def test_a_bad_file_is_told_and_the_next_works(visit):
     expect(page.locator(".toast-body")).to_contain_text(f"{HOSTILE}.png: ")  # which one, as text
 
 
-def test_a_late_answer_does_not_replace_a_later_one(visit, monkeypatch):
-    from hf_medtl.space import handlers as acts
+def test_late_answer_does_not_replace_newer_one(visit, monkeypatch):
+    from hf_medtl.space import handlers
 
-    go, began, answer = threading.Event(), threading.Event(), acts.answer
+    go, began, answer = threading.Event(), threading.Event(), handlers.handle_request
 
-    def late(shelf, upload, wish):
+    def late(registry, upload, wish):
         if wish.mode == "classify":
             began.set()
             assert go.wait(SECONDS)
-        return answer(shelf, upload, wish)
+        return answer(registry, upload, wish)
 
-    monkeypatch.setattr(acts, "answer", late)
+    monkeypatch.setattr(handlers, "handle_request", late)
     page = visit()
     page.locator("#examples button").first.click()
     assert began.wait(SECONDS)
@@ -333,11 +333,11 @@ def test_a_late_answer_does_not_replace_a_later_one(visit, monkeypatch):
     expect(page.locator("#says caption")).to_have_text("Areas")
 
 
-def test_a_queue_is_told(visit, monkeypatch):
-    from hf_medtl.space import handlers as acts
+def test_queue_position_is_shown(visit, monkeypatch):
+    from hf_medtl.space import handlers
 
-    go, answer = threading.Event(), acts.answer
-    monkeypatch.setattr(acts, "answer", lambda *arguments: (go.wait(SECONDS), answer(*arguments))[1])
+    go, answer = threading.Event(), handlers.handle_request
+    monkeypatch.setattr(handlers, "handle_request", lambda *arguments: (go.wait(SECONDS), answer(*arguments))[1])
     pages = [visit() for _ in range(4)]  # two are answered at a time
     for page in pages:
         page.locator("#examples button").first.click()

@@ -55,21 +55,21 @@ def whole(place: Path) -> set[str]:
     return found
 
 
-def test_they_are_made_once(place, tmp_path, capfd):
+def test_models_are_trained_once(place, tmp_path, capfd):
     assert demo.demo_models() == [str(place / name) for name in NAMES]
     assert sorted(calls(tmp_path)) == sorted(NAMES)
     assert whole(place) == set(NAMES)
     assert not list(place.glob("*/checkpoint-*"))
-    assert "Training small models on drawn pictures" in capfd.readouterr().err
+    assert "Training small models on synthetic images" in capfd.readouterr().err
     demo.demo_models()
     assert len(calls(tmp_path)) == 3
     assert capfd.readouterr().err == ""
 
 
-def test_one_that_fails_is_told_and_the_next_start_goes_on(place, tmp_path, monkeypatch):
+def test_failed_training_raises_and_next_start_resumes(place, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "drawn-brains-cnn")
     monkeypatch.setenv("SECONDS", "0.5")
-    with pytest.raises(MedtlError, match=r"(?s)for the demonstration: .*Killed by the test"):
+    with pytest.raises(MedtlError, match=r"(?s)the demonstration model drawn-brains-cnn failed: .*Killed by the test"):
         demo.demo_models()
     kept = whole(place)
     assert "drawn-brains-cnn" not in kept
@@ -79,14 +79,14 @@ def test_one_that_fails_is_told_and_the_next_start_goes_on(place, tmp_path, monk
     assert not set(calls(tmp_path)[-3 + len(kept) :]) & kept
 
 
-def test_nowhere_to_write(place, tmp_path):
+def test_unwritable_folder_raises(place, tmp_path):
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(MedtlError, match=r"can't be written .*HF_HOME to another folder"):
+    with pytest.raises(MedtlError, match=r"Cannot write to .*HF_HOME to another folder"):
         demo.demo_models()
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-def test_an_end_half_way(place, tmp_path, sign):
+def test_interruption_leaves_no_partial_model(place, tmp_path, sign):
     code = (
         "import signal, sys; from types import SimpleNamespace; from hf_medtl.space import demo; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # what runs in the background ignores it

@@ -1,4 +1,4 @@
-"""The Space without a browser: what it says of a picture, its models, its tables, and what programs get."""
+"""The Space without a browser: what it says of an image, its models, its tables, and what programs get."""
 
 import csv
 import io
@@ -13,28 +13,27 @@ from PIL import Image
 from hf_medtl import MedtlError, Predictor
 from hf_medtl.predict import Prediction
 from hf_medtl.publish.sentences import NOTICE
-from hf_medtl.space import handlers as acts
-from hf_medtl.space import inference as answers
-from hf_medtl.space.inference import Look
-from hf_medtl.space.registry import HEAD, Shelf, names_of, sections
-from hf_medtl.space.uploads import Refusal, examined
+from hf_medtl.space import handlers, inference
+from hf_medtl.space.inference import HeatmapRequest
+from hf_medtl.space.registry import ATTENTION_HEAD, ModelRegistry, card_sections, unique_names
+from hf_medtl.space.uploads import RejectedFile, parse_upload
 from tests.support.space_fixtures import LABELS, brain, chest
 from tests.support.space_fixtures import folders as folders
 from tests.support.space_samples import saved
 
 
 @pytest.fixture(scope="module")
-def shelf(folders) -> Shelf:
-    return Shelf([str(folder) for folder in folders.values()])
+def registry(folders) -> ModelRegistry:
+    return ModelRegistry([str(folder) for folder in folders.values()])
 
 
 # Answers
 
 
-def test_labels_are_those_of_the_predictor(shelf, folders):
-    picture = brain(1)
-    found = answers.classify(shelf["vit"], picture)
-    truth = Predictor.from_pretrained(folders["vit"]).predict([picture])[0]
+def test_classify_matches_predictor(registry, folders):
+    image = brain(1)
+    found = inference.classify(registry["vit"], image)
+    truth = Predictor.from_pretrained(folders["vit"]).predict([image])[0]
     assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
     assert (found["label"], found["decision"]) == (truth.label, truth.decision)
     assert (found["model"], found["revision"], found["width"], found["height"]) == ("vit", truth_of(folders), 64, 64)
@@ -50,84 +49,87 @@ def truth_of(folders) -> str | None:
     return Predictor.from_pretrained(folders["vit"]).revision
 
 
-def test_a_model_without_decisions_claims_none(shelf):
-    found = answers.classify(shelf["cnn"], brain(1))
+def test_model_without_decision_settings_claims_none(registry):
+    found = inference.classify(registry["cnn"], brain(1))
     assert set(found["probabilities"]) == {*LABELS, "=cow"}
     assert not found["calibrated"]
     assert not found["abstain"]
     assert [found[key] for key in ("threshold", "candidates", "coverage", "outlier")] == [None] * 4
 
 
-def test_reasons_are_in_words():
+def test_reasons_are_sentences():
     alpha = {"alpha": 0.1}
     both = Prediction("", candidates=LABELS, reasons=("uncertain",))
-    assert "at most 10 % of pictures holds no_lesion and lesion" in answers.in_words("uncertain", both, alpha)
+    assert "at most 10 % of images contains no_lesion and lesion" in inference.describe_reason("uncertain", both, alpha)
     none = Prediction("", candidates=(), reasons=("uncertain",))
-    assert answers.in_words("uncertain", none, alpha).startswith("No label fits")
+    assert inference.describe_reason("uncertain", none, alpha).startswith("No label fits")
     strange = Prediction("", outlier=2.345)
-    assert "it scores 2.35," in answers.in_words("unlike the training pictures", strange, None)
+    assert "score is 2.35," in inference.describe_reason("unlike the training pictures", strange, None)
 
 
-def test_it_says_that_it_can_not_say(shelf, monkeypatch):
+def test_abstains_on_noise_and_on_large_prediction_sets(registry, monkeypatch):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    found = answers.classify(shelf["vit"], noise)
+    found = inference.classify(registry["vit"], noise)
     assert found["abstain"]
     assert found["outlier"] > 1
-    assert found["reasons"][-1].startswith("The picture is unlike those")
+    assert found["reasons"][-1].startswith("The image is unlike those")
     lowest = {"alpha": 0.1, "lowest": {"lesion": 0.0, "no_lesion": 0.0}}
-    monkeypatch.setattr(shelf["vit"].predictor.config, "conformal", lowest)
-    found = answers.classify(shelf["vit"], brain(1))
+    monkeypatch.setattr(registry["vit"].predictor.config, "conformal", lowest)
+    found = inference.classify(registry["vit"], brain(1))
     assert found["candidates"] == list(LABELS)
     assert found["reasons"][0].startswith("More than one label is possible")
 
 
-@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "eigencam", "rollout", HEAD])
-def test_maps_by_every_method(shelf, method):
-    picture = brain(1).resize((80, 48))
-    values, facts = answers.look(shelf["vit"], picture, Look(method, None, 2, 1))
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "eigencam", "rollout", ATTENTION_HEAD])
+def test_heatmap_by_every_method(registry, method):
+    image = brain(1).resize((80, 48))
+    values, facts = inference.heatmap(registry["vit"], image, HeatmapRequest(method, None, 2, 1))
     assert values.shape == (48, 80)
     assert 0 <= values.min() < values.max() <= 1
     assert facts["method"] == method
-    if method == HEAD:
+    if method == ATTENTION_HEAD:
         assert (facts["layer"], facts["head"]) == (2, 1)
-        other, _ = answers.look(shelf["vit"], picture, Look(method, None, 2, 2))
+        other, _ = inference.heatmap(registry["vit"], image, HeatmapRequest(method, None, 2, 2))
         assert np.abs(values - other).max() > 0.01
     else:
-        assert facts["probability"] == max(answers.classify(shelf["vit"], picture)["probabilities"].values())
+        assert facts["probability"] == max(inference.classify(registry["vit"], image)["probabilities"].values())
     json.dumps(facts)
 
 
-def test_the_verdict_is_that_of_the_map_that_is_shown(shelf):
-    summaries = {label: answers.look(shelf["vit"], brain(1), Look("gradcam", label))[1]["verdict"] for label in LABELS}
+def test_verdict_belongs_to_shown_heatmap(registry):
+    summaries = {
+        label: inference.heatmap(registry["vit"], brain(1), HeatmapRequest("gradcam", label))[1]["verdict"]
+        for label in LABELS
+    }
     assert summaries["lesion"] == {"passed": False, "summary": "Such maps miss the lesion."}
     assert summaries["no_lesion"]["passed"] is None
-    other = answers.verdict(shelf["vit"], "rollout", "lesion")
+    other = inference.verdict(registry["vit"], "rollout", "lesion")
     assert other["passed"] is None
     assert "Those by Grad-CAM were" in other["summary"]
-    assert "hf-medtl explain" in answers.verdict(shelf["cnn"], "gradcam", "lesion")["summary"]
+    assert "hf-medtl explain" in inference.verdict(registry["cnn"], "gradcam", "lesion")["summary"]
 
 
 @pytest.mark.parametrize(
     ("name", "wish", "words"),
     [
-        ("vit", Look("scorecam"), "vit has maps by gradcam, .*found 'scorecam'"),
-        ("cnn", Look("rollout"), "cnn has maps by"),
-        ("cnn", Look(HEAD), "cnn has maps by"),
-        ("vit", Look(label="cat"), "vit knows the labels no_lesion, lesion; found 'cat'"),
-        ("vit", Look(HEAD, layer=3), "layers 1 to 2 with heads 1 to 2"),
-        ("vit", Look(HEAD, head=0), "layers 1 to 2 with heads 1 to 2"),
-        ("lungs", Look(), "lungs has maps by"),
+        ("vit", HeatmapRequest("scorecam"), "vit has no heatmaps by 'scorecam'. Available: gradcam, "),
+        ("cnn", HeatmapRequest("rollout"), "cnn has no heatmaps by"),
+        ("cnn", HeatmapRequest(ATTENTION_HEAD), "cnn has no heatmaps by"),
+        ("vit", HeatmapRequest(label="cat"), "vit has no label 'cat'. Choose one of no_lesion, lesion"),
+        ("vit", HeatmapRequest(ATTENTION_HEAD, layer=3), "layers 1 to 2 with heads 1 to 2"),
+        ("vit", HeatmapRequest(ATTENTION_HEAD, head=0), "layers 1 to 2 with heads 1 to 2"),
+        ("lungs", HeatmapRequest(), "lungs has no heatmaps by .gradcam.. Available: none"),
     ],
 )
-def test_a_map_that_there_is_not(shelf, name, wish, words):
+def test_unknown_heatmap_raises(registry, name, wish, words):
     with pytest.raises(MedtlError, match=words):
-        answers.look(shelf[name], brain(1), wish)
+        inference.heatmap(registry[name], brain(1), wish)
 
 
-def test_outlines_and_areas(shelf, folders):
-    picture = chest().resize((90, 60))
-    mask, unsure, facts = answers.segment(shelf["lungs"], picture)
-    truth = Predictor.from_pretrained(folders["lungs"]).predict([picture])[0]
+def test_segment_matches_predictor(registry, folders):
+    image = chest().resize((90, 60))
+    mask, unsure, facts = inference.segment(registry["lungs"], image)
+    truth = Predictor.from_pretrained(folders["lungs"]).predict([image])[0]
     assert np.array_equal(mask, truth.mask)
     region = facts["regions"][0]
     assert (region["name"], region["pixels"]) == ("lungs", int((truth.mask == 1).sum()))
@@ -135,29 +137,29 @@ def test_outlines_and_areas(shelf, folders):
     assert unsure.shape == mask.shape == (60, 90)
     assert facts["uncertainty"] == pytest.approx(float(unsure.mean()))
     assert facts["postprocessing"] == {"largest_components": 2}
-    assert answers.segment(shelf["other-lungs"], picture)[2]["postprocessing"] is None
+    assert inference.segment(registry["other-lungs"], image)[2]["postprocessing"] is None
     json.dumps(facts)
 
 
-def test_right_and_left_are_the_patients():
+def test_right_and_left_lung_are_the_patients():
     mask = np.zeros((40, 100), bool)
     mask[10:30, 10:40] = True  # 600 pixels on the left: the right lung
     mask[10:30, 60:80] = True  # 400
     mask[0, 99] = True
-    assert answers.sides(mask) == {"right": {"pixels": 600, "share": 0.6}, "left": {"pixels": 400, "share": 0.4}}
-    mirrored = answers.sides(mask[:, ::-1])
+    assert inference.lung_sides(mask) == {"right": {"pixels": 600, "share": 0.6}, "left": {"pixels": 400, "share": 0.4}}
+    mirrored = inference.lung_sides(mask[:, ::-1])
     assert (mirrored["right"]["pixels"], mirrored["left"]["pixels"]) == (400, 600)
     one = mask.copy()
     one[10:30, 40:60] = True  # they touch
-    assert answers.sides(one) is None
+    assert inference.lung_sides(one) is None
     speck = np.zeros((40, 100), bool)
     speck[10:30, 10:40], speck[5, 90] = True, True
-    assert answers.sides(speck) is None
-    assert answers.sides(np.zeros((4, 4), bool)) is None
+    assert inference.lung_sides(speck) is None
+    assert inference.lung_sides(np.zeros((4, 4), bool)) is None
 
 
-def test_two_models_side_by_side(shelf):
-    found = answers.compare(shelf["vit"], shelf["cnn"], brain(1))
+def test_compare_reports_differences_and_dice(registry):
+    found = inference.compare(registry["vit"], registry["cnn"], brain(1))
     one, other = found["models"]
     assert [one["model"], other["model"]] == ["vit", "cnn"]
     assert found["agree"] == (one["decision"] == other["decision"])
@@ -165,80 +167,82 @@ def test_two_models_side_by_side(shelf):
         label: one["probabilities"][label] - other["probabilities"][label] for label in LABELS
     }
     assert found["only_one"] == ["=cow"]
-    masks = answers.compare(shelf["lungs"], shelf["other-lungs"], chest())
+    masks = inference.compare(registry["lungs"], registry["other-lungs"], chest())
     first, second = masks["masks"]
     assert masks["disagreement"] == (first != second).mean() > 0
     same = 2 * ((first == 1) & (second == 1)).sum() / ((first == 1).sum() + (second == 1).sum())
     assert masks["dice"] == pytest.approx(same)
     for names, words in ((("vit", "vit"), "two different"), (("vit", "lungs"), "two of a kind")):
         with pytest.raises(MedtlError, match=words):
-            answers.compare(*(shelf[name] for name in names), brain(1))
+            inference.compare(*(registry[name] for name in names), brain(1))
 
 
-def test_each_kind_of_model_does_its_own(shelf):
-    with pytest.raises(MedtlError, match="gives no labels"):
-        answers.classify(shelf["lungs"], chest())
-    with pytest.raises(MedtlError, match="no outlines"):
-        answers.segment(shelf["vit"], chest())
+def test_wrong_task_raises(registry):
+    with pytest.raises(MedtlError, match="is a segmentation model"):
+        inference.classify(registry["lungs"], chest())
+    with pytest.raises(MedtlError, match="is a classifier"):
+        inference.segment(registry["vit"], chest())
 
 
 # The shelf
 
 
-def test_names_tell_models_apart(tmp_path):
+def test_unique_names(tmp_path):
     for part in ("a/x", "b/x", "y"):
         (tmp_path / part).mkdir(parents=True)
-    assert names_of([str(tmp_path / "a/x"), "me/y"]) == ["x", "y"]
-    assert names_of([str(tmp_path / "a/x"), str(tmp_path / "b/x"), "me/x"]) == ["a/x", "b/x", "me/x"]
-    assert names_of([str(tmp_path / "y")]) == ["y"]
+    assert unique_names([str(tmp_path / "a/x"), "me/y"]) == ["x", "y"]
+    assert unique_names([str(tmp_path / "a/x"), str(tmp_path / "b/x"), "me/x"]) == ["a/x", "b/x", "me/x"]
+    assert unique_names([str(tmp_path / "y")]) == ["y"]
     with pytest.raises(MedtlError, match="twice"):
-        names_of([str(tmp_path / "y"), str(tmp_path / "a/../y")])
+        unique_names([str(tmp_path / "y"), str(tmp_path / "a/../y")])
 
 
-def test_what_is_known_of_each(shelf):
-    assert shelf.of(masks=False) == ["vit", "cnn"]
-    assert shelf.of(masks=True) == ["lungs", "other-lungs"]
-    assert shelf["vit"].heads == (2, 2)
-    assert shelf["vit"].methods == ("gradcam", "gradcam++", "eigencam", "rollout", HEAD)
-    assert shelf["cnn"].heads is None
-    assert shelf["cnn"].methods == ("gradcam", "gradcam++", "eigencam")
-    assert shelf["lungs"].methods == ()
-    assert shelf["vit"].results == {}
-    assert "For tests." in shelf["vit"].prose
-    assert "Training" not in shelf["vit"].prose
-    assert sections("# only a title") == ""
+def test_registry_reads_methods_heads_and_card(registry):
+    assert registry.names(segmentation=False) == ["vit", "cnn"]
+    assert registry.names(segmentation=True) == ["lungs", "other-lungs"]
+    assert registry["vit"].heads == (2, 2)
+    assert registry["vit"].methods == ("gradcam", "gradcam++", "eigencam", "rollout", ATTENTION_HEAD)
+    assert registry["cnn"].heads is None
+    assert registry["cnn"].methods == ("gradcam", "gradcam++", "eigencam")
+    assert registry["lungs"].methods == ()
+    assert registry["vit"].results == {}
+    assert "For tests." in registry["vit"].card
+    assert "Training" not in registry["vit"].card
+    assert card_sections("# only a title") == ""
 
 
-def test_models_that_are_not_there(shelf):
+def test_unknown_models_raise(registry):
     with pytest.raises(MedtlError, match="Choose one of vit, cnn, lungs, other-lungs"):
-        shelf["<b>"]
+        registry["<b>"]
     with pytest.raises(MedtlError, match="at least one model"):
-        Shelf([])
+        ModelRegistry([])
     with pytest.raises(MedtlError, match="can't be loaded"):
-        Shelf(["nobody/nothing"])
+        ModelRegistry(["nobody/nothing"])
 
 
-def test_a_model_of_the_hub_has_no_results(hub, tiny):
+def test_hub_model_without_run_files_has_no_results(hub, tiny):
     api = HfApi()
     url = api.create_repo("ci/plain-vit")
     api.upload_folder(repo_id=url.repo_id, folder_path=tiny("vit"))
-    model = Shelf(["ci/plain-vit"])["plain-vit"]
-    assert (model.results, model.verdicts, model.prose) == ({}, {}, "")
+    model = ModelRegistry(["ci/plain-vit"])["plain-vit"]
+    assert (model.results, model.verdicts, model.card) == ({}, {}, "")
     assert len(model.predictor.revision) == 40
-    assert answers.classify(model, brain(1))["candidates"] is None
+    assert inference.classify(model, brain(1))["candidates"] is None
 
 
 # What the page does
 
 
-def test_a_row_for_each_picture_good_or_bad(shelf, folders, tmp_path):
+def test_batch_has_row_for_each_image_good_or_bad(registry, folders, tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("deep/two.png", saved(brain(2)))
         archive.writestr("=cmd|calc.png", b"no picture")
     for name, content in (("=1+1.png", saved(brain(1))), ("bad.png", b"<svg>"), ("all.zip", stream.getvalue())):
         (tmp_path / name).write_bytes(content)
-    rows = list(acts.on_batch(shelf["vit"], [str(tmp_path / name) for name in ("=1+1.png", "bad.png", "all.zip")]))
+    rows = list(
+        handlers.predict_rows(registry["vit"], [str(tmp_path / name) for name in ("=1+1.png", "bad.png", "all.zip")])
+    )
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     assert [row["path"] for row in rows] == ["=1+1.png", "bad.png", "deep/two.png", "=cmd|calc.png"]
     truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1), brain(2)])
@@ -249,7 +253,7 @@ def test_a_row_for_each_picture_good_or_bad(shelf, folders, tmp_path):
     assert [bool(row["error"]) for row in rows] == [False, True, False, True]
     assert rows[1]["decision"] is None
     names = list(rows[0])
-    text = acts.table(rows, names)
+    text = handlers.to_csv(rows, names)
     table = list(csv.DictReader(io.StringIO(text)))
     assert list(table[0]) == names
     assert [row["path"] for row in table] == ["'=1+1.png", "bad.png", "deep/two.png", "'=cmd|calc.png"]
@@ -257,32 +261,38 @@ def test_a_row_for_each_picture_good_or_bad(shelf, folders, tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["=1", "+1", "-1+cmd", "@x", "\t=1", "\r=1", "\n=1", " =1", "＝1"])
-def test_no_cell_is_a_formula(cell):
-    found = next(csv.DictReader(io.StringIO(acts.table([{"path": cell}], ["path"]), newline="")))["path"]
+def test_csv_escapes_formulas(cell):
+    found = next(csv.DictReader(io.StringIO(handlers.to_csv([{"path": cell}], ["path"]), newline="")))["path"]
     assert found == "'" + cell
-    assert next(csv.DictReader(io.StringIO(acts.table([{"path": -0.5}], ["path"]))))["path"] == "-0.5"
+    assert next(csv.DictReader(io.StringIO(handlers.to_csv([{"path": -0.5}], ["path"]))))["path"] == "-0.5"
 
 
-def test_the_table_of_the_page_ends_with_a_csv(shelf, tmp_path):
+def test_batch_pages_end_with_csv(registry, tmp_path):
     for number in range(7):
         (tmp_path / f"<b>{number}.png").write_bytes(saved(brain(number)))
-    shown = list(acts.batch(shelf["vit"], [str(path) for path in sorted(tmp_path.iterdir())]))
+    shown = list(handlers.batch_pages(registry["vit"], [str(path) for path in sorted(tmp_path.iterdir())]))
     assert len(shown) == 3
     assert "data:text/csv" in shown[-1]
-    assert "7 pictures, 0 with an error" in shown[-1]
+    assert "7 images, 0 with an error" in shown[-1]
     assert "<b>" not in shown[-1]
 
 
-def test_what_can_not_be_answered_is_said_in_its_place(shelf):
-    upload = examined("a.png", saved(brain(1)))
-    wish = acts.Wish("segment", "vit", "vit", "vit", "lungs")
-    view, says = acts.answer(shelf, upload, wish)
+def test_unavailable_answer_shows_message(registry):
+    upload = parse_upload("a.png", saved(brain(1)))
+    wish = handlers.AnalysisRequest("segment", "vit", "vit", "vit", "lungs")
+    view, says = handlers.handle_request(registry, upload, wish)
     assert "viewer" in view
-    assert "no outlines" in says
-    view, says = acts.answer(shelf, upload, acts.Wish("compare", "vit", None, "vit", "<i>"))
+    assert "is a classifier" in says
+    view, says = handlers.handle_request(
+        registry, upload, handlers.AnalysisRequest("compare", "vit", None, "vit", "<i>")
+    )
     assert "There is no model of that name" in says
-    view, says = acts.answer(shelf, upload, acts.Wish("classify", "vit", None, None, None, frame=7))
+    view, says = handlers.handle_request(
+        registry, upload, handlers.AnalysisRequest("classify", "vit", None, None, None, frame=7)
+    )
     assert view == ""
     assert "There is no frame 7" in says
-    assert isinstance(acts.refusal(shelf["vit"], "x", "y")["error"], str)
-    assert acts.row(shelf["vit"], Refusal("x", "y")) == acts.refusal(shelf["vit"], "x", "y")
+    assert isinstance(handlers.error_row(registry["vit"], "x", "y")["error"], str)
+    assert handlers.predict_row(registry["vit"], RejectedFile("x", "y")) == handlers.error_row(
+        registry["vit"], "x", "y"
+    )

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import logging
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -17,10 +18,10 @@ from PIL import Image
 
 from hf_medtl import Predictor
 from hf_medtl.errors import MedtlError
-from hf_medtl.space import serve as sites
-from hf_medtl.space import tools
+from hf_medtl.space import mcp_tools as tools
+from hf_medtl.space import serve
 from hf_medtl.space.publish import write_space
-from hf_medtl.space.security.middleware import API, TOOLS, TOOLS_BYTES
+from hf_medtl.space.security.middleware import API, MAX_MCP_BYTES, MCP_PATH
 from tests.support.dicom_files import dicom
 from tests.support.space_fixtures import brain, running
 from tests.support.space_fixtures import folders as folders
@@ -40,7 +41,7 @@ def app(folders):
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
         models = [str(folder) for folder in folders.values()]
-        yield sites.site(models, limits={"spared": ["127.0.0.1"]}, mcp_server=True)
+        yield serve.create_app(models, limits={"exempt_clients": ["127.0.0.1"]}, mcp_server=True)
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +52,18 @@ def url(app):
 
 @pytest.fixture
 def call(url):
-    """Call a tool as a client does: (its text, its pictures), or the sentence of a failure."""
+    """Call a tool as a client does: (its text, its images), or the sentence of a failure."""
 
     def called(name: str, **given: object) -> tuple[dict, list[Image.Image]] | str:
         async def ask():
-            async with Client(url + TOOLS) as client:
+            async with Client(url + MCP_PATH) as client:
                 return await client.call_tool(name, given)
 
         found = asyncio.run(ask())
         if found.is_error:
             return found.content[0].text
-        text, *pictures = found.content
-        return json.loads(text.text), [Image.open(io.BytesIO(base64.b64decode(its.data))) for its in pictures]
+        text, *images = found.content
+        return json.loads(text.text), [Image.open(io.BytesIO(base64.b64decode(its.data))) for its in images]
 
     return called
 
@@ -75,9 +76,9 @@ def upload(url):
     return sent
 
 
-def test_what_a_model_is_told_of_the_tools(url):
+def test_tool_descriptions_and_schemas(url):
     async def ask():
-        async with Client(url + TOOLS) as client:
+        async with Client(url + MCP_PATH) as client:
             return client.instructions, (await client.list_tools()).tools
 
     said, found = asyncio.run(ask())
@@ -87,41 +88,41 @@ def test_what_a_model_is_told_of_the_tools(url):
         assert "research and education" in its.description
         assert its.annotations.read_only_hint
         properties = its.input_schema["properties"]
-        assert "no address" in (properties.get("file") or properties["files"])["description"]
+        assert "no URL" in (properties.get("file") or properties["files"])["description"]
     assert "One of vit, cnn, lungs, other-lungs" in found[0].input_schema["properties"]["model"]["description"]
     assert found[0].input_schema["required"] == ["file"]
 
 
-def test_answers_are_those_of_the_predictor(call, folders, upload):
+def test_classify_tool_matches_predictor(call, folders, upload):
     truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1)])[0]
     path = upload(f"{NAME}.png", saved(brain(1)))
     for given in (uri(saved(brain(1))), str(path)):
-        found, pictures = call("classify", file=given)
+        found, images = call("classify", file=given)
         assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
         assert found["decision"] == truth.decision
-        assert pictures == []
+        assert images == []
     assert not path.exists()
     again = call("classify", file=str(path))
     assert "no longer there" in again
 
 
-def test_pictures_of_an_answer_come_as_pictures(call):
+def test_images_of_an_answer_are_returned_as_images(call):
     large = uri(saved(brain(1).resize((1500, 1200))))
     found, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
     assert found["pictures"] == ["map", "overlay"]
     assert found["method"] == "rollout"
     assert heat.mode == "RGBA"
     assert max(over.size) == 1024
-    found, pictures = call("segment", file=uri(saved(brain(1))))
+    found, images = call("segment", file=uri(saved(brain(1))))
     assert sorted(found["pictures"]) == ["mask", "overlay", "uncertainty"]
-    assert len(pictures) == 3
+    assert len(images) == 3
     found, masks = call("compare", file=large, one="lungs", other="other-lungs")
     assert found["pictures"] == ["masks", "masks"]
     assert len(masks) == 2
     assert "image/png" not in json.dumps(found)
 
 
-def test_many_pictures(call, upload):
+def test_batch_tool_reads_zip_and_dicom(call, upload):
     stream = io.BytesIO()
     dicom(np.asarray(brain(2).convert("L"))).save_as(stream, enforce_file_format=True)
     slice_ = upload("slice.dcm", stream.getvalue())
@@ -136,7 +137,7 @@ def test_many_pictures(call, upload):
     assert [bool(row["error"]) for row in found["rows"]] == [False, True, False]
 
 
-def test_nothing_else_is_read(call, app, tmp_path, caplog):
+def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -155,8 +156,8 @@ def test_nothing_else_is_read(call, app, tmp_path, caplog):
     address = f"http://127.0.0.1:{server.server_port}/a.png"
     for given in (address, str(secret), f"file://{secret}", str(own), link, "", "data:,", "data:image/png;base64,!!",
                   "data:image/png;base64,", f"{address}/gradio_api/file={secret}"):  # fmt: skip
-        assert "Give a picture as a data URI" in call("classify", file=given), given
-        assert "Give for each picture" in call("batch", files=[given]), given
+        assert "Give an image as a data URI" in call("classify", file=given), given
+        assert "Give for each image" in call("batch", files=[given]), given
     server.shutdown()
     assert asked == []
     assert secret.exists()
@@ -169,52 +170,52 @@ def test_nothing_else_is_read(call, app, tmp_path, caplog):
     ("tool", "given", "said"),
     [
         ("classify", {"file": uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, "This is a drawing"),
-        ("classify", {"model": "lungs"}, "gives no labels"),
+        ("classify", {"model": "lungs"}, "is a segmentation model"),
         ("classify", {"model": NAME}, "There is no model of that name"),
-        ("explain", {"method": NAME}, "has maps by"),
-        ("segment", {"model": "vit"}, "no outlines"),
+        ("explain", {"method": NAME}, "has no heatmaps by"),
+        ("segment", {"model": "vit"}, "is a classifier"),
         ("compare", {"one": "vit"}, "Field required"),
         ("classify", {"file": 3}, "valid string"),
-        ("batch", {"files": []}, "No files came"),
+        ("batch", {"files": []}, "No files were given"),
     ],
 )
-def test_what_is_wrong_is_said(tool, given, said, call, caplog):
+def test_tool_errors_are_plain_and_not_logged(tool, given, said, call, caplog):
     caplog.set_level(logging.DEBUG)
     assert said in call(tool, **({"file": uri(saved(brain(1)))} | given))
     assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
 
 
 @pytest.mark.parametrize("failure", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
-def test_a_failure_tells_nothing_and_ends_nothing(failure, call, monkeypatch, caplog):
+def test_internal_error_leaks_nothing_and_stops_nothing(failure, call, monkeypatch, caplog):
     def fails(*_: object) -> None:
         raise failure(NAME)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tools, "examined", fails)
+        patch.setattr(tools, "parse_upload", fails)
         said = call("classify", file=uri(saved(brain(1))))
     assert "Something went wrong" in said
     assert NAME not in said + caplog.text
-    assert f"{failure.__name__} at test_space_tools.py" in caplog.text
+    assert f"{failure.__name__} at test_mcp_tools.py" in caplog.text
     assert "label" in call("classify", file=uri(saved(brain(1))))[0]
 
 
-def test_too_many_at_once(call, monkeypatch):
-    monkeypatch.setattr(tools, "WAITING", 0)
-    assert "Too many ask" in call("classify", file=uri(saved(brain(1))))
+def test_too_many_waiting_calls_are_refused(call, monkeypatch):
+    monkeypatch.setattr(tools, "MAX_WAITING", 0)
+    assert "The server is busy" in call("classify", file=uri(saved(brain(1))))
 
 
-def test_the_door(url):
+def test_mcp_route_checks_host_origin_method_and_size(url):
     """One route, for those who name this machine, and no more than so much."""
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
     with httpx.Client(base_url=url, trust_env=False, headers=headers) as client:
-        assert client.post(TOOLS, content=body).status_code == 200
-        assert client.post(TOOLS + "/", content=body).status_code == 200
-        assert client.post(TOOLS, content=body, headers={"host": "elsewhere.example"}).status_code == 421
-        assert client.post(TOOLS, content=body, headers={"origin": "http://elsewhere.example"}).status_code == 403
-        assert client.post(TOOLS, content=b"x" * (TOOLS_BYTES + 1)).status_code == 413
-        assert [client.request(method, TOOLS).status_code for method in ("GET", "DELETE")] == [405, 405]
-        assert client.post(TOOLS + "/sse", content=body).status_code == 404
+        assert client.post(MCP_PATH, content=body).status_code == 200
+        assert client.post(MCP_PATH + "/", content=body).status_code == 200
+        assert client.post(MCP_PATH, content=body, headers={"host": "elsewhere.example"}).status_code == 421
+        assert client.post(MCP_PATH, content=body, headers={"origin": "http://elsewhere.example"}).status_code == 403
+        assert client.post(MCP_PATH, content=b"x" * (MAX_MCP_BYTES + 1)).status_code == 413
+        assert [client.request(method, MCP_PATH).status_code for method in ("GET", "DELETE")] == [405, 405]
+        assert client.post(MCP_PATH + "/sse", content=body).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -227,43 +228,43 @@ def test_the_door(url):
         "[" * 3000 + "]" * 3000,
     ],
 )
-def test_json_of_many_parts_is_not_read(files, url):
+def test_json_with_many_values_is_refused(files, url):
     call = (
         '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "batch", "arguments": {"files": %s}}}'
     )
     headers = {"content-type": "application/json", "accept": "application/json"}
-    response = httpx.post(url + TOOLS, content=call % files, headers=headers, trust_env=False)
+    response = httpx.post(url + MCP_PATH, content=call % files, headers=headers, trust_env=False)
     assert response.status_code == 413
     assert "1,000 values" in response.json()["error"]
 
 
-def test_no_stream_stays_open(url):
+def test_subscriptions_are_refused(url):
     """A client that listened to changes of tools would hold a connection for ever."""
     method, version = "subscriptions/listen", "2026-07-28"
     meta = {"protocolVersion": version, "clientCapabilities": {}}
     meta = {f"io.modelcontextprotocol/{name}": value for name, value in meta.items()}
     call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"notifications": {}, "_meta": meta}}
     headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": version, "mcp-method": method}
-    response = httpx.post(url + TOOLS, json=call, headers=headers, trust_env=False, timeout=20)
+    response = httpx.post(url + MCP_PATH, json=call, headers=headers, trust_env=False, timeout=20)
     assert response.json()["error"]["message"] == "Method not found"
 
 
-def test_only_if_asked_for(folders, monkeypatch):
+def test_no_mcp_route_by_default_and_missing_package_raises(folders, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    with running(sites.site([str(folders["vit"])])) as address:
-        assert httpx.post(address + TOOLS, json={}, trust_env=False).status_code == 404
-        assert httpx.get(address + TOOLS, trust_env=False).status_code == 404
-    monkeypatch.setattr(sites, "find_spec", lambda name: None)
+    with running(serve.create_app([str(folders["vit"])])) as address:
+        assert httpx.post(address + MCP_PATH, json={}, trust_env=False).status_code == 404
+        assert httpx.get(address + MCP_PATH, trust_env=False).status_code == 404
+    monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(MedtlError, match=r"hf_medtl\[mcp\]"):
-        sites.site([str(folders["vit"])], mcp_server=True)
+        serve.create_app([str(folders["vit"])], mcp_server=True)
 
 
-def test_a_space_with_tools(tmp_path):
+def test_space_folder_mentions_mcp_only_if_enabled(tmp_path):
     write_space(tmp_path / "with", mcp_server=True)
     write_space(tmp_path / "without")
     for folder, has in (("with", True), ("without", False)):
         texts = {name: (tmp_path / folder / name).read_text() for name in ("README.md", "app.py", "requirements.txt")}
         assert ("- mcp-server\n" in texts["README.md"]) == has
-        assert (TOOLS in texts["README.md"]) == has
+        assert (MCP_PATH in texts["README.md"]) == has
         assert ("mcp_server=True" in texts["app.py"]) == has
         assert (",mcp]" in texts["requirements.txt"]) == has

@@ -21,10 +21,12 @@ import pytest
 from PIL import Image
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.space.security import middleware as guards
-from hf_medtl.space.security.middleware import API, Guard, name_of
-from hf_medtl.space.server import guarded, own_folder, plain
-from hf_medtl.space.uploads import take
+from hf_medtl.space.security import middleware, upload_store
+from hf_medtl.space.security.hardening import secure_page, with_plain_errors
+from hf_medtl.space.security.middleware import API, SecurityMiddleware
+from hf_medtl.space.security.upload_store import pop_name
+from hf_medtl.space.serve import create_temp_folder
+from hf_medtl.space.uploads import load_upload
 from tests.support.space_fixtures import check_headers, running
 
 NAME = "Mustermann_Erika"
@@ -37,7 +39,7 @@ class Page:
 
     url: str
     folder: Path
-    app: Guard
+    app: SecurityMiddleware
 
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)
@@ -53,7 +55,7 @@ def page() -> Iterator[Page]:
     import gradio
 
     before = os.environ.get("GRADIO_TEMP_DIR")
-    folder = own_folder()
+    folder = create_temp_folder()
 
     def answer(file: str | None, low: float) -> object:
         if low == 1:
@@ -62,17 +64,19 @@ def page() -> Iterator[Page]:
             raise ValueError(f"{NAME} can't be read")
         if low == 3:
             sys.exit(NAME)
-        name = name_of(file)
-        return take(file, name=name).picture(), f"read {name}"
+        name = pop_name(file)
+        return load_upload(file, name=name).image(), f"read {name}"
 
     with gradio.Blocks(title="tiny", analytics_enabled=False) as demo:
         gradio.Markdown("# Tiny")
         file = gradio.File(label="Picture")
         low = gradio.Slider(0, 9, 0, label="low")
         button = gradio.Button("Go")
-        picture, said = gradio.Image(label="Out", format="png", interactive=False), gradio.Textbox(label="Said")
-        button.click(answer, [file, low], [picture, said], api_name="answer")
-    app = guarded(demo, {"posts": 10_000, "upload_bytes": 3_000_000, "body_bytes": 20_000, "proxied": False})
+        image, said = gradio.Image(label="Out", format="png", interactive=False), gradio.Textbox(label="Said")
+        button.click(answer, [file, low], [image, said], api_name="answer")
+    app = secure_page(
+        demo, {"posts_per_minute": 10_000, "upload_bytes": 3_000_000, "body_bytes": 20_000, "behind_proxy": False}
+    )
     with running(app) as url:
         yield Page(url, folder, app)
     shutil.rmtree(folder)
@@ -125,7 +129,7 @@ def ask(page: Page, file: object, low: float = 0) -> tuple[int, dict]:
     raise AssertionError("no answer")
 
 
-def test_every_answer_has_the_headers(page, png):
+def test_every_response_has_security_headers(page, png):
     with page.client(headers={"Origin": "https://other.example", "Host": "me.hf.space"}) as client:
         for method, path, status in [
             ("GET", "/", 200),
@@ -152,7 +156,7 @@ def test_every_answer_has_the_headers(page, png):
         check_headers(made)
 
 
-def test_no_copy_of_an_answer_is_kept_on_the_way(page, png):
+def test_answers_are_not_cached(page, png):
     session = {"session_hash": "somebody"}
     with page.client() as client:
         uploaded = client.post(API + "upload", files={"files": ("a.png", png)})
@@ -162,13 +166,13 @@ def test_no_copy_of_an_answer_is_kept_on_the_way(page, png):
         assert "no-store" not in client.get("/theme.css").headers.get("cache-control", "")
 
 
-def test_what_a_proxy_would_say_is_not_believed_without_one(page):
+def test_forwarded_headers_are_ignored_without_proxy(page):
     with page.client(headers={"X-Forwarded-Host": "evil.example"}) as client:
         assert "evil.example" not in client.get("/").text
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", str(Path(__file__)), "{folder}/../{file}", "{folder}"])
-def test_no_file_outside_is_given(page, place):
+def test_files_outside_are_not_served(page, place):
     place = place.format(folder=page.folder, file=os.path.relpath(__file__, page.folder.parent))
     dotted = os.path.relpath(place, Path.cwd())
     with page.client() as client:
@@ -197,7 +201,7 @@ def test_no_file_outside_is_given(page, place):
                     assert b"import" not in response.content
 
 
-def test_no_url_is_fetched(page, internal):
+def test_urls_are_not_fetched(page, internal):
     address, asked = internal
     with page.client() as client:
         for route in ("file=", "file/", "proxy="):
@@ -219,7 +223,7 @@ def test_no_url_is_fetched(page, internal):
     assert asked == []
 
 
-def test_gradio_itself_looks_where_files_are_too(tmp_path, monkeypatch):
+def test_mounted_gradio_checks_file_locations(tmp_path, monkeypatch):
     """Mounted, it does not: the function would be given the file. See `guarded`."""
     import gradio
 
@@ -229,7 +233,7 @@ def test_gradio_itself_looks_where_files_are_too(tmp_path, monkeypatch):
     with gradio.Blocks(analytics_enabled=False) as demo:
         file, said = gradio.File(), gradio.Textbox()
         gradio.Button().click(lambda path: Path(path).read_text(), file, said, api_name="answer", queue=False)
-    app = guarded(demo).app
+    app = secure_page(demo).app
 
     async def directly() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -249,7 +253,7 @@ def test_gradio_itself_looks_where_files_are_too(tmp_path, monkeypatch):
         *("gradio_api/upload/", "gradio_api/run-history/connect", "gradio_api/call/%2e%2e/call/answer"),
     ],
 )
-def test_other_routes_take_nothing(page, route):
+def test_other_post_routes_are_not_found(page, route):
     with page.client() as client:
         url = httpx.URL(page.url).copy_with(raw_path=f"/{route}".encode())
         assert client.send(httpx.Request("POST", url, json={"data": []})).status_code == 404
@@ -269,17 +273,17 @@ def test_other_routes_take_nothing(page, route):
         ),
     ],
 )
-def test_other_routes_tell_nothing(page, route):
+def test_other_get_routes_are_not_found(page, route):
     with page.client() as client:
         assert client.get(f"/{route}").status_code == 404
 
 
-def test_an_upload_has_a_neutral_name_and_is_not_served(page, png, capfd):
+def test_upload_has_neutral_name_and_is_not_served(page, png, capfd):
     path = page.upload(png, f"../{NAME}.PNG")
     assert path.name == "upload.png"
     assert path.read_bytes() == png
     assert path.parent.parent == page.folder.resolve() / "incoming"
-    assert path.parent.name not in page.upload(png).parts  # the same picture of another user
+    assert path.parent.name not in page.upload(png).parts  # the same image of another user
     with page.client() as client:
         assert client.get(f"{API}file={path}").status_code == 404
         assert client.get(API + "upload_progress", params={"upload_id": "x"}).text == 'data: {"msg": "done"}\n\n'
@@ -290,14 +294,14 @@ def test_an_upload_has_a_neutral_name_and_is_not_served(page, png, capfd):
     assert (status, output["success"]) == (200, True)
     assert output["data"][1] == f"read ../{NAME}.PNG"  # its user sees the name
     assert not path.parent.exists()
-    assert name_of(path) == "upload.png"  # told once
+    assert pop_name(path) == "upload.png"  # told once
     assert not [path for path in page.folder.rglob("*") if NAME in path.name]
     said = capfd.readouterr()
     assert NAME not in said.out + said.err
 
 
 @pytest.mark.parametrize("path", ["upload", "queue/join"])
-def test_a_body_that_is_too_long_is_refused_while_it_comes(path, page):
+def test_oversized_body_is_refused_while_it_arrives(path, page):
     head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     before = sorted(page.folder.rglob("*"))
@@ -327,7 +331,7 @@ def test_a_body_that_is_too_long_is_refused_while_it_comes(path, page):
     assert sorted(page.folder.rglob("*")) == before
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(page):
+def test_aborted_upload_leaves_nothing(page):
     before = len(list(page.folder.rglob("*")))
     host, port = page.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
@@ -344,7 +348,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(page):
     assert len(list(page.folder.rglob("*"))) == before
 
 
-def test_headers_have_an_end(page):
+def test_endless_headers_are_refused(page):
     host, port = page.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as raw:
         raw.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\n")
@@ -355,8 +359,8 @@ def test_headers_have_an_end(page):
         assert client.get("/config").status_code == 200
 
 
-def test_a_full_disk_is_told(page, png, monkeypatch):
-    monkeypatch.setattr(guards, "MAX_KEPT", 1000)
+def test_full_upload_storage_returns_503(page, png, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_STORED", 1000)
     with page.client() as client:
         response = client.post(API + "upload", files={"files": ("a.png", png)})
     assert response.status_code == 503
@@ -364,7 +368,7 @@ def test_a_full_disk_is_told(page, png, monkeypatch):
 
 
 @pytest.mark.parametrize(("low", "words"), [(1, "too dark"), (2, "Something went wrong"), (3, "Something went wrong")])
-def test_a_failure_is_a_sentence_and_the_log_has_no_name(page, png, low, words, capfd, caplog):
+def test_failure_is_a_sentence_and_log_has_no_name(page, png, low, words, capfd, caplog):
     with caplog.at_level(logging.DEBUG):
         status, output = ask(page, {"path": str(page.upload(png)), "orig_name": NAME, **META}, low)
     assert status == 200
@@ -373,14 +377,14 @@ def test_a_failure_is_a_sentence_and_the_log_has_no_name(page, png, low, words, 
     assert NAME not in said.out + said.err + caplog.text
     assert "Traceback" not in said.out + said.err
     logged = [
-        error for error in ("ValueError", "SystemExit") if re.search(rf"{error} at test_guards.py:\d+", caplog.text)
+        error for error in ("ValueError", "SystemExit") if re.search(rf"{error} at test_middleware.py:\d+", caplog.text)
     ]
     assert logged == {1: [], 2: ["ValueError"], 3: ["SystemExit"]}[low]
     assert ask(page, {"path": str(page.upload(png)), **META})[1]["success"]  # the app goes on
 
 
 @pytest.mark.parametrize("data", [[f"{NAME}.png", 0], [{"path": None, "orig_name": NAME}, 0], [None, NAME], [NAME] * 9])
-def test_what_gradio_itself_refuses_is_a_sentence_and_not_logged(page, data, capfd, caplog):
+def test_gradio_validation_error_is_a_sentence_and_not_logged(page, data, capfd, caplog):
     with page.client() as client, caplog.at_level(logging.DEBUG):
         event = client.post(API + "call/answer", json={"data": data}).json()["event_id"]
         answer = client.get(f"{API}call/answer/{event}").text
@@ -391,7 +395,7 @@ def test_what_gradio_itself_refuses_is_a_sentence_and_not_logged(page, data, cap
     assert "Traceback" not in said.out + said.err
 
 
-def test_programs_need_no_client_of_gradio(page, png):
+def test_endpoints_work_by_plain_http(page, png):
     with page.client() as client:
         schema = client.get(API + "openapi.json").json()
         assert {f"{API}call/v2/answer", f"{API}call/answer/{{event_id}}", API + "upload"} <= set(schema["paths"])
@@ -408,14 +412,14 @@ def test_programs_need_no_client_of_gradio(page, png):
         assert client.post(f"{API}call/answer", json={"data": [{"path": "/etc/passwd", **META}, 0]}).status_code == 403
 
 
-def test_functions_are_not_called_past_the_queue(page):
+def test_queue_cannot_be_bypassed(page):
     with page.client() as client:
         response = client.post(API + "run/predict", json={"data": [None, 0], "fn_index": 0})
     assert response.status_code == 404
     assert "queue" in response.text
 
 
-def test_what_makes_gradio_stumble_is_a_sentence(page, caplog):
+def test_gradio_crash_is_a_sentence(page, caplog):
     with page.client() as client:
         response = client.post(API + "queue/join", json={"data": [NAME], "fn_index": 99, "session_hash": NAME})
     assert response.status_code == 500
@@ -424,10 +428,10 @@ def test_what_makes_gradio_stumble_is_a_sentence(page, caplog):
     assert NAME not in caplog.text
 
 
-def test_generators_fail_alike():
+def test_generator_errors_are_sentences():
     import gradio
 
-    @plain
+    @with_plain_errors
     def steps(end: Exception | None) -> Iterator[int]:
         yield 1
         if end:
@@ -445,37 +449,39 @@ def test_generators_fail_alike():
         assert caught.value.__context__ is None or end is caught.value
 
 
-def test_names_do_not_reach_gradio(tmp_path):
+def test_original_names_do_not_reach_gradio(tmp_path):
     path = str(tmp_path.resolve() / "upload.png")
     file = {"path": path, "orig_name": f"{NAME}.png", "size": 5, **META}
-    seen = guards.harmless(json.dumps({"data": [[file], {"orig_name": "of no file"}, "ä", 0.5]}).encode(), tmp_path)
+    seen = middleware.sanitize_json(
+        json.dumps({"data": [[file], {"orig_name": "of no file"}, "ä", 0.5]}).encode(), tmp_path
+    )
     assert json.loads(seen) == {"data": [[{**file, "orig_name": "upload.png"}], {"orig_name": "of no file"}, "ä", 0.5]}
-    assert guards.harmless(b"", tmp_path) == b""
+    assert middleware.sanitize_json(b"", tmp_path) == b""
     for body in (b"{", b"[" * 100_000, b"\xff", b'{"path": 5}', b'{"path": ["/"]}'):
-        assert guards.harmless(body, tmp_path) is None
+        assert middleware.sanitize_json(body, tmp_path) is None
 
 
-def test_no_long_name_of_a_session_is_remembered(tmp_path):
+def test_long_session_names_are_refused(tmp_path):
     for given, passed in (("a" * 36, True), ("a" * 900_000, False), (["a" * 900_000], False), (None, True)):
         body = json.dumps({"data": [], "session_hash": given}).encode()
-        assert (guards.harmless(body, tmp_path) == body) == passed
+        assert (middleware.sanitize_json(body, tmp_path) == body) == passed
 
 
-def test_a_long_path_is_not_followed(tmp_path, monkeypatch):
+def test_long_paths_are_not_resolved(tmp_path, monkeypatch):
     """It would be looked for at each of its slashes, while nobody is answered."""
-    monkeypatch.setattr(guards.os.path, "realpath", lambda path, **_: pytest.fail("followed"))
-    assert not guards.inside("/a" * 4000, tmp_path)
-    assert guards.harmless(json.dumps({"path": f"{tmp_path}/" + "a/" * 4000}).encode(), tmp_path) is None
+    monkeypatch.setattr(upload_store.os.path, "realpath", lambda path, **_: pytest.fail("followed"))
+    assert not upload_store.is_inside("/a" * 4000, tmp_path)
+    assert middleware.sanitize_json(json.dumps({"path": f"{tmp_path}/" + "a/" * 4000}).encode(), tmp_path) is None
 
 
 @pytest.mark.browser
-def test_in_a_browser(page, png, tmp_path):
+def test_page_works_in_browser_with_content_security_policy(page, png, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium here")
-    picture = tmp_path / f"{NAME}.png"
-    picture.write_bytes(png)
+    image = tmp_path / f"{NAME}.png"
+    image.write_bytes(png)
     with playwright.sync_playwright() as its:
         browser = its.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         tab = browser.new_page()
@@ -485,7 +491,7 @@ def test_in_a_browser(page, png, tmp_path):
         tab.on("request", lambda request: hosts.add(httpx.URL(request.url).host))
         tab.goto(page.url)
         tab.wait_for_selector("button:has-text('Go')")
-        tab.locator("input[type=file]").first.set_input_files(picture)
+        tab.locator("input[type=file]").first.set_input_files(image)
         tab.wait_for_selector("text=Muster")  # the user's own name
         tab.click("button:has-text('Go')")
         tab.wait_for_selector("img[src*='image.png']")

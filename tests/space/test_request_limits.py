@@ -7,11 +7,10 @@ import time
 import httpx
 import pytest
 
-from hf_medtl.space.security import middleware as guards
-from hf_medtl.space.security import rate_limit as clients
-from hf_medtl.space.security import upload_budget as bodies
-from hf_medtl.space.security.middleware import API, Guard, remove_old
-from hf_medtl.space.security.rate_limit import Clients, client_of
+from hf_medtl.space.security import middleware, rate_limit, upload_budget, upload_store
+from hf_medtl.space.security.middleware import API, SecurityMiddleware
+from hf_medtl.space.security.rate_limit import RateLimiter, client_address
+from hf_medtl.space.security.upload_store import remove_old_files
 from tests.support.space_fixtures import check_headers
 
 NAME = "Mustermann_Erika"
@@ -27,7 +26,7 @@ async def echo(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def asked(app: Guard, method: str, path: str, **options: object) -> httpx.Response:
+def asked(app: SecurityMiddleware, method: str, path: str, **options: object) -> httpx.Response:
     async def once() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.request(method, path, **options)
@@ -35,23 +34,23 @@ def asked(app: Guard, method: str, path: str, **options: object) -> httpx.Respon
     return asyncio.run(once())
 
 
-def test_a_page_may_be_allowed_to_make_code_of_text(tmp_path):
-    response = asked(Guard(echo, tmp_path, evaluated=True), "GET", "/")
+def test_allow_eval_sets_policy(tmp_path):
+    response = asked(SecurityMiddleware(echo, tmp_path, allow_eval=True), "GET", "/")
     assert "script-src 'self' 'unsafe-eval';" in response.headers["content-security-policy"]
 
 
-def test_an_error_of_the_app_is_told_without_its_text(tmp_path, caplog):
-    response = asked(Guard(echo, tmp_path), "GET", "/config")
+def test_app_error_hides_its_text(tmp_path, caplog):
+    response = asked(SecurityMiddleware(echo, tmp_path), "GET", "/config")
     assert response.status_code == 500
     check_headers(response)
     assert "ValueError" in caplog.text
     assert NAME not in caplog.text + response.text
 
 
-def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
+def test_rate_limit_returns_429_with_retry_after(tmp_path, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr(clients.time, "monotonic", lambda: now)
-    app = Guard(echo, tmp_path, posts=30, proxied=True, spared=["7.7.7.7"])
+    monkeypatch.setattr(rate_limit.time, "monotonic", lambda: now)
+    app = SecurityMiddleware(echo, tmp_path, posts_per_minute=30, behind_proxy=True, exempt_clients=["7.7.7.7"])
     first, second = {"X-Forwarded-For": "1.2.3.4, 8.8.8.8"}, {"X-Forwarded-For": "1.2.3.4, 9.9.9.9"}
     join = API + "queue/join"
     assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
@@ -70,7 +69,7 @@ def test_a_client_that_asks_too_often_waits(tmp_path, monkeypatch):
 BODY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(600) + b"\r\n--b--\r\n"
 
 
-async def sends(app: Guard, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
+async def sends(app: SecurityMiddleware, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
     """Status of a POST whose body stops short of its last part until `then`."""
     left = list(parts)
 
@@ -89,29 +88,31 @@ async def sends(app: Guard, path: str, *parts: bytes, then: asyncio.Event | None
     return said[0]
 
 
-@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
-def test_slow_bodies_take_no_more_than_the_room(path, tmp_path, monkeypatch):
-    for name in ("MAX_COMING", "MAX_CALLS", "MAX_EVENTS"):
-        monkeypatch.setattr(guards, name, 1500)
-    app = Guard(echo, tmp_path, posts=99, tools=True)
+@pytest.mark.parametrize("path", [API + "upload", middleware.MCP_PATH, API + "queue/join"])
+def test_slow_bodies_stay_within_budget(path, tmp_path, monkeypatch):
+    for name in ("MAX_INCOMING", "MAX_CALLS", "MAX_EVENTS"):
+        monkeypatch.setattr(middleware, name, 1500)
+    app = SecurityMiddleware(echo, tmp_path, posts_per_minute=99, mcp=True)
     body = BODY if path.endswith("upload") else b"{" + b" " * 700 + b"}"
 
     async def all_of() -> tuple[list[int], list[int], int]:
         rest = asyncio.Event()
         slow = [asyncio.create_task(sends(app, path, body[:-5], body[-5:], then=rest)) for _ in range(2)]
         await asyncio.sleep(0)
-        while app.files.taken + app.calls.taken + app.events.taken < 2 * (len(body) - 5):
+        while app.upload_budget.used_bytes + app.call_budget.used_bytes + app.event_budget.used_bytes < 2 * (
+            len(body) - 5
+        ):
             await asyncio.sleep(0.01)
         refused = [await sends(app, path, body) for _ in range(3)]
         rest.set()
         return await asyncio.gather(*slow), refused, await sends(app, path, body)
 
     assert asyncio.run(all_of()) == ([200, 200], [503] * 3, 200)
-    assert app.files.taken == app.calls.taken == app.events.taken == 0
+    assert app.upload_budget.used_bytes == app.call_budget.used_bytes == app.event_budget.used_bytes == 0
 
 
-def test_calls_of_tools_take_room_until_they_are_answered(tmp_path, monkeypatch):
-    monkeypatch.setattr(guards, "MAX_CALLS", 1500)
+def test_tool_calls_hold_budget_until_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_CALLS", 1500)
 
     async def all_of() -> tuple[list[int], int, int]:
         end = asyncio.Event()
@@ -120,27 +121,27 @@ def test_calls_of_tools_take_room_until_they_are_answered(tmp_path, monkeypatch)
             await end.wait()
             await echo(scope, receive, send)
 
-        app, call = Guard(slow, tmp_path, tools=True), b" " * 700
-        waiting = [asyncio.create_task(sends(app, guards.TOOLS, call)) for _ in range(2)]
-        while app.calls.taken < 1400:
+        app, call = SecurityMiddleware(slow, tmp_path, mcp=True), b" " * 700
+        waiting = [asyncio.create_task(sends(app, middleware.MCP_PATH, call)) for _ in range(2)]
+        while app.call_budget.used_bytes < 1400:
             await asyncio.sleep(0.01)
-        refused = await sends(app, guards.TOOLS, call)
+        refused = await sends(app, middleware.MCP_PATH, call)
         end.set()
-        return await asyncio.gather(*waiting), refused, await sends(app, guards.TOOLS, call)
+        return await asyncio.gather(*waiting), refused, await sends(app, middleware.MCP_PATH, call)
 
     assert asyncio.run(asyncio.wait_for(all_of(), 20)) == ([200, 200], 503, 200)
 
 
-@pytest.mark.parametrize("path", [API + "upload", guards.TOOLS, API + "queue/join"])
-def test_a_body_that_never_ends_is_not_waited_for(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(bodies, "SLOWEST", 0.1)
-    app = Guard(echo, tmp_path, tools=True)
+@pytest.mark.parametrize("path", [API + "upload", middleware.MCP_PATH, API + "queue/join"])
+def test_endless_body_times_out(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(upload_budget, "MAX_SECONDS", 0.1)
+    app = SecurityMiddleware(echo, tmp_path, mcp=True)
     assert asyncio.run(asyncio.wait_for(sends(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
-    assert app.files.taken == app.calls.taken == app.events.taken == 0
+    assert app.upload_budget.used_bytes == app.call_budget.used_bytes == app.event_budget.used_bytes == 0
 
 
-def test_one_client_can_not_hold_all_connections(tmp_path, monkeypatch):
-    monkeypatch.setattr(guards, "MAX_OPEN", 2)
+def test_open_responses_per_client_are_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_OPEN", 2)
 
     async def all_of() -> list[list[int]]:
         end = asyncio.Event()
@@ -149,7 +150,7 @@ def test_one_client_can_not_hold_all_connections(tmp_path, monkeypatch):
             await end.wait()
             await echo(scope, receive, send)
 
-        app = Guard(stream, tmp_path, proxied=True, spared=["7.7.7.7"])
+        app = SecurityMiddleware(stream, tmp_path, behind_proxy=True, exempt_clients=["7.7.7.7"])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
 
             def opened(who: str) -> list[asyncio.Task]:
@@ -161,15 +162,15 @@ def test_one_client_can_not_hold_all_connections(tmp_path, monkeypatch):
             end.set()
             several = [await asyncio.gather(*tasks) for tasks in several]
             several.append([await client.get("/robots.txt", headers={"X-Forwarded-For": "8.8.8.8"})])
-        assert not app.open
+        assert not app.open_responses
         return [[its.status_code for its in answers] for answers in several]
 
     assert asyncio.run(all_of()) == [[200, 200, 429, 429], [200, 200, 429, 429], [200] * 4, [200]]
 
 
-def test_the_table_of_clients_is_bounded(monkeypatch):
-    monkeypatch.setattr(clients, "MAX_CLIENTS", 3)
-    table = Clients(1)
+def test_rate_limiter_table_is_bounded(monkeypatch):
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 3)
+    table = RateLimiter(1)
     assert [table.wait(name) for name in "abcdef"] == [0] * 6
     assert list(table.buckets) == ["d", "e", "f"]
     assert table.wait("f") == 60
@@ -187,9 +188,9 @@ def test_the_table_of_clients_is_bounded(monkeypatch):
         ("2001:4860:1:2:3::4", True, "2001:4860:1:2::/64"),
     ],
 )
-def test_who_a_client_is(passed, proxied, client):
+def test_client_address(passed, proxied, client):
     headers = [] if passed is None else [(b"x-forwarded-for", passed.encode())]
-    assert client_of({"type": "http", "client": ("10.0.0.1", 5), "headers": headers}, proxied) == client
+    assert client_address({"type": "http", "client": ("10.0.0.1", 5), "headers": headers}, proxied) == client
 
 
 def test_old_files_are_removed(tmp_path, monkeypatch):
@@ -198,16 +199,16 @@ def test_old_files_are_removed(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (0, 0))  # as of a copy
     spared = [tmp_path / "page.png"]
-    remove_old(tmp_path, 60, spared)
+    remove_old_files(tmp_path, 60, spared)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
     now = time.time()
     for hour in (1, 2, 3, 4):  # a folder that lost its file is as old as that
-        monkeypatch.setattr(guards.time, "time", lambda hour=hour: now + hour * 3600)
-        remove_old(tmp_path, 60, spared)
+        monkeypatch.setattr(upload_store.time, "time", lambda hour=hour: now + hour * 3600)
+        remove_old_files(tmp_path, 60, spared)
     assert list(tmp_path.iterdir()) == spared
 
 
-def test_the_sweeper_runs_while_the_app_does(tmp_path):
+def test_sweeper_runs_during_lifespan(tmp_path):
     async def lifespan(scope, receive, send) -> None:
         await asyncio.sleep(0.1)
         (tmp_path / "new.png").write_bytes(b"x")
@@ -217,5 +218,5 @@ def test_the_sweeper_runs_while_the_app_does(tmp_path):
             await asyncio.sleep(0.05)
 
     (tmp_path / "page.png").write_bytes(b"x")
-    asyncio.run(Guard(lifespan, tmp_path, keep=0.2)({"type": "lifespan"}, None, None))
+    asyncio.run(SecurityMiddleware(lifespan, tmp_path, max_age=0.2)({"type": "lifespan"}, None, None))
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]

@@ -18,8 +18,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from hf_medtl import Predictor
-from hf_medtl.space import sessions as hands
-from hf_medtl.space.registry import HEAD
+from hf_medtl.space import sessions
+from hf_medtl.space.registry import ATTENTION_HEAD
 from hf_medtl.space.security.middleware import API
 from tests.support.commands import ROOT
 from tests.support.space_fixtures import META, Visitor, brain, chest, opened, running, until
@@ -28,8 +28,8 @@ from tests.support.space_samples import saved
 
 
 @pytest.fixture(scope="module")
-def held() -> hands.Hands:
-    return hands.Hands()
+def held() -> sessions.SessionStore:
+    return sessions.SessionStore()
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,15 @@ def url(folders, held, tmp_path_factory):
     import gradio  # noqa: F401  its own folder is asked for before `site`
 
     from hf_medtl.space import app as page
-    from hf_medtl.space.serve import site
+    from hf_medtl.space.serve import create_app
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
-        patch.setattr(page, "Hands", lambda: held)
-        with running(site([str(folder) for folder in folders.values()], limits={"spared": ["127.0.0.1"]})) as address:
+        patch.setattr(page, "SessionStore", lambda: held)
+        with running(
+            create_app([str(folder) for folder in folders.values()], limits={"exempt_clients": ["127.0.0.1"]})
+        ) as address:
             yield address
 
 
@@ -53,34 +55,34 @@ def client(url) -> Client:
 
 
 @pytest.fixture
-def picture(tmp_path) -> str:
+def image(tmp_path) -> str:
     (tmp_path / "a.png").write_bytes(saved(brain(1)))
     return str(tmp_path / "a.png")
 
 
-def test_classify_by_program(client, picture, folders):
-    truth = Predictor.from_pretrained(folders["vit"]).predict([picture])[0]
+def test_classify_endpoint(client, image, folders):
+    truth = Predictor.from_pretrained(folders["vit"]).predict([image])[0]
     for found in (
-        client.predict(handle_file(picture), api_name="/classify"),
-        client.predict(handle_file(picture), "vit", api_name="/classify"),
-        client.predict(file=handle_file(picture), model="vit", api_name="/classify"),
+        client.predict(handle_file(image), api_name="/classify"),
+        client.predict(handle_file(image), "vit", api_name="/classify"),
+        client.predict(file=handle_file(image), model="vit", api_name="/classify"),
     ):
         assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
         assert found["outlier"] == pytest.approx(truth.outlier, abs=1e-6)
         assert (found["decision"], found["model"]) == (truth.decision, "vit")
-    assert client.predict(handle_file(picture), "cnn", api_name="/classify")["model"] == "cnn"
+    assert client.predict(handle_file(image), "cnn", api_name="/classify")["model"] == "cnn"
 
 
-def test_explain_by_program(client, picture):
+def test_explain_endpoint(client, image):
     for method, label in (("", ""), ("rollout", ""), ("gradcam", "lesion")):
-        found = client.predict(handle_file(picture), "vit", method, label, api_name="/explain")
+        found = client.predict(handle_file(image), "vit", method, label, api_name="/explain")
         assert found["method"] == (method or "gradcam")
         assert opened(found["map"]).size == opened(found["overlay"]).size == (64, 64)
         assert opened(found["map"]).mode == "RGBA"
     assert found["verdict"] == {"passed": False, "summary": "Such maps miss the lesion."}
 
 
-def test_segment_by_program(client, tmp_path, folders):
+def test_segment_endpoint(client, tmp_path, folders):
     chest().save(tmp_path / "chest.png")
     found = client.predict(handle_file(tmp_path / "chest.png"), "lungs", api_name="/segment")
     truth = Predictor.from_pretrained(folders["lungs"]).predict([tmp_path / "chest.png"])[0]
@@ -90,19 +92,19 @@ def test_segment_by_program(client, tmp_path, folders):
     assert opened(found["uncertainty"]).size == (64, 64)
 
 
-def test_compare_by_program(client, picture):
-    found = client.predict(handle_file(picture), "vit", "cnn", api_name="/compare")
+def test_compare_endpoint(client, image):
+    found = client.predict(handle_file(image), "vit", "cnn", api_name="/compare")
     assert [its["model"] for its in found["models"]] == ["vit", "cnn"]
     assert found["masks"] == []
-    found = client.predict(handle_file(picture), "lungs", "other-lungs", api_name="/compare")
+    found = client.predict(handle_file(image), "lungs", "other-lungs", api_name="/compare")
     assert [opened(mask).size for mask in found["masks"]] == [(64, 64)] * 2
 
 
-def test_batch_by_program(client, picture, tmp_path, folders):
+def test_batch_endpoint(client, image, tmp_path, folders):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.writestr("two.png", saved(brain(2)))
     (tmp_path / "bad.png").write_bytes(b"no")
-    files = [handle_file(picture), handle_file(tmp_path / "bad.png"), handle_file(tmp_path / "all.zip")]
+    files = [handle_file(image), handle_file(tmp_path / "bad.png"), handle_file(tmp_path / "all.zip")]
     found = client.predict(files, "vit", api_name="/batch")
     truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1), brain(2)])
     assert [row["name"] for row in found["rows"]] == ["a.png", "bad.png", "two.png"]
@@ -115,31 +117,31 @@ def test_batch_by_program(client, picture, tmp_path, folders):
 @pytest.mark.parametrize(
     ("arguments", "name", "words"),
     [
-        ((None, "vit"), "classify", "No file came. Give one"),
-        (("svg", "vit"), "classify", "This is a drawing (SVG), not a picture. Save it as PNG."),
+        ((None, "vit"), "classify", "No file was given. Give one"),
+        (("svg", "vit"), "classify", "This is a drawing (SVG), not an image. Save it as PNG."),
         (("good", "nope"), "classify", "There is no model of that name here. Choose one of vit, cnn, lungs, other"),
-        (("good", "lungs"), "classify", "lungs outlines and gives no labels."),
-        (("good", "vit", "x"), "explain", "vit has maps by gradcam, "),
-        (("good", "vit", "gradcam", "cat"), "explain", "vit knows the labels no_lesion, lesion; found 'cat'."),
-        (("good", "vit"), "segment", "vit gives labels and no outlines."),
+        (("good", "lungs"), "classify", "lungs is a segmentation model."),
+        (("good", "vit", "x"), "explain", "vit has no heatmaps by 'x'. Available: gradcam, "),
+        (("good", "vit", "gradcam", "cat"), "explain", "vit has no label 'cat'. Choose one of no_lesion, lesion."),
+        (("good", "vit"), "segment", "vit is a classifier."),
         (("good", "vit", "vit"), "compare", "Choose two different models"),
-        (([], "vit"), "batch", "No files came."),
+        (([], "vit"), "batch", "No files were given."),
         ((["good"], "nope"), "batch", "There is no model of that name here."),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_sentence(client, url, picture, tmp_path, arguments, name, words):
+def test_endpoint_errors_are_one_sentence(client, url, image, tmp_path, arguments, name, words):
     (tmp_path / "svg.png").write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'></svg>")
-    files = {"good": picture, "svg": str(tmp_path / "svg.png")}
+    files = {"good": image, "svg": str(tmp_path / "svg.png")}
     first, *rest = arguments
     given = [handle_file(files[its]) for its in first] if isinstance(first, list) else first
     given = handle_file(files[first]) if first in ("good", "svg") else given
     with pytest.raises(AppError, match=re.escape(words)) as caught:
         client.predict(given, *rest, api_name=f"/{name}")
     assert "Traceback" not in str(caught.value)
-    assert client.predict(handle_file(picture), "vit", api_name="/classify")["model"] == "vit"
+    assert client.predict(handle_file(image), "vit", api_name="/classify")["model"] == "vit"
 
 
-def test_plain_http_and_its_description(url, folders):
+def test_plain_http_and_openapi(url, folders):
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as plain:
         schema = plain.get(API + "openapi.json").json()
         for name in ("classify", "explain", "segment", "compare", "batch"):
@@ -158,7 +160,7 @@ def test_plain_http_and_its_description(url, folders):
         assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
 
 
-def test_the_example_of_the_readme_runs(url, tmp_path, monkeypatch, capsys):
+def test_readme_example_runs(url, tmp_path, monkeypatch, capsys):
     text = (ROOT / "hf_medtl/space/README.md.jinja").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     assert "http://127.0.0.1:7860" in code
@@ -170,23 +172,23 @@ def test_the_example_of_the_readme_runs(url, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "map.png").format == "PNG"
 
 
-def test_what_the_page_does(url):
+def test_page_events(url):
     one = Visitor(url, "page1")
     one.opens()
     came = one.gives(("a.png", saved(brain(1))), ("bad.png", b"<svg>"), ("b.png", saved(brain(2))))
     assert came["success"]
     shown = one.asks()
     assert "viewer" in shown
-    assert "% of pictures like those" in shown
+    assert "% of images like those" in shown
     assert one.asks(chosen=1) != shown
-    assert "Head 2 of layer 1" in one.asks(method=HEAD, layer=1, head=2)
+    assert "Head 2 of layer 1" in one.asks(method=ATTENTION_HEAD, layer=1, head=2)
     bad = one.gives(("bad.png", b"<svg>"))
     assert "This is a drawing" in str(bad["data"])
     none = one.asks()
     assert "viewer" not in none
 
 
-def test_gradio_keeps_no_answer(url):
+def test_gradio_keeps_no_copy_of_answers(url):
     """It would for an hour after the page was closed, and one more after each change; changed components, too."""
     visitor, sizes = Visitor(url, "repeats"), []
     for number in range(3):
@@ -201,46 +203,46 @@ def test_gradio_keeps_no_answer(url):
                    if (config or {}).get("props", {}).get("elem_id") in ("view", "says"))  # fmt: skip
 
 
-def test_a_visitor_who_was_forgotten_is_told(url, held):
+def test_expired_session_shows_message(url, held):
     one, other = Visitor(url, "forgotten"), Visitor(url, "stays")
     for visitor in (one, other):
         visitor.gives(("a.png", saved(brain(1))))
-    held.forget("forgotten")
-    assert "Your pictures were forgotten" in one.asks()
+    held.remove("forgotten")
+    assert "Your images were removed" in one.asks()
     assert "viewer" in other.asks()
     one.gives(("a.png", saved(brain(1))))
     assert "viewer" in one.asks()
 
 
-def test_a_visitor_whom_gradio_has_forgotten_is_told(url):
-    """It keeps so many sessions; a page that is open still has the choice of a picture."""
-    assert "Your pictures were forgotten" in Visitor(url, "evicted").asks(chosen=0)
-    assert "forgotten" not in Visitor(url, "new").asks()
+def test_session_dropped_by_gradio_shows_message(url):
+    """It keeps so many sessions; a page that is open still has the choice of an image."""
+    assert "Your images were removed" in Visitor(url, "evicted").asks(chosen=0)
+    assert "were removed" not in Visitor(url, "new").asks()
 
 
-def test_what_a_quick_change_leaves_behind_is_answered(url):
+def test_outdated_control_values_get_an_answer(url):
     """Values of controls that are none of the choices any more."""
     visitor = Visitor(url, "quick")
     visitor.gives(("a.png", saved(brain(1))))
     assert "viewer" in visitor.asks(chosen=3, frame=9, label="", preset="gone")
-    assert "knows the labels" in visitor.asks(label="gone")
+    assert "has no label" in visitor.asks(label="gone")
 
 
-def test_pictures_are_forgotten_when_the_page_is_closed(url, held):
+def test_closing_the_page_expires_the_session(url, held):
     visitor = Visitor(url, "closes")
     visitor.gives(("a.png", saved(brain(1))))
-    hand = held._held["closes"]
+    hand = held._sessions["closes"]
     with visitor.client.stream("GET", API + "heartbeat/closes") as beats:
         lines = beats.iter_lines()  # that nothing holds would close the connection
         next(lines)
         assert hand.uploads
-    until(lambda: hand.forgotten)
-    assert "closes" not in held._held
+    until(lambda: hand.expired)
+    assert "closes" not in held._sessions
 
 
-def test_nobody_gets_the_answer_of_another(url, folders):
-    pictures = [brain(100 + number) for number in range(12)]
-    truths = Predictor.from_pretrained(folders["vit"]).predict(pictures)
+def test_concurrent_visitors_get_their_own_answers(url, folders):
+    images = [brain(100 + number) for number in range(12)]
+    truths = Predictor.from_pretrained(folders["vit"]).predict(images)
     assert len({round(its.probabilities["lesion"], 5) for its in truths}) == 12
     wrong: list[object] = []
 
@@ -250,11 +252,11 @@ def test_nobody_gets_the_answer_of_another(url, folders):
         for turn in range(3):
             its = (number + 4 * turn) % 12
             path = folders["vit"].parent / f"{number}-{turn}.png"
-            path.write_bytes(saved(pictures[its]))
+            path.write_bytes(saved(images[its]))
             found = client.predict(handle_file(path), "vit", api_name="/classify")
             if abs(found["probabilities"]["lesion"] - truths[its].probabilities["lesion"]) > 1e-6:
                 wrong.append((number, turn))
-            page.gives((f"{its}.png", saved(pictures[its])))
+            page.gives((f"{its}.png", saved(images[its])))
             shown = page.asks(classifier="vit")
             if f"{100 * truths[its].probabilities['lesion']:.1f} %" not in shown:
                 wrong.append((number, turn, "page"))

@@ -1,47 +1,47 @@
-"""Pictures in the hands of a Space's visitors."""
+"""Images in the hands of a Space's visitors."""
 
-from hf_medtl.space import sessions as hands
+from hf_medtl.space import sessions
 from hf_medtl.space.uploads import Upload
 from tests.support.space_fixtures import until
 
 
-def some(size: int) -> hands.Hand:
-    return hands.Hand([Upload("a.png", bytes(size), 1, None, False)])
+def some(size: int) -> sessions.Session:
+    return sessions.Session([Upload("a.png", bytes(size), 1, None, False)])
 
 
-def test_hands_hold_so_many_bytes():
-    table = hands.Hands(most=3_000_000)
-    all_of_them = [some(900_000) for _ in range(200)]
-    for number, hand in enumerate(all_of_them):
-        table.hold(f"v{number}", hand)
-        table.use("v0")  # the first is used all the time
-    kept = [number for number, hand in enumerate(all_of_them) if hand.uploads]
+def test_store_expires_least_recently_used_beyond_max_bytes():
+    table = sessions.SessionStore(max_bytes=3_000_000)
+    visitors = [some(900_000) for _ in range(200)]
+    for number, session in enumerate(visitors):
+        table.put(f"v{number}", session)
+        table.touch("v0")  # the first is used all the time
+    kept = [number for number, session in enumerate(visitors) if session.uploads]
     assert kept == [0, 198, 199]
-    assert all(hand.forgotten != bool(hand.uploads) for hand in all_of_them)
-    table.hold("large", large := some(5_000_000))
+    assert all(session.expired != bool(session.uploads) for session in visitors)
+    table.put("large", large := some(5_000_000))
     assert large.uploads  # one who is alone may have more
-    assert not any(hand.uploads for hand in all_of_them)
+    assert not any(session.uploads for session in visitors)
 
 
-def test_hands_are_emptied_when_nothing_is_asked():
-    table = hands.Hands(kept=2)
+def test_idle_sessions_expire():
+    table = sessions.SessionStore(max_age=2)
     idle, busy = some(1), some(1)
-    table.hold("idle", idle)
-    table.hold("busy", busy)
-    until(lambda: table.use("busy") or table.use("nobody") or idle.forgotten)
-    assert not busy.forgotten
-    until(lambda: busy.forgotten)
-    assert not table._held
-    table.hold("again", again := some(0))  # the watch goes on
-    until(lambda: again.forgotten)
+    table.put("idle", idle)
+    table.put("busy", busy)
+    until(lambda: table.touch("busy") or table.touch("nobody") or idle.expired)
+    assert not busy.expired
+    until(lambda: busy.expired)
+    assert not table._sessions
+    table.put("again", again := some(0))  # the watch goes on
+    until(lambda: again.expired)
 
 
-def test_other_pictures_take_the_place_of_those_before():
-    table = hands.Hands()
+def test_put_replaces_session():
+    table = sessions.SessionStore()
     first, second = some(1), some(1)
-    table.hold("one", first)
-    table.hold("one", second)
-    assert first.forgotten
+    table.put("one", first)
+    table.put("one", second)
+    assert first.expired
     assert second.uploads
-    table.hold("one", hands.Hand())
-    assert second.forgotten
+    table.put("one", sessions.Session())
+    assert second.expired

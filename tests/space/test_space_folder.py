@@ -28,11 +28,11 @@ from packaging.version import Version
 from PIL import Image
 
 from hf_medtl import MedtlError
-from hf_medtl.cli.space import spread
+from hf_medtl.cli.space import repeat_models_option
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.licences import LICENCES
-from hf_medtl.space.publish import PACKAGE, SDK, carry, push_space, write_space
-from hf_medtl.space.registry import Shelf
+from hf_medtl.space.publish import GRADIO_VERSION, PACKAGE, bundle_wheel, push_space, write_space
+from hf_medtl.space.registry import ModelRegistry
 from tests.support.commands import COMMAND, ROOT, script, typed
 from tests.support.tiny_models import build_tiny, save_tiny
 
@@ -67,17 +67,17 @@ def there(name: str) -> set[str]:
 # What it says of itself
 
 
-def test_the_folder_in_the_repository_is_what_is_written_without_models(tmp_path):
+def test_repository_folder_equals_written_space(tmp_path):
     assert set(write_space(tmp_path / "space")) == FILES
     assert content(tmp_path / "space") == content(ROOT / "spaces")
 
 
-def test_its_metadata_are_as_the_hub_wants_them(hub):
+def test_metadata_follow_hub_rules(hub):
     card = SpaceCard.load(ROOT / "spaces" / "README.md")
     card.validate()
     data = card.data
     assert data.sdk == "gradio"
-    assert str(data.sdk_version) == SDK == PINS["gradio"]
+    assert str(data.sdk_version) == GRADIO_VERSION == PINS["gradio"]
     gradio = next(its for its in map(Requirement, PROJECT["dependencies"]) if its.name == "gradio")
     assert str(gradio.specifier) == "<7,>=6"
     assert Version(str(data.sdk_version)) in gradio.specifier
@@ -91,7 +91,7 @@ def test_its_metadata_are_as_the_hub_wants_them(hub):
     assert not data.models
 
 
-def test_its_requirement_is_one_of_this_package():
+def test_requirement_names_this_package_and_extras():
     line = Requirement((ROOT / "spaces" / "requirements.txt").read_text().strip())
     assert (line.name, line.extras) == (PROJECT["name"], {"dicom-out", "explain", "nifti"})
     assert line.extras <= PROJECT["optional-dependencies"].keys()
@@ -102,7 +102,7 @@ def test_its_requirement_is_one_of_this_package():
 # To the Hub
 
 
-def test_runs_go_along_and_models_on_the_hub_are_named(ready, published, tmp_path):
+def test_runs_are_copied_and_hub_models_are_named(ready, published, tmp_path):
     name = "ci-user/page"
     shutil.copytree(ready, tmp_path / "kept" / "vit")
     (ready / "export").mkdir()
@@ -122,7 +122,7 @@ def test_runs_go_along_and_models_on_the_hub_are_named(ready, published, tmp_pat
     folder = Path(HfApi().snapshot_download(name, repo_type="space", local_dir=tmp_path / "copy"))
     models = runpy.run_path(str(folder / "app.py"))["MODELS"]
     assert models == [str(folder / "models" / "ready"), published]
-    assert [model.name for model in Shelf(models)] == ["ready", "for-a-space"]
+    assert [model.name for model in ModelRegistry(models)] == ["ready", "for-a-space"]
 
     typed("space", "push", name, "--models", ready, published, "--title", 'A "page" of: ours')
     assert commits(name) == 1  # nothing has changed
@@ -133,7 +133,7 @@ def test_runs_go_along_and_models_on_the_hub_are_named(ready, published, tmp_pat
     assert commits(name) == 3
 
 
-def test_a_dry_run_sends_nothing_and_out_keeps_the_files(published, written, tmp_path):
+def test_dry_run_sends_nothing_and_out_keeps_files(published, written, tmp_path):
     out = tmp_path / "out"
     printed = typed("space", "push", "ci-user/dry", "--models", published, "--dry_run", "--out", out)
     assert "Nothing was sent" in printed
@@ -143,14 +143,14 @@ def test_a_dry_run_sends_nothing_and_out_keeps_the_files(published, written, tmp
         typed("space", "push", "ci-user/dry", "--out", out)
 
 
-def test_only_the_user_sees_a_private_one(hub):
+def test_private_space(hub):
     typed("space", "push", "ci-user/hidden", "--private")
     assert HfApi().space_info("ci-user/hidden").private
     typed("space", "push", "ci-user/shown")
     assert not HfApi().space_info("ci-user/shown").private
 
 
-def test_nothing_is_made_of_what_is_wrong(ready, tmp_path, written):
+def test_invalid_input_writes_nothing(ready, tmp_path, written):
     def refused(words: str, *more: object) -> None:
         with pytest.raises(MedtlError, match=words):
             typed("space", "push", "ci-user/refused", *more)
@@ -178,14 +178,14 @@ def test_nothing_is_made_of_what_is_wrong(ready, tmp_path, written):
     assert not HfApi().repo_exists("ci-user/refused", repo_type="space")
 
 
-def test_metadata_that_the_hub_refuses_make_no_space(failing, written):
+def test_metadata_refused_by_hub_creates_no_space(failing, written):
     failing({"path": "/validate-yaml", "status": 400, "times": 99})
     with pytest.raises(MedtlError, match="The Hub refuses the metadata"):
         typed("space", "push", "ci-user/unheard")
     assert not written()
 
 
-def test_a_wheel_goes_along_and_pip_finds_it(hub, wheel, tmp_path):
+def test_bundled_wheel_can_be_downloaded(hub, wheel, tmp_path):
     name = "ci-user/with-wheel"
     typed("space", "push", name, "--requirement", wheel)
     assert wheel.name in there(name)
@@ -200,10 +200,12 @@ def test_a_wheel_goes_along_and_pip_finds_it(hub, wheel, tmp_path):
     other = tmp_path / wheel.name
     other.write_bytes(b"another")
     (tmp_path / "place").mkdir()
-    assert carry(other, tmp_path / "place", name) not in Path(lines).read_text()  # or pip would be asked once only
+    assert (
+        bundle_wheel(other, tmp_path / "place", name) not in Path(lines).read_text()
+    )  # or pip would be asked once only
 
 
-def test_the_hub_says_no(hub, tmp_path, monkeypatch):
+def test_refused_push_raises_without_token(hub, tmp_path, monkeypatch):
     write_space(tmp_path / "space")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(MedtlError, match=r"The Space ci-user/denied could .*: log in with `hf auth login`") as error:
@@ -212,7 +214,7 @@ def test_the_hub_says_no(hub, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["cnn", "smp"])
-def test_no_code_of_a_model_on_the_hub_is_run(kind, hub, tmp_path):
+def test_hub_model_code_is_not_run(kind, hub, tmp_path):
     """Classes of hf_medtl come with it, and not from the repository that brings them for others."""
     if kind == "cnn":
         save_tiny("cnn", tmp_path)
@@ -224,37 +226,51 @@ def test_no_code_of_a_model_on_the_hub_is_run(kind, hub, tmp_path):
     name = f"ci-user/code-{kind}"
     HfApi().create_repo(name)
     HfApi().upload_folder(repo_id=name, folder_path=tmp_path)
-    model = next(iter(Shelf([name])))
+    model = next(iter(ModelRegistry([name])))
     assert type(model.predictor.model).__module__ == f"hf_medtl.models.{kind}"
-    assert model.of_masks == (kind == "smp")
+    assert model.is_segmenter == (kind == "smp")
 
 
 # The command
 
 
-def test_several_values_may_follow_models():
-    assert spread(["--models", "a", "b", "--port", "1"]) == ["--models", "a", "--models", "b", "--port", "1"]
-    assert spread(["push", "o/n", "--models", "a", "b"]) == ["push", "o/n", "--models", "a", "--models", "b"]
-    assert spread(["--models", "a", "--models", "b"]) == ["--models", "a", "--models", "b"]
-    assert spread(["--port", "1", "push"]) == ["--port", "1", "push"]
+def test_models_option_accepts_several_values():
+    assert repeat_models_option(["--models", "a", "b", "--port", "1"]) == [
+        "--models",
+        "a",
+        "--models",
+        "b",
+        "--port",
+        "1",
+    ]
+    assert repeat_models_option(["push", "o/n", "--models", "a", "b"]) == [
+        "push",
+        "o/n",
+        "--models",
+        "a",
+        "--models",
+        "b",
+    ]
+    assert repeat_models_option(["--models", "a", "--models", "b"]) == ["--models", "a", "--models", "b"]
+    assert repeat_models_option(["--port", "1", "push"]) == ["--port", "1", "push"]
 
 
-def test_help_names_what_there_is():
+def test_help_lists_options():
     said = " ".join(typed("space", "--help").split())
     assert all(word in said for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
     said = " ".join(typed("space", "push", "--help").split())
     assert all(word in said for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement"))
 
 
-def test_what_is_wrong_is_said_before_models_are_loaded(hub, monkeypatch):
+def test_port_and_model_errors_before_loading(hub, monkeypatch):
     with monkeypatch.context() as patch, socket.socket() as taken:
-        patch.setattr("hf_medtl.space.serve.site", lambda *_, **__: pytest.fail("models were loaded"))
+        patch.setattr("hf_medtl.space.serve.create_app", lambda *_, **__: pytest.fail("models were loaded"))
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(MedtlError, match=r"Address already in use.*Give another port"):
             typed("space", "--port", taken.getsockname()[1])
         patch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(SystemExit, match=r"Error: 127.0.0.1:\d+ can't be listened at"):
+        with pytest.raises(SystemExit, match=r"Error: Cannot listen on 127.0.0.1:\d+"):
             runpy.run_path(str(ROOT / "spaces" / "app.py"), run_name="__main__")
     with pytest.raises(MedtlError, match=r"nowhere can't be loaded .* check the spelling"):
         typed("space", "--models", "ci-user/nowhere", "--port", free_port())
@@ -302,14 +318,14 @@ def started(command: list[object], port: int, cwd: Path, end: signal.Signals, **
         process.wait()
 
 
-def test_the_command_serves_several_models(finished, published, tmp_path):
+def test_command_serves_several_models(finished, published, tmp_path):
     port, cwd = free_port(), tmp_path / "cwd"
     cwd.mkdir()
     command = [COMMAND, "space", "--models", finished, published, "--port", port]
     with started(command, port, cwd, signal.SIGINT, PYTHONPATH=str(ROOT)) as url:
         client = Client(url, verbose=False)
-        picture = handle_file(str(ROOT / "spaces" / "examples" / "brain.png"))
-        answers = [client.predict(picture, name, api_name="/classify") for name in ("finished", "for-a-space")]
+        image = handle_file(str(ROOT / "spaces" / "examples" / "brain.png"))
+        answers = [client.predict(image, name, api_name="/classify") for name in ("finished", "for-a-space")]
         assert answers[0]["probabilities"] == answers[1]["probabilities"]
     assert not content(cwd)
     assert f"Open http://127.0.0.1:{port} in a browser" in (tmp_path / "cwd.log").read_text()
@@ -330,7 +346,7 @@ def wheel(tmp_path_factory):
     return next((place / "wheels").glob("hf_medtl-*.whl"))
 
 
-def test_the_wheel_has_all_that_is_no_code(wheel):
+def test_wheel_has_all_data_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     kinds = {".css", ".js", ".jinja", ".md", ".txt", ".typed"}
     wanted = {its.relative_to(ROOT).as_posix() for its in (ROOT / "hf_medtl").rglob("*") if its.suffix in kinds}
@@ -378,7 +394,7 @@ def environment(request, wheel, tmp_path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ["quick", "whole"], indirect=True)
-def test_the_folder_stands_alone(environment, finished, published, tmp_path):
+def test_whole_folder_is_self_contained(environment, finished, published, tmp_path):
     folder, cwd, port = tmp_path / "space", tmp_path / "cwd", free_port()
     cwd.mkdir()
     write_space(folder, [str(finished), published])
@@ -411,3 +427,10 @@ def volume(folder: Path) -> Path:
     values = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0)).numpy()
     nibabel.save(nibabel.Nifti1Image(values, None), folder / "volume.nii.gz")
     return folder / "volume.nii.gz"
+
+
+def test_app_files_of_earlier_spaces_find_main():
+    """They import it from `hf_medtl.space.site`."""
+    from hf_medtl.space import serve, site
+
+    assert site.main is serve.main

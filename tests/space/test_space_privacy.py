@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hf_medtl.space.security.middleware import API
-from hf_medtl.space.server import own_folder, remove_abandoned
+from hf_medtl.space.serve import create_temp_folder, remove_abandoned_folders
 from tests.support.commands import ROOT
 from tests.support.dicom_files import dicom
 from tests.support.space_fixtures import META, Visitor, write_models
@@ -26,8 +26,8 @@ from tests.support.space_fixtures import META, Visitor, write_models
 NAME = "Mustermann_Erika"
 SERVE = """
 import sys
-from hf_medtl.space.serve import serve, site
-serve(site(sys.argv[2:]), port=int(sys.argv[1]))
+from hf_medtl.space.serve import create_app, serve
+serve(create_app(sys.argv[2:]), port=int(sys.argv[1]))
 """
 
 
@@ -81,10 +81,10 @@ def planted_dicom(seed: int) -> bytes:
     return stream.getvalue()
 
 
-def traces(folder: Path, pictures: list[bytes]) -> list[str]:
-    """Files below a folder that hold a name, or rows of a picture, in any order of bytes."""
+def traces(folder: Path, images: list[bytes]) -> list[str]:
+    """Files below a folder that hold a name, or rows of an image, in any order of bytes."""
     rows = [noise(seed)[30, :40].tobytes() for seed in range(9)]
-    signs = [NAME.encode(), *(picture[2000:2040] for picture in pictures), *rows]
+    signs = [NAME.encode(), *(image[2000:2040] for image in images), *rows]
     found = []
     for path in folder.rglob("*"):
         if NAME in path.name:
@@ -94,15 +94,15 @@ def traces(folder: Path, pictures: list[bytes]) -> list[str]:
     return found
 
 
-def test_nothing_of_a_visitor_stays(served, tmp_path):
+def test_nothing_of_a_visitor_stays_on_disk_or_in_logs(served, tmp_path):
     url, folder, process = served
     contents = {f"{NAME}.png": planted(1), f"{NAME}.dcm": planted_dicom(2), f"{NAME}.txt": NAME.encode(),
                 f"{NAME}-cut.png": planted(3)[:3000]}  # fmt: skip
     paths = {name: tmp_path / name for name in contents}
     for name, path in paths.items():
         path.write_bytes(contents[name])
-    pictures = [content for content in contents.values() if len(content) > 2000]
-    assert len(traces(tmp_path, pictures)) == 8  # they would be found
+    images = [content for content in contents.values() if len(content) > 2000]
+    assert len(traces(tmp_path, images)) == 8  # they would be found
 
     client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "down")
     for path in paths.values():
@@ -138,13 +138,13 @@ def test_nothing_of_a_visitor_stays(served, tmp_path):
     page.client.get(f"/{NAME}", params={"name": NAME})
 
     assert process.poll() is None
-    assert traces(folder, pictures) == []
+    assert traces(folder, images) == []
     uploads = next((folder / "tmp").glob("hf_medtl-space-*"))
     assert [path for path in uploads.rglob("*") if path.is_file() and "incoming" in path.parts] == []
     assert "Traceback" not in (folder / "said.txt").read_text()
 
 
-def test_the_next_start_removes_what_a_killed_one_left(tmp_path, monkeypatch):
+def test_start_removes_abandoned_folders(tmp_path, monkeypatch):
     """And nothing that somebody uses, or that was made just now; no link is followed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
@@ -157,21 +157,21 @@ def test_the_next_start_removes_what_a_killed_one_left(tmp_path, monkeypatch):
     (tmp_path / "hf_medtl-space-link").symlink_to(other)
     for folder in (killed, running, other):
         os.utime(folder, (0, 0))
-    hold = "import sys; from pathlib import Path; from hf_medtl.space.server import lock\n"
-    hold += "print(lock(Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    hold = "import sys; from pathlib import Path; from hf_medtl.space.serve import lock_folder\n"
+    hold += "print(lock_folder(Path(sys.argv[1])), flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", hold, str(running)], **pipes) as process:
         assert process.stdout.readline() == b"True\n"
-        mine = own_folder()
+        mine = create_temp_folder()
         assert {path for path in tmp_path.iterdir() if not path.is_symlink()} == {running, new, other, mine}
         assert (other / "incoming" / "upload.png").exists()
         process.kill()
-    remove_abandoned(tmp_path)
+    remove_abandoned_folders(tmp_path)
     assert not running.exists()
     assert mine.exists()
 
 
-def test_an_end_leaves_no_folder(served):
+def test_shutdown_removes_folder(served):
     _, folder, process = served
     process.terminate()
     assert process.wait(30) == 0

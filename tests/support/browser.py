@@ -24,9 +24,9 @@ expect.set_options(timeout=1000 * SECONDS)
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A running Space of tiny models."""
-    from hf_medtl.space.serve import site
+    from hf_medtl.space.serve import create_app
 
-    with running(site(models(tmp_path_factory.mktemp("models")), limits={"posts": 100_000})) as url:
+    with running(create_app(models(tmp_path_factory.mktemp("models")), limits={"posts_per_minute": 100_000})) as url:
         yield url
 
 
@@ -71,7 +71,7 @@ def give(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
 
 
 def answered(page: Page, width: int, height: int) -> None:
-    """The answer is that to the picture of this size."""
+    """The answer is that to the image of this size."""
     expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels")
 
 
@@ -86,7 +86,7 @@ def choose(page: Page, control: str, option: str) -> None:
 
 
 def changes(page: Page, act, selector: str = ".viewer .base") -> None:
-    """`act` leads to another picture at `selector`."""
+    """`act` leads to another image at `selector`."""
     before = page.locator(selector).first.get_attribute("src")
     act()
     expect(page.locator(selector).first).not_to_have_attribute("src", before)

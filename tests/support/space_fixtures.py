@@ -20,10 +20,10 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_medtl import Predictor
 from hf_medtl.data import phantoms
-from hf_medtl.evaluation.ood import Outliers
+from hf_medtl.evaluation.ood import OutOfDistributionScorer
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
-from hf_medtl.space.security.middleware import API, Guard
-from hf_medtl.space.server import server
+from hf_medtl.space.security.middleware import API, SecurityMiddleware
+from hf_medtl.space.serve import create_server
 from tests.support.tiny_models import build_tiny
 
 LABELS = ("no_lesion", "lesion")
@@ -34,11 +34,11 @@ CARD = "# T\n\n## Intended use\n\nFor tests.\n\n## Training\n\nNone.\n\n## Limit
 
 def brain(number: int, lesion: bool = True) -> Image.Image:
     """A drawn slice that no other number has."""
-    return Image.fromarray(phantoms.brain(number, 0, lesion, seed=3, size=64).image).convert("RGB")
+    return Image.fromarray(phantoms.draw_brain(number, 0, lesion, seed=3, size=64).image).convert("RGB")
 
 
 def chest() -> Image.Image:
-    return Image.fromarray(phantoms.chest(1, 0, True, seed=3, size=64).image).convert("RGB")
+    return Image.fromarray(phantoms.draw_chest(1, 0, True, seed=3, size=64).image).convert("RGB")
 
 
 def write_models(folder: Path) -> dict[str, Path]:
@@ -53,17 +53,17 @@ def write_models(folder: Path) -> dict[str, Path]:
     }  # fmt: skip
     vit = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes, **names))
     with torch.no_grad():
-        vit.classifier.weight.mul_(40)  # pictures differ
+        vit.classifier.weight.mul_(40)  # images differ
     vit.config.update(decided)
     save(vit, made["vit"])
     predictor = Predictor(vit, ViTImageProcessor(**PROCESSOR))
-    pictures = [brain(number, bool(number % 2)) for number in range(24)]
+    images = [brain(number, bool(number % 2)) for number in range(24)]
     features = []
-    for picture in pictures:
+    for image in images:
         with torch.inference_mode():
-            pixels = predictor.processor(picture, return_tensors="pt")["pixel_values"]
+            pixels = predictor.processor(image, return_tensors="pt")["pixel_values"]
             features.append(vit.vit(pixels).last_hidden_state[0, 0].numpy())
-    outliers = Outliers.fit(np.array(features), np.arange(24) % 2)
+    outliers = OutOfDistributionScorer.fit(np.array(features), np.arange(24) % 2)
     outliers.save(made["vit"])
     vit.config.update({"outliers": {"threshold": 1.2 * float(outliers.score(np.array(features)).max())}})
     vit.config.save_pretrained(made["vit"])
@@ -91,7 +91,7 @@ def save(model: Any, folder: Path, processor: Any = None) -> None:
 
 
 def opened(uri: str) -> Image.Image:
-    """The picture in a data URI."""
+    """The image in a data URI."""
     assert uri.startswith("data:image/png;base64,")
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
@@ -103,12 +103,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def running(app: Guard) -> Iterator[str]:
+def running(app: SecurityMiddleware) -> Iterator[str]:
     """Serve an app in a thread."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serving = server(app, port=port)
+    serving = create_server(app, port=port)
     thread = threading.Thread(target=serving.run)
     thread.start()
     while not serving.started and thread.is_alive():

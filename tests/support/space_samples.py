@@ -1,4 +1,4 @@
-"""What visitors give to a Space: pictures of each format; and models with names that do harm."""
+"""What visitors give to a Space: images of each format; and models with names that do harm."""
 
 import io
 import zipfile
@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hf_medtl.data import phantoms
 from hf_medtl.space import examples
-from tests.support import space_fixtures as shelves
+from tests.support import space_fixtures
 from tests.support.dicom_files import dicom
 
 HOSTILE = "<img src=x onerror=document.title='run'>"  # as a label, and in names of files
@@ -20,36 +20,36 @@ MANY = [HOSTILE, LONG, *(f"finding_{number}" for number in range(3, 15))]  # 14,
 
 def models(folder: Path) -> list[str]:
     """Folders of a ViT and a CNN of brains, a ViT of 14 labels whose names do harm, and a U-Net of lungs."""
-    made = shelves.write_models(folder)
+    made = space_fixtures.write_models(folder)
     named = {"id2label": dict(enumerate(MANY)), "label2id": {name: index for index, name in enumerate(MANY)}}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     several = {"problem_type": "multi_label_classification", "thresholds": dict.fromkeys(MANY, 0.5)}
     config = ViTConfig(image_size=32, patch_size=8, **sizes, **named, **several)
-    shelves.save(ViTForImageClassification(config), folder / "many-findings")
+    space_fixtures.save(ViTForImageClassification(config), folder / "many-findings")
     return [str(its) for its in (made["vit"], made["cnn"], folder / "many-findings", made["lungs"])]
 
 
 def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A brain slice of that size: the page tells the size, and so which picture it answers."""
-    return Image.fromarray(phantoms.brain(seed, 0, True, seed=3, size=96).image).resize((width, height))
+    """A brain slice of that size: the page tells the size, and so which image it answers."""
+    return Image.fromarray(phantoms.draw_brain(seed, 0, True, seed=3, size=96).image).resize((width, height))
 
 
-def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The file of a picture."""
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The file of an image."""
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
 def deep(width: int, height: int) -> Image.Image:
-    """A picture of 16 bits."""
+    """An image of 16 bits."""
     grey = np.asarray(drawn(width, height).convert("L")).astype(np.uint16)
     return Image.fromarray(grey * 200)
 
 
 def one_dicom(width: int, height: int) -> bytes:
     """A DICOM file that a DICOM Segmentation can refer to."""
-    return examples.dicom(np.asarray(drawn(width, height)))
+    return examples.to_dicom(np.asarray(drawn(width, height)))
 
 
 def ct(width: int, height: int, frames: int = 0) -> bytes:

@@ -1,1 +1,1 @@
-"""ASGI protection of the Space: routes, upload budget, rate limits and response headers."""
+"""ASGI protection of the Space: routes, upload budget, rate limits, response headers and hardening of Gradio."""

@@ -1,4 +1,4 @@
-"""What the guard puts on each response: what a browser may do with it, and whether it is sent at all."""
+"""Security headers of responses, with a Content-Security-Policy that allows a page's own inline scripts by hash."""
 
 import base64
 import hashlib
@@ -13,11 +13,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), display-capture=(), payment=(), usb=()",
 }
-# Gradio lets every site read its answers, and repeats a request's headers in that to a range.
-REMOVED = ("access-control-", "server", "content-security-policy")
+# Gradio allows every site to read its answers (CORS), and echoes request headers in answers to range requests.
+REMOVED_PREFIXES = ("access-control-", "server", "content-security-policy")
 POLICY = {
     "default-src": "'none'",
-    "style-src": "'self' 'unsafe-inline'",  # its components set styles of their own
+    "style-src": "'self' 'unsafe-inline'",  # Gradio's components set inline styles
     "img-src": "'self' data: blob:",
     "font-src": "'self' data:",
     "connect-src": "'self'",
@@ -26,12 +26,17 @@ POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space",
 }
-PRIVATE = ("text/html", "application/json", "text/event-stream")  # may tell of a visitor; the rest is the same for all
-INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+NOT_CACHED = ("text/html", "application/json", "text/event-stream")  # may hold user data; the rest is the same for all
+INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 
-class Answer:
-    """A `send` that adds the headers; a page is held back until its inline scripts are hashed for the policy."""
+class SecureSend:
+    """ASGI `send` that adds the security headers. HTML is buffered until its inline scripts are hashed.
+
+    Args:
+        send: ASGI callable of the request.
+        scripts: script sources that are always allowed.
+    """
 
     def __init__(self, send: Send, scripts: str) -> None:
         self.send = send
@@ -40,16 +45,17 @@ class Answer:
         self.page: tuple[Message, bytearray] | None = None
 
     async def __call__(self, message: Message) -> None:
+        """Send a message."""
         if message["type"] == "http.response.start":
             headers = Headers(raw=message["headers"])
             if message["status"] == 500 and headers.get("content-type", "").startswith("text/plain"):
-                self.failed = True  # what raised goes on to the guard, which answers in its place
+                self.failed = True  # the exception propagates to the middleware, which responds instead
                 return
             self.started = True
             if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
                 self.page = message, bytearray()
             else:
-                await self.send(dressed(message, self.scripts))
+                await self.send(with_security_headers(message, self.scripts))
         elif self.failed:
             return
         elif self.page and message["type"] == "http.response.body":
@@ -57,31 +63,40 @@ class Answer:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 self.page = None
-                await self.send(dressed(start, self.scripts, bytes(body)))
+                await self.send(with_security_headers(start, self.scripts, bytes(body)))
                 await self.send({"type": "http.response.body", "body": bytes(body)})
         else:
             await self.send(message)
 
-    async def instead(self, scope: Scope, response: Response) -> None:
-        """Send a response if none was begun; else what was begun stays cut off."""
+    async def send_instead(self, scope: Scope, response: Response) -> None:
+        """Send another response if none was started; a started one stays truncated."""
         self.failed = False
         if not self.started:
-            await response(scope, nothing, self)
+            await response(scope, _receive_disconnect, self)
 
 
-def dressed(start: Message, scripts: str, page: bytes = b"") -> Message:
-    """The start of a response with the guard's headers; `page` is its HTML, whose inline scripts are allowed, too."""
-    hashes = {base64.b64encode(hashlib.sha256(code).digest()).decode() for code in INLINE.findall(page)}
-    script = " ".join([scripts, *(f"'sha256-{code}'" for code in sorted(hashes))])
-    policy = "; ".join(f"{name} {value}" for name, value in {"script-src": script, **POLICY}.items())
-    kept = [(name, value) for name, value in start["headers"] if not name.lower().decode().startswith(REMOVED)]
+def with_security_headers(start: Message, scripts: str, page: bytes = b"") -> Message:
+    """Return the start message of a response with the security headers.
+
+    Args:
+        start: ASGI message "http.response.start".
+        scripts: script sources that are always allowed.
+        page: HTML whose inline scripts are allowed by hash.
+    """
+    hashes = {base64.b64encode(hashlib.sha256(code).digest()).decode() for code in INLINE_SCRIPT.findall(page)}
+    script_src = " ".join([scripts, *(f"'sha256-{digest}'" for digest in sorted(hashes))])
+    policy = "; ".join(f"{name} {value}" for name, value in {"script-src": script_src, **POLICY}.items())
     added = {**HEADERS, "Content-Security-Policy": policy}
-    if Headers(raw=start["headers"]).get("content-type", "").startswith(PRIVATE):
+    if Headers(raw=start["headers"]).get("content-type", "").startswith(NOT_CACHED):
         added["Cache-Control"] = "no-store"
-    names = {name.lower().encode() for name in added}
-    headers = [(name, value) for name, value in kept if name.lower() not in names]
-    return {**start, "headers": headers + [(name.lower().encode(), value.encode()) for name, value in added.items()]}
+    replaced = {name.lower().encode() for name in added}
+    kept = [
+        (name, value)
+        for name, value in start["headers"]
+        if name.lower() not in replaced and not name.lower().decode().startswith(REMOVED_PREFIXES)
+    ]
+    return {**start, "headers": kept + [(name.lower().encode(), value.encode()) for name, value in added.items()]}
 
 
-async def nothing() -> Message:
+async def _receive_disconnect() -> Message:
     return {"type": "http.disconnect"}

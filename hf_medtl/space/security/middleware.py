@@ -1,11 +1,11 @@
-"""What stands between the open web and a Gradio app: a pure ASGI layer around the whole of it.
+"""ASGI security middleware around the Gradio app: allowed routes, request sizes, rate limits, uploads and headers.
 
-Gradio serves far more than a page needs: it fetches URLs for whoever asks (`file=https://...`, and inputs whose path is
-a URL), keeps uploads under the names that users gave them, and lets any web site call it. Here a request reaches Gradio
-only by the routes that its page needs; uploads are kept by the guard itself, under neutral names and for a limited
-time; and each response says what a browser may do with it (`responses.py`).
+Gradio serves far more than the page needs: it fetches URLs for anyone (`file=https://...`, and inputs whose path is a
+URL), keeps uploads under their users' file names, and lets any web site call it. Here a request reaches Gradio only by
+the routes that the page needs; the middleware stores uploads itself, under neutral names and for a limited time; and
+every response carries security headers (`headers.py`).
 
-Read in Gradio 6.31: `routes.py`, `route_utils.py`, `processing_utils.py`.
+Written against Gradio 6.31: `routes.py`, `route_utils.py`, `processing_utils.py`.
 """
 
 import asyncio
@@ -14,11 +14,8 @@ import json
 import logging
 import os
 import re
-import secrets
-import shutil
-import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -28,50 +25,51 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hf_medtl.data.images import EXTENSIONS
-from hf_medtl.space.security.headers import Answer
-from hf_medtl.space.security.rate_limit import Clients, client_of
-from hf_medtl.space.security.upload_budget import FULL, Refused, Room, too_long
+from hf_medtl.space.security.headers import SecureSend
+from hf_medtl.space.security.rate_limit import RateLimiter, client_address
+from hf_medtl.space.security.upload_budget import BUSY, HTTPRefusal, UploadBudget, body_too_large
+from hf_medtl.space.security.upload_store import is_inside, list_below, remove_old_files, store_upload, upload_folder
 from hf_medtl.space.uploads import MAX_ARCHIVE
 
 logger = logging.getLogger(__name__)
 
+# Routes of Gradio that the page and its API clients need; all others are refused.
 API = "/gradio_api/"
-READABLE = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"}
-READABLE |= {
+GET_PATHS = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"} | {
     API + name for name in ("app_id", "info", "openapi.json", "queue/data", "startup-events", "upload_progress")
 }
-CALLED = re.compile(f"{API}call(?:/v2)?/([a-z]+)(/[0-9a-f]{{32}})?")  # without gradio_client: a POST, then a GET
-READABLE_BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
-TOOLS, TOOLS_BYTES = f"{API}mcp", 20_000_000  # for language models, if the app has them
-PARTS = 1000  # of JSON for them: about each wrong one mcp makes a sentence, meanwhile nobody is answered
-WRITABLE = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
+GET_PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon/", API + "heartbeat/", API + "file=")
+POST_PATHS = {API + name for name in ("queue/join", "run/predict", "upload", "cancel", "reset")}
+CALL_PATH = re.compile(f"{API}call(?:/v2)?/([a-z]+)(/[0-9a-f]{{32}})?")  # plain HTTP clients: a POST, then a GET
+MCP_PATH = f"{API}mcp"  # tools for language models, if the app has them
 
-WRONG = "Something went wrong. Try again."
-LONGEST = 4096  # PATH_MAX of Linux
-MAX_SESSION = 64  # characters of its name; a page's have 11, those of gradio_client 36
-MAX_FILES = 200
-MAX_KEPT = 4_000_000_000  # bytes of uploads on disk
-MAX_COMING = 2_000_000_000  # bytes, also on disk, of those that are not whole yet
-MAX_CALLS, MAX_EVENTS = 300_000_000, 500_000_000  # bytes in memory of tools' calls, and of the page's bodies, likewise
-MAX_OPEN = 100  # answers of 500 that a client may have open; a page has one or two
+# Limits
+MAX_MCP_BYTES = 20_000_000  # of one tool call
+MAX_JSON_VALUES = 1000  # of one tool call: mcp builds a message for each invalid value, and serves nobody meanwhile
+MAX_SESSION = 64  # characters of a session's name: the page uses 11, gradio_client 36
+MAX_FILES = 200  # of one upload
+MAX_STORED = 4_000_000_000  # bytes of uploads on disk
+MAX_INCOMING = 2_000_000_000  # bytes on disk of uploads that are still arriving
+MAX_CALLS, MAX_EVENTS = 300_000_000, 500_000_000  # bytes in memory of tool calls, and of the page's other requests
+MAX_OPEN = 100  # open GET responses of one client (the server handles 500); a page has one or two
+GENERIC_ERROR = "Something went wrong. Try again."
 
 
-class Guard:
-    """The layer around an ASGI app of Gradio.
+class SecurityMiddleware:
+    """ASGI middleware around a Gradio app.
 
     Args:
-        app: the app.
-        uploads: the folder in which Gradio keeps files. It should be nobody else's: what is old is removed from it.
-        proxied: whether there is a proxy in front whose X-Forwarded-For is to be believed; by default on Spaces.
-        posts: requests that change something, which one client may make a minute.
-        spared: addresses of clients that may make as many as they like.
-        upload_bytes: of one request with files.
-        body_bytes: of any other.
-        keep: seconds for which a file stays on disk.
-        evaluated: whether the page's scripts may make code of text, as Gradio does for `gr.HTML` and `js=`.
-        names: of the page's functions that programs may call by plain HTTP, too.
-        tools: whether the app has a route for language models.
+        app: the Gradio app.
+        uploads: Gradio's folder of files. It should belong to this app alone: old files are removed from it.
+        behind_proxy: trust the X-Forwarded-For of a reverse proxy. By default True on Hugging Face Spaces only.
+        posts_per_minute: POST requests of one client.
+        exempt_clients: addresses without rate limit.
+        upload_bytes: bytes of one upload request.
+        body_bytes: bytes of any other request.
+        max_age: seconds after which a file is removed from disk.
+        allow_eval: allow the page's scripts to evaluate strings, which `gr.HTML` and `js=` need.
+        endpoints: names of the endpoints that may be called by plain HTTP.
+        mcp: True if the app has a route for language models.
     """
 
     def __init__(
@@ -79,279 +77,220 @@ class Guard:
         app: ASGIApp,
         uploads: Path,
         *,
-        proxied: bool | None = None,
-        posts: int = 120,
-        spared: Collection[str] = (),
+        behind_proxy: bool | None = None,
+        posts_per_minute: int = 120,
+        exempt_clients: Collection[str] = (),
         upload_bytes: int = MAX_ARCHIVE + 1_000_000,
         body_bytes: int = 1_000_000,
-        keep: float = 3600,
-        evaluated: bool = False,
-        names: frozenset[str] = frozenset(),
-        tools: bool = False,
+        max_age: float = 3600,
+        allow_eval: bool = False,
+        endpoints: frozenset[str] = frozenset(),
+        mcp: bool = False,
     ) -> None:
         self.app = app
         self.uploads = uploads.resolve()
-        self.incoming = incoming(self.uploads)
-        self.proxied = "SPACE_ID" in os.environ if proxied is None else proxied
-        self.clients, self.spared = Clients(posts), frozenset(spared)
-        self.upload_bytes, self.body_bytes, self.keep = upload_bytes, body_bytes, keep
-        self.scripts = "'self' 'unsafe-eval'" if evaluated else "'self'"
-        self.names, self.tools = names, tools
-        self.files, self.calls, self.events = Room(MAX_COMING), Room(MAX_CALLS), Room(MAX_EVENTS)
-        self.open = Counter[str]()  # requests that only read, by client
+        self.incoming = upload_folder(self.uploads)
+        self.behind_proxy = "SPACE_ID" in os.environ if behind_proxy is None else behind_proxy
+        self.rate_limiter, self.exempt_clients = RateLimiter(posts_per_minute), frozenset(exempt_clients)
+        self.upload_bytes, self.body_bytes, self.max_age = upload_bytes, body_bytes, max_age
+        self.scripts = "'self' 'unsafe-eval'" if allow_eval else "'self'"
+        self.endpoints, self.mcp = endpoints, mcp
+        self.upload_budget = UploadBudget(MAX_INCOMING)
+        self.call_budget = UploadBudget(MAX_CALLS)
+        self.event_budget = UploadBudget(MAX_EVENTS)
+        self.open_responses = Counter[str]()  # GET requests in progress, by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, or the lifespan of the app."""
         if scope["type"] == "lifespan":
-            sweeper = asyncio.create_task(self.sweep())
+            sweeper = asyncio.create_task(self._sweep())
             try:
                 await self.app(scope, receive, send)
             finally:
                 sweeper.cancel()
         elif scope["type"] == "http":
-            answer = Answer(send, self.scripts)
+            secure_send = SecureSend(send, self.scripts)
             try:
-                await self.answer(scope, receive, answer)
-                if answer.failed:
-                    await answer.instead(scope, refusal(scope, 500, WRONG))
-            except Refused as error:
-                await answer.instead(scope, refusal(scope, error.status, str(error)))
-            except Exception as error:  # its text may hold a file's name
-                logger.error("%s while a request was answered.", type(error).__name__)
-                await answer.instead(scope, refusal(scope, 500, WRONG))
-        else:  # a websocket, which Gradio has no use for
+                await self._respond(scope, receive, secure_send)
+                if secure_send.failed:
+                    await secure_send.send_instead(scope, error_response(scope, 500, GENERIC_ERROR))
+            except HTTPRefusal as error:
+                await secure_send.send_instead(scope, error_response(scope, error.status, str(error)))
+            except Exception as error:  # its text may contain a file name
+                logger.error("%s while responding to a request.", type(error).__name__)
+                await secure_send.send_instead(scope, error_response(scope, 500, GENERIC_ERROR))
+        else:  # a websocket, which Gradio does not use
             await send({"type": "websocket.close", "code": 1008})
 
-    async def answer(self, scope: Scope, receive: Receive, send: "Answer") -> None:
-        """Answer one HTTP request, or let the app do it."""
+    async def _respond(self, scope: Scope, receive: Receive, send: SecureSend) -> None:
+        """Respond to one HTTP request, or pass it on to the app."""
+        # Routes
         method, path = scope["method"], scope["path"]
-        if path.rstrip("/") == TOOLS and self.tools:
-            path, scope = TOOLS, {**scope, "path": TOOLS, "raw_path": TOOLS.encode()}
+        if path.rstrip("/") == MCP_PATH and self.mcp:
+            path, scope = MCP_PATH, {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
             if method != "POST":  # the protocol asks for 405 where there are no sessions
-                raise Refused(405, "Only POST is answered here.")
-        elif not self.known(method, path):
-            raise Refused(404, "There is nothing here.")
-        scope = self.cleaned(scope)
+                raise HTTPRefusal(405, "Only POST is supported here.")
+        elif not self._is_allowed(method, path):
+            raise HTTPRefusal(404, "Not found.")
+        scope = self._clean(scope)
         if method != "POST":
-            if path == API + "upload_progress":  # Gradio knows nothing of the guard's uploads
+            if path == API + "upload_progress":  # Gradio does not know of uploads stored by the middleware
                 return await Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
-            return await self.reading(scope, receive, send)
+            return await self._pass_get(scope, receive, send)
 
-        client = client_of(scope, self.proxied)
-        wait = 0 if client in self.spared else self.clients.wait(client)
-        if wait:
-            response = refusal(scope, 429, f"Too many requests. Try again in {wait} seconds.")
-            response.headers["Retry-After"] = str(wait)
+        # Rate limit
+        client = client_address(scope, self.behind_proxy)
+        seconds = 0 if client in self.exempt_clients else self.rate_limiter.wait(client)
+        if seconds:
+            response = error_response(scope, 429, f"Too many requests. Try again in {seconds} seconds.")
+            response.headers["Retry-After"] = str(seconds)
             return await response(scope, receive, send)
-        if path == API + "upload":
-            return await (await self.upload(scope, receive))(scope, receive, send)
-        if path == TOOLS:  # it looks at paths itself
-            async with self.calls.counted(receive, TOOLS_BYTES) as received:  # until it is answered, since calls wait
-                call = await Request(scope, received).body()
-                if parts(call) > PARTS:
-                    raise Refused(413, f"More than {PARTS:,} values were sent at once. Send fewer.")
-                return await self.app(scope, again(call, received), send)
-        body = harmless(await body_of(scope, receive, self.body_bytes, self.events), self.incoming)
-        if body is None:
-            raise Refused(403, "Only files that were uploaded here are read.")
-        return await self.app(scope, again(body, receive), send)
 
-    async def reading(self, scope: Scope, receive: Receive, send: "Answer") -> None:
-        """Let the app answer what changes nothing. That may last as long as a page is open."""
-        client = client_of(scope, self.proxied)
-        if self.open[client] >= MAX_OPEN and client not in self.spared:
-            raise Refused(429, "Too many pages are open. Close some.")
-        self.open[client] += 1
+        # Bodies
+        if path == API + "upload":
+            return await (await self._upload(scope, receive))(scope, receive, send)
+        if path == MCP_PATH:  # the tools check paths themselves
+            # The budget is held until the response is sent, since calls wait in a queue.
+            async with self.call_budget.limit(receive, MAX_MCP_BYTES) as limited:
+                call = await Request(scope, limited).body()
+                if count_json_values(call) > MAX_JSON_VALUES:
+                    raise HTTPRefusal(413, f"The call has more than {MAX_JSON_VALUES:,} values. Send fewer.")
+                return await self.app(scope, replay(call, limited), send)
+        async with self.event_budget.limit(receive, self.body_bytes) as limited:
+            body = sanitize_json(await Request(scope, limited).body(), self.incoming)
+        if body is None:
+            raise HTTPRefusal(403, "Only files that were uploaded here can be read.")
+        return await self.app(scope, replay(body, receive), send)
+
+    async def _pass_get(self, scope: Scope, receive: Receive, send: SecureSend) -> None:
+        """Pass on a request that changes nothing. It may last as long as a page is open."""
+        client = client_address(scope, self.behind_proxy)
+        if self.open_responses[client] >= MAX_OPEN and client not in self.exempt_clients:
+            raise HTTPRefusal(429, "Too many pages are open. Close some.")
+        self.open_responses[client] += 1
         try:
             await self.app(scope, receive, send)
         finally:
-            self.open[client] -= 1
-            if not self.open[client]:
-                del self.open[client]
+            self.open_responses[client] -= 1
+            if not self.open_responses[client]:
+                del self.open_responses[client]
 
-    def known(self, method: str, path: str) -> bool:
-        """Whether the page needs this; `path` is decoded."""
+    def _is_allowed(self, method: str, path: str) -> bool:
+        """Return True if the page or an API client needs this route; `path` is decoded."""
         if "\0" in path or "\\" in path or {"..", "."} & set(path.split("/")):
             return False
         if method == "POST":
-            return path in WRITABLE or self.called(path, "")
+            return path in POST_PATHS or self._is_endpoint(path, "")
         if method not in {"GET", "HEAD"}:
             return False
         file = path.removeprefix(API + "file=")
-        if file != path:  # what the app made, not what others uploaded
-            return inside(file, self.uploads) and not inside(file, self.incoming)
-        return path in READABLE or path.startswith(READABLE_BELOW) or self.called(path, "/")
+        if file != path:  # files made by the app, not those uploaded by others
+            return is_inside(file, self.uploads) and not is_inside(file, self.incoming)
+        return path in GET_PATHS or path.startswith(GET_PREFIXES) or self._is_endpoint(path, "/")
 
-    def called(self, path: str, behind: str) -> bool:
-        """Whether a path calls one of the functions: "" is `behind` its name, or "/" and the event that is read."""
-        match = CALLED.fullmatch(path)
-        return match is not None and match[1] in self.names and (match[2] or "")[:1] == behind
+    def _is_endpoint(self, path: str, suffix: str) -> bool:
+        """Return True if a path calls an endpoint: `suffix` is "" for the call, "/" for reading its event."""
+        match = CALL_PATH.fullmatch(path)
+        return match is not None and match[1] in self.endpoints and (match[2] or "")[:1] == suffix
 
-    def cleaned(self, scope: Scope) -> Scope:
-        """The scope without headers that Gradio believes or repeats, and that can't be trusted."""
-        removed = {b"range"} | ({b"accept-encoding"} if scope["path"] == "/" else set())  # its scripts are hashed
-        if not self.proxied:
+    def _clean(self, scope: Scope) -> Scope:
+        """Return the scope without headers and parameters that Gradio trusts or echoes."""
+        # Without accept-encoding the page is not compressed: its inline scripts are hashed.
+        removed = {b"range"} | ({b"accept-encoding"} if scope["path"] == "/" else set())
+        if not self.behind_proxy:
             removed |= {name for name, _ in scope["headers"] if name.startswith(b"x-forwarded-")}
-        query = [
-            (key, value)
-            for key, value in parse_qsl(scope["query_string"].decode("latin-1"), True)
-            if key != "deep_link"
-        ]
         headers = [(name, value) for name, value in scope["headers"] if name not in removed]
-        return {**scope, "headers": headers, "query_string": urlencode(query).encode()}
+        parameters = parse_qsl(scope["query_string"].decode("latin-1"), True)
+        query = urlencode([(key, value) for key, value in parameters if key != "deep_link"])
+        return {**scope, "headers": headers, "query_string": query.encode()}
 
-    async def upload(self, scope: Scope, receive: Receive) -> Response:
-        """Keep the files of a form under neutral names, and tell their paths as Gradio does."""
+    async def _upload(self, scope: Scope, receive: Receive) -> Response:
+        """Store the files of a form under neutral names, and respond with their paths as Gradio does."""
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self.upload_bytes:
-            raise Refused(413, too_long(self.upload_bytes))
-        if not await anyio.to_thread.run_sync(self.has_room):
-            raise Refused(503, FULL)
+            raise HTTPRefusal(413, body_too_large(self.upload_bytes))
+        if not await anyio.to_thread.run_sync(self._has_disk_space):
+            raise HTTPRefusal(503, BUSY)
         try:
             async with (
-                self.files.counted(receive, self.upload_bytes) as received,
-                Request(scope, received).form(max_files=MAX_FILES, max_fields=9) as form,
+                self.upload_budget.limit(receive, self.upload_bytes) as limited,
+                Request(scope, limited).form(max_files=MAX_FILES, max_fields=9) as form,
             ):
                 files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
-                paths = [await anyio.to_thread.run_sync(keep, file, self.incoming) for file in files]
-        except Refused:
+                paths = [await anyio.to_thread.run_sync(store_upload, file, self.incoming) for file in files]
+        except HTTPRefusal:
             raise
         except Exception as error:
-            raise Refused(400, f"The upload can't be read. Send up to {MAX_FILES} files.") from error
+            raise HTTPRefusal(400, f"The upload cannot be read. Send at most {MAX_FILES} files.") from error
         return JSONResponse([str(path) for path in paths])
 
-    def has_room(self) -> bool:
-        """Whether uploads on disk leave room for one more."""
-        kept = 0
-        for path in below(self.incoming):
+    def _has_disk_space(self) -> bool:
+        """Return True if the stored uploads leave space for one more."""
+        stored = 0
+        for path in list_below(self.incoming):
             with contextlib.suppress(OSError):  # removed meanwhile
-                kept += path.lstat().st_size
-        return kept + self.upload_bytes <= MAX_KEPT
+                stored += path.lstat().st_size
+        return stored + self.upload_bytes <= MAX_STORED
 
-    async def sweep(self) -> None:
-        """Remove what is older than `keep` seconds, for ever; but not what is there at first, such as examples."""
-        spared = frozenset(below(self.uploads))
+    async def _sweep(self) -> None:
+        """Remove files older than `max_age` forever, except those present at the start, such as examples."""
+        initial = frozenset(list_below(self.uploads))
         while True:
-            await anyio.to_thread.run_sync(remove_old, self.uploads, self.keep, spared)
-            await asyncio.sleep(min(60, self.keep))
+            await anyio.to_thread.run_sync(remove_old_files, self.uploads, self.max_age, initial)
+            await asyncio.sleep(min(60, self.max_age))
 
 
-def refusal(scope: Scope, status: int, text: str) -> Response:
-    """A response as Gradio's page shows it: text to uploads, else JSON."""
+def error_response(scope: Scope, status: int, message: str) -> Response:
+    """Return a response that Gradio's page displays: text for uploads, otherwise JSON."""
     if scope["path"] == API + "upload":
-        return PlainTextResponse(text, status)
-    return JSONResponse({"detail": text, "error": text}, status)
+        return PlainTextResponse(message, status)
+    return JSONResponse({"detail": message, "error": message}, status)
 
 
-async def body_of(scope: Scope, receive: Receive, limit: int, room: Room) -> bytes:
-    """The body of a request."""
-    async with room.counted(receive, limit) as received:
-        return await Request(scope, received).body()
-
-
-def again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read already."""
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that first delivers a body that was already read."""
     messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-    async def received() -> Message:
+    async def replayed() -> Message:
         return next(messages, None) or await receive()
 
-    return received
+    return replayed
 
 
-def harmless(body: bytes, uploads: Path) -> bytes | None:
-    """A body of JSON without the names of files.
+def sanitize_json(body: bytes, uploads: Path) -> bytes | None:
+    """Return a JSON body without original file names, or None if it must be refused.
 
-    None if a "path" in it is no file below `uploads`, or a session's name is long.
+    It is refused if it is no JSON, if a "path" in it is not a file below `uploads`, or if a session's name is long.
+    Gradio would fetch a path that is a URL, `gr.Image` writes a copy under the file's original name, and as of 6.31 a
+    session's name stays in memory forever if its answer is never read.
 
-    Gradio would fetch a path that is a URL, `gr.Image` writes a copy under the file's own name, and a session's name
-    stays in memory, as of 6.31 for ever if nobody reads the answer.
+    Args:
+        body: body of the request; an empty one is returned as it is.
+        uploads: folder of stored uploads.
     """
     if not body:
         return body
     try:
-        whole = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    left = [whole]
-    while left:
-        value = left.pop()
+    pending = [document]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
             if len(str(value.get("session_hash"))) > MAX_SESSION:
                 return None
             path = value.get("path")
-            if path and not (isinstance(path, str) and inside(path, uploads)):
+            if path and not (isinstance(path, str) and is_inside(path, uploads)):
                 return None
             if path and value.get("orig_name"):
                 value["orig_name"] = Path(path).name
-            left += value.values()
+            pending += value.values()
         elif isinstance(value, list):
-            left += value
-    return json.dumps(whole).encode()
+            pending += value
+    return json.dumps(document).encode()
 
 
-def parts(body: bytes) -> int:
-    """More than the values in a body of JSON, and in the JSON within its strings; nothing is made of it."""
+def count_json_values(body: bytes) -> int:
+    """Return an upper bound of the values in a JSON body, including JSON inside its strings, without parsing it."""
     return sum(map(body.count, (b",", b"[", b"{", b"\\u")))
-
-
-def inside(path: str, folder: Path) -> bool:
-    """Whether an absolute path is below a folder, links followed. A long one is none, and takes minutes to follow."""
-    if not path.startswith("/") or "\0" in path or len(path) > LONGEST:
-        return False
-    return folder in Path(os.path.realpath(path)).parents
-
-
-def incoming(folder: Path) -> Path:
-    """Where uploads are kept, and not served from, in Gradio's folder."""
-    return folder.resolve() / "incoming"
-
-
-def keep(file: UploadFile, folder: Path) -> Path:
-    """Write an uploaded file into a new folder, under a neutral name with its own ending; its name is remembered."""
-    name = file.filename or ""
-    ending = next((end for end in sorted((*EXTENSIONS, ".zip"), key=len)[::-1] if name.lower().endswith(end)), "")
-    path = folder / secrets.token_hex(16) / f"upload{ending}"
-    path.parent.mkdir(parents=True, mode=0o700)
-    with path.open("wb") as stream:
-        shutil.copyfileobj(file.file, stream)
-    NAMES[str(path)] = name
-    while len(NAMES) > MAX_NAMES:
-        NAMES.pop(next(iter(NAMES)), None)
-    return path
-
-
-@contextlib.contextmanager
-def gone(paths: Iterable[str]) -> Iterator[None]:
-    """Uploaded files that are no longer on disk at the end, whatever happens, nor their names in memory."""
-    try:
-        yield
-    finally:
-        for path in paths:
-            name_of(path)
-            with contextlib.suppress(OSError):  # most were removed when they were read
-                Path(path).unlink(missing_ok=True)
-                Path(path).parent.rmdir()
-
-
-MAX_NAMES = 10_000
-NAMES: dict[str, str] = {}  # path -> name: in memory only
-
-
-def name_of(path: str | Path) -> str:
-    """The name that its user gave an uploaded file, told once; `take` and `unpack` want it."""
-    return NAMES.pop(str(path), Path(path).name)
-
-
-def below(folder: Path) -> list[Path]:
-    """Files and folders below a folder. Unlike `Path.rglob` it does not mind if some are removed meanwhile."""
-    return [Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)]
-
-
-def remove_old(folder: Path, seconds: float, spared: Collection[Path] = ()) -> None:
-    """Remove files below a folder that were put there that long ago, and folders left empty."""
-    before = time.time() - seconds
-    for path in set(below(folder)).difference(spared):
-        with contextlib.suppress(OSError):  # gone meanwhile, or not empty
-            if path.lstat().st_ctime < before:  # Gradio's copies have the time of the original otherwise
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-                NAMES.pop(str(path), None)

@@ -1,4 +1,4 @@
-"""Who makes a request, and how many each may make."""
+"""Rate limit by client address: a token bucket for each client."""
 
 import ipaddress
 import math
@@ -11,38 +11,42 @@ from starlette.types import Scope
 MAX_CLIENTS = 10_000
 
 
-class Clients:
-    """A token bucket for each client: so many requests at once, and as many a minute. Of one thread.
+class RateLimiter:
+    """Token bucket for each client: `per_minute` requests at once, refilled within a minute. Not thread-safe.
 
     Args:
-        a_minute: requests.
+        per_minute: requests of one client.
     """
 
-    def __init__(self, a_minute: int) -> None:
-        self.a_minute = a_minute
-        self.buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> tokens, when
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self.buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> tokens, time of last request
 
     def wait(self, client: str) -> int:
-        """Take a token: 0, or after how many seconds there will be one."""
+        """Take a token. Return 0, or the seconds until one is available."""
         now = time.monotonic()
-        tokens, then = self.buckets.pop(client, (float(self.a_minute), now))
-        tokens = min(self.a_minute, tokens + (now - then) * self.a_minute / 60)
+        tokens, last = self.buckets.pop(client, (float(self.per_minute), now))
+        tokens = min(self.per_minute, tokens + (now - last) * self.per_minute / 60)
         allowed = tokens >= 1
         self.buckets[client] = (tokens - allowed, now)
         if len(self.buckets) > MAX_CLIENTS:
-            self.buckets.popitem(last=False)  # the one that was quiet longest
-        return 0 if allowed else math.ceil((1 - tokens) * 60 / self.a_minute)
+            self.buckets.popitem(last=False)  # the client idle for longest
+        return 0 if allowed else math.ceil((1 - tokens) * 60 / self.per_minute)
 
 
-def client_of(scope: Scope, proxied: bool) -> str:
-    """Address of a client; of IPv6 the network that one customer has.
+def client_address(scope: Scope, behind_proxy: bool) -> str:
+    """Return a client's IPv4 address, or its IPv6 /64 network, which one customer has.
 
-    Behind a proxy it is the last public address in X-Forwarded-For: that the proxy wrote itself, and what is left of it
-    the client may have made up. Private ones behind it are proxies of the same house.
+    Behind a proxy, this is the last public address in X-Forwarded-For: the proxy wrote that one, while the client may
+    have made up those to the left of it. Private addresses to the right belong to further proxies of the same site.
+
+    Args:
+        scope: ASGI scope of the request.
+        behind_proxy: trust X-Forwarded-For.
     """
     peer = (scope.get("client") or ("",))[0]
-    passed = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",") if proxied else []
-    for text in [*reversed(passed), peer]:
+    forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",") if behind_proxy else []
+    for text in [*reversed(forwarded), peer]:
         try:
             address = ipaddress.ip_address(text.strip())
         except ValueError:

@@ -1,4 +1,4 @@
-"""The bodies of requests, as they come: how long they may be and take, and how much of all of them is kept at once."""
+"""Upload budget: limits on the size, the duration and the total memory of request bodies while they arrive."""
 
 import asyncio
 import contextlib
@@ -6,55 +6,60 @@ from collections.abc import AsyncIterator
 
 from starlette.types import Message, Receive
 
-SLOWEST = 600.0  # seconds
-FULL = "Too many files are being looked at. Try again in a few minutes."
+MAX_SECONDS = 600.0
+BUSY = "The server is busy with other files. Try again in a few minutes."
 
 
-class Refused(Exception):
-    """What is said to a client instead of an answer, with the status of it."""
+class HTTPRefusal(Exception):
+    """A refused request: the HTTP status, and the message for the client."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
-class Room:
-    """For what has come of bodies that are not whole yet: many clients may send large ones slowly, to fill it.
+class UploadBudget:
+    """Bytes shared by all bodies that are still arriving, so that many slow clients cannot fill memory or disk.
 
     Args:
-        most: bytes of all of them.
+        max_bytes: bytes of all bodies together.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.taken = most, 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.used_bytes = max_bytes, 0
 
     @contextlib.asynccontextmanager
-    async def counted(self, receive: Receive, limit: int) -> AsyncIterator[Receive]:
-        """A `receive` that raises Refused when a body has more bytes than its limit, whatever its header says, or finds
-        no room. What takes longer than SLOWEST, until the end of the `with`, is refused, too.
+    async def limit(self, receive: Receive, max_bytes: int) -> AsyncIterator[Receive]:
+        """Wrap `receive` so that a body over its limit or the budget raises HTTPRefusal, whatever its header says.
+
+        A body that takes longer than `MAX_SECONDS`, until the end of the `with`, is refused, too.
+
+        Args:
+            receive: ASGI callable of the request.
+            max_bytes: bytes of this body.
         """
         total = 0
 
-        async def received() -> Message:
+        async def counted_receive() -> Message:
             nonlocal total
             message = await receive()
             size = len(message.get("body", b""))
-            total, self.taken = total + size, self.taken + size
-            if total > limit:
-                raise Refused(413, too_long(limit))
-            if self.taken > self.most:
-                raise Refused(503, FULL)
+            total, self.used_bytes = total + size, self.used_bytes + size
+            if total > max_bytes:
+                raise HTTPRefusal(413, body_too_large(max_bytes))
+            if self.used_bytes > self.max_bytes:
+                raise HTTPRefusal(503, BUSY)
             return message
 
         try:
-            async with asyncio.timeout(SLOWEST):
-                yield received
+            async with asyncio.timeout(MAX_SECONDS):
+                yield counted_receive
         except TimeoutError as error:
-            raise Refused(408, "That took too long. Send fewer or smaller files.") from error
+            raise HTTPRefusal(408, "The upload took too long. Send fewer or smaller files.") from error
         finally:
-            self.taken -= total
+            self.used_bytes -= total
 
 
-def too_long(limit: int) -> str:
-    """What is said of a body of more than `limit` bytes."""
-    return f"More than {limit // 1_000_000} MB were sent at once. Send fewer or smaller files."
+def body_too_large(max_bytes: int) -> str:
+    """Return the message about a body of more than `max_bytes`."""
+    return f"The request is larger than {max_bytes // 1_000_000} MB. Send fewer or smaller files."
