@@ -11,11 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from hf_medtl import MedtlError, Recipe
-from hf_medtl.data.augmentation import NAMES, augmentation, preview
-from hf_medtl.training.trainer import mix
+from hf_medtl.data.augmentation import AUGMENTATIONS, get_augmentation, save_preview
+from hf_medtl.training.trainer import mix_batch
 from tests.support.commands import script
 
-SETS = [name for name in NAMES if name != "none"]
+SETS = [name for name in AUGMENTATIONS if name != "none"]
 
 
 def noise(height: int = 40, width: int = 30) -> np.ndarray:
@@ -30,7 +30,7 @@ def disc(size: int = 96) -> np.ndarray:
 
 class Augmented(Dataset):
     def __init__(self, name: str) -> None:
-        self.augment = augmentation(name)
+        self.augment = get_augmentation(name)
 
     def __len__(self) -> int:
         return 8
@@ -41,18 +41,18 @@ class Augmented(Dataset):
 
 @pytest.mark.parametrize("name", SETS)
 def test_same_seed_same_pixels_of_the_same_shape(name):
-    augment, pixels = augmentation(name), noise()
+    augment, pixels = get_augmentation(name), noise()
     pixels.setflags(write=False)  # as memory-mapped pictures are
     first = [augment(pixels, seed) for seed in range(20)]
     assert {(out.shape, out.dtype) for out in first} == {((40, 30, 3), np.dtype(np.uint8))}
-    assert all(np.array_equal(out, augmentation(name)(pixels, seed)) for seed, out in enumerate(first))
+    assert all(np.array_equal(out, get_augmentation(name)(pixels, seed)) for seed, out in enumerate(first))
     assert len({out.tobytes() for out in first}) >= 15
     assert np.array_equal(pixels, noise())
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_one_channel_of_a_grey_picture_is_enough(name):
-    augment, grey = augmentation(name), noise()[..., :1]
+    augment, grey = get_augmentation(name), noise()[..., :1]
     for seed in range(60):
         assert np.array_equal(np.repeat(augment(grey, seed), 3, axis=2), augment(np.repeat(grey, 3, axis=2), seed))
 
@@ -64,7 +64,7 @@ def test_another_process_and_workers_draw_the_same():
         "print(*[hashlib.sha256(augmentation(n)(pixels, 7).tobytes()).hexdigest() for n in NAMES[1:]])"
     )
     done = script(sys.executable, "-c", code)
-    expected = [hashlib.sha256(augmentation(name)(noise(), 7).tobytes()).hexdigest() for name in SETS]
+    expected = [hashlib.sha256(get_augmentation(name)(noise(), 7).tobytes()).hexdigest() for name in SETS]
     assert done.stdout.split() == expected, done.stderr
     for name in ("chest", "randaugment"):
         here = torch.cat(list(DataLoader(Augmented(name), batch_size=2)))
@@ -73,7 +73,7 @@ def test_another_process_and_workers_draw_the_same():
 
 @pytest.mark.parametrize("name", SETS)
 def test_masks_follow_and_keep_their_values(name):
-    augment, mask = augmentation(name), disc()
+    augment, mask = get_augmentation(name), disc()
     pixels = np.repeat(mask[..., None] * 160 + 40, 3, axis=2).astype(np.uint8)
     moved, overlaps = 0, []
     for seed in range(40):
@@ -94,7 +94,9 @@ def test_no_mirror_image_in_chest_but_in_brain():
     pixels = np.full((64, 64, 3), 60, np.uint8)
     pixels[:, 40:] = 200
     mirrored = {
-        name: np.mean([(out := augmentation(name)(pixels, s))[:, 32:].mean() < out[:, :32].mean() for s in range(200)])
+        name: np.mean(
+            [(out := get_augmentation(name)(pixels, s))[:, 32:].mean() < out[:, :32].mean() for s in range(200)]
+        )
         for name in SETS
     }
     assert mirrored["chest"] == mirrored["light"] == mirrored["randaugment"] == 0
@@ -105,40 +107,40 @@ def test_steps_are_drawn_independently():
     """albumentations' own set_random_seed gives each step the same seed: they would come and go together."""
     pixels = np.full((32, 32, 3), 60, np.uint8)
     pixels[:, 20:] = 200
-    outs = [augmentation("brain")(pixels, seed) for seed in range(300)]
+    outs = [get_augmentation("brain")(pixels, seed) for seed in range(300)]
     flipped = np.array([out[:, 16:].mean() < out[:, :16].mean() for out in outs])
     brighter = np.array([out.max() > 205 for out in outs])
     assert abs(np.corrcoef(flipped, brighter)[0, 1]) < 0.15
 
 
 def test_names_and_numbers_that_are_wrong():
-    assert augmentation("none") is None
+    assert get_augmentation("none") is None
     with pytest.raises(MedtlError, match=r"Unknown augmentation 'heavy'.*chest"):
-        augmentation("heavy")
+        get_augmentation("heavy")
     with pytest.raises(MedtlError, match="magnitude of 0 to 30"):
-        augmentation("randaugment", magnitude=31)
+        get_augmentation("randaugment", magnitude=31)
     with pytest.raises(MedtlError, match="at least 1 operation"):
-        augmentation("randaugment", operations=0)
+        get_augmentation("randaugment", operations=0)
 
 
 def test_randaugment_grows_with_its_magnitude():
     pixels = np.repeat(disc()[..., None] * 120 + 60, 3, axis=2).astype(np.uint8)
 
     def change(operations: int, magnitude: int) -> float:
-        augment = augmentation("randaugment", operations, magnitude)
+        augment = get_augmentation("randaugment", operations, magnitude)
         return float(np.mean([np.abs(augment(pixels, s).astype(int) - pixels).mean() for s in range(60)]))
 
     assert change(1, 5) < change(1, 25) < change(4, 25)
 
 
 def test_preview_draws_a_figure(tmp_path):
-    preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "a.png", samples=3)
-    preview([noise()], ["NORMAL"], "none", tmp_path / "b.png")
-    preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "c.png", samples=3)
+    save_preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "a.png", samples=3)
+    save_preview([noise()], ["NORMAL"], "none", tmp_path / "b.png")
+    save_preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "c.png", samples=3)
     assert Image.open(tmp_path / "a.png").width > 2 * Image.open(tmp_path / "b.png").width
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
     with pytest.raises(MedtlError, match="no pictures"):
-        preview([], [], "chest", tmp_path / "d.png")
+        save_preview([], [], "chest", tmp_path / "d.png")
 
 
 @pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
@@ -147,7 +149,7 @@ def test_soft_labels_say_how_much_of_each_picture_is_there(alphas):
     pixels, labels = shades.view(4, 1, 1, 1).expand(4, 3, 20, 30).clone(), torch.eye(4)
     kinds = set()
     for seed in range(30):
-        mixed, soft = mix(pixels, labels, *alphas, np.random.default_rng(seed))
+        mixed, soft = mix_batch(pixels, labels, *alphas, np.random.default_rng(seed))
         assert torch.allclose(soft.sum(1), torch.ones(4))
         assert torch.allclose(mixed.mean((1, 2, 3)), soft @ shades, atol=1e-4)
         cut = set(mixed.unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
@@ -157,12 +159,12 @@ def test_soft_labels_say_how_much_of_each_picture_is_there(alphas):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_cross_entropy_with_soft_labels(trainer_of, smoothing):
-    trainer = trainer_of(mixup=0.4, cutmix=1.0, label_smoothing_factor=smoothing, seed=3)
+def test_the_loss_is_cross_entropy_with_soft_labels(make_trainer, smoothing):
+    trainer = make_trainer(mixup=0.4, cutmix=1.0, label_smoothing_factor=smoothing, seed=3)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     pixels = (batch["pixel_values"].float() - trainer.mean) / trainer.std
-    expected, soft = mix(pixels, torch.eye(2)[batch["labels"]], 0.4, 1.0, np.random.default_rng([3, 0, 0, 0]))
+    expected, soft = mix_batch(pixels, torch.eye(2)[batch["labels"]], 0.4, 1.0, np.random.default_rng([3, 0, 0, 0]))
     inputs = trainer._prepare_inputs(dict(batch))
     assert torch.allclose(inputs["pixel_values"], expected, atol=1e-5)
     assert torch.allclose(inputs["labels"], soft)
@@ -172,27 +174,27 @@ def test_the_loss_is_cross_entropy_with_soft_labels(trainer_of, smoothing):
         loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=torch.tensor(16))
     target = soft * (1 - smoothing) + smoothing / 2
     assert torch.allclose(loss, -(target * logits.log_softmax(1)).sum() / 16, atol=1e-5)
-    again = trainer_of(mixup=0.4, cutmix=1.0, label_smoothing_factor=smoothing, seed=3)
+    again = make_trainer(mixup=0.4, cutmix=1.0, label_smoothing_factor=smoothing, seed=3)
     again.model.train()
     draws = [again._prepare_inputs(dict(batch))["labels"] for _ in range(2)]
     assert torch.equal(draws[0], soft)
     assert not torch.equal(draws[1], soft)  # the next batch of the same optimizer step
 
 
-def test_evaluation_is_as_without_mixup(trainer_of):
-    plain, mixed = (trainer_of(mixup=a, cutmix=a, eval_strategy="epoch").evaluate() for a in (0.0, 1.0))
+def test_evaluation_is_as_without_mixup(make_trainer):
+    plain, mixed = (make_trainer(mixup=a, cutmix=a, eval_strategy="epoch").evaluate() for a in (0.0, 1.0))
     assert mixed["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-6)
     assert mixed["eval_roc_auc"] == plain["eval_roc_auc"]
 
 
-def test_a_resumed_run_mixes_the_same(trainer_of):
+def test_a_resumed_run_mixes_the_same(make_trainer):
     steps = {"mixup": 0.2, "cutmix": 1.0, "max_steps": 4, "gradient_accumulation_steps": 2, "save_strategy": "steps",
              "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "per_device_train_batch_size": 4,
              "save_total_limit": None, "load_best_model_at_end": False, "early_stopping_patience": 0}  # fmt: skip
-    trainer = trainer_of(**steps)
+    trainer = make_trainer(**steps)
     trainer.train()
     expected = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    again = trainer_of(**steps)
+    again = make_trainer(**steps)
     again.train(resume_from_checkpoint=str(Path(str(trainer.args.output_dir)) / "checkpoint-2"))
     found = again.model.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

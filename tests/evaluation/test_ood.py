@@ -8,7 +8,7 @@ import torch
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.evaluation.ood import FILE, Outliers, outlier_threshold
+from hf_medtl.evaluation.ood import OOD_FILE, OutOfDistributionScorer, ood_threshold
 from hf_medtl.models.heads import find_head
 from tests.support.commands import options
 
@@ -29,7 +29,7 @@ def pictures(n, d=60, shift=0.0, directions=None):
 def test_it_is_mahalanobis_of_the_shared_covariance():
     """Of as many directions as there are features the formula is the plain one."""
     features, classes = pictures(4000, d=6, directions=np.linalg.qr(RNG.standard_normal((6, 4)))[0])
-    found = Outliers.fit(features, classes)
+    found = OutOfDistributionScorer.fit(features, classes)
     whitened = np.concatenate([features[classes == k] - features[classes == k].mean(axis=0) for k in (0, 1)])
     values, vectors = np.linalg.eigh(whitened.T @ whitened / (len(features) - 2))
     order = values.argsort()[::-1]
@@ -42,8 +42,8 @@ def test_it_is_mahalanobis_of_the_shared_covariance():
 
 
 def test_others_are_far_and_like_ones_are_not():
-    found = Outliers.fit(*pictures(150))
-    threshold = outlier_threshold(found.score(pictures(400)[0]))
+    found = OutOfDistributionScorer.fit(*pictures(150))
+    threshold = ood_threshold(found.score(pictures(400)[0]))
     assert 0.02 < (found.score(pictures(4000)[0]) > threshold).mean() < 0.09
     assert (found.score(pictures(200, shift=0.5)[0]) > threshold).mean() > 0.95
     # Another direction with the same spread in all.
@@ -52,24 +52,24 @@ def test_others_are_far_and_like_ones_are_not():
 
 
 def test_the_threshold_of_few_pictures():
-    assert outlier_threshold(np.arange(1.0, 40.0), 0.05) == 38
-    assert outlier_threshold(np.arange(1.0, 11.0), 0.05) == 11
+    assert ood_threshold(np.arange(1.0, 40.0), 0.05) == 38
+    assert ood_threshold(np.arange(1.0, 11.0), 0.05) == 11
     with pytest.raises(MedtlError, match="too few for their spread"):
-        Outliers.fit(np.zeros((5, 3)), np.array([0, 1, 0, 1, 0]))
+        OutOfDistributionScorer.fit(np.zeros((5, 3)), np.array([0, 1, 0, 1, 0]))
 
 
 def test_saved_and_loaded_are_equal(tmp_path):
     features, classes = pictures(60)
-    found = Outliers.fit(features, classes)
+    found = OutOfDistributionScorer.fit(features, classes)
     found.save(tmp_path)
-    assert np.array_equal(Outliers.load(tmp_path).score(features), found.score(features))
-    assert (tmp_path / FILE).stat().st_size < 20_000
+    assert np.array_equal(OutOfDistributionScorer.load(tmp_path).score(features), found.score(features))
+    assert (tmp_path / OOD_FILE).stat().st_size < 20_000
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
 def test_a_run_tells_chests_from_brains(family, phantoms, tiny, tmp_path):
     """By the features of its own test pictures, computed anew; weights are nearly random, and yet chests are far."""
-    chests = write_phantoms(tmp_path / "chests", "chest", patients=12, pictures=2, size=64)
+    chests = write_phantoms(tmp_path / "chests", "chest", patients=12, images=2, size=64)
     labels = {"external_labels": "normal=no_lesion,opacity=lesion"}
     more = {"external_dataset": "chest-phantoms", "external_data_dir": str(chests), "num_train_epochs": 1, **labels}
     folder = run(Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more)))
@@ -77,11 +77,11 @@ def test_a_run_tells_chests_from_brains(family, phantoms, tiny, tmp_path):
     assert result["outliers"]["external"]["value"] > 0.9
     assert result["outliers"]["test"]["value"] < 0.4
     assert config["outliers"]["threshold"] > 0
-    assert f"of the test pictures, {result['outliers']['external']['value']:.3f}" in (folder / "README.md").read_text()
+    assert f"of the test images, {result['outliers']['external']['value']:.3f}" in (folder / "README.md").read_text()
 
 
-def test_features_are_the_heads_inputs(trainer_of):
-    trainer = trainer_of("vit")
+def test_features_are_the_heads_inputs(make_trainer):
+    trainer = make_trainer("vit")
     seen = []
     hook = find_head(trainer.model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     trainer.predict(trainer.eval_dataset)

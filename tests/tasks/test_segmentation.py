@@ -337,7 +337,7 @@ def test_mask_values_define_multiple_classes(chests, tmp_path):
 
 
 def test_external_dataset_needs_matching_masks_but_no_labels(chests, segmented, tmp_path):
-    other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=96, seed=7)
+    other = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=96, seed=7)
     (tmp_path / "renamed").mkdir()
     for name, new in (("normal", "a"), ("opacity", "b"), ("masks", "masks")):
         (other / name).rename(tmp_path / "renamed" / new)
@@ -407,7 +407,7 @@ def test_segformer_trains_and_loads_without_custom_code(chests, tmp_path):
 
 
 def test_finds_bad_external_mask_before_training(chests, tmp_path):
-    other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    other = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
     for mask in (other / "masks").glob("*.png"):
         Image.fromarray((np.arange(4096) % 256).astype(np.uint8).reshape(64, 64)).save(mask)
     more = {"external_dataset": "chest-phantoms", "external_data_dir": str(other), "drop_overlap": True}
@@ -450,7 +450,7 @@ def test_reports_masks_with_other_aspect_ratio_or_without_image(chests, tmp_path
     assert "1 masks belong to none of these pictures: masks/nobody.png." in caplog.text
     cropped = copy_of(chests, tmp_path / "cropped", lambda name, mask: mask[:, :40])
     more = {"external_dataset": "chest-phantoms", "external_data_dir": str(cropped), "drop_overlap": True}
-    other = write_phantoms(tmp_path / "other", "chest", patients=6, pictures=2, size=64, seed=7)
+    other = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
     with pytest.raises(MedtlError, match=r"40 × 64 pixels, but its picture"):
         run(recipe(other, tmp_path / "second", **more))
     assert not (tmp_path / "second").exists()

@@ -178,7 +178,7 @@ torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x,
 
 
 def test_segmentation_in_two_processes_matches_one(nursery, tmp_path):
-    data = write_phantoms(tmp_path / "chest", "chest", patients=15, pictures=1, size=64)
+    data = write_phantoms(tmp_path / "chest", "chest", patients=15, images=1, size=64)
     for count in (1, 2):
         values = options(data, Path("unet"), tmp_path / f"run{count}", dataset="chest-phantoms", logging_steps=1,
                          task="image-segmentation", encoder="tu-test_convnext", encoder_weights="none", image_size=64,

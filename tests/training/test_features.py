@@ -27,10 +27,10 @@ def add_dropout(model: torch.nn.Module, rate: float = 0.5) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn"])
 @pytest.mark.parametrize("augmentation", ["none", "brain"])
-def test_head_matches_training_without_cache(family, augmentation, trainer_of):
+def test_head_matches_training_without_cache(family, augmentation, make_trainer):
     heads, losses, calls = [], [], []
     for cached in (True, False):
-        trainer = trainer_of(family, **FROZEN, cache_features=cached, augmentation=augmentation,
+        trainer = make_trainer(family, **FROZEN, cache_features=cached, augmentation=augmentation,
                              **({"feature_views": 3} if augmentation != "none" else {}))  # fmt: skip
         body = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
         body.register_forward_hook(lambda *_: calls.append(cached))  # noqa: B023 - read at once
@@ -46,10 +46,12 @@ def test_head_matches_training_without_cache(family, augmentation, trainer_of):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_dropout_before_head_stays_active(family, trainer_of):
+def test_dropout_before_head_stays_active(family, make_trainer):
     heads = []
     for cached in (True, False):
-        trainer = trainer_of(family, **FROZEN, cache_features=cached, augmentation="none", load_best_model_at_end=False)
+        trainer = make_trainer(
+            family, **FROZEN, cache_features=cached, augmentation="none", load_best_model_at_end=False
+        )
         add_dropout(trainer.model)
         trainer.train()
         heads.append(find_head(trainer.model).weight.detach().clone())
@@ -57,8 +59,8 @@ def test_dropout_before_head_stays_active(family, trainer_of):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_finds_dropout_rate(family, trainer_of):
-    model = trainer_of(family).model
+def test_finds_dropout_rate(family, make_trainer):
+    model = make_trainer(family).model
     pixels = torch.randn(2, 3, 64, 64) if family == "timm" else torch.randn(2, 3, 32, 32)
     set_trainable(model, 0, None)
     assert dropout_before_head(model, pixels) == 0
@@ -67,8 +69,8 @@ def test_finds_dropout_rate(family, trainer_of):
     assert dropout_before_head(model, pixels) == 0.3
 
 
-def test_no_cache_if_logits_change_after_the_head(trainer_of, caplog):
-    trainer = trainer_of("vit", **(FROZEN | {"num_train_epochs": 1}))
+def test_no_cache_if_logits_change_after_the_head(make_trainer, caplog):
+    trainer = make_trainer("vit", **(FROZEN | {"num_train_epochs": 1}))
     usual = trainer.model.forward
 
     def odd(**inputs):
@@ -82,8 +84,8 @@ def test_no_cache_if_logits_change_after_the_head(trainer_of, caplog):
     assert "each epoch runs the body" in caplog.text
 
 
-def test_full_model_accepts_features(trainer_of):
-    model = trainer_of("vit").model.eval()
+def test_full_model_accepts_features(make_trainer):
+    model = make_trainer("vit").model.eval()
     pixels, seen = torch.randn(2, 3, 32, 32), []
     hook = find_head(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     logits = model(pixel_values=pixels).logits
@@ -95,8 +97,8 @@ def test_full_model_accepts_features(trainer_of):
     assert model.forward.__func__ is type(model).forward
 
 
-def test_epochs_cycle_through_views(trainer_of):
-    trainer = trainer_of("vit", **FROZEN, feature_views=2, augmentation="brain", dataloader_num_workers=2)
+def test_epochs_cycle_through_views(make_trainer):
+    trainer = make_trainer("vit", **FROZEN, feature_views=2, augmentation="brain", dataloader_num_workers=2)
     trainer.train()
     data = trainer.train_dataset
     assert data.values.shape == (2, len(data), 32)
@@ -107,10 +109,10 @@ def test_epochs_cycle_through_views(trainer_of):
         assert torch.equal(data[3]["features"], data.values[view, 3])
 
 
-def test_lp_ft_uses_features_then_images(trainer_of):
+def test_lp_ft_uses_features_then_images(make_trainer):
     heads = []
     for cached in (True, False):
-        trainer = trainer_of("convnext", strategy="lp_ft", probe_epochs=1, num_train_epochs=2, cache_features=cached,
+        trainer = make_trainer("convnext", strategy="lp_ft", probe_epochs=1, num_train_epochs=2, cache_features=cached,
                              augmentation="none", learning_rate=0.01, early_stopping_patience=0,
                              load_best_model_at_end=False)  # fmt: skip
         trainer.train()
@@ -119,13 +121,13 @@ def test_lp_ft_uses_features_then_images(trainer_of):
         assert torch.allclose(tensor, heads[1][name], atol=1e-4), name
 
 
-def test_no_cache_with_mixup(trainer_of):
-    assert trainer_of("vit", **FROZEN).sets
-    assert not trainer_of("vit", **FROZEN, mixup=0.2).sets
+def test_no_cache_with_mixup(make_trainer):
+    assert make_trainer("vit", **FROZEN).sets
+    assert not make_trainer("vit", **FROZEN, mixup=0.2).sets
 
 
-def test_resumes_exactly_with_cached_features(trainer_of):
-    through, again = stopped_and_resumed(trainer_of, "timm", 5, strategy="feature_extraction")
+def test_resumes_exactly_with_cached_features(make_trainer):
+    through, again = stopped_and_resumed(make_trainer, "timm", 5, strategy="feature_extraction")
     mine, other = weights_of(through), weights_of(again)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 

@@ -102,11 +102,11 @@ def test_recipe_options_reach_the_loss(phantoms, tiny, tmp_path):
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
 @pytest.mark.parametrize("more", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
-def test_accumulated_batches_match_one_batch(family, more, trainer_of):
+def test_accumulated_batches_match_one_batch(family, more, make_trainer):
     """The loss is divided by the pictures of the whole optimizer step."""
     seen = []
     for size, times in ((8, 1), (2, 4)):
-        trainer = trainer_of(family, optim="sgd", learning_rate=1.0, max_steps=1, save_strategy="no", logging_steps=1,
+        trainer = make_trainer(family, optim="sgd", learning_rate=1.0, max_steps=1, save_strategy="no", logging_steps=1,
                              eval_strategy="no", load_best_model_at_end=False, early_stopping_patience=0,
                              per_device_train_batch_size=size, gradient_accumulation_steps=times, max_grad_norm=1e9,
                              lr_scheduler_type="constant", warmup_steps=0, **more)  # fmt: skip
@@ -120,8 +120,8 @@ def test_accumulated_batches_match_one_batch(family, more, trainer_of):
     assert seen[0] == pytest.approx(seen[1], rel=1e-3)
 
 
-def test_gradients_are_clipped(trainer_of):
-    trainer = trainer_of(optim="sgd", learning_rate=1.0, max_grad_norm=0.01, max_steps=1, lr_scheduler_type="constant",
+def test_gradients_are_clipped(make_trainer):
+    trainer = make_trainer(optim="sgd", learning_rate=1.0, max_grad_norm=0.01, max_steps=1, lr_scheduler_type="constant",
                          warmup_steps=0, weight_decay=0.0, save_strategy="no", eval_strategy="no",
                          load_best_model_at_end=False, early_stopping_patience=0)  # fmt: skip
     before = weights_of(trainer)
@@ -140,8 +140,8 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("more", OPTIMIZERS, ids=lambda more: "-".join(map(str, more.values()))[:30])
-def test_optimizers_and_schedules_run_and_resume_exactly(more, trainer_of):
-    through, again = stopped_and_resumed(trainer_of, "timm", 5, **more)
+def test_optimizers_and_schedules_run_and_resume_exactly(more, make_trainer):
+    through, again = stopped_and_resumed(make_trainer, "timm", 5, **more)
     assert same(through, again)
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
     optimizer = getattr(through.optimizer, "optimizer", through.optimizer)
@@ -149,8 +149,8 @@ def test_optimizers_and_schedules_run_and_resume_exactly(more, trainer_of):
     assert again.state.log_history[-2]["eval_loss"] == through.state.log_history[-2]["eval_loss"]
 
 
-def test_step_schedule_lowers_learning_rate(trainer_of):
-    trainer = trainer_of(num_train_epochs=4, lr_step_epochs=2, lr_step_factor=0.5, learning_rate=0.1, warmup_steps=0)
+def test_step_schedule_lowers_learning_rate(make_trainer):
+    trainer = make_trainer(num_train_epochs=4, lr_step_epochs=2, lr_step_factor=0.5, learning_rate=0.1, warmup_steps=0)
     trainer.create_optimizer()
     schedule = trainer.create_scheduler(8)
     rates = []
@@ -161,10 +161,10 @@ def test_step_schedule_lowers_learning_rate(trainer_of):
     assert rates == pytest.approx([0.1] * 4 + [0.05] * 4)
 
 
-def test_ema_weights_are_evaluated_and_saved(trainer_of):
+def test_ema_weights_are_evaluated_and_saved(make_trainer):
     more = {"ema_decay": 0.5, "max_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1,
             "eval_steps": 1, "learning_rate": 0.01, "save_total_limit": None}  # fmt: skip
-    trainer = trainer_of("timm", **more)
+    trainer = make_trainer("timm", **more)
     start = copy.deepcopy(weights_of(trainer))
     trainer.train()
     folders = [Path(trainer.args.output_dir) / f"checkpoint-{step}" for step in (1, 2, 3)]
@@ -178,7 +178,7 @@ def test_ema_weights_are_evaluated_and_saved(trainer_of):
             assert torch.allclose(saved[name], average[name], atol=1e-6), name
     best = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
     assert all(torch.equal(best[name], t) for name, t in trainer.model.state_dict().items())
-    again = trainer_of("timm", **more)
+    again = make_trainer("timm", **more)
     again.model.load_state_dict(saved)
     row = next(r for r in trainer.state.log_history if r.get("step") == 3 and "eval_loss" in r)
     assert again.evaluate()["eval_loss"] == pytest.approx(row["eval_loss"], abs=1e-6)

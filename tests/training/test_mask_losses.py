@@ -9,13 +9,14 @@ from segmentation_models_pytorch import losses as smp
 from torch.nn.functional import cross_entropy
 
 from hf_medtl import MedtlError
-from hf_medtl.training.mask_losses import IGNORED, LOSSES, MaskLoss
+from hf_medtl.evaluation.masks import IGNORE_INDEX
+from hf_medtl.training.mask_losses import LOSSES, MaskLoss
 
 torch.manual_seed(0)
 LOGITS = torch.randn(4, 3, 8, 10)
 LABELS = torch.randint(0, 3, (4, 8, 10))
 PARTLY = LABELS.clone()
-PARTLY[:, :3] = IGNORED  # of every picture as many, so that means over pictures and over pixels agree
+PARTLY[:, :3] = IGNORE_INDEX  # of every picture as many, so that means over pictures and over pixels agree
 
 
 def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: float, smooth: float) -> float:
@@ -25,7 +26,7 @@ def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: floa
         for k in range(1, logits.shape[1]):
             tp = fp = fn = 0.0
             for p, y in zip(scores[k].flatten().tolist(), truth.flatten().tolist(), strict=True):
-                if y != IGNORED:
+                if y != IGNORE_INDEX:
                     tp, fp, fn = tp + p * (y == k), fp + p * (y != k), fn + (1 - p) * (y == k)
             losses.append(1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth))
     return sum(losses) / len(losses)
@@ -33,7 +34,7 @@ def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: floa
 
 @pytest.mark.parametrize("labels", [LABELS, PARTLY])
 def test_losses_match_formulas(labels):
-    entropy = cross_entropy(LOGITS, labels, ignore_index=IGNORED)
+    entropy = cross_entropy(LOGITS, labels, ignore_index=IGNORE_INDEX)
     dice = by_hand(LOGITS, labels, 0.5, 0.5, 1.0)
     assert torch.allclose(MaskLoss("cross_entropy")(LOGITS, labels), entropy)
     assert MaskLoss("dice")(LOGITS, labels).item() == pytest.approx(dice, abs=1e-6)
@@ -42,7 +43,7 @@ def test_losses_match_formulas(labels):
         by_hand(LOGITS, labels, 0.2, 0.9, 3.0), abs=1e-6
     )
     assert torch.allclose(MaskLoss("tversky", alpha=0.5, beta=0.5)(LOGITS, labels), MaskLoss("dice")(LOGITS, labels))
-    known = labels != IGNORED
+    known = labels != IGNORE_INDEX
     p = LOGITS.softmax(1).movedim(1, -1)[known].gather(1, labels[known][:, None])
     assert torch.allclose(MaskLoss("focal", gamma=1.5)(LOGITS, labels), (-((1 - p) ** 1.5) * p.log()).mean())
     assert torch.allclose(MaskLoss("focal", gamma=0.0)(LOGITS, labels), entropy)
@@ -50,7 +51,7 @@ def test_losses_match_formulas(labels):
 
 @pytest.mark.parametrize("labels", [LABELS, PARTLY])
 def test_overlap_of_one_image_matches_smp(labels):
-    common = {"mode": "multiclass", "classes": [1, 2], "smooth": 1.0, "ignore_index": IGNORED}
+    common = {"mode": "multiclass", "classes": [1, 2], "smooth": 1.0, "ignore_index": IGNORE_INDEX}
     dice, tversky = smp.DiceLoss(**common), smp.TverskyLoss(**common, alpha=0.3, beta=0.7)
     for ours, theirs in ((MaskLoss("dice"), dice), (MaskLoss("tversky"), tversky)):
         each = torch.stack([theirs(LOGITS[i : i + 1], labels[i : i + 1]) for i in range(4)])
@@ -60,18 +61,18 @@ def test_overlap_of_one_image_matches_smp(labels):
 def test_smp_losses_differ_for_batches():
     """When one of these fails, segmentation_models_pytorch has changed, and the docstring of MaskLoss is to be read."""
     healthy = torch.zeros_like(LABELS)
-    common = {"mode": "multiclass", "smooth": 1.0, "ignore_index": IGNORED}
+    common = {"mode": "multiclass", "smooth": 1.0, "ignore_index": IGNORE_INDEX}
     assert smp.DiceLoss(**common, classes=[1])(LOGITS, healthy) == 0  # whatever is predicted
     assert MaskLoss("dice")(LOGITS, healthy) > 0.5
     whole = smp.DiceLoss(**common)(LOGITS, LABELS)
     parts = torch.stack([smp.DiceLoss(**common)(LOGITS[i : i + 1], LABELS[i : i + 1]) for i in range(4)])
     assert not torch.allclose(whole, parts.mean(), atol=1e-5)
-    nothing = torch.full_like(LABELS, IGNORED)
-    assert smp.FocalLoss("multiclass", ignore_index=IGNORED)(LOGITS, nothing).isnan()
+    nothing = torch.full_like(LABELS, IGNORE_INDEX)
+    assert smp.FocalLoss("multiclass", ignore_index=IGNORE_INDEX)(LOGITS, nothing).isnan()
     assert MaskLoss("focal")(LOGITS, nothing) == 0
     assert not torch.allclose(smp.FocalLoss("multiclass", gamma=0.0)(LOGITS, LABELS), cross_entropy(LOGITS, LABELS))
-    soft = smp.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORED)(LOGITS, PARTLY)
-    assert torch.allclose(soft, cross_entropy(LOGITS, PARTLY, ignore_index=IGNORED) * 5 / 8)
+    soft = smp.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORE_INDEX)(LOGITS, PARTLY)
+    assert torch.allclose(soft, cross_entropy(LOGITS, PARTLY, ignore_index=IGNORE_INDEX) * 5 / 8)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -79,7 +80,7 @@ def test_parts_of_a_batch_add_up(name):
     loss = MaskLoss(name)
     labels = LABELS.clone()
     labels[0] = 0  # pictures that differ: without foreground, and partly ignored
-    labels[1, :5] = IGNORED
+    labels[1, :5] = IGNORE_INDEX
     number = labels.ne(-100).sum()  # as the Trainer counts
     whole = loss(LOGITS, labels)
     assert torch.allclose(loss(LOGITS, labels, number), whole)
@@ -91,7 +92,7 @@ def test_parts_of_a_batch_add_up(name):
 def test_only_pixels_that_are_not_ignored_get_gradients(name):
     labels = torch.zeros(2, 12, 12, dtype=torch.int64)
     labels[:, 3:8, 3:8] = 1
-    labels[:, :2] = IGNORED
+    labels[:, :2] = IGNORE_INDEX
     logits = torch.zeros(2, 2, 12, 12, requires_grad=True)
     loss = MaskLoss(name)
     first = loss(logits, labels)
@@ -107,7 +108,7 @@ def test_only_pixels_that_are_not_ignored_get_gradients(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("value", [0, IGNORED])
+@pytest.mark.parametrize("value", [0, IGNORE_INDEX])
 def test_loss_of_images_without_foreground(name, value):
     """Finite loss and gradient, also for the surest logits; false lesions cost something, ignored pixels nothing."""
     labels = torch.full((2, 6, 6), value)
@@ -118,7 +119,7 @@ def test_loss_of_images_without_foreground(name, value):
         assert loss.isfinite()
         assert logits.grad is not None
         assert logits.grad.isfinite().all()
-        if value == IGNORED:
+        if value == IGNORE_INDEX:
             assert loss == 0
             assert (logits.grad == 0).all()
     quiet, loud = (torch.stack([torch.zeros(2, 6, 6), torch.full((2, 6, 6), x)], dim=1) for x in (-9.0, 9.0))

@@ -77,8 +77,8 @@ def trains(more: dict, depth: int, blocks: int) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("more", STRATEGIES, ids=lambda m: "-".join(map(str, m.values())))
-def test_frozen_parameters_stay_bit_identical(family, more, trainer_of):
-    trainer = trainer_of(family, **(FAST | more))
+def test_frozen_parameters_stay_bit_identical(family, more, make_trainer):
+    trainer = make_trainer(family, **(FAST | more))
     model, head = trainer.model, head_names(trainer.model)
     depths, before = parameter_depths(model), {name: t.clone() for name, t in model.state_dict().items()}
     trainer.train()
@@ -97,8 +97,8 @@ def test_frozen_parameters_stay_bit_identical(family, more, trainer_of):
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext"])
-def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, trainer_of, tiny):
-    trainer = trainer_of(family, strategy="lora", lora_rank=2, lora_alpha=4, **FAST)
+def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, make_trainer, tiny):
+    trainer = make_trainer(family, strategy="lora", lora_rank=2, lora_alpha=4, **FAST)
     model = trainer.model
     before = {name: t.clone() for name, t in model.named_parameters() if "lora_" not in name}
     pixels = torch.randn(2, 3, 32, 32)
@@ -122,8 +122,10 @@ def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, trainer_of, tin
     assert model.state_dict().keys() == fresh.state_dict().keys()
 
 
-def test_learning_rates_decay_by_block(trainer_of):
-    trainer = trainer_of("convnext", strategy="differential", layer_decay=0.5, learning_rate=0.8, head_learning_rate=3)
+def test_learning_rates_decay_by_block(make_trainer):
+    trainer = make_trainer(
+        "convnext", strategy="differential", layer_decay=0.5, learning_rate=0.8, head_learning_rate=3
+    )
     groups = trainer.create_optimizer().param_groups
     rate = {id(p): g["lr"] for g in groups for p in g["params"]}
     head, depths = head_names(trainer.model), parameter_depths(trainer.model)
@@ -131,18 +133,18 @@ def test_learning_rates_decay_by_block(trainer_of):
         assert rate[id(parameter)] == pytest.approx(3 if name in head else 0.8 * 0.5 ** (5 - depths[name])), name
 
 
-def test_head_learning_rate_combines_with_strategies(trainer_of):
-    trainer = trainer_of("vit", strategy="last_n", learning_rate=0.1, head_learning_rate=0.5)
+def test_head_learning_rate_combines_with_strategies(make_trainer):
+    trainer = make_trainer("vit", strategy="last_n", learning_rate=0.1, head_learning_rate=0.5)
     groups = trainer.create_optimizer().param_groups
     assert {(g["name"], g["lr"]) for g in groups} == {("head", 0.5), ("block 2", 0.1), ("after the blocks", 0.1)}
 
 
-def test_logs_trainable_parameters(trainer_of, caplog):
+def test_logs_trainable_parameters(make_trainer, caplog):
     more = FAST | {"num_train_epochs": 3, "head_learning_rate": 0.5}
     with caplog.at_level(logging.INFO, "hf_medtl"):
-        trainer_of("timm", strategy="progressive", unfreeze_schedule="1:1,2:all", **more).train()
+        make_trainer("timm", strategy="progressive", unfreeze_schedule="1:1,2:all", **more).train()
     text = caplog.text
-    model, _ = build_classifier(trainer_of("timm").args.model_name_or_path, ("a", "b"))
+    model, _ = build_classifier(make_trainer("timm").args.model_name_or_path, ("a", "b"))
     total, head = model.num_parameters(), sum(p.numel() for p in find_head(model).parameters())
     assert f"Epoch 0: {head:,} of {total:,} parameters train" in text
     assert f"Epoch 0:   head: {head:,} at a peak learning rate of 0.5" in text
@@ -170,13 +172,13 @@ def test_progressive_schedule():
     ],
     ids=lambda m: "-".join(map(str, m.values())),
 )
-def test_resumes_to_the_same_weights(more, trainer_of):
-    through, again = stopped_and_resumed(trainer_of, "vit", 5, **more)  # in the second of three epochs
+def test_resumes_to_the_same_weights(more, make_trainer):
+    through, again = stopped_and_resumed(make_trainer, "vit", 5, **more)  # in the second of three epochs
     assert same(through, again)
 
 
-def test_best_lora_checkpoint_has_merged_weights(trainer_of):
-    trainer = trainer_of("vit", strategy="lora", ema_decay=0.9, max_steps=2, save_strategy="steps", save_steps=1,
+def test_best_lora_checkpoint_has_merged_weights(make_trainer):
+    trainer = make_trainer("vit", strategy="lora", ema_decay=0.9, max_steps=2, save_strategy="steps", save_steps=1,
                          eval_strategy="steps", eval_steps=1)  # fmt: skip
     trainer.train()
     saved = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint).state_dict()

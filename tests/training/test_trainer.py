@@ -24,9 +24,11 @@ from tests.support.training_processes import command, same, start, tensors, wait
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin", "convnext", "timm", "cnn"])
-def test_best_checkpoint_and_resume_restore_every_tensor(family, trainer_of):
+def test_best_checkpoint_and_resume_restore_every_tensor(family, make_trainer):
     """TRAP A: transformers restores 8 of a ViT's 40 tensors, and says nothing."""
-    trainer = trainer_of(family, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    trainer = make_trainer(
+        family, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1
+    )
     trainer.train()
     best = trainer.state.best_model_checkpoint
     for restore in (trainer._load_best_model, lambda: trainer._load_from_checkpoint(best)):
@@ -40,9 +42,9 @@ def test_best_checkpoint_and_resume_restore_every_tensor(family, trainer_of):
         assert [name for name in saved if not torch.equal(now[name], saved[name])] == []
 
 
-def test_batches_keep_uint8_images_and_are_normalized_once(trainer_of):
+def test_batches_keep_uint8_images_and_are_normalized_once(make_trainer):
     """TRAP F: remove_unused_columns would take the pictures away."""
-    trainer = trainer_of()
+    trainer = make_trainer()
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["pixel_values"].dtype == torch.uint8
     assert batch["pixel_values"].shape == (8, 3, 32, 32)
@@ -53,8 +55,8 @@ def test_batches_keep_uint8_images_and_are_normalized_once(trainer_of):
     assert torch.allclose(values, expected, atol=1e-5)
 
 
-def test_head_has_its_own_learning_rate(trainer_of):
-    trainer = trainer_of(head_learning_rate=0.5, learning_rate=0.1, weight_decay=0.3)
+def test_head_has_its_own_learning_rate(make_trainer):
+    trainer = make_trainer(head_learning_rate=0.5, learning_rate=0.1, weight_decay=0.3)
     groups = trainer.create_optimizer().param_groups
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     head = find_head(trainer.model)
@@ -64,33 +66,33 @@ def test_head_has_its_own_learning_rate(trainer_of):
     assert len(rate) == len(list(trainer.model.parameters()))
 
 
-def test_checkpoints_hold_no_pickled_arguments(trainer_of):
-    trainer = trainer_of(max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+def test_checkpoints_hold_no_pickled_arguments(make_trainer):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
     trainer.train()
     assert (Path(trainer.args.output_dir) / "checkpoint-1" / "model.safetensors").exists()
     assert not list(Path(trainer.args.output_dir).rglob("training_args.bin"))
 
 
-def test_early_stopping_patience_continues_after_resume(trainer_of):
+def test_early_stopping_patience_continues_after_resume(make_trainer):
     """TRAP K: early stopping would start counting anew."""
     stuck = {"learning_rate": 0.0, "num_train_epochs": 8, "early_stopping_patience": 3, "save_total_limit": None}
-    trainer = trainer_of("convnext", **stuck)
+    trainer = make_trainer("convnext", **stuck)
     trainer.train()
     assert trainer.state.epoch == 4  # the first evaluation is the best, three more bring nothing
-    again = trainer_of("convnext", **stuck)
+    again = make_trainer("convnext", **stuck)
     checkpoint = Path(again.args.output_dir) / f"checkpoint-{trainer.state.global_step * 3 // 4}"
     again.train(resume_from_checkpoint=str(checkpoint))
     assert again.state.epoch == 4
     counter = next(c for c in again.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
     assert counter.early_stopping_patience_counter == 3
-    after = trainer_of("convnext", **stuck)  # killed when training was over: Trainer would train another epoch
+    after = make_trainer("convnext", **stuck)  # killed when training was over: Trainer would train another epoch
     after.train(resume_from_checkpoint=str(Path(after.args.output_dir) / f"checkpoint-{trainer.state.global_step}"))
     assert after.state.epoch == 4
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_only(trainer_of):
+def test_augmentation_depends_on_seed_epoch_and_index_only(make_trainer):
     """TRAP V: albumentations ignores global seeds, and restarts a given one in each worker."""
-    data = trainer_of(augmentation="brain").train_dataset
+    data = make_trainer(augmentation="brain").train_dataset
 
     def epoch(number: int, workers: int) -> torch.Tensor:
         data.epoch.fill_(number)
@@ -159,8 +161,8 @@ def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(undisturbed
     assert same(undisturbed, output)
 
 
-def test_rejects_damaged_checkpoints(trainer_of, caplog):
-    trainer = trainer_of(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+def test_rejects_damaged_checkpoints(make_trainer, caplog):
+    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
     output, labels = Path(trainer.args.output_dir), ("no_lesion", "lesion")
     assert find_checkpoint(None, output, labels) is None
     assert find_checkpoint("auto", output, labels) is None
