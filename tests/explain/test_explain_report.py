@@ -94,8 +94,8 @@ def test_pages_show_most_certain_images(tmp_path):
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.0, 1.0]])
     assert certainty(probabilities, 1, 0.2) == pytest.approx([0.5, 0, 0.375, 1])
     assert certainty(np.array([[0.5, 0.3, 0.2]]), 2, None) == pytest.approx([0.2])
-    shown = [GalleryItem(Image.new("RGB", (40, 30)), np.zeros((30, 40), np.float32), "$caption") for _ in range(5)]
-    draw_page(shown, tmp_path / "page.png", "title")
+    items = [GalleryItem(Image.new("RGB", (40, 30)), np.zeros((30, 40), np.float32), "$caption") for _ in range(5)]
+    draw_page(items, tmp_path / "page.png", "title")
     assert min(Image.open(tmp_path / "page.png").size) > 200
 
 
@@ -125,9 +125,9 @@ def test_command_explains_run(explained):
     assert found["n"] == json.loads((finished / "results.json").read_text())["n"]
     assert {path.name for path in out.glob("*.png")} >= {"mean_maps.png", "centres.png", "least_certain.png"}
     assert json.loads((finished / "explanations.json").read_text()) == found
-    told = (finished / "README.md").read_text()
-    assert "Not examined" not in told
-    assert all(told.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in found["verdict"].items())
+    card = (finished / "README.md").read_text()
+    assert "Not examined" not in card
+    assert all(card.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in found["verdict"].items())
 
 
 def test_energy_is_mean_over_maps_with_interval_over_patients():
@@ -158,11 +158,11 @@ def test_command_measures_energy_inside_dataset_masks(finished, phantoms, tmp_pa
     energy = found["energy"]
     assert energy["region"] == "lesion"
     assert energy["unknown"] > 0  # a image without a lesion has an empty mask
-    assert sum(its["n"] for its in energy["by_label"].values()) + energy["unknown"] == found["statistics"]["n"]
-    for label, its in energy["by_label"].items():
-        assert 0 < its["area"]["value"] < 0.2
-        assert f"{label}: {its['summary']}" in printed
-        assert f"- {label}: {its['summary']}" in (run / "README.md").read_text()
+    assert sum(facts["n"] for facts in energy["by_label"].values()) + energy["unknown"] == found["statistics"]["n"]
+    for label, facts in energy["by_label"].items():
+        assert 0 < facts["area"]["value"] < 0.2
+        assert f"{label}: {facts['summary']}" in printed
+        assert f"- {label}: {facts['summary']}" in (run / "README.md").read_text()
     measured = [verdict["energy"] for verdict in found["verdict"].values() if verdict["energy"]["n"]]
     assert measured
     assert any("energy" in verdict["checks"] for verdict in found["verdict"].values())
@@ -183,7 +183,7 @@ def test_lung_region_comes_from_segmentation_model(finished, phantoms, tmp_path)
     printed = typed("explain", finished, *common, "--split", "validation", "--lung_model", tmp_path / "unet")
     energy = json.loads((tmp_path / "out" / "explanations.json").read_text())["energy"]
     assert energy["by_label"]
-    assert all(its["summary"] in printed for its in energy["by_label"].values())
+    assert all(facts["summary"] in printed for facts in energy["by_label"].values())
     with pytest.raises(MedtlError, match="predicts labels"):
         typed("explain", finished, *common, "--lung_model", finished)
     with pytest.raises(MedtlError, match="--masks or --lung_model"):
@@ -210,7 +210,7 @@ def test_unexplainable_inputs_raise(finished, phantoms, tiny, tmp_path):
         typed("explain", finished, "--data_dir", phantoms, "--out", tmp_path, "--split", "tset")
     with pytest.raises(MedtlError, match=r"has no splits\.csv"):
         typed("explain", tiny("vit"), "--data_dir", phantoms, "--out", tmp_path)
-    with pytest.raises(MedtlError, match="no classifier that can be loaded"):
+    with pytest.raises(MedtlError, match="can't be loaded as a classifier"):
         typed("explain", tmp_path, "--data_dir", phantoms, "--out", tmp_path)
     with pytest.raises(MedtlError, match="Unknown method 'cam'"):
         typed("explain", finished, "--data_dir", phantoms, "--out", tmp_path, "--method", "cam")

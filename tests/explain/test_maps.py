@@ -96,8 +96,8 @@ def test_all_families_have_heatmaps_and_keep_state(family, loaded, images):
                 explain(model, processor, images, method=name)
             continue
         with torch.no_grad():  # as a caller might be
-            found = explain(model, processor, images, method=name, batch_size=2)
-        for image, item in zip(images, found, strict=True):
+            result = explain(model, processor, images, method=name, batch_size=2)
+        for image, item in zip(images, result, strict=True):
             assert item.map.shape == (image.height, image.width)
             assert item.map.dtype == np.float32
             assert np.isfinite(item.map).all()
@@ -114,14 +114,14 @@ def test_class_is_predicted_or_requested(loaded, images):
     model, processor = loaded("cnn")
     chosen = explain(model, processor, images)
     assert all(item.probability >= 1 / 3 for item in chosen)
-    asked = explain(model, processor, images, classes="dog")
-    assert [item.label for item in asked] == ["dog"] * 3
+    requested = explain(model, processor, images, classes="dog")
+    assert [item.label for item in requested] == ["dog"] * 3
     each = explain(model, processor, images, classes=[0, "dog", 2])
     assert [item.index for item in each] == [0, 1, 2]
-    np.testing.assert_array_equal(each[1].map, asked[1].map)
-    assert abs(each[0].map - asked[0].map).max() > 0.1
+    np.testing.assert_array_equal(each[1].map, requested[1].map)
+    assert abs(each[0].map - requested[0].map).max() > 0.1
     one_by_one = [explain(model, processor, [image], classes="dog")[0].map for image in images]
-    for alone, together in zip(one_by_one, asked, strict=True):
+    for alone, together in zip(one_by_one, requested, strict=True):
         np.testing.assert_allclose(alone, together.map, atol=1e-4)
     with pytest.raises(MedtlError, match="of cat, dog, cow"):
         explain(model, processor, images, classes="horse")
@@ -243,9 +243,9 @@ def test_heatmap_matches_image_position(name, processor, width, height):
     item = explain(Square(SquareConfig()), processor, [scene(width, height, box)])[0]
     assert item.map.shape == (height, width)
     rows, columns = np.nonzero(item.map > 0.7)
-    found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    off = np.abs(np.subtract(found, box)) / (width, height, width, height)
-    assert off.max() <= 0.02, (found, box)
+    result = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    off = np.abs(np.subtract(result, box)) / (width, height, width, height)
+    assert off.max() <= 0.02, (result, box)
     if "crop" in name and "stock" not in name:
         left, top, right, bottom = find_geometry(processor, scene(width, height, box)).crop
         assert (left, top) != (0, 0)
@@ -259,15 +259,15 @@ def test_heatmap_matches_image_position(name, processor, width, height):
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 def test_measured_geometry_equals_reported_geometry(size, fit):
     ours = MedicalImageProcessor(fit=fit)
-    said = find_geometry(ours, Image.new("RGB", size))
+    reported = find_geometry(ours, Image.new("RGB", size))
 
     class Mute:
         def __call__(self, *args, **kwargs):
             return ours(*args, **kwargs)
 
     measured = find_geometry(Mute(), Image.new("RGB", size))
-    assert np.abs(np.subtract(said.inner, measured.inner)).max() <= 1
-    assert (np.abs(np.subtract(said.crop, measured.crop)) / (*size, *size)).max() <= 0.005
+    assert np.abs(np.subtract(reported.inner, measured.inner)).max() <= 1
+    assert (np.abs(np.subtract(reported.crop, measured.crop)) / (*size, *size)).max() <= 0.005
     assert not ours.counts
 
 
@@ -295,15 +295,15 @@ def test_outside_is_fraction_in_margins():
 def test_rollout_matches_abnar_and_zuidema(loaded, images):
     model, processor = loaded("vit")
     pixels = to_pixel_values(processor, images)
-    given = model.config._attn_implementation
-    assert given != "eager"
+    implementation = model.config._attn_implementation
+    assert implementation != "eager"
     model.eval().set_attn_implementation("eager")
     with torch.no_grad():
         first, second = (a.numpy() for a in model(pixel_values=pixels, output_attentions=True).attentions)
-    model.set_attn_implementation(given)
+    model.set_attn_implementation(implementation)
     mine = attention_weights(model, pixels)
     np.testing.assert_array_equal(mine[0].numpy(), first)
-    assert model.config._attn_implementation == given
+    assert model.config._attn_implementation == implementation
     for i in range(len(images)):
         by_hand = np.zeros((17, 17))
         low, high = (0.5 * a[i].mean(axis=0) + 0.5 * np.eye(17) for a in (first, second))
@@ -320,9 +320,9 @@ def test_rollout_matches_abnar_and_zuidema(loaded, images):
 def test_timm_attention_matches_its_blocks(loaded, images):
     model, processor = loaded("timm-vit")
     pixels = to_pixel_values(processor, images)
-    found = attention_weights(model, pixels)
-    assert len(found) == 6
-    assert found[0].sum(-1).numpy() == pytest.approx(np.ones(found[0].shape[:-1]), abs=1e-5)
+    result = attention_weights(model, pixels)
+    assert len(result) == 6
+    assert result[0].sum(-1).numpy() == pytest.approx(np.ones(result[0].shape[:-1]), abs=1e-5)
     assert all(block.attn.fused_attn for block in model.timm_model.blocks)
 
 
@@ -331,15 +331,15 @@ def test_segmentation_has_class_and_uncertainty_maps(images):
     model, processor = build_tiny(image_size=64)
     before = state(model)
     for method in ("gradcam", "eigencam"):
-        found = explain_masks(model, processor, images, method=method, batch_size=2)
-        for image, item in zip(images, found, strict=True):
+        result = explain_masks(model, processor, images, method=method, batch_size=2)
+        for image, item in zip(images, result, strict=True):
             assert list(item.classes) == [name for i, name in model.config.id2label.items() if i]
             for values in (*item.classes.values(), item.uncertainty):
                 assert values.shape == (image.height, image.width)
                 assert np.isfinite(values).all()
                 assert 0 <= values.min() <= values.max() <= 1
     assert equal(before, state(model))
-    assert found[0].uncertainty.max() > 0.5  # the network is untrained
+    assert result[0].uncertainty.max() > 0.5  # the network is untrained
     sure = copy.deepcopy(model)
     with torch.no_grad():
         sure.segmentation_head[0].weight.zero_()

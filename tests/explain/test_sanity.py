@@ -108,17 +108,17 @@ def test_verdict_separates_trained_from_random_and_constant(trained, lesions):
 
 
 def test_integrated_gradients_fail_randomisation_check(trained, lesions):
-    found = verdict(trained, PROCESSOR, lesions[0][:4], "lesion", "integrated_gradients", others=())
-    assert "weights_spearman" in found["failed"]  # as Adebayo et al. found
+    result = verdict(trained, PROCESSOR, lesions[0][:4], "lesion", "integrated_gradients", others=())
+    assert "weights_spearman" in result["failed"]  # as Adebayo et al. found
 
 
 def test_cascade_starts_at_head(trained, lesions):
     pixels = to_pixel_values(PROCESSOR, lesions[0][:4])
     steps = cascading_randomisation(trained, pixels, np.ones(4, int), "eigencam", steps=4)
-    shares = [step["share"] for step in steps]
-    assert shares == sorted(shares)
+    fractions = [step["share"] for step in steps]
+    assert fractions == sorted(fractions)
     head = trained.classifier.weight.numel() + 2
-    assert shares[0] == pytest.approx(head / trained.num_parameters())
+    assert fractions[0] == pytest.approx(head / trained.num_parameters())
     assert steps[0]["spearman"] == pytest.approx(1)  # Eigen-CAM is independent of the head
     assert steps[-1]["spearman"] < 0.5
     assert cascading_randomisation(trained, pixels, np.ones(4, int), "eigencam", steps=4) == steps
@@ -145,11 +145,11 @@ def test_curves_follow_map_order(trained, lesions):
     pixels = to_pixel_values(PROCESSOR, lesions[0][:4])
     classes = np.ones(4, int)
     truth = np.stack(lesions[1][:4]).astype(np.float32)
-    found = deletion_insertion_curves(trained, pixels, classes, truth, steps=10)
-    assert found.deletion.shape == found.insertion.shape == (4, 11)
-    np.testing.assert_allclose(found.deletion[:, 0], found.insertion[:, -1], atol=1e-6)  # the image itself
-    np.testing.assert_allclose(found.deletion[:, -1], found.insertion[:, 0], atol=1e-6)  # nothing is left
-    assert found.gain().mean() > 0.2
+    result = deletion_insertion_curves(trained, pixels, classes, truth, steps=10)
+    assert result.deletion.shape == result.insertion.shape == (4, 11)
+    np.testing.assert_allclose(result.deletion[:, 0], result.insertion[:, -1], atol=1e-6)  # the image itself
+    np.testing.assert_allclose(result.deletion[:, -1], result.insertion[:, 0], atol=1e-6)  # nothing is left
+    assert result.gain().mean() > 0.2
     wrong = deletion_insertion_curves(trained, pixels, classes, 1 - truth, steps=10)
     assert wrong.gain().mean() < 0
     assert road(trained, pixels, classes, truth, (90,)).mean() > road(trained, pixels, classes, 1 - truth, (90,)).mean()
@@ -160,10 +160,10 @@ def test_curves_follow_map_order(trained, lesions):
 def test_ranks_break_ties_randomly_and_are_unique():
     maps = np.zeros((2, 10, 10), np.float32)
     maps[:, 3:5, 3:5] = 1
-    found = pixel_ranks(maps, seed=1)
-    assert sorted(found[0].ravel()) == pytest.approx(np.arange(1, 101) / 100)
-    assert (found[0][3:5, 3:5] > 0.96).all()
-    assert abs(spearmanr(found[0].ravel(), np.arange(100)).statistic) < 0.3
+    result = pixel_ranks(maps, seed=1)
+    assert sorted(result[0].ravel()) == pytest.approx(np.arange(1, 101) / 100)
+    assert (result[0][3:5, 3:5] > 0.96).all()
+    assert abs(spearmanr(result[0].ravel(), np.arange(100)).statistic) < 0.3
     assert random_maps(3, (20, 30)).shape == (3, 20, 30)
 
 

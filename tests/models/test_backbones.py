@@ -74,8 +74,8 @@ def test_timm_from_scratch_needs_no_network(name, size, statistics, monkeypatch)
     assert find_head(model).out_features == 4
     data = processor.data_config
     assert (data["input_size"], data["crop_pct"], data["crop_mode"]) == ((3, size, size), 1.0, "squash")
-    for found, wanted in zip(normalisation(processor), statistics, strict=True):
-        assert torch.allclose(found.flatten() / 255, torch.tensor(wanted))
+    for actual, expected in zip(normalisation(processor), statistics, strict=True):
+        assert torch.allclose(actual.flatten() / 255, torch.tensor(expected))
 
 
 def test_timm_from_scratch_uses_timm_initialisation():
@@ -195,8 +195,8 @@ def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
     for place in (folder, "ci-user/small-cnn"):
         done = script(sys.executable, "-I", "-c", CLASSIFY, place, *files)
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        assert found == pytest.approx(rows["p_lesion"].tolist(), abs=1e-4)
+        actual = json.loads(done.stdout.splitlines()[-1])
+        assert actual == pytest.approx(rows["p_lesion"].tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize(

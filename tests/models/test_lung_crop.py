@@ -94,8 +94,8 @@ def test_lung_crop_loads_from_hub_without_hf_medtl(hub, lung_model, tiny, image,
     done = script(sys.executable, "-I", "-c", STRANGER, image, folder, "ci-user/lung-cropped")
     assert done.returncode == 0, done.stderr
     for scores in json.loads(done.stdout.splitlines()[-1]):
-        found = [scores[name] for name in model.config.label2id]
-        assert found == pytest.approx(train_logits(model, processor, image), abs=1e-4)
+        actual = [scores[name] for name in model.config.label2id]
+        assert actual == pytest.approx(train_logits(model, processor, image), abs=1e-4)
 
 
 def test_published_lung_model_is_referenced_by_id(hub, lung_model, tiny, tmp_path):

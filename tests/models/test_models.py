@@ -62,8 +62,8 @@ def test_pipeline_equals_training_path(saved, odd_files):
     for path in odd_files:
         uint8 = torch.from_numpy(to_uint8(processor, [read_image(path)])).permute(0, 3, 1, 2)
         logits = model(pixel_values=(uint8.float() - mean) / std).logits[0]
-        given = read_image(path) if path.name == "deep.png" else str(path)  # stock loading turns 16 bits white
-        scores = {row["label"]: row["score"] for row in stock(given, top_k=None, function_to_apply="none")}
+        source = read_image(path) if path.name == "deep.png" else str(path)  # stock loading turns 16 bits white
+        scores = {row["label"]: row["score"] for row in stock(source, top_k=None, function_to_apply="none")}
         assert max(abs(scores[name] - logits[i].item()) for i, name in enumerate(LABELS)) < 1e-4, path.name
 
 
@@ -107,18 +107,18 @@ def test_other_labels_keep_body_and_reset_head(family, tiny):
     torch.manual_seed(0)
     model, _ = build_classifier(str(tiny(family)), LABELS)
     original = AutoModelForImageClassification.from_pretrained(tiny(family))
-    known = tuple(original.config.id2label.values())
+    own_labels = tuple(original.config.id2label.values())
     head = {id(p) for p in find_head(model).parameters()}
     originals = dict(original.named_parameters())
     for name, parameter in model.named_parameters():
         if id(parameter) not in head:
             assert torch.equal(parameter, originals[name]), name
     # As many labels with other names: the old head must not stay by accident.
-    model, _ = build_classifier(str(tiny(family)), ("x", "y", "z")[: len(known)])
+    model, _ = build_classifier(str(tiny(family)), ("x", "y", "z")[: len(own_labels)])
     assert not torch.equal(find_head(model).weight, find_head(original).weight)
     if family == "rad-dino":  # has no head to keep
         return
-    model, _ = build_classifier(str(tiny(family)), known)
+    model, _ = build_classifier(str(tiny(family)), own_labels)
     assert torch.equal(find_head(model).weight, find_head(original).weight)
 
 

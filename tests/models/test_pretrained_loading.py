@@ -99,7 +99,7 @@ print(handle({{"inputs": open("image.png", "rb").read()}}))
 def train(family: str, folder: Path, phantoms: Path, tiny) -> tuple[Path, Path]:
     """Train a run in seconds; return its folder and its images."""
     if family in ("unet", "segformer"):
-        data = write_phantoms(folder / "chest", "chest", patients=18, pictures=2, size=64)
+        data = write_phantoms(folder / "chest", "chest", patients=18, images=2, size=64)
         more = {"num_train_epochs": 6}
         if family == "segformer":
             sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
@@ -124,15 +124,15 @@ def train(family: str, folder: Path, phantoms: Path, tiny) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def published(hub, phantoms, tiny, tmp_path_factory) -> dict[str, Path]:
     """Publish runs and delete them locally; return family -> folder of its images."""
-    found = {}
+    parsed = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(family)
-        done, found[family] = train(family, folder, phantoms, tiny)
+        done, parsed[family] = train(family, folder, phantoms, tiny)
         if family == "vit":
             export_run(done, "onnx", data_dir=phantoms)
         push(done, NAME.format(family), waive=WAIVED)
         shutil.rmtree(done)
-    return found
+    return parsed
 
 
 def fetch(family: str, name: str) -> Path:
@@ -150,9 +150,9 @@ def snippets(family: str) -> dict[str, str]:
     """Return name -> Python snippets of the card, and code that calls the handler."""
     blocks = re.findall(r"```python\n(.*?)```", fetch(family, "README.md").read_text(), flags=re.DOTALL)
     ways = "Predictor", "timm.create_model", "onnxruntime", "pipeline(", "AutoModel"
-    found = {next(words for words in ways if words in block): block for block in blocks}
-    assert len(found) == len(blocks)
-    return found | {"handler": HANDLER.format(name=NAME.format(family))}
+    parsed = {next(words for words in ways if words in block): block for block in blocks}
+    assert len(parsed) == len(blocks)
+    return parsed | {"handler": HANDLER.format(name=NAME.format(family))}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def answers(published, tmp_path_factory) -> dict[str, dict]:
     """Return (online or offline) -> FAMILY SNIPPET -> output for each image and its masks, or the error."""
     home = str(tmp_path_factory.mktemp("stranger"))
     offline = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    found = {}
+    parsed = {}
     for mode, env in {"online": {"HF_HOME": home}, "offline": offline}.items():
         jobs: dict[str, dict] = {"stock": {}, "ours": {}}
         for family, data in published.items():
@@ -168,28 +168,28 @@ def answers(published, tmp_path_factory) -> dict[str, dict]:
             for name, code in snippets(family).items():
                 kind = "ours" if name == "Predictor" else "stock"
                 jobs[kind][f"{family} {name}"] = code, images[:1] if mode == "online" else images
-        found[mode] = {}
-        for kind, its in jobs.items():
+        parsed[mode] = {}
+        for kind, batch in jobs.items():
             isolated = ["-I"] if kind == "stock" else []
-            done = script(sys.executable, *isolated, "-c", FORKED, kind, input=json.dumps(its), **env)
+            done = script(sys.executable, *isolated, "-c", FORKED, kind, input=json.dumps(batch), **env)
             assert done.returncode == 0, done.stderr
-            found[mode] |= json.loads(done.stdout.splitlines()[-1])
-    return found
+            parsed[mode] |= json.loads(done.stdout.splitlines()[-1])
+    return parsed
 
 
 def probabilities(printed: str) -> dict[str, float]:
     """Return label -> probability, from any of the output formats."""
-    said = ast.literal_eval(printed)
-    if isinstance(said, list):
-        return {its["label"]: its["score"] for its in said}
-    if "path" in said:
-        return {key.removeprefix("p_"): value for key, value in said.items() if key.startswith("p_")}
-    return said.get("probabilities", said)
+    output = ast.literal_eval(printed)
+    if isinstance(output, list):
+        return {row["label"]: row["score"] for row in output}
+    if "path" in output:
+        return {key.removeprefix("p_"): value for key, value in output.items() if key.startswith("p_")}
+    return output.get("probabilities", output)
 
 
-def dice(found: list, mask: Path) -> float:
-    found, true = np.array(found) > 0, np.asarray(Image.open(mask)) > 0
-    return 2 * (found & true).sum() / (found.sum() + true.sum())
+def dice(parsed: list, mask: Path) -> float:
+    parsed, true = np.array(parsed) > 0, np.asarray(Image.open(mask)) > 0
+    return 2 * (parsed & true).sum() / (parsed.sum() + true.sum())
 
 
 @pytest.mark.slow  # the first has the fixtures' time
@@ -203,7 +203,7 @@ def test_all_loading_snippets_give_published_predictions(family, published, answ
     for name, text in code.items():
         assert NAME.format(family) in text and ('"v1"' in text or "@v1" in text), name
         assert ("trust_remote_code=True" in text) == (travels and name in ("pipeline(", "AutoModel")), name
-    said = {name: [ast.literal_eval(line) for line in answers["offline"][f"{family} {name}"].get("printed", ())]
+    output = {name: [ast.literal_eval(line) for line in answers["offline"][f"{family} {name}"].get("printed", ())]
             for name in ("Predictor", "handler")}  # fmt: skip
     for mode, every in answers.items():
         for name in code:
@@ -213,18 +213,18 @@ def test_all_loading_snippets_give_published_predictions(family, published, answ
             if "dice" in rows:
                 if name != "handler":
                     masks = [path.parents[1] / "masks" / path.name for path in images]
-                    found = [dice(*pair) for pair in zip(answer["masks"], masks, strict=False)]
-                    assert found == pytest.approx(rows["dice"][: len(found)].tolist(), abs=1e-6), (mode, name)
+                    parsed = [dice(*pair) for pair in zip(answer["masks"], masks, strict=False)]
+                    assert parsed == pytest.approx(rows["dice"][: len(parsed)].tolist(), abs=1e-6), (mode, name)
                 continue
-            found = pd.DataFrame([probabilities(line) for line in answer["printed"]])
+            parsed = pd.DataFrame([probabilities(line) for line in answer["printed"]])
             for label in results["labels"]:
-                assert found[label].tolist() == pytest.approx(rows[f"p_{label}"][: len(found)].tolist(), abs=1e-5)
+                assert parsed[label].tolist() == pytest.approx(rows[f"p_{label}"][: len(parsed)].tolist(), abs=1e-5)
             if mode == "offline" and family != "several":
-                score, truth = found[results["positive_label"]], rows["label"] == results["positive_label"]
+                score, truth = parsed[results["positive_label"]], rows["label"] == results["positive_label"]
                 assert roc_auc_score(truth, score) == pytest.approx(results["metrics"]["roc_auc"]["value"])
                 accuracy = ((score >= results["threshold"]) == truth).mean()
                 assert accuracy == pytest.approx(results["metrics"]["accuracy"]["value"])
-    for ours, theirs in zip(said["Predictor"], said["handler"], strict=True):
+    for ours, theirs in zip(output["Predictor"], output["handler"], strict=True):
         if "dice" in rows:
             assert theirs["area"]["lungs"] == pytest.approx(ours["area_lungs"], abs=1e-9)
         else:
@@ -265,7 +265,7 @@ def test_published_model_is_served_over_http(family, published, answers, tmp_pat
     )
     path = rows_of(family, published[family])[1][0]
     with served(tmp_path / "model") as address:
-        said = json.load(urllib.request.urlopen(address, path.read_bytes(), timeout=60))
+        output = json.load(urllib.request.urlopen(address, path.read_bytes(), timeout=60))
         deep = io.BytesIO()
         Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep, "png")
         for content, words in ((b"no picture", "no picture"), (deep.getvalue(), "apply a window")):
@@ -273,25 +273,25 @@ def test_published_model_is_served_over_http(family, published, answers, tmp_pat
                 urllib.request.urlopen(address, content, timeout=60)
             assert error.value.code == 400
             assert words in json.load(error.value)["error"]
-    assert said == ast.literal_eval(answers["online"][f"{family} handler"]["printed"][0])
+    assert output == ast.literal_eval(answers["online"][f"{family} handler"]["printed"][0])
 
 
 def test_handler_equals_predictor(finished, phantoms):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     images = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
     handler, predictor = EndpointHandler(str(finished)), Predictor.from_pretrained(finished)
-    for image, wanted in zip(images, predictor.predict(images), strict=True):
+    for image, expected in zip(images, predictor.predict(images), strict=True):
         content = io.BytesIO()
         image.save(content, "png")
-        for given in (image, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
-            said = handler({"inputs": given})
-            assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-6)
-            assert [said[key] for key in ("label", "decision", "abstain")] == [
-                wanted.label, wanted.decision, wanted.abstain
+        for payload in (image, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
+            output = handler({"inputs": payload})
+            assert output["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+            assert [output[key] for key in ("label", "decision", "abstain")] == [
+                expected.label, expected.decision, expected.abstain
             ]  # fmt: skip
-            assert said["candidates"] == list(wanted.candidates)
-            assert said["reasons"] == list(wanted.reasons)
-    assert "unlike the training pictures" in wanted.reasons
+            assert output["candidates"] == list(expected.candidates)
+            assert output["reasons"] == list(expected.reasons)
+    assert "unlike the training pictures" in expected.reasons
     for nothing in (None, "", b"", "no base64"):
         with pytest.raises(ValueError, match="not a readable image"):
             handler({"inputs": nothing})

@@ -55,15 +55,15 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("steps", [(), ("clahe", "brain_crop"), ALONE], ids=["none", "two", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pipeline_equals_training_path(family, steps, fit, tiny, files, tmp_path, monkeypatch):
-    asked = []
+    prompts = []
     model, processor = make(tiny(family), steps=steps, fit=fit)
     save(model, processor, tmp_path)
     assert isinstance(processor, MedicalImageProcessor) == (bool(steps) or fit == "pad")
     assert (tmp_path / "processor.py").exists() == isinstance(processor, MedicalImageProcessor)
     # hf_medtl is here: no code to trust. TRAP: pipeline() looks for a video processor too, and asked about its code.
-    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "n")
+    monkeypatch.setattr("builtins.input", lambda *_: prompts.append(1) or "n")
     classify = pipeline("image-classification", str(tmp_path), device="cpu")
-    assert not asked
+    assert not prompts
     assert type(classify.image_processor) is type(processor)
     for path in files:
         scores = {row["label"]: row["score"] for row in classify(str(path), top_k=None, function_to_apply="none")}
@@ -183,12 +183,12 @@ def test_brain_box_matches_phantom(patient):
     rows, columns = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
     canvas = np.zeros((300, 400, 3), np.uint8)
     canvas[150:278, 20:148] = rgb
-    found = brain_box(canvas)
-    known = (20 + columns[0], 150 + rows[0], 21 + columns[-1], 151 + rows[-1])
-    assert np.abs(np.subtract(found, known)).max() <= 3
-    assert np.abs(np.subtract(brain_box(canvas // 4), known)).max() <= 4  # as dark as an underexposed copy
+    actual = brain_box(canvas)
+    expected = (20 + columns[0], 150 + rows[0], 21 + columns[-1], 151 + rows[-1])
+    assert np.abs(np.subtract(actual, expected)).max() <= 3
+    assert np.abs(np.subtract(brain_box(canvas // 4), expected)).max() <= 4  # as dark as an underexposed copy
     processor = MedicalImageProcessor(size={"height": 64, "width": 64}, steps=["brain_crop"])
-    left, top, right, bottom = found
+    left, top, right, bottom = actual
     x, y = round((right - left) * 0.02), round((bottom - top) * 0.02)
     cropped = Image.fromarray(canvas[top - y : bottom + y, left - x : right + x]).resize((64, 64), 3)
     assert np.array_equal(processor.prepare(canvas), cropped)
@@ -211,11 +211,11 @@ def test_image_without_brain_stays_whole_and_is_counted():
     assert brain_box(black) is brain_box(letter) is None
     size = {"height": 40, "width": 60}
     processor, plain = MedicalImageProcessor(size=size, steps=["brain_crop"]), MedicalImageProcessor(size=size)
-    given = [Image.fromarray(p) for p in (black, letter, phantom())]
-    values = processor(given, return_tensors="pt")["pixel_values"]
-    assert torch.equal(values[:2], plain(given[:2], return_tensors="pt")["pixel_values"])
+    inputs = [Image.fromarray(p) for p in (black, letter, phantom())]
+    values = processor(inputs, return_tensors="pt")["pixel_values"]
+    assert torch.equal(values[:2], plain(inputs[:2], return_tensors="pt")["pixel_values"])
     assert processor.counts == {"pictures": 3, "nothing": 2}
-    plain(given)
+    plain(inputs)
     assert not plain.counts
     with ThreadPoolExecutor(4) as pool:  # like the cache
         list(pool.map(processor.prepare, [black, letter, phantom()] * 20))
@@ -227,14 +227,14 @@ def test_image_without_brain_stays_whole_and_is_counted():
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 5), (7, 7), (4, 3), (2, 3000)])
 def test_degenerate_image_sizes(size, fit):
     noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    given = [np.zeros((*size, 3), np.uint8), np.full((*size, 3), 255, np.uint8), noise]
+    inputs = [np.zeros((*size, 3), np.uint8), np.full((*size, 3), 255, np.uint8), noise]
     for target in ({"height": 32, "width": 32}, {"height": 5, "width": 9}):  # the latter is smaller than CLAHE's grid
         processor = MedicalImageProcessor(size=target, steps=ALONE, fit=fit)
-        values = processor(given, return_tensors="pt")["pixel_values"]
+        values = processor(inputs, return_tensors="pt")["pixel_values"]
         assert values.shape == (3, 3, *target.values())
         assert values.isfinite().all()
-        assert torch.equal(values, processor(given, return_tensors="pt")["pixel_values"])
-        assert to_uint8(processor, [Image.fromarray(p) for p in given]).shape == (3, *target.values(), 3)
+        assert torch.equal(values, processor(inputs, return_tensors="pt")["pixel_values"])
+        assert to_uint8(processor, [Image.fromarray(p) for p in inputs]).shape == (3, *target.values(), 3)
 
 
 def test_input_types():
@@ -243,9 +243,9 @@ def test_input_types():
     expected = processor(Image.fromarray(rgb), return_tensors="pt")["pixel_values"]
     assert expected.dtype == torch.float32
     channels_first = rgb.transpose(2, 0, 1)
-    for given in (rgb, torch.from_numpy(channels_first), channels_first, [rgb], rgb[None], Image.fromarray(rgb)):
-        assert torch.equal(processor(given, return_tensors="pt")["pixel_values"], expected)
-        assert torch.equal(processor.preprocess(given, return_tensors="pt")["pixel_values"], expected)
+    for inputs in (rgb, torch.from_numpy(channels_first), channels_first, [rgb], rgb[None], Image.fromarray(rgb)):
+        assert torch.equal(processor(inputs, return_tensors="pt")["pixel_values"], expected)
+        assert torch.equal(processor.preprocess(inputs, return_tensors="pt")["pixel_values"], expected)
     batch = processor([rgb, rgb[:30], rgb], return_tensors="np")["pixel_values"]
     assert batch.shape == (3, 3, 24, 24)
     assert np.array_equal(batch[2], expected[0])

@@ -222,9 +222,9 @@ def test_timm_classifier_weights_fill_encoder(family, tiny, no_network):
     name = "tu-test_" + family.removeprefix("timm-")
     assert (model.config.encoder_name, model.config.encoder_weights) == (name, None)
     original = AutoModelForImageClassification.from_pretrained(tiny(family)).timm_model
-    known = {name.replace(".", "_"): tensor for name, tensor in original.state_dict().items()}
+    originals = {name.replace(".", "_"): tensor for name, tensor in original.state_dict().items()}
     for name, tensor in model.encoder.model.state_dict().items():
-        assert torch.equal(tensor, known[name.replace(".", "_")]), name
+        assert torch.equal(tensor, originals[name.replace(".", "_")]), name
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.init_weights()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -309,21 +309,21 @@ def test_imagenet_weights_come_from_smp(monkeypatch):
     """SMP's download is replaced, so no network is needed."""
     import segmentation_models_pytorch as smp
 
-    given, _ = build_tiny("resnet18")
-    asked = []
+    pretrained, _ = build_tiny("resnet18")
+    requested = []
 
     def encoder(name, weights=None, **more):
-        asked.append(weights)
-        return copy.deepcopy(given.encoder) if weights else made(name, weights=weights, **more)
+        requested.append(weights)
+        return copy.deepcopy(pretrained.encoder) if weights else made(name, weights=weights, **more)
 
     made = smp.encoders.get_encoder
     monkeypatch.setattr(smp.decoders.unet.model, "get_encoder", encoder)
     values = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *_: values)
     model, processor = build_segmenter("unet", LABELS, encoder="resnet18", model_args=TINY)
-    assert asked.count("imagenet") == 1
+    assert requested.count("imagenet") == 1
     for name, tensor in model.encoder.state_dict().items():
-        assert torch.equal(tensor, given.encoder.state_dict()[name]), name
+        assert torch.equal(tensor, pretrained.encoder.state_dict()[name]), name
     assert list(processor.image_mean) == values["mean"]
     monkeypatch.setitem(values, "input_space", "BGR")
     with pytest.raises(MedtlError, match="BGR"):

@@ -69,11 +69,11 @@ def test_decisions_sets_and_ood_scores_match_run(folder, phantoms):
 
 
 def test_chest_is_out_of_distribution_for_brains(folder, tmp_path):
-    chests = write_phantoms(tmp_path / "chests", "chest", patients=3, pictures=1, size=64)
-    found = Predictor.from_pretrained(folder).predict(sorted(chests.glob("[no]*/*.png")))
-    assert found
-    assert all("unlike the training pictures" in prediction.reasons for prediction in found)
-    assert all(prediction.abstain for prediction in found)
+    chests = write_phantoms(tmp_path / "chests", "chest", patients=3, images=1, size=64)
+    predictions = Predictor.from_pretrained(folder).predict(sorted(chests.glob("[no]*/*.png")))
+    assert predictions
+    assert all("unlike the training pictures" in prediction.reasons for prediction in predictions)
+    assert all(prediction.abstain for prediction in predictions)
 
 
 def test_all_source_types(folder, files, tmp_path):
@@ -82,11 +82,11 @@ def test_all_source_types(folder, files, tmp_path):
     pixels = np.asarray(image.convert("RGB"))
     deep = dicom(pixels[..., 0].astype(np.uint16) * 16, WindowCenter=2040, WindowWidth=4080)
     slice_ = save_dicom(deep, tmp_path / "slice.dcm")
-    found = predictor.predict([path, str(path), path.read_bytes(), image, pixels, pixels[..., 0]])
-    assert len({tuple(prediction.probabilities.values()) for prediction in found}) == 1
-    assert [prediction.name for prediction in found] == [str(path), str(path), "#2", "#3", "#4", "#5"]
+    predictions = predictor.predict([path, str(path), path.read_bytes(), image, pixels, pixels[..., 0]])
+    assert len({tuple(prediction.probabilities.values()) for prediction in predictions}) == 1
+    assert [prediction.name for prediction in predictions] == [str(path), str(path), "#2", "#3", "#4", "#5"]
     (deep,) = predictor.predict(slice_)
-    assert deep.probabilities == pytest.approx(found[0].probabilities, abs=0.02)
+    assert deep.probabilities == pytest.approx(predictions[0].probabilities, abs=0.02)
     assert not deep.error
     assert len(predictor.predict(path.parent)) == len([*path.parent.iterdir()])
     bad = [b"", tmp_path / "nothing.png", pixels.astype(np.float32), Image.new("I;16", (8, 8)), path]
@@ -105,11 +105,11 @@ def test_foreign_hub_model_gives_probabilities_only(hub, files, tmp_path):
     HfApi().create_repo("ci-user/stock")
     HfApi().upload_folder(repo_id="ci-user/stock", folder_path=tmp_path)
     predictor = Predictor.from_pretrained("ci-user/stock")
-    (found,) = predictor.predict(files[0])
+    (predictions,) = predictor.predict(files[0])
     assert len(predictor.revision) == 40
-    assert set(found.probabilities) == {"LABEL_0", "LABEL_1", "LABEL_2"}
-    assert found.decision == found.label
-    assert (found.candidates, found.outlier, found.reasons) == (None, None, ())
+    assert set(predictions.probabilities) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert predictions.decision == predictions.label
+    assert (predictions.candidates, predictions.outlier, predictions.reasons) == (None, None, ())
     for wrong in ("ci-user/nobody", tmp_path / "nothing"):
         with pytest.raises(MedtlError, match="can't be loaded"):
             Predictor.from_pretrained(wrong)
@@ -135,15 +135,15 @@ def test_masks_equal_postprocessed_pipeline(tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8))
-    (found,) = Predictor.from_pretrained(tmp_path).predict(image)
-    assert found.mask.shape == (75, 110)
+    (predictions,) = Predictor.from_pretrained(tmp_path).predict(image)
+    assert predictions.mask.shape == (75, 110)
     raw = np.zeros((75, 110), np.uint8)
     for part in pipeline("image-segmentation", str(tmp_path), device="cpu")(image):
         raw[np.asarray(part["mask"]) > 0] = model.config.label2id[part["label"]]
     from hf_medtl.evaluation.postprocessing import postprocess
 
-    assert np.array_equal(found.mask, postprocess(raw, {"largest_components": 1}))
-    assert found.area == {name: (found.mask == i).mean() for i, name in ((1, "left"), (2, "right"))}
+    assert np.array_equal(predictions.mask, postprocess(raw, {"largest_components": 1}))
+    assert predictions.area == {name: (predictions.mask == i).mean() for i, name in ((1, "left"), (2, "right"))}
 
 
 def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
@@ -159,11 +159,11 @@ def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
     each = [pixels, *(affine(pad(pixels, [20], padding_mode="edge"), angle, [0, 0], 1.0, [0.0, 0.0],
                              interpolation=2)[..., 20:-20, 20:-20] for angle in (5, -5))]  # fmt: skip
     with torch.no_grad():
-        chances = torch.stack([predictor.model(pixel_values=x).logits.softmax(dim=1) for x in each])
-    wanted = dict(zip(predictor.labels, chances.mean(dim=0)[0].tolist(), strict=True))
-    assert turned[0].probabilities == pytest.approx(wanted, abs=1e-3)
-    best = int(chances.mean(dim=0)[0].argmax())
-    assert turned[0].spread == pytest.approx(float(chances[:, 0, best].std()), abs=1e-3)
+        probabilities = torch.stack([predictor.model(pixel_values=x).logits.softmax(dim=1) for x in each])
+    expected = dict(zip(predictor.labels, probabilities.mean(dim=0)[0].tolist(), strict=True))
+    assert turned[0].probabilities == pytest.approx(expected, abs=1e-3)
+    best = int(probabilities.mean(dim=0)[0].argmax())
+    assert turned[0].spread == pytest.approx(float(probabilities[:, 0, best].std()), abs=1e-3)
     with pytest.raises(MedtlError, match="0 to 8 views"):
         predictor.predict(files, tta=9)
     predictor.config.augmentation = "brain"  # trained with flipped images: the first copy is flipped
@@ -207,9 +207,9 @@ def test_tta_masks_are_mapped_back(tmp_path):
 
 def test_heatmaps_equal_explain(folder, files):
     predictor = Predictor.from_pretrained(folder)
-    found = predictor.predict(files, batch_size=4, explain="gradcam")
+    predictions = predictor.predict(files, batch_size=4, explain="gradcam")
     images = [Image.open(path).convert("RGB") for path in files]
-    for prediction, other in zip(found, explain(predictor.model, predictor.processor, images), strict=True):
+    for prediction, other in zip(predictions, explain(predictor.model, predictor.processor, images), strict=True):
         assert prediction.label == other.label
         np.testing.assert_allclose(prediction.map, other.map, atol=1e-4)
     with pytest.raises(MedtlError, match="Known: gradcam"):
@@ -229,8 +229,8 @@ def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
     assert "5 images, 1 of them with an error" in done.stdout
     table = pd.read_json(out, lines=True) if suffix == "jsonl" else getattr(pd, f"read_{suffix}")(out)
     labels = Predictor.from_pretrained(folder).labels
-    chances = [f"p_{label}" for label in labels]
-    assert list(table) == ["path", "label", *chances, "decision", "abstain", "reason", "error"]
+    probabilities = [f"p_{label}" for label in labels]
+    assert list(table) == ["path", "label", *probabilities, "decision", "abstain", "reason", "error"]
     assert table["path"].tolist() == sorted(map(str, images.iterdir()))
     assert table["error"].fillna("").astype(bool).tolist() == ["broken" in path for path in table["path"]]
     assert [*tmp_path.glob("*part*")] == []
