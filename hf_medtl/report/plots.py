@@ -195,7 +195,7 @@ def risk_coverage_plot(
     return Plot(
         "Selective prediction",
         marks,
-        Axis("fraction of images decided, most confident first", 0, 1.02),
+        Axis("fraction decided, most confident first", 0, 1.02),
         Axis("error rate", 0, top),
         f"{len(correct):,} images in {n_groups:,} groups, by decreasing probability of the most probable label. No "
         "band: the curve describes this sample. Its mean height is the area under the risk-coverage curve "

@@ -98,7 +98,7 @@ def _distributions(results: dict[str, Any], table: pd.DataFrame) -> list[Block]:
              "groups, from results.json.",
              "Dice by source. Means: " + ", ".join(f"{tick} {v:.3f}" for tick, v in zip(ticks, mean, strict=True))),
         Plot("Cumulative distribution of Dice", [Band(curve.at, curve.low, curve.high), Line("", *steps)],
-             Axis("Dice", lowest, 1.005), Axis("fraction of images with at most this Dice", -0.01, 1.01),
+             Axis("Dice", lowest, 1.005), Axis("fraction with at most this Dice", -0.01, 1.01),
              f"{n}. The further right and the steeper, the better. Band: {BAND_METHOD}.",
              f"Cumulative distribution of Dice. Lowest {dice.min():.3f}, median {np.median(dice):.3f}."),
     ]  # fmt: skip

@@ -265,7 +265,9 @@ def write_comparison(comparison: Comparison, costs: Costs, out: Path, data_dir: 
 
 def _draw_figures(comparison: Comparison, costs: Costs, figures: Path, images: list[NDArray[np.uint8]]) -> None:
     names, main = {metric: METRIC_NAMES[metric] for metric in comparison.tested}, comparison.tested[0]
-    plots.intervals(comparison.metrics, comparison.differences, comparison.reference, names, figures / "intervals.png")
+    plots.metrics_and_differences(
+        comparison.metrics, comparison.differences, comparison.reference, names, figures / "intervals.png"
+    )
     table = costs.table.assign(parameters=costs.table["parameters"] / 1e6, macs=costs.table["macs"] / 1e9)
     axes = {"parameters": "parameters, millions", "macs": "multiply-accumulates per image, billions"}
     if costs.device:
