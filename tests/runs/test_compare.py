@@ -21,7 +21,7 @@ from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar
 from hf_medtl.models.benchmark import count_macs, measure_latencies
 from hf_medtl.runs.compare import Comparison, compare_runs, measure_costs
 from hf_medtl.runs.compare_page import tables, write_comparison
-from hf_medtl.training.runtime import Meter
+from hf_medtl.training.runtime import EnergyMeter
 from tests.support.commands import options, typed
 
 NAMES = ("no", "yes")
@@ -364,14 +364,14 @@ def test_records_energy_with_codecarbon(meters, phantoms, tiny, tmp_path):
         1,
     ]
     assert [tracker.output_methods for tracker in meters] == [[], []]  # no file, no upload
-    with Meter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "other")), resumed=True) as meter:
+    with EnergyMeter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "other")), resumed=True) as meter:
         assert len(meters) == 2
     assert meter.kwh is None  # the energy before the resume is unknown
 
 
 def test_records_no_energy_without_codecarbon(monkeypatch, phantoms, tiny, tmp_path):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
-    with Meter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run")), resumed=False) as meter:
+    with EnergyMeter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run")), resumed=False) as meter:
         assert meter.tracker is None
     assert meter.kwh is None
 

@@ -100,7 +100,7 @@ def test_folder_is_complete_and_contains_no_paths(runs, joined, phantoms):
     text = (joined / "README.md").read_text()
     assert ModelCard(text).data.tags == ["medical", "hf_medtl", "ensemble"]
     assert "Not a medical device" in text
-    assert "the mean of the members', not fitted" in text
+    assert "the mean of the members' thresholds, not fitted" in text
     yaml.safe_load(text.split("---")[1])
 
 

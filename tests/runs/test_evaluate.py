@@ -1,4 +1,4 @@
-"""`hf-medtl evaluate`: what a finished or foreign model is worth on other data, and not on what it has learnt from."""
+"""Tests of `hf-medtl evaluate`: results on other data, overlap with training data, and foreign models."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from hf_medtl import MedtlError, load
 from hf_medtl.cli.main import app
 from hf_medtl.data.loading import COLUMNS
-from hf_medtl.data.metadata import banded
+from hf_medtl.data.metadata import to_categories
 from hf_medtl.evaluation.score_intervals import wilson
-from hf_medtl.evaluation.subgroups import drops
-from hf_medtl.publish.check import missing
+from hf_medtl.evaluation.subgroups import generalization_gap
+from hf_medtl.publish.check import missing_fields
 from hf_medtl.publish.hub import push
-from hf_medtl.publish.templates import interval
+from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.evaluate import evaluate_model
 from tests.support.image_files import picture
 from tests.support.tiny_models import foreign
@@ -26,13 +26,13 @@ from tests.support.tiny_models import foreign
 
 @pytest.fixture(scope="module")
 def finished(finished, tmp_path_factory):
-    """One of its own: the command writes to the card."""
+    """A copy of the run, since the command writes to its card."""
     return shutil.copytree(finished, tmp_path_factory.mktemp("copy") / "finished")
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
-    """30 pictures of two labels with sex and age, of which a tenth have none."""
+    """30 images of two labels with sex and age; the sex of a tenth is missing."""
     folder = tmp_path_factory.mktemp("hospital")
     rows = []
     for i in range(30):
@@ -43,42 +43,42 @@ def hospital(tmp_path_factory):
     return folder
 
 
-def test_on_its_own_data_a_run_gets_its_own_results_again(finished, phantoms, tmp_path):
+def test_own_data_give_the_results_of_the_run(finished, phantoms, tmp_path):
     split = pd.read_csv(finished / "splits.csv")["split"]
-    with pytest.raises(MedtlError, match=f"{(split != 'test').sum()} of its 48 pictures are among .*--drop_overlap"):
+    with pytest.raises(MedtlError, match=f"{(split != 'test').sum()} of its 48 images are among .*--drop_overlap"):
         evaluate_model(finished, "brain-phantoms", phantoms, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    folder, found = evaluate_model(finished, "brain-phantoms", phantoms, out=tmp_path / "out", drop_overlap=True)
+    folder, results = evaluate_model(finished, "brain-phantoms", phantoms, out=tmp_path / "out", drop_overlap=True)
     known = json.loads((finished / "results.json").read_text())
-    assert found == json.loads((folder / "results.json").read_text())
-    assert found["n"] == (split == "test").sum()
-    assert found["drop"] == {}
-    assert found["no_drop"] == f"{found['n']} of these are the model's own test pictures"
+    assert results == json.loads((folder / "results.json").read_text())
+    assert results["n"] == (split == "test").sum()
+    assert results["drop"] == {}
+    assert results["no_drop"] == f"{results['n']} of these are the model's own test images"
     card = (finished / "README.md").read_text()
-    assert "- Its own test pictures: Synthetic brain slices" in card
-    assert f"ROC AUC {interval(found['metrics']['roc_auc'])}" in card
+    assert "- Its own test images: Synthetic brain slices" in card
+    assert f"ROC AUC {format_interval(results['metrics']['roc_auc'])}" in card
     kept = json.loads((finished / "evaluations.json").read_text())
-    assert kept["brain-phantoms, all"]["metrics"] == found["metrics"]
-    assert {"external", "robustness", "subgroups"} <= set(missing(card, known))
+    assert kept["brain-phantoms, all"]["metrics"] == results["metrics"]
+    assert {"external", "robustness", "subgroups"} <= set(missing_fields(card, known))
     for name, metric in known["metrics"].items():
-        assert found["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-5)
-    assert (found["threshold"], found["threshold_rule"]) == (known["threshold"], known["threshold_rule"])
-    assert found["conformal"] == known["conformal"]
-    assert found["outliers"] == known["outliers"]["test"]
-    assert found["overlap"] == {"seen": (split != "test").sum(), "without_thumbnail": 0, "unsure": ""}
-    assert found["excluded"] == {"seen in training": (split != "test").sum()}
-    ours, theirs = (pd.read_csv(place / "predictions.csv") for place in (folder, finished))
+        assert results["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-5)
+    assert (results["threshold"], results["threshold_rule"]) == (known["threshold"], known["threshold_rule"])
+    assert results["conformal"] == known["conformal"]
+    assert results["outliers"] == known["outliers"]["test"]
+    assert results["overlap"] == {"seen": (split != "test").sum(), "without_thumbnail": 0, "unsure": ""}
+    assert results["excluded"] == {"seen in training": (split != "test").sum()}
+    ours, theirs = (pd.read_csv(path / "predictions.csv") for path in (folder, finished))
     assert ours["p_lesion"].to_numpy() == pytest.approx(theirs["p_lesion"].to_numpy(), abs=1e-5)
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert figures == {"confusion_matrix.png", "roc.png", "reliability.png", "risk_coverage.png"}
     card = (folder / "README.md").read_text()
-    assert f"one of the {(split != 'test').sum()} that the model has learnt from" in card
-    assert "held it in" in card
+    assert f"one of the {(split != 'test').sum()} training images of the model" in card
+    assert "contained it in" in card
     with pytest.raises(MedtlError, match="is not empty"):
         evaluate_model(finished, "brain-phantoms", phantoms, out=folder)
 
 
-def test_near_copies_need_the_training_pictures(finished, phantoms, tmp_path, monkeypatch, caplog):
+def test_near_copies_are_found_with_the_training_images(finished, phantoms, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HF_MEDTL_CACHE", str(tmp_path / "empty"))
     seen = pd.read_csv(finished / "splits.csv").query("split == 'train'")
     for label in ("lesion", "no_lesion"):
@@ -87,18 +87,18 @@ def test_near_copies_need_the_training_pictures(finished, phantoms, tmp_path, mo
     shutil.copy(phantoms / seen["path"].iloc[0], tmp_path / "other" / "lesion" / "same.png")
     Image.open(phantoms / seen["path"].iloc[-1]).resize((90, 90)).save(tmp_path / "other" / "lesion" / "near.jpg")
     ask = {"dry_run": True, "out": tmp_path / "out"}
-    with pytest.raises(MedtlError, match=r"not external to brain-phantoms: 1 of its 10 pictures .*same\.png"):
+    with pytest.raises(MedtlError, match=r"not external to brain-phantoms: 1 of its 10 images .*same\.png"):
         evaluate_model(finished, "imagefolder", tmp_path / "other", **ask)
-    assert "only equal files can be recognised" in caplog.text
-    with pytest.raises(MedtlError, match="2 of its 10 pictures"):
+    assert "only identical files can be recognised" in caplog.text
+    with pytest.raises(MedtlError, match="2 of its 10 images"):
         evaluate_model(finished, "imagefolder", tmp_path / "other", training_data=phantoms, **ask)
     caplog.clear()
-    with pytest.raises(MedtlError, match="2 of its 10 pictures"):  # now their fingerprints are in the cache
+    with pytest.raises(MedtlError, match="2 of its 10 images"):  # now their fingerprints are in the cache
         evaluate_model(finished, "imagefolder", tmp_path / "other", **ask)
-    assert "only equal files" not in caplog.text
+    assert "only identical files" not in caplog.text
 
 
-def test_all_pictures_of_a_patient_with_a_copy_are_seen(tmp_path):
+def test_copies_exclude_all_images_of_the_patient(tmp_path):
     from hf_medtl.data.leakage import load_external
 
     rows = []
@@ -111,45 +111,45 @@ def test_all_pictures_of_a_patient_with_a_copy_are_seen(tmp_path):
     path = loaded.table.query("split == 'train'")["path"].iloc[0]
     shutil.copy(tmp_path / "one" / path, tmp_path / "two" / "healthy" / "0.png")  # of p0, as 1 and 2
     pd.DataFrame(rows).to_csv(tmp_path / "two" / "metadata.csv", index=False)
-    outside = load_external(loaded, "imagefolder", tmp_path / "two", drop_overlap=True)
-    aside = outside.excluded.set_index("path")["reason"]
-    assert dict(aside.str.partition(" as ")[0]) == {
+    external = load_external(loaded, "imagefolder", tmp_path / "two", drop_overlap=True)
+    reasons = external.excluded.set_index("path")["reason"]
+    assert dict(reasons.str.partition(" as ")[0]) == {
         "healthy/0.png": "same file", "healthy/2.png": "same patient", "sick/1.png": "same patient",
     }  # fmt: skip
 
 
-def test_a_foreign_classifier(hospital, tmp_path, caplog):
+def test_foreign_classifier(hospital, tmp_path, caplog):
     model = foreign(tmp_path / "model", ["PNEUMONIA", "NORMAL"])
     with pytest.raises(MedtlError, match=r"has the labels normal, ill, the model PNEUMONIA, NORMAL: .*--labels"):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out")
     labels = {"normal": "NORMAL", "ill": "PNEUMONIA"}
-    folder, found = evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out", labels=labels)
+    folder, results = evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out", labels=labels)
     assert "has no splits.csv" in caplog.text
-    assert (found["positive_label"], found["threshold"], found["drop"]) == ("PNEUMONIA", 0.5, {})
-    assert "conformal" not in found
-    assert "outliers" not in found
+    assert (results["positive_label"], results["threshold"], results["drop"]) == ("PNEUMONIA", 0.5, {})
+    assert "conformal" not in results
+    assert "outliers" not in results
     table = pd.read_csv(folder / "predictions.csv")
     right = np.where(table["p_PNEUMONIA"] >= 0.5, "PNEUMONIA", "NORMAL") == table["label"]
-    assert found["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert results["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
     card = (folder / "README.md").read_text()
-    assert "is not said: the model has no results.json" in card
-    assert "**Overlap.** Copies of pictures that the model has learnt from may be among these" in card
-    with pytest.raises(MedtlError, match=r"has no splits.csv.*Leave out --training_data"):
+    assert "is not given: the model has no results.json" in card
+    assert "**Overlap.** These images may include duplicates of training images" in card
+    with pytest.raises(MedtlError, match=r"has no splits.csv.*Remove --training_data"):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "new", training_data=hospital)
 
 
-def test_a_model_without_a_head_is_refused(hospital, tmp_path):
+def test_rejects_model_without_head(hospital, tmp_path):
     model = foreign(tmp_path / "model", ["normal", "ill"], ViTModel)
     with pytest.raises(MedtlError, match=r"no weights for .*classifier"):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out")
 
 
-def test_labels_that_the_model_lacks_are_said_to_mean_one_or_left_out(tmp_path):
+def test_unknown_labels_must_be_mapped_or_excluded(tmp_path):
     for label, start in (("normal", 0), ("ill", 20), ("odd", 40)):
         for i in range(5):
             picture(tmp_path / "data" / label / f"{i}.png", 700 + start + i)
     model = foreign(tmp_path / "model", ["normal", "ill"])
-    with pytest.raises(MedtlError, match=r"5 pictures .* are odd, .*such as --labels odd=ill, .* --labels odd="):
+    with pytest.raises(MedtlError, match=r"5 images .* are odd, .*such as --labels odd=ill, .* --labels odd="):
         evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "out")
     for number, meaning in ((15, "ill"), (10, "")):
         out = tmp_path / str(number)
@@ -158,7 +158,7 @@ def test_labels_that_the_model_lacks_are_said_to_mean_one_or_left_out(tmp_path):
         )
 
 
-def test_several_labels_a_picture(tmp_path):
+def test_multilabel_model(tmp_path):
     cells = ["", "edema", "edema|mass", "mass"] * 6
     for i in range(24):
         picture(tmp_path / "pictures" / f"{i}.png", 1000 + i)
@@ -169,42 +169,42 @@ def test_several_labels_a_picture(tmp_path):
     model = foreign(tmp_path / "model", ["mass", "edema"])
     config = json.loads((model / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (model / "config.json").write_text(json.dumps(config))
-    folder, found = evaluate_model(model, "table", tmp_path / "table.csv", out=tmp_path / "out")
-    assert {name: its["n_positive"] for name, its in found["per_label"].items()} == {"mass": 12, "edema": 12}
-    assert {value: its["n"] for value, its in found["slices"]["source"].items()} == {"A": 12, "B": 12}
+    folder, results = evaluate_model(model, "table", tmp_path / "table.csv", out=tmp_path / "out")
+    assert {name: part["n_positive"] for name, part in results["per_label"].items()} == {"mass": 12, "edema": 12}
+    assert {value: part["n"] for value, part in results["slices"]["source"].items()} == {"A": 12, "B": 12}
     table = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
     right = (table["p_mass"] >= 0.5) == table["label"].str.contains("mass")
-    assert found["per_label"]["mass"]["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert results["per_label"]["mass"]["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
     assert "| edema | 12 | 0.500 |" in (folder / "README.md").read_text()
     foreign(tmp_path / "single", ["mass", "edema"])
-    with pytest.raises(MedtlError, match="one has several labels a picture, the other does not"):
+    with pytest.raises(MedtlError, match="One of single and table is multilabel, the other is not"):
         evaluate_model(tmp_path / "single", "table", tmp_path / "table.csv", out=tmp_path / "new")
 
 
-def test_a_published_run(finished, phantoms, hub, tmp_path):
+def test_published_run(finished, phantoms, hub, tmp_path):
     push(finished, "someone/published")
     ask = {"out": tmp_path / "out", "drop_overlap": True}
-    found = evaluate_model("someone/published", "brain-phantoms", phantoms, **ask)[1]
+    results = evaluate_model("someone/published", "brain-phantoms", phantoms, **ask)[1]
     known = json.loads((finished / "results.json").read_text())
-    assert found["model"] == "someone/published"
-    assert found["n"] == known["n"]
-    assert found["internal"]["metrics"] == known["metrics"]
+    assert results["model"] == "someone/published"
+    assert results["n"] == known["n"]
+    assert results["internal"]["metrics"] == known["metrics"]
 
 
-def test_slices_by_metadata(hospital, tmp_path):
+def test_subgroups_by_metadata(hospital, tmp_path):
     model = foreign(tmp_path / "model", ["normal", "ill"])
-    folder, found = evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out", by=["sex", "age"])
+    folder, results = evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out", by=["sex", "age"])
     sex = pd.read_csv(hospital / "metadata.csv", keep_default_na=False)["sex"]
-    sizes = {value: part["n"] for value, part in found["slices"]["sex"].items()}
+    sizes = {value: part["n"] for value, part in results["slices"]["sex"].items()}
     assert sizes == {"F": (sex == "F").sum(), "M": (sex == "M").sum(), "(missing)": 3}
-    assert {value: part["n"] for value, part in found["slices"]["age"].items()} == {
+    assert {value: part["n"] for value, part in results["slices"]["age"].items()} == {
         "0 to 17": 4, "18 to 39": 11, "40 to 64": 13, "65 or more": 2,
     }  # fmt: skip
     women = set("/" + pd.read_csv(hospital / "metadata.csv").query("sex == 'F'")["file_name"])
     table = pd.read_csv(folder / "predictions.csv")
     table = table[("/" + table["image_id"]).isin(women)]
     right = np.where(table["p_ill"] >= 0.5, "ill", "normal") == table["label"]
-    part = found["slices"]["sex"]["F"]
+    part = results["slices"]["sex"]["F"]
     assert part["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
     assert "fewer than 10 groups of each class" in part["warning"]
     assert "| 18 to 39 | 11 |" in (folder / "README.md").read_text()
@@ -212,83 +212,83 @@ def test_slices_by_metadata(hospital, tmp_path):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "new", by=["view"])
 
 
-def test_numbers_become_bands_and_too_many_words_are_refused():
-    found = banded("dose", pd.Series([str(i) for i in range(16)] + [""]))
-    assert list(found.cat.categories) == ["0 to 3.75", "3.75 to 7.5", "7.5 to 11.25", "11.25 to 15", "(missing)"]
-    assert found.value_counts().to_dict() == dict.fromkeys(found.cat.categories[:4], 4) | {"(missing)": 1}
-    assert list(banded("grade", pd.Series(["2", "1", "2"])).cat.categories) == ["1", "2"]
+def test_numbers_are_binned_and_too_many_categories_rejected():
+    categories = to_categories("dose", pd.Series([str(i) for i in range(16)] + [""]))
+    assert list(categories.cat.categories) == ["0 to 3.75", "3.75 to 7.5", "7.5 to 11.25", "11.25 to 15", "(missing)"]
+    assert categories.value_counts().to_dict() == dict.fromkeys(categories.cat.categories[:4], 4) | {"(missing)": 1}
+    assert list(to_categories("grade", pd.Series(["2", "1", "2"])).cat.categories) == ["1", "2"]
     with pytest.raises(MedtlError, match="--by day: 25 different values"):
-        banded("day", pd.Series([f"day {i}" for i in range(25)]))
+        to_categories("day", pd.Series([f"day {i}" for i in range(25)]))
 
 
-def test_the_drop_is_newcombes_interval():
+def test_generalization_gap_has_newcombes_interval():
     # 56 of 70 and 48 of 80: Newcombe 1998, Stat Med 17:873-890, table II (a), method 10.
-    shares = [
+    proportions = [
         {"x": {"value": hits / n, "low": low, "high": high}} for hits, n in ((56, 70), (48, 80))
         for low, high in [wilson(hits, n)]
     ]  # fmt: skip
-    assert list(drops(*shares)["x"].values()) == pytest.approx([0.2, 0.0524, 0.3339], abs=5e-5)
+    assert list(generalization_gap(*proportions)["x"].values()) == pytest.approx([0.2, 0.0524, 0.3339], abs=5e-5)
     bare = {"x": {"value": 0.5, "low": None, "high": None}, "y": {"value": 1.0, "low": 0.9, "high": 1.0}}
-    assert drops(shares[0], bare) == {"x": {"value": pytest.approx(0.3), "low": None, "high": None}}
+    assert generalization_gap(proportions[0], bare) == {"x": {"value": pytest.approx(0.3), "low": None, "high": None}}
     means = [{"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n_labels": n}} for n in (3, 2)]
-    assert drops(*means)["x"]["value"] is None
+    assert generalization_gap(*means)["x"]["value"] is None
 
 
-def test_of_a_split(tmp_path):
+def test_evaluates_a_split_of_the_archive(tmp_path):
     for split, start in (("train", 0), ("test", 50)):
         for i in range(6):
             picture(tmp_path / "data" / split / ("ill" if i % 2 else "normal") / f"{i}.png", 800 + start + i)
     model = foreign(tmp_path / "model", ["normal", "ill"])
-    found = evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "out", split="test")[1]
-    assert (found["n"], found["split"]) == (6, "test")
-    with pytest.raises(MedtlError, match=r"no split 'validation' of its own. Give --split all or train or test"):
+    results = evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "out", split="test")[1]
+    assert (results["n"], results["split"]) == (6, "test")
+    with pytest.raises(MedtlError, match=r"no official split 'validation'. Use --split all or train or test"):
         evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "new", split="validation")
 
 
-def test_the_command(hospital, tmp_path, monkeypatch, caplog):
+def test_command(hospital, tmp_path, monkeypatch, caplog):
     foreign(tmp_path / "model", ["normal", "ill"])
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", "hf_medtl")
 
-    def say(*more):
+    def invoke(*more):
         return CliRunner().invoke(app, ["evaluate", "model", *more])
 
-    assert say("--data_dir", str(hospital), "--dry_run").exit_code == 0
-    assert "30 pictures in" in caplog.text
+    assert invoke("--data_dir", str(hospital), "--dry_run").exit_code == 0
+    assert "30 images in" in caplog.text
     assert "Nothing was written" in caplog.text
     assert not (tmp_path / "evaluations").exists()
-    done = say("--data_dir", str(hospital), "--by", "sex")
+    done = invoke("--data_dir", str(hospital), "--by", "sex")
     assert done.exit_code == 0, done.exception
     assert "ROC AUC" in done.stdout
     assert "sex F: too small" in done.stdout
-    assert "How much lower this is" in done.stdout
+    assert "No difference from the model's own test split" in done.stdout
     assert (tmp_path / "evaluations" / "model-on-imagefolder" / "results.json").exists()
-    for wrong, words in (
+    for arguments, message in (
         (["--data_dir", str(hospital), "--labels", "ill"], "pairs such as a=b"),
         ([], "--dataset NAME"),
     ):
-        with pytest.raises(MedtlError, match=words):
-            raise say(*wrong).exception
+        with pytest.raises(MedtlError, match=message):
+            raise invoke(*arguments).exception
 
 
 @pytest.mark.real
-def test_real_chest_pictures_that_were_learnt_from_are_refused(shared, tmp_path):
+def test_rejects_real_chest_images_seen_in_training(shared, tmp_path):
     data = shared / "data"
     loaded = load("covid19-radiography", data / "covid19-radiography-database")
     model = foreign(tmp_path / "model", loaded.labels)
     loaded.table[COLUMNS].to_csv(model / "splits.csv", index=False)
     (model / "recipe.yaml").write_text("dataset: covid19-radiography\n")
     ask = {"labels": {"pneumonia": "viral_pneumonia"}, "by": ["view", "sex", "age"]}
-    place = data / "covid-chestxray-dataset"
+    data_dir = data / "covid-chestxray-dataset"
     with pytest.raises(MedtlError, match=r"not external to covid19-radiography: \d+ of its 162 .*--drop_overlap"):
-        evaluate_model(model, "covid-chestxray", place, out=tmp_path / "out", **ask)
-    folder, found = evaluate_model(model, "covid-chestxray", place, out=tmp_path / "out", drop_overlap=True, **ask)
-    assert found["n"] == 162 - found["excluded"]["seen in training"]
-    facts = pd.read_csv(place / "metadata.csv", dtype=str, keep_default_na=False)
-    learnt = set(loaded.table.query("split != 'test'")["path"].str.rpartition("/")[2])
-    known = facts[facts["also_in_covid19_radiography"].isin(learnt)]
+        evaluate_model(model, "covid-chestxray", data_dir, out=tmp_path / "out", **ask)
+    folder, results = evaluate_model(model, "covid-chestxray", data_dir, out=tmp_path / "out", drop_overlap=True, **ask)
+    assert results["n"] == 162 - results["excluded"]["seen in training"]
+    facts = pd.read_csv(data_dir / "metadata.csv", dtype=str, keep_default_na=False)
+    trained_on = set(loaded.table.query("split != 'test'")["path"].str.rpartition("/")[2])
+    known = facts[facts["also_in_covid19_radiography"].isin(trained_on)]
     assert len(known) > 0
     tested = facts[("images/" + facts["filename"]).isin(pd.read_csv(folder / "predictions.csv")["image_id"])]
     assert not {*tested["patientid"]} & {*known["patientid"]}
-    assert sum(part["n"] for part in found["slices"]["view"].values()) == found["n"]
-    assert set(found["slices"]["view"]) == {"PA", "AP", "AP Supine"}
+    assert sum(part["n"] for part in results["slices"]["view"].values()) == results["n"]
+    assert set(results["slices"]["view"]) == {"PA", "AP", "AP Supine"}
