@@ -7,3 +7,11 @@ class MedtlError(Exception):
 
 class UnreadableImage(MedtlError):
     """A file that gives no picture: empty, truncated, of another kind, or too large to open safely."""
+
+
+class Interrupted(Exception):
+    """A signal during training: a checkpoint was written, and the process should exit with code 128 + `signal`."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -36,7 +36,7 @@ def is_disk_full(error: BaseException | None, folder: Path | None = None) -> boo
     if isinstance(error, MedtlError):
         return False
     while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL_ERRNOS or any(its in str(error) for its in DISK_FULL_MESSAGES):
+        if getattr(error, "errno", None) in DISK_FULL_ERRNOS or any(text in str(error) for text in DISK_FULL_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False

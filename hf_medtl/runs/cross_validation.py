@@ -1,158 +1,159 @@
-"""All folds of a recipe: each an ordinary run, and what they say together."""
+"""Cross-validation: each fold is an ordinary run, followed by the results of all folds."""
 
-import json
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from accelerate.utils.memory import clear_device_cache
 
-from hf_medtl.common.files import write
-from hf_medtl.data.loading import Loaded
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.names import NAMES
-from hf_medtl.publish.templates import page
+from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.publish.templates import render
 from hf_medtl.runs.console import show_folds, show_folds_plan
-from hf_medtl.runs.folder import changes, check_split, is_finished
-from hf_medtl.tasks import Task, task_of
-from hf_medtl.training.data import read
+from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_folder
+from hf_medtl.tasks import Task, task_for_dataset
 from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
 
-SUMMARY = ("README.md", "figures", "predictions.csv", "recipe.yaml", "results.json")
-OF_EACH = ("n", "n_groups", "threshold", "temperature", "metrics", "train_seconds", "splits_sha256")  # fold, in all's
+SUMMARY_FILES = ("README.md", "figures", "predictions.csv", "recipe.yaml", "results.json")
+FOLD_KEYS = ("n", "n_groups", "threshold", "temperature", "metrics", "train_seconds", "splits_sha256")
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One fold: its recipe and its run folder."""
+
+    recipe: Recipe
+    run: RunFolder
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the run is finished."""
+        return self.run.is_finished
+
+    @property
+    def status(self) -> str:
+        """Human-readable status."""
+        begun = any(self.run.path.glob("checkpoint-*/trainer_state.json"))
+        return "finished" if self.is_finished else "begun" if begun else "to do"
 
 
 def cross_validate(recipe: Recipe, run: Callable[[Recipe], Path]) -> Path:
-    """Run each fold that is not finished in OUTPUT_DIR/fold-K, then write what all say together; return the folder.
+    """Run each fold that is not finished in OUTPUT_DIR/fold-K, then summarise all folds.
 
-    An unfinished fold goes on from its newest whole checkpoint with --resume_from_checkpoint auto, as a single run.
+    An unfinished fold resumes from its newest complete checkpoint with --resume_from_checkpoint auto, as a single run.
 
     Args:
-        recipe: with `folds` and without `fold`.
-        run: makes one run.
+        recipe: With `folds` and without `fold`.
+        run: Makes one run.
+
+    Returns:
+        The output folder.
 
     Raises:
-        MedtlError: a finished fold is of another recipe or split, the folder holds something else, or as `run`.
+        MedtlError: A finished fold has another recipe or split, the folder holds something else, or as `run`.
     """
     folder = Path(str(recipe.output_dir))
-    check_place(folder)
-    singles = [recipe.of_fold(fold) for fold in range(recipe.folds)]
-    folders = [Path(str(single.output_dir)) for single in singles]
+    recipes = [recipe.of_fold(fold) for fold in range(recipe.folds)]
+    folds = [Fold(single, RunFolder(str(single.output_dir))) for single in recipes]
+    sweep = Sweep(folds, "folds", "the same command with --resume_from_checkpoint auto.")
+    if (folder / "results.json").exists():
+        raise MedtlError(f"{folder} holds finished results. Give another --output_dir, or move that one away.")
+    check_sweep_folder(folder, ("fold-*", *SUMMARY_FILES), "folds", "; for a single run give --fold")
+
     plan = []
-    for single, its in zip(singles, folders, strict=True):
+    for fold in folds:
         with recipe.main_process_first(local=True):  # the other processes find its caches
-            loaded = read(single)
-        if is_finished(its):
-            check_fold(its, single, loaded)
-        parts = {split: str((loaded.table["split"] == split).sum()) for split in ("train", "validation", "test")}
-        plan.append({"fold": str(single.fold), "state": state(its), **parts})
+            loaded = fold.recipe.load_data()
+        if fold.is_finished:
+            _check_fold(fold, loaded)
+        counts = {split: str((loaded.table["split"] == split).sum()) for split in SPLITS}
+        plan.append({"fold": str(fold.recipe.fold), "state": fold.status, **counts})
     if recipe.should_save:
         show_folds_plan(plan, folder)
-    for single, its in zip(singles, folders, strict=True):
-        if not is_finished(its):
-            logger.info("Fold %d, the last is %d", single.fold, len(singles) - 1)
-            run(single)
-            # Trainer, model and callbacks refer to each other: without this, two folds' models are in memory.
-            clear_device_cache(garbage_collection=True)
-            if recipe.dry_run:
-                break
-    if recipe.should_save and not recipe.dry_run:
-        show_folds(folder, summarise(folder, folders, recipe, task_of(loaded), loaded))
+
+    def run_fold(fold: Fold) -> None:
+        logger.info("Fold %d, the last is %d", fold.recipe.fold, len(folds) - 1)
+        run(fold.recipe)
+
+    if recipe.dry_run:
+        for fold in sweep.missing[:1]:
+            run_fold(fold)
+        return folder
+    with lock_folder(folder, "cross-validation") if recipe.should_save else contextlib.nullcontext():
+        sweep.run_missing(run_fold)
+        if recipe.should_save:
+            runs = [fold.run for fold in folds]
+            show_folds(folder, summarise(RunFolder(folder), runs, recipe, task_for_dataset(loaded), loaded))
     PartialState().wait_for_everyone()
     return folder
 
 
-def check_place(folder: Path) -> None:
-    """Refuse a folder that is something else than the place of unfinished folds.
-
-    Raises:
-        MedtlError: it holds a finished run or cross-validation, or other files, or is a file.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise MedtlError(f"--output_dir {folder} is a file. Give a folder that is new, empty or holds folds.")
-    if (folder / "results.json").exists():
-        raise MedtlError(f"{folder} holds finished results. Give another --output_dir, or move that one away.")
-    others = [p.name for p in folder.iterdir() if not p.name.startswith(("fold-", ".")) and p.name not in SUMMARY]
-    if others:
-        raise MedtlError(
-            f"{folder} holds something else than folds ({', '.join(sorted(others)[:3])}). Give an --output_dir that is "
-            "new, empty or holds folds; for a single run give --fold."
-        )
-
-
-def check_fold(folder: Path, recipe: Recipe, loaded: Loaded) -> None:
-    """Refuse a finished run that is not just what this recipe would make of this fold.
-
-    Raises:
-        MedtlError: another recipe, other pictures or another split.
-    """
+def _check_fold(fold: Fold, loaded: LoadedDataset) -> None:
+    """Refuse a finished run that is not just what the recipe would make of this fold."""
     for name in ("recipe.yaml", "splits.csv", "predictions.csv"):
-        if not (folder / name).is_file():
-            raise MedtlError(f"{folder} is finished but has no {name}. Move it away, and it is trained again.")
+        if not (fold.run.path / name).is_file():
+            raise MedtlError(f"{fold.run.path} is finished but has no {name}. Move it away, and it is trained again.")
     # Whether recipe.yaml names fold 0 depends on the version that wrote it; the split tells the fold in any case.
-    found = [words for key, words in changes(folder, recipe.to_yaml()).items() if key != "fold"]
-    if found:
-        raise MedtlError(
-            f"{'; '.join(found)}. All folds need one recipe: give what it was, or move {folder} away, and it is "
-            "trained again."
-        )
-    check_split(folder, loaded.table)
+    check_same_run(fold.run, fold.recipe, loaded, ignored=["fold"])
 
 
-def state(folder: Path) -> str:
-    """Of a fold, for people."""
-    if is_finished(folder):
-        return "finished"
-    return "begun" if any(folder.glob("checkpoint-*/trainer_state.json")) else "to do"
-
-
-def summarise(folder: Path, folders: Sequence[Path], recipe: Recipe, task: Task, loaded: Loaded) -> dict[str, Any]:
-    """Write predictions.csv, figures/, recipe.yaml, README.md and, last, results.json of all folds; return the results.
+def summarise(
+    summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, task: Task, loaded: LoadedDataset
+) -> dict[str, Any]:
+    """Write predictions.csv, figures/, recipe.yaml, README.md and, last, results.json of all folds.
 
     Args:
-        folder: where to.
-        folders: of the finished folds, in order.
-        loaded: the data set, split in any way.
+        summary: The folder to write to.
+        runs: The finished folds, in order.
+        recipe: The recipe of all folds.
+        task: The learning task.
+        loaded: The data set, with any split.
+
+    Returns:
+        The content of results.json.
     """
-    singles = [json.loads((its / "results.json").read_text("utf-8")) for its in folders]
-    table = pd.concat([read_predictions(its).assign(fold=fold) for fold, its in enumerate(folders)], ignore_index=True)
-    write(folder / "predictions.csv", table.to_csv(index=False))
+    folder, singles = summary.path, [run.results for run in runs]
+    tables = [run.predictions.assign(fold=fold) for fold, run in enumerate(runs)]
+    table = pd.concat(tables, ignore_index=True)
+    summary.write("predictions.csv", table.to_csv(index=False))
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     environments = [single["environment"] for single in singles]
     result = {
         **{key: singles[0][key] for key in ("dataset", "task")},
         "split": "out-of-fold",
-        **task.pool(table, singles, figures, "pooled folds"),
-        "mean_over_folds": spreads([single["metrics"] for single in singles]),
+        **task.pool_folds(table, singles, figures, "pooled folds"),
+        "mean_over_folds": summarise_metrics([single["metrics"] for single in singles]),
         "folds": [
-            {"fold": fold} | {key: single[key] for key in OF_EACH if key in single}
+            {"fold": fold} | {key: single[key] for key in FOLD_KEYS if key in single}
             for fold, single in enumerate(singles)
         ],
         "train_seconds": round(sum(single["train_seconds"] for single in singles), 1),
         "peak_memory_mb": max(single["peak_memory_mb"] for single in singles),
-        **(
-            {"energy_kwh": sum(single["energy_kwh"] for single in singles)}
-            if all("energy_kwh" in single for single in singles)
-            else {}
-        ),
-        # What is the same in all: folds may have been made on several machines.
-        "environment": {k: v for k, v in environments[0].items() if all(its.get(k) == v for its in environments)},
+    }
+    if all("energy_kwh" in single for single in singles):
+        result["energy_kwh"] = sum(single["energy_kwh"] for single in singles)
+    # What is the same in all: folds may have been made on different machines.
+    result["environment"] = {
+        key: value for key, value in environments[0].items() if all(other.get(key) == value for other in environments)
     }
     if "external" in singles[0]:
-        result["external_mean_over_folds"] = spreads([single["external"]["metrics"] for single in singles])
-    own = sorted(path.name for path in figures.iterdir())
-    each = [single["metrics"] for single in singles]
-    plots.by_fold(each, result["metrics"], task.watched, NAMES[task.watched], figures / "by_fold.png")
+        external = [single["external"]["metrics"] for single in singles]
+        result["external_mean_over_folds"] = summarise_metrics(external)
+    figure_names = sorted(path.name for path in figures.iterdir() if path.name != "by_fold.png")
+    by_fold, metric = [single["metrics"] for single in singles], task.main_metric
+    plots.by_fold(by_fold, result["metrics"], metric, METRIC_NAMES[metric], figures / "by_fold.png")
     recipe_yaml = recipe.to_yaml()
     facts = {
         "name": folder.name,
@@ -161,31 +162,23 @@ def summarise(folder: Path, folders: Sequence[Path], recipe: Recipe, task: Task,
         "external": recipe.external_dataset,
         "decided": singles[0]["threshold"] is not None,
         "shown": [name for name in ("roc_auc", "accuracy", "dice", "iou") if name in result["metrics"]],
-        "watched": task.watched,
-        "figures": [name for name in own if name != "by_fold.png"],
+        "watched": metric,
+        "figures": figure_names,
         "recipe_yaml": recipe_yaml,
     }
-    write(folder / "recipe.yaml", recipe_yaml)
-    write(folder / "README.md", page("folds", facts))
-    write(folder / "results.json", result)
+    summary.write("recipe.yaml", recipe_yaml)
+    summary.write("README.md", render("folds", facts))
+    summary.write("results.json", result)
     return result
 
 
-def read_predictions(folder: Path) -> pd.DataFrame:
-    """predictions.csv of a run, in which a picture without labels has an empty one."""
-    names = {"image_id": str, "label": str, "group": str, "source": str}
-    return pd.read_csv(folder / "predictions.csv", dtype=names, keep_default_na=False)
-
-
-def spreads(metrics: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean, lowest and highest value over the folds; null where one of them has none."""
-    found: dict[str, dict[str, float | None]] = {}
-    for name in metrics[0]:
-        values = [its[name]["value"] for its in metrics]
-        known = None not in values
-        found[name] = {
-            "value": float(np.mean(values)) if known else None,
-            "lowest": min(values) if known else None,
-            "highest": max(values) if known else None,
-        }
-    return found
+def summarise_metrics(folds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
+    """Return mean, lowest and highest value of each metric over folds; None if a fold has no value."""
+    summary: dict[str, dict[str, float | None]] = {}
+    for name in folds[0]:
+        values = [metrics[name]["value"] for metrics in folds]
+        if None in values:
+            summary[name] = dict.fromkeys(("value", "lowest", "highest"))
+        else:
+            summary[name] = {"value": float(np.mean(values)), "lowest": min(values), "highest": max(values)}
+    return summary

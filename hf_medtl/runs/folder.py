@@ -13,7 +13,7 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import COLUMNS
 from hf_medtl.data.splits import pseudonymize_patients
 from hf_medtl.errors import MedtlError
-from hf_medtl.training.recipe import Recipe, default_of
+from hf_medtl.training.recipe import Recipe, default_value
 
 SEARCH_DB = "search.db"
 # Options that decide which tensors a checkpoint and its optimizer have.
@@ -146,7 +146,7 @@ def changed_options(run: RunFolder, recipe_yaml: str) -> dict[str, str]:
     if not (run.path / "recipe.yaml").exists():
         return {}
     before, now = run.recipe, yaml.safe_load(recipe_yaml)
-    defaults = {f.name: default_of(f) for f in dataclasses.fields(Recipe)}
+    defaults = {f.name: default_value(f) for f in dataclasses.fields(Recipe)}
     return {
         key: f"--{key} was {before.get(key, 'not given')} in the run of {run.path} and is "
         f"{now.get(key, 'not given')} now"

@@ -1,4 +1,4 @@
-"""Hyperparameter search: an Optuna study whose trials are whole runs, judged on the validation split."""
+"""Hyperparameter search: an Optuna study whose trials are whole trainings, scored on the validation split."""
 
 import dataclasses
 import logging
@@ -7,85 +7,95 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from hf_medtl.common.files import write
-from hf_medtl.data.loading import Loaded
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.runs.folder import SEARCH, finish
-from hf_medtl.runs.search_space import SEARCHABLE, Space, draw, has, own_value, trial_recipe
-from hf_medtl.training.recipe import MODELS, Recipe
+from hf_medtl.runs.folder import SEARCH_DB
+from hf_medtl.runs.search_space import SEARCHABLE, Space, belongs_to, own_value, sample, trial_recipe
+from hf_medtl.runs.sweep import Sweep, lock_folder
+from hf_medtl.training.recipe import MODEL_OPTIONS, Recipe
 from hf_medtl.training.trainer import MedicalTrainer
+
+if TYPE_CHECKING:
+    import optuna
 
 logger = logging.getLogger("hf_medtl")
 
+MakeTrainer = Callable[[Recipe, type[MedicalTrainer]], MedicalTrainer]
 
-def search(
-    recipe: Recipe, space: Space, loaded: Loaded, trainer_of: Callable[[Recipe, type[MedicalTrainer]], MedicalTrainer]
-) -> Path:
-    """Run the trials that are still missing, write best.yaml, trials.csv and figures/search.png; return the folder.
 
-    The first trial is the recipe as it is, if the space has room for it. What a trial tries depends on the seed and
-    on the finished trials alone, so that a search which was killed and goes on equals one that was not.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """One trial of a search, by its number among those that ended, from 1."""
 
-    Args:
-        recipe: whose `search` is the number of trials.
-        space: of `check_search`.
-        loaded: the data set; its test split is not looked at.
-        trainer_of: recipe, class -> the trainer of that class which a run of the recipe would have.
+    number: int
+    study: "optuna.Study"
 
-    Raises:
-        MedtlError: the folder's search is of another recipe or space or still runs, or no trial succeeded.
-        KeyboardInterrupt: after Ctrl-C. The same command goes on.
+    @property
+    def is_finished(self) -> bool:
+        """True if so many trials have ended."""
+        return len(ended_trials(self.study)) >= self.number
 
-    From the sixth trial on, one that is worse than the median of the others at its second evaluation or later is given
-    up (optuna.pruners.MedianPruner).
+
+def search(recipe: Recipe, space: Space, make_trainer: MakeTrainer) -> Path:
+    """Run the trials that are missing; write best.yaml, trials.csv and figures/search.png.
+
+    The first trial is the recipe as it is, if the space contains it. What a trial samples depends only on the seed and
+    on the trials that ended, so that a search which was killed and resumed equals one that was not. From the sixth
+    trial on, one that is worse than the median of the others at its second evaluation or later is stopped
+    (`optuna.pruners.MedianPruner`).
 
     Source: Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization (the sampler).
+
+    Args:
+        recipe: The recipe around which is searched; its `search` is the number of trials.
+        space: The search space, of `check_search`.
+        make_trainer: Recipe and class -> the trainer of that class for a run of the recipe.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        MedtlError: The folder's search is of another recipe or space or still runs, or no trial succeeded.
+        KeyboardInterrupt: After Ctrl-C. The same command resumes the search.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(str(recipe.output_dir))
-    try:
-        with FileLock(folder / ".search.lock", timeout=0):  # the system lets go of it if the process is killed
-            study = _open(recipe, space, folder)
-            _run_missing(recipe, space, study, trainer_of)
-            _report(recipe, folder, study)
-    except Timeout as error:
-        raise MedtlError(f"Another process searches in {folder}. Wait for it, or give another --output_dir.") from error
-    finish(folder)
+    with lock_folder(folder, "search"):
+        study = _open_study(recipe, space, folder)
+        trials = [Trial(number, study) for number in range(1, recipe.search + 1)]
+        Sweep(trials, "trials").run_missing(lambda trial: _run_trial(trial, recipe, space, make_trainer))
+        _write_results(recipe, RunFolder(folder), study)
+    RunFolder(folder).mark_finished()
     return folder
 
 
-def _options(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    return {
-        "storage": f"sqlite:///{folder / SEARCH}",
-        "study_name": "search",
-        "load_if_exists": True,
-        "direction": "maximize" if recipe.greater_is_better else "minimize",
-    }
-
-
-def _open(recipe: Recipe, space: Space, folder: Path) -> Any:
-    """The study of a folder, without trials that were killed."""
+def _open_study(recipe: Recipe, space: Space, folder: Path) -> "optuna.Study":
+    """Open the study of a folder, marking trials that were killed as failed."""
     import optuna
 
-    study = optuna.create_study(**_options(recipe, folder))
-    usual = {f.name: f.default for f in dataclasses.fields(Recipe)}
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / SEARCH_DB}",
+        study_name="search",
+        load_if_exists=True,
+        direction="maximize" if recipe.greater_is_better else "minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+    )
+    defaults = {f.name: f.default for f in dataclasses.fields(Recipe)}
     chosen = yaml.safe_load(recipe.to_yaml()) | {"search_space": space, "search": 0}  # the number may be raised
-    settings = {key: value for key, value in chosen.items() if value != usual[key]}
+    settings = {key: value for key, value in chosen.items() if value != defaults[key]}
     before = study.user_attrs.get("settings", settings)
     for key in sorted(before.keys() | settings.keys()):
         if before.get(key) != settings.get(key):
@@ -98,40 +108,46 @@ def _open(recipe: Recipe, space: Space, folder: Path) -> Any:
     states = optuna.trial.TrialState
     for trial in study.get_trials(states=(states.RUNNING,)):
         study.tell(trial.number, state=states.FAIL)
-    if not done(study) and not study.get_trials(states=(states.WAITING,)):
-        own = {name: own_value(recipe, name, values) for name, values in space.items() if has(recipe.strategy, name)}
+    if not ended_trials(study) and not study.get_trials(states=(states.WAITING,)):
+        own = {
+            name: own_value(recipe, name, values) for name, values in space.items() if belongs_to(recipe.strategy, name)
+        }
         if None not in own.values():
             study.enqueue_trial(own)
     return study
 
 
-def done(study: Any) -> list[Any]:
-    """The trials of a study that ended by themselves, finished or pruned."""
+def ended_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """Return the trials of a study that ended by themselves, complete or pruned."""
     from optuna.trial import TrialState
 
     return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _sampler(seed: int, finished: int) -> Any:
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=int(np.random.SeedSequence([seed, finished]).generate_state(1)[0]))
-
-
-class Unsaved(MedicalTrainer):
-    """The trainer of a run, but for checkpoints: twenty trials would fill the disk."""
+class TrialTrainer(MedicalTrainer):
+    """Trainer without checkpoints: those of twenty trials would fill the disk."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
-class Judge(TrainerCallback):
-    """Reports each evaluation to the study, and ends training that is not worth going on; `why` says why."""
+class TrialCallback(TrainerCallback):
+    """Reports each evaluation to the trial, and stops training that is not worth continuing.
 
-    def __init__(self, trial: Any, metric: str) -> None:
+    Args:
+        trial: The Optuna trial.
+        metric: Key of the metric in the logs of evaluation.
+
+    Attributes:
+        evaluations: How many there were.
+        why: The reason for stopping; empty while there is none.
+    """
+
+    def __init__(self, trial: "optuna.Trial", metric: str) -> None:
         self.trial, self.metric, self.evaluations, self.why = trial, metric, 0, ""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Report the metric, and stop if it is not finite or the trial is pruned."""
         self.evaluations += 1
         value = metrics[self.metric]
         if not math.isfinite(value):
@@ -143,72 +159,42 @@ class Judge(TrainerCallback):
         control.should_training_stop |= bool(self.why)
 
 
-class Trials(Trainer):
-    """`Trainer.hyperparameter_search` over whole runs.
+def _run_trial(trial: Trial, recipe: Recipe, space: Space, make_trainer: MakeTrainer) -> None:
+    """Sample values, train with them, and tell the study the value, or that the trial is pruned."""
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
 
-    Trainer sets a trial's values on its arguments and trains again; what strategy, loss and callbacks were made from
-    the old ones would stay. Here each trial has a recipe and a trainer of its own.
-    """
-
-    def __init__(self, recipe: Recipe, run_trial: Callable[[Any], float]) -> None:
-        # Trainer asks for a model and data; neither is used.
-        super().__init__(args=recipe, model_init=lambda: cast(Any, nn.Linear(1, 1)), eval_dataset=cast(Any, [0]))
-        self.run_trial = run_trial
-        self.objective: float | None = None
-
-    def train(self, *args: Any, trial: Any = None, **kwargs: Any) -> Any:
-        """Set `objective`, as hyperparameter_search expects it."""
-        self.objective = self.run_trial(trial)
-
-
-def _run_missing(recipe: Recipe, space: Space, study: Any, trainer_of: Callable[..., MedicalTrainer]) -> None:
-    import optuna
-
-    def run_trial(trial: Any) -> float:
-        values = draw(trial, space, recipe.strategy)
-        number = len(done(study)) + 1
-        # Drawing starts anew for each trial: the state of a sampler does not outlive its process.
-        trial.study.sampler = _sampler(recipe.seed, number)
-        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        logger.info("Trial %d of %d: %s", number, recipe.search, shown)
-        judge = Judge(trial, f"eval_{str(recipe.metric_for_best_model).removeprefix('eval_')}")
-        why = _attempt(lambda: trainer_of(trial_recipe(recipe, values), Unsaved), judge)
-        trial.set_user_attr("evaluations", judge.evaluations)
-        if isinstance(why, str):
-            trial.set_user_attr("why", why)
-            logger.info("Trial %d of %d is given up: %s", number, recipe.search, why)
-            raise optuna.TrialPruned(why)
-        logger.info("Trial %d of %d: %s %.4f", number, recipe.search, judge.metric, why)
-        return why
-
-    missing = recipe.search - len(done(study))
-    if missing <= 0:
-        return
-    quiet = recipe.variant(disable_tqdm=recipe.disable_tqdm)  # its own: Trainer changes its arguments
+    study, name = trial.study, f"Trial {trial.number} of {recipe.search}"
+    # A sampler of its own for each trial: the state of a sampler does not outlive its process.
+    seed = np.random.SeedSequence([recipe.seed, trial.number]).generate_state(1)[0]
+    study.sampler = TPESampler(seed=int(seed))
+    asked = study.ask()
     try:
-        Trials(quiet, run_trial).hyperparameter_search(
-            hp_space=lambda trial: {},
-            backend="optuna",
-            n_trials=missing,
-            sampler=_sampler(recipe.seed, len(done(study))),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-            **_options(recipe, Path(str(recipe.output_dir))),
-        )
-    except KeyboardInterrupt as stop:
-        ended = f"{len(done(study))} of {recipe.search} trials are finished. Go on: the same command."
-        raise KeyboardInterrupt(ended) from stop
-    except ValueError:
-        if study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
-            raise
-        # No trial succeeded: Optuna has no best one.
+        values = sample(asked, space, recipe.strategy)
+        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        logger.info("%s: %s", name, shown)
+        callback = TrialCallback(asked, f"eval_{str(recipe.metric_for_best_model).removeprefix('eval_')}")
+        result = _train(lambda: make_trainer(trial_recipe(recipe, values), TrialTrainer), callback)
+        asked.set_user_attr("evaluations", callback.evaluations)
+        if isinstance(result, str):
+            asked.set_user_attr("why", result)
+    except BaseException:  # Ctrl-C, too
+        study.tell(asked, state=TrialState.FAIL)
+        raise
+    if isinstance(result, str):
+        study.tell(asked, state=TrialState.PRUNED)
+        logger.info("%s is stopped: %s", name, result)
+    else:
+        study.tell(asked, result)
+        logger.info("%s: %s %.4f", name, callback.metric, result)
 
 
-def _attempt(make: Callable[[], MedicalTrainer], judge: Judge) -> float | str:
-    """Train; the best value of validation, or why there is none."""
+def _train(make: Callable[[], MedicalTrainer], callback: TrialCallback) -> float | str:
+    """Train; return the best validation value, or the reason why there is none."""
     trainer = None
     try:
         trainer = make()
-        trainer.add_callback(judge)
+        trainer.add_callback(callback)
         trainer.train()
     except (MedtlError, ValueError, torch.OutOfMemoryError) as error:  # metrics refuse values that are not finite
         if trainer is not None:
@@ -216,14 +202,14 @@ def _attempt(make: Callable[[], MedicalTrainer], judge: Judge) -> float | str:
         return str(error).splitlines()[0]
     if trainer.progress.interrupted:
         raise KeyboardInterrupt
-    return judge.why or float(trainer.state.best_metric)  # type: ignore[arg-type]
+    return callback.why or float(trainer.state.best_metric)  # type: ignore[arg-type]
 
 
-def _report(recipe: Recipe, folder: Path, study: Any) -> None:
+def _write_results(recipe: Recipe, run: RunFolder, study: "optuna.Study") -> None:
     from optuna.importance import get_param_importances
     from optuna.trial import TrialState
 
-    trials = done(study)
+    trials, folder = ended_trials(study), run.path
     rows = [
         {
             "trial": number,
@@ -231,56 +217,54 @@ def _report(recipe: Recipe, folder: Path, study: Any) -> None:
             "value": trial.value,
             **trial.params,
             "evaluations": trial.user_attrs["evaluations"],
-            "seconds": round(trial.duration.total_seconds(), 1),
+            "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else None,
             "why": trial.user_attrs.get("why", ""),
         }
         for number, trial in enumerate(trials, 1)
     ]
     table = pd.DataFrame(rows)
-    write(folder / "trials.csv", table.to_csv(index=False))
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete:
+    run.write("trials.csv", table.to_csv(index=False))
+    complete = [trial.state == TrialState.COMPLETE for trial in trials]
+    if not any(complete):
         raise MedtlError(
-            f"None of {len(trials)} trials gave a value. The first was given up since {rows[0]['why']}. See "
+            f"None of {len(trials)} trials gave a value. The first was stopped since {rows[0]['why']}. See "
             f"{folder / 'trials.csv'}, and search elsewhere: --search_space, with another --output_dir."
         )
-    best = study.best_trial
-    write(folder / "best.yaml", trial_recipe(recipe, best.params).to_yaml())
-    importances = get_param_importances(study) if len(complete) > 3 else {}
+    run.write("best.yaml", trial_recipe(recipe, study.best_trial.params).to_yaml())
     metric = str(recipe.metric_for_best_model).removeprefix("eval_")
     (folder / "figures").mkdir(exist_ok=True)
-    plots.trials(
+    plots.search_trials(
         [trial.value for trial in trials],
-        [trial in complete for trial in trials],
+        complete,
         bool(recipe.greater_is_better),
-        importances,
+        get_param_importances(study) if sum(complete) > 3 else {},
         f"Validation {metric}",
         folder / "figures" / "search.png",
     )
-    _show(recipe, folder, table, metric)
+    _show_best(recipe, folder, table, metric)
 
 
-def _show(recipe: Recipe, folder: Path, table: pd.DataFrame, metric: str) -> None:
+def _show_best(recipe: Recipe, folder: Path, table: pd.DataFrame, metric: str) -> None:
     """Print the best trials and the command that trains and tests the best."""
     console = Console()
-    finished = table[table["state"] == "complete"].sort_values("value", ascending=not recipe.greater_is_better)
-    title = f"The best of {len(table)} trials ({len(table) - len(finished)} given up), by the validation split"
-    best = finished.head(5)
+    complete = table[table["state"] == "complete"].sort_values("value", ascending=not recipe.greater_is_better)
+    title = f"The best of {len(table)} trials ({len(table) - len(complete)} stopped early), by the validation split"
+    best = complete.head(5)
     shown = Table("trial", *best["trial"].astype(str), title=title, title_justify="left")
     for name in ("value", *(name for name in table.columns if name in SEARCHABLE)):
         cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in best[name]]
         shown.add_row(metric if name == "value" else name, *cells)
     console.print(shown)
-    places = {name: getattr(recipe, name) for name in ("data_dir", "external_data_dir", "splits")}
-    for name in MODELS:  # best.yaml has a folder's name without its place
-        its = getattr(recipe, name)
-        places[name] = its if its and Path(its).exists() else None
+    options = {name: getattr(recipe, name) for name in ("data_dir", "external_data_dir", "splits")}
+    for name in MODEL_OPTIONS:  # best.yaml has only the name of a local folder
+        model = getattr(recipe, name)
+        options[name] = model if model and Path(model).exists() else None
     script = sys.argv[0] if sys.argv[0].endswith(".py") else "RECIPE"
-    values = {"config": folder / "best.yaml", "output_dir": f"{folder}-best"} | places
-    flags = [f"--{name} {shlex.quote(str(value))}" for name, value in values.items() if value]
+    options = {"config": folder / "best.yaml", "output_dir": f"{folder}-best"} | options
+    flags = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
     console.print(
-        f"\nThe search is in [bold]{folder}[/bold]: best.yaml, trials.csv, figures/search.png, {SEARCH}. The test "
-        "split was not looked at.\n\nTrain the best and test it:\n  "
+        f"\nThe search is in [bold]{folder}[/bold]: best.yaml, trials.csv, figures/search.png, {SEARCH_DB}. The test "
+        "split was not used.\n\nTrain the best and test it:\n  "
         f"accelerate launch {shlex.quote(script)} {' '.join(flags)}\n",
         highlight=False,
         soft_wrap=True,

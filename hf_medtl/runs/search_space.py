@@ -11,7 +11,7 @@ from rich.table import Table
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.tasks import check_recipe, get_task
-from hf_medtl.training.recipe import OWNERS, Recipe
+from hf_medtl.training.recipe import STRATEGY_OPTIONS, Recipe
 
 Space = dict[str, list[Any]]  # option -> [low, high], [low, high, "log"], or choices
 
@@ -88,7 +88,7 @@ def check_search(recipe: Recipe) -> Space:
         )
     strategies = space.get("strategy", [recipe.strategy])
     for name, values in space.items():
-        owner = next(({"strategy": s} for s in strategies if s in OWNERS.get(name, ())), {})
+        owner = next(({"strategy": s} for s in strategies if s in STRATEGY_OPTIONS.get(name, ())), {})
         for value in values[:2] if is_range(name, values) else values:
             try:
                 check_recipe(trial_recipe(recipe, {**owner, name: value}))
@@ -193,7 +193,7 @@ def own_value(recipe: Recipe, name: str, values: list[Any]) -> Any:
 
 def belongs_to(strategy: str, option: str) -> bool:
     """Return True if an option belongs to a strategy, or to all."""
-    return option not in OWNERS or strategy in OWNERS[option]
+    return option not in STRATEGY_OPTIONS or strategy in STRATEGY_OPTIONS[option]
 
 
 def sample(trial: Any, space: Space, strategy: str) -> dict[str, Any]:

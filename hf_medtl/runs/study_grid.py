@@ -18,8 +18,7 @@ from hf_medtl.data.subset import subsample_training
 from hf_medtl.errors import MedtlError
 from hf_medtl.tasks import check_recipe, get_task
 from hf_medtl.training.command_line import read_options
-from hf_medtl.training.data import read
-from hf_medtl.training.recipe import PLACES, Recipe, without_place
+from hf_medtl.training.recipe import PRIVATE_OPTIONS, Recipe, strip_path
 
 BUDGETS = ("steps", "epochs")
 # Options that would have cells tested on different images, or that the study itself sets.
@@ -61,7 +60,7 @@ class Grid:
             raise MedtlError(f"--fractions are percent above 0 and up to 100, found {self.fractions}.")
         if self.budget not in BUDGETS:
             raise MedtlError(f"--budget is {' or '.join(BUDGETS)}, found {self.budget!r}.")
-        names = [*map(without_place, self.models), *self.strategies]
+        names = [*map(strip_path, self.models), *self.strategies]
         for name in self.options:
             if name not in names:
                 raise MedtlError(f"The grid has options for {name!r}, which is not one of {', '.join(names)}.")
@@ -102,7 +101,7 @@ class Grid:
 
     def to_yaml(self) -> str:
         """Return the grid as --grid reads it; of folders the names alone."""
-        values = vars(self) | {"models": [*map(without_place, self.models)]}
+        values = vars(self) | {"models": [*map(strip_path, self.models)]}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
@@ -120,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         usage="python recipes/study.py --models A B [--scratch] [options below] [any option of a recipe]",
     )
     parser.add_argument("--grid", help="YAML file with any of models, strategies, fractions, seeds, scratch, budget, "
-                        "and options: backbone or strategy -> recipe options for it alone; flags override it")  # fmt: skip
+                        "and options: backbone or strategy -> recipe options for it alone; flags win")  # fmt: skip
     parser.add_argument("--models", nargs="+", help="backbones, by name or folder; encoders for segmentation")
     parser.add_argument("--strategies", nargs="+", help="training strategies of each pretrained backbone: full, ...")
     parser.add_argument("--fractions", nargs="+", help="fractions of the training groups, in percent: 1 5 10 25 50 100")
@@ -146,7 +145,7 @@ def _convert_options(options: Any) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise MedtlError(f"Options of the grid are pairs such as learning_rate: 1e-3, found {options!r}.")
     for name in options:
-        if name in (*COMMON_OPTIONS, *PLACES):
+        if name in (*COMMON_OPTIONS, *PRIVATE_OPTIONS):
             raise MedtlError(f"{name} must be the same in all cells of a study. Give it as a flag, or leave it out.")
     values, _ = read_options(Recipe, options, [])
     return {name: values[name] for name in options}
@@ -232,7 +231,7 @@ def list_arms(recipe: Recipe, grid: Grid) -> list[Arm]:
     """
     task, arms = get_task(recipe.task), []
     for model in grid.models:
-        name = without_place(model)
+        name = strip_path(model)
         own = task.backbone_options(recipe, model) | grid.options.get(name, {})
         random = task.random_weight_options(recipe.variant(**own))
         if random:
@@ -260,7 +259,7 @@ def list_cells(recipe: Recipe, grid: Grid) -> list[StudyCell]:
     arms, folder = list_arms(recipe, grid), Path(str(recipe.output_dir)) / "cells"
     cells = []
     for seed in grid.seeds:
-        whole = read(recipe.variant(seed=seed))
+        whole = recipe.variant(seed=seed).load_data()
         before = 0
         for percent in sorted(grid.fractions):
             single = recipe.variant(seed=seed, train_fraction=percent / 100)

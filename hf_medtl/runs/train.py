@@ -1,4 +1,4 @@
-"""The whole run, readable from top to bottom."""
+"""A whole run, from top to bottom: plan, train, calibrate, test, write, publish."""
 
 import gc
 import logging
@@ -14,62 +14,46 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
-from hf_medtl.common.system import cores
-from hf_medtl.common.text import words
-from hf_medtl.data.augmentation import augmentation
-from hf_medtl.data.cache import Pictures, prepare
-from hf_medtl.data.leakage import external
-from hf_medtl.data.loading import Loaded
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.system import cores, is_disk_full
+from hf_medtl.data.augmentation import get_augmentation
+from hf_medtl.data.cache import PreparedImages, prepare_images
+from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.splits import SPLITS
-from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.decisions import share
-from hf_medtl.evaluation.ood import Outliers, outlier_threshold
+from hf_medtl.errors import Interrupted, MedtlError
+from hf_medtl.evaluation.decisions import proportion
+from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
 from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
-from hf_medtl.publish.check import check_licence, check_prose, holds_token
-from hf_medtl.publish.checkpoints import Checkpoints
-from hf_medtl.publish.hub import push, reserve
-from hf_medtl.runs.artifacts import report, written
+from hf_medtl.publish.checkpoints import CheckpointUploader
+from hf_medtl.publish.hub import create_repository, push
+from hf_medtl.runs import preflight
+from hf_medtl.runs.artifacts import write_artifacts
 from hf_medtl.runs.console import show_plan, show_results
 from hf_medtl.runs.cross_validation import cross_validate
-from hf_medtl.runs.folder import (
-    begin,
-    check_disk,
-    check_folder,
-    check_shared,
-    disk_needed,
-    finish,
-    is_disk_full,
-)
+from hf_medtl.runs.folder import check_shared_folder, start_run
+from hf_medtl.runs.preflight import Plan, build
 from hf_medtl.runs.search import search
-from hf_medtl.runs.search_space import check_search, show_space
-from hf_medtl.tasks import check, task_of
-from hf_medtl.training.checkpoints import find_checkpoint
-from hf_medtl.training.data import read
+from hf_medtl.runs.search_space import show_space
+from hf_medtl.tasks import task_for_dataset
 from hf_medtl.training.recipe import Recipe
-from hf_medtl.training.runtime import Meter, keep_freed_memory
-from hf_medtl.training.tracking import close, hold_open, log_results
+from hf_medtl.training.runtime import EnergyMeter, keep_freed_memory
+from hf_medtl.training.tracking import close_trackers, keep_trackers_open, log_results
 from hf_medtl.training.trainer import MedicalTrainer
-from hf_medtl.version import __version__
 
 logger = logging.getLogger("hf_medtl")
 
 
-class Interrupted(Exception):
-    """A signal during training: a checkpoint was written, and the process should end with exit code 128 + `signal`."""
-
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
 def main(defaults: dict[str, Any]) -> None:
-    """A recipe's command line: run it, print errors that the user can mend without a traceback.
+    """Run a recipe from the command line; print errors that the user can correct without a traceback.
 
     Exit codes: 0 finished, 1 an error that the message explains, 130 interrupted with Ctrl-C, 143 by SIGTERM, as
-    schedulers send it; after both --resume_from_checkpoint auto goes on. `accelerate launch` of several processes ends
-    with 1 whatever theirs were.
+    schedulers send it; after both --resume_from_checkpoint auto goes on. `accelerate launch` with more than one process
+    exits with 1 whatever the codes of the processes.
+
+    Args:
+        defaults: Option -> value, which the command line overrides.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -89,11 +73,11 @@ def main(defaults: dict[str, Any]) -> None:
             print(f"\nInterrupted. {stop}", file=sys.stderr)
         code = 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except Exception as error:
-        get_error_handler().record_exception(error)  # for the launcher, which shows it with the process's number
+        get_error_handler().record_exception(error)  # for the launcher, which shows it with the rank
         if not isinstance(error, MedtlError):
             raise
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        code = f"Error{' in process ' + os.environ['RANK'] if many else ''}: {error}"
+        distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        code = f"Error{' in process ' + os.environ['RANK'] if distributed else ''}: {error}"
     group = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
     if group and (code is None or (group == "gloo" and not isinstance(code, str))):
         # Gloo's threads, which may abort the process at the interpreter's end (pytorch#179291), end with the group's
@@ -107,225 +91,227 @@ def main(defaults: dict[str, Any]) -> None:
 
 
 def run(recipe: Recipe) -> Path:
-    """Load, split, fine-tune, calibrate, save, evaluate, draw and describe; return the run folder.
+    """Make one run: load, split, fine-tune, calibrate, save, evaluate, draw and describe.
 
-    With --folds and no --fold, do so for each fold, and then say what the folds say together.
+    With --folds and no --fold each fold is a run, and with --search each trial trains a model; their summary follows.
+
+    Args:
+        recipe: The options of the run.
+
+    Returns:
+        The run folder.
 
     Raises:
-        MedtlError: what the user can mend, before training wherever it can be known then.
-        Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        MedtlError: What the user has to change, before training wherever it can be found then.
+        Interrupted: After Ctrl-C or SIGTERM, when the checkpoint is written.
     """
-    check(recipe)
-    _, prose = written(recipe)
-    if holds_token((recipe.to_yaml() + prose).encode()):
-        raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
-    if recipe.push_to_hub:
-        check_prose(prose)
-        check_licence(recipe.model_license)
-    space = check_search(recipe) if recipe.search else {}
     if recipe.all_folds:
+        preflight.check_options(recipe)
         return cross_validate(recipe, run)
-    folder = Path(str(recipe.output_dir))
-    if recipe.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
-        # accelerate launch gives each process a single thread, however many cores there are.
-        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if recipe.device.type == "cpu":
-        keep_freed_memory()
-    check_folder(folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(space))
-    with recipe.main_process_first(local=True):  # the other processes find its caches
-        loaded = read(recipe)
-        outside = None
-        if recipe.external_dataset:
-            outside = external(
-                loaded,
-                recipe.external_dataset,
-                recipe.external_data_dir,
-                labels=recipe.label_map,
-                drop_overlap=recipe.drop_overlap,
-                sources=words(recipe.external_sources),
-            )
-    task = task_of(loaded)
-    labels = task.output_labels(recipe, loaded)
-    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, labels)
-    model, processor, loss = build(recipe, loaded)
-    if outside and task.verify:
-        task.verify(model.config, outside)
-    copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
-    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
-    check_disk(folder, needed)
+    _set_up_cpu(recipe)
+    plan = preflight.check(recipe)
+    folder, task, loaded, model, processor = plan.folder, plan.task, plan.loaded, plan.model, plan.processor
     if recipe.should_save:
-        show_plan(recipe, loaded, outside, model, task.start(recipe, model), processor, needed, checkpoint)
-        show_space(space)
+        start = task.describe_initial_weights(recipe, model)
+        show_plan(recipe, loaded, plan.external, model, start, processor, plan.disk_bytes, plan.checkpoint)
+        show_space(plan.space)
     if recipe.dry_run:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
 
     trainer: MedicalTrainer | None = None
     try:
-        with recipe.main_process_first(local=False):
-            if recipe.should_save:
-                if recipe.push_to_hub:  # whoever may not write there learns so before training
-                    name = recipe.hub_model_id or folder.resolve().name
-                    recipe.hub_model_id = reserve(name, recipe.hub_private_repo)
-                begin(folder, recipe.to_yaml(), loaded.table, loaded.excluded)
-            else:
-                check_shared(folder)
-        if space:
-            return search(recipe, space, loaded, lambda a, kind: trainer_of(a, loaded, *build(a, loaded), kind))
-        trainer = trainer_of(recipe, loaded, model, processor, loss)
-        if recipe.push_to_hub and recipe.hub_strategy != "end":
-            trainer.add_callback(Checkpoints(str(recipe.hub_model_id), recipe.model_license))
-        hold_open(trainer)
-        with Meter(recipe, resumed=bool(checkpoint)) as meter:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.progress.interrupted:
-            raise Interrupted(
-                f"A checkpoint is in {folder}. Go on: the same command, --resume_from_checkpoint auto",
-                trainer.progress.interrupted,
-            )
+        _start(recipe, plan)
+        if plan.space:
+            return search(recipe, plan.space, lambda r, cls: make_trainer(r, loaded, *build(r, loaded), cls))
 
+        trainer = make_trainer(recipe, loaded, model, processor, plan.loss)
+        energy_kwh = _train(recipe, plan, trainer)
         save(recipe, folder, model, processor)
-        if task.calibrate:
-            answers = task.answer(folder, loaded, "validation")
+
+        if task.has_probabilities:
+            predictions = task.predict(folder, loaded, "validation")
             if recipe.should_save:
                 rules = recipe.threshold, recipe.conformal_alpha
-                model.config.update(task.calibrate(model, loaded, answers, *rules))
-        unlike = {}
-        if task.kinds:
-            others = {"external": pictures(recipe, outside, processor, splits=["test"])["test"]} if outside else {}
-            splits = pictures(recipe, loaded, processor, splits=SPLITS) | others
-            unlike = find_outliers(recipe, folder, trainer, task.kinds(loaded, "train"), splits)
-        if task.calibrate or task.kinds:
+                model.config.update(task.calibrate(model, loaded, predictions, *rules).to_config())
+        ood_rates = _detect_ood(recipe, plan, trainer)
+        if task.has_probabilities or ood_rates:
             save(recipe, folder, model, processor)
 
-        tested = [(data, task.answer(folder, data, "test")) for data in (loaded, outside) if data]
+        tested = [(data, task.predict(folder, data, "test")) for data in (loaded, plan.external) if data]
         if recipe.should_save:
-            result = report(recipe, task, folder, tested, processor, trainer, unlike, meter.kwh)
+            result = write_artifacts(recipe, task, folder, tested, processor, trainer, ood_rates, energy_kwh)
             log_results(trainer, result)
-            finish(folder)
+            RunFolder(folder).mark_finished()
             show_results(folder, result)
             if recipe.push_to_hub:
-                logger.info(
-                    "Pushed to %s", push(folder, str(recipe.hub_model_id), private=bool(recipe.hub_private_repo))
-                )
+                url = push(folder, str(recipe.hub_model_id), private=bool(recipe.hub_private_repo))
+                logger.info("Pushed to %s", url)
         trainer.accelerator.wait_for_everyone()
     except Exception as error:
         if is_disk_full(error, folder):
             raise MedtlError(
-                f"The disk of {folder} is full. The whole checkpoints are kept: make room, then give the same command "
+                f"The disk of {folder} is full. Complete checkpoints are kept: make room, then give the same command "
                 "with --resume_from_checkpoint auto."
             ) from error
         raise
     finally:
         if trainer:
-            close(trainer)
+            close_trackers(trainer)
     return folder
 
 
-def build(recipe: Recipe, loaded: Loaded) -> tuple[PreTrainedModel, Any, Any]:
-    """Model, image processor and loss of a recipe.
+def _set_up_cpu(recipe: Recipe) -> None:
+    if recipe.device.type != "cpu":
+        return
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
+        # accelerate launch gives each process a single thread, however many cores there are.
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    keep_freed_memory()
+
+
+def _start(recipe: Recipe, plan: Plan) -> None:
+    """Write the first files of the run, and make its repository: a missing permission shows before training."""
+    with recipe.main_process_first(local=False):
+        if not recipe.should_save:
+            check_shared_folder(plan.folder)
+            return
+        if recipe.push_to_hub:
+            name = recipe.hub_model_id or plan.folder.resolve().name
+            recipe.hub_model_id = create_repository(name, recipe.hub_private_repo)
+        start_run(plan.folder, recipe.to_yaml(), plan.loaded.table, plan.loaded.excluded)
+
+
+def _train(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> float | None:
+    """Train; return the energy in kWh, if it was measured.
 
     Raises:
-        MedtlError: what can't be trained so.
+        Interrupted: By a signal, after a checkpoint was written.
     """
-    task = task_of(loaded)
-    labels = task.output_labels(recipe, loaded)
-    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
-    model, processor = task.build(recipe, labels)
-    model.config.name_or_path = recipe.base_model  # trackers get the configuration, and no folder's place with it
-    model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
-    model.config.hf_medtl_version = __version__  # beside transformers_version
-    recipe.plan.check(model)
-    return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+    if recipe.push_to_hub and recipe.hub_strategy != "end":
+        trainer.add_callback(CheckpointUploader(str(recipe.hub_model_id), recipe.model_license))
+    keep_trackers_open(trainer)
+    with EnergyMeter(recipe, resumed=bool(plan.checkpoint)) as meter:
+        trainer.train(resume_from_checkpoint=plan.checkpoint)
+    if trainer.progress.interrupted:
+        raise Interrupted(
+            f"A checkpoint is in {plan.folder}. Go on: the same command, --resume_from_checkpoint auto",
+            trainer.progress.interrupted,
+        )
+    return meter.kwh
 
 
-def trainer_of(
+def make_trainer(
     recipe: Recipe,
-    loaded: Loaded,
+    loaded: LoadedDataset,
     model: PreTrainedModel,
     processor: Any,
     loss: Any,
-    kind: type[MedicalTrainer] = MedicalTrainer,
+    trainer_class: type[MedicalTrainer] = MedicalTrainer,
 ) -> MedicalTrainer:
-    """The trainer of a recipe, with what `build` gave."""
-    task = task_of(loaded)
-    return kind(
+    """Return the trainer of a recipe.
+
+    Args:
+        recipe: The options of the run.
+        loaded: The data set.
+        model: Of `build`, as processor and loss.
+        processor: The image processor.
+        loss: The training loss.
+        trainer_class: Class of the trainer.
+    """
+    task = task_for_dataset(loaded)
+    return trainer_class(
         recipe,
         model,
         processor,
-        **pictures(recipe, loaded, processor, task.masks(model.config, loaded.every())),
+        **prepare_splits(recipe, loaded, processor, task.mask_options(model.config, loaded.with_unused())),
         loss=loss,
         metrics=task.validation_metrics,
-        reduce=task.reduce,
+        reduce=task.reduce_logits,
     )
 
 
-def pictures(
+def prepare_splits(
     recipe: Recipe,
-    loaded: Loaded,
+    loaded: LoadedDataset,
     processor: Any,
     masks: dict[str, Any] | None = None,
     splits: Sequence[str] = ("train", "validation"),
-) -> dict[str, Pictures]:
-    """Prepared pictures by split, those of the training split augmented.
+) -> dict[str, PreparedImages]:
+    """Return preprocessed images by split, those of the training split augmented.
 
     Args:
-        masks: arguments of `prepare` that concern masks, if any are learnt.
+        recipe: The options of the run.
+        loaded: The data set.
+        processor: The image processor.
+        masks: Arguments of `prepare_images` that concern masks, if masks are learned.
+        splits: Names of the splits.
     """
-    every = loaded.every().table  # so that runs with more or fewer training pictures share what is prepared
-    place = pd.Series(range(len(every)), index=every["image_id"])[loaded.table["image_id"]].to_numpy()
+    # With the images that are in no split, so that runs on more or fewer training images share one cache.
+    table = loaded.with_unused().table
+    rows = pd.Series(range(len(table)), index=table["image_id"])[loaded.table["image_id"]].to_numpy()
     with recipe.main_process_first(local=True):
-        prepared = prepare(
-            [loaded.root / path for path in every["path"]],
-            every["sha256"].tolist(),
+        prepared = prepare_images(
+            [loaded.root / path for path in table["path"]],
+            table["sha256"].tolist(),
             lambda images: to_uint8(processor, images),
             key=preprocessing_key(processor),
             **(masks or {}),
         )
-    looked_at = getattr(processor, "counts", {}).get("pictures")  # none if the pictures were prepared before
-    if looked_at:
-        logger.info("Crop: nothing found in %d of %d pictures; those stay whole.", processor.counts["nothing"],
-                    looked_at)  # fmt: skip
+    counts = getattr(processor, "counts", {})
+    if counts.get("pictures"):  # none if the images were in the cache
+        logger.info("Crop: nothing found in %d of %d images, which are not cropped.", counts["nothing"],
+                    counts["pictures"])  # fmt: skip
     return {
-        split: Pictures(
+        split: PreparedImages(
             prepared,
-            place[loaded.table["split"] == split].tolist(),
-            task_of(loaded).targets(loaded, split),
-            augmentation(recipe.augmentation) if split == "train" else None,
+            rows[loaded.table["split"] == split].tolist(),
+            task_for_dataset(loaded).targets(loaded, split),
+            get_augmentation(recipe.augmentation) if split == "train" else None,
             recipe.seed,
         )
         for split in splits
     }
 
 
-def find_outliers(
-    recipe: Recipe, folder: Path, trainer: MedicalTrainer, kinds: NDArray[np.int64], splits: dict[str, Pictures]
-) -> dict[str, Any]:
-    """Fit what tells pictures unlike those of training; its threshold, from validation, goes to the configuration.
-
-    Args:
-        kinds: (n,) of the training pictures, see `Task`.
-        splits: train, validation, test, and perhaps external.
+def _detect_ood(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> dict[str, Any]:
+    """Fit out-of-distribution detection on training features; put its threshold, from validation, into the config.
 
     Returns:
-        test, and perhaps external -> share of pictures called outliers, with limits; nothing if pictures are too few.
+        test, and external if there is one -> proportion of images that are out-of-distribution, with limits; empty if
+        the model has no features to compare or the training images are too few.
     """
-    features = {name: trainer.head_inputs(its).numpy() for name, its in splits.items()}
-    try:
-        found = Outliers.fit(features.pop("train"), kinds)
-    except MedtlError as error:
-        logger.warning("Outliers will not be told: %s", error)
+    strata = plan.task.feature_strata(plan.loaded, "train")
+    if strata is None:
         return {}
-    scores = {name: found.score(its) for name, its in features.items()}
-    threshold = outlier_threshold(scores.pop("validation"))
+    splits = prepare_splits(recipe, plan.loaded, plan.processor, splits=SPLITS)
+    if plan.external:
+        splits["external"] = prepare_splits(recipe, plan.external, plan.processor, splits=["test"])["test"]
+    features: dict[str, NDArray[np.float32]] = {
+        name: trainer.head_inputs(images).numpy() for name, images in splits.items()
+    }
+    try:
+        scorer = OutOfDistributionScorer.fit(features.pop("train"), strata)
+    except MedtlError as error:
+        logger.warning("Out-of-distribution images will not be detected: %s", error)
+        return {}
+    scores = {name: scorer.score(values) for name, values in features.items()}
+    threshold = ood_threshold(scores.pop("validation"))
     trainer.model.config.update({"outliers": {"threshold": threshold}})
     if recipe.should_save:
-        found.save(folder)
-    return {name: share(its > threshold) for name, its in scores.items()}
+        scorer.save(plan.folder)
+    return {name: proportion(values > threshold) for name, values in scores.items()}
 
 
 def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
-    """Weights, configuration and preprocessing, by the main process; the others wait."""
+    """Save weights, configuration and preprocessing in the main process; the others wait.
+
+    Args:
+        recipe: The options of the run.
+        folder: The run folder.
+        model: The model.
+        processor: Its image processor.
+    """
     if recipe.should_save:
         # By timm's own names, so that timm loads its models, too: transformers drops the prefix only where it added it.
         weights = {key.removeprefix("timm_model."): tensor for key, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A search: whole runs as trials, resumable, reproducible, and never judged by the test split."""
+"""Hyperparameter search: whole trainings as trials, resumable, reproducible, never scored on the test split."""
 
 import gc
 import importlib
@@ -30,12 +30,12 @@ from hf_medtl.tasks.classification import Classification
 from tests.support.commands import ROOT, flags, options
 
 SPACE = {"learning_rate": ["1e-4", 1e-2, "log"], "mixup": [0, 0.4], "augmentation": ["light", "brain"]}
-LOOKS = ["value", "learning_rate", "mixup", "augmentation", "state", "evaluations"]  # not the seconds
+COMPARED_COLUMNS = ["value", "learning_rate", "mixup", "augmentation", "state", "evaluations"]  # not the seconds
 
 
 @pytest.fixture(autouse=True, scope="module")
-def hasty():
-    """Let SQLite not wait for the disk: these files need not outlive a power cut."""
+def fast_sqlite():
+    """Let SQLite not wait for the disk: these files need not survive a power cut."""
 
     def set_pragma(connection, record) -> None:
         connection.execute("pragma synchronous = off")
@@ -45,7 +45,7 @@ def hasty():
     event.remove(Engine, "connect", set_pragma)
 
 
-def searching(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
+def search_options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
     return options(phantoms, backbone, output, learning_rate=1e-3, search=4, search_space=SPACE) | more
 
 
@@ -60,27 +60,27 @@ def finished_trials(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def watched(phantoms, tiny, tmp_path_factory) -> tuple[Path, set[int]]:
-    """The folder of a search, and the rows of all pictures that it looked at."""
+def recorded(phantoms, tiny, tmp_path_factory) -> tuple[Path, set[int]]:
+    """Return the folder of a search, and the rows of all images that it read."""
     seen: set[int] = set()
-    usual = PreparedImages.__getitem__
+    original = PreparedImages.__getitem__
 
-    def look(self, index):
+    def record(self, index):
         seen.add(self.indices[index])
-        return usual(self, index)
+        return original(self, index)
 
     def predict(*args: object) -> None:
         raise AssertionError("a search asks no pipeline")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreparedImages, "__getitem__", look)
+        patch.setattr(PreparedImages, "__getitem__", record)
         patch.setattr(Classification, "predict", predict)
-        folder = run(Recipe(**searching(phantoms, tiny("vit"), tmp_path_factory.mktemp("search") / "run")))
+        folder = run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path_factory.mktemp("search") / "run")))
     return folder, seen
 
 
-def test_the_folder_of_a_search(watched):
-    folder, _ = watched
+def test_search_writes_its_files_and_starts_with_the_recipe(recorded):
+    folder, _ = recorded
     assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
         "best.yaml", "figures", "recipe.yaml", "search.db", "splits.csv", "trials.csv"
     }  # fmt: skip
@@ -92,15 +92,15 @@ def test_the_folder_of_a_search(watched):
     assert trials["learning_rate"].nunique() == 4
 
 
-def test_the_test_split_is_not_touched(watched):
-    folder, seen = watched
+def test_search_does_not_read_the_test_split(recorded):
+    folder, seen = recorded
     splits = pd.read_csv(folder / "splits.csv")["split"]
     assert {splits[row] for row in seen} == {"train", "validation"}
     assert "test" in set(splits)
 
 
-def test_a_run_of_best_yaml_has_the_value_of_the_best_trial(watched, phantoms, tiny, tmp_path):
-    folder, _ = watched
+def test_run_of_best_yaml_reproduces_the_best_value(recorded, phantoms, tiny, tmp_path):
+    folder, _ = recorded
     best = yaml.safe_load((folder / "best.yaml").read_text())
     trials = pd.read_csv(folder / "trials.csv").sort_values("value")
     assert best["learning_rate"] == trials["learning_rate"].iloc[0]
@@ -111,30 +111,30 @@ def test_a_run_of_best_yaml_has_the_value_of_the_best_trial(watched, phantoms, t
     assert min(state["best_metric"] for state in states) == pytest.approx(trials["value"].iloc[0], abs=1e-6)
 
 
-def test_a_value_set_back_to_the_default_is_in_the_yaml(tmp_path):
-    """The recipe's file would win otherwise."""
+def test_yaml_has_values_set_back_to_their_defaults(tmp_path):
+    """Otherwise the recipe file would override them."""
     recipe = Recipe.from_cli({"augmentation": "brain", "output_dir": str(tmp_path)}, ["--augmentation", "light"])
     assert yaml.safe_load(recipe.to_yaml())["augmentation"] == "light"
     assert yaml.safe_load(recipe.variant(mixup=0.0).to_yaml())["mixup"] == 0
 
 
-def test_a_finished_search_can_be_repeated_and_made_longer(watched, phantoms, tiny, capsys):
-    folder, _ = watched
+def test_finished_search_can_be_repeated_and_extended(recorded, phantoms, tiny, capsys):
+    folder, _ = recorded
     before = (folder / "trials.csv").read_text()
-    run(Recipe(**searching(phantoms, tiny("vit"), folder)))
+    run(Recipe(**search_options(phantoms, tiny("vit"), folder)))
     assert (folder / "trials.csv").read_text() == before
     shown = capsys.readouterr().out
     assert f"--config {folder / 'best.yaml'} --output_dir {folder}-best" in " ".join(shown.split())
-    run(Recipe(**searching(phantoms, tiny("vit"), folder, search=5)))
+    run(Recipe(**search_options(phantoms, tiny("vit"), folder, search=5)))
     assert len(pd.read_csv(folder / "trials.csv")) == 5
 
 
-def test_a_folder_of_a_search_is_for_this_search_alone(watched, phantoms, tiny):
-    folder, _ = watched
+def test_rejects_another_recipe_or_space_in_the_folder_of_a_search(recorded, phantoms, tiny):
+    folder, _ = recorded
     with pytest.raises(MedtlError, match="--weight_decay was not given in the search"):
-        run(Recipe(**searching(phantoms, tiny("vit"), folder, weight_decay=0.3)))
+        run(Recipe(**search_options(phantoms, tiny("vit"), folder, weight_decay=0.3)))
     with pytest.raises(MedtlError, match="--search_space was"):
-        run(Recipe(**searching(phantoms, tiny("vit"), folder, search_space={"mixup": [0, 0.2]})))
+        run(Recipe(**search_options(phantoms, tiny("vit"), folder, search_space={"mixup": [0, 0.2]})))
     with pytest.raises(MedtlError, match="holds a search"):
         run(Recipe(**options(phantoms, tiny("vit"), folder)))
 
@@ -150,16 +150,16 @@ def start(values: dict[str, object]) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(
-    ("number", "killed_at"), [pytest.param(4, 2, id="4"), pytest.param(20, 7, id="20", marks=pytest.mark.slow)]
+    ("number", "killed_in"), [pytest.param(4, 2, id="4"), pytest.param(20, 7, id="20", marks=pytest.mark.slow)]
 )
-def test_a_killed_search_goes_on_and_equals_one_that_was_not(number, killed_at, phantoms, tiny, tmp_path):
-    """20 trials: the sampler is past its first, random ones, and trials are given up."""
-    # The recipe's file says something of these.
+def test_killed_search_resumes_and_equals_an_uninterrupted_one(number, killed_in, phantoms, tiny, tmp_path):
+    """20 trials: the sampler is past its first, random ones, and trials are pruned."""
+    # The recipe file sets these.
     more = {"search": number, "head_learning_rate": 1e-3, "num_train_epochs": 3}
     output = tmp_path / "killed"
-    process = start(searching(phantoms, tiny("vit"), output, augmentation="light", **more))
+    process = start(search_options(phantoms, tiny("vit"), output, augmentation="light", **more))
     for _ in range(24000):
-        if finished_trials(output) >= killed_at - 1:
+        if finished_trials(output) >= killed_in - 1:
             break
         assert process.poll() is None, "the search ended before it could be killed"
         time.sleep(0.01)
@@ -167,85 +167,85 @@ def test_a_killed_search_goes_on_and_equals_one_that_was_not(number, killed_at, 
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=600)
     done = finished_trials(output)
-    assert killed_at - 1 <= done < number
+    assert killed_in - 1 <= done < number
     assert (output / "UNFINISHED").exists()
-    run(Recipe(**searching(phantoms, tiny("vit"), output, **more)))
+    run(Recipe(**search_options(phantoms, tiny("vit"), output, **more)))
     killed = pd.read_csv(output / "trials.csv")
     assert killed["trial"].tolist() == list(range(1, number + 1))
     assert not (output / "UNFINISHED").exists()
-    run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "through", **more)))
+    run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "through", **more)))
     through = pd.read_csv(tmp_path / "through" / "trials.csv")
-    pd.testing.assert_frame_equal(killed[LOOKS], through[LOOKS])
+    pd.testing.assert_frame_equal(killed[COMPARED_COLUMNS], through[COMPARED_COLUMNS])
 
 
 @pytest.fixture
 def quick(phantoms, tiny, tmp_path, monkeypatch):
-    """A search whose trials cost nothing: the value is known by formula. Interrupted in trial `stop`."""
+    """Return a search whose trials take no time: a formula gives the value. Interrupted in trial `stop`."""
 
-    def attempt_of(stop: int | None):
-        def attempt(make, judge):
-            if len(search.ended_trials(judge.trial.study)) + 1 == stop:
+    def fake_training(stop: int | None):
+        def train(make, callback):
+            if len(search.ended_trials(callback.trial.study)) + 1 == stop:
                 raise KeyboardInterrupt
-            for judge.evaluations in (1, 2, 3):
-                judge.trial.report(judge.trial.params["mixup"] / judge.evaluations, judge.evaluations)
-                if judge.trial.should_prune():
+            for callback.evaluations in (1, 2, 3):
+                callback.trial.report(callback.trial.params["mixup"] / callback.evaluations, callback.evaluations)
+                if callback.trial.should_prune():
                     return "worse"
-            return judge.trial.params["mixup"]
+            return callback.trial.params["mixup"]
 
-        return attempt
+        return train
 
-    # accelerate collects all garbage after each trial, which takes longer than these trials.
+    # Garbage is collected after each trial, which takes longer than these trials.
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
-    def search_it(name: str, stop: int | None = None, **more: object) -> pd.DataFrame:
-        monkeypatch.setattr(search, "_train", attempt_of(stop))
-        values = searching(phantoms, tiny("vit"), tmp_path / name, search=20) | more
+    def run_search(name: str, stop: int | None = None, **more: object) -> pd.DataFrame:
+        monkeypatch.setattr(search, "_train", fake_training(stop))
+        values = search_options(phantoms, tiny("vit"), tmp_path / name, search=20) | more
         run(Recipe(**values))
         return pd.read_csv(tmp_path / name / "trials.csv")
 
-    return search_it
+    return run_search
 
 
-def test_trials_depend_on_the_seed_and_on_finished_trials_alone(quick, tmp_path):
+def test_trials_depend_only_on_seed_and_ended_trials(quick, tmp_path):
     first = quick("first")
     assert len(first) == 20
     assert set(first["state"]) == {"complete", "pruned"}
     for stop in (1, 13):
         with pytest.raises(KeyboardInterrupt, match=f"{stop - 1} of 20 trials are finished. Go on: the same command"):
             quick("stopped", stop)
-    pd.testing.assert_frame_equal(first[LOOKS], quick("stopped")[LOOKS])
+    pd.testing.assert_frame_equal(first[COMPARED_COLUMNS], quick("stopped")[COMPARED_COLUMNS])
     assert quick("other", seed=2, search=2)["mixup"][1] != first["mixup"][1]
 
 
-def test_two_searches_in_one_folder_at_once_are_refused(quick, phantoms, tiny, tmp_path):
+def test_rejects_simultaneous_searches_in_one_folder(quick, phantoms, tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "UNFINISHED").touch()
     with FileLock(tmp_path / "run" / ".search.lock"), pytest.raises(MedtlError, match="Another process"):
         quick("run")
 
 
-def test_trials_that_fail_do_not_end_the_search(phantoms, tiny, tmp_path, monkeypatch):
-    given = [{"learning_rate": 1e-3}, {"learning_rate": 1e30}, {"strategy": "lp_ft", "probe_epochs": 9}]
+def test_failed_trials_do_not_end_the_search(phantoms, tiny, tmp_path, monkeypatch):
+    forced_values = [{"learning_rate": 1e-3}, {"learning_rate": 1e30}, {"strategy": "lp_ft", "probe_epochs": 9}]
 
     def forced(trial, space, strategy):
         sample(trial, space, strategy)
-        return given.pop(0)
+        return forced_values.pop(0)
 
     monkeypatch.setattr(search, "sample", forced)
     before = signal.getsignal(signal.SIGINT)
-    folder = run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "run", search=3)))
+    folder = run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "run", search=3)))
     trials = pd.read_csv(folder / "trials.csv")
     assert trials["state"].tolist() == ["complete", "pruned", "pruned"]
     assert trials["why"][1] == "expected finite probabilities, found 16 that are not"
-    assert "--probe_epochs is 1 or more" in trials["why"][2]
+    assert "--probe_epochs must be 1 or more" in trials["why"][2]
     assert signal.getsignal(signal.SIGINT) is before
 
     monkeypatch.setattr(search, "sample", lambda *args: sample(*args) | {"learning_rate": 1e30})
     with pytest.raises(MedtlError, match=r"None of 2 trials gave a value.*finite probabilities"):
-        run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "none", search=2)))
+        run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "none", search=2)))
 
 
-def test_a_bad_trial_ends_early_and_saves_nothing(phantoms, tiny, tmp_path):
+def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny, tmp_path):
     from hf_medtl import load
 
     class Trial:
@@ -259,9 +259,9 @@ def test_a_bad_trial_ends_early_and_saves_nothing(phantoms, tiny, tmp_path):
 
     recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=5))
     loaded = load("brain-phantoms", phantoms)
-    judge = search.TrialCallback(Trial(), "eval_loss")
+    callback = search.TrialCallback(Trial(), "eval_loss")
     trainer = make_trainer(recipe, loaded, *build(recipe, loaded), search.TrialTrainer)
-    assert search._train(lambda: trainer, judge) == "worse than the median of the others after 2 evaluations"
+    assert search._train(lambda: trainer, callback) == "worse than the median of the others after 2 evaluations"
     logged = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     assert logged == list(Trial.values.values())
     assert list((tmp_path / "run").iterdir()) == []
@@ -298,27 +298,27 @@ def test_a_bad_trial_ends_early_and_saves_nothing(phantoms, tiny, tmp_path):
         ({"resume_from_checkpoint": "/"}, "goes on from search.db"),
     ],
 )
-def test_what_can_not_be_searched(more, message, tmp_path):
+def test_rejects_invalid_searches(more, message, tmp_path):
     values = {"output_dir": str(tmp_path / "run"), "search": 4, "use_cpu": True}
     with pytest.raises(MedtlError, match=message):
         run(Recipe(**values | more))
     assert not (tmp_path / "run").exists()
 
 
-def test_without_optuna_the_error_says_what_to_install(tmp_path, monkeypatch):
-    usual = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else usual(name))
+def test_missing_optuna_error_names_the_extra(tmp_path, monkeypatch):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else original(name))
     with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[search\]'"):
         check_search(Recipe(output_dir=str(tmp_path), search=4))
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
+def test_rejects_multiple_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "world_size", 2)
     with pytest.raises(MedtlError, match="--num_processes 1"):
         check_search(Recipe(output_dir=str(tmp_path), search=4))
 
 
-def test_a_space_is_read_from_text_and_from_yaml(tmp_path):
+def test_space_is_read_from_text_and_yaml(tmp_path):
     expected = {"learning_rate": [1e-6, 1e-3, "log"], "unfreeze_blocks": [1, 2, 4], "augmentation": ["light", "brain"]}
     text = '{"learning_rate": [1e-6, 1e-3, "log"], "unfreeze_blocks": [1, 2, 4], "augmentation": ["light", "brain"]}'
     assert read_space(text) == expected
@@ -328,7 +328,7 @@ def test_a_space_is_read_from_text_and_from_yaml(tmp_path):
         assert read_space(recipe.search_space) == expected
 
 
-def test_options_of_a_strategy_are_drawn_with_it_alone():
+def test_strategy_options_are_sampled_only_for_that_strategy():
     space = {"lora_rank": [4, 8, 16], "layer_decay": [0.5, 0.9], "strategy": ["lora", "differential", "full"]}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     found = [sample(study.ask(), space, "full") for _ in range(30)]
@@ -339,7 +339,7 @@ def test_options_of_a_strategy_are_drawn_with_it_alone():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
-def test_each_recipe_can_be_searched_as_it_is(path, tmp_path, monkeypatch):
+def test_each_recipe_has_a_default_space(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "recipes")
     values = importlib.import_module(path.stem).RECIPE | {"output_dir": str(tmp_path), "search": 20}
     recipe = Recipe(**values)
@@ -350,12 +350,12 @@ def test_each_recipe_can_be_searched_as_it_is(path, tmp_path, monkeypatch):
         assert search_space.own_value(recipe, name, ends) is not None, name
 
 
-def test_the_better_direction_of_each_metric(tmp_path):
+def test_metric_directions(tmp_path):
     for metric, higher in {"loss": False, "roc_auc": True, "brier": False, "ece": False, "dice": True}.items():
         assert Recipe(output_dir=str(tmp_path), metric_for_best_model=metric).greater_is_better is higher
 
 
-def test_a_dry_run_shows_the_space_and_writes_nothing(phantoms, tiny, tmp_path, capsys):
-    run(Recipe(**searching(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
+def test_dry_run_shows_the_space_and_writes_nothing(phantoms, tiny, tmp_path, capsys):
+    run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
     assert "0.0001 to 0.01, logarithmic" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

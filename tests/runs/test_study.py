@@ -1,4 +1,4 @@
-"""A study: a resumable grid of ordinary runs, and what is written of it."""
+"""Learning-curve studies: a resumable grid of ordinary runs, and its summary."""
 
 import json
 import signal
@@ -24,13 +24,13 @@ from tests.support.training_processes import start, wait_for_step
 SMALL = {"fractions": [25, 100], "seeds": [1]}
 
 
-def wishes(phantoms: Path, output: Path, **more: object) -> dict[str, object]:
-    """A recipe of seconds without its backbone, which the grid says."""
+def study_options(phantoms: Path, output: Path, **more: object) -> dict[str, object]:
+    """Return options of a recipe that takes seconds, without the backbone, which the grid has."""
     values = options(phantoms, phantoms, output, num_train_epochs=1, learning_rate=1e-3, **more)
     return {key: value for key, value in values.items() if key not in ("model_name_or_path", "seed")}
 
 
-def grid_of(tiny, *families: str, **more: object) -> Grid:
+def make_grid(tiny, *families: str, **more: object) -> Grid:
     return Grid.from_cli({"models": [str(tiny(family)) for family in families], **SMALL, **more}, [])[0]
 
 
@@ -40,9 +40,11 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def studied(phantoms, tiny, tmp_path_factory) -> Path:
-    """Of a tiny ViT, pretrained and from scratch."""
+    """Return the folder of a study of a tiny ViT, pretrained and from scratch."""
     folder = tmp_path_factory.mktemp("study") / "brain"
-    assert study(Recipe(**wishes(phantoms, folder)), grid_of(tiny, "vit", scratch={"learning_rate": "1e-2"})) == 0
+    assert (
+        study(Recipe(**study_options(phantoms, folder)), make_grid(tiny, "vit", scratch={"learning_rate": "1e-2"})) == 0
+    )
     return folder
 
 
@@ -56,11 +58,11 @@ def test_each_cell_is_an_ordinary_run(studied):
         assert "The run is in" in cell.with_name(f"{cell.name}.log").read_text()
     scratch = yaml.safe_load((studied / "cells" / "tiny-vit-scratch-25-seed1" / "recipe.yaml").read_text())
     assert scratch["from_scratch"] is True
-    assert scratch["learning_rate"] == 0.01  # as a number, though YAML and flags give text
+    assert scratch["learning_rate"] == 0.01  # converted to a number from text
     assert scratch["train_fraction"] == 0.25
 
 
-def test_parts_nest_and_test_pictures_stay(studied):
+def test_training_subsets_nest_and_test_images_stay(studied):
     split = {
         (way, share): pd.read_csv(studied / "cells" / f"tiny-vit-{way}-{share}-seed1" / "splits.csv")
         for way in ("full", "scratch")
@@ -72,7 +74,7 @@ def test_parts_nest_and_test_pictures_stay(studied):
     assert part["full", 25]["train"] == part["scratch", 25]["train"] < part["full", 100]["train"]
 
 
-def test_what_is_written(studied, phantoms):
+def test_study_json_and_page(studied, phantoms):
     found = json.loads((studied / "study.json").read_text())
     assert found["metric"] == "roc_auc"
     assert found["failed"] == {}
@@ -99,23 +101,23 @@ def test_what_is_written(studied, phantoms):
     assert Grid.from_cli({}, ["--grid", str(studied / "grid.yaml")])[0].scratch == {"learning_rate": 0.01}
 
 
-def test_given_again_nothing_is_trained(studied, phantoms, tiny, capsys):
+def test_finished_study_is_not_trained_again(studied, phantoms, tiny, capsys):
     before = (studied / "study.json").read_text()
 
     def fail(recipe: Recipe) -> Path:
         raise AssertionError("trained again")
 
-    grid = grid_of(tiny, "vit", scratch={"learning_rate": 0.01})
-    assert study(Recipe(**wishes(phantoms, studied)), grid, fail) == 0
+    grid = make_grid(tiny, "vit", scratch={"learning_rate": 0.01})
+    assert study(Recipe(**study_options(phantoms, studied)), grid, fail) == 0
     assert (studied / "study.json").read_text() == before
     with pytest.raises(MedtlError, match=r"--learning_rate was 0.001 in the run of .* and is 0.003 now"):
-        study(Recipe(**wishes(phantoms, studied) | {"learning_rate": 3e-3}), grid, fail)
+        study(Recipe(**study_options(phantoms, studied) | {"learning_rate": 3e-3}), grid, fail)
 
 
-def test_a_dry_run_lists_the_cells_and_writes_nothing(phantoms, tiny, tmp_path, capsys, caplog):
+def test_dry_run_lists_the_cells_and_writes_nothing(phantoms, tiny, tmp_path, capsys, caplog):
     caplog.set_level("INFO", "hf_medtl")
-    wish = Recipe(**wishes(phantoms, tmp_path / "none", dry_run=True))
-    assert study(wish, grid_of(tiny, "cnn")) == 0
+    recipe = Recipe(**study_options(phantoms, tmp_path / "none", dry_run=True))
+    assert study(recipe, make_grid(tiny, "cnn")) == 0
     assert not (tmp_path / "none").exists()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     shares = [row for row in rows if len(row) == 5 and row[1].endswith("%")]
@@ -124,8 +126,8 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(phantoms, tiny, tmp_path, 
     assert "2 cells to do in " in caplog.text
 
 
-def test_time_is_guessed_from_what_was_taken(studied, phantoms, tiny, monkeypatch):
-    cells = list_cells(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit", seeds=[1, 3]))
+def test_time_is_estimated_from_finished_cells(studied, phantoms, tiny, monkeypatch):
+    cells = list_cells(Recipe(**study_options(phantoms, studied)), make_grid(tiny, "vit", seeds=[1, 3]))
     monkeypatch.setattr("hf_medtl.runs.study.time_forward_pass", lambda cell: 0.0)
     left = estimate_seconds(cells)
     assert {cell.seed for cell in left} == {3}
@@ -134,42 +136,42 @@ def test_time_is_guessed_from_what_was_taken(studied, phantoms, tiny, monkeypatc
     assert [*left.values()] == pytest.approx([sum(taken) / 2] * 2)
 
 
-def test_a_cell_that_fails_is_noted_and_tried_again(phantoms, tiny, tmp_path):
+def test_failed_cell_is_noted_and_tried_again(phantoms, tiny, tmp_path):
     def fail_small(recipe: Recipe) -> Path:
         if recipe.train_fraction < 1:
-            raise RuntimeError("no room\nmore words")
+            raise RuntimeError("no room\nmore message")
         return run(recipe)
 
-    wish, grid = Recipe(**wishes(phantoms, tmp_path / "study")), grid_of(tiny, "cnn")
-    assert study(wish, grid, fail_small) == 1
+    recipe, grid = Recipe(**study_options(phantoms, tmp_path / "study")), make_grid(tiny, "cnn")
+    assert study(recipe, grid, fail_small) == 1
     found = json.loads((tmp_path / "study" / "study.json").read_text())
     name = "tiny-cnn, full, 25 %, seed 1"
     assert found["failed"] == {name: "RuntimeError: no room"}
     assert [cell["percent"] for cell in found["cells"]] == [100]
     assert f"- {name}: RuntimeError: no room" in (tmp_path / "study" / "README.md").read_text()
     assert "Traceback" in (tmp_path / "study" / "cells" / "tiny-cnn-full-25-seed1.log").read_text()
-    assert study(wish, grid) == 0
+    assert study(recipe, grid) == 0
     assert json.loads((tmp_path / "study" / "study.json").read_text())["failed"] == {}
 
 
-def test_none_that_finishes_is_an_error(phantoms, tiny, tmp_path):
+def test_study_without_a_finished_cell_raises(phantoms, tiny, tmp_path):
     def fail(recipe: Recipe) -> Path:
         raise MedtlError("nothing works")
 
     with pytest.raises(
         MedtlError, match=r"None of 2 cells is finished. tiny-cnn, full, 25 %, seed 1: MedtlError: nothing"
     ):
-        study(Recipe(**wishes(phantoms, tmp_path / "study")), grid_of(tiny, "cnn"), fail)
+        study(Recipe(**study_options(phantoms, tmp_path / "study")), make_grid(tiny, "cnn"), fail)
 
 
 @pytest.mark.slow
-def test_killed_and_given_again(phantoms, tiny, tmp_path):
+def test_killed_study_resumes(phantoms, tiny, tmp_path):
     """SIGKILL in the second cell, through the recipe's command line."""
     output = tmp_path / "study"
-    values = wishes(phantoms, output)
+    values = study_options(phantoms, output)
     values.pop("use_cpu"), values.pop("disable_tqdm")
     grid = ["--models", tiny("cnn"), "--strategies", "full", "--fractions", 25, 100, "--seeds", 1]
-    plain = {"augmentation": "light", "head_learning_rate": 1e-3}  # not those of the recipe's file
+    plain = {"augmentation": "light", "head_learning_rate": 1e-3}  # not those of the recipe file
     command = [sys.executable, "recipes/study.py", *flags(**values | plain, use_cpu="true"), *grid]
     process = start([str(part) for part in command])
     wait_for_step(process, output / "cells" / "tiny-cnn-full-100-seed1", 1)
@@ -187,11 +189,11 @@ def test_killed_and_given_again(phantoms, tiny, tmp_path):
     assert "2/2" in done.stderr
 
 
-def test_masks(chests, tmp_path):
-    wish = recipe_of_masks(chests, tmp_path / "study", num_train_epochs=1, encoder=None)
+def test_segmentation_study(chests, tmp_path):
+    recipe = recipe_of_masks(chests, tmp_path / "study", num_train_epochs=1, encoder=None)
     random = {"tu-test_resnet": {"encoder_weights": "none"}}
     grid = Grid(models=("tu-test_resnet",), fractions=(50,), seeds=(1,), options=random)
-    assert study(wish, grid) == 0
+    assert study(recipe, grid) == 0
     found = json.loads((tmp_path / "study" / "study.json").read_text())
     assert found["metric"] == "dice"
     (point,) = found["curve"]
@@ -200,7 +202,7 @@ def test_masks(chests, tmp_path):
     assert point["value"] == pytest.approx(table["dice"].mean())
 
 
-def test_arms(chests, phantoms, tiny, tmp_path):
+def test_arms_have_pretrained_and_random_weights(chests, phantoms, tiny, tmp_path):
     """Encoders and backbones, by folder or name, and the same from random weights."""
     recipe = recipe_of_masks(chests, tmp_path, encoder=None, encoder_weights="imagenet")
     folder = str(tiny("timm"))
@@ -211,12 +213,12 @@ def test_arms(chests, phantoms, tiny, tmp_path):
     assert found["tiny-timm, scratch"] == ("tiny-timm", True, random)
     assert found["resnet34, feature_extraction"][2]["encoder"] == "resnet34"
     assert len(found) == 6
-    wish = Recipe(**wishes(phantoms, tmp_path))
-    names = [arm.name for arm in list_arms(wish, Grid((str(tiny("vit")), "cnn"), ("lora",), scratch={}))]
-    assert names == ["tiny-vit, lora", "tiny-vit, scratch", "cnn, scratch"]  # ours have no weights to start from
+    recipe = Recipe(**study_options(phantoms, tmp_path))
+    names = [arm.name for arm in list_arms(recipe, Grid((str(tiny("vit")), "cnn"), ("lora",), scratch={}))]
+    assert names == ["tiny-vit, lora", "tiny-vit, scratch", "cnn, scratch"]  # the small CNNs have no pretrained weights
 
 
-def test_scores_are_those_of_the_runs(finished, results):
+def test_task_scores_equal_those_of_the_run(finished, results):
     table, auc = RunFolder(finished).predictions, results["metrics"]["roc_auc"]["value"]
     kinds, score = TASKS["classification"].score(table, results)
     assert kinds == table["label"].tolist()
@@ -229,7 +231,7 @@ def test_scores_are_those_of_the_runs(finished, results):
     assert mean(None) == pytest.approx(roc_auc_score(has, several["p_lesion"]))  # all have a scar, and none is gone
 
 
-def test_steps_stay_the_same(tmp_path):
+def test_match_steps_keeps_the_number_of_steps(tmp_path):
     recipe = Recipe(output_dir=str(tmp_path), num_train_epochs=10, per_device_train_batch_size=16, strategy="lp_ft")
     part = match_steps(recipe, 30, 163)  # 2 batches against 11
     assert part.num_train_epochs == 55
@@ -240,7 +242,7 @@ def test_steps_stay_the_same(tmp_path):
         match_steps(Recipe(output_dir=str(tmp_path), strategy="progressive", unfreeze_schedule="2:1"), 30, 163)
 
 
-def test_a_grid_from_yaml_and_flags(tmp_path):
+def test_grid_from_yaml_and_flags(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("strategies: [full, feature_extraction]\nseeds: [5]\noptions: {full: {learning_rate: 2e-4}}\n")
     argv = ["--grid", str(path), "--seeds", "7", "8", "--seed_is_other", "1", "--learning_rate", "3"]
@@ -252,7 +254,7 @@ def test_a_grid_from_yaml_and_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "argv", "words"),
+    ("values", "argv", "message"),
     [
         ({"model": ["a"]}, [], "Unknown key 'model' in the grid. Did you mean 'models'"),
         ({}, [], "--models are one or more, each once; found none"),
@@ -265,23 +267,23 @@ def test_a_grid_from_yaml_and_flags(tmp_path):
         ({"models": ["a"], "options": {"b": {}}}, [], "options for 'b', which is not one of a, full"),
     ],
 )
-def test_what_is_no_grid(values, argv, words):
-    with pytest.raises(MedtlError, match=words):
+def test_rejects_invalid_grids(values, argv, message):
+    with pytest.raises(MedtlError, match=message):
         Grid.from_cli(values, argv)
 
 
-def test_what_does_not_go_with_a_study(studied, phantoms, tiny, tmp_path):
-    grid = grid_of(tiny, "cnn")
-    for more, words in (({"folds": 3}, "--folds: not with a study"), ({"search": 3}, "--search: not with a study")):
-        with pytest.raises(MedtlError, match=words):
-            study(Recipe(**wishes(phantoms, tmp_path / "study", **more)), grid)
+def test_rejects_options_and_folders_that_do_not_go_with_a_study(studied, phantoms, tiny, tmp_path):
+    grid = make_grid(tiny, "cnn")
+    for more, message in (({"folds": 3}, "--folds: not with a study"), ({"search": 3}, "--search: not with a study")):
+        with pytest.raises(MedtlError, match=message):
+            study(Recipe(**study_options(phantoms, tmp_path / "study", **more)), grid)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     with pytest.raises(MedtlError, match=r"something else than a study \(chapter1.tex\)"):
-        study(Recipe(**wishes(phantoms, tmp_path / "thesis")), grid)
+        study(Recipe(**study_options(phantoms, tmp_path / "thesis")), grid)
     with pytest.raises(MedtlError, match=r"1 % and a smaller fraction .* are both 2 groups"):
-        list_cells(Recipe(**wishes(phantoms, tmp_path / "study")), Grid((str(tiny("cnn")),), fractions=(0.5, 1)))
-    cell = list_cells(Recipe(**wishes(phantoms, studied)), grid_of(tiny, "vit"))[0]
+        list_cells(Recipe(**study_options(phantoms, tmp_path / "study")), Grid((str(tiny("cnn")),), fractions=(0.5, 1)))
+    cell = list_cells(Recipe(**study_options(phantoms, studied)), make_grid(tiny, "vit"))[0]
     table = cell.run.path / "splits.csv"
     before = table.read_text()
     try:

@@ -1,4 +1,4 @@
-"""The run folder: complete, honest, and usable without hf_medtl."""
+"""Whole runs: complete run folders that are usable without hf_medtl."""
 
 import errno
 import json
@@ -21,10 +21,10 @@ from tests.support.strangers import STRANGER, as_a_stranger
 METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc",
            "average_precision", "brier", "ece"]  # fmt: skip
 
-# What a stranger would write: stock transformers and scikit-learn, and never hf_medtl.
+# Code of a user with stock transformers and scikit-learn, without hf_medtl.
 
 
-def test_a_run_with_medical_steps_loads_with_the_code_beside_it(phantoms, tiny, tmp_path):
+def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny, tmp_path):
     for family, fit in (("vit", "pad"), ("timm", "squash")):
         more = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
         folder = run(Recipe(**options(phantoms, tiny(family), tmp_path / family, **more)))
@@ -43,7 +43,7 @@ def test_a_run_with_medical_steps_loads_with_the_code_beside_it(phantoms, tiny, 
         assert done.stdout.strip() == "hf_medtl.models.processor", done.stderr
 
 
-def test_the_folder_has_everything_and_nothing_half_written(finished):
+def test_run_folder_is_complete(finished):
     present = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
     assert present == {
         "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "splits.csv", "results.json",
@@ -74,7 +74,7 @@ def test_results_follow_the_schema(results):
     assert 0 < results["threshold"] < 1
 
 
-def test_the_split_is_saved_and_parts_no_group(finished):
+def test_saved_split_keeps_groups_together(finished):
     rows = pd.read_csv(finished / "splits.csv")
     assert list(rows.columns) == ["image_id", "path", "label", "patient", "group", "split", "sha256"]
     assert rows.groupby("group")["split"].nunique().max() == 1
@@ -83,12 +83,12 @@ def test_the_split_is_saved_and_parts_no_group(finished):
     assert set(rows["split"]) == {"train", "validation", "test"}
 
 
-def test_stock_code_gets_the_reported_numbers(finished, results, phantoms):
+def test_stock_code_reproduces_the_reported_metrics(finished, results, phantoms):
     found = as_a_stranger(finished, finished, phantoms)
     assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
 
 
-def test_the_card_is_valid_and_says_what_was_measured(finished, results):
+def test_card_is_valid_and_has_the_results(finished, results):
     text = (finished / "README.md").read_text()
     data = ModelCard(text).data
     assert data.license == "apache-2.0"
@@ -111,7 +111,7 @@ def test_the_card_is_valid_and_says_what_was_measured(finished, results):
     yaml.safe_load(text.split("---")[1])
 
 
-def test_nothing_published_says_where_the_run_was_made(finished, phantoms, tiny):
+def test_published_files_hold_no_local_paths(finished, phantoms, tiny):
     for path in finished.rglob("*"):
         if path.is_file() and "checkpoint-" not in str(path) and path.suffix not in (".png", ".safetensors"):
             text = path.read_text()
@@ -120,7 +120,7 @@ def test_nothing_published_says_where_the_run_was_made(finished, phantoms, tiny)
             assert "hf_ci" not in text, path
 
 
-def test_a_dry_run_writes_nothing(phantoms, tiny, tmp_path, capsys):
+def test_dry_run_writes_nothing(phantoms, tiny, tmp_path, capsys):
     run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
     assert not (tmp_path / "run").exists()
     shown = capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_a_dry_run_writes_nothing(phantoms, tiny, tmp_path, capsys):
     assert "GB in" in shown
 
 
-def test_folders_that_a_run_would_spoil(finished, phantoms, tiny, tmp_path):
+def test_rejects_folders_that_a_run_would_spoil(finished, phantoms, tiny, tmp_path):
     def start(output: Path) -> None:
         run(Recipe(**options(phantoms, tiny("vit"), output)))
 
@@ -147,7 +147,7 @@ def test_folders_that_a_run_would_spoil(finished, phantoms, tiny, tmp_path):
         start(tmp_path / "file")
 
 
-def test_a_full_disk_before_and_during_the_run(phantoms, tiny, tmp_path, monkeypatch):
+def test_full_disk_raises_before_and_during_the_run(phantoms, tiny, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
@@ -164,7 +164,7 @@ def test_a_full_disk_before_and_during_the_run(phantoms, tiny, tmp_path, monkeyp
     assert (tmp_path / "during" / "UNFINISHED").exists()
 
 
-def test_other_pictures_than_before_stop_a_resume(phantoms, tiny, tmp_path):
+def test_rejects_resuming_with_other_images(phantoms, tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "UNFINISHED").touch()
     (tmp_path / "run" / "splits.csv").write_text("sha256,split\nabc,train\n")
@@ -172,7 +172,7 @@ def test_other_pictures_than_before_stop_a_resume(phantoms, tiny, tmp_path):
         run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", resume_from_checkpoint="auto")))
 
 
-def test_errors_are_messages_without_traceback(phantoms, tmp_path):
+def test_user_errors_have_no_traceback(phantoms, tmp_path):
     done = script(
         sys.executable,
         "recipes/vit_brain.py",
@@ -183,7 +183,7 @@ def test_errors_are_messages_without_traceback(phantoms, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_recipe_runs_two_steps(phantoms, tiny, tmp_path):
+def test_recipe_runs_two_steps(phantoms, tiny, tmp_path):
     values = options(phantoms, tiny("vit"), tmp_path / "run", max_steps=2, eval_strategy="steps", eval_steps=1,
                      save_strategy="steps", save_steps=1)  # fmt: skip
     done = script(sys.executable, "recipes/vit_brain.py", *flags(**values))
@@ -192,8 +192,8 @@ def test_a_recipe_runs_two_steps(phantoms, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_see_the_same_pictures_and_give_equal_metrics(phantoms, tiny, tmp_path):
-    """TRAP J: the pictures that fill up the last batch must not be counted. Rate 0, so that rounding can't add up."""
+def test_one_and_two_processes_give_equal_metrics(phantoms, tiny, tmp_path):
+    """Images that pad the last batch must not count. With learning rate 0 rounding errors can't add up."""
     found = {}
     for processes in (1, 2):
         output = tmp_path / f"run{processes}"
@@ -219,8 +219,8 @@ def test_one_and_two_processes_see_the_same_pictures_and_give_equal_metrics(phan
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_the_real_job_in_small(real_brain, shared, tmp_path):
-    """Real pictures and weights, two steps, and stock code reading the untouched files."""
+def test_real_data_and_weights(real_brain, shared, tmp_path):
+    """Two steps on real images and weights; stock code reads the files."""
     values = {"data_dir": real_brain, "model_name_or_path": shared / "weights" / "tf_efficientnet_lite0-in1k",
               "output_dir": tmp_path / "run", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
               "save_strategy": "steps", "save_steps": 2, "use_cpu": True}  # fmt: skip

@@ -1,0 +1,120 @@
+"""Checks before training: options, tokens, card, output folder, data, labels, checkpoint, model, loss and disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, set_seed
+
+from hf_medtl.common.text import split_commas
+from hf_medtl.data.leakage import load_external
+from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.errors import MedtlError
+from hf_medtl.publish.check import check_licence, check_prose, contains_token
+from hf_medtl.runs.artifacts import read_model_card_prose
+from hf_medtl.runs.folder import check_disk, check_output_dir, disk_needed
+from hf_medtl.runs.search_space import Space, check_search
+from hf_medtl.tasks import Task, check_recipe, task_for_dataset
+from hf_medtl.training.checkpoints import find_checkpoint
+from hf_medtl.training.recipe import Recipe
+from hf_medtl.version import __version__
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run that has passed all checks.
+
+    Attributes:
+        folder: The output folder.
+        task: The learning task.
+        loaded: The data set, split.
+        external: The external test set, or None.
+        space: What a hyperparameter search tries; empty for a single run.
+        checkpoint: The checkpoint to resume from, or None.
+        model: The model to train.
+        processor: Its image processor.
+        loss: The training loss.
+        disk_bytes: Disk space that the run needs at most.
+    """
+
+    folder: Path
+    task: Task
+    loaded: LoadedDataset
+    external: LoadedDataset | None
+    space: Space
+    checkpoint: str | None
+    model: PreTrainedModel
+    processor: Any
+    loss: Any
+    disk_bytes: float
+
+
+def check_options(recipe: Recipe) -> Space:
+    """Check what can be checked without data; return what a hyperparameter search tries, if one is asked for.
+
+    Raises:
+        MedtlError: Options that do not go together, an access token in what would be saved, or a model card or licence
+            that can't be published.
+    """
+    check_recipe(recipe)
+    _, prose = read_model_card_prose(recipe)
+    if contains_token((recipe.to_yaml() + prose).encode()):
+        raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
+    if recipe.push_to_hub:
+        check_prose(prose)
+        check_licence(recipe.model_license)
+    return check_search(recipe) if recipe.search else {}
+
+
+def check(recipe: Recipe) -> Plan:
+    """Make every check of a run that is possible before training. Nothing is written.
+
+    Args:
+        recipe: Of a single run or of a search, not of all folds.
+
+    Raises:
+        MedtlError: What the user has to change.
+    """
+    space = check_options(recipe)
+    folder = Path(str(recipe.output_dir))
+    check_output_dir(folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(space))
+    with recipe.main_process_first(local=True):  # the other processes find its caches
+        loaded = recipe.load_data()
+        external = _load_external(recipe, loaded) if recipe.external_dataset else None
+    task = task_for_dataset(loaded)
+    checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, task.output_labels(recipe, loaded))
+    model, processor, loss = build(recipe, loaded)
+    if external:
+        task.check_external(model.config, external)
+    copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
+    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
+    check_disk(folder, needed)
+    return Plan(folder, task, loaded, external, space, checkpoint, model, processor, loss, needed)
+
+
+def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, Any]:
+    """Return model, image processor and loss of a recipe.
+
+    Raises:
+        MedtlError: A model, strategy or loss that does not go with the data.
+    """
+    task = task_for_dataset(loaded)
+    labels = task.output_labels(recipe, loaded)
+    set_seed(recipe.seed)  # a new head, and all weights when from scratch, are drawn from it
+    model, processor = task.build(recipe, labels)
+    model.config.name_or_path = recipe.base_model  # trackers get the configuration, which must not name a local path
+    model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
+    model.config.hf_medtl_version = __version__  # beside transformers_version
+    recipe.plan.check(model)
+    return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+
+
+def _load_external(recipe: Recipe, loaded: LoadedDataset) -> LoadedDataset:
+    return load_external(
+        loaded,
+        str(recipe.external_dataset),
+        recipe.external_data_dir,
+        labels=recipe.label_map,
+        drop_overlap=recipe.drop_overlap,
+        sources=split_commas(recipe.external_sources),
+    )
