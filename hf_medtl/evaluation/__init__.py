@@ -1,1 +1,1 @@
-"""What it is worth."""
+"""Metrics, confidence intervals, calibration, decisions and significance tests."""

@@ -1,4 +1,4 @@
-"""Runs put side by side: the mean of several, and paired differences on the same test pictures."""
+"""Means over runs, and paired differences of runs on the same test images."""
 
 import json
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from hf_medtl.evaluation.metrics import classification_metrics
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's test pictures and what its model said of them.
+    """A run's test images and what its model said of them.
 
     Args:
         name: of the run, for messages.
-        table: image_id, label and group of each of n pictures.
+        table: image_id, label and group of each of n images.
         labels: (n,) class indices.
         probabilities: (n, K).
-        positive, threshold: as in `classification_metrics`; of all folds together each picture has its own threshold.
+        positive, threshold: as in `classification_metrics`; of all folds together each image has its own threshold.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Predictions:
         """From the folder of a finished run, or of all folds.
 
         Raises:
-            MedtlError: the folder has no results, or those of several labels a picture.
+            MedtlError: the folder has no results, or those of several labels per image.
         """
         folder = Path(folder)
         try:
@@ -76,9 +76,9 @@ class Predictions:
 def average(runs: Sequence[Predictions], metric: str, resamples: int = 2000, seed: int = 0) -> Interval:
     """The mean of a metric over runs of different seeds or folds, and its 95 % limits.
 
-    Percentile bootstrap over groups (patients or copies): each resample draws groups from all the runs' test pictures
-    together, so a picture that several runs were tested on counts once as evidence. It says how the mean of these very
-    models would vary with other test pictures, not with other training pictures or seeds.
+    Percentile bootstrap over groups (patients or copies): each resample draws groups from all the runs' test images
+    together, so an image that several runs were tested on counts once as evidence. It says how the mean of these very
+    models would vary with other test images, not with other training images or seeds.
 
     Raises:
         MedtlError: the runs' groups contradict each other.
@@ -100,12 +100,12 @@ def average(runs: Sequence[Predictions], metric: str, resamples: int = 2000, see
 def difference(
     ones: Sequence[Predictions], others: Sequence[Predictions], metric: str, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean over pairs of runs of the metric of `ones` minus that of `others`, with 95 % limits, paired by picture.
+    """Mean over pairs of runs of the metric of `ones` minus that of `others`, with 95 % limits, paired by image.
 
     Each resample of `average` is given to both runs of a pair.
 
     Raises:
-        MedtlError: the runs of a pair were not tested on the same pictures, or their numbers differ.
+        MedtlError: the runs of a pair were not tested on the same images, or their numbers differ.
     """
     if len(ones) != len(others):
         raise MedtlError(f"Runs are compared in pairs, found {len(ones)} and {len(others)}.")
@@ -125,18 +125,18 @@ def mean_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Mean over pictures of one run's values minus the other's, paired by picture, with 95 % limits.
+    """Mean over images of one run's values minus the other's, paired by image, with 95 % limits.
 
     Percentile bootstrap over groups; both runs are given the same resamples, stratified by source where the tables have
-    that column. For values that each picture has, such as Dice.
+    that column. For values that each image has, such as Dice.
 
     Args:
-        one, other: a row a picture, in any order: image_id, group, perhaps source, and the metrics.
+        one, other: a row an image, in any order: image_id, group, perhaps source, and the metrics.
         metrics: columns to compare.
         names: of the runs, for messages.
 
     Raises:
-        MedtlError: not the same pictures, or they contradict each other in group or source; a metric is missing or not
+        MedtlError: not the same images, or they contradict each other in group or source; a metric is missing or not
             a number somewhere.
     """
     facts = ["image_id", "group", *(["source"] if "source" in one and "source" in other else [])]
@@ -160,7 +160,7 @@ def mean_difference(
 def unpaired_difference(
     one: pd.DataFrame, other: pd.DataFrame, metrics: Sequence[str], resamples: int = 2000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Mean over the pictures of one table minus that of another with other pictures, with 95 % limits.
+    """Mean over the images of one table minus that of another with other images, with 95 % limits.
 
     Percentile bootstrap over groups within each source, of each table by itself. Arguments as for `mean_difference`.
     """
@@ -179,7 +179,7 @@ def _other_pictures(one: str, other: str) -> MedtlError:
 
 
 def _draws(runs: Sequence[Predictions], resamples: int, seed: int) -> list[NDArray]:
-    """For each run how often each of its pictures comes in each resample, (B, n)."""
+    """For each run how often each of its images comes in each resample, (B, n)."""
     union = pd.concat([run.table for run in runs]).drop_duplicates()
     if union["image_id"].duplicated().any():
         raise MedtlError("The runs disagree about the label or group of a picture: they are not of one data set.")

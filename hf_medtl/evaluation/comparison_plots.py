@@ -1,4 +1,4 @@
-"""Figures of a comparison: metrics and differences with intervals, parts, what costs what, and pictures in dispute."""
+"""Figures of a comparison of runs: metrics and differences with intervals, costs, and disputed images."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -117,7 +117,7 @@ def pareto_front(
 
 
 def image_grid(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, path: Path) -> None:
-    """Pictures (H, W, 3) with captions of a few lines, for a look."""
+    """Images (H, W, 3) with captions of a few lines, for a look."""
     columns = min(COLUMNS, len(pictures))
     rows, lines = -(-len(pictures) // columns), max(caption.count("\n") for caption in captions) + 1
     figure = Figure(figsize=(2.8 * columns, (2.6 + 0.17 * lines) * rows + 0.4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Curves of a test set with 95 % bands over groups: ROC, precision and recall, reliability, net benefit, shares."""
+"""Curves with 95 % bands over groups: ROC, precision-recall, reliability, net benefit, cumulative distribution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Curve(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Of each bin (b,): mean probability, share that came true, its 95 % limits, number n of pictures."""
+    """Of each bin (b,): mean probability, share that came true, its 95 % limits, number n of images."""
 
     predicted: FloatArray
     observed: FloatArray
@@ -46,13 +46,13 @@ def roc_band(positive: ArrayLike, score: ArrayLike, groups: ArrayLike, resamples
     resample errs, which is no certainty: `intervals.metric_intervals` gives the area's limits.
 
     Args:
-        positive: (n,) which pictures are.
+        positive: (n,) which images are.
         score: (n,) the higher, the more likely positive.
-        groups: (n,) patient or duplicate-group of each picture.
+        groups: (n,) patient or duplicate-group of each image.
         resamples, seed: of the bootstrap.
 
     Raises:
-        ValueError: unequal lengths, groups missing, or pictures of one kind only.
+        ValueError: unequal lengths, groups missing, or images of one kind only.
     """
     y, s, group = _checked(positive, score, groups)
     false_positive, true_positive, _ = roc_curve(y, s)
@@ -72,7 +72,7 @@ def precision_recall_band(
     """
     y, s, group = _checked(positive, score, groups)
     precision, recall, _ = precision_recall_curve(y, s, drop_intermediate=True)
-    x, height = recall[::-1], precision[::-1]  # rising recall; the first point is of no picture called, by convention
+    x, height = recall[::-1], precision[::-1]  # rising recall; the first point is of no image called, by convention
     at = GRID[1:]
 
     def of_resample(hits: FloatArray, alarms: FloatArray) -> FloatArray:
@@ -117,7 +117,7 @@ def net_benefit_band(
 
 
 def ecdf_band(values: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0) -> Curve:
-    """Share of pictures (y) with at most a value (x), such as Dice, with its band by bootstrap of groups.
+    """Share of images (y) with at most a value (x), such as Dice, with its band by bootstrap of groups.
 
     Args:
         values: (n,) finite.
@@ -151,7 +151,7 @@ def _ranked_band(
     for start in range(0, resamples, step):
         block = weights[start : start + step, order].astype(np.float64)
         hits, alarms = (np.cumsum(block * its[order], axis=1)[:, ends] for its in (y, ~y))
-        whole = (hits[:, -1] > 0) & (alarms[:, -1] > 0)  # patients with pictures of both kinds can leave out one
+        whole = (hits[:, -1] > 0) & (alarms[:, -1] > 0)  # patients with images of both kinds can leave out one
         rows += [of_resample(*both) for both in zip(hits[whole], alarms[whole], strict=True)]
     return _percentiles(np.array(rows))
 

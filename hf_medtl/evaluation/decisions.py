@@ -33,7 +33,7 @@ class DecisionRule:
         threshold_rule: how the threshold was chosen, see `parse_rule`.
         thresholds: the same for each label of a multilabel model; 0.5 for labels that are missing.
         unfitted: labels whose threshold is a default, because validation had only positive or negative images.
-        conformal: alpha, lowest (label -> probability from which it is in the prediction set) and pictures (number of
+        conformal: alpha, lowest (label -> probability from which it is in the prediction set) and images (number of
             validation images of each label).
         ood_threshold: out-of-distribution score above which an image is unlike the training images.
         postprocessing: of segmentation masks, see `postprocess`; None for classifiers.

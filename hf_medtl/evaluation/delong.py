@@ -1,4 +1,4 @@
-"""Areas under ROC curves of the same pictures, and how they vary together."""
+"""DeLong's method: areas under ROC curves of the same images, and their covariance."""
 
 import math
 from typing import NamedTuple
@@ -22,19 +22,19 @@ class DelongResult(NamedTuple):
 
 
 def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> DelongResult:
-    """ROC AUC of several scores of the same pictures, with DeLong's covariance (1988, Biometrics 44:837-845).
+    """ROC AUC of several scores of the same images, with DeLong's covariance (1988, Biometrics 44:837-845).
 
-    By midranks in O(n log n) (Sun & Xu 2014, IEEE Signal Process Lett 21:1389-1393). With groups their pictures count
-    together, and a patient may have both classes (Obuchowski 1997, Biometrics 53:567-578); without, each picture is
-    taken for independent, which pictures of one patient are not.
+    By midranks in O(n log n) (Sun & Xu 2014, IEEE Signal Process Lett 21:1389-1393). With groups their images count
+    together, and a patient may have both classes (Obuchowski 1997, Biometrics 53:567-578); without, each image is
+    taken for independent, which images of one patient are not.
 
     Args:
-        positive: (n,) which pictures are.
+        positive: (n,) which images are.
         scores: (n,) or (n, S), the higher, the more likely positive; a tie counts one half.
-        groups: (n,) patient of each picture.
+        groups: (n,) patient of each image.
 
     Returns:
-        Areas; NaN if a class has no picture, the covariance also if one has a single group.
+        Areas; NaN if a class has no image, the covariance also if one has a single group.
 
     Raises:
         ValueError: unequal lengths, scores that are not finite, groups missing.

@@ -1,4 +1,4 @@
-"""A saved folder and a split -> results, through the folder's own `pipeline`, as a user would load it."""
+"""Evaluation of a saved folder on a split, through its own `pipeline`, as a user would load it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,10 +55,10 @@ def predict_probabilities(
 
     Args:
         model: folder, Hub id or pipeline.
-        paths: (n,) picture files; each process of a distributed run takes its share, all get the whole result.
-        read: file -> RGB picture.
+        paths: (n,) image files; each process of a distributed run takes its share, all get the whole result.
+        read: file -> RGB image.
         task: name of the pipeline.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
     state = PartialState()
     classify = load_pipeline(model, task)
@@ -78,12 +78,12 @@ def predict_probabilities(
 def predict_masks(
     model: str | Path | Pipeline, paths: Sequence[Path], read: Callable[[Path], Image.Image]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Class indices (H, W) of each picture, at its own size, by stock `pipeline("image-segmentation", model)`.
+    """Class indices (H, W) of each image, at its own size, by stock `pipeline("image-segmentation", model)`.
 
     Args:
         model: folder, Hub id or pipeline.
-        paths: (n,) picture files, of which one at a time is in memory.
-        read: file -> RGB picture.
+        paths: (n,) image files, of which one at a time is in memory.
+        read: file -> RGB image.
     """
     segment = load_pipeline(model, "image-segmentation")
     index = segment.model.config.label2id
@@ -109,16 +109,16 @@ def classification_results(
     Args:
         labels: (n,) class indices.
         probabilities: (n, K).
-        groups: (n,) of pictures that belong together.
+        groups: (n,) of images that belong together.
         names: (K,) labels in output order.
-        positive, threshold: the decision with two labels, (n,) thresholds where pictures were seen by several models;
+        positive, threshold: the decision with two labels, (n,) thresholds where images were seen by several models;
             argmax with more.
         seed: of the bootstrap.
 
     Returns:
         n, n_groups, positive_label, threshold (null if there are n), metrics (name -> value, low, high; null where
         undefined, with a reason), interval_methods (name -> in words), confusion_matrix (rows true, columns decided),
-        recall (label -> share of its pictures that are decided so, with limits), labels.
+        recall (label -> share of its images that are decided so, with limits), labels.
     """
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
@@ -150,7 +150,7 @@ def temperature_effect(
     Args:
         labels: (n,) class indices.
         probabilities: (n, K) after it.
-        groups: (n,) of pictures that belong together.
+        groups: (n,) of images that belong together.
         temperature: that was folded in.
 
     Returns:
@@ -183,12 +183,12 @@ def multilabel_results(
     thresholds: Mapping[str, float | NDArray[np.float64]],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The same where a picture can have several labels.
+    """The same where an image can have several labels.
 
     Args:
-        targets: (n, K) which picture has which label.
+        targets: (n, K) which image has which label.
         probabilities: (n, K).
-        groups: (n,) of pictures that belong together.
+        groups: (n,) of images that belong together.
         thresholds: label, in output order, -> probability from which it is decided, or (n,) of them.
         seed: of the bootstrap.
 
@@ -230,10 +230,10 @@ def multilabel_results(
 def segmentation_results(
     table: pd.DataFrame, names: Sequence[str], steps: Mapping[str, Any], seed: int = 0
 ) -> dict[str, Any]:
-    """The same of masks: means over pictures with 95 % intervals by bootstrap over groups, within each source.
+    """The same of masks: means over images with 95 % intervals by bootstrap over groups, within each source.
 
     Args:
-        table: a row a picture: image_id, group, source, what `mask_metrics` gives, and with `steps` raw_NAME for
+        table: a row an image: image_id, group, source, what `mask_metrics` gives, and with `steps` raw_NAME for
             METRICS of the mask before them.
         names: (K,) labels in output order, the background first.
         steps: what is done to predicted masks, see `postprocess`.
@@ -242,7 +242,7 @@ def segmentation_results(
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; interval_methods:
         name -> in words; per_class: class -> metrics, with more than one; by_source: source -> n, n_groups and metrics;
-        both_empty and one_empty: how many pictures' classes; postprocessing, and with steps postprocessing_gain:
+        both_empty and one_empty: how many images' classes; postprocessing, and with steps postprocessing_gain:
         metric -> value, low, high of the paired difference that they make.
     """
     many = len(names) > 2

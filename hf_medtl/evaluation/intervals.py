@@ -1,4 +1,4 @@
-"""Confidence intervals of metrics that count patients, not pictures, and the method that each metric gets."""
+"""Confidence intervals of metrics, which count patients instead of images, and the method for each metric."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def metric_intervals(
     names: Sequence[str] = REPORTED,
     methods: Mapping[str, str] | str = METHODS,
 ) -> dict[str, Interval]:
-    """Confidence intervals of metrics, over groups (patients), which are independent where pictures are not.
+    """Confidence intervals of metrics, over groups (patients), which are independent where images are not.
 
     Groups are drawn, or left out, within each majority label (the lowest index on a tie), so the mix of classes is
     that of the sample: f1, average_precision and the like hold for that mix only.
@@ -82,7 +82,7 @@ def metric_intervals(
     - percentile, bca, basic: `resamples` bootstrap draws of groups.
 
     How often 95 % intervals hold the truth, by benchmarks/coverage.py in 4 times 1,000 simulated studies of 50
-    patients, 15 of them positive, with a ROC AUC of 0.97 or 0.8 and one picture or several each: roc_auc 92.6 to
+    patients, 15 of them positive, with a ROC AUC of 0.97 or 0.8 and one image or several each: roc_auc 92.6 to
     98.1 %, average_precision 94.8 to 98.3, sensitivity 94.4 to 98.2, specificity 94.8 to 97.6, accuracy 94.1 to 98.0,
     balanced_accuracy 94.7 to 97.9, f1 95.4 to 98.6, mcc 95.7 to 97.6, brier 92.7 to 95.9. ppv (97.4 to 98.7) and npv
     (97.6 to 99.9) are too wide for studies that all have one mix of classes. ece is held in 82 to 89 % only, in studies
@@ -96,7 +96,7 @@ def metric_intervals(
     Args:
         labels: (n,) true class indices.
         probabilities: (n, K).
-        groups: (n,) patient or duplicate-group of each picture, none missing.
+        groups: (n,) patient or duplicate-group of each image, none missing.
         positive, threshold, names: as in `classification_metrics`.
         resamples: number of draws.
         level: two-sided confidence, between 0 and 1.
@@ -138,16 +138,16 @@ def multilabel_metric_intervals(
     names: Sequence[str] = REPORTED,
     methods: Mapping[str, str] | str = METHODS,
 ) -> tuple[dict[str, Interval], list[dict[str, Interval]]]:
-    """The same where a picture can have several labels: means over labels, and each label against its absence.
+    """The same where an image can have several labels: means over labels, and each label against its absence.
 
     Every sample is one of groups for all labels, since what labels share they err in together. Groups are drawn or left
-    out within the rarest label that most of their pictures have, so that rare ones are in nearly every sample. A mean
+    out within the rarest label that most of their images have, so that rare ones are in nearly every sample. A mean
     is over the labels that the metric is defined for; a sample without one of them is left out. Means of rates get the
     jackknife in place of wilson and delong, which are of one label; where a rate is 0 or 1, the limits of a mean
     take the labels for independent.
 
     Args:
-        targets: (n, K) which picture has which label.
+        targets: (n, K) which image has which label.
         probabilities: (n, K).
         groups: (n,) as in `metric_intervals`.
         thresholds: (K,) from which a label is decided, or K of (n,).
@@ -182,7 +182,7 @@ def multilabel_metric_intervals(
 
 
 def rarest_label(targets: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(n,) the rarest label of each picture of (n, K), 0 for the rarest of all; K where it has none."""
+    """(n,) the rarest label of each image of (n, K), 0 for the rarest of all; K where it has none."""
     rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
     return np.where(targets, rarity, targets.shape[1]).min(axis=1)
 
@@ -292,9 +292,9 @@ def mean_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Means over pictures of values that each picture has, such as Dice, with limits over groups.
+    """Means over images of values that each image has, such as Dice, with limits over groups.
 
-    Every picture counts once, a patient of two pictures twice. Studentised bootstrap: whole groups are drawn with
+    Every image counts once, a patient of two images twice. Studentised bootstrap: whole groups are drawn with
     replacement, see `resampling.studentised_means`. Where nothing varies, with a single group or equal values in all of
     them, the sample cannot tell how far the mean might lie elsewhere, and the limits are NaN.
 
@@ -304,9 +304,9 @@ def mean_intervals(
 
     Args:
         values: name -> (n,) finite numbers.
-        groups: (n,) patient or duplicate-group of each picture, none missing.
+        groups: (n,) patient or duplicate-group of each image, none missing.
         strata: (n,) such as the source: as many groups are drawn from each as there are, for a sample whose mix of them
-            was chosen. A group in several belongs to the one with most of its pictures.
+            was chosen. A group in several belongs to the one with most of its images.
         resamples, level, seed: as in `metric_intervals`.
 
     Raises:
@@ -348,7 +348,7 @@ def intervals_by_source(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`mean_intervals` of all pictures, stratified by source, and of each source by itself.
+    """`mean_intervals` of all images, stratified by source, and of each source by itself.
 
     Returns:
         overall and sources (source -> the same, in order of their names): each with n, n_groups and metrics

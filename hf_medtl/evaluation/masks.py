@@ -1,4 +1,4 @@
-"""Metrics of a predicted mask against the true one, of one picture at a time."""
+"""Segmentation metrics of a predicted mask against the true one, one image at a time."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ def mask_metrics(
     names: Sequence[str] = ("background", "mask"),
     spacing: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """METRICS of one picture, and how many of its classes were empty: a row of a per-picture table.
+    """METRICS of one image, and how many of its classes were empty: a row of a per-image table.
 
     A class that is in neither mask was rightly not found: overlaps 1, distance 0. One that is in only one of them is
-    the worst there can be: overlaps 0, and for the distance, which has no value then, the picture's diagonal. BraTS
-    scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such pictures out as NaN would reward a
-    model that finds nothing where it is unsure, and with zeros for both empty, lesion-free pictures could not be got
+    the worst there can be: overlaps 0, and for the distance, which has no value then, the image's diagonal. BraTS
+    scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such images out as NaN would reward a
+    model that finds nothing where it is unsure, and with zeros for both empty, lesion-free images could not be got
     right. Both conventions move means by much where classes are often empty, so `both_empty` and `one_empty` count
     them: report them beside the means.
 
@@ -77,12 +77,12 @@ def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, flo
     """95 % Hausdorff distance of two masks: the larger of the two directed 95th percentiles.
 
     From the centre of each surface pixel of one mask to the nearest one of the other; a surface pixel is in the mask
-    and at the picture's edge or beside (not only diagonally) a pixel that is not. Percentiles are interpolated
+    and at the image's edge or beside (not only diagonally) a pixel that is not. Percentiles are interpolated
     linearly. So MONAI's compute_hausdorff_distance(percentile=95) defines it; medpy's hd95 takes one percentile of both
     directions together, which is smaller, and implementations differ by much (Podobnik & Vrtovec 2024,
     https://arxiv.org/abs/2410.02630): never compare with another tool's numbers.
 
-    Both masks empty: 0. One empty: the picture's diagonal, see `mask_metrics`.
+    Both masks empty: 0. One empty: the image's diagonal, see `mask_metrics`.
 
     Args:
         true, predicted: (H, W), where it is not 0 is inside.
@@ -106,7 +106,7 @@ def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, flo
 
 
 def boundary_pixels(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(n, 2) row and column of the pixels of a mask (H, W) that are at its edge or at the picture's."""
+    """(n, 2) row and column of the pixels of a mask (H, W) that are at its edge or at the image's."""
     return np.argwhere(mask & ~binary_erosion(mask))
 
 

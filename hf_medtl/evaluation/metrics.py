@@ -1,7 +1,7 @@
-"""Classification metrics under integer case weights, many bootstrap resamples at once.
+"""Classification metrics under integer case weights, for many bootstrap resamples at once.
 
-Shapes: n cases, K classes, B resamples. A metric that is not defined for a sample is NaN, never 0; `why_undefined` says
-why. Unlike scikit-learn nothing warns.
+Shapes: n cases, K classes, B resamples. A metric that is undefined for a sample is NaN, never 0, with the reason from
+`undefined_reasons`. Unlike scikit-learn, nothing warns.
 """
 
 from collections.abc import Sequence
@@ -143,7 +143,7 @@ def classification_metrics(
 
 
 def roc_auc_per_class(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray:
-    """ROC AUC of each class against the rest, (K,), NaN where a class has no picture or all of them.
+    """ROC AUC of each class against the rest, (K,), NaN where a class has no image or all of them.
 
     Raises:
         ValueError: as `classification_metrics`.

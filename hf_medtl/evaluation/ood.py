@@ -1,4 +1,4 @@
-"""Pictures unlike those that a model learnt from, by the features before its head."""
+"""Out-of-distribution detection: Mahalanobis distance of features from those of the training images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ MAX_COMPONENTS = 32
 
 @dataclass(frozen=True)
 class OutOfDistributionScorer:
-    """How far features are from those of the training pictures: a Mahalanobis distance to the nearest class.
+    """How far features are from those of the training images: a Mahalanobis distance to the nearest class.
 
     The classes share a covariance (Lee et al. 2018, https://arxiv.org/abs/1807.03888) of a few directions and one
-    variance for all the others (Tipping & Bishop 1999, Probabilistic principal component analysis), since pictures are
+    variance for all the others (Tipping & Bishop 1999, Probabilistic principal component analysis), since images are
     fewer than features. So it is a few hundred kilobytes whatever the model.
 
     Args:
         centres: (K, d) mean features of each class.
-        components: (r, d) orthonormal directions in which pictures of a class differ most.
+        components: (r, d) orthonormal directions in which images of a class differ most.
         variances: (r,) along these.
         rest: variance along any other direction.
     """
@@ -35,14 +35,14 @@ class OutOfDistributionScorer:
 
     @classmethod
     def fit(cls, features: NDArray[np.floating], classes: NDArray[np.integer]) -> "OutOfDistributionScorer":
-        """From training pictures.
+        """From training images.
 
         Args:
-            features: (n, d) of pictures as they are, without augmentation.
+            features: (n, d) of images as they are, without augmentation.
             classes: (n,) class indices from 0.
 
         Raises:
-            MedtlError: fewer pictures than needed for a spread.
+            MedtlError: fewer images than needed for a spread.
         """
         present = np.unique(classes)
         if len(features) < len(present) + 4:
@@ -63,7 +63,7 @@ class OutOfDistributionScorer:
         )
 
     def score(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n,) mean squared distance in standard deviations: about 1 for pictures like those of training.
+        """(n,) mean squared distance in standard deviations: about 1 for images like those of training.
 
         Args:
             features: (n, d).
@@ -93,13 +93,13 @@ class OutOfDistributionScorer:
 
 
 def ood_threshold(scores: NDArray[np.floating], alpha: float = 0.05) -> float:
-    """Score above which a share of at most `alpha` of new pictures, drawn as these, is expected (split conformal).
+    """Score above which a share of at most `alpha` of new images, drawn as these, is expected (split conformal).
 
-    The k-th highest of n, k = (n + 1) alpha rounded down; with fewer than 1 / alpha - 1 pictures a tenth above the
+    The k-th highest of n, k = (n + 1) alpha rounded down; with fewer than 1 / alpha - 1 images a tenth above the
     highest.
 
     Args:
-        scores: (n,) of validation pictures, which the model and `Outliers` have not learnt from.
+        scores: (n,) of validation images, which the model and `OutOfDistributionScorer` have not learnt from.
     """
     rank = int((len(scores) + 1) * alpha + 1e-9)
     return float(np.sort(scores)[-rank]) if rank else 1.1 * float(scores.max())

@@ -1,4 +1,4 @@
-"""What a threshold is worth: sensitivity at a specificity and the reverse, net benefit, predictive values elsewhere."""
+"""Operating points and decision curves: sensitivity at a specificity, net benefit, predictive values."""
 
 from typing import NamedTuple
 
@@ -18,16 +18,16 @@ class OperatingPoint(NamedTuple):
 def sensitivity_at(specificity: float, positive: ArrayLike, scores: ArrayLike) -> OperatingPoint:
     """The point of highest sensitivity among those of at least a specificity; among equals the most specific.
 
-    Chosen on the pictures that it is measured on, it is better than with others: choose thresholds on validation data.
+    Chosen on the images that it is measured on, it is better than with others: choose thresholds on validation data.
 
     Args:
         specificity: 0 to 1.
-        positive: (n,) which pictures are.
+        positive: (n,) which images are.
         scores: (n,) the higher, the more likely positive.
 
     Returns:
         A point of the ROC curve, never between two; the threshold is inf if nothing may be called. NaN if a class has
-        no picture.
+        no image.
 
     Raises:
         ValueError: unequal lengths, scores that are not finite, a specificity that is not in 0..1.
@@ -41,13 +41,13 @@ def specificity_at(sensitivity: float, positive: ArrayLike, scores: ArrayLike) -
 
 
 def net_benefit(positive: ArrayLike, probability: ArrayLike, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """True positives a picture, less false ones weighed by the odds of the threshold: a decision curve.
+    """True positives an image, less false ones weighed by the odds of the threshold: a decision curve.
 
     TP / n - FP / n * t / (1 - t) (Vickers & Elkin 2006, Med Decis Making 26:565-574). To treat none is 0; to treat all
     is the same with a probability of 1 for everyone.
 
     Args:
-        positive: (n,) which pictures are.
+        positive: (n,) which images are.
         probability: (n,) of that.
         thresholds: (T,) at or above 0 and below 1.
 

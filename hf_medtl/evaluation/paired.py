@@ -1,4 +1,4 @@
-"""Runs of any task in the one form in which they are compared: their pictures, metrics and answers."""
+"""Paired comparison of runs of any task: metrics, differences with tests, and disagreements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ JACKKNIFE = "paired jackknife over groups with Student's t"
 
 @dataclass(frozen=True)
 class RunScores:
-    """A run's test pictures, what it is worth on them, and what it said of each.
+    """A run's test images, what it is worth on them, and what it said of each.
 
     Attributes:
         table: image_id, label, group and, where they are known, source and sha256, by image_id.
@@ -70,14 +70,14 @@ class RunScores:
 
     @property
     def one_picture_a_group(self) -> bool:
-        """Whether all pictures are independent."""
+        """Whether all images are independent."""
         return not self.table["group"].duplicated().any()
 
 
 def of_labels(
     table: pd.DataFrame, names: Sequence[str], positive: str | None, threshold: float | NDArray[np.float64] | None
 ) -> RunScores:
-    """A classifier of one label a picture.
+    """A classifier of one label an image.
 
     Args:
         table: predictions.csv: image_id, label, group and p_LABEL.
@@ -123,12 +123,12 @@ def of_labels(
 def of_several(
     table: pd.DataFrame, targets: NDArray[np.bool_], thresholds: Mapping[str, float | NDArray[np.float64]]
 ) -> RunScores:
-    """A classifier of several labels a picture, whose metrics are means over labels.
+    """A classifier of several labels per image, whose metrics are means over labels.
 
     Args:
         table: predictions.csv.
-        targets: (n, K) which picture has which label.
-        thresholds: label, in output order, -> as in `evaluate.results_of_several`.
+        targets: (n, K) which image has which label.
+        thresholds: label, in output order, -> as in `evaluate.multilabel_results`.
     """
     names = list(thresholds)
     chances = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
@@ -165,7 +165,7 @@ def of_several(
 
 
 def of_masks(table: pd.DataFrame, names: Sequence[str]) -> RunScores:
-    """A model of masks, whose metrics are means over pictures.
+    """A model of masks, whose metrics are means over images.
 
     Args:
         table: predictions.csv: image_id, group, source and what `mask_metrics` gives.
@@ -211,9 +211,9 @@ def facts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_comparable(rivals: Mapping[str, RunScores]) -> None:
-    """Refuse runs that were not tested on the same pictures, or for other labels.
+    """Refuse runs that were not tested on the same images, or for other labels.
 
-    Groups may have other names, as long as they hold the same pictures.
+    Groups may have other names, as long as they hold the same images.
 
     Raises:
         MedtlError: which runs differ, in what, and what to do.
@@ -263,15 +263,15 @@ class PairedDifference(NamedTuple):
 def paired_differences(
     rivals: Mapping[str, RunScores], reference: str, tested: Sequence[str], seed: int = 0
 ) -> list[PairedDifference]:
-    """Each run less the reference in each metric but ece, paired by picture, with 95 % limits.
+    """Each run less the reference in each metric but ece, paired by image, with 95 % limits.
 
     Only the metrics named beforehand are tested; the p-values of all of them and of all runs are corrected together
-    (Holm). roc_auc of two labels is tested by DeLong, accuracy by McNemar, where each group has one picture; all else,
+    (Holm). roc_auc of two labels is tested by DeLong, accuracy by McNemar, where each group has one image; all else,
     and both where groups have several, by the jackknife over groups. Limits are of the same method, those of accuracy
     of the jackknife. Where two runs never differ the sample can't tell how far they might: limits are NaN.
 
     Args:
-        rivals: name -> run, of which `check_same` has nothing to say.
+        rivals: name -> run, of which `check_comparable` has nothing to say.
         reference: name of one.
         tested: metrics.
         seed: as in `paired_jackknife`.
@@ -313,7 +313,7 @@ def _difference(one: RunScores, other: RunScores, name: str, seed: int) -> tuple
 
 
 def disagreements(rivals: Mapping[str, RunScores]) -> pd.DataFrame:
-    """The pictures on which runs decide otherwise (of masks: all), those with the largest gap in `quality` first.
+    """The images on which runs decide otherwise (of masks: all), those with the largest gap in `quality` first.
 
     Returns:
         image_id, label, group, gap, and answers: run -> words.

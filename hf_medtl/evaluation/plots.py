@@ -1,4 +1,4 @@
-"""Figures of a run: training history, confusion matrix, ROC, reliability, risk, outlines, Dice by source, search."""
+"""Figures of a run: training history, confusion matrix, ROC, reliability, risk-coverage, outlines, search trials."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +85,7 @@ def multilabel_roc(
     path: Path,
     where: str = "test split",
 ) -> None:
-    """ROC curve of each label (n, K) that the test split has pictures with and without."""
+    """ROC curve of each label (n, K) that the test split has images with and without."""
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
     for has, scores, name in zip(targets.T, probabilities.T, names, strict=True):
@@ -104,7 +104,7 @@ def reliability(
     path: Path,
     where: str = "test split",
 ) -> None:
-    """Observed share against predicted probability in equal-mass bins, with the number of pictures in each.
+    """Observed share against predicted probability in equal-mass bins, with the number of images in each.
 
     Of label `index`, or, if None, of the top label's confidence against correctness.
     """
@@ -118,7 +118,7 @@ def reliability(
 def multilabel_reliability(
     targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, where: str = "test split"
 ) -> None:
-    """The same of every label of every picture (n, K), together."""
+    """The same of every label of every image (n, K), together."""
     _reliability(probabilities.ravel(), targets.ravel(), "{} pictures x {} labels".format(*targets.shape), path, where)
 
 
@@ -140,11 +140,11 @@ def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption
 def risk_coverage_curve(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], abstained: float, path: Path, where: str = "test split"
 ) -> None:
-    """Share of wrong decisions among the most confident pictures, and what abstaining leaves.
+    """Share of wrong decisions among the most confident images, and what abstaining leaves.
 
     Args:
         confidence, right: (n,) as for `risk_coverage`.
-        abstained: share of pictures that the conformal sets abstain from.
+        abstained: share of images that the conformal sets abstain from.
     """
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -164,7 +164,7 @@ def mask_outlines(
     captions: Sequence[str],
     path: Path,
 ) -> None:
-    """Pictures (H, W, 3) with the outlines of each class of their true and predicted masks (H, W)."""
+    """Images (H, W, 3) with the outlines of each class of their true and predicted masks (H, W)."""
     figure = Figure(figsize=(4 * len(pictures), 4.6), layout="constrained")
     for axes, picture, both, caption in zip(
         figure.subplots(1, len(pictures), squeeze=False)[0], pictures, masks, captions, strict=True
@@ -173,7 +173,7 @@ def mask_outlines(
         axes.imshow(picture[::step, ::step], cmap="gray")
         for mask, colour in zip(both, (BLUE, ORANGE), strict=True):
             for value in np.unique(mask[mask > 0]):
-                inside = np.pad(mask[::step, ::step] == value, 1)  # closes an outline at the picture's edge
+                inside = np.pad(mask[::step, ::step] == value, 1)  # closes an outline at the image's edge
                 side = [np.arange(length) - 1 for length in inside.shape[::-1]]
                 if inside.any():
                     axes.contour(*side, inside, [0.5], colors=colour, linewidths=1.2)
@@ -186,7 +186,7 @@ def mask_outlines(
 def by_source(
     values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path, where: str = "test split"
 ) -> None:
-    """A point a picture by source, with the mean and its interval from `by_source` of results.json."""
+    """A point an image by source, with the mean and its interval from `by_source` of results.json."""
     figure = Figure(figsize=(2.5 + 1.3 * len(results), 3.8), layout="constrained")
     axes, rng = figure.subplots(), np.random.default_rng(0)
     for place, (source, part) in enumerate(results.items()):
@@ -207,7 +207,7 @@ def by_source(
 
 
 def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str, title: str, path: Path) -> None:
-    """A metric with its interval for each fold, and of all folds' pictures pooled; each from a `metrics`."""
+    """A metric with its interval for each fold, and of all folds' images pooled; each from a `metrics`."""
     figure = Figure(figsize=(2.5 + 0.6 * len(folds), 3.6), layout="constrained")
     axes = figure.subplots()
     for place, (part, colour) in enumerate([*((fold, GREY) for fold in folds), (pooled, BLUE)]):

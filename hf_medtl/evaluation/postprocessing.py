@@ -1,4 +1,4 @@
-"""What is done to a predicted mask before anybody sees it; decided on validation data and saved in config.json."""
+"""Postprocessing of predicted masks; chosen on validation data and saved in config.json."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def largest_components(mask: Mask, number: int) -> Mask:
 def fill_holes(mask: Mask, fill: bool = True) -> Mask:
     """Background (0) of a mask (H, W) that one class encloses becomes that class; other classes inside it stay.
 
-    A gap at the picture's edge, or one that leads outside between pixels that touch along a side, is no hole. With
+    A gap at the image's edge, or one that leads outside between pixels that touch along a side, is no hole. With
     `fill` False nothing is done.
     """
     if not fill:

@@ -1,4 +1,4 @@
-"""How far probabilities are to be believed: calibration line, Brier's parts, calibration error."""
+"""Calibration metrics: calibration slope and intercept, Brier decomposition, calibration error."""
 
 from typing import NamedTuple
 
@@ -77,12 +77,12 @@ def brier_decomposition(outcome: ArrayLike, probability: ArrayLike, bins: int = 
 def calibration_error(outcome: ArrayLike, probability: ArrayLike, bins: int = 10) -> float:
     """Root mean squared calibration error over equal-mass bins, the noise of the bins' shares taken off.
 
-    The usual `ece` of perfect probabilities is not 0 but about the noise of a bin's share: of 200 pictures in 10 bins
+    The usual `ece` of perfect probabilities is not 0 but about the noise of a bin's share: of 200 images in 10 bins
     several percent. Of the squared error that noise can be estimated, share (1 - share) / (size - 1), and subtracted
     (Bröcker 2012, Clim Dyn 39:655-667; Kumar et al. 2019, NeurIPS, `debiased`); what is below 0 is given as 0. It
     squares, so it is above the mean absolute error that `ece` is after.
 
-    Arguments and errors as for `calibration_line`; NaN where a bin has one picture, whose noise nothing tells.
+    Arguments and errors as for `calibration_line`; NaN where a bin has one image, whose noise nothing tells.
     """
     y, p = _checked(outcome, probability)
     size, mean, share = _binned(y, p, bins)

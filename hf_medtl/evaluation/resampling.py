@@ -1,4 +1,4 @@
-"""Resamples of whole groups (patients), drawn or with one left out, and limits from them."""
+"""Bootstrap and jackknife over groups (patients), and confidence limits from them."""
 
 import math
 from typing import NamedTuple
@@ -26,14 +26,14 @@ def group_index(groups: ArrayLike, n: int) -> IntArray:
     if names.shape != (n,):
         raise ValueError(f"expected groups of shape ({n},), found {names.shape}")
     missing = sum(name is None or name != name for name in names)
-    if missing:  # else all pictures without a patient would be one patient
+    if missing:  # else all images without a patient would be one patient
         raise ValueError(f"expected a group for every picture, found {missing} missing")
     number: dict[object, int] = {}
     return np.array([number.setdefault(name, len(number)) for name in names])
 
 
 def majority_strata(labels: IntArray, groups: IntArray) -> IntArray:
-    """The label of most pictures of each group, (G,), the lowest on a tie."""
+    """The label of most images of each group, (G,), the lowest on a tie."""
     counts = np.zeros((groups.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(counts, (groups, labels), 1)
     return counts.argmax(axis=1)
@@ -55,7 +55,7 @@ def bootstrap_group_counts(strata: IntArray, resamples: int, seed: int = 0) -> N
 
 
 def bootstrap_weights(labels: IntArray, groups: IntArray, resamples: int, seed: int = 0) -> NDArray[np.uint16]:
-    """How often each picture comes in each resample, (resamples, n); groups numbered from 0.
+    """How often each image comes in each resample, (resamples, n); groups numbered from 0.
 
     As many groups are drawn from each majority label as there are.
     """
@@ -67,7 +67,7 @@ def bootstrap_weights(labels: IntArray, groups: IntArray, resamples: int, seed: 
 class Jackknife(NamedTuple):
     """Samples with a group left out, or a block of them where a stratum has many.
 
-    weights: (M, n) 0 for the pictures left out, else 1. stratum: (M,) from which. sizes: (H,) groups of each stratum.
+    weights: (M, n) 0 for the images left out, else 1. stratum: (M,) from which. sizes: (H,) groups of each stratum.
     """
 
     weights: NDArray[np.uint8]
@@ -114,7 +114,7 @@ def jackknife(strata: IntArray, groups: IntArray, seed: int = 0) -> Jackknife:
 
     Args:
         strata: (G,) of each group.
-        groups: (n,) of each picture, numbered from 0.
+        groups: (n,) of each image, numbered from 0.
         seed: of the blocks.
     """
     rng = np.random.default_rng(seed)
@@ -182,7 +182,7 @@ def studentised_means(
 
     Each resample gives (mean* - mean) / se*, whose quantiles take the place of Student's t (Efron 1979; DiCiccio &
     Efron 1996, Stat Sci 11:189-228): skewness, which makes percentile limits too narrow, is estimated instead of
-    ignored. se is that of a ratio, sum over number of pictures, by groups within strata. On the scale of the logit for
+    ignored. se is that of a ratio, sum over number of images, by groups within strata. On the scale of the logit for
     columns within 0..1 and of the log for those never below 0, so that limits stay there. NaN where nothing varies.
 
     Args:

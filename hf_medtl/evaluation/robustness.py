@@ -1,4 +1,4 @@
-"""How a classifier bears worse pictures: nine corruptions at five levels, as MedMNIST-C has them."""
+"""Robustness to image corruptions: nine corruptions at five levels, as in MedMNIST-C."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ METRICS = ("balanced_accuracy", "roc_auc")
 
 
 def _noise(picture: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian, the same on all channels, since the pictures are grey; sigma as a share of the range."""
+    """Gaussian, the same on all channels, since the images are grey; sigma as a share of the range."""
     return _clip(picture + 255 * sigma * rng.standard_normal(picture.shape[:2])[..., None])
 
 
 def _blur(picture: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian; sigma in pixels of a picture whose shorter side has 224."""
+    """Gaussian; sigma in pixels of an image whose shorter side has 224."""
     return cv2.GaussianBlur(picture, (0, 0), sigma * min(picture.shape[:2]) / 224).astype(np.uint8)
 
 
@@ -55,7 +55,7 @@ def _rotation(picture: Pixels, degrees: float, rng: np.random.Generator) -> Pixe
 
 
 def _resolution(picture: Pixels, share: float, rng: np.random.Generator) -> Pixels:
-    """Shrunk to a share of a picture whose shorter side has 224 pixels, and enlarged again."""
+    """Shrunk to a share of an image whose shorter side has 224 pixels, and enlarged again."""
     height, width = picture.shape[:2]
     factor = min(1.0, share * 224 / min(height, width))
     side = max(1, round(width * factor)), max(1, round(height * factor))
@@ -64,7 +64,7 @@ def _resolution(picture: Pixels, share: float, rng: np.random.Generator) -> Pixe
 
 
 def _occlusion(picture: Pixels, area: float, rng: np.random.Generator) -> Pixels:
-    """A black box, somewhere, of a share of the area and the picture's own shape."""
+    """A black box, somewhere, of a share of the area and the image's own shape."""
     sides = np.array(picture.shape[:2])
     box = np.round(sides * np.sqrt(area)).astype(int)
     top, left = (int(rng.integers(0, free + 1)) for free in sides - box)
@@ -98,7 +98,7 @@ CORRUPTIONS: dict[str, tuple[Callable[..., Pixels], tuple[float, ...]]] = {
 
 
 def corrupt(picture: Image.Image, name: str, level: int, seed: int = 0) -> Image.Image:
-    """An RGB picture made worse; the same picture always in the same way.
+    """An RGB image made worse; the same image always in the same way.
 
     Args:
         picture: as it was read, before any processor.
@@ -132,16 +132,16 @@ def robustness_results(
     A relative drop is the share of the clean balanced accuracy that is lost, in the mean over levels. With a baseline
     there are corruption errors, too (Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261), of the balanced
     error as in MedMNIST-C: the sum over levels of the model's errors by that of the baseline's, and the relative one,
-    of what is above the error on clean pictures. Below 1 the model is the more robust. Their limits are of a bootstrap
-    over groups within classes that gives the same pictures to all levels and both models. An error relative to a
+    of what is above the error on clean images. Below 1 the model is the more robust. Their limits are of a bootstrap
+    over groups within classes that gives the same images to all levels and both models. An error relative to a
     baseline that does not fall is null, and so are the limits of one where one resample in forty has such a baseline.
 
     Args:
         labels: (n,) class indices.
-        groups: (n,) of pictures that belong together.
+        groups: (n,) of images that belong together.
         answers: of the model, those of "clean" among them.
         positive, threshold: as in `classification_metrics`.
-        baseline: answers of another model to the same pictures, and its threshold.
+        baseline: answers of another model to the same images, and its threshold.
         resamples, seed: of the bootstrap.
 
     Returns:
@@ -197,5 +197,5 @@ def _limits(values: NDArray[np.float64]) -> dict[str, float | None]:
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NaN where the baseline makes no error, or is no worse than on clean pictures: nothing to be relative to."""
+    """NaN where the baseline makes no error, or is no worse than on clean images: nothing to be relative to."""
     return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 1e-12)

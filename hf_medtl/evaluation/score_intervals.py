@@ -1,4 +1,4 @@
-"""Score intervals: of shares and areas under curves, with limits that make sense where no error was seen."""
+"""Score intervals of proportions and areas under curves, which stay valid when no error was observed."""
 
 import math
 from typing import NamedTuple
@@ -92,10 +92,10 @@ def average_precision_floor(auc: float, n_positive: float, n_negative: float) ->
 def rate_interval(
     success: NDArray, concerned: NDArray, group: NDArray, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """The share of successes among the pictures concerned, and its Wilson limits.
+    """The share of successes among the images concerned, and its Wilson limits.
 
-    Where a group has several of them n is the effective number, that which independent pictures would need for the
-    same variance (Korn & Graubard 1998, Surv Methodol 24:193-201), at most that of the pictures, and z is Student's t
+    Where a group has several of them n is the effective number, that which independent images would need for the
+    same variance (Korn & Graubard 1998, Surv Methodol 24:193-201), at most that of the images, and z is Student's t
     of the groups. Where all succeed or none does the variance says nothing, and n is the number of groups.
 
     Args:
@@ -104,7 +104,7 @@ def rate_interval(
         level: two-sided confidence.
 
     Returns:
-        share, low, high; NaN, 0, 1 if no picture is concerned.
+        share, low, high; NaN, 0, 1 if no image is concerned.
     """
     names, index = np.unique(group[concerned], return_inverse=True)
     groups, n = names.size, index.size
@@ -112,11 +112,11 @@ def rate_interval(
         return math.nan, 0.0, 1.0
     share = float(success[concerned].mean())
     if groups == n or groups < 2 or share in (0, 1):
-        successes = round(share * groups, 9)  # not whole for a single group whose pictures differ: the wider limits
+        successes = round(share * groups, 9)  # not whole for a single group whose images differ: the wider limits
         return share, wilson(math.floor(successes), groups, level)[0], wilson(math.ceil(successes), groups, level)[1]
     excess = np.bincount(index, success[concerned] - share)
     variance = groups / (groups - 1) * (excess**2).sum() / n**2
-    # 1 more, since a sample's variance is share (1 - share) / (n - 1): independent pictures give back their number.
+    # 1 more, since a sample's variance is share (1 - share) / (n - 1): independent images give back their number.
     effective = min(n, share * (1 - share) / variance + 1) if variance > 0 else n
     return share, *wilson(share * effective, effective, level, groups - 1)
 
@@ -146,7 +146,7 @@ def component_intervals(
         }
         rates["balanced_accuracy"] = rates["sensitivity"]
         # F1 = 2 J / (1 + J), rising in J = TP / (TP + FP + FN) (Hand et al. 2021, Mach Learn 110:451-456): a plain
-        # proportion of the pictures that are or are called positive, so its limits carry over to F1.
+        # proportion of the images that are or are called positive, so its limits carry over to F1.
         jaccard = np.array(rate_interval(actual & decided, actual | decided, group, level))
         rates["f1"] = tuple(2 * jaccard / (1 + jaccard))
         rates |= _ranking_parts(actual, p[:, k], group, level)

@@ -1,4 +1,4 @@
-"""Tests of a difference: two areas, two decisions, anything by resampling; and what many tests at once cost."""
+"""Significance tests of differences: DeLong, McNemar, bootstrap, jackknife, and Holm's correction."""
 
 import math
 from collections.abc import Callable
@@ -31,10 +31,10 @@ class Difference(NamedTuple):
 def auc_difference(
     positive: ArrayLike, one: ArrayLike, other: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95
 ) -> Difference:
-    """ROC AUC of one score minus that of another of the same pictures (DeLong et al. 1988).
+    """ROC AUC of one score minus that of another of the same images (DeLong et al. 1988).
 
     z is normal as published; with groups it is Student's t of the fewest groups of a class less one. Where the scores
-    rank all pictures alike the difference is 0 with a p-value of 1. Arguments and errors as for `delong`.
+    rank all images alike the difference is 0 with a p-value of 1. Arguments and errors as for `delong`.
     """
     check_level(level)
     areas = delong(positive, np.column_stack([one, other]), groups)
@@ -50,16 +50,16 @@ def auc_difference(
 
 
 def mcnemar(one_right: ArrayLike, other_right: ArrayLike, groups: ArrayLike | None = None) -> float:
-    """Two-sided p-value that two classifiers err equally often on the same pictures (McNemar 1947).
+    """Two-sided p-value that two classifiers err equally often on the same images (McNemar 1947).
 
-    Of the pictures on which they differ: exact binomial if fewer than 25, else chi-squared with Edwards's correction.
+    Of the images on which they differ: exact binomial if fewer than 25, else chi-squared with Edwards's correction.
 
     Args:
         one_right, other_right: (n,) whether each decided rightly.
-        groups: (n,) patient of each picture, to check that there is one of each.
+        groups: (n,) patient of each image, to check that there is one of each.
 
     Raises:
-        ValueError: unequal lengths; several pictures of a group, whose errors go together: use `paired_bootstrap`.
+        ValueError: unequal lengths; several images of a group, whose errors go together: use `paired_bootstrap`.
     """
     one, other = np.asarray(one_right).astype(bool), np.asarray(other_right).astype(bool)
     if one.ndim != 1 or one.shape != other.shape:
@@ -88,7 +88,7 @@ def paired_bootstrap(
     (Davison & Hinkley 1997, 4.4), so never below 2 / (resamples + 1).
 
     Args:
-        difference: of weights (B, n), how often each picture counts, -> (B,), and of None -> the sample's own.
+        difference: of weights (B, n), how often each image counts, -> (B,), and of None -> the sample's own.
         labels: (n,) class indices, within which groups are drawn.
         groups: (n,) as in `metric_intervals`.
         resamples, level, seed: as in `metric_intervals`.
@@ -118,7 +118,7 @@ def paired_jackknife(
     Where two models never differ, how far they might is not known: limits are NaN, and the p-value of 0 is 1.
 
     Args:
-        difference: of weights (M, n), 0 for the pictures left out, -> (M,), and of None -> the sample's own.
+        difference: of weights (M, n), 0 for the images left out, -> (M,), and of None -> the sample's own.
         labels, groups, level: as in `paired_bootstrap`.
         seed: of the blocks that are left out together where there are more than 1,000 groups.
     """

@@ -1,4 +1,4 @@
-"""What a study of training sets says: paired differences, and the sentences that they back and no others."""
+"""Statements of a study of training sets: paired differences, and the sentences that they support."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ class LearningCurvePoint:
         scratch: whether it started from random weights.
         percent: share of the training groups.
         groups: their number, the mean over seeds.
-        values: seed -> metric on that seed's test pictures; higher is better.
+        values: seed -> metric on that seed's test images; higher is better.
         draws: seed -> (B,) the same on resampled test groups, the same resamples for all points.
         own: seed -> limits of the seed's value.
     """
@@ -45,7 +45,7 @@ class LearningCurvePoint:
     def mean(self) -> Interval:
         """Over seeds, with 95 % limits over test groups; the mean of the seeds' own where resampling finds no spread.
 
-        It says how these very models would do on other test pictures, not how others would that were trained again.
+        It says how these very models would do on other test images, not how others would that were trained again.
         """
         draws = np.mean([*self.draws.values()], axis=0)
         low, high = percentile_limits(draws, 0.95)
@@ -56,7 +56,7 @@ class LearningCurvePoint:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One point minus another, on the same test pictures.
+    """One point minus another, on the same test images.
 
     Attributes:
         one, other: (arm, percent).

@@ -1,4 +1,4 @@
-"""Metrics of parts of a test set, such as each sex, scanner or hospital."""
+"""Subgroup metrics, such as of each sex, scanner or hospital, and the generalization gap."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ MIN_GROUPS = 10  # groups of a class below which an interval is too wide, and to
 
 
 class Subgroup(NamedTuple):
-    """n pictures of n_groups; groups_of_class (K,) with a picture of each; warning, or "" if it is large enough."""
+    """n images of n_groups; groups_of_class (K,) with an image of each; warning, or "" if it is large enough."""
 
     n: int
     n_groups: int
@@ -37,14 +37,14 @@ def subgroup_metrics(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Subgroup]:
-    """Metrics with intervals of the pictures of each value of a metadata column.
+    """Metrics with intervals of the images of each value of a metadata column.
 
     Intervals that overlap don't say that slices are equal, and of many slices one is worst by chance: to test a
     difference, name the two slices before looking.
 
     Args:
         labels, probabilities, groups, positive, threshold, names, resamples, level, seed: as in `metric_intervals`.
-        column: (n,) value of each picture; missing ones (None, NaN) are a slice "(missing)" of their own.
+        column: (n,) value of each image; missing ones (None, NaN) are a slice "(missing)" of their own.
 
     Returns:
         value as text -> Slice, in order of the values.
@@ -70,7 +70,7 @@ def subgroup_metrics(
 
 
 def small_sample_warning(groups: Mapping[str, int]) -> str:
-    """Why a slice can't say anything, from class -> number of groups with a picture of it; "" if it can."""
+    """Why a slice can't say anything, from class -> number of groups with an image of it; "" if it can."""
     few = ", ".join(f"{count} of {name}" for name, count in groups.items() if count < MIN_GROUPS)
     return f"too small to say anything: fewer than {MIN_GROUPS} groups of each class ({few})" if few else ""
 
@@ -79,11 +79,11 @@ Metrics = Mapping[str, Mapping[str, Any]]
 
 
 def generalization_gap(inside: Metrics, outside: Metrics) -> dict[str, dict[str, float | None]]:
-    """Value inside minus value outside of each metric, with 95 % limits; the two samples have no picture in common.
+    """Value inside minus value outside of each metric, with 95 % limits; the two samples have no image in common.
 
     The limits come from those of the two values (MOVER: Newcombe 1998, Stat Med 17:873-890, method 10; Zou & Donner
     2008, Stat Med 27:1693-1702), so neither needs its predictions, and a difference of two values without a single
-    error has limits, too, which resampling would put at 0. They are those of these models and pictures: how others of
+    error has limits, too, which resampling would put at 0. They are those of these models and images: how others of
     the same training would fall is not in them.
 
     Args:
