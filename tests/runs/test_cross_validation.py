@@ -130,7 +130,7 @@ def test_rejects_a_finished_fold_of_another_split(validated, phantoms, tiny, tmp
 
 def test_rejects_options_and_folders_that_do_not_go_with_folds(phantoms, tiny, tmp_path):
     for more, message in (
-        ({"push_to_hub": True}, "Publish one of them"),
+        ({"push_to_hub": True}, r"Publish one \(--fold\)"),
         ({"splits": "splits.csv"}, "Remove one of them"),
         ({"resume_from_checkpoint": "run/checkpoint-3"}, "belongs to one fold"),
         ({"folds": 0, "fold": 1}, "needs the number of folds"),
