@@ -3,8 +3,8 @@
     python benchmarks/coverage.py                             # the table of benchmarks/README.md
     python benchmarks/coverage.py --studies 100 --patients 50 --compare
 
-A study has patients, 30 % of them positive, with one picture each or with 1 to 5 that share a patient effect: of the
-variance of the scores half. The score of a positive picture is higher by as much as gives the area under the ROC curve
+A study has patients, 30 % of them positive, with one image each or with 1 to 5 that share a patient effect: of the
+variance of the scores half. The score of a positive image is higher by as much as gives the area under the ROC curve
 that is named; probabilities are those of Bayes' rule, so calibrated, and decided at 0.5, which finds few positives in
 the hard study. Dice is easy: 93 % from Beta(40, 3), else a failure, uniform from 0 to 0.8; or hard: Beta(4, 2). ECE is
 that of the probabilities with the logit doubled.
@@ -55,10 +55,10 @@ def truths(shift: float) -> dict[str, float]:
     }
 
 
-def shared(rng: np.random.Generator, groups: np.ndarray, patients: int, several: bool) -> np.ndarray:
-    """Standard normal, half of its variance the patient's where there are several pictures."""
+def shared(rng: np.random.Generator, groups: np.ndarray, patients: int, clustered: bool) -> np.ndarray:
+    """Standard normal, half of its variance the patient's where there are several images."""
     own = rng.normal(size=groups.size)
-    return (own + rng.normal(size=patients)[groups]) / np.sqrt(2) if several else own
+    return (own + rng.normal(size=patients)[groups]) / np.sqrt(2) if clustered else own
 
 
 def main() -> None:
@@ -71,25 +71,25 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="percentile and BCa bootstrap, too; takes twice as long")
     options = parser.parse_args()
     start = time.perf_counter()
-    columns = [(n, kind, several) for n in options.patients for kind in AREAS for several in (False, True)]
+    columns = [(n, kind, clustered) for n in options.patients for kind in AREAS for clustered in (False, True)]
     table: dict[str, dict[tuple, str]] = defaultdict(dict)
-    for n, kind, several in columns:
+    for n, kind, clustered in columns:
         shift = np.sqrt(2) * norm.ppf(AREAS[kind])
         truth = truths(shift)
         truth["dice"] = 0.93 * 40 / 43 + 0.07 * 0.4 if kind == "easy" else 4 / 6
-        rng = np.random.default_rng([n, several, kind == "easy"])
+        rng = np.random.default_rng([n, clustered, kind == "easy"])
         small = n <= options.slow_up_to
         found = defaultdict(list)
         for study in range(options.studies):
-            groups = np.repeat(np.arange(n), rng.integers(1, 6, n) if several else 1)
+            groups = np.repeat(np.arange(n), rng.integers(1, 6, n) if clustered else 1)
             labels = (rng.permutation(n) < round(PREVALENCE * n)).astype(int)[groups]
-            score = shift * labels + shared(rng, groups, n, several)
+            score = shift * labels + shared(rng, groups, n, clustered)
             line = shift * score - shift**2 / 2 + logit(PREVALENCE)
             both = np.column_stack([expit(-line), expit(line)])
             same = {"resamples": options.resamples, "seed": study}
             names = CLASSIFIERS if small else CLASSIFIERS[:6]
             rows = metric_intervals(labels, both, groups, names=names, **same)
-            u = norm.cdf(shared(rng, groups, n, several))
+            u = norm.cdf(shared(rng, groups, n, clustered))
             dice = np.where(u < 0.07, u / 0.07 * 0.8, beta.ppf((u - 0.07) / 0.93, 40, 3)) if kind == "easy" else None
             rows |= mean_intervals({"dice": beta.ppf(u, 4, 2) if dice is None else dice}, groups, **same)
             if small:
@@ -101,13 +101,13 @@ def main() -> None:
             for name, interval in rows.items():
                 found[name].append(interval.low <= truth[name.split(",")[0]] <= interval.high)
         for name, held in found.items():
-            table[name][n, kind, several] = f"{100 * np.mean(held):.1f}"
+            table[name][n, kind, clustered] = f"{100 * np.mean(held):.1f}"
         shown = ", ".join(
-            f"{name} {rows[n, kind, several]}" for name, rows in table.items() if (n, kind, several) in rows
+            f"{name} {rows[n, kind, clustered]}" for name, rows in table.items() if (n, kind, clustered) in rows
         )
-        pictures = "1 to 5 pictures" if several else "1 picture"
-        print(f"{n} patients, {kind}, {pictures}, {time.perf_counter() - start:.0f} s: {shown}", flush=True)
-    heads = [f"{n} {kind}, {'1 to 5' if several else '1'}" for n, kind, several in columns]
+        images = "1 to 5 images" if clustered else "1 image"
+        print(f"{n} patients, {kind}, {images}, {time.perf_counter() - start:.0f} s: {shown}", flush=True)
+    heads = [f"{n} {kind}, {'1 to 5' if clustered else '1'}" for n, kind, clustered in columns]
     print(f"\n| metric | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
     for name in sorted(table, key=lambda name: "," in name):
         print(f"| {name} | {' | '.join(table[name].get(column, '') for column in columns)} |")

@@ -65,7 +65,7 @@ def main() -> None:
         if data is None:
             from hf_medtl.data.phantoms import write_phantoms
 
-            data = write_phantoms(Path(place) / "data", "brain", patients=60, pictures=2, size=128)
+            data = write_phantoms(Path(place) / "data", "brain", patients=60, images=2, size=128)
         rows, outputs = {}, []
         for cached in (True, False):
             folder = Path(place) / str(cached)

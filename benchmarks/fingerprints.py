@@ -1,9 +1,9 @@
-"""How long it takes to read, fingerprint and group all pictures of a large set, the first and the second time.
+"""How long it takes to read, fingerprint and group all images of a large set, the first and the second time.
 
     python benchmarks/fingerprints.py                   # as many and as large as covid19-radiography
     python benchmarks/fingerprints.py --number 2000
 
-The pictures are chest phantoms of as many patients, shaded and noisy, so that their PNG files are as large, and as many
+The images are chest phantoms of as many patients, shaded and noisy, so that their PNG files are as large, and as many
 of them look alike, as in real sets: in 936 real ones of chest-xray-pneumonia 0.75 of 1,000 pairs had to be laid over
 one another. Every 100th is a resized copy of the one before it.
 """
@@ -25,13 +25,13 @@ SHADE = 0.35
 
 
 def draw(folder: Path, size: int, number: int) -> None:
-    """One picture; the same for each `number`."""
-    from hf_medtl.data.phantoms import chest
+    """One image; the same for each `number`."""
+    from hf_medtl.data.phantoms import draw_chest
 
     copy = number % 100 == 99
     patient = number - copy
     rng = np.random.default_rng(patient)
-    film = Image.fromarray(chest(patient, 0, bool(patient % 2), size=64).image).resize((size, size))
+    film = Image.fromarray(draw_chest(patient, 0, bool(patient % 2), size=64).image).resize((size, size))
     shade = Image.fromarray(rng.integers(0, 256, (5, 5), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(Image.blend(film, shade, SHADE)) + rng.normal(0, 3, (size, size))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -42,14 +42,14 @@ def draw(folder: Path, size: int, number: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=21165, help="pictures (default: %(default)s)")
+    parser.add_argument("--number", type=int, default=21165, help="images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=299, help="height and width in pixels (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ["HF_MEDTL_CACHE"] = f"{place}/cache"
-        from hf_medtl.data.fingerprints import fingerprints, near_duplicates
+        from hf_medtl.data.fingerprints import compute_fingerprints, near_duplicates
 
-        folder = Path(place) / "pictures"
+        folder = Path(place) / "images"
         folder.mkdir()
         with ProcessPoolExecutor() as pool:
             list(pool.map(partial(draw, folder, options.size), range(options.number), chunksize=100))
@@ -58,7 +58,7 @@ def main() -> None:
         times = {}
         for name in ("read, the first time", "read, the second time"):
             start = time.perf_counter()
-            prints = fingerprints(files, "benchmark")
+            prints = compute_fingerprints(files, "benchmark")
             times[name] = time.perf_counter() - start
         start = time.perf_counter()
         groups = near_duplicates(prints)
@@ -73,7 +73,7 @@ def main() -> None:
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.1f} |")
     share = 1000 * compared / (len(files) * (len(files) - 1) / 2)
-    print(f"\n{paired} of {len(files) // 100} planted copies found, {others} other pictures grouped; {compared} pairs "
+    print(f"\n{paired} of {len(files) // 100} planted copies found, {others} other images grouped; {compared} pairs "
           f"of look-alikes compared, {share:.2f} of 1,000; peak memory {peak:.2f} GB")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Cross-validations of the same pictures, the average of their probabilities, and how they differ.
+"""Cross-validations of the same images, the average of their probabilities, and how they differ.
 
     python benchmarks/folds.py runs/vit-s runs/lite0
 
@@ -38,7 +38,7 @@ def read(folder: Path) -> Predictions:
 
 
 def check_same_folds(folders: Sequence[Path]) -> None:
-    """Raise MedtlError unless fold k has the same test pictures everywhere."""
+    """Raise MedtlError unless fold k has the same test images everywhere."""
     for folder in folders:
         sets = [sorted(path.name for path in place.glob("fold-*")) for place in (folders[0], folder)]
         if not sets[0] or sets[0] != sets[1]:
@@ -47,13 +47,13 @@ def check_same_folds(folders: Sequence[Path]) -> None:
             one, other = (tested(place / name) for place in (folders[0], folder))
             if one != other:
                 raise MedtlError(
-                    f"{folders[0]}/{name} and {folder}/{name} have other test pictures: an average would mix in models "
-                    "that have seen the picture. Give both the same --folds and --split_seed."
+                    f"{folders[0]}/{name} and {folder}/{name} have other test images: an average would mix in models "
+                    "that have seen the image. Give both the same --folds and --split_seed."
                 )
 
 
 def tested(folder: Path) -> set[str]:
-    """SHA-256 of a run's test pictures."""
+    """SHA-256 of a run's test images."""
     table = pd.read_csv(folder / "splits.csv", dtype=str)
     return set(table.loc[table["split"] == "test", "sha256"])
 
@@ -74,9 +74,9 @@ def report(folders: Sequence[Path], resamples: int) -> str:
     runs = [read(folder) for folder in folders]
     for run in runs[1:]:
         if not run.table.equals(runs[0].table):
-            raise MedtlError(f"{runs[0].name} and {run.name} do not agree on labels or groups of the pictures.")
+            raise MedtlError(f"{runs[0].name} and {run.name} do not agree on labels or groups of the images.")
     every = [*runs, *averages(runs)]
-    lines = [f"{len(runs[0].labels)} pictures in {runs[0].table['group'].nunique()} groups, out of fold", ""]
+    lines = [f"{len(runs[0].labels)} images in {runs[0].table['group'].nunique()} groups, out of fold", ""]
     lines += [f"| model | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
     for run in every:
         its = metric_intervals(

@@ -1,6 +1,6 @@
-"""Pictures per second until a normalised batch is on the device: prepared pictures against decoding in each epoch.
+"""Images per second until a normalised batch is on the device: prepared images against decoding in each epoch.
 
-    python benchmarks/input_pipeline.py [--pictures FOLDER] [--workers N] [--number 20000]
+    python benchmarks/input_pipeline.py [--images FOLDER] [--workers N] [--number 20000]
 
 Ours is what training runs: `prepare` once, then `Pictures`, the Trainer's own DataLoader and `_prepare_inputs`. The
 usual way is torchvision's ImageFolder with Pillow, Resize, transforms of the same kind, strength and probability as
@@ -32,8 +32,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_medtl.common.system import cores
 from hf_medtl.data import phantoms
-from hf_medtl.data.augmentation import augmentation
-from hf_medtl.data.cache import Pictures, prepare
+from hf_medtl.data.augmentation import get_augmentation
+from hf_medtl.data.cache import PreparedImages, prepare_images
 from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
 
 NATIVE, SIZE = (1500, 1200), (224, 224)
@@ -60,7 +60,7 @@ USUAL = {
 
 
 def write_jpegs(folder: Path, size: tuple[int, int], sources: list[Path], number: int) -> list[Path]:
-    """`number` grey JPEGs of `size` (width, height) in two folders of labels, from the pictures given."""
+    """`number` grey JPEGs of `size` (width, height) in two folders of labels, from the images given."""
     for i in range(number):
         path = folder / f"label{i % 2}" / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,9 @@ def write_jpegs(folder: Path, size: tuple[int, int], sources: list[Path], number
 
 
 def build(paths: list[Path]) -> Any:
-    """Prepare pictures as training does."""
+    """Prepare images as training does."""
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    return prepare(paths, digests, lambda images: to_uint8(PROCESSOR, images), preprocessing_key(PROCESSOR))
+    return prepare_images(paths, digests, lambda images: to_uint8(PROCESSOR, images), preprocessing_key(PROCESSOR))
 
 
 def measured_build(paths: list[Path], cache: Path) -> dict[str, float]:
@@ -103,7 +103,7 @@ def built_here() -> None:
 
 
 def ours(paths: list[Path], name: str, arguments: argparse.Namespace, epochs: int) -> Callable[[], Iterator[Any]]:
-    """Batches of the Trainer, with each picture `epochs` times in an epoch, so that it lasts long enough to measure."""
+    """Batches of the Trainer, with each image `epochs` times in an epoch, so that it lasts long enough to measure."""
     from hf_medtl import Recipe  # here, so that they do not weigh on the process whose memory is measured
     from hf_medtl.training.trainer import MedicalTrainer
 
@@ -114,7 +114,9 @@ def ours(paths: list[Path], name: str, arguments: argparse.Namespace, epochs: in
         dataloader_persistent_workers=arguments.workers > 0,
         use_cpu=not torch.cuda.is_available(),
     )
-    data = Pictures(build(paths), [*range(len(paths))] * epochs, [0] * len(paths) * epochs, augmentation(name))
+    data = PreparedImages(
+        build(paths), [*range(len(paths))] * epochs, [0] * len(paths) * epochs, get_augmentation(name)
+    )
     layers = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = ViTForImageClassification(ViTConfig(**layers))
     trainer = MedicalTrainer(recipe, model, PROCESSOR, data, data, torch.nn.CrossEntropyLoss(), dict)
@@ -139,7 +141,7 @@ def usual(folder: Path, name: str, arguments: argparse.Namespace) -> Callable[[]
 
 
 def rate(batches: Callable[[], Iterator[Any]]) -> float:
-    """Pictures per second of one epoch."""
+    """Images per second of one epoch."""
     began, number = time.perf_counter(), 0
     for pixels in batches():
         assert pixels.dtype == torch.float32 and pixels.shape[1:] == (3, *SIZE)
@@ -151,13 +153,13 @@ def rate(batches: Callable[[], Iterator[Any]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=Path, help="folder with chest X-rays to make the JPEGs from; else phantoms")
+    parser.add_argument("--images", type=Path, help="folder with chest X-rays to make the JPEGs from; else phantoms")
     parser.add_argument("--files", type=int, default=256, help="JPEGs of each size")
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10, help="of ours, timed as one")
-    parser.add_argument("--number", type=int, default=20000, help="pictures for the measurement of memory; 0 = none")
+    parser.add_argument("--number", type=int, default=20000, help="images for the measurement of memory; 0 = none")
     parser.add_argument("--augmentations", nargs="+", default=list(USUAL), choices=USUAL)
     parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -172,7 +174,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """Measure and print."""
     folder, cache = arguments.folder, arguments.folder / "cache"
     os.environ["HF_MEDTL_CACHE"] = str(cache)
-    source = arguments.pictures or phantoms.write(folder / "phantoms", "chest", patients=64, pictures=2)
+    source = arguments.images or phantoms.write_phantoms(folder / "phantoms", "chest", patients=64, images=2)
     sources = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     sources = [path for path in sources if path.parent.name != "masks"][: arguments.files]
 
@@ -181,8 +183,8 @@ def compare(arguments: argparse.Namespace) -> None:
     packages = ("torch", "torchvision", "pillow", "albumentations", "opencv-python-headless", "pyarrow")
     print(platform.python_version(), *(f"{name} {version(name)}" for name in packages), sep=", ")
     print(f"{arguments.workers} workers, batches of {arguments.batch_size}, {arguments.files} files, ", end="")
-    print(f"{arguments.repeats} repetitions, pictures from {'--pictures' if arguments.pictures else 'phantoms'}\n")
-    print("| files | augmentation | usual, pictures/s | ours, pictures/s | ratio (range) | cache built once, s |")
+    print(f"{arguments.repeats} repetitions, images from {'--images' if arguments.images else 'phantoms'}\n")
+    print("| files | augmentation | usual, images/s | ours, images/s | ratio (range) | cache built once, s |")
     print("|---|---|---:|---:|---:|---:|")
     builds = {}
     for size in (NATIVE, SIZE):
@@ -212,7 +214,7 @@ def compare(arguments: argparse.Namespace) -> None:
             # Paths are repeated, and each is read, hashed, decoded and stored anew.
             row = measured_build((files * (number // len(files) + 1))[:number], folder / f"memory{number}")
             print(
-                f"Building {number} pictures: {row['seconds']:.1f} s, peak memory {row['peak']:.0f} MB, of which "
+                f"Building {number} images: {row['seconds']:.1f} s, peak memory {row['peak']:.0f} MB, of which "
                 f"{row['before']:.0f} MB before it began.",
                 flush=True,
             )

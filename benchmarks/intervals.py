@@ -1,6 +1,6 @@
 """How long a bootstrap of every metric takes, and how long a loop over scikit-learn's functions would.
 
-    python benchmarks/intervals.py                  # 2,000 resamples of 10,000 pictures of 5,000 patients
+    python benchmarks/intervals.py                  # 2,000 resamples of 10,000 images of 5,000 patients
 
 The loop is timed over some resamples (--loop) and scaled up. Both give the same numbers, which is checked.
 """
@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 
 from hf_medtl.evaluation.intervals import metric_intervals
 from hf_medtl.evaluation.metrics import METRICS, classification_metrics
-from hf_medtl.evaluation.resampling import group_resamples
+from hf_medtl.evaluation.resampling import bootstrap_weights
 
 FUNCTIONS = {
     "accuracy": sk.accuracy_score,
@@ -38,12 +38,12 @@ OF_SCORES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=10_000, help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=10_000, help="(default: %(default)s)")
     parser.add_argument("--resamples", type=int, default=2000, help="(default: %(default)s)")
     parser.add_argument("--loop", type=int, default=20, help="resamples the loop does (default: %(default)s)")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    groups = np.arange(options.pictures) // 2
+    groups = np.arange(options.images) // 2
     labels = groups % 2
     score = 1 / (1 + np.exp(-2 * (labels - 0.5) - rng.normal(size=labels.size)))
     both, decided = np.column_stack([1 - score, score]), score >= 0.5
@@ -58,7 +58,7 @@ def main() -> None:
     metric_intervals(labels, both, groups, resamples=options.resamples, names=METRICS)
     default = seconds(start)
 
-    weights = group_resamples(labels, groups, options.loop)
+    weights = bootstrap_weights(labels, groups, options.loop)
     start = seconds()
     rows = []
     for weight in weights:
@@ -68,7 +68,7 @@ def main() -> None:
     same = classification_metrics(labels, both, weights=weights, names=METRICS)
     worst = max(np.abs(same[name] - [row[name] for row in rows]).max() for name in rows[0])
 
-    print(f"{options.pictures} pictures, {options.resamples} resamples; {os.cpu_count()} cores, Python "
+    print(f"{options.images} images, {options.resamples} resamples; {os.cpu_count()} cores, Python "
           f"{platform.python_version()}, numpy {np.__version__}\n")  # fmt: skip
     print("| way | metrics | seconds | of which processor |\n|---|---:|---:|---:|")
     print(f"| bootstrap of all metrics | {len(METRICS)} | {ours[0]:.1f} | {ours[1]:.1f} |")

@@ -2,7 +2,7 @@
 
     python benchmarks/kept_memory.py [--steps 12] [--threads 1]
 
-Each way runs in a process of its own, in turns. No data are needed: pictures and weights are random.
+Each way runs in a process of its own, in turns. No data are needed: images and weights are random.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def steps(name: str, batch: int, size: int, keep: bool, number: int, threads: in
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
-    from hf_medtl.models.build import build
+    from hf_medtl.models.build import build_classifier
     from hf_medtl.models.segmenter import build_segmenter
     from hf_medtl.training.runtime import keep_freed_memory, peak_memory_mb
 
@@ -38,14 +38,14 @@ def steps(name: str, batch: int, size: int, keep: bool, number: int, threads: in
     elif name == "vit":
         model = ViTForImageClassification(ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536))
     else:
-        model, _ = build(name, labels, from_scratch=True)
+        model, _ = build_classifier(name, labels, from_scratch=True)
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters())
-    pictures = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     seconds = []
     for _ in range(number):
         started = time.process_time()  # of this process, so that others on the machine matter less
-        model(pixel_values=pictures).logits.float().log_softmax(1)[:, 0].mean().backward()
+        model(pixel_values=images).logits.float().log_softmax(1)[:, 0].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.process_time() - started)

@@ -1,11 +1,11 @@
-"""How long one picture takes: a prediction with its Grad-CAM, and what others would do for the same.
+"""How long one image takes: a prediction with its Grad-CAM, and what others would do for the same.
 
-    python benchmarks/latency.py runs/vit runs/resnet50 --data_dir FOLDER_OF_PICTURES
+    python benchmarks/latency.py runs/vit runs/resnet50 --data_dir FOLDER_OF_IMAGES
 
-Each argument is a finished run of a classifier. Three ways are timed in turn on the same pictures, one at a time:
-`Predictor.predict(picture, explain="gradcam")`, stock `pipeline()` and then a pass of the package grad-cam with the
-layer given, and `Predictor.predict(picture)` without a map. Printed are the 50th and 95th percentile in milliseconds,
-and the median over pictures of the ratio of the first to the second way.
+Each argument is a finished run of a classifier. Three ways are timed in turn on the same images, one at a time:
+`Predictor.predict(image, explain="gradcam")`, stock `pipeline()` and then a pass of the package grad-cam with the
+layer given, and `Predictor.predict(image)` without a map. Printed are the 50th and 95th percentile in milliseconds,
+and the median over images of the ratio of the first to the second way.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from hf_medtl import Predictor
-from hf_medtl.data.inputs import picture_files
+from hf_medtl.data.inputs import image_files
 from hf_medtl.explain.layers import find_layer
 
 
@@ -39,11 +39,11 @@ class Logits(torch.nn.Module):
         return self.model(pixels).logits
 
 
-def stock(folder: Path, picture: Path) -> Callable[[Path], Any]:
+def stock(folder: Path, image: Path) -> Callable[[Path], Any]:
     """pipeline(), then grad-cam on the model that the pipeline has."""
     classify = pipeline("image-classification", str(folder), device="cpu", trust_remote_code=True)
     model, processor = classify.model, classify.image_processor
-    layer = find_layer(model, processor(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"])
+    layer = find_layer(model, processor(Image.open(image).convert("RGB"), return_tensors="pt")["pixel_values"])
 
     def ask(path: Path) -> Any:
         best = classify(str(path))[0]["label"]
@@ -59,15 +59,15 @@ def stock(folder: Path, picture: Path) -> Callable[[Path], Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder with pictures")
-    parser.add_argument("--pictures", type=int, default=40, help="how many, after 5 to warm up")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder with images")
+    parser.add_argument("--images", type=int, default=40, help="how many, after 5 to warm up")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    files = picture_files(arguments.data_dir)
-    files = [files[i] for i in np.random.default_rng(0).permutation(len(files))[: arguments.pictures + 5]]
+    files = image_files(arguments.data_dir)
+    files = [files[i] for i in np.random.default_rng(0).permutation(len(files))[: arguments.images + 5]]
     print(f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, torch {torch.__version__}, "
-          f"{len(files) - 5} pictures, one at a time; milliseconds\n")  # fmt: skip
+          f"{len(files) - 5} images, one at a time; milliseconds\n")  # fmt: skip
     print("| run | with Grad-CAM p50 | p95 | pipeline() and grad-cam p50 | p95 | without a map p50 | p95 | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for run in arguments.runs:

@@ -15,7 +15,7 @@ from results import LITE, Row, main, show
 
 from hf_medtl.evaluation.compare import mean_difference, unpaired_difference
 from hf_medtl.evaluation.intervals import mean_intervals
-from hf_medtl.evaluation.masks import METRICS
+from hf_medtl.evaluation.masks import MASK_METRICS
 
 LUNGS = "chest-xray-masks-and-labels"
 OTHERS = "--external_dataset covid-chestxray --external_data_dir DATA/covid-chestxray-dataset"
@@ -42,7 +42,7 @@ OF_ALL = ("dice", "iou", "hausdorff95")
 
 
 def read(row: Row, out: Path, name: str = "predictions.csv") -> pd.DataFrame:
-    """The pictures that a row's seeds were tested on, one below the other; a picture's group is the same in all."""
+    """The images that a row's seeds were tested on, one below the other; an image's group is the same in all."""
     tables = []
     for seed in row.seeds:
         if (out / row.name / f"{seed}.json").exists():
@@ -52,11 +52,11 @@ def read(row: Row, out: Path, name: str = "predictions.csv") -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame) -> list[str]:
-    """Cells: pictures, then the metrics with limits."""
+    """Cells: images, then the metrics with limits."""
     found = mean_intervals({name: table[name] for name in OF_ALL}, table["group"], table["source"])
-    pictures = " + ".join(str(n) for n in table.groupby("seed").size())
+    images = " + ".join(str(n) for n in table.groupby("seed").size())
     digits = {"hausdorff95": ".1f"}
-    return [pictures, *(show(interval, "", digits.get(name, ".3f")) for name, interval in found.items())]
+    return [images, *(show(interval, "", digits.get(name, ".3f")) for name, interval in found.items())]
 
 
 def table(out: Path) -> str:
@@ -78,7 +78,9 @@ def table(out: Path) -> str:
         for part, rows in parts.items():
             seeds = " ".join(f"{dice:.3f}" for dice in rows.groupby("seed")["dice"].mean())
             lines.append(f"| {name} | {part} | {' | '.join(means(rows))} | {seeds} |")
-        raw = inside.drop(columns=list(METRICS)).rename(columns={f"raw_{metric}": metric for metric in METRICS})
+        raw = inside.drop(columns=list(MASK_METRICS)).rename(
+            columns={f"raw_{metric}": metric for metric in MASK_METRICS}
+        )
         gain = mean_difference(inside, raw, OF_ALL, (name, "before"))
         gains.append(f"| {name} | {' | '.join(show(x, '+') for x in gain.values())} |")
     lines += ["", "| held out minus other data | Dice | IoU |", "|---|---|---|", *drops]
@@ -95,7 +97,7 @@ def table(out: Path) -> str:
         found = mean_difference(one, other, OF_ALL, ("pretrained", "scratch"))
         lines += [
             "",
-            "| pretrained minus scratch, same pictures | Dice | IoU | 95 % Hausdorff, pixels |",
+            "| pretrained minus scratch, same images | Dice | IoU | 95 % Hausdorff, pixels |",
             "|---|---|---|---|",
         ]
         lines += [f"| seeds {' '.join(map(str, both))} | {' | '.join(show(x, '+') for x in found.values())} |"]

@@ -85,7 +85,7 @@ ROWS = [
     covid("lite0/full", "resnet50_covid4", f"{LITE_0} --num_train_epochs 8"),
     covid("cnn/from_scratch", "cnn_covid4", ""),
 ]
-# Pretrained against from scratch, and the strategies against each other; only where both have the same test pictures,
+# Pretrained against from scratch, and the strategies against each other; only where both have the same test images,
 # which depend on the share for validation, too.
 PAIRS = [
     ("brain/lite0/full", "brain/lite0/from_scratch"),
