@@ -179,7 +179,7 @@ def test_user_errors_have_no_traceback(phantoms, tmp_path):
         *flags(**options(phantoms, Path("nobody/absent"), tmp_path / "run")),
     )
     assert done.returncode == 1
-    assert "Error: No image classifier can be made from 'nobody/absent'" in done.stderr
+    assert "Error: Can't build an image classifier from 'nobody/absent'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -94,7 +94,7 @@ def test_trackers_are_closed_when_a_run_fails(tracked, monkeypatch):
     closed = []
     monkeypatch.setattr("hf_medtl.runs.train.write_artifacts", lambda *args: 1 / 0)
     usual = tracking.close_trackers
-    monkeypatch.setattr("hf_medtl.runs.train.close", lambda trainer: (closed.append(trainer), usual(trainer)))
+    monkeypatch.setattr("hf_medtl.runs.train.close_trackers", lambda trainer: (closed.append(trainer), usual(trainer)))
     with pytest.raises(ZeroDivisionError):
         tracked("tensorboard", num_train_epochs=1)
     (trainer,) = closed
