@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.evaluation.calibration import brier_decomposition, calibration_error, calibration_line
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.metrics import decide
-from hf_medtl.evaluation.reliability import brier_decomposition, calibration_error, calibration_line
 from hf_medtl.evaluation.subgroups import Subgroup, subgroup_metrics
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import plots

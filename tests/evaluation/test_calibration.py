@@ -6,7 +6,7 @@ import statsmodels.api as sm
 from scipy.special import expit, logit
 from sklearn.metrics import brier_score_loss
 
-from hf_medtl.evaluation.reliability import brier_parts, calibration_error, calibration_line
+from hf_medtl.evaluation.calibration import brier_decomposition, calibration_error, calibration_line
 
 
 def forecasts(n=400, slope=1.0, shift=0.0, seed=0):
@@ -48,14 +48,14 @@ def test_no_line_through_separable_or_constant():
 
 def test_parts_of_brier():
     y, p = forecasts()
-    parts = brier_parts(y, p)
+    parts = brier_decomposition(y, p)
     assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(
         brier_score_loss(y, p)
     )
     assert parts.uncertainty == pytest.approx(y.mean() * (1 - y.mean()))
     # By hand: 0.2 said four times, true once; 0.8 said four times, true four times.
     y, p = np.array([0, 0, 0, 1, 1, 1, 1, 1]), np.repeat([0.2, 0.8], 4)
-    assert brier_parts(y, p) == pytest.approx(
+    assert brier_decomposition(y, p) == pytest.approx(
         ((0.05**2 + 0.2**2) / 2, ((0.25 - 0.625) ** 2 + (1 - 0.625) ** 2) / 2, 0.625 * 0.375, 0)
     )
 
@@ -77,7 +77,7 @@ def test_calibration_error_of_the_calibrated_is_not_above_zero_on_average():
 
 
 def test_what_is_refused():
-    for function in (calibration_line, brier_parts, calibration_error):
+    for function in (calibration_line, brier_decomposition, calibration_error):
         with pytest.raises(ValueError, match="shape"):
             function([0, 1], [0.5])
         with pytest.raises(ValueError, match=r"probabilities in 0\.\.1"):
