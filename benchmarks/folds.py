@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from comparison import Predictions, difference
 from results import show
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.compare import Predictions, difference
 from hf_medtl.evaluation.intervals import metric_intervals
 
 METRICS = {"roc_auc": "ROC AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",

@@ -11,11 +11,12 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from comparison import unpaired_difference
 from results import LITE, Row, main, show
 
-from hf_medtl.evaluation.compare import mean_difference, unpaired_difference
 from hf_medtl.evaluation.intervals import mean_intervals
 from hf_medtl.evaluation.masks import MASK_METRICS
+from hf_medtl.evaluation.paired import mean_difference
 
 LUNGS = "chest-xray-masks-and-labels"
 OTHERS = "--external_dataset covid-chestxray --external_data_dir DATA/covid-chestxray-dataset"

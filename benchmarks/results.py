@@ -22,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from comparison import Predictions, average, difference
+
 from hf_medtl.common.system import cores
-from hf_medtl.evaluation.compare import Predictions, average, difference
 from hf_medtl.evaluation.intervals import Interval
 
 ROOT = Path(__file__).parents[1]

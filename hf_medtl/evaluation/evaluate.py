@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
 
-from hf_medtl.evaluation.compare import mean_difference
 from hf_medtl.evaluation.intervals import (
     METHOD_DESCRIPTIONS,
     Interval,
@@ -28,6 +27,7 @@ from hf_medtl.evaluation.intervals import (
 )
 from hf_medtl.evaluation.masks import MASK_METRICS
 from hf_medtl.evaluation.metrics import classification_metrics, confusion_matrix, decide, undefined_reasons
+from hf_medtl.evaluation.paired import mean_difference
 from hf_medtl.evaluation.score_intervals import rate_interval
 from hf_medtl.evaluation.significance import paired_bootstrap, paired_jackknife
 

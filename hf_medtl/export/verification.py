@@ -120,7 +120,7 @@ def _compare_metrics(results: dict[str, Any], tables: dict[str, list[pd.DataFram
         side: task.run_scores(pd.concat(parts, ignore_index=True).sort_values("image_id", ignore_index=True), [results])
         for side, parts in tables.items()
     }
-    metric = scores["torch"].usual[0]
+    metric = scores["torch"].default_metrics[0]
     (row,) = (row for row in paired_differences(scores, "torch", [metric]) if row.metric == metric)
     value, low, high, p_value = row.difference
     difference = to_json(Interval(value, low, high)) | {"p_value": p_value if np.isfinite(p_value) else None}

@@ -7,7 +7,7 @@ import numpy as np
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.names import METRIC_NAMES
-from hf_medtl.evaluation.paired import RunScores
+from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import plots
 from hf_medtl.report.blocks import Axis, Block, Line, Plot, Points, Prose, Section, Table, line_style

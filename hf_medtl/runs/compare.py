@@ -12,7 +12,8 @@ import torch
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.paired import LOWER_IS_BETTER, RunScores, check_comparable, disagreements, paired_differences
+from hf_medtl.evaluation.paired import LOWER_IS_BETTER, check_comparable, disagreements, paired_differences
+from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.benchmark import count_macs, example_input, measure_latencies
 from hf_medtl.predict import Predictor
 from hf_medtl.runs.finished import read_runs
@@ -56,7 +57,7 @@ class Comparison:
             "n_groups": int(scores.table["group"].nunique()),
             "folds": len(results.get("folds", ())),
             "part_kind": scores.part_kind,
-            "decides": scores.decided is not None,
+            "decides": scores.decisions is not None,
             "interval_methods": scores.methods,
             "tested": list(self.tested),
             "n_tests": int(self.differences["p_holm"].notna().sum()),
@@ -137,7 +138,7 @@ def compare_scores(
     Raises:
         MedtlError: An unknown metric or reference.
     """
-    tested = tuple(metrics) or next(iter(scores.values())).usual
+    tested = tuple(metrics) or next(iter(scores.values())).default_metrics
     base = _reference(reference, runs, scores, tested[0])
     rows = [(row.run, row.metric, *row.difference, row.p_holm, row.test)
             for row in paired_differences(scores, base, tested, seed)]  # fmt: skip

@@ -17,7 +17,7 @@ from hf_medtl.data.images import read_image
 from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.specs import DatasetSpec
 from hf_medtl.evaluation.decisions import DecisionRule
-from hf_medtl.evaluation.paired import RunScores
+from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.training.recipe import Recipe
 
 Score = Callable[[NDArray | None], NDArray[np.float64]]

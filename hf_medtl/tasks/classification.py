@@ -27,7 +27,7 @@ from hf_medtl.evaluation.decisions import (
 )
 from hf_medtl.evaluation.evaluate import classification_results, predict_probabilities, temperature_effect
 from hf_medtl.evaluation.metrics import classification_metrics, decide
-from hf_medtl.evaluation.paired import RunScores, of_labels
+from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import fold_temperature
 from hf_medtl.tasks.base import Score, Task
@@ -260,7 +260,9 @@ class Classification(Task):
 
     def run_scores(self, table: pd.DataFrame, folds: list[dict[str, Any]]) -> RunScores:
         """Return a run with each image decided by the threshold of the model that was tested on it."""
-        return of_labels(table, folds[0]["labels"], folds[0]["positive_label"], self._threshold(table, folds))
+        return RunScores.from_labels(
+            table, folds[0]["labels"], folds[0]["positive_label"], self._threshold(table, folds)
+        )
 
     def _threshold(self, table: pd.DataFrame, folds: list[dict[str, Any]]) -> float | NDArray[np.float64] | None:
         if folds[0]["positive_label"] is None:

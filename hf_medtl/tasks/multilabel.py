@@ -18,7 +18,7 @@ from hf_medtl.evaluation.calibration import fit_multilabel_temperature
 from hf_medtl.evaluation.decisions import DecisionRule, choose_threshold
 from hf_medtl.evaluation.evaluate import multilabel_results
 from hf_medtl.evaluation.metrics import classification_metrics
-from hf_medtl.evaluation.paired import RunScores, of_several
+from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.tasks.base import Score
 from hf_medtl.tasks.classification import Classification, threshold_by_fold
 from hf_medtl.training.losses import MultiLabelLoss, class_weights
@@ -180,7 +180,7 @@ class MultiLabelClassification(Classification):
 
     def run_scores(self, table: pd.DataFrame, folds: list[dict[str, Any]]) -> RunScores:
         """Return a run with each image decided by the thresholds of the model that was tested on it."""
-        return of_several(table, *_read_table(table, folds))
+        return RunScores.from_multilabel(table, *_read_table(table, folds))
 
     def label_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Return `per_label` of results.json."""

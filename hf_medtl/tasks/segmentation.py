@@ -23,8 +23,8 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.evaluate import load_pipeline, predict_masks, segmentation_results
 from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, mask_metrics
-from hf_medtl.evaluation.paired import RunScores, of_masks
 from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.encoders import encoder_source, read_encoder
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
@@ -278,7 +278,7 @@ class Segmentation(Task):
 
     def run_scores(self, table: pd.DataFrame, folds: list[dict[str, Any]]) -> RunScores:
         """Return the metrics of each image's mask."""
-        return of_masks(table, folds[0]["labels"])
+        return RunScores.from_masks(table, folds[0]["labels"])
 
     def presence(self, loaded: LoadedDataset) -> dict[str, NDArray[np.bool_]]:
         """Return all images: each has a mask."""

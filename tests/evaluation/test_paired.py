@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.comparison import Predictions, average, difference
 from hf_medtl import MedtlError
-from hf_medtl.evaluation.compare import Predictions, average, difference, mean_difference
 from hf_medtl.evaluation.intervals import mean_intervals, metric_intervals
+from hf_medtl.evaluation.paired import mean_difference
 
 
 def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None = None) -> Predictions:
@@ -55,9 +56,9 @@ def test_difference_is_paired():
 
 def test_other_pictures_are_refused():
     run, other = made("one", 0, 1), made("two", 0, 1, pictures=range(2, 62))
-    with pytest.raises(MedtlError, match="one and two were not tested on the same pictures"):
+    with pytest.raises(MedtlError, match="one and two were not tested on the same images"):
         difference([run], [other], "accuracy")
-    with pytest.raises(MedtlError, match="found 1 and 2"):
+    with pytest.raises(MedtlError, match="there are 1 and 2"):
         difference([run], [run, run], "accuracy")
     table = run.table.assign(group="g")
     with pytest.raises(MedtlError, match="disagree"):
@@ -105,9 +106,9 @@ def test_difference_of_means_is_paired():
 def test_difference_of_means_refuses_other_pictures():
     one = measured(0, 0.0)
     for other in (one.iloc[1:], one.assign(group="p"), one.assign(source="c"), one.replace({"image_id": {"003": "x"}})):
-        with pytest.raises(MedtlError, match="unet and fpn were not tested on the same pictures"):
+        with pytest.raises(MedtlError, match="unet and fpn were not tested on the same images"):
             mean_difference(one, other, ["dice"], ("unet", "fpn"))
-    with pytest.raises(MedtlError, match="same pictures"):
+    with pytest.raises(MedtlError, match="same images"):
         mean_difference(pd.concat([one, one]), pd.concat([one, one]), ["dice"])
     with pytest.raises(MedtlError, match="fpn has no column iou"):
         mean_difference(one, one.drop(columns="iou"), ["dice", "iou"], ("unet", "fpn"))

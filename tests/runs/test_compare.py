@@ -22,7 +22,7 @@ from hf_medtl.models.benchmark import count_macs, measure_latencies
 from hf_medtl.runs.compare import Comparison, compare_runs, measure_costs
 from hf_medtl.runs.compare_page import tables, write_comparison
 from hf_medtl.training.runtime import EnergyMeter
-from tests.support.commands import options, typed
+from tests.support.commands import options, run_cli
 
 NAMES = ("no", "yes")
 
@@ -50,14 +50,14 @@ def write_run(folder: Path, model: Path, table: pd.DataFrame, **result: object) 
 
 
 @pytest.fixture
-def runs(tiny, tmp_path) -> list[Path]:
+def runs(tiny_checkpoint, tmp_path) -> list[Path]:
     """A good model, a bad one and one in between; the last has another order of rows and other names of groups."""
     shuffled = predictions(3, 1.6).sample(frac=1, random_state=0)
     shuffled["group"] = "patient-" + shuffled["group"]
     return [
-        write_run(tmp_path / "good", tiny("cnn"), predictions(1, 0.9)),
-        write_run(tmp_path / "bad", tiny("vit"), predictions(2, 3.0), energy_kwh=0.25),
-        write_run(tmp_path / "middling", tiny("cnn"), shuffled),
+        write_run(tmp_path / "good", tiny_checkpoint("cnn"), predictions(1, 0.9)),
+        write_run(tmp_path / "bad", tiny_checkpoint("vit"), predictions(2, 3.0), energy_kwh=0.25),
+        write_run(tmp_path / "middling", tiny_checkpoint("cnn"), shuffled),
     ]
 
 
@@ -106,9 +106,9 @@ def test_metrics_and_tests_of_independent_images(runs):
     assert rows.loc[rows["test"] != "", "p_value"].tolist() == [1, 1]
 
 
-def test_metrics_equal_those_of_results_json(finished, results, tmp_path):
-    again = shutil.copytree(finished, tmp_path / "again")
-    comparison = compare_runs([finished, again])
+def test_metrics_equal_those_of_results_json(finished_run, results, tmp_path):
+    again = shutil.copytree(finished_run, tmp_path / "again")
+    comparison = compare_runs([finished_run, again])
     for row in comparison.metrics.itertuples():
         assert row.value == pytest.approx(results["metrics"][row.metric]["value"], nan_ok=True)
     costs = measure_costs(comparison.runs, None)
@@ -121,12 +121,14 @@ def test_metrics_equal_those_of_results_json(finished, results, tmp_path):
     assert "disagree on 0 of" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_copies_in_a_group_do_not_narrow_intervals(tiny, tmp_path):
+def test_copies_in_a_group_do_not_narrow_intervals(tiny_checkpoint, tmp_path):
     every = [predictions(seed, noise) for seed, noise in ((1, 0.9), (2, 3.0))]
-    single = [write_run(tmp_path / f"single{i}", tiny("cnn"), table) for i, table in enumerate(every)]
+    single = [write_run(tmp_path / f"single{i}", tiny_checkpoint("cnn"), table) for i, table in enumerate(every)]
     copies = [
         write_run(
-            tmp_path / f"copies{i}", tiny("cnn"), pd.concat([table, table.assign(image_id="x" + table["image_id"])])
+            tmp_path / f"copies{i}",
+            tiny_checkpoint("cnn"),
+            pd.concat([table, table.assign(image_id="x" + table["image_id"])]),
         )
         for i, table in enumerate(every)
     ]
@@ -150,28 +152,28 @@ def test_reference_by_name_folder_or_best(runs):
         compare_runs(runs, reference="worse")
 
 
-def test_rejects_runs_that_cannot_be_compared(runs, tiny, tmp_path):
+def test_rejects_runs_that_cannot_be_compared(runs, tiny_checkpoint, tmp_path):
     def assert_rejected(message: str, *folders: Path, metrics: tuple[str, ...] = ()) -> None:
         with pytest.raises(MedtlError, match=message):
             compare_runs(folders, metrics)
 
-    table, model = predictions(1, 0.9), tiny("cnn")
+    table, model = predictions(1, 0.9), tiny_checkpoint("cnn")
     other = write_run(tmp_path / "other", model, table.iloc[3:])
-    assert_rejected("good and other were not tested on the same pictures: 3 of 60 are only in good, 0 of 57.*--splits",
+    assert_rejected("good and other were not tested on the same images: 3 of 60 are only in good, 0 of 57.*--splits",
             runs[0], other)  # fmt: skip
     grouped = write_run(tmp_path / "grouped", model, table.assign(group="g"))
-    assert_rejected("good and grouped disagree about the group of 59 pictures, such as 001.png", runs[0], grouped)
+    assert_rejected("good and grouped disagree about the group of 59 images, such as 001.png", runs[0], grouped)
     turned = write_run(tmp_path / "turned", model, table, positive_label="no")
-    assert_rejected("other positive labels, yes and no", runs[0], turned)
+    assert_rejected("different positive labels, yes and no", runs[0], turned)
     named = write_run(tmp_path / "named", model, table.rename(columns={"p_yes": "p_si"}).replace("yes", "si"),
                  labels=["no", "si"], positive_label="si")  # fmt: skip
-    assert_rejected("good and named have other labels: no, yes and no, si", runs[0], named)
+    assert_rejected("good and named have different labels: no, yes and no, si", runs[0], named)
     assert_rejected("but got 1", runs[0])
     assert_rejected("given twice", runs[0], runs[0])
     masks = write_run(tmp_path / "masks", model, measured(0, 0), task="image-segmentation")
     assert_rejected("good and masks have different tasks", runs[0], masks)
-    assert_rejected("--metric is one of accuracy.*found dice", *runs, metrics=("dice",))
-    assert_rejected("take brier", *runs, metrics=("ece",))
+    assert_rejected("--metric must be one of accuracy.*is dice", *runs, metrics=("dice",))
+    assert_rejected("use brier", *runs, metrics=("ece",))
     (runs[1] / "UNFINISHED").touch()
     assert_rejected("bad is not a finished run", *runs)
 
@@ -180,18 +182,23 @@ def test_rejects_images_with_equal_names_but_different_contents(runs):
     for folder, sha256 in zip(runs[:2], ("a", "b"), strict=True):
         table = predictions(1, 1)[["image_id"]].assign(path="p", sha256=sha256)
         table.to_csv(folder / "splits.csv", index=False)
-    with pytest.raises(MedtlError, match="disagree about the sha256 of 60 pictures"):
+    with pytest.raises(MedtlError, match="disagree about the sha256 of 60 images"):
         compare_runs(runs[:2])
 
 
-def test_folds_use_their_own_thresholds(tiny, tmp_path):
+def test_folds_use_their_own_thresholds(tiny_checkpoint, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
         table = predictions(seed, 2.0).assign(fold=np.arange(60) % 2)
         cuts = (0.5, 1.0)  # the second fold's model never decides yes
-        folds = [write_run(tmp_path / name / f"fold-{k}", tiny("cnn"), table[table["fold"] == k], threshold=cut)
+        folds = [write_run(tmp_path / name / f"fold-{k}", tiny_checkpoint("cnn"), table[table["fold"] == k], threshold=cut)
                  for k, cut in enumerate(cuts)]  # fmt: skip
         write_run(
-            folds[0].parent, tiny("cnn"), table, threshold=None, split="out-of-fold", folds=[{"fold": 0}, {"fold": 1}]
+            folds[0].parent,
+            tiny_checkpoint("cnn"),
+            table,
+            threshold=None,
+            split="out-of-fold",
+            folds=[{"fold": 0}, {"fold": 1}],
         )
     comparison = compare_runs([tmp_path / "one", tmp_path / "two"])
     rows = comparison.metrics[comparison.metrics["metric"] == "accuracy"].set_index("run")
@@ -206,10 +213,10 @@ def test_folds_use_their_own_thresholds(tiny, tmp_path):
         compare_runs([tmp_path / "one", tmp_path / "two"])
 
 
-def test_multiclass_runs(tiny, tmp_path):
+def test_multiclass_runs(tiny_checkpoint, tmp_path):
     names = ("a", "b", "c")
     folders = [
-        write_run(tmp_path / f"run{seed}", tiny("cnn"), predictions(seed, noise, names=names), labels=names,
+        write_run(tmp_path / f"run{seed}", tiny_checkpoint("cnn"), predictions(seed, noise, names=names), labels=names,
              positive_label=None, threshold=None)
         for seed, noise in ((1, 1.0), (2, 2.5))
     ]  # fmt: skip
@@ -227,7 +234,7 @@ def test_multiclass_runs(tiny, tmp_path):
     assert set(comparison.disagreements["image_id"]) == set(table["image_id"][decided != other])
 
 
-def test_multilabel_runs(tiny, tmp_path):
+def test_multilabel_runs(tiny_checkpoint, tmp_path):
     rng = np.random.default_rng(0)
     has = rng.random((60, 2)) < 0.4
     cells = ["|".join(name for name, present in zip(("a", "b"), row, strict=True) if present) for row in has]
@@ -236,7 +243,7 @@ def test_multilabel_runs(tiny, tmp_path):
     for name, noise in (("one", 0.2), ("two", 0.6)):
         probabilities = np.clip(0.5 * has + 0.25 + rng.normal(0, noise, has.shape), 0.01, 0.99)
         per_label = {label: {"threshold": 0.5} for label in "ab"}
-        folders.append(write_run(tmp_path / name, tiny("cnn"),
+        folders.append(write_run(tmp_path / name, tiny_checkpoint("cnn"),
                                  table.assign(p_a=probabilities[:, 0], p_b=probabilities[:, 1]),
                                  labels=["a", "b"], positive_label=None, threshold=None,
                                  per_label=per_label))  # fmt: skip
@@ -257,10 +264,11 @@ def measured(seed: int, shift: float, n: int = 40) -> pd.DataFrame:
                          "hausdorff95": 20 - 10 * dice})  # fmt: skip
 
 
-def test_segmentation_runs(tiny, tmp_path):
+def test_segmentation_runs(tiny_checkpoint, tmp_path):
     more = {"task": "image-segmentation", "labels": ["background", "lung"], "positive_label": None, "threshold": None}
     folders = [
-        write_run(tmp_path / f"run{i}", tiny("cnn"), measured(i, shift), **more) for i, shift in ((0, 0.02), (1, 0.0))
+        write_run(tmp_path / f"run{i}", tiny_checkpoint("cnn"), measured(i, shift), **more)
+        for i, shift in ((0, 0.02), (1, 0.0))
     ]
     comparison = compare_runs(folders)
     both = [pd.read_csv(folder / "predictions.csv")["dice"] for folder in folders]
@@ -277,7 +285,7 @@ def test_segmentation_runs(tiny, tmp_path):
 
 
 @pytest.fixture
-def seen(phantoms, tiny, tmp_path) -> list[Path]:
+def seen(phantoms, tiny_checkpoint, tmp_path) -> list[Path]:
     """Runs whose test images are available."""
     loaded, rng = load("brain-phantoms", phantoms, seed=1), np.random.default_rng(0)
     table = loaded.table[loaded.table["split"] == "test"]
@@ -286,14 +294,16 @@ def seen(phantoms, tiny, tmp_path) -> list[Path]:
         p = rng.uniform(0.01, 0.99, len(table))
         rows = table[["image_id", "label", "group"]].assign(p_no_lesion=1 - p, p_lesion=p)
         folders.append(
-            write_run(tmp_path / name, tiny(family), rows, labels=["no_lesion", "lesion"], positive_label="lesion")
+            write_run(
+                tmp_path / name, tiny_checkpoint(family), rows, labels=["no_lesion", "lesion"], positive_label="lesion"
+            )
         )
         loaded.table[COLUMNS].to_csv(folders[-1] / "splits.csv", index=False)
     return folders
 
 
 def test_command_writes_a_page(seen, phantoms, tmp_path):
-    printed = typed("compare", *seen, "--out", tmp_path / "out", "--data_dir", phantoms, "--reference", "best",
+    printed = run_cli("compare", *seen, "--out", tmp_path / "out", "--data_dir", phantoms, "--reference", "best",
                     "--metric", "accuracy")  # fmt: skip
     assert "corrected" in printed and "Holm" in printed
     text, content = ((tmp_path / "out" / name).read_text() for name in ("README.md", "comparison.json"))
@@ -309,12 +319,12 @@ def test_command_writes_a_page(seen, phantoms, tmp_path):
     assert "Not a medical device" in text
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "intervals.png", "pareto.png", "parts.png", "disagreements.png"}  # fmt: skip
-    typed("compare", *seen, "--out", tmp_path / "out", "--no_latency")  # again, in its own folder
+    run_cli("compare", *seen, "--out", tmp_path / "out", "--no_latency")  # again, in its own folder
     text = (tmp_path / "out" / "README.md").read_text()
     assert "Give --data_dir to see the images" in text and "disagreements.png" not in text
     assert "| one image, ms [quartiles] | – | – |" in text
     with pytest.raises(MedtlError, match="is not empty and holds no comparison"):
-        typed("compare", *seen, "--out", seen[0])
+        run_cli("compare", *seen, "--out", seen[0])
 
 
 def test_images_of_other_data_are_not_shown(seen, phantoms, tmp_path):
@@ -356,22 +366,22 @@ def meters(monkeypatch) -> list[SimpleNamespace]:
     return made
 
 
-def test_records_energy_with_codecarbon(meters, phantoms, tiny, tmp_path):
+def test_records_energy_with_codecarbon(meters, phantoms, tiny_checkpoint, tmp_path):
     few = {"num_train_epochs": 1, "folds": 2}
-    folder = run(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run", **few)))
+    folder = run(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "run", **few)))
     assert [json.loads((folder / part / "results.json").read_text())["energy_kwh"] for part in ("fold-0", ".")] == [
         0.5,
         1,
     ]
     assert [tracker.output_methods for tracker in meters] == [[], []]  # no file, no upload
-    with EnergyMeter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "other")), resumed=True) as meter:
+    with EnergyMeter(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "other")), resumed=True) as meter:
         assert len(meters) == 2
     assert meter.kwh is None  # the energy before the resume is unknown
 
 
-def test_records_no_energy_without_codecarbon(monkeypatch, phantoms, tiny, tmp_path):
+def test_records_no_energy_without_codecarbon(monkeypatch, phantoms, tiny_checkpoint, tmp_path):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
-    with EnergyMeter(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "run")), resumed=False) as meter:
+    with EnergyMeter(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "run")), resumed=False) as meter:
         assert meter.tracker is None
     assert meter.kwh is None
 
