@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_medtl.common.extras import require
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.heads import find_head, is_segmenter
 
@@ -125,7 +126,7 @@ class Strategy:
         """Check that this strategy can train the model.
 
         Raises:
-            MedtlError: too few blocks, no ordered blocks, or too few linear layers for LoRA.
+            MedtlError: too few blocks, no ordered blocks, too few linear layers for LoRA, or peft is not installed.
         """
         if self.name in ("last_n", "progressive", "differential"):
             blocks = count_blocks(parameter_depths(model))
@@ -137,6 +138,7 @@ class Strategy:
                     "or --strategy full."
                 )
         if self.name == "lora":
+            require("peft", "lora", "--strategy lora")
             _linear_layers(model)
 
 

@@ -23,7 +23,7 @@ def render_card(facts: dict[str, Any], prose: str = "") -> str:
             worst first), and the provenance that `hf_medtl.runs.artifacts` collects.
         prose: Markdown by the author (intended use, limits); a Jinja template with the same facts.
     """
-    facts = facts | {"names": METRIC_NAMES}
+    facts = facts | {"names": METRIC_NAMES, "origin": facts["base_model"]}  # origin: for prose written for 0.1.0
     written = template_environment().from_string(prose).render(facts)
     return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | {'prose': written})}"
 

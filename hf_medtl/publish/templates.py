@@ -68,6 +68,8 @@ def template_environment(package: str = "hf_medtl.publish", autoescape: bool = F
         "dataset_link": dataset_link,
         "cell": escape_cell,
         "bibtex": escape_bibtex,
+        "linked": dataset_link,  # the names of 0.1.0, for prose that users wrote
+        "spread": format_range,
     }
     return environment
 

@@ -1,6 +1,7 @@
 """Optional dependencies: one sentence when one is missing."""
 
 import re
+import sys
 import tomllib
 
 import pytest
@@ -40,3 +41,25 @@ def test_extras_named_in_the_code_exist():
 def test_all_has_every_extra_but_those_under_another_licence_and_for_development():
     inside = re.fullmatch(r"hf_medtl\[(.*)\]", EXTRAS["all"][0])[1].split(",")
     assert set(inside) == EXTRAS.keys() - {"all", "dev", "test", "jpeg"}
+
+
+def test_lora_without_peft_fails_before_training(monkeypatch):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from hf_medtl.models.strategies import Strategy
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    with pytest.raises(
+        MedtlError, match=r'--strategy lora needs peft\. Install it with: pip install "hf_medtl\[lora\]"'
+    ):
+        Strategy("lora", 1).check(model)
+
+
+def test_kaggle_download_without_kagglehub_names_the_extra(monkeypatch):
+    from hf_medtl.data.loading import fetch_dataset
+    from hf_medtl.data.specs import DATASETS
+
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(MedtlError, match=r"brain-tumor-mri from Kaggle needs kagglehub\. Install it with: "):
+        fetch_dataset(DATASETS["brain-tumor-mri"])

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from hf_medtl import MedtlError
 from hf_medtl.evaluation import modules
 from hf_medtl.evaluation.intervals import mean_intervals, metric_intervals
-from hf_medtl.evaluation.masks import METRICS, mask_metrics
+from hf_medtl.evaluation.masks import MASK_METRICS, mask_metrics
 from hf_medtl.evaluation.metrics import METRICS as CLINICAL
 from hf_medtl.evaluation.metrics import classification_metrics
 from tests.support.commands import ROOT
@@ -101,7 +101,7 @@ def test_masks_of_yes_and_no(offline):
     metric = evaluate.load(modules.path("segmentation_metrics"))
     answer = metric.compute(predictions=np.stack([found, true]), references=np.stack([true, true]))
     rows = [mask_metrics(true, found), mask_metrics(true, true)]
-    assert {name: answer[name] for name in METRICS} == {n: (rows[0][n] + rows[1][n]) / 2 for n in METRICS}
+    assert {name: answer[name] for name in MASK_METRICS} == {n: (rows[0][n] + rows[1][n]) / 2 for n in MASK_METRICS}
     assert not any(name.endswith("_low") for name in answer)
 
 
@@ -130,7 +130,7 @@ def test_as_a_space(name, hub, tmp_path):
     assert metadata["sdk"] == "gradio"
     assert {"evaluate", "metric"} <= set(metadata["tags"])
     assert (space / metadata["app_file"]).is_file()
-    assert (space / "requirements.txt").read_text().split() == ["hf_medtl"]
+    assert (space / "requirements.txt").read_text().split() == ["hf_medtl[metrics]"]
     api = HfApi()
     repo = f"ci-user/{name}"
     api.create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
