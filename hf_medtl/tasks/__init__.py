@@ -11,6 +11,8 @@ from hf_medtl.tasks.multilabel import MultiLabelClassification
 from hf_medtl.tasks.segmentation import Segmentation
 from hf_medtl.training.recipe import Recipe
 
+__all__ = ["TASKS", "Classification", "MultiLabelClassification", "Segmentation", "Task", "get_task"]
+
 TASKS: dict[str, Task] = {task.name: task for task in (Classification(), MultiLabelClassification(), Segmentation())}
 
 
