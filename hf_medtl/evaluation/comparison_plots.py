@@ -11,33 +11,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from hf_medtl.evaluation.plots import BLUE, GREY, ORANGE
+from hf_medtl.evaluation.plots import BLUE, COLOURS, GREY
 
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-MARKERS = "osD^vP*"  # told apart in grey, too
-COLUMNS = 4  # of a sheet
+MARKERS = "osD^vP*"  # distinct in greyscale, too
+COLUMNS = 4  # of an image grid
 
 
 def metrics_and_differences(
     metrics: pd.DataFrame, differences: pd.DataFrame, reference: str, names: Mapping[str, str], path: Path
 ) -> None:
-    """Each run's value of some metrics with its interval, and beside it the difference to the reference.
+    """Plot metrics of each run with their intervals, next to the differences from the reference.
 
     Args:
-        metrics, differences: rows of `Comparison` of the metrics to show.
-        reference: name of the run that differences are to.
-        names: metric -> title, in the order wanted.
+        metrics: `metrics` of a `Comparison`.
+        differences: `differences` of a `Comparison`.
+        reference: name of the run that is subtracted.
+        names: metric to show -> title, in order.
         path: file to write.
     """
     runs = list(dict.fromkeys(metrics["run"]))
     figure = Figure(figsize=(10, (0.9 + 0.35 * len(runs)) * len(names)), layout="constrained")
     grid = figure.subplots(len(names), 2, squeeze=False)
     for (values, gaps), (metric, title) in zip(grid, names.items(), strict=True):
-        for place, run in enumerate(runs):
-            colour = GREY if run == reference else BLUE
-            _interval(values, metrics[(metrics["run"] == run) & (metrics["metric"] == metric)], place, colour)
-            its = differences[(differences["run"] == run) & (differences["metric"] == metric)]
-            _interval(gaps, its, place, colour)
+        for y, run in enumerate(runs):
+            for axes, table in ((values, metrics), (gaps, differences)):
+                rows = table[(table["run"] == run) & (table["metric"] == metric)]
+                _interval(axes, rows, y, GREY if run == reference else BLUE)
         gaps.axvline(0, color=GREY, linestyle=":")
         gaps.plot(0, runs.index(reference), "o", color=GREY)
         values.set_yticks(range(len(runs)), runs, parse_math=False)
@@ -45,31 +44,31 @@ def metrics_and_differences(
         for axes in (values, gaps):
             axes.set_ylim(len(runs) - 0.5, -0.5)
         values.set_xlabel(title)
-        gaps.set_xlabel(f"less {reference}, paired by picture", parse_math=False)
+        gaps.set_xlabel(f"minus {reference}, paired by image", parse_math=False)
     grid[0, 0].set_title("value, 95 % interval", fontsize=10)
     grid[0, 1].set_title("difference, 95 % interval", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
 def part_metrics(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
-    """Metrics of each label, class or source, the runs side by side, with intervals.
+    """Plot metrics with intervals of each label, class or source, with the runs side by side.
 
     Args:
         table: `parts` of a `Comparison`.
-        names: metric -> title, in the order wanted.
+        names: metric to show -> title, in order.
         path: file to write.
     """
-    runs, places = (list(dict.fromkeys(table[column])) for column in ("run", "part"))
-    height = 1.2 + 0.18 * len(places) * (len(runs) + 1)
+    runs, parts = (list(dict.fromkeys(table[column])) for column in ("run", "part"))
+    height = 1.2 + 0.18 * len(parts) * (len(runs) + 1)
     figure = Figure(figsize=(1.5 + 2.7 * len(names), max(2.6, height)), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
         for number, (run, colour, marker) in enumerate(zip(runs, cycle(COLOURS), cycle(MARKERS), strict=False)):
             shift = (number - (len(runs) - 1) / 2) * 0.8 / len(runs)
-            for place, part in enumerate(places):
+            for y, part in enumerate(parts):
                 chosen = (table["run"] == run) & (table["part"] == part) & (table["metric"] == metric)
-                _interval(axes, table[chosen], place + shift, colour, marker, run if place == 0 else "")
-        axes.set_yticks(range(len(places)), places if axes.get_subplotspec().is_first_col() else [], parse_math=False)
-        axes.set(ylim=(len(places) - 0.5, -0.5), xlabel=title)
+                _interval(axes, table[chosen], y + shift, colour, marker, run if y == 0 else "")
+        axes.set_yticks(range(len(parts)), parts if axes.get_subplotspec().is_first_col() else [], parse_math=False)
+        axes.set(ylim=(len(parts) - 0.5, -0.5), xlabel=title)
     _legend(figure, len(runs))
     figure.savefig(path, dpi=120)
 
@@ -82,14 +81,14 @@ def pareto_front(
     higher_is_better: bool,
     path: Path,
 ) -> None:
-    """A metric with its interval against each cost; runs that no other beats in both are joined.
+    """Plot a metric with its interval against each cost, and the Pareto front of the runs.
 
     Args:
-        metrics: a row a run: run, value, low, high.
-        costs: by run, all known.
+        metrics: a row for each run: run, value, low, high.
+        costs: table indexed by run, without missing values.
         titles: column of `costs` -> title of its axis; at least one.
-        title: of the metric.
-        higher_is_better: of the metric.
+        title: title of the metric.
+        higher_is_better: True if higher values of the metric are better.
         path: file to write.
     """
     figure = Figure(figsize=(5 * len(titles), 4), layout="constrained")
@@ -102,9 +101,9 @@ def pareto_front(
             axes.plot([cost[run]] * 2, [low, high], color=colour, linewidth=1.5, alpha=0.6, zorder=1)
             axes.plot(cost[run], y, marker, color=colour, markersize=7, label=run, zorder=3)
         order = pd.DataFrame({"cost": cost[rank.index], "rank": -rank}).sort_values(["cost", "rank"]).index
-        best = [run for place, run in enumerate(order) if rank[run] > max(rank[order[:place]], default=-np.inf)]
+        best = [run for i, run in enumerate(order) if rank[run] > max(rank[order[:i]], default=-np.inf)]
         front = [(cost[run], value[run]) for run in best]
-        axes.step(*zip(*front, strict=True), where="post", color=GREY, zorder=2, label="not beaten in both")
+        axes.step(*zip(*front, strict=True), where="post", color=GREY, zorder=2, label="Pareto front")
         axes.set(xlabel=caption, ylabel=title)
         if cost.max() > 5 * cost.min():
             axes.set_xscale("log")
@@ -116,32 +115,32 @@ def pareto_front(
     figure.savefig(path, dpi=120)
 
 
-def image_grid(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, path: Path) -> None:
-    """Images (H, W, 3) with captions of a few lines, for a look."""
-    columns = min(COLUMNS, len(pictures))
-    rows, lines = -(-len(pictures) // columns), max(caption.count("\n") for caption in captions) + 1
+def image_grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, path: Path) -> None:
+    """Show images (H, W, 3) with captions of a few lines."""
+    columns = min(COLUMNS, len(images))
+    rows, lines = -(-len(images) // columns), max(caption.count("\n") for caption in captions) + 1
     figure = Figure(figsize=(2.8 * columns, (2.6 + 0.17 * lines) * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, picture, caption in zip(grid, pictures, captions, strict=False):
-        step = max(1, max(picture.shape) // 400)  # more than a page shows
-        axes.imshow(picture[::step, ::step])
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        step = max(1, max(image.shape) // 400)  # a page does not show more
+        axes.imshow(image[::step, ::step])
         axes.set_title(caption, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
 
 
 def _legend(figure: Figure, number: int) -> None:
-    """One for all panels, above them."""
+    """Draw one legend for all panels, above them."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(4, number), fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
-def _interval(axes: Axes, rows: pd.DataFrame, place: float, colour: str, marker: str = "o", label: str = "") -> None:
-    """A point and its limits, lying; nothing where there is no row."""
+def _interval(axes: Axes, rows: pd.DataFrame, y: float, colour: str, marker: str = "o", label: str = "") -> None:
+    """Draw a value and a horizontal line between its limits; nothing if there is no row."""
     for value, low, high in zip(rows["value"], rows["low"], rows["high"], strict=True):
-        axes.plot([low, high], [place, place], color=colour, linewidth=2)
-        axes.plot(value, place, marker, color=colour, markersize=6, label=label or "_")
+        axes.plot([low, high], [y, y], color=colour, linewidth=2)
+        axes.plot(value, y, marker, color=colour, markersize=6, label=label or "_")
