@@ -1,4 +1,4 @@
-"""DeLong's method: areas under ROC curves of the same images, and their covariance."""
+"""DeLong's method: ROC AUCs of several scores of the same images, and their covariance."""
 
 import math
 from typing import NamedTuple
@@ -14,27 +14,27 @@ FloatArray = NDArray[np.float64]
 
 
 class DelongResult(NamedTuple):
-    """auc (S,) of S scores, their covariance (S, S), and the fewest groups of a class less one."""
+    """ROC AUC (S,) of S scores, their covariance (S, S), and degrees of freedom (fewest groups of a class - 1)."""
 
     auc: FloatArray
     covariance: FloatArray
-    freedom: int
+    dof: int
 
 
 def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> DelongResult:
-    """ROC AUC of several scores of the same images, with DeLong's covariance (1988, Biometrics 44:837-845).
+    """Compute the ROC AUC of several scores with DeLong's covariance (1988, Biometrics 44:837-845).
 
     By midranks in O(n log n) (Sun & Xu 2014, IEEE Signal Process Lett 21:1389-1393). With groups their images count
-    together, and a patient may have both classes (Obuchowski 1997, Biometrics 53:567-578); without, each image is
-    taken for independent, which images of one patient are not.
+    together, and a patient may have both classes (Obuchowski 1997, Biometrics 53:567-578); without, images are assumed
+    to be independent, which images of one patient are not.
 
     Args:
-        positive: (n,) which images are.
-        scores: (n,) or (n, S), the higher, the more likely positive; a tie counts one half.
+        positive: (n,) True for positive images.
+        scores: (n,) or (n, S), higher is more likely positive; a tie counts one half.
         groups: (n,) patient of each image.
 
     Returns:
-        Areas; NaN if a class has no image, the covariance also if one has a single group.
+        AUCs and covariance; NaN if a class has no image, the covariance also if a class has a single group.
 
     Raises:
         ValueError: unequal lengths, scores that are not finite, groups missing.
@@ -46,41 +46,41 @@ def delong(positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = No
     if not np.isfinite(s).all():
         raise ValueError(f"expected finite scores, found {int((~np.isfinite(s)).sum())} that are not")
     group = np.arange(y.size) if groups is None else group_index(groups, y.size)
-    number, m, n = s.shape[1], int(y.sum()), int((~y).sum())
-    unknown = np.full((number, number), np.nan)
+    n_scores, m, n = s.shape[1], int(y.sum()), int((~y).sum())
+    undefined = np.full((n_scores, n_scores), np.nan)
     if not m or not n:
-        return DelongResult(np.full(number, np.nan), unknown, -1)
+        return DelongResult(np.full(n_scores, np.nan), undefined, -1)
     rank = rankdata(s, axis=0)
-    of_positive = (rank[y] - rankdata(s[y], axis=0)) / n  # the share of negatives each positive is above
-    of_negative = 1 - (rank[~y] - rankdata(s[~y], axis=0)) / m
-    auc = of_positive.mean(axis=0)
+    below_positive = (rank[y] - rankdata(s[y], axis=0)) / n  # fraction of negatives below each positive
+    above_negative = 1 - (rank[~y] - rankdata(s[~y], axis=0)) / m
+    auc = below_positive.mean(axis=0)
 
-    def total(parts: FloatArray, of: NDArray) -> FloatArray:
-        return np.stack([np.bincount(of, column, group.max() + 1) for column in (parts - auc).T], axis=1)
+    def group_sums(components: FloatArray, index: NDArray) -> FloatArray:
+        return np.stack([np.bincount(index, column, group.max() + 1) for column in (components - auc).T], axis=1)
 
-    first, second = total(of_positive, group[y]) / m, total(of_negative, group[~y]) / n
+    v10, v01 = group_sums(below_positive, group[y]) / m, group_sums(above_negative, group[~y]) / n
     i, j, both = np.unique(group[y]).size, np.unique(group[~y]).size, np.unique(group).size
     if min(i, j) < 2:
-        return DelongResult(auc, unknown, min(i, j) - 1)
-    cross = both / (both - 1) * (first.T @ second)  # 0 unless a group has both classes
-    covariance = i / (i - 1) * (first.T @ first) + j / (j - 1) * (second.T @ second) + cross + cross.T
+        return DelongResult(auc, undefined, min(i, j) - 1)
+    cross = both / (both - 1) * (v10.T @ v01)  # 0 unless a group has both classes
+    covariance = i / (i - 1) * (v10.T @ v10) + j / (j - 1) * (v01.T @ v01) + cross + cross.T
     return DelongResult(auc, covariance, min(i, j) - 1)
 
 
 def auc_interval(
     positive: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
-    """ROC AUC with DeLong's standard error on the logit scale and Student's t, that of `metric_intervals`.
+    """Return the ROC AUC with limits from DeLong's standard error on the logit scale and Student's t.
 
-    At 0 and 1, where no score is on the wrong side, Newcombe's score interval of as many cases as there are groups.
-    Arguments and errors as for `delong`.
+    At 0 and 1, where the variance is 0, it is Newcombe's score interval with groups counted as cases. Arguments and
+    errors as for `delong`; `level` is the two-sided confidence, between 0 and 1.
     """
     check_level(level)
-    areas = delong(positive, np.asarray(scores, np.float64).reshape(-1, 1), groups)
-    auc = float(areas.auc[0])
+    result = delong(positive, np.asarray(scores, np.float64).reshape(-1, 1), groups)
+    auc = float(result.auc[0])
     if math.isnan(auc):
         return Interval(auc, math.nan, math.nan)
-    low, high = transformed_t_interval(auc, float(areas.covariance[0, 0]), areas.freedom, (0, 1), level)
+    low, high = transformed_t_interval(auc, float(result.covariance[0, 0]), result.dof, (0, 1), level)
     if math.isnan(low):
         y = np.asarray(positive).astype(bool)
         group = np.arange(y.size) if groups is None else group_index(groups, y.size)

@@ -8,7 +8,7 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
 MASK_METRICS = ("dice", "iou", "precision", "recall", "hausdorff95")
-IGNORE_INDEX = 255  # in a true mask: nobody says what the pixel shows
+IGNORE_INDEX = 255  # in a true mask: a pixel without annotation
 
 
 def mask_metrics(
@@ -17,24 +17,24 @@ def mask_metrics(
     names: Sequence[str] = ("background", "mask"),
     spacing: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """METRICS of one image, and how many of its classes were empty: a row of a per-image table.
+    """Compute MASK_METRICS of one image, and how many of its classes are empty: a row of a per-image table.
 
-    A class that is in neither mask was rightly not found: overlaps 1, distance 0. One that is in only one of them is
-    the worst there can be: overlaps 0, and for the distance, which has no value then, the image's diagonal. BraTS
-    scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such images out as NaN would reward a
-    model that finds nothing where it is unsure, and with zeros for both empty, lesion-free images could not be got
-    right. Both conventions move means by much where classes are often empty, so `both_empty` and `one_empty` count
+    A class that is in neither mask was correctly not predicted: overlaps 1, distance 0. One that is in only one of them
+    gets the worst values possible: overlaps 0, and for the distance, which is undefined then, the image's diagonal.
+    BraTS scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such images out as NaN would reward
+    a model that predicts nothing where it is unsure, and with zeros for both empty, lesion-free images could never be
+    correct. Both conventions change means much where classes are often empty, so `both_empty` and `one_empty` count
     them: report them beside the means.
 
     With more than two classes a metric's mean over the foreground classes comes first, and each class's value under
-    `dice_<name>` and so on. Pixels that are IGNORED in the true mask count in no overlap, and as background for the
-    distance.
+    `dice_<name>` and so on. Pixels that are IGNORE_INDEX in the true mask count in no overlap, and as background for
+    the distance.
 
     Args:
         true: (H, W) class indices; bool for two classes.
-        predicted: (H, W) likewise, without IGNORED.
+        predicted: (H, W) likewise, without IGNORE_INDEX.
         names: (K,) of the classes in output order; index 0 is the background.
-        spacing: mm from one row to the next and from one column to the next, for `hausdorff95` in mm; pixels if None.
+        spacing: mm between rows and between columns, for `hausdorff95` in mm; pixels if None.
 
     Raises:
         ValueError: shapes that differ or are not (H, W), values that are no class, a spacing that is not above 0.
@@ -54,39 +54,39 @@ def mask_metrics(
     hits, n_true, n_predicted = np.diag(counts)[1:], counts.sum(axis=1)[1:], counts.sum(axis=0)[1:]
     empty = (n_true + n_predicted) == 0
 
-    def share(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.where(empty, 1.0, numerator / np.maximum(denominator, 1))  # hits are 0 wherever one is empty
+    def ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.where(empty, 1.0, numerator / np.maximum(denominator, 1))  # hits are 0 wherever one mask is empty
 
-    found = {
-        "dice": share(2 * hits, n_true + n_predicted),
-        "iou": share(hits, n_true + n_predicted - hits),
-        "precision": share(hits, n_predicted),
-        "recall": share(hits, n_true),
-        "hausdorff95": np.array(
-            [hausdorff95(valid & (t == k), valid & (p == k), spacing) for k in range(1, n_classes)]
-        ),
+    distances = [hausdorff95(valid & (t == k), valid & (p == k), spacing) for k in range(1, n_classes)]
+    per_class = {
+        "dice": ratio(2 * hits, n_true + n_predicted),
+        "iou": ratio(hits, n_true + n_predicted - hits),
+        "precision": ratio(hits, n_predicted),
+        "recall": ratio(hits, n_true),
+        "hausdorff95": np.array(distances),
     }
-    row = {name: float(values.mean()) for name, values in found.items()}
+    row = {name: float(values.mean()) for name, values in per_class.items()}
     row["both_empty"], row["one_empty"] = float(empty.sum()), float(((n_true == 0) ^ (n_predicted == 0)).sum())
     if n_classes > 2:
-        row |= {f"{name}_{names[k + 1]}": float(found[name][k]) for k in range(n_classes - 1) for name in MASK_METRICS}
+        row |= {f"{m}_{name}": float(per_class[m][k]) for k, name in enumerate(names[1:]) for m in MASK_METRICS}
     return row
 
 
 def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, float] | None = None) -> float:
-    """95 % Hausdorff distance of two masks: the larger of the two directed 95th percentiles.
+    """Compute the 95 % Hausdorff distance of two masks: the larger of the two directed 95th percentiles.
 
-    From the centre of each surface pixel of one mask to the nearest one of the other; a surface pixel is in the mask
-    and at the image's edge or beside (not only diagonally) a pixel that is not. Percentiles are interpolated
-    linearly. So MONAI's compute_hausdorff_distance(percentile=95) defines it; medpy's hd95 takes one percentile of both
-    directions together, which is smaller, and implementations differ by much (Podobnik & Vrtovec 2024,
+    Distances are from the centre of each surface pixel of one mask to the nearest one of the other; a surface pixel is
+    in the mask and at the image's edge or beside (not only diagonally) a pixel that is not. Percentiles are linearly
+    interpolated. MONAI's compute_hausdorff_distance(percentile=95) has this definition; medpy's hd95 takes one
+    percentile of both directions together, which is smaller, and implementations differ much (Podobnik & Vrtovec 2024,
     https://arxiv.org/abs/2410.02630): never compare with another tool's numbers.
 
     Both masks empty: 0. One empty: the image's diagonal, see `mask_metrics`.
 
     Args:
-        true, predicted: (H, W), where it is not 0 is inside.
-        spacing: mm from one row to the next and from one column to the next; pixels if None.
+        true: (H, W), inside where it is not 0.
+        predicted: (H, W) likewise.
+        spacing: mm between rows and between columns; pixels if None.
 
     Raises:
         ValueError: as `mask_metrics`.
@@ -99,14 +99,14 @@ def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, flo
         raise ValueError(f"expected a spacing of two numbers above 0 (rows, columns), found {spacing}")
     if not t.any() or not p.any():
         return float(np.hypot(*(t.shape * step))) if t.any() or p.any() else 0.0
-    # Of trees of points, not of distance maps: those of a radiograph of 10 million pixels take seconds.
-    one, other = boundary_pixels(t) * step, boundary_pixels(p) * step
-    there, back = KDTree(other).query(one)[0], KDTree(one).query(other)[0]
-    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+    # Trees of points, not distance maps, which take seconds for a radiograph of 10 million pixels.
+    surfaces = boundary_pixels(t) * step, boundary_pixels(p) * step
+    directed = (KDTree(target).query(source)[0] for source, target in (surfaces, surfaces[::-1]))
+    return float(max(np.percentile(distances, 95) for distances in directed))
 
 
 def boundary_pixels(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(n, 2) row and column of the pixels of a mask (H, W) that are at its edge or at the image's."""
+    """Return (n, 2) row and column of the pixels of a mask (H, W) that are at its edge or at the image's."""
     return np.argwhere(mask & ~binary_erosion(mask))
 
 

@@ -9,17 +9,17 @@ from safetensors.numpy import load_file, save_file
 
 from hf_medtl.errors import MedtlError
 
-OOD_FILE = "outliers.safetensors"  # in the folder of a model
+OOD_FILE = "outliers.safetensors"  # in a model's folder
 MAX_COMPONENTS = 32
 
 
 @dataclass(frozen=True)
 class OutOfDistributionScorer:
-    """How far features are from those of the training images: a Mahalanobis distance to the nearest class.
+    """Mahalanobis distance of features to the nearest class of the training images.
 
     The classes share a covariance (Lee et al. 2018, https://arxiv.org/abs/1807.03888) of a few directions and one
-    variance for all the others (Tipping & Bishop 1999, Probabilistic principal component analysis), since images are
-    fewer than features. So it is a few hundred kilobytes whatever the model.
+    variance for all the others (Tipping & Bishop 1999, Probabilistic principal component analysis), since there are
+    fewer images than features. The file is thus a few hundred kilobytes whatever the model.
 
     Args:
         centres: (K, d) mean features of each class.
@@ -35,71 +35,68 @@ class OutOfDistributionScorer:
 
     @classmethod
     def fit(cls, features: NDArray[np.floating], classes: NDArray[np.integer]) -> "OutOfDistributionScorer":
-        """From training images.
+        """Fit to training images.
 
         Args:
-            features: (n, d) of images as they are, without augmentation.
+            features: (n, d) of images without augmentation.
             classes: (n,) class indices from 0.
 
         Raises:
-            MedtlError: fewer images than needed for a spread.
+            MedtlError: fewer images than needed to estimate the covariance.
         """
         present = np.unique(classes)
         if len(features) < len(present) + 4:
-            raise MedtlError(f"{len(features)} pictures of {len(present)} classes are too few for their spread.")
+            raise MedtlError(f"{len(features)} images of {len(present)} classes are too few for a covariance.")
         values = features.astype(np.float64)
         centres = np.stack([values[classes == k].mean(axis=0) for k in present])
         differences = values - centres[np.searchsorted(present, classes)]
-        freedom = len(features) - len(present)
+        dof = len(features) - len(present)
         _, singular, directions = np.linalg.svd(differences, full_matrices=False)
-        variances = singular**2 / freedom
-        kept = min(MAX_COMPONENTS, freedom // 4, values.shape[1] // 2)
-        rest = max(variances[kept:].sum() / (values.shape[1] - kept), 1e-6 * variances[0], 1e-12)
+        variances = singular**2 / dof
+        rank = min(MAX_COMPONENTS, dof // 4, values.shape[1] // 2)
+        rest = max(variances[rank:].sum() / (values.shape[1] - rank), 1e-6 * variances[0], 1e-12)
         return cls(
             centres.astype(np.float32),
-            directions[:kept].astype(np.float32),
-            np.maximum(variances[:kept], rest).astype(np.float32),
+            directions[:rank].astype(np.float32),
+            np.maximum(variances[:rank], rest).astype(np.float32),
             float(rest),
         )
 
     def score(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n,) mean squared distance in standard deviations: about 1 for images like those of training.
-
-        Args:
-            features: (n, d).
-        """
-        found = []
+        """Return mean squared distances in standard deviations, (n,), of features (n, d): about 1 in distribution."""
+        distances = []
         for centre in self.centres.astype(np.float64):
             difference = features - centre
             along = difference @ self.components.T
-            beside = (difference**2).sum(axis=1) - (along**2).sum(axis=1)
-            found.append(((along**2) / self.variances).sum(axis=1) + beside / self.rest)
-        return np.min(found, axis=0) / self.centres.shape[1]
+            across = (difference**2).sum(axis=1) - (along**2).sum(axis=1)
+            distances.append(((along**2) / self.variances).sum(axis=1) + across / self.rest)
+        return np.min(distances, axis=0) / self.centres.shape[1]
 
     def save(self, folder: Path) -> None:
-        """Write FILE."""
+        """Write OOD_FILE."""
         arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name != "rest"}
         save_file({**arrays, "rest": np.array([self.rest])}, folder / OOD_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "OutOfDistributionScorer":
-        """Read FILE.
+        """Read OOD_FILE.
 
         Raises:
-            OSError: there is none.
+            OSError: the folder has no such file.
         """
         arrays = load_file(folder / OOD_FILE)
         return cls(rest=float(arrays.pop("rest")[0]), **arrays)
 
 
 def ood_threshold(scores: NDArray[np.floating], alpha: float = 0.05) -> float:
-    """Score above which a share of at most `alpha` of new images, drawn as these, is expected (split conformal).
+    """Return the score above which at most a proportion `alpha` of new in-distribution images is expected.
 
-    The k-th highest of n, k = (n + 1) alpha rounded down; with fewer than 1 / alpha - 1 images a tenth above the
-    highest.
+    Split conformal: the k-th highest of n scores, k = (n + 1) alpha rounded down; with fewer than 1 / alpha - 1 images
+    a tenth above the highest.
 
     Args:
-        scores: (n,) of validation images, which the model and `OutOfDistributionScorer` have not learnt from.
+        scores: (n,) of validation images, which neither the model nor the scorer was fitted to.
+        alpha: rate of false alarms, 0 to 1.
     """
     rank = int((len(scores) + 1) * alpha + 1e-9)
     return float(np.sort(scores)[-rank]) if rank else 1.1 * float(scores.max())

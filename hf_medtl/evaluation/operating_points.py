@@ -1,4 +1,4 @@
-"""Operating points and decision curves: sensitivity at a specificity, net benefit, predictive values."""
+"""Operating points and decision curves: sensitivity at a specificity, net benefit."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from sklearn.metrics import roc_curve
 
 
 class OperatingPoint(NamedTuple):
-    """Positive is decided from `threshold` on."""
+    """A point of the ROC curve: scores at or above `threshold` are decided positive."""
 
     threshold: float
     sensitivity: float
@@ -16,46 +16,50 @@ class OperatingPoint(NamedTuple):
 
 
 def sensitivity_at(specificity: float, positive: ArrayLike, scores: ArrayLike) -> OperatingPoint:
-    """The point of highest sensitivity among those of at least a specificity; among equals the most specific.
+    """Return the point of highest sensitivity with at least a given specificity; on a tie the most specific.
 
-    Chosen on the images that it is measured on, it is better than with others: choose thresholds on validation data.
+    It is optimistic if measured on the images that it was chosen on: choose thresholds on validation data. For the
+    highest specificity at a sensitivity negate labels and scores.
 
     Args:
         specificity: 0 to 1.
-        positive: (n,) which images are.
-        scores: (n,) the higher, the more likely positive.
+        positive: (n,) True for positive images.
+        scores: (n,) higher is more likely positive.
 
     Returns:
-        A point of the ROC curve, never between two; the threshold is inf if nothing may be called. NaN if a class has
-        no image.
+        A point of the ROC curve, never between two; the threshold is inf if no image may be decided positive. NaN if a
+        class has no image.
 
     Raises:
-        ValueError: unequal lengths, scores that are not finite, a specificity that is not in 0..1.
+        ValueError: unequal lengths, scores that are not finite, a specificity outside 0..1.
     """
-    return _best(positive, scores, specificity, "specificity")
-
-
-def specificity_at(sensitivity: float, positive: ArrayLike, scores: ArrayLike) -> OperatingPoint:
-    """The point of highest specificity among those of at least a sensitivity; else as `sensitivity_at`."""
-    return _best(positive, scores, sensitivity, "sensitivity")
+    y, s = _checked(positive, scores)
+    if not 0 <= specificity <= 1:
+        raise ValueError(f"expected a specificity in 0..1, found {specificity}")
+    if y.all() or not y.any():
+        return OperatingPoint(np.nan, np.nan, np.nan)
+    false_positive, true_positive, threshold = roc_curve(y, s, drop_intermediate=False)
+    allowed = 1 - false_positive >= specificity - 1e-12  # 1 - 0.05 is below 0.95
+    best = np.lexsort([-false_positive, true_positive, allowed])[-1]
+    return OperatingPoint(float(threshold[best]), float(true_positive[best]), float(1 - false_positive[best]))
 
 
 def net_benefit(positive: ArrayLike, probability: ArrayLike, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """True positives an image, less false ones weighed by the odds of the threshold: a decision curve.
+    """Compute net benefit: true positives per image, less false positives weighted by the odds of the threshold.
 
-    TP / n - FP / n * t / (1 - t) (Vickers & Elkin 2006, Med Decis Making 26:565-574). To treat none is 0; to treat all
-    is the same with a probability of 1 for everyone.
+    TP / n - FP / n * t / (1 - t), the y axis of a decision curve (Vickers & Elkin 2006, Med Decis Making 26:565-574).
+    Treating none has 0; for treating all pass a probability of 1 for every image.
 
     Args:
-        positive: (n,) which images are.
-        probability: (n,) of that.
+        positive: (n,) True for positive images.
+        probability: (n,) predicted probability of being positive.
         thresholds: (T,) at or above 0 and below 1.
 
     Returns:
         (T,).
 
     Raises:
-        ValueError: unequal lengths or thresholds that are not.
+        ValueError: unequal lengths or thresholds outside that range.
     """
     y, p = _checked(positive, probability)
     t = np.atleast_1d(np.asarray(thresholds, np.float64))
@@ -63,43 +67,6 @@ def net_benefit(positive: ArrayLike, probability: ArrayLike, thresholds: ArrayLi
         raise ValueError(f"expected thresholds from 0 to below 1, found {t.min():g}..{t.max():g}")
     called = p[None] >= t[:, None]
     return (called & y).mean(axis=1) - (called & ~y).mean(axis=1) * t / (1 - t)
-
-
-def predictive_values_at(prevalence: ArrayLike, sensitivity: float, specificity: float) -> tuple[NDArray, NDArray]:
-    """PPV and NPV where a share `prevalence` is positive, by Bayes' rule; those of a test set hold for its mix only.
-
-    Returns:
-        Both of the shape of `prevalence`, NaN where nothing would be called so.
-
-    Raises:
-        ValueError: a number that is not in 0..1.
-    """
-    share = np.asarray(prevalence, np.float64)
-    for name, value in (("prevalence", share), ("sensitivity", sensitivity), ("specificity", specificity)):
-        if not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):
-            raise ValueError(f"expected a {name} in 0..1, found {value}")
-    tp, fp = share * sensitivity, (1 - share) * (1 - specificity)
-    tn, fn = (1 - share) * specificity, share * (1 - sensitivity)
-    nothing = np.full(share.shape, np.nan)
-    return (
-        np.divide(tp, tp + fp, out=nothing.copy(), where=tp + fp > 0),
-        np.divide(tn, tn + fn, out=nothing.copy(), where=tn + fn > 0),
-    )
-
-
-def _best(positive: ArrayLike, scores: ArrayLike, least: float, fixed: str) -> OperatingPoint:
-    y, s = _checked(positive, scores)
-    if not 0 <= least <= 1:
-        raise ValueError(f"expected a {fixed} in 0..1, found {least}")
-    if y.all() or not y.any():
-        return OperatingPoint(np.nan, np.nan, np.nan)
-    false_positive, true_positive, threshold = roc_curve(y, s, drop_intermediate=False)
-    points = {"sensitivity": true_positive, "specificity": 1 - false_positive}
-    (other,) = points.keys() - {fixed}
-    allowed = points[fixed] >= least - 1e-12  # 1 - 0.05 is below 0.95
-    order = np.lexsort([points[fixed], points[other], allowed])
-    best = order[-1]
-    return OperatingPoint(float(threshold[best]), float(true_positive[best]), float(1 - false_positive[best]))
 
 
 def _checked(positive: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

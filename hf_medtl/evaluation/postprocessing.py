@@ -10,15 +10,14 @@ from scipy.ndimage import binary_fill_holes, generate_binary_structure, label
 from hf_medtl.errors import MedtlError
 
 Mask = NDArray[Any]
-EIGHT_CONNECTED = generate_binary_structure(
-    2, 2
-)  # pixels that touch at a corner are one component; holes are the dual, four
+# Pixels that touch at a corner are in one component; holes are the dual, 4-connected.
+EIGHT_CONNECTED = generate_binary_structure(2, 2)
 
 
 def largest_components(mask: Mask, number: int) -> Mask:
-    """Of each class in a mask (H, W) the `number` largest connected components; the others become background (0).
+    """Keep the `number` largest 8-connected components of each class of a mask (H, W), turn the others into 0.
 
-    Pixels that touch at a corner are connected. Of components of one size the one that begins further up is kept.
+    Of components of equal size the one that begins further up is kept.
     """
     kept = np.zeros_like(mask)
     for value in np.unique(mask[mask != 0]):
@@ -31,10 +30,10 @@ def largest_components(mask: Mask, number: int) -> Mask:
 
 
 def fill_holes(mask: Mask, fill: bool = True) -> Mask:
-    """Background (0) of a mask (H, W) that one class encloses becomes that class; other classes inside it stay.
+    """Fill background (0) of a mask (H, W) that one class encloses with that class; other classes inside it stay.
 
     A gap at the image's edge, or one that leads outside between pixels that touch along a side, is no hole. With
-    `fill` False nothing is done.
+    `fill` False the mask is returned as it is.
     """
     if not fill:
         return mask
@@ -44,19 +43,19 @@ def fill_holes(mask: Mask, fill: bool = True) -> Mask:
     return filled
 
 
-# In the order in which they are applied: a hole of a component that goes need not be filled.
+# In the order in which they are applied: a hole of a component that is removed need not be filled.
 STEPS: dict[str, Callable[[Mask, Any], Mask]] = {"largest_components": largest_components, "fill_holes": fill_holes}
 
 
 def check_postprocessing(steps: Mapping[str, Any]) -> None:
-    """Refuse what `postprocess` does not know.
+    """Check the names and values of postprocessing steps.
 
     Raises:
-        MedtlError: an unknown step, or a value that can't be.
+        MedtlError: an unknown step or an invalid value.
     """
     for name, value in steps.items():
         if name not in STEPS:
-            raise MedtlError(f"Unknown step after segmentation {name!r}. Known are: {', '.join(STEPS)}.")
+            raise MedtlError(f"Unknown postprocessing step {name!r}. Known steps: {', '.join(STEPS)}.")
         if name == "fill_holes" and not isinstance(value, bool):
             raise MedtlError(f"fill_holes is true or false, found {value!r}.")
         if name == "largest_components" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -64,12 +63,11 @@ def check_postprocessing(steps: Mapping[str, Any]) -> None:
 
 
 def postprocess(mask: Mask, steps: Mapping[str, Any]) -> Mask:
-    """Apply steps to a mask (H, W): bool, or uint8 class indices of which 0 is the background. Same dtype.
+    """Apply postprocessing steps to a mask, each class by itself, in the order of STEPS.
 
     Args:
-        mask: (H, W); it is not changed.
-        steps: as they are in config.json, such as {"largest_components": 2, "fill_holes": true}; whatever their order
-            there, components come first. Each class is treated by itself.
+        mask: (H, W) bool, or uint8 class indices where 0 is the background; not changed. The result has its dtype.
+        steps: as in config.json, such as {"largest_components": 2, "fill_holes": true}.
 
     Raises:
         MedtlError: as `check_postprocessing`.

@@ -54,7 +54,7 @@ def test_others_are_far_and_like_ones_are_not():
 def test_the_threshold_of_few_pictures():
     assert ood_threshold(np.arange(1.0, 40.0), 0.05) == 38
     assert ood_threshold(np.arange(1.0, 11.0), 0.05) == 11
-    with pytest.raises(MedtlError, match="too few for their spread"):
+    with pytest.raises(MedtlError, match="too few for a covariance"):
         OutOfDistributionScorer.fit(np.zeros((5, 3)), np.array([0, 1, 0, 1, 0]))
 
 
@@ -67,12 +67,12 @@ def test_saved_and_loaded_are_equal(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_a_run_tells_chests_from_brains(family, phantoms, tiny, tmp_path):
+def test_a_run_tells_chests_from_brains(family, phantoms, tiny_checkpoint, tmp_path):
     """By the features of its own test pictures, computed anew; weights are nearly random, and yet chests are far."""
     chests = write_phantoms(tmp_path / "chests", "chest", patients=12, images=2, size=64)
     labels = {"external_labels": "normal=no_lesion,opacity=lesion"}
     more = {"external_dataset": "chest-phantoms", "external_data_dir": str(chests), "num_train_epochs": 1, **labels}
-    folder = run(Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more)))
+    folder = run(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **more)))
     result, config = (json.loads((folder / f"{name}.json").read_text()) for name in ("results", "config"))
     assert result["outliers"]["external"]["value"] > 0.9
     assert result["outliers"]["test"]["value"] < 0.4

@@ -3,7 +3,8 @@ import warnings
 import numpy as np
 import pytest
 
-from hf_medtl.evaluation.operating_points import net_benefit, predictive_values_at, sensitivity_at, specificity_at
+from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.evaluation.operating_points import net_benefit, sensitivity_at
 
 POSITIVE = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0])
 SCORES = np.array([0.9, 0.8, 0.4, 0.3, 0.7, 0.4, 0.2, 0.2, 0.1])
@@ -20,13 +21,13 @@ def test_points_are_the_best_of_all_thresholds():
             assert found[1:] == pytest.approx((sensitivity, specificity))
             assert ((s >= found.threshold)[y].mean(), (s < found.threshold)[~y].mean()) == pytest.approx(found[1:])
             specificity, sensitivity = max((b, a) for a, b in points if a >= least)
-            assert specificity_at(least, y, s)[1:] == pytest.approx((sensitivity, specificity))
+            assert sensitivity_at(least, ~y, -s)[1:] == pytest.approx((specificity, sensitivity))
 
 
 def test_points_by_hand():
     assert sensitivity_at(0.6, POSITIVE, SCORES) == pytest.approx((0.3, 1.0, 0.6))
     assert sensitivity_at(1.0, POSITIVE, SCORES) == pytest.approx((0.8, 0.5, 1.0))
-    assert specificity_at(0.5, POSITIVE, SCORES) == pytest.approx((0.8, 0.5, 1.0))
+    assert sensitivity_at(0.5, 1 - POSITIVE, -SCORES) == pytest.approx((-0.7, 1.0, 0.5))  # negative up to 0.7
     assert sensitivity_at(1.0, [0, 1], [0.9, 0.1]) == (np.inf, 0.0, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -35,7 +36,7 @@ def test_points_by_hand():
         with pytest.raises(ValueError, match=words):
             sensitivity_at(*bad)
     with pytest.raises(ValueError, match="finite"):
-        specificity_at(0.5, [0, 1], [0, np.nan])
+        sensitivity_at(0.5, [0, 1], [0, np.nan])
 
 
 def test_net_benefit_by_hand():
@@ -47,13 +48,22 @@ def test_net_benefit_by_hand():
         net_benefit(POSITIVE, SCORES, [1.0])
 
 
-def test_predictive_values_elsewhere():
+def predictive_values_at(prevalence, sensitivity, specificity):
+    """PPV and NPV at another prevalence: those of true and false positives and negatives weighted by it."""
+    rest = 1 - prevalence
+    weights = [prevalence * sensitivity, prevalence * (1 - sensitivity), rest * specificity, rest * (1 - specificity)]
+    probabilities = np.array([[0, 1], [1, 0], [1, 0], [0, 1]])
+    values = classification_metrics([1, 1, 0, 0], probabilities, weights=weights)
+    return values["ppv"], values["npv"]
+
+
+def test_weights_give_predictive_values_at_another_prevalence():
     # 1 % prevalence, 90 % sensitivity, 91 % specificity: the mammography example of Gigerenzer, about 1 in 10.
     ppv, npv = predictive_values_at(0.01, 0.9, 0.91)
     assert ppv == pytest.approx(0.009 / (0.009 + 0.0891))
     assert npv == pytest.approx(0.9009 / (0.9009 + 0.001))
-    ppv, npv = predictive_values_at([0.0, 1.0, 0.5], 1.0, 1.0)
+    ppv, npv = np.transpose([predictive_values_at(prevalence, 1.0, 1.0) for prevalence in (0.0, 1.0, 0.5)])
     assert np.array_equal(ppv, [np.nan, 1, 1], equal_nan=True)
     assert np.array_equal(npv, [1, np.nan, 1], equal_nan=True)
-    with pytest.raises(ValueError, match=r"prevalence in 0\.\.1"):
+    with pytest.raises(ValueError, match="weights of at least 0"):
         predictive_values_at(1.2, 0.9, 0.9)

@@ -86,7 +86,7 @@ def test_dtype_and_argument_stay(dtype):
 
 def test_nonsense_is_refused():
     for steps, words in (
-        ({"largest_component": 2}, "'largest_component'. Known are: largest_components, fill_holes"),
+        ({"largest_component": 2}, "'largest_component'. Known steps: largest_components, fill_holes"),
         ({"largest_components": 0}, "at least 1, found 0"),
         ({"largest_components": True}, "found True"),
         ({"largest_components": 1.5}, "found 1.5"),

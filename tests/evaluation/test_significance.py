@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 
 from hf_medtl.evaluation.delong import auc_interval, delong
 from hf_medtl.evaluation.metrics import classification_metrics
-from hf_medtl.evaluation.score_intervals import auc_interval_newcombe
+from hf_medtl.evaluation.score_intervals import newcombe_auc_interval
 from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar, paired_bootstrap, paired_jackknife
 
 
@@ -36,7 +36,7 @@ def test_midranks_give_what_all_pairs_give(seed, ties):
     found = delong(y, scores)
     assert found.auc == pytest.approx(auc, abs=1e-12)
     assert found.covariance == pytest.approx(np.cov(v10) / y.sum() + np.cov(v01) / (~y).sum(), abs=1e-12)
-    assert found.freedom == min(y.sum(), (~y).sum()) - 1
+    assert found.dof == min(y.sum(), (~y).sum()) - 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -75,9 +75,9 @@ def test_auc_interval():
     assert alone.high - alone.low == pytest.approx(2 * 1.96 * se, rel=0.05)
     assert alone.value - alone.low > alone.high - alone.value  # on the logit scale, away from 1
     perfect = auc_interval(y, y.astype(float))
-    assert perfect == (1, *auc_interval_newcombe(1.0, y.sum(), (~y).sum()))
+    assert perfect == (1, *newcombe_auc_interval(1.0, y.sum(), (~y).sum()))
     one_patient = auc_interval([1, 1, 0, 0, 0], [0.9, 0.2, 0.3, 0.1, 0.1], ["a", "a", "b", "c", "d"])
-    assert one_patient[1:] == auc_interval_newcombe(one_patient.value, 1, 3)
+    assert one_patient[1:] == newcombe_auc_interval(one_patient.value, 1, 3)
     assert np.isnan(auc_interval(np.ones(5), np.arange(5))).all()
     for bad, words in (
         (([0, 1], [0.5]), "scores"),
