@@ -14,12 +14,12 @@ from hf_medtl.evaluation.resampling import bootstrap_weights, group_index
 from hf_medtl.evaluation.score_intervals import rate_interval
 
 FloatArray = NDArray[np.float64]
-GRID = np.linspace(0, 1, 101)  # where bands are drawn
+GRID = np.linspace(0, 1, 101)  # x coordinates of bands
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 
 
 class Curve(NamedTuple):
-    """The sample's own curve, x and y (m,), and its band, low and high (g,) at the places `at` (g,)."""
+    """The sample's curve, x and y (m,), and its band, low and high (g,) at the x coordinates `at` (g,)."""
 
     x: FloatArray
     y: FloatArray
@@ -29,7 +29,7 @@ class Curve(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Of each bin (b,): mean probability, share that came true, its 95 % limits, number n of images."""
+    """Mean probability, observed proportion, its 95 % limits and the number n of images in each bin (b,)."""
 
     predicted: FloatArray
     observed: FloatArray
@@ -39,93 +39,96 @@ class Reliability(NamedTuple):
 
 
 def roc_band(positive: ArrayLike, score: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0) -> Curve:
-    """Sensitivity (y) against 1 - specificity (x).
+    """Return sensitivity (y) against 1 - specificity (x).
 
     The band is that of the sensitivity at each 1 - specificity (vertical averaging), by percentile bootstrap of whole
-    groups within each majority class: 95 % at each place, not of the whole curve at once. It has no width where no
-    resample errs, which is no certainty: `intervals.metric_intervals` gives the area's limits.
+    groups within each majority class: pointwise 95 %, not simultaneous. It has zero width where no resample has an
+    error, which does not mean certainty: `intervals.metric_intervals` gives limits of the area.
 
     Args:
-        positive: (n,) which images are.
-        score: (n,) the higher, the more likely positive.
-        groups: (n,) patient or duplicate-group of each image.
-        resamples, seed: of the bootstrap.
+        positive: (n,) True for positive images.
+        score: (n,) higher is more likely positive.
+        groups: (n,) patient or duplicate group of each image.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: unequal lengths, groups missing, or images of one kind only.
+        ValueError: Unequal lengths, missing groups, or images of one class only.
     """
-    y, s, group = _checked(positive, score, groups)
+    y, s, group = _check_two_classes(positive, score, groups)
     false_positive, true_positive, _ = roc_curve(y, s)
 
-    def of_resample(hits: FloatArray, alarms: FloatArray) -> FloatArray:
-        rates = np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1])
-        return rates[1][np.searchsorted(rates[0], GRID + 1e-12, side="right") - 1]
+    def sensitivity_on_grid(hits: FloatArray, alarms: FloatArray) -> FloatArray:
+        x, height = np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1])
+        return height[np.searchsorted(x, GRID + 1e-12, side="right") - 1]
 
-    return Curve(false_positive, true_positive, GRID, *_ranked_band(y, s, group, of_resample, resamples, seed))
+    return Curve(false_positive, true_positive, GRID, *_ranked_band(y, s, group, sensitivity_on_grid, resamples, seed))
 
 
 def precision_recall_band(
     positive: ArrayLike, score: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> Curve:
-    """Precision (y) against recall (x) in the steps whose sum is the average precision, with the band of precision at
-    each recall. Precision holds for the sample's mix of classes only. Arguments and errors as for `roc_band`.
+    """Return precision (y) against recall (x), as the step curve whose area is the average precision.
+
+    The band is that of the precision at each recall. Precision holds for the sample's prevalence only. Arguments and
+    errors as for `roc_band`.
     """
-    y, s, group = _checked(positive, score, groups)
+    y, s, group = _check_two_classes(positive, score, groups)
     precision, recall, _ = precision_recall_curve(y, s, drop_intermediate=True)
-    x, height = recall[::-1], precision[::-1]  # rising recall; the first point is of no image called, by convention
+    x, height = recall[::-1], precision[::-1]  # rising recall; by convention the first point has no image called
     at = GRID[1:]
 
-    def of_resample(hits: FloatArray, alarms: FloatArray) -> FloatArray:
+    def precision_on_grid(hits: FloatArray, alarms: FloatArray) -> FloatArray:
         first = np.searchsorted(hits / hits[-1], at - 1e-12)
         return hits[first] / (hits[first] + alarms[first])
 
-    low, high = _ranked_band(y, s, group, of_resample, resamples, seed)
+    low, high = _ranked_band(y, s, group, precision_on_grid, resamples, seed)
     return Curve(np.repeat(x, 2)[1:-1], np.repeat(height, 2)[2:], at, low, high)
 
 
 def reliability_points(outcome: ArrayLike, probability: ArrayLike, groups: ArrayLike, bins: int = 10) -> Reliability:
-    """Share that came true against mean probability in equal-mass bins, with Wilson's limits (`score_intervals.rate`).
+    """Return observed proportion against mean probability in equal-mass bins, with Wilson limits (`rate_interval`).
 
-    A bootstrap would give a bin without errors no width.
+    A bootstrap would give a bin without errors zero width.
 
     Args:
-        outcome: (n,) whether it came true.
-        probability: (n,) of it.
-        groups: (n,).
-        bins: at most so many.
+        outcome: (n,) True where the event occurred.
+        probability: (n,) predicted probability of the event.
+        groups: (n,) patient or duplicate group of each image.
+        bins: maximum number of bins.
 
     Raises:
-        ValueError: unequal lengths, or groups missing.
+        ValueError: Unequal lengths, or missing groups.
     """
-    y, p, group = _same_length(outcome, probability, groups)
+    y, p, group = _check_lengths(outcome, probability, groups)
     number = calibration_bins(p, bins)
-    inside = [number == b for b in np.unique(number)]
-    shares = np.array([rate_interval(y, its, group) for its in inside])
-    count = np.array([its.sum() for its in inside])
-    return Reliability(np.array([p[its].mean() for its in inside]), shares[:, 0], shares[:, 1], shares[:, 2], count)
+    members = [number == b for b in np.unique(number)]
+    rates = np.array([rate_interval(y, rows, group) for rows in members])
+    return Reliability(np.array([p[rows].mean() for rows in members]), *rates.T, np.array([r.sum() for r in members]))
 
 
 def net_benefit_band(
     positive: ArrayLike, probability: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> Curve:
-    """Net benefit (y) at each threshold (x), see `net_benefit`, with a band as that of `roc_band`."""
-    y, p, group = _checked(positive, probability, groups)
+    """Return net benefit (y) at each threshold (x), see `net_benefit`, with a band as for `roc_band`."""
+    y, p, group = _check_two_classes(positive, probability, groups)
     called, odds = p[:, None] >= THRESHOLDS, THRESHOLDS / (1 - THRESHOLDS)
     gains = (called & y[:, None]) - (called & ~y[:, None]) * odds
-    draws = _means(gains, bootstrap_weights(y.astype(np.int64), group, resamples, seed))
+    draws = bootstrap_means(gains, group, y, resamples, seed)
     return Curve(THRESHOLDS, net_benefit(y, p, THRESHOLDS), THRESHOLDS, *_percentiles(draws))
 
 
 def ecdf_band(values: ArrayLike, groups: ArrayLike, resamples: int = 1000, seed: int = 0) -> Curve:
-    """Share of images (y) with at most a value (x), such as Dice, with its band by bootstrap of groups.
+    """Return the empirical cumulative distribution of a value per image, such as Dice, with its bootstrap band.
 
     Args:
         values: (n,) finite.
-        groups: (n,).
-        resamples, seed: of the bootstrap.
+        groups: (n,) patient or duplicate group of each image.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: none, unequal lengths, values that are not finite, or groups missing.
+        ValueError: No values, unequal lengths, values that are not finite, or missing groups.
     """
     value = np.asarray(values, np.float64)
     at = np.unique(value)
@@ -138,11 +141,11 @@ def _ranked_band(
     y: NDArray[np.bool_],
     score: FloatArray,
     group: NDArray[np.int64],
-    of_resample: Callable[[FloatArray, FloatArray], FloatArray],
+    curve_of: Callable[[FloatArray, FloatArray], FloatArray],
     resamples: int,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
-    """Limits of what `of_resample` makes of true and false positives, both (m,), by falling score."""
+    """Return limits of `curve_of`, a function of true and false positives, both (m,), by decreasing score."""
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
     weights = bootstrap_weights(y.astype(np.int64), group, resamples, seed)
@@ -150,17 +153,10 @@ def _ranked_band(
     step = max(1, BLOCK_CELLS // y.size)
     for start in range(0, resamples, step):
         block = weights[start : start + step, order].astype(np.float64)
-        hits, alarms = (np.cumsum(block * its[order], axis=1)[:, ends] for its in (y, ~y))
-        whole = (hits[:, -1] > 0) & (alarms[:, -1] > 0)  # patients with images of both kinds can leave out one
-        rows += [of_resample(*both) for both in zip(hits[whole], alarms[whole], strict=True)]
+        hits, alarms = (np.cumsum(block * is_class[order], axis=1)[:, ends] for is_class in (y, ~y))
+        both = (hits[:, -1] > 0) & (alarms[:, -1] > 0)  # groups with images of both classes can leave out one class
+        rows += [curve_of(*counts) for counts in zip(hits[both], alarms[both], strict=True)]
     return _percentiles(np.array(rows))
-
-
-def _means(table: FloatArray, weights: NDArray[np.uint16]) -> FloatArray:
-    """(B, M) weighted means of the columns of a table (n, M), a block of resamples (B, n) at a time."""
-    step = max(1, BLOCK_CELLS // len(table))
-    blocks = (weights[start : start + step].astype(np.float64) for start in range(0, len(weights), step))
-    return np.concatenate([block @ table / block.sum(axis=1, keepdims=True) for block in blocks])
 
 
 def _percentiles(draws: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -168,15 +164,19 @@ def _percentiles(draws: FloatArray) -> tuple[FloatArray, FloatArray]:
     return low, high
 
 
-def _same_length(*columns: ArrayLike) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.int64]]:
-    y, p = np.asarray(columns[0]).astype(bool), np.asarray(columns[1], np.float64)
+def _check_lengths(
+    outcome: ArrayLike, score: ArrayLike, groups: ArrayLike
+) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.int64]]:
+    y, p = np.asarray(outcome).astype(bool), np.asarray(score, np.float64)
     if y.ndim != 1 or y.shape != p.shape or not y.size:
         raise ValueError(f"expected labels and scores of shape (n >= 1,), found {y.shape} and {p.shape}")
-    return y, p, group_index(columns[2], y.size)
+    return y, p, group_index(groups, y.size)
 
 
-def _checked(*columns: ArrayLike) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.int64]]:
-    y, p, group = _same_length(*columns)
+def _check_two_classes(
+    positive: ArrayLike, score: ArrayLike, groups: ArrayLike
+) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.int64]]:
+    y, p, group = _check_lengths(positive, score, groups)
     if y.all() or not y.any():
-        raise ValueError("expected pictures of both kinds, found one: the curve is undefined")
+        raise ValueError("expected positive and negative images, found only one class: the curve is undefined")
     return y, p, group

@@ -6,11 +6,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_medtl.evaluation.curves import (
     THRESHOLDS,
-    decision_band,
+    ecdf_band,
+    net_benefit_band,
     precision_recall_band,
     reliability_points,
     roc_band,
-    share_band,
 )
 from hf_medtl.evaluation.operating_points import net_benefit
 
@@ -32,7 +32,7 @@ def test_areas_under_the_curves_are_the_metrics(sample):
     assert np.trapezoid(precision.y, precision.x) == pytest.approx(average_precision_score(positive, score))
 
 
-@pytest.mark.parametrize("curve_of", [roc_band, precision_recall_band, decision_band])
+@pytest.mark.parametrize("curve_of", [roc_band, precision_recall_band, net_benefit_band])
 def test_a_band_holds_the_curve_and_counts_groups(sample, curve_of):
     positive, score, groups = sample
     curve = curve_of(positive, score, groups, resamples=400)
@@ -52,7 +52,9 @@ def test_a_band_holds_the_curve_and_counts_groups(sample, curve_of):
 
 def test_the_decision_curve_is_net_benefit(sample):
     positive, score, groups = sample
-    np.testing.assert_allclose(decision_band(positive, score, groups, 20).y, net_benefit(positive, score, THRESHOLDS))
+    np.testing.assert_allclose(
+        net_benefit_band(positive, score, groups, 20).y, net_benefit(positive, score, THRESHOLDS)
+    )
 
 
 def test_a_perfect_model_has_a_band_without_width():
@@ -73,14 +75,14 @@ def test_reliability_has_limits_where_nothing_fails():
 
 def test_shares_of_pictures_rise_to_one(sample):
     _, score, groups = sample
-    curve = share_band(score, groups, resamples=100)
+    curve = ecdf_band(score, groups, resamples=100)
     assert (np.diff(curve.y) >= 0).all()
     assert curve.y[-1] == 1
     assert ((curve.low <= curve.y) & (curve.y <= curve.high)).mean() > 0.95
 
 
 def test_what_has_no_curve_is_refused():
-    with pytest.raises(ValueError, match="both kinds"):
+    with pytest.raises(ValueError, match="only one class"):
         roc_band([1, 1], [0.1, 0.2], [0, 1])
     with pytest.raises(ValueError, match="shape"):
         roc_band([1, 0], [0.1], [0, 1])
