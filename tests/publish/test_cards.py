@@ -1,4 +1,4 @@
-"""What a card says is what the run did; its metadata are what the Hub takes; it names what is not known."""
+"""Model cards: facts of the run, metadata that the Hub accepts, and unknown facts named as such."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from hf_medtl.runs import artifacts as outcome
 from hf_medtl.runs.artifacts import describe_data_checks
 from hf_medtl.tasks import TASKS
 from tests.support.commands import ROOT, options
-from tests.support.multilabel_tables import table as table_of_marks
+from tests.support.multilabel_tables import write_table
 from tests.support.tiny_models import save_segformer, save_tiny
 
 BASE_CARD = """---
@@ -41,51 +41,51 @@ print("no entry")
 """
 
 
-def kept_facts(patch, recipe):
-    """A run, and the facts that its card is made of."""
-    kept = {}
+def run_and_card_facts(patch, recipe):
+    """Run a recipe; return the run folder and the facts that its card was rendered from."""
+    facts_of_card = {}
 
-    def keep(facts, prose):
-        kept.update(facts)
+    def record(facts, prose):
+        facts_of_card.update(facts)
         return render_card(facts, prose)
 
-    patch.setattr(outcome, "render_card", keep)
-    return run(recipe), kept
+    patch.setattr(outcome, "render_card", record)
+    return run(recipe), facts_of_card
 
 
 @pytest.fixture(scope="module")
-def made(phantoms, tiny, tmp_path_factory):
-    """Kind of run -> folder and facts, made when first asked for."""
-    place, done = tmp_path_factory.mktemp("cards"), {}
+def trained(phantoms, tiny_checkpoint, tmp_path_factory):
+    """Return a function: kind of run -> run folder and card facts, trained at the first call."""
+    root, cache = tmp_path_factory.mktemp("cards"), {}
 
     def recipe(kind: str) -> Recipe:
-        output = place / kind
+        output = root / kind
         prose = {"model_card": str(ROOT / "model_cards" / "phantoms.md")}
         if kind == "labels":
-            return Recipe(**options(phantoms, tiny("vit"), output, **prose))
+            return Recipe(**options(phantoms, tiny_checkpoint("vit"), output, **prose))
         if kind == "several":
-            data, other = table_of_marks(place / "marks"), table_of_marks(place / "other", 24, 5000)
-            more = {"dataset": "table", "external_dataset": "table", "external_data_dir": str(other)}
-            return Recipe(**options(data, tiny("cnn"), output, **prose, **more))
-        chests = write_phantoms(place / "chest", "chest", patients=12, images=1, size=72)
-        more = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
-        return Recipe(**options(chests, save_segformer(place / "tiny-segformer"), output, **prose, **more))
+            data, external = write_table(root / "marks"), write_table(root / "other", 24, 5000)
+            overrides = {"dataset": "table", "external_dataset": "table", "external_data_dir": str(external)}
+            return Recipe(**options(data, tiny_checkpoint("cnn"), output, **prose, **overrides))
+        chests = write_phantoms(root / "chest", "chest", patients=12, images=1, size=72)
+        overrides = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
+        return Recipe(**options(chests, save_segformer(root / "tiny-segformer"), output, **prose, **overrides))
 
     def make(kind: str):
-        if kind not in done:
+        if kind not in cache:
             with pytest.MonkeyPatch.context() as patch:
-                done[kind] = kept_facts(patch, recipe(kind))
-        return done[kind]
+                cache[kind] = run_and_card_facts(patch, recipe(kind))
+        return cache[kind]
 
     return make
 
 
-KINDS = pytest.mark.parametrize("kind", ["labels", "several", "masks"])
+ALL_KINDS = pytest.mark.parametrize("kind", ["labels", "several", "masks"])
 
 
-@KINDS
-def test_metadata_are_those_of_the_hub(kind, made, hub):
-    folder, _ = made(kind)
+@ALL_KINDS
+def test_metadata_match_results_and_pass_hub_validation(kind, trained, hub):
+    folder, _ = trained(kind)
     results = json.loads((folder / "results.json").read_text())
     read = ModelCard.load(folder / "README.md")
     read.validate()
@@ -93,18 +93,18 @@ def test_metadata_are_those_of_the_hub(kind, made, hub):
     assert ModelCardData(**front).to_dict() == front == read.data.to_dict()
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == results["task"]
-    assert "base_model" not in front  # a folder's name is no id
-    assert "datasets" not in front  # no set on the Hub
-    assert front["metrics"] == [name for name, its in results["metrics"].items() if its["value"] is not None]
+    assert "base_model" not in front  # a local folder is not a Hub id
+    assert "datasets" not in front  # the dataset is not on the Hub
+    assert front["metrics"] == [name for name, measured in results["metrics"].items() if measured["value"] is not None]
     (index,) = front["model-index"]
     assert index["name"] == folder.name
     tested = [results, *([results["external"]] if "external" in results else [])]
     assert len(index["results"]) == len(tested)
-    for said, its in zip(index["results"], tested, strict=True):
-        assert said["dataset"]["split"] == its["split"]
-        values = {name: m["value"] for name, m in its["metrics"].items() if m["value"] is not None}
-        assert {m["type"]: m["value"] for m in said["metrics"]} == pytest.approx(values, abs=5e-5)
-        assert len(said["metrics"]) == len(values)
+    for entry, measured in zip(index["results"], tested, strict=True):
+        assert entry["dataset"]["split"] == measured["split"]
+        values = {name: m["value"] for name, m in measured["metrics"].items() if m["value"] is not None}
+        assert {m["type"]: m["value"] for m in entry["metrics"]} == pytest.approx(values, abs=5e-5)
+        assert len(entry["metrics"]) == len(values)
     assert index["results"][0]["dataset"]["revision"] == results["splits_sha256"]
 
 
@@ -117,19 +117,19 @@ def test_metadata_are_those_of_the_hub(kind, made, hub):
         ("    - type: accuracy\n", "    - kind: accuracy\n"),
     ],
 )
-def test_the_loopback_hub_refuses_what_the_hub_refuses(old, new, made, hub):
-    text = (made("labels")[0] / "README.md").read_text()
+def test_loopback_hub_rejects_invalid_metadata(old, new, trained, hub):
+    text = (trained("labels")[0] / "README.md").read_text()
     assert old in text
-    answers = [
+    status_codes = [
         get_session().post(f"{hub}/api/validate-yaml", json={"content": content, "repoType": "model"}).status_code
         for content in (text, text.replace(old, new, 1))
     ]
-    assert answers == [200, 400]
+    assert status_codes == [200, 400]
 
 
-@KINDS
-def test_tables_and_figures_are_whole(kind, made):
-    folder, _ = made(kind)
+@ALL_KINDS
+def test_tables_have_equal_row_widths_and_figures_exist(kind, trained):
+    folder, _ = trained(kind)
     text = (folder / "README.md").read_text()
     figures = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert len(figures) >= 3
@@ -146,13 +146,13 @@ def test_tables_and_figures_are_whole(kind, made):
     assert "-0.000," not in text
 
 
-@KINDS
-def test_a_run_gives_every_field_that_needs_no_other_command(kind, made):
-    folder, _ = made(kind)
+@ALL_KINDS
+def test_card_of_a_run_misses_only_fields_of_other_commands(kind, trained):
+    folder, _ = trained(kind)
     text, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
     later = {"support", "exports", "external", "explanations", "robustness", "subgroups"}
-    several = {"external"} if kind == "several" else {"subgroups"} if len(results.get("by_source", ())) > 1 else set()
-    assert set(missing_fields(text, results)) <= later - several
+    reported = {"external"} if kind == "several" else {"subgroups"} if len(results.get("by_source", ())) > 1 else set()
+    assert set(missing_fields(text, results)) <= later - reported
     assert {"support", "exports", "explanations", "robustness"} <= set(missing_fields(text, results))
     without = text.partition("## Intended use")[0] + "## Data and split" + text.partition("## Data and split")[2]
     assert set(missing_fields(without, results)) >= set(AUTHOR_FIELDS) - {"support"}
@@ -163,9 +163,9 @@ def test_a_run_gives_every_field_that_needs_no_other_command(kind, made):
         assert name in missing_fields(text.replace(heading, ""), results)
 
 
-@KINDS
-def test_the_card_says_what_the_run_did(kind, made):
-    folder, facts = made(kind)
+@ALL_KINDS
+def test_card_gives_splits_seeds_packages_checksum_and_energy(kind, trained):
+    folder, facts = trained(kind)
     text, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
     splits = pd.read_csv(folder / "splits.csv", keep_default_na=False)
     for split, rows in splits.groupby("split"):
@@ -176,15 +176,15 @@ def test_the_card_says_what_the_run_did(kind, made):
     for package, version in results["environment"]["packages"].items():
         assert f"{package} {version}" in text
     assert "Energy: not recorded." in text
-    (sum_,) = facts["base_model"].sha256.values()
-    assert f"SHA-256 of model.safetensors `{sum_}`" in text
+    (checksum,) = facts["base_model"].sha256.values()
+    assert f"SHA-256 of model.safetensors `{checksum}`" in text
     assert "- Weights before training: unknown, because no card names it." in text
     energy = render_card(facts | {"results": results | {"energy_kwh": 0.01234}})
     assert "Energy: 0.0123 kWh, by codecarbon." in energy
 
 
-def test_the_pictures_that_it_fails_on(made):
-    folder, _ = made("labels")
+def test_worst_images_are_the_surest_wrong_decisions(trained):
+    folder, _ = trained("labels")
     result, table = json.loads((folder / "results.json").read_text()), pd.read_csv(folder / "predictions.csv")
     table = pd.DataFrame(
         {
@@ -201,9 +201,11 @@ def test_the_pictures_that_it_fails_on(made):
     }  # fmt: skip
     assert TASKS["classification"].worst_images(table, result | {"threshold": 0.0}, 9)[0]["image"] == "b|c"
     assert escape_cell("b|c\n") == r"b\|c"
-    marks = pd.DataFrame({"image_id": ["a", "b"], "label": ["bar|disc", ""], "p_bar": [0.4, 0.7], "p_disc": [0.9, 0.1]})
-    of_labels = {"per_label": {"bar": {"threshold": 0.5}, "disc": {"threshold": 0.5}}}
-    worst = TASKS["multilabel"].worst_images(marks, of_labels, 5)
+    multilabel = pd.DataFrame(
+        {"image_id": ["a", "b"], "label": ["bar|disc", ""], "p_bar": [0.4, 0.7], "p_disc": [0.9, 0.1]}
+    )
+    multilabel_results = {"per_label": {"bar": {"threshold": 0.5}, "disc": {"threshold": 0.5}}}
+    worst = TASKS["multilabel"].worst_images(multilabel, multilabel_results, 5)
     assert [(row["image"], row["label"], row["true"]) for row in worst] == [
         ("b", "bar", "absent"),
         ("a", "bar", "present"),
@@ -212,14 +214,16 @@ def test_the_pictures_that_it_fails_on(made):
     assert [row["image"] for row in TASKS["segmentation"].worst_images(masks, {}, 2)] == ["b", "c"]
 
 
-def test_no_error_is_said_to_be_none(made):
-    _, facts = made("labels")
+def test_card_reports_no_wrong_decision(trained):
+    _, facts = trained("labels")
     assert "There was no wrong decision on a test image." in render_card(facts | {"worst": []})
 
 
-def test_weights_that_validation_did_not_choose(phantoms, tiny, tmp_path):
-    more = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
-    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", folds=4, fold=2, mixup=0.2, **more)))
+def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, tiny_checkpoint, tmp_path):
+    overrides = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
+    folder = run(
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", folds=4, fold=2, mixup=0.2, **overrides))
+    )
     text = (folder / "README.md").read_text()
     assert "The weights are those of the last step; validation did not select them." in text
     assert "an exponential moving average (decay 0.9)" in text
@@ -229,21 +233,21 @@ def test_weights_that_validation_did_not_choose(phantoms, tiny, tmp_path):
     command = re.search(r"```bash\n(python -c .*)\n```", text).group(1)
     _, _, code, *argv = shlex.split(command)
     assert code == "import hf_medtl; hf_medtl.main({})"
-    places = {"recipe.yaml": folder / "recipe.yaml", "splits.csv": folder / "splits.csv", "DATA": phantoms}
-    argv = [str(places.get(part, part)).replace("runs/again", str(tmp_path / "again")) for part in argv]
-    again = run(Recipe.from_cli({}, [*argv, "--model_name_or_path", str(tiny("vit"))]))
-    before, after = (load_file(place / "model.safetensors") for place in (folder, again))
+    paths = {"recipe.yaml": folder / "recipe.yaml", "splits.csv": folder / "splits.csv", "DATA": phantoms}
+    argv = [str(paths.get(part, part)).replace("runs/again", str(tmp_path / "again")) for part in argv]
+    again = run(Recipe.from_cli({}, [*argv, "--model_name_or_path", str(tiny_checkpoint("vit"))]))
+    before, after = (load_file(run_folder / "model.safetensors") for run_folder in (folder, again))
     assert all((before[name] == after[name]).all() for name in before)
     assert "Split: as in the splits.csv of another run." in (again / "README.md").read_text()
 
 
-def test_a_base_model_on_the_hub(hub, phantoms, tmp_path, monkeypatch):
-    api, place = HfApi(), save_tiny("vit", tmp_path / "base")
-    (place / "README.md").write_text(BASE_CARD)
+def test_card_links_base_model_with_commit_licence_and_citation(hub, phantoms, tmp_path, monkeypatch):
+    api, base_folder = HfApi(), save_tiny("vit", tmp_path / "base")
+    (base_folder / "README.md").write_text(BASE_CARD)
     api.create_repo("ci-user/base")
-    commit = api.upload_folder(repo_id="ci-user/base", folder_path=place).oid
+    commit = api.upload_folder(repo_id="ci-user/base", folder_path=base_folder).oid
     recipe = Recipe(**options(phantoms, "ci-user/base", tmp_path / "run", num_train_epochs=1))
-    folder, facts = kept_facts(monkeypatch, recipe)
+    folder, facts = run_and_card_facts(monkeypatch, recipe)
     read = ModelCard.load(folder / "README.md")
     assert read.data.base_model == "ci-user/base"
     assert read.data.base_model_relation == "finetune"
@@ -253,17 +257,20 @@ def test_a_base_model_on_the_hub(hub, phantoms, tmp_path, monkeypatch):
     assert "@article{base," in read.text
     assert "no entry" not in read.text
     read.validate()
-    assert find_base_model(str(place)).licence == "cc-by-nc-4.0"
-    assert find_base_model("ci-user/base", "no-such-revision").licence is None  # which does not end a run
+    assert find_base_model(str(base_folder)).licence == "cc-by-nc-4.0"
+    # An unknown revision must not end the run.
+    assert find_base_model("ci-user/base", "no-such-revision").licence is None
     newer = api.upload_file(repo_id="ci-user/base", path_or_fileobj=b"more", path_in_repo="more.txt").oid
     assert newer != find_base_model("ci-user/base").revision == facts["base_model"].revision == commit
 
 
-def test_encoders_that_are_published(tmp_path):
+def test_base_model_of_published_encoders(tmp_path):
     values = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
 
-    def base(**more):
-        return TASKS["segmentation"].base_model(Recipe(**options(tmp_path, "unet", tmp_path / "run", **values, **more)))
+    def base(**overrides):
+        return TASKS["segmentation"].base_model(
+            Recipe(**options(tmp_path, "unet", tmp_path / "run", **values, **overrides))
+        )
 
     name, commit = base()
     assert name == "smp-hub/resnet34.imagenet"
@@ -273,8 +280,8 @@ def test_encoders_that_are_published(tmp_path):
     assert base(encoder_weights=str(tmp_path)) == (str(tmp_path), None)
 
 
-def test_a_data_set_on_the_hub_is_linked(made):
-    _, facts = made("labels")
+def test_hub_dataset_is_linked_and_cited(trained):
+    _, facts = trained("labels")
     spec = replace(facts["spec"], name="owner/pictures", title="Pictures & more", problems=())
     text = render_card(facts | {"spec": spec})
     assert "[Pictures & more](https://huggingface.co/datasets/owner/pictures)" in text
@@ -284,22 +291,22 @@ def test_a_data_set_on_the_hub_is_linked(made):
     assert "- None are listed, which does not mean that there are none" in text
 
 
-def test_small_words():
+def test_formats_intervals_and_escapes_bibtex():
     assert escape_bibtex("50 % of a_b & c") == r"50 \% of a\_b \& c"
     assert BIBTEX.findall("```\n@misc{a,\n}\n```\n```bash\n@no\n```\n") == ["@misc{a,\n}\n"]
     assert format_interval({"value": -0.0001, "low": -0.0004, "high": None}) == "0.000 [0.000, ?]"
 
 
-def test_what_loading_finds_is_said(tmp_path):
+def test_describes_duplicates_patients_and_sources(tmp_path):
     data = write_phantoms(tmp_path / "brain", "brain", patients=8, images=2, size=48)
-    one = next((data / "lesion").iterdir())
-    (data / "lesion" / "brain-0099_0.png").write_bytes(one.read_bytes())
+    file = next((data / "lesion").iterdir())
+    (data / "lesion" / "brain-0099_0.png").write_bytes(file.read_bytes())
     assert describe_data_checks(load("brain-phantoms", data)) == [
         "17 of 17 images are in a group with another image; 2 are the same file as another."
     ]
     rows = pd.DataFrame({"file_name": [str(p.relative_to(data)) for p in sorted(data.glob("*lesion/*.png"))]})
     rows["label"], rows["source"] = rows["file_name"].str.split("/").str[0], ["here", "there"] * 8 + ["there"]
     rows.to_csv(data / "table.csv", index=False)
-    said = describe_data_checks(load("table", data / "table.csv"))
-    assert said[1] == "The patient is unknown for 17 of 17 images."
-    assert said[2] == "Sources: there (9 images), here (8 images)."
+    lines = describe_data_checks(load("table", data / "table.csv"))
+    assert lines[1] == "The patient is unknown for 17 of 17 images."
+    assert lines[2] == "Sources: there (9 images), here (8 images)."

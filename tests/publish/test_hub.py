@@ -1,4 +1,4 @@
-"""Push to a Hub on the loopback address, and load again as somebody else would."""
+"""Push to a loopback Hub, and load from it with stock code in another process."""
 
 import pytest
 from huggingface_hub import HfApi
@@ -6,17 +6,17 @@ from huggingface_hub import HfApi
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.publish.hub import push
 from tests.support.commands import ROOT, options
-from tests.support.strangers import as_a_stranger
+from tests.support.evaluation_script import evaluate_without_hf_medtl
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, phantoms, tiny, tmp_path_factory):
+def pushed(hub, phantoms, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pushed") / "run"
     return run(
         Recipe(
             **options(
                 phantoms,
-                tiny("vit"),
+                tiny_checkpoint("vit"),
                 folder,
                 push_to_hub=True,
                 hub_model_id="ci-user/phantom-vit",
@@ -26,7 +26,7 @@ def pushed(hub, phantoms, tiny, tmp_path_factory):
     )
 
 
-def test_only_what_a_model_page_needs_is_uploaded(pushed):
+def test_uploads_only_files_of_a_model_page(pushed):
     files = set(HfApi().list_repo_files("ci-user/phantom-vit"))
     assert files == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml",
@@ -36,27 +36,27 @@ def test_only_what_a_model_page_needs_is_uploaded(pushed):
     }  # fmt: skip
 
 
-def test_a_stranger_gets_the_same_numbers_by_id(pushed, phantoms, tmp_path):
+def test_stock_code_reproduces_metrics_by_repo_id(pushed, phantoms, tmp_path):
     import json
 
     results = json.loads((pushed / "results.json").read_text())
-    found = as_a_stranger("ci-user/phantom-vit", pushed, phantoms, HF_HOME=str(tmp_path))
-    assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
+    metrics = evaluate_without_hf_medtl("ci-user/phantom-vit", pushed, phantoms, HF_HOME=str(tmp_path))
+    assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
 
 
-def test_the_card_on_the_hub_names_the_repo(pushed):
+def test_card_and_hub_metadata_name_the_repo(pushed):
     info = HfApi().model_info("ci-user/phantom-vit")
     assert info.pipeline_tag == "image-classification"
     assert 'model="ci-user/phantom-vit"' in (pushed / "README.md").read_text()
 
 
-def test_an_unchanged_push_makes_no_commit(pushed):
+def test_unchanged_push_makes_no_commit(pushed):
     before = HfApi().model_info("ci-user/phantom-vit").sha
     push(pushed, "ci-user/phantom-vit")
     assert HfApi().model_info("ci-user/phantom-vit").sha == before
 
 
-def test_unfinished_runs_and_refusals(pushed, tmp_path, monkeypatch):
+def test_rejects_unfinished_run_and_wrong_token_without_showing_it(pushed, tmp_path, monkeypatch):
     with pytest.raises(MedtlError, match="not a finished run"):
         push(tmp_path, "ci-user/nothing")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -65,5 +65,5 @@ def test_unfinished_runs_and_refusals(pushed, tmp_path, monkeypatch):
     assert "hf_wrong" not in str(error.value)
 
 
-def test_without_the_flag_nothing_leaves(hub, finished):
+def test_run_without_push_to_hub_uploads_nothing(hub, finished_run):
     assert "finished" not in {model.id.split("/")[1] for model in HfApi().list_models(author="ci-user")}

@@ -1,4 +1,4 @@
-"""What is refused before anything is sent, and what a push is."""
+"""Pushing a run: checks before the upload, commits, tags and commands."""
 
 import json
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.publish.check import missing_fields
 from hf_medtl.publish.hub import commit_files, plan_upload, push, with_retries
-from tests.support.commands import COMMAND, options, script
+from tests.support.commands import COMMAND, options, run_command
 
 PLANTED = "hf_" + "Ab1" * 12
 
@@ -31,7 +31,7 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def cut(name):
+def halve(name):
     def spoil(folder):
         path = folder / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -39,27 +39,27 @@ def cut(name):
     return spoil
 
 
-def burn(folder):
+def set_nan_weight(folder):
     weights = load_file(folder / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] = torch.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (lambda folder: (folder / "UNFINISHED").touch(), "not a finished run"),
         (lambda folder: (folder / "model.safetensors").unlink(), "missing or damaged"),
         (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml"),
         (truncate, "missing or damaged"),
-        (burn, "training diverged"),
+        (set_nan_weight, "training diverged"),
         (replace("results.json", '"value": ', '"value": NaN, "was": '), "NaN is not a result"),
         (replace("config.json", "{", ""), "is damaged"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
-        (cut("splits.csv"), "not the split that the model was tested on"),
-        (cut("predictions.csv"), "does not have the .* tested images"),
+        (halve("splits.csv"), "not the split that the model was tested on"),
+        (halve("predictions.csv"), "does not have the .* tested images"),
         (lambda folder: (folder / "predictions.csv").unlink(), "missing or damaged"),
-        (cut("figures/roc.png"), "figures/roc.png is damaged"),
+        (halve("figures/roc.png"), "figures/roc.png is damaged"),
         (lambda run: (run / "figures" / "roc.png").unlink(), "shows figures/roc.png, which the run does not have"),
         (lambda folder: (folder / "evaluations.json").write_text('{"value": NaN}'), "NaN is not a result"),
         (replace("README.md", "license: apache-2.0", "license: mine"), "knows no licence 'mine'"),
@@ -76,37 +76,37 @@ def burn(folder):
          "NaN evaluation", "unknown licence", "unknown task", "bad model-index", "NaN in model-index",
          "no licence", "bad metadata", "no limits", "a token"],
 )  # fmt: skip
-def test_nothing_is_sent_of_a_run_with(spoil, words, hub, ready, written):
-    spoil(ready)
-    with pytest.raises(MedtlError, match=words) as error:
-        push(ready, "ci-user/spoilt")
+def test_rejects_invalid_run_before_upload(spoil, message, hub, publishable_run, hub_changes):
+    spoil(publishable_run)
+    with pytest.raises(MedtlError, match=message) as error:
+        push(publishable_run, "ci-user/spoilt")
     assert PLANTED not in str(error.value)
-    assert not written()
+    assert not hub_changes()
     assert not HfApi().repo_exists("ci-user/spoilt")
 
 
-def test_a_card_that_the_hub_refuses_makes_no_repository(ready, failing, written):
-    failing({"path": "/validate-yaml", "status": 400, "times": 99})
+def test_card_rejected_by_the_hub_creates_no_repository(publishable_run, fail_requests, hub_changes):
+    fail_requests({"path": "/validate-yaml", "status": 400, "times": 99})
     with pytest.raises(MedtlError, match="The Hub refuses the metadata"):
-        push(ready, "ci-user/unheard")
-    assert not written()
+        push(publishable_run, "ci-user/unheard")
+    assert not hub_changes()
 
 
-def test_what_an_earlier_run_had_alone_goes(hub, ready):
+def test_push_deletes_only_files_of_the_earlier_run(hub, publishable_run):
     api, name = HfApi(), "ci-user/changed"
-    (ready / "evaluations.json").write_text("[]")
-    push(ready, name)
+    (publishable_run / "evaluations.json").write_text("[]")
+    push(publishable_run, name)
     api.upload_file(repo_id=name, path_or_fileobj=b"All rights.", path_in_repo="LICENSE")
     assert api.file_exists(name, "evaluations.json")
-    (ready / "evaluations.json").unlink()
-    push(ready, name)
+    (publishable_run / "evaluations.json").unlink()
+    push(publishable_run, name)
     files = set(api.list_repo_files(name))
     assert "evaluations.json" not in files
     assert {"LICENSE", ".gitattributes", "model.safetensors"} <= files
 
 
-def note(folder):
-    """Text in a PNG, as programs put it there."""
+def add_png_text(folder):
+    """Add a text chunk to a PNG, as drawing programs do."""
     path = folder / "figures" / "roc.png"
     about = PngImagePlugin.PngInfo()
     about.add_text("Comment", "made with secret-of-another-kind")
@@ -122,87 +122,87 @@ def name_weights(folder):
     ("plant", "name"),
     [
         (replace("config.json", "{", '{"note": "secret-of-another-kind", '), "config.json"),
-        (note, "figures/roc.png"),
+        (add_png_text, "figures/roc.png"),
         (name_weights, "model.safetensors"),
     ],
     ids=["text", "in a picture", "in the weights' header"],
 )
-def test_the_token_in_use_is_no_part_of_what_is_sent(plant, name, ready, monkeypatch):
-    plan_upload(ready)
+def test_rejects_files_with_the_current_token(plant, name, publishable_run, monkeypatch):
+    plan_upload(publishable_run)
     monkeypatch.setenv("HF_TOKEN", "secret-of-another-kind")
-    plant(ready)
+    plant(publishable_run)
     with pytest.raises(MedtlError, match=f"{name} holds an access token"):
-        plan_upload(ready)
+        plan_upload(publishable_run)
 
 
-def test_neither_a_reason_nor_any_other_file_brings_a_token_in(hub, ready, written):
-    before = (ready / "README.md").read_text()
+def test_rejects_token_in_waiver_reason_and_extra_file(hub, publishable_run, hub_changes):
+    before = (publishable_run / "README.md").read_text()
     with pytest.raises(MedtlError, match="--waive limits holds an access token") as error:
-        push(ready, "ci-user/waived", waive={"limits": f"see {PLANTED}"})
+        push(publishable_run, "ci-user/waived", waive={"limits": f"see {PLANTED}"})
     assert PLANTED not in str(error.value)
-    assert (ready / "README.md").read_text() == before
-    (ready / "notes.bin").write_bytes(b"\0" + PLANTED.encode() + b"\0")
+    assert (publishable_run / "README.md").read_text() == before
+    (publishable_run / "notes.bin").write_bytes(b"\0" + PLANTED.encode() + b"\0")
     with pytest.raises(MedtlError, match=r"its/notes.bin holds an access token"):
-        commit_files(HfApi(), "ci-user/waived", {"its/notes.bin": ready / "notes.bin"}, "A file")
-    assert not written()
+        commit_files(HfApi(), "ci-user/waived", {"its/notes.bin": publishable_run / "notes.bin"}, "A file")
+    assert not hub_changes()
 
 
-def test_a_card_without_prose_is_refused_before_training(phantoms, tiny, tmp_path):
+def test_rejects_card_without_prose_before_training(phantoms, tiny_checkpoint, tmp_path):
     with pytest.raises(MedtlError, match="does not give intended use and users, out-of-scope uses, limits"):
-        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", push_to_hub=True)))
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", push_to_hub=True)))
     assert not (tmp_path / "run").exists()
 
 
-def test_one_commit_one_tag_and_the_new_name(hub, ready, phantoms):
+def test_push_makes_one_commit_and_tag_and_names_the_repo(hub, publishable_run, phantoms):
     api = HfApi()
-    replace("README.md", "## Limits", "## Bounds")(ready)
-    address = push(ready, "ci-user/named", waive={"limits": "they are\nin the paper"})
+    replace("README.md", "## Limits", "## Bounds")(publishable_run)
+    address = push(publishable_run, "ci-user/named", waive={"limits": "they are\nin the paper"})
     assert address.endswith("ci-user/named")
-    push(ready, "ci-user/named")
+    push(publishable_run, "ci-user/named")
     assert [commit.title for commit in api.list_repo_commits("ci-user/named")].count("Upload run") == 1
     assert [tag.name for tag in api.list_repo_refs("ci-user/named").tags] == ["v1"]
     card = ModelCard.load("ci-user/named")
     assert "- limits is not given: they are in the paper" in card.text
     assert 'model="ci-user/named"' in card.text
     assert card.data.model_name == "ci-user/named"
-    assert "limits" not in missing_fields(card.content, json.loads((ready / "results.json").read_text()))
-    replace("README.md", "## Intended use", "Better words.\n\n## Intended use")(ready)
-    push(ready, "ci-user/named")
+    assert "limits" not in missing_fields(card.content, json.loads((publishable_run / "results.json").read_text()))
+    replace("README.md", "## Intended use", "Better words.\n\n## Intended use")(publishable_run)
+    push(publishable_run, "ci-user/named")
     assert [tag.name for tag in api.list_repo_refs("ci-user/named").tags] == ["v1", "v2"]
-    picture = next(phantoms.glob("lesion/*.png"))
+    image = next(phantoms.glob("lesion/*.png"))
     for revision in ("v1", "v2"):
-        assert Predictor.from_pretrained("ci-user/named", revision=revision).predict(picture)[0].label
+        assert Predictor.from_pretrained("ci-user/named", revision=revision).predict(image)[0].label
 
 
-def test_other_errors_are_not_tried_again():
-    asked = []
+def test_other_errors_are_not_retried():
+    calls = []
 
-    def ask():
-        asked.append(1)
+    def fail():
+        calls.append(1)
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        with_retries(ask)
-    assert len(asked) == 1
+        with_retries(fail)
+    assert len(calls) == 1
     assert issubclass(HfHubHTTPError, OSError)
 
 
-def test_the_commands(hub, ready):
-    done = script(COMMAND, "push", ready, "ci-user/by-command", "--dry_run")
-    assert done.returncode == 0, done.stderr
-    assert "model.safetensors" in done.stdout
-    assert "Nothing was sent" in done.stdout
+def test_push_and_card_check_commands(hub, publishable_run):
+    process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--dry_run")
+    assert process.returncode == 0, process.stderr
+    assert "model.safetensors" in process.stdout
+    assert "Nothing was sent" in process.stdout
     assert not HfApi().repo_exists("ci-user/by-command")
-    done = script(COMMAND, "push", ready, "ci-user/by-command", "--private")
-    assert done.returncode == 0, done.stderr
+    process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--private")
+    assert process.returncode == 0, process.stderr
     assert HfApi().model_info("ci-user/by-command").private
-    done = script(COMMAND, "card", "check", ready)
-    assert done.returncode == 0, done.stderr
-    assert "not yet  external: a test on another data set" in done.stdout
-    replace("README.md", "Out of scope:", "Beyond:")(ready)
-    done = script(COMMAND, "card", "check", ready)
-    assert done.returncode == 1
-    assert "MISSING  out_of_scope" in done.stdout
-    done = script(COMMAND, "push", ready, "ci-user/by-command", "--waive", "scope=none")
-    assert done.returncode == 1
-    assert "--waive is FIELD=REASON" in done.stderr
+    process = run_command(COMMAND, "card", "check", publishable_run)
+    assert process.returncode == 0, process.stderr
+    assert "not yet  external: a test on another data set" in process.stdout
+    replace("README.md", "Out of scope:", "Beyond:")(publishable_run)
+    process = run_command(COMMAND, "card", "check", publishable_run)
+    assert process.returncode == 1
+    assert "MISSING  out_of_scope" in process.stdout
+    process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--waive", "scope=none")
+    assert process.returncode == 1
+    assert "--waive is FIELD=REASON" in process.stderr

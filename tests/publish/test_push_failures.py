@@ -1,4 +1,4 @@
-"""What a push does where the Hub, the network or the disk fails: try again, or one message and nothing half."""
+"""Failures of the Hub, the network or the disk during a push: retries, or one error and no partial upload."""
 
 import resource
 import shutil
@@ -17,33 +17,33 @@ STORES = ("lfs", "multipart", "xet")
 
 
 @pytest.fixture
-def fresh(ready):
-    """The run with weights of its own: the Hub has none of its bytes."""
-    renew(ready)
-    return ready
+def new_run(publishable_run):
+    """Return a run with new weights, of which the Hub has no bytes yet."""
+    change_weights(publishable_run)
+    return publishable_run
 
 
-def renew(folder: Path) -> None:
+def change_weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     next(iter(weights.values())).add_(torch.rand(()))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def name_of(request: pytest.FixtureRequest) -> str:
+def repo_name(request: pytest.FixtureRequest) -> str:
     return f"ci-user/failing-{zlib.crc32(request.node.name.encode())}"
 
 
-def test_each_way_of_keeping_files(fresh, phantoms, serving, request):
-    picture, names = next(phantoms.glob("lesion/*.png")), {}
+def test_each_storage_backend_returns_the_same_weights(new_run, phantoms, set_hub_storage, request):
+    image, names = next(phantoms.glob("lesion/*.png")), {}
     for store in STORES:
-        serving(store)
-        renew(fresh)
-        names[store] = f"{name_of(request)}-{store}"
-        push(fresh, names[store])
-        here = Predictor.from_pretrained(fresh).predict(picture)[0].probabilities
-        assert Predictor.from_pretrained(names[store]).predict(picture)[0].probabilities == here
-    serving("lfs")
-    assert Predictor.from_pretrained(names["xet"]).predict(picture)[0].probabilities == here  # over plain HTTP
+        set_hub_storage(store)
+        change_weights(new_run)
+        names[store] = f"{repo_name(request)}-{store}"
+        push(new_run, names[store])
+        expected = Predictor.from_pretrained(new_run).predict(image)[0].probabilities
+        assert Predictor.from_pretrained(names[store]).predict(image)[0].probabilities == expected
+    set_hub_storage("lfs")
+    assert Predictor.from_pretrained(names["xet"]).predict(image)[0].probabilities == expected  # over plain HTTP
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_each_way_of_keeping_files(fresh, phantoms, serving, request):
         ("lfs", {"path": "/tag/", "status": 500, "times": 1}, [1]),
         ("multipart", {"path": "/__lfs-part/", "status": 0, "times": 2}, [1, 2]),
         ("multipart", {"path": "/__lfs-complete/", "status": 500, "times": 1}, [1]),
-        ("xet", {"path": "/xet-write-token/", "status": 500, "times": 1}, []),  # hf-xet waits by itself
+        ("xet", {"path": "/xet-write-token/", "status": 500, "times": 1}, []),  # hf-xet does its own waiting
         ("xet", {"path": "/commit/", "status": 500, "times": 1}, [1]),
     ],
 )
-def test_what_may_pass_is_tried_again(store, fault, waits, failing, serving, fresh, request):
-    serving(store)
-    found, name, api = failing(fault), name_of(request), HfApi()
-    push(fresh, name)
-    assert [wait for wait in found if wait in waits][: len(waits)] == waits
+def test_retries_temporary_failures(store, fault, waits, fail_requests, set_hub_storage, new_run, request):
+    set_hub_storage(store)
+    slept, name, api = fail_requests(fault), repo_name(request), HfApi()
+    push(new_run, name)
+    assert [wait for wait in slept if wait in waits][: len(waits)] == waits
     assert [tag.name for tag in api.list_repo_refs(name).tags] == ["v1"]
     commits = [commit.commit_id for commit in api.list_repo_commits(name)]
     assert len(commits) == 2  # the Hub's own, and ours
@@ -78,7 +78,7 @@ def test_what_may_pass_is_tried_again(store, fault, waits, failing, serving, fre
 
 
 @pytest.mark.parametrize(
-    ("store", "fault", "words"),
+    ("store", "fault", "message"),
     [
         ("lfs", {"path": "/commit/", "status": 401}, "does not know the token"),
         ("lfs", {"path": "/commit/", "status": 403}, "no write access here"),
@@ -93,68 +93,72 @@ def test_what_may_pass_is_tried_again(store, fault, waits, failing, serving, fre
         ("xet", {"path": "/commit/", "status": 500}, "500 Internal Server Error"),
     ],
 )
-@pytest.mark.parametrize("there", [False, True], ids=["new", "of-before"])
-def test_what_will_not_pass_ends_in_one_message(there, store, fault, words, failing, serving, fresh, request):
-    api, name = HfApi(), name_of(request)
-    if there:
-        push(fresh, name)
-        renew(fresh)
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "of-before"])
+def test_permanent_failures_raise_and_change_nothing(
+    exists, store, fault, message, fail_requests, set_hub_storage, new_run, request
+):
+    api, name = HfApi(), repo_name(request)
+    if exists:
+        push(new_run, name)
+        change_weights(new_run)
     else:
         api.create_repo(name)
     before = [*api.list_repo_tree(name, recursive=True)], api.list_repo_refs(name), api.model_info(name).sha
-    serving(store)
-    failing(fault | {"times": 999})
-    with pytest.raises(MedtlError, match=words) as error:
-        push(fresh, name)
-    assert f"The run is complete in {fresh}; then: hf-medtl push {fresh} {name}" in str(error.value)
+    set_hub_storage(store)
+    fail_requests(fault | {"times": 999})
+    with pytest.raises(MedtlError, match=message) as error:
+        push(new_run, name)
+    assert f"The run is complete in {new_run}; then: hf-medtl push {new_run} {name}" in str(error.value)
     assert str(error.value).startswith(f"{name} could not be uploaded")
     assert "\n" not in str(error.value)
-    failing()
-    serving("lfs")
+    fail_requests()
+    set_hub_storage("lfs")
     assert before == ([*api.list_repo_tree(name, recursive=True)], api.list_repo_refs(name), api.model_info(name).sha)
 
 
-def test_an_upload_that_takes_long_is_one_commit(serving, fresh, request, monkeypatch):
-    """TRAP: with hf-xet, upload_folder of huggingface_hub 2 makes several from 5 minutes on."""
+def test_long_upload_is_one_commit(set_hub_storage, new_run, request, monkeypatch):
+    """TRAP: with hf-xet, upload_folder of huggingface_hub 2 makes more than one commit after 5 minutes."""
     pytest.importorskip("huggingface_hub._upload_pipeline")
     monkeypatch.setattr("huggingface_hub._upload_pipeline.MAX_COMMIT_INTERVAL", 0)
-    serving("xet")
-    push(fresh, name_of(request))
-    assert len(HfApi().list_repo_commits(name_of(request))) == 2  # the Hub's own, and ours
+    set_hub_storage("xet")
+    push(new_run, repo_name(request))
+    assert len(HfApi().list_repo_commits(repo_name(request))) == 2  # the Hub's own, and ours
 
 
-def test_what_could_not_be_tagged_is_tagged_by_the_next_push(failing, fresh):
+def test_next_push_sets_a_missing_tag(fail_requests, new_run):
     api, name = HfApi(), "ci-user/untagged"
-    failing({"path": "/tag/", "status": 500, "times": 99})
+    fail_requests({"path": "/tag/", "status": 500, "times": 99})
     with pytest.raises(MedtlError, match="is uploaded, but could not be tagged"):
-        push(fresh, name)
-    failing()
+        push(new_run, name)
+    fail_requests()
     assert not api.list_repo_refs(name).tags
-    push(fresh, name)
-    push(fresh, name)
+    push(new_run, name)
+    push(new_run, name)
     (tag,) = api.list_repo_refs(name).tags
     assert (tag.name, tag.target_commit) == ("v1", api.model_info(name).sha)
     assert len(api.list_repo_commits(name)) == 2
 
 
-def test_addresses_are_told_without_their_signature(failing, fresh, monkeypatch):
+def test_errors_hide_url_signatures(fail_requests, new_run, monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("Error while uploading") from OSError("403 for 'https://storage/x?X-Amz-Signature=abc123'")
 
     monkeypatch.setattr(HfApi, "create_commit", refuse)
     with pytest.raises(MedtlError, match="https://storage/x") as error:
-        push(fresh, "ci-user/signed")
+        push(new_run, "ci-user/signed")
     assert "abc123" not in str(error.value)
 
 
 @pytest.mark.parametrize("store", ["lfs", "xet"])
-def test_a_full_disk_at_download(store, serving, fresh, phantoms, request, monkeypatch):
-    """A limit on the size of files ends in the same write that fails as on a full disk."""
-    name, picture = name_of(request), next(phantoms.glob("lesion/*.png"))
-    serving(store)
-    push(fresh, name)
+def test_full_disk_during_download_raises_and_leaves_no_partial_files(
+    store, set_hub_storage, new_run, phantoms, request, monkeypatch
+):
+    """A limit on the file size makes the same write fail as a full disk does."""
+    name, image = repo_name(request), next(phantoms.glob("lesion/*.png"))
+    set_hub_storage(store)
+    push(new_run, name)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes; the weights have more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes, fewer than the weights have
     try:
         with pytest.raises(MedtlError, match=r"no room for .* Free some, or set HF_HOME"):
             Predictor.from_pretrained(name)
@@ -167,6 +171,6 @@ def test_a_full_disk_at_download(store, serving, fresh, phantoms, request, monke
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(MedtlError, match="can't be loaded"):
             Predictor.from_pretrained(name)
-    here = Predictor.from_pretrained(fresh).predict(picture)[0].probabilities
-    assert Predictor.from_pretrained(name).predict(picture)[0].probabilities == here
+    expected = Predictor.from_pretrained(new_run).predict(image)[0].probabilities
+    assert Predictor.from_pretrained(name).predict(image)[0].probabilities == expected
     shutil.rmtree(cache)
