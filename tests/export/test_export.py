@@ -1,4 +1,4 @@
-"""Exports answer as the run does, say what they are worth, and are refused where they decide otherwise."""
+"""Exports: predictions equal to the run's, a verification report, and errors where decisions differ."""
 
 import copy
 import json
@@ -34,24 +34,27 @@ from hf_medtl.publish.check import check_exports
 from hf_medtl.publish.hub import plan_upload
 from hf_medtl.runs.ensemble import ensemble
 from tests.support.commands import WAIVED, options
-from tests.support.multilabel_tables import table as table_of_marks
+from tests.support.multilabel_tables import write_table
 from tests.support.tiny_models import build_tiny, save_segformer
 
 
-def model_of(family: str, tiny, folder: Path) -> torch.nn.Module:
+def build_model(family: str, tiny_checkpoint, folder: Path) -> torch.nn.Module:
     if family == "smp":
         return build_tiny()[0]
     if family == "segformer":
         return AutoModelForSemanticSegmentation.from_pretrained(save_segformer(folder), dtype=torch.float32).eval()
-    if family == "ensemble":  # whose members normalise differently
+    if family == "ensemble":  # its members normalise differently
         configs = [
-            AutoModelForImageClassification.from_pretrained(tiny(name)).config.to_dict() for name in ("vit", "cnn")
+            AutoModelForImageClassification.from_pretrained(tiny_checkpoint(name)).config.to_dict()
+            for name in ("vit", "cnn")
         ]
         third, half = [0.3] * 3, [0.5] * 3
-        members = [{"config": its, "mean": mean, "std": half} for its, mean in zip(configs, (half, third), strict=True)]
+        members = [
+            {"config": config, "mean": mean, "std": half} for config, mean in zip(configs, (half, third), strict=True)
+        ]
         return EnsembleForImageClassification(EnsembleConfig(members, half, half, num_labels=3)).eval()
-    model = AutoModelForImageClassification.from_pretrained(tiny(family), dtype=torch.float32)
-    for module in model.modules():  # with statistics as after training; with those of a new one all answers are 0
+    model = AutoModelForImageClassification.from_pretrained(tiny_checkpoint(family), dtype=torch.float32)
+    for module in model.modules():  # batch statistics as after training: those of a new model give logits of 0
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
@@ -65,32 +68,34 @@ FAMILIES = ["vit", "swin", "timm-vit", "timm-convnext", "timm-efficientnet", "cn
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_formats_agree_with_torch_for_any_number_of_pictures(family, tiny, tmp_path):
-    model = model_of(family, tiny, tmp_path / "tiny")
+def test_all_formats_match_torch_for_any_batch_size(family, tiny_checkpoint, tmp_path):
+    model = build_model(family, tiny_checkpoint, tmp_path / "tiny")
     attention = model.config._attn_implementation
     size = 64 if family in ("smp", "segformer") or family.startswith("timm") else 32
     write_onnx(model, size, size, tmp_path / "model.onnx")
     assert model.config._attn_implementation == attention
-    asks = []
-    for its in FORMATS.values():
-        (tmp_path / its.package).mkdir()
-        shutil.copy(tmp_path / "model.onnx", tmp_path / its.package / "source.onnx")
-        asks.append(its.load(its.write(tmp_path / its.package / "source.onnx", tmp_path / its.package), 1))
+    inference_fns = []
+    for exporter in FORMATS.values():
+        (tmp_path / exporter.package).mkdir()
+        shutil.copy(tmp_path / "model.onnx", tmp_path / exporter.package / "source.onnx")
+        inference_fns.append(
+            exporter.load(exporter.write(tmp_path / exporter.package / "source.onnx", tmp_path / exporter.package), 1)
+        )
     for number in (1, 3):
         pixels = torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(number))
         with torch.inference_mode():
-            wanted = model(pixel_values=pixels).logits.numpy()
-        assert np.ptp(wanted) > 1e-3
-        for ask in asks:
-            found = ask(pixels.numpy())
-            assert found.shape == wanted.shape
-            assert np.abs(found - wanted).max() < 1e-4
+            expected = model(pixel_values=pixels).logits.numpy()
+        assert np.ptp(expected) > 1e-3
+        for infer in inference_fns:
+            actual = infer(pixels.numpy())
+            assert actual.shape == expected.shape
+            assert np.abs(actual - expected).max() < 1e-4
 
 
 @pytest.fixture(scope="module")
-def folder(finished, tmp_path_factory) -> Path:
-    """A copy of a finished run, to export."""
-    return shutil.copytree(finished, tmp_path_factory.mktemp("runs") / "finished")
+def folder(finished_run, tmp_path_factory) -> Path:
+    """Return a copy of a finished run, to export."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("runs") / "finished")
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +103,23 @@ def exported(folder, phantoms) -> dict:
     return export_run(folder, "onnx", data_dir=phantoms)[1]
 
 
-def spoil(monkeypatch) -> None:
-    """Let what is exported be a model of other weights."""
+def export_other_weights(monkeypatch) -> None:
+    """Export a model with other weights than the run's."""
 
-    def write_other(model, height, width, file):
-        other = copy.deepcopy(model)
+    def write_changed(model, height, width, file):
+        changed = copy.deepcopy(model)
         with torch.no_grad():
-            find_head(other).weight.neg_().mul_(100)
-        write_onnx(other, height, width, file)
+            find_head(changed).weight.neg_().mul_(100)
+        write_onnx(changed, height, width, file)
 
-    monkeypatch.setattr(export_module, "write_onnx", write_other)
+    monkeypatch.setattr(export_module, "write_onnx", write_changed)
 
 
-def table_of(card: Path) -> list[str]:
+def exported_formats(card: Path) -> list[str]:
     return re.findall(r"^\| `export/(.*?)`", card.read_text(), flags=re.MULTILINE)
 
 
-def test_an_export_says_what_it_is_worth(folder, exported, results):
+def test_export_json_and_card_report_the_verification(folder, exported, results):
     assert json.loads((folder / "export" / "onnx" / "export.json").read_text()) == exported
     assert exported["pictures"] == results["n"]
     assert exported["largest_logit_difference"] < 1e-4
@@ -123,84 +128,91 @@ def test_an_export_says_what_it_is_worth(folder, exported, results):
     assert exported["exported"] == exported["torch"]
     assert exported["difference"]["value"] == 0
     assert min(exported["milliseconds"].values()) > 0
-    assert table_of(folder / "README.md") == ["onnx"]
+    assert exported_formats(folder / "README.md") == ["onnx"]
     assert not list((folder / "export").glob(".*"))
     assert {f"export/onnx/{name}" for name in ("model.onnx", "preprocessing.json", "export.json")} <= set(
         plan_upload(folder, WAIVED)
     )
 
 
-def test_the_contract_alone_is_enough(folder, exported, phantoms):
-    """Pillow, numpy and ONNX Runtime, by what is written in preprocessing.json, as a program without Python would."""
-    said = json.loads((folder / "export" / "onnx" / "preprocessing.json").read_text())
-    step = {its["step"]: its for its in said["steps"]}
+def test_preprocessing_json_suffices_to_reproduce_predictions(folder, exported, phantoms):
+    """Follow preprocessing.json with Pillow, numpy and ONNX Runtime, as a program in another language would."""
+    spec = json.loads((folder / "export" / "onnx" / "preprocessing.json").read_text())
+    step = {entry["step"]: entry for entry in spec["steps"]}
     path = next(phantoms.glob("*lesion/*.png"))
     size = step["resize"]["width"], step["resize"]["height"]
-    picture = Image.open(path).convert("RGB").resize(size, Image.Resampling[step["resize"]["resample"].upper()])
-    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1) * step["rescale"]["factor"]
+    image = Image.open(path).convert("RGB").resize(size, Image.Resampling[step["resize"]["resample"].upper()])
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1) * step["rescale"]["factor"]
     mean, std = (np.reshape(step["normalise"][key], (3, 1, 1)) for key in ("mean", "std"))
-    ask = FORMATS["onnx"].load(folder / "export" / "onnx" / said["model"], 1)
-    logits = ask(((pixels - mean) / std)[None].astype(np.float32))[0]
-    assert said["input"]["shape"] == ["batch", *pixels.shape]
-    assert said["output"]["shape"] == ["batch", len(said["labels"])]
-    found = np.exp(logits) / np.exp(logits).sum()
-    wanted = Predictor.from_pretrained(folder, device="cpu").predict(path)[0]
-    # torchvision rounds other than Pillow when it resizes, by up to one grey value.
-    assert found == pytest.approx([wanted.probabilities[label] for label in said["labels"]], abs=0.01)
+    infer = FORMATS["onnx"].load(folder / "export" / "onnx" / spec["model"], 1)
+    logits = infer(((pixels - mean) / std)[None].astype(np.float32))[0]
+    assert spec["input"]["shape"] == ["batch", *pixels.shape]
+    assert spec["output"]["shape"] == ["batch", len(spec["labels"])]
+    actual = np.exp(logits) / np.exp(logits).sum()
+    expected = Predictor.from_pretrained(folder, device="cpu").predict(path)[0]
+    # When resizing, torchvision and Pillow round differently, by up to one grey value.
+    assert actual == pytest.approx([expected.probabilities[label] for label in spec["labels"]], abs=0.01)
     config = json.loads((folder / "config.json").read_text())
-    assert said["decision"]["threshold"] == config["threshold"]
-    assert said["decision"]["conformal"] == config["conformal"]
+    assert spec["decision"]["threshold"] == config["threshold"]
+    assert spec["decision"]["conformal"] == config["conformal"]
 
 
-def test_the_code_on_the_card_runs(folder, exported, phantoms, monkeypatch, tmp_path, capsys):
+def test_code_on_the_card_gives_the_predictions(folder, exported, phantoms, monkeypatch, tmp_path, capsys):
     (code,) = re.findall(r"```python\n(import json.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
     path = next(phantoms.glob("*lesion/*.png"))
     shutil.copy(path, tmp_path / "image.png")
     (tmp_path / folder.name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    wanted = Predictor.from_pretrained(folder, device="cpu").predict(path)[0].probabilities
-    assert eval(capsys.readouterr().out) == pytest.approx(wanted, abs=1e-5)
+    expected = Predictor.from_pretrained(folder, device="cpu").predict(path)[0].probabilities
+    assert eval(capsys.readouterr().out) == pytest.approx(expected, abs=1e-5)
 
 
-def test_other_formats_and_8_bits_get_rows_of_their_own(folder, exported, phantoms):
-    place, found = export_run(folder, "openvino", data_dir=phantoms)
-    assert {path.name for path in place.iterdir()} == {"model.xml", "model.bin", "preprocessing.json", "export.json"}
-    assert found["largest_logit_difference"] < 1e-4
-    place, found = export_run(folder, "onnx", int8=True, data_dir=phantoms, force=True)
-    assert place == folder / "export" / "onnx-int8"
-    assert 1e-6 < found["largest_logit_difference"] < 1
-    assert b"QuantizeLinear" in (place / "model.onnx").read_bytes()
-    assert FORMATS["onnx"].load(place / "model.onnx", 1)(np.zeros((3, 3, 32, 32), np.float32)).shape == (3, 2)
-    assert table_of(folder / "README.md") == ["onnx", "onnx-int8", "openvino"]
-    assert f"{found['largest_logit_difference']:.2g}" in (folder / "README.md").read_text()
+def test_openvino_and_int8_exports_get_their_own_rows(folder, exported, phantoms):
+    export_folder, report = export_run(folder, "openvino", data_dir=phantoms)
+    assert {path.name for path in export_folder.iterdir()} == {
+        "model.xml",
+        "model.bin",
+        "preprocessing.json",
+        "export.json",
+    }
+    assert report["largest_logit_difference"] < 1e-4
+    export_folder, report = export_run(folder, "onnx", int8=True, data_dir=phantoms, force=True)
+    assert export_folder == folder / "export" / "onnx-int8"
+    assert 1e-6 < report["largest_logit_difference"] < 1
+    assert b"QuantizeLinear" in (export_folder / "model.onnx").read_bytes()
+    assert FORMATS["onnx"].load(export_folder / "model.onnx", 1)(np.zeros((3, 3, 32, 32), np.float32)).shape == (3, 2)
+    assert exported_formats(folder / "README.md") == ["onnx", "onnx-int8", "openvino"]
+    assert f"{report['largest_logit_difference']:.2g}" in (folder / "README.md").read_text()
 
 
-def test_8_bits_of_openvino_are_those_of_onnx(folder, phantoms, tmp_path):
-    place, found = export_run(folder, "openvino", int8=True, out=tmp_path / "new", data_dir=phantoms, force=True)
-    assert place == tmp_path / "new"
-    assert "FakeQuantize" in (place / "model.xml").read_text()
-    assert found["largest_logit_difference"] < 1
-    assert "openvino-int8" not in (folder / "README.md").read_text()  # it is elsewhere
+def test_openvino_int8_export_in_another_folder(folder, phantoms, tmp_path):
+    export_folder, report = export_run(
+        folder, "openvino", int8=True, out=tmp_path / "new", data_dir=phantoms, force=True
+    )
+    assert export_folder == tmp_path / "new"
+    assert "FakeQuantize" in (export_folder / "model.xml").read_text()
+    assert report["largest_logit_difference"] < 1
+    assert "openvino-int8" not in (folder / "README.md").read_text()  # the export is in another folder
     with pytest.raises(MedtlError, match="is not empty"):
         export_run(folder, "onnx", out=tmp_path / "new", data_dir=phantoms)
 
 
-def test_an_export_that_decides_otherwise_is_refused(folder, exported, phantoms, monkeypatch, capsys, tmp_path):
-    spoil(monkeypatch)
-    other = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("export"))
-    before = (other / "README.md").read_text()
-    monkeypatch.setattr(sys, "argv", ["hf-medtl", "export", str(other), "--data_dir", str(phantoms)])
+def test_rejects_export_with_other_decisions_unless_forced(folder, exported, phantoms, monkeypatch, capsys, tmp_path):
+    export_other_weights(monkeypatch)
+    changed = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("export"))
+    before = (changed / "README.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["hf-medtl", "export", str(changed), "--data_dir", str(phantoms)])
     with pytest.raises(SystemExit, match=r"decisions of .* differ .* ROC AUC is .*The export was discarded"):
         main()
-    assert not list((other / "export").iterdir())
-    assert (other / "README.md").read_text() == before
-    _, found = export_run(other, "onnx", data_dir=phantoms, force=True)
-    assert found["forced"] and found["decisions_changed"] > 0.005
-    assert "**kept with --force**" in (other / "README.md").read_text()
+    assert not list((changed / "export").iterdir())
+    assert (changed / "README.md").read_text() == before
+    _, report = export_run(changed, "onnx", data_dir=phantoms, force=True)
+    assert report["forced"] and report["decisions_changed"] > 0.005
+    assert "**kept with --force**" in (changed / "README.md").read_text()
 
 
-def test_numbers_that_are_none_are_refused(folder, phantoms, monkeypatch, tmp_path):
+def test_rejects_nan_outputs(folder, phantoms, monkeypatch, tmp_path):
     broken = Format("onnxruntime", FORMATS["onnx"].write, lambda *_: lambda x: np.full((len(x), 2), np.nan))
     monkeypatch.setitem(export_module.FORMATS, "onnx", broken)
     with pytest.raises(MedtlError, match="returned NaN or infinity"):
@@ -208,7 +220,7 @@ def test_numbers_that_are_none_are_refused(folder, phantoms, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_what_can_not_be_exported_is_said(folder, tmp_path, monkeypatch):
+def test_rejects_unknown_format_missing_model_and_missing_extra(folder, tmp_path, monkeypatch):
     with pytest.raises(MedtlError, match="onnx, openvino"):
         export_run(folder, "torch")
     with pytest.raises(MedtlError, match="can't be loaded"):
@@ -218,61 +230,65 @@ def test_what_can_not_be_exported_is_said(folder, tmp_path, monkeypatch):
         write_onnx(AutoModelForImageClassification.from_pretrained(folder), 32, 32, tmp_path / "model.onnx")
 
 
-def test_ensembles_are_tested_if_there_are_pictures_that_no_member_has_seen(finished, phantoms, tmp_path):
-    one = shutil.copytree(finished, tmp_path / "one")
-    ensemble([finished, one], tmp_path / "both")
-    _, found = export_run(tmp_path / "both", "onnx", data_dir=phantoms)
-    assert found["split"] == "test"
-    assert found["metric"] == "roc_auc"
-    assert found["largest_logit_difference"] < 1e-4
-    (tmp_path / "both" / "splits.csv").unlink()  # as of an ensemble of folds
+def test_ensemble_is_verified_on_shared_test_images_or_given_ones(finished_run, phantoms, tmp_path):
+    member = shutil.copytree(finished_run, tmp_path / "one")
+    ensemble([finished_run, member], tmp_path / "both")
+    _, report = export_run(tmp_path / "both", "onnx", data_dir=phantoms)
+    assert report["split"] == "test"
+    assert report["metric"] == "roc_auc"
+    assert report["largest_logit_difference"] < 1e-4
+    (tmp_path / "both" / "splits.csv").unlink()  # as in an ensemble of folds
     with pytest.raises(MedtlError, match=r"no splits.csv.*--data_dir with any images"):
         export_run(tmp_path / "both", "onnx")
-    _, found = export_run(tmp_path / "both", "onnx", data_dir=phantoms / "lesion")
-    assert found["pictures"] == len(list((phantoms / "lesion").glob("*.png")))
-    assert found["largest_logit_difference"] < 1e-4
-    assert "metric" not in found
+    _, report = export_run(tmp_path / "both", "onnx", data_dir=phantoms / "lesion")
+    assert report["pictures"] == len(list((phantoms / "lesion").glob("*.png")))
+    assert report["largest_logit_difference"] < 1e-4
+    assert "metric" not in report
     assert "not tested: no split is known" in (tmp_path / "both" / "README.md").read_text()
 
 
-def test_masks_are_compared_at_the_pictures_own_size(tmp_path):
-    chests = write_phantoms(tmp_path / "chest", "chest", patients=12, pictures=1, size=72)
-    wishes = {
+def test_masks_are_compared_at_image_size(tmp_path):
+    chests = write_phantoms(tmp_path / "chest", "chest", patients=12, images=1, size=72)
+    values = {
         "dataset": "chest-phantoms",
         "task": "image-segmentation",
         "encoder": "tu-test_resnet",
         "num_train_epochs": 1,
     }
-    wishes |= {"encoder_weights": "none", "image_size": 64, "largest_components": 2}
-    place = run(Recipe(**options(chests, "unet", tmp_path / "run", **wishes)))
-    _, found = export_run(place, "onnx", data_dir=chests)
-    before = json.loads((place / "results.json").read_text())["metrics"]["dice"]
-    assert found["metric"] == "dice"
-    assert found["torch"]["value"] == pytest.approx(before["value"], abs=1e-6)
-    assert found["exported"]["value"] == pytest.approx(before["value"], abs=1e-3)
-    assert found["decisions_changed"] < 0.005
-    said = json.loads((place / "export" / "onnx" / "preprocessing.json").read_text())
-    assert said["output"]["shape"] == ["batch", 2, 64, 64]
-    assert said["decision"]["postprocessing"] == {"largest_components": 2}
-    assert "mask = logits.argmax(axis=0)" in (place / "README.md").read_text()
+    values |= {"encoder_weights": "none", "image_size": 64, "largest_components": 2}
+    run_folder = run(Recipe(**options(chests, "unet", tmp_path / "run", **values)))
+    _, report = export_run(run_folder, "onnx", data_dir=chests)
+    before = json.loads((run_folder / "results.json").read_text())["metrics"]["dice"]
+    assert report["metric"] == "dice"
+    assert report["torch"]["value"] == pytest.approx(before["value"], abs=1e-6)
+    assert report["exported"]["value"] == pytest.approx(before["value"], abs=1e-3)
+    assert report["decisions_changed"] < 0.005
+    spec = json.loads((run_folder / "export" / "onnx" / "preprocessing.json").read_text())
+    assert spec["output"]["shape"] == ["batch", 2, 64, 64]
+    assert spec["decision"]["postprocessing"] == {"largest_components": 2}
+    assert "mask = logits.argmax(axis=0)" in (run_folder / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def marks(tiny, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A run of several labels a picture by the small CNN, its table, and one of its pictures."""
-    place = tmp_path_factory.mktemp("marks")
-    data = table_of_marks(place / "marks")
-    wishes = {"dataset": "table", "num_train_epochs": 4, "learning_rate": 2e-3}
-    return run(Recipe(**options(data, tiny("cnn"), place / "run", **wishes))), data, data.parent / "pictures/002.png"
+def marks(tiny_checkpoint, tmp_path_factory) -> tuple[Path, Path, Path]:
+    """Return a multilabel run of the small CNN, its table, and one of its images."""
+    root = tmp_path_factory.mktemp("marks")
+    data = write_table(root / "marks")
+    values = {"dataset": "table", "num_train_epochs": 4, "learning_rate": 2e-3}
+    return (
+        run(Recipe(**options(data, tiny_checkpoint("cnn"), root / "run", **values))),
+        data,
+        data.parent / "pictures/002.png",
+    )
 
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A run of a SegFormer of transformers, its data, and one of its pictures."""
-    place = tmp_path_factory.mktemp("native")
-    chests = write_phantoms(place / "chest", "chest", patients=12, pictures=1, size=72)
-    wishes = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
-    folder = run(Recipe(**options(chests, save_segformer(place / "tiny"), place / "run", **wishes)))
+    """Return a run of a SegFormer of transformers, its data, and one of its images."""
+    root = tmp_path_factory.mktemp("native")
+    chests = write_phantoms(root / "chest", "chest", patients=12, images=1, size=72)
+    values = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
+    folder = run(Recipe(**options(chests, save_segformer(root / "tiny"), root / "run", **values)))
     return folder, chests, next(chests.glob("normal/*.png"))
 
 
@@ -281,46 +297,48 @@ def native(tmp_path_factory) -> tuple[Path, Path, Path]:
     [("marks", "onnx", "roc_auc", "sigmoid"), ("native", "onnx", "dice", "softmax"),
      ("native", "openvino", "dice", "softmax")],
 )  # fmt: skip
-def test_runs_of_other_kinds(kind, format, metric, activation, request, monkeypatch, tmp_path, capsys):
+def test_multilabel_and_segformer_exports_match_the_run(
+    kind, format, metric, activation, request, monkeypatch, tmp_path, capsys
+):
     original, data, path = request.getfixturevalue(kind)
     folder = shutil.copytree(original, tmp_path / "run")
-    place, found = export_run(folder, format, data_dir=data)
+    export_folder, report = export_run(folder, format, data_dir=data)
     result = json.loads((folder / "results.json").read_text())
-    assert found["largest_logit_difference"] < 1e-4
-    assert found["decisions_changed"] == 0
-    assert found["metric"] == metric
-    assert found["pictures"] == result["n"]
-    assert found["exported"]["value"] == pytest.approx(result["metrics"][metric]["value"], abs=1e-6)
-    said = json.loads((place / "preprocessing.json").read_text())
-    assert said["activation"]["name"] == activation
-    assert said["labels"] == result["labels"]
+    assert report["largest_logit_difference"] < 1e-4
+    assert report["decisions_changed"] == 0
+    assert report["metric"] == metric
+    assert report["pictures"] == result["n"]
+    assert report["exported"]["value"] == pytest.approx(result["metrics"][metric]["value"], abs=1e-6)
+    spec = json.loads((export_folder / "preprocessing.json").read_text())
+    assert spec["activation"]["name"] == activation
+    assert spec["labels"] == result["labels"]
     check_exports(folder)
     config = json.loads((folder / "config.json").read_text())
-    assert said["decision"] == {key: config[key] for key in said["decision"]}
-    assert set(said["decision"]) == ({"thresholds"} if kind == "marks" else {"postprocessing"})
+    assert spec["decision"] == {key: config[key] for key in spec["decision"]}
+    assert set(spec["decision"]) == ({"thresholds"} if kind == "marks" else {"postprocessing"})
     (code,) = re.findall(r"```python\n(import json.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
     shutil.copy(path, tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(code, {})
-    answer = eval(capsys.readouterr().out)
-    wanted = Predictor.from_pretrained(folder, device="cpu").predict(path)[0]
+    output = eval(capsys.readouterr().out)
+    expected = Predictor.from_pretrained(folder, device="cpu").predict(path)[0]
     if kind == "marks":
-        assert answer == pytest.approx(wanted.probabilities, abs=1e-5)
+        assert output == pytest.approx(expected.probabilities, abs=1e-5)
     else:
-        assert sum(answer.values()) == np.prod(said["output"]["shape"][-2:])
-        assert list(answer) == result["labels"]
+        assert sum(output.values()) == np.prod(spec["output"]["shape"][-2:])
+        assert list(output) == result["labels"]
 
 
 @pytest.mark.parametrize("kind", ["marks", "native"])
-def test_8_bits_of_other_kinds(kind, request, tmp_path):
+def test_int8_exports_of_multilabel_and_segformer(kind, request, tmp_path):
     original, data, _ = request.getfixturevalue(kind)
     folder = shutil.copytree(original, tmp_path / "run")
-    place, found = export_run(folder, "onnx", int8=True, data_dir=data, force=True)
-    assert 1e-6 < found["largest_logit_difference"] < 10
-    assert b"QuantizeLinear" in (place / "model.onnx").read_bytes()
+    export_folder, report = export_run(folder, "onnx", int8=True, data_dir=data, force=True)
+    assert 1e-6 < report["largest_logit_difference"] < 10
+    assert b"QuantizeLinear" in (export_folder / "model.onnx").read_bytes()
     text = (folder / "README.md").read_text()
-    assert f"| `export/onnx-int8` | {found['largest_logit_difference']:.2g} |" in text
+    assert f"| `export/onnx-int8` | {report['largest_logit_difference']:.2g} |" in text
     assert "`int8`: weights and activations in 8 bits" in text
 
 
@@ -334,7 +352,7 @@ def rewrite(path, **values):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("export_other_weights", "message"),
     [
         (retrain, "made from other weights"),
         (lambda run: (run / "export/onnx/model.onnx").write_bytes(b"other"), "model.onnx are damaged"),
@@ -344,31 +362,31 @@ def rewrite(path, **values):
     ],
     ids=["other weights", "changed", "gone", "another threshold", "unknown weights"],
 )
-def test_an_export_of_something_else_is_not_published(spoil, words, folder, exported, tmp_path, monkeypatch):
-    other = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("onnx-int8", "openvino"))
-    plan_upload(other, WAIVED)
-    spoil(other)
-    with pytest.raises(MedtlError, match=f"{words}.*hf-medtl export .* --format onnx\\), or delete"):
-        plan_upload(other, WAIVED)
-    monkeypatch.setattr(sys, "argv", ["hf-medtl", "card", "check", str(other)])
+def test_outdated_export_blocks_publishing(export_other_weights, message, folder, exported, tmp_path, monkeypatch):
+    run_copy = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("onnx-int8", "openvino"))
+    plan_upload(run_copy, WAIVED)
+    export_other_weights(run_copy)
+    with pytest.raises(MedtlError, match=f"{message}.*hf-medtl export .* --format onnx\\), or delete"):
+        plan_upload(run_copy, WAIVED)
+    monkeypatch.setattr(sys, "argv", ["hf-medtl", "card", "check", str(run_copy)])
     with pytest.raises(SystemExit, match="Write it again"):
         main()
-    shutil.rmtree(other / "export")
-    plan_upload(other, WAIVED)
+    shutil.rmtree(run_copy / "export")
+    plan_upload(run_copy, WAIVED)
 
 
-def test_the_contract_names_medical_steps(finished, phantoms):
+def test_preprocessing_spec_names_medical_steps(finished_run, phantoms):
     from hf_medtl.models.preprocessing import medical_processor
 
-    model = AutoModelForImageClassification.from_pretrained(finished)
+    model = AutoModelForImageClassification.from_pretrained(finished_run)
     processor = medical_processor({"size": {"height": 32, "width": 32}}, ["brain_crop", "blur", "clahe"], "pad", None)
-    said = build_preprocessing_spec(model, processor, (32, 32), (1, 2), "model.onnx")
-    names = [step["step"] for step in said["steps"]]
+    spec = build_preprocessing_spec(model, processor, (32, 32), (1, 2), "model.onnx")
+    names = [step["step"] for step in spec["steps"]]
     assert names == ["read", "brain_crop", "resize", "blur", "clahe", "pad", "rescale", "normalise"]
 
 
 @pytest.mark.real
-def test_predictor_pipeline_and_onnx_agree_on_real_pictures(shared, real_brain, tmp_path):
+def test_predictor_pipeline_and_onnx_agree_on_real_images(shared, real_brain, tmp_path):
     from hf_medtl.models.build import build_classifier
 
     model, processor = build_classifier(str(shared / "weights" / "tf_efficientnet_lite0-in1k"), ("no_tumor", "tumor"))
@@ -378,14 +396,16 @@ def test_predictor_pipeline_and_onnx_agree_on_real_pictures(shared, real_brain, 
     loaded = load("brain-tumor-mri", real_brain)
     paths = [loaded.root / path for path in loaded.table["path"][:100]]
     write_onnx(predictor.model, 224, 224, tmp_path / "model.onnx")
-    ask = FORMATS["onnx"].load(tmp_path / "model.onnx", 1)
-    said = Predictor(with_inference_fn(predictor.model, ask), AutoImageProcessor.from_pretrained(tmp_path)).predict(
-        paths
-    )
+    infer = FORMATS["onnx"].load(tmp_path / "model.onnx", 1)
+    from_onnx = Predictor(
+        with_inference_fn(predictor.model, infer), AutoImageProcessor.from_pretrained(tmp_path)
+    ).predict(paths)
     stock = pipeline("image-classification", str(tmp_path), device="cpu")(
         [read_image(path) for path in paths], top_k=None
     )
-    for ours, onnx, theirs in zip(predictor.predict(paths), said, stock, strict=True):
-        assert onnx.probabilities == pytest.approx(ours.probabilities, abs=1e-4)
-        assert onnx.probabilities == pytest.approx({its["label"]: its["score"] for its in theirs}, abs=1e-4)
-    assert pd.Series([its.probabilities["tumor"] for its in said]).nunique() > 50
+    for predicted, exported, rows in zip(predictor.predict(paths), from_onnx, stock, strict=True):
+        assert exported.probabilities == pytest.approx(predicted.probabilities, abs=1e-4)
+        assert exported.probabilities == pytest.approx(
+            {prediction["label"]: prediction["score"] for prediction in rows}, abs=1e-4
+        )
+    assert pd.Series([prediction.probabilities["tumor"] for prediction in from_onnx]).nunique() > 50
