@@ -1,4 +1,4 @@
-"""Many processes learn what one would; a run that is killed goes on as if it had not been."""
+"""Distributed training: results equal to a single process, signals, and resuming after kills."""
 
 import json
 import math
@@ -24,22 +24,22 @@ from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.runs.folder import check_shared_folder
 from hf_medtl.training.checkpoints import find_checkpoint, find_damage
 from hf_medtl.training.distributed import StepShardSampler, split_evenly
-from tests.support.commands import ROOT, flags, options, script
-from tests.support.process_pool import Nursery, free_port
+from tests.support.commands import ROOT, flags, options, run_command
+from tests.support.process_pool import ProcessPool, free_port
 
 LABELS = ("no_lesion", "lesion")
 
 
 @pytest.fixture(scope="module")
 def nursery():
-    nursery = Nursery()
+    nursery = ProcessPool()
     yield nursery
     nursery.close()
 
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory) -> Path:
-    """Without batch statistics and dropout, which differ by process."""
+    """Return a tiny ViT without dropout and batch statistics, which differ by process."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbones") / "vit"
     layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -48,7 +48,7 @@ def vit(tmp_path_factory) -> Path:
     return folder
 
 
-# ---- sharing
+# ---- sharding
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -60,21 +60,26 @@ def test_sharded_steps_have_the_images_of_a_single_process(batch, accumulation, 
     assert processes * size * rounds >= batch * accumulation > processes * (size - 1) * rounds
     for number in range(1, 40):
         order = np.random.default_rng(number).permutation(number).tolist()
-        shares = [
+        shards = [
             StepShardSampler(order, number, batch * accumulation, size, rank, processes, epoch)
             for rank in range(processes)
         ]
-        batches = [list(share) for share in shares]
-        assert {len(of_one) for of_one in batches} == {len(share) for share in shares} == {len(batches[0])}
-        # As Trainer counts optimizer steps: the last one of an epoch takes what is left.
-        steps = [[b for of_one in batches for b in of_one[i : i + rounds]] for i in range(0, len(batches[0]), rounds)]
+        batches = [list(shard) for shard in shards]
+        assert (
+            {len(shard_batches) for shard_batches in batches} == {len(shard) for shard in shards} == {len(batches[0])}
+        )
+        # Trainer counts optimizer steps like this: the last one of an epoch gets the remaining images.
+        steps = [
+            [b for shard_batches in batches for b in shard_batches[i : i + rounds]]
+            for i in range(0, len(batches[0]), rounds)
+        ]
         assert len(steps) == math.ceil(number / (batch * accumulation))
         for i, step in enumerate(steps):
-            real = [index for part in step for index in part if index >= 0]
+            real = [index for rank_batch in step for index in rank_batch if index >= 0]
             assert sorted(real) == sorted(order[i * batch * accumulation : (i + 1) * batch * accumulation])
             assert max(map(len, step)) <= size
-            assert all(len(part) == 1 for part in step if part[0] < 0)
-            sizes = [len(part) if part[0] >= 0 else 0 for part in step]
+            assert all(len(rank_batch) == 1 for rank_batch in step if rank_batch[0] < 0)
+            sizes = [len(rank_batch) if rank_batch[0] >= 0 else 0 for rank_batch in step]
             assert max(sizes) - min(sizes) <= 1
 
 
@@ -117,23 +122,25 @@ def test_rejects_output_dir_not_shared_by_machines(tmp_path):
 # ---- equal results
 
 
-def log_of(run: Path) -> list[dict]:
+def read_log(run: Path) -> list[dict]:
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
     return json.loads((newest / "trainer_state.json").read_text())["log_history"]
 
 
 def assert_equal_runs(one: Path, many: Path, least: int) -> None:
-    """Loss curve, evaluations, weights, results and recipe.yaml.
+    """Assert equal loss curves, evaluations, weights, results and recipe.yaml.
 
     Args:
-        least: losses that the curve has.
+        one: run folder of one process.
+        many: run folder of more processes.
+        least: minimum number of losses in the curve.
     """
-    log, log2 = log_of(one), log_of(many)
+    log, log2 = read_log(one), read_log(many)
     losses = [row["loss"] for row in log if "loss" in row]
     assert len(losses) >= least
-    assert max(losses) - min(losses) > 1e-3  # something was learnt
+    assert max(losses) - min(losses) > 1e-3  # the loss has changed
     for row, row2 in zip(log, log2, strict=True):
-        # Trainer counts batches for the share of the epoch, and those of accumulation may differ in size.
+        # Trainer computes the epoch from batches, whose size may differ with accumulation.
         timeless = {name for name in row if name != "epoch" and not name.endswith(("_runtime", "_per_second"))}
         assert row.keys() == row2.keys()
         for name in timeless:
@@ -146,7 +153,7 @@ def assert_equal_runs(one: Path, many: Path, least: int) -> None:
     rows, rows2 = (pd.read_csv(run / "predictions.csv") for run in (one, many))
     pd.testing.assert_frame_equal(rows, rows2, rtol=0, atol=1e-4)
     scores = rows.filter(like="p_").to_numpy()
-    tied = scores.size and np.diff(np.sort(scores, axis=0), axis=0).min() < 1e-4  # rounding decides who is before whom
+    tied = scores.size and np.diff(np.sort(scores, axis=0), axis=0).min() < 1e-4  # rounding decides their order
     for name, metric in result["metrics"].items():
         if not (tied and name in ("roc_auc", "average_precision", "ece")):
             assert metric == pytest.approx(result2["metrics"][name], abs=1e-4, nan_ok=True), name
@@ -166,11 +173,11 @@ def test_distributed_training_matches_one_process(processes, batch, accumulation
         nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
     assert_equal_runs(tmp_path / "run1", tmp_path / f"run{processes}", least=6)
     assert yaml.safe_load((tmp_path / "run1" / "recipe.yaml").read_text())["per_device_train_batch_size"] == batch
-    shown = (tmp_path / f"log{processes}.0").read_text()
-    assert f"batch {batch * accumulation} ({processes} process(es) x " in shown
+    output = (tmp_path / f"log{processes}.0").read_text()
+    assert f"batch {batch * accumulation} ({processes} process(es) x " in output
 
 
-# The means of their batches differ by process. Each picture by itself does not.
+# Batch means differ by process; each image on its own gives equal results.
 NO_BATCH_STATISTICS = """
 import torch
 torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x, 1, self.weight, self.bias)
@@ -225,52 +232,54 @@ raise RuntimeError("training failed")
 
 
 def test_workers_survive_signals_but_not_the_run():
-    """A worker that ignored SIGTERM would keep a run that fails from ending: multiprocessing waits for it."""
-    done = script(sys.executable, "-c", WORKERS, timeout=600)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith("RuntimeError: training failed")
+    """A worker that ignored SIGTERM would keep a failing run alive: multiprocessing waits for its workers."""
+    process = run_command(sys.executable, "-c", WORKERS, timeout=600)
+    assert process.returncode == 1
+    assert process.stderr.strip().endswith("RuntimeError: training failed")
 
 
-def signal_at(step: int, number: int, whom: str = "0") -> str:
-    """Code that sends a signal when optimizer step `step` is done, to the process and its data loader's workers.
+def signal_at(step: int, number: int, rank: str = "0") -> str:
+    """Return code that sends a signal to the process and its data loader's workers after an optimizer step.
 
     Args:
-        whom: rank that gets it.
+        step: optimizer step.
+        number: signal number.
+        rank: rank of the process that gets it.
     """
     return f"""
 import os, time
 from hf_medtl.training.callbacks import Progress
 before = Progress.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
-    if state.global_step == {step} and rank == {whom}:
+    if state.global_step == {step} and rank == {rank}:
         os.system(f"kill -{number} -{{os.getpgrp()}}; kill -{number} -{{os.getpgrp()}}")
         until = time.monotonic() + 30
-        while {number} and not self.received and time.monotonic() < until:  # a signal may take its time
+        while {number} and not self.received and time.monotonic() < until:  # a signal may arrive late
             time.sleep(0.001)
     return before(self, args, state, control, **kwargs)
 Progress.on_step_end = on_step_end
 """
 
 
-def same(one: Path, other: Path) -> bool:
+def equal_weights(one: Path, other: Path) -> bool:
     weights, weights2 = (load_file(run / "model.safetensors") for run in (one, other))
     return weights.keys() == weights2.keys() and all(torch.equal(weights[name], weights2[name]) for name in weights)
 
 
 @pytest.fixture(scope="module")
 def arguments(phantoms, vit):
-    """Flags of a run that evaluates and saves by epoch, 3 steps each."""
+    """Return flags of a run that evaluates and saves after each epoch of 3 steps."""
 
-    def of(output: Path, *more: str) -> list[str]:
+    def make_flags(output: Path, *extra: str) -> list[str]:
         return [*flags(**options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=12,
-                                 dataloader_num_workers=1)), *more]  # fmt: skip
+                                 dataloader_num_workers=1)), *extra]  # fmt: skip
 
-    return of
+    return make_flags
 
 
 @pytest.mark.parametrize(("processes", "step"), [(1, 2), (1, 3), (2, 4)])
 def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
-    """In the middle of an epoch, at its end, and to one of two processes."""
+    """The signal comes in the middle of an epoch, at its end, and to one of two processes."""
     nursery.run(tmp_path / "log", *arguments(tmp_path / "through"), processes=processes)
     code = signal_at(step, signal.SIGTERM, str(processes - 1))
     pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run"), processes=processes, code=code)
@@ -280,12 +289,12 @@ def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes,
     assert (tmp_path / "run" / "UNFINISHED").exists()
     resume = arguments(tmp_path / "run", "--resume_from_checkpoint", "auto")
     nursery.run(tmp_path / "log", *resume, processes=processes)
-    assert same(tmp_path / "through", tmp_path / "run")
+    assert equal_weights(tmp_path / "through", tmp_path / "run")
     evaluated, evaluated2 = (
-        [(row["step"], row["eval_loss"]) for row in log_of(tmp_path / name) if "eval_loss" in row]
+        [(row["step"], row["eval_loss"]) for row in read_log(tmp_path / name) if "eval_loss" in row]
         for name in ("through", "run")
     )
-    assert evaluated == evaluated2  # none in the middle of an epoch, none left out
+    assert evaluated == evaluated2  # evaluated only after epochs, and after each
 
 
 def test_resumes_on_another_number_of_processes(nursery, arguments, tmp_path):
@@ -301,49 +310,47 @@ def test_resumes_on_another_number_of_processes(nursery, arguments, tmp_path):
 
 @pytest.mark.slow
 def test_resumes_after_twenty_kills_at_random_times(nursery, phantoms, vit, tmp_path):
-    """Half of them while a checkpoint is being written."""
+    """Half of the kills come while a checkpoint is being written."""
 
-    def start(output: Path, *more: str) -> list[int]:
+    def start(output: Path, *extra: str) -> list[int]:
         values = options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=6, num_train_epochs=100,
                          save_strategy="steps", eval_strategy="steps", save_steps=5, eval_steps=5, logging_steps=1,
                          early_stopping_patience=0)  # fmt: skip
-        return nursery.start(tmp_path / "log", *flags(**values), *more)
+        return nursery.start(tmp_path / "log", *flags(**values), *extra)
 
-    def newest() -> int:
-        """Step of the last checkpoint that is there or being written; older ones come and go."""
+    def newest_step() -> int:
+        """Return the step of the newest checkpoint, finished or not; older ones are deleted meanwhile."""
         return max((int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*")), default=0)
 
     assert nursery.wait(start(tmp_path / "through")) == [0]
     rng, output, torn = random.Random(0), tmp_path / "run", 0
     for kill in range(20):
-        wanted = newest() + 5 * rng.randint(1, 2)
+        wanted = newest_step() + 5 * rng.randint(1, 2)
         (pid,) = start(output, "--resume_from_checkpoint", "auto")
         began = time.monotonic()
-        while newest() < wanted:
+        while newest_step() < wanted:
             assert time.monotonic() < began + 600, (tmp_path / "log.0").read_text()
             time.sleep(0.0005)
         time.sleep(rng.uniform(0, 0.02) if kill % 2 else rng.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
         assert nursery.wait([pid]) == [-signal.SIGKILL], (tmp_path / "log.0").read_text()
-        torn += find_damage(output / f"checkpoint-{newest()}") is not None
+        torn += find_damage(output / f"checkpoint-{newest_step()}") is not None
     assert torn >= 3
     assert nursery.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
-    assert same(tmp_path / "through", output)
+    assert equal_weights(tmp_path / "through", output)
 
 
 # ---- through accelerate's launcher, with the files of recipes/accelerate
 
 
-def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str = "") -> subprocess.Popen:
-    """Start the launcher on a recipe which executes `code` first; what it prints is in `folder`/launcher*.txt."""
-    file_of_recipe = folder / "recipe.py"
-    file_of_recipe.write_text(
-        f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n"
-    )
-    with (folder / f"launcher{'-'.join(more[:2])}.txt").open("w") as log:
+def launch(file: str, folder: Path, arguments: list[str], *extra: str, code: str = "") -> subprocess.Popen:
+    """Launch a recipe that executes `code` first; its output goes to `folder`/launcher*.txt."""
+    recipe = folder / "recipe.py"
+    recipe.write_text(f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n")
+    with (folder / f"launcher{'-'.join(extra[:2])}.txt").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{file}.yaml",
-             *more, str(file_of_recipe), *arguments],
+             *extra, str(recipe), *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=log,
@@ -353,23 +360,23 @@ def launch(file: str, folder: Path, arguments: list[str], *more: str, code: str 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("act", "words"),
+    ("crash", "message"),
     [
         ("from hf_medtl import MedtlError; raise MedtlError('The scanner is broken.')", "The scanner is broken."),
         ("os.kill(os.getpid(), 9)", "Signal 9 (SIGKILL)"),
     ],
     ids=["an error", "killed"],
 )
-def test_crashed_process_ends_the_others_and_is_named(act, words, arguments, tmp_path):
-    """Without a word from the launcher the others would wait for its gradients for half an hour."""
-    code = signal_at(3, 0, "1").replace("os.system(", f"{act}; (", 1)
+def test_crashed_process_ends_the_others_and_is_named(crash, message, arguments, tmp_path):
+    """If the launcher did not stop them, the other processes would wait half an hour for gradients."""
+    code = signal_at(3, 0, "1").replace("os.system(", f"{crash}; (", 1)
     process = launch("one_machine", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
-    shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
-    assert words in shown
-    cause = shown[shown.index("Root Cause") :]
+    output = (tmp_path / "launcher--main_process_port-0.txt").read_text()
+    assert message in output
+    cause = output[output.index("Root Cause") :]
     assert "rank      : 1 (local_rank: 1)" in cause
-    assert words in cause
+    assert message in cause
     assert (tmp_path / "run" / "UNFINISHED").exists()
 
 
@@ -378,9 +385,9 @@ def test_launcher_forwards_sigterm(arguments, tmp_path):
     code = signal_at(2, signal.SIGTERM).replace("os.system(", f"os.kill(os.getppid(), {signal.SIGTERM}); (", 1)
     process = launch("cpu", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
-    shown = (tmp_path / "launcher--main_process_port-0.txt").read_text()
-    assert "death signal, shutting down workers" in shown
-    assert "Interrupted. A checkpoint is in" in shown
+    output = (tmp_path / "launcher--main_process_port-0.txt").read_text()
+    assert "death signal, shutting down workers" in output
+    assert "Interrupted. A checkpoint is in" in output
     assert find_checkpoint("auto", tmp_path / "run", LABELS) is not None
 
 
@@ -391,8 +398,10 @@ def test_two_machines_match_a_single_process(nursery, phantoms, vit, tmp_path):
                                per_device_train_batch_size=10, per_device_eval_batch_size=3))  # fmt: skip
 
     nursery.run(tmp_path / "log", *values("one"))
-    place = ("--num_processes", "2", "--main_process_port", str(free_port()))
-    both = [launch("two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *place) for rank in range(2)]
+    port_flags = ("--num_processes", "2", "--main_process_port", str(free_port()))
+    both = [
+        launch("two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *port_flags) for rank in range(2)
+    ]
     codes = [process.wait(timeout=900) for process in both]
     assert codes == [0, 0], "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("launcher*.txt"))
     assert_equal_runs(tmp_path / "one", tmp_path / "two", least=6)

@@ -1,4 +1,4 @@
-"""Features computed once give what the ordinary epochs of a frozen body give."""
+"""Feature cache: training on cached features equals training a frozen body on images."""
 
 import logging
 import sys
@@ -11,14 +11,14 @@ from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import set_trainable
 from hf_medtl.training.features import add_features_input, dropout_before_head
-from tests.support.commands import options, script
-from tests.support.resumed_training import stopped_and_resumed, weights_of
+from tests.support.commands import options, run_command
+from tests.support.resumed_training import copy_weights, train_and_resume
 
 FROZEN = {"strategy": "feature_extraction", "num_train_epochs": 3, "learning_rate": 0.05, "early_stopping_patience": 0}
 
 
 def add_dropout(model: torch.nn.Module, rate: float = 0.5) -> None:
-    """Between body and head, as a recipe may have it."""
+    """Add dropout between body and head, as a recipe may configure it."""
     if hasattr(model, "timm_model"):
         model.timm_model.drop_rate = rate
     else:
@@ -33,12 +33,14 @@ def test_head_matches_training_without_cache(family, augmentation, make_trainer)
         trainer = make_trainer(family, **FROZEN, cache_features=cached, augmentation=augmentation,
                              **({"feature_views": 3} if augmentation != "none" else {}))  # fmt: skip
         body = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
-        body.register_forward_hook(lambda *_: calls.append(cached))  # noqa: B023 - read at once
+        body.register_forward_hook(lambda *_: calls.append(cached))  # noqa: B023 - called in the same iteration
         trainer.train()
-        heads.append(weights_of(trainer))
+        heads.append(copy_weights(trainer))
         losses.append([row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row])
         assert "forward" not in vars(trainer.model)
-        assert min(losses[-1]) == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-5)  # the best, on pictures
+        assert min(losses[-1]) == pytest.approx(
+            trainer.evaluate()["eval_loss"], abs=1e-5
+        )  # the best weights, evaluated on images
     for name, tensor in heads[0].items():
         assert torch.allclose(tensor, heads[1][name], atol=1e-5), name
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -86,12 +88,12 @@ def test_no_cache_if_logits_change_after_the_head(make_trainer, caplog):
 
 def test_full_model_accepts_features(make_trainer):
     model = make_trainer("vit").model.eval()
-    pixels, seen = torch.randn(2, 3, 32, 32), []
-    hook = find_head(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    pixels, inputs = torch.randn(2, 3, 32, 32), []
+    hook = find_head(model).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     logits = model(pixel_values=pixels).logits
     hook.remove()
     undo = add_features_input(model, 0.5)
-    assert torch.equal(model(features=seen[0]).logits, logits)
+    assert torch.equal(model(features=inputs[0]).logits, logits)
     assert torch.equal(model(pixel_values=pixels).logits, logits)
     undo()
     assert model.forward.__func__ is type(model).forward
@@ -116,7 +118,7 @@ def test_lp_ft_uses_features_then_images(make_trainer):
                              augmentation="none", learning_rate=0.01, early_stopping_patience=0,
                              load_best_model_at_end=False)  # fmt: skip
         trainer.train()
-        heads.append(weights_of(trainer))
+        heads.append(copy_weights(trainer))
     for name, tensor in heads[0].items():
         assert torch.allclose(tensor, heads[1][name], atol=1e-4), name
 
@@ -127,16 +129,16 @@ def test_no_cache_with_mixup(make_trainer):
 
 
 def test_resumes_exactly_with_cached_features(make_trainer):
-    through, again = stopped_and_resumed(make_trainer, "timm", 5, strategy="feature_extraction")
-    mine, other = weights_of(through), weights_of(again)
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    through, again = train_and_resume(make_trainer, "timm", 5, strategy="feature_extraction")
+    weights, resumed_weights = copy_weights(through), copy_weights(again)
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
-def test_saved_model_is_the_full_model(phantoms, tiny, tmp_path):
+def test_saved_model_is_the_full_model(phantoms, tiny_checkpoint, tmp_path):
     saved = []
     for cached in (True, False):
-        more = {**FROZEN, "cache_features": cached, "augmentation": "none"}
-        folder = run(Recipe(**options(phantoms, tiny("timm"), tmp_path / str(cached), **more)))
+        overrides = {**FROZEN, "cache_features": cached, "augmentation": "none"}
+        folder = run(Recipe(**options(phantoms, tiny_checkpoint("timm"), tmp_path / str(cached), **overrides)))
         saved.append(AutoModelForImageClassification.from_pretrained(folder).eval())
     pixels = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
@@ -145,17 +147,24 @@ def test_saved_model_is_the_full_model(phantoms, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["timm"])
-def test_feature_cache_benchmark_runs(family, tiny):
-    done = script(
-        *(sys.executable, "benchmarks/feature_cache.py", "--epochs", 1, "--model_name_or_path", tiny(family)),
+def test_feature_cache_benchmark_runs(family, tiny_checkpoint):
+    process = run_command(
+        *(
+            sys.executable,
+            "benchmarks/feature_cache.py",
+            "--epochs",
+            1,
+            "--model_name_or_path",
+            tiny_checkpoint(family),
+        ),
         OMP_NUM_THREADS="1",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| tiny")]
+    assert process.returncode == 0, process.stderr[-3000:]
+    rows = [line.split("|") for line in process.stdout.splitlines() if line.startswith("| tiny")]
     assert [row[3].strip() for row in rows] == ["body in each epoch", "features computed once"]
     assert float(rows[1][7]) < 1e-4
 
 
-def test_rejects_feature_views_without_frozen_body(phantoms, tiny, tmp_path):
+def test_rejects_feature_views_without_frozen_body(phantoms, tiny_checkpoint, tmp_path):
     with pytest.raises(MedtlError, match="feature_extraction or lp_ft"):
-        Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", feature_views=2))
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", feature_views=2))

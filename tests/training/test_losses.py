@@ -1,4 +1,4 @@
-"""Losses, optimizers and schedules: right values, and exact after a resume."""
+"""Classification losses, optimizers and schedules: values, and exact resuming."""
 
 import copy
 from pathlib import Path
@@ -16,7 +16,7 @@ from hf_medtl import MedtlError, Recipe
 from hf_medtl.tasks import TASKS
 from hf_medtl.training.losses import ClassificationLoss, class_weights
 from tests.support.commands import options
-from tests.support.resumed_training import same, stopped_and_resumed, weights_of
+from tests.support.resumed_training import copy_weights, same_weights, train_and_resume
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
 TARGETS = torch.tensor([0, 2, 0, 1])
@@ -41,16 +41,16 @@ def test_cross_entropy_matches_torch():
     smooth = ClassificationLoss(smoothing=0.1)(LOGITS, TARGETS)
     assert torch.allclose(smooth, cross_entropy(LOGITS, TARGETS, label_smoothing=0.1))
     weights = torch.tensor([0.5, 1.0, 3.0])
-    by_hand = -(LOGITS.log_softmax(1)[range(4), TARGETS] * weights[TARGETS]).sum() / 4
-    assert torch.allclose(ClassificationLoss(weights)(LOGITS, TARGETS), by_hand)
+    expected = -(LOGITS.log_softmax(1)[range(4), TARGETS] * weights[TARGETS]).sum() / 4
+    assert torch.allclose(ClassificationLoss(weights)(LOGITS, TARGETS), expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_focal_loss_matches_formula(smoothing):
     p = LOGITS.softmax(1)[range(4), TARGETS]
-    by_hand = (-((1 - p) ** 2) * p.log()).mean()
-    assert torch.allclose(ClassificationLoss(gamma=2.0)(LOGITS, TARGETS), by_hand)
-    # A gamma that is almost 0 is the cross entropy, weights and smoothing included.
+    expected = (-((1 - p) ** 2) * p.log()).mean()
+    assert torch.allclose(ClassificationLoss(gamma=2.0)(LOGITS, TARGETS), expected)
+    # With gamma near 0 it equals the cross entropy, weights and smoothing included.
     weights = torch.tensor([0.5, 1.0, 3.0])
     almost = ClassificationLoss(weights, 1e-7, smoothing)(LOGITS, TARGETS)
     assert torch.allclose(almost, ClassificationLoss(weights, 0.0, smoothing)(LOGITS, TARGETS), atol=1e-5)
@@ -65,10 +65,10 @@ def test_soft_labels_match_hard_ones_and_parts_of_a_batch_add_up(gamma, weights)
     assert torch.allclose(loss(LOGITS[:1], TARGETS[:1], 4) + loss(LOGITS[1:], TARGETS[1:], 4), hard)
 
 
-def test_rejects_invalid_options(phantoms, tiny, tmp_path):
+def test_rejects_invalid_options(phantoms, tiny_checkpoint, tmp_path):
     with pytest.raises(MedtlError, match="The training split has no images of b"):
         class_weights("balanced", [3, 0, 2], NAMES)
-    for more, words in (
+    for overrides, message in (
         ({"optim": "adamm"}, "Did you mean 'adam'"),
         ({"loss": "hinge"}, "cross_entropy, focal"),
         ({"class_weights": "heavy"}, "balanced, effective"),
@@ -79,52 +79,62 @@ def test_rejects_invalid_options(phantoms, tiny, tmp_path):
         ({"lr_step_epochs": 9.0}, "below 2"),
         ({"lr_step_factor": 0.0}, "above 0"),
     ):
-        with pytest.raises(MedtlError, match=words):
-            Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
+        with pytest.raises(MedtlError, match=message):
+            Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **overrides))
 
 
 def test_flags_reach_the_recipe():
-    given = "--optim adam --no_cache_features --strategy lp_ft --probe_epochs 2 --class_weights effective"
-    recipe = Recipe.from_cli({"use_cpu": True}, given.split())
+    flags = "--optim adam --no_cache_features --strategy lp_ft --probe_epochs 2 --class_weights effective"
+    recipe = Recipe.from_cli({"use_cpu": True}, flags.split())
     assert (recipe.plain_adam, recipe.cache_features, recipe.plan.probe_epochs) == (True, False, 2)
     again = yaml.safe_load(recipe.to_yaml())
     assert again["optim"] == "adam"
     assert again["class_weights"] == "effective"
 
 
-def test_recipe_options_reach_the_loss(phantoms, tiny, tmp_path):
-    more = {"class_weights": "balanced", "loss": "focal", "label_smoothing_factor": 0.1}
-    recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path, **more))
-    found = TASKS["classification"].loss(recipe, ("a", "b"), [0] * 3 + [1])
-    assert np.allclose(found.weights, [4 / 6, 4 / 2])  # counted in what it is given, the training split
-    assert (found.gamma, found.smoothing) == (2.0, 0.1)
+def test_recipe_options_reach_the_loss(phantoms, tiny_checkpoint, tmp_path):
+    overrides = {"class_weights": "balanced", "loss": "focal", "label_smoothing_factor": 0.1}
+    recipe = Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path, **overrides))
+    loss = TASKS["classification"].loss(recipe, ("a", "b"), [0] * 3 + [1])
+    assert np.allclose(loss.weights, [4 / 6, 4 / 2])  # counted in the targets of the training split
+    assert (loss.gamma, loss.smoothing) == (2.0, 0.1)
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-@pytest.mark.parametrize("more", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
-def test_accumulated_batches_match_one_batch(family, more, make_trainer):
-    """The loss is divided by the pictures of the whole optimizer step."""
-    seen = []
+@pytest.mark.parametrize("overrides", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
+def test_accumulated_batches_match_one_batch(family, overrides, make_trainer):
+    """The loss is divided by the number of images of the whole optimizer step."""
+    norms = []
     for size, times in ((8, 1), (2, 4)):
         trainer = make_trainer(family, optim="sgd", learning_rate=1.0, max_steps=1, save_strategy="no", logging_steps=1,
                              eval_strategy="no", load_best_model_at_end=False, early_stopping_patience=0,
                              per_device_train_batch_size=size, gradient_accumulation_steps=times, max_grad_norm=1e9,
-                             lr_scheduler_type="constant", warmup_steps=0, **more)  # fmt: skip
+                             lr_scheduler_type="constant", warmup_steps=0, **overrides)  # fmt: skip
         trainer.model.eval()
-        for module in trainer.model.modules():  # dropout and batch norm see the batch as it is cut
+        for module in trainer.model.modules():  # dropout and batch norm depend on the batch size
             module.train = lambda mode=True, module=module: module
-        if more:  # pairs would be others
+        if overrides:  # mixup would pair other images
             trainer.args.mixup = 0.0
         trainer.train()
-        seen.append(next(row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row))
-    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
+        norms.append(next(row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_gradients_are_clipped(make_trainer):
-    trainer = make_trainer(optim="sgd", learning_rate=1.0, max_grad_norm=0.01, max_steps=1, lr_scheduler_type="constant",
-                         warmup_steps=0, weight_decay=0.0, save_strategy="no", eval_strategy="no",
-                         load_best_model_at_end=False, early_stopping_patience=0)  # fmt: skip
-    before = weights_of(trainer)
+    trainer = make_trainer(
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0.01,
+        max_steps=1,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=0,
+    )
+    before = copy_weights(trainer)
     trainer.train()
     moved = sum(((trainer.model.state_dict()[name] - t) ** 2).sum() for name, t in before.items()) ** 0.5
     assert moved == pytest.approx(0.01, rel=1e-3)
@@ -139,13 +149,13 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("more", OPTIMIZERS, ids=lambda more: "-".join(map(str, more.values()))[:30])
-def test_optimizers_and_schedules_run_and_resume_exactly(more, make_trainer):
-    through, again = stopped_and_resumed(make_trainer, "timm", 5, **more)
-    assert same(through, again)
-    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+@pytest.mark.parametrize("overrides", OPTIMIZERS, ids=lambda overrides: "-".join(map(str, overrides.values()))[:30])
+def test_optimizers_and_schedules_run_and_resume_exactly(overrides, make_trainer):
+    through, again = train_and_resume(make_trainer, "timm", 5, **overrides)
+    assert same_weights(through, again)
+    optimizer_class = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
     optimizer = getattr(through.optimizer, "optimizer", through.optimizer)
-    assert type(optimizer) is kind.get(str(more.get("optim")), torch.optim.AdamW)
+    assert type(optimizer) is optimizer_class.get(str(overrides.get("optim")), torch.optim.AdamW)
     assert again.state.log_history[-2]["eval_loss"] == through.state.log_history[-2]["eval_loss"]
 
 
@@ -162,10 +172,10 @@ def test_step_schedule_lowers_learning_rate(make_trainer):
 
 
 def test_ema_weights_are_evaluated_and_saved(make_trainer):
-    more = {"ema_decay": 0.5, "max_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1,
+    overrides = {"ema_decay": 0.5, "max_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1,
             "eval_steps": 1, "learning_rate": 0.01, "save_total_limit": None}  # fmt: skip
-    trainer = make_trainer("timm", **more)
-    start = copy.deepcopy(weights_of(trainer))
+    trainer = make_trainer("timm", **overrides)
+    start = copy.deepcopy(copy_weights(trainer))
     trainer.train()
     folders = [Path(trainer.args.output_dir) / f"checkpoint-{step}" for step in (1, 2, 3)]
     average = {name: t.clone() for name, t in start.items()}
@@ -178,7 +188,7 @@ def test_ema_weights_are_evaluated_and_saved(make_trainer):
             assert torch.allclose(saved[name], average[name], atol=1e-6), name
     best = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
     assert all(torch.equal(best[name], t) for name, t in trainer.model.state_dict().items())
-    again = make_trainer("timm", **more)
+    again = make_trainer("timm", **overrides)
     again.model.load_state_dict(saved)
     row = next(r for r in trainer.state.log_history if r.get("step") == 3 and "eval_loss" in r)
     assert again.evaluate()["eval_loss"] == pytest.approx(row["eval_loss"], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Losses of masks: plain formulas, segmentation_models_pytorch where it agrees, empty masks, parts of a batch."""
+"""Segmentation losses: formulas, agreement with segmentation_models_pytorch, empty masks, accumulated batches."""
 
 import copy
 import pickle
@@ -16,11 +16,11 @@ torch.manual_seed(0)
 LOGITS = torch.randn(4, 3, 8, 10)
 LABELS = torch.randint(0, 3, (4, 8, 10))
 PARTLY = LABELS.clone()
-PARTLY[:, :3] = IGNORE_INDEX  # of every picture as many, so that means over pictures and over pixels agree
+PARTLY[:, :3] = IGNORE_INDEX  # equally many per image, so that means over images and over pixels agree
 
 
-def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: float, smooth: float) -> float:
-    """1 - Tversky index with loops over pictures, classes and pixels."""
+def tversky_loss(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: float, smooth: float) -> float:
+    """Compute 1 - Tversky index with loops over images, classes and pixels."""
     losses = []
     for scores, truth in zip(logits.softmax(1), labels, strict=True):
         for k in range(1, logits.shape[1]):
@@ -35,16 +35,16 @@ def by_hand(logits: torch.Tensor, labels: torch.Tensor, alpha: float, beta: floa
 @pytest.mark.parametrize("labels", [LABELS, PARTLY])
 def test_losses_match_formulas(labels):
     entropy = cross_entropy(LOGITS, labels, ignore_index=IGNORE_INDEX)
-    dice = by_hand(LOGITS, labels, 0.5, 0.5, 1.0)
+    dice = tversky_loss(LOGITS, labels, 0.5, 0.5, 1.0)
     assert torch.allclose(MaskLoss("cross_entropy")(LOGITS, labels), entropy)
     assert MaskLoss("dice")(LOGITS, labels).item() == pytest.approx(dice, abs=1e-6)
     assert MaskLoss("bce_dice")(LOGITS, labels).item() == pytest.approx(entropy.item() + dice, abs=1e-6)
     assert MaskLoss("tversky", alpha=0.2, beta=0.9, smooth=3.0)(LOGITS, labels).item() == pytest.approx(
-        by_hand(LOGITS, labels, 0.2, 0.9, 3.0), abs=1e-6
+        tversky_loss(LOGITS, labels, 0.2, 0.9, 3.0), abs=1e-6
     )
     assert torch.allclose(MaskLoss("tversky", alpha=0.5, beta=0.5)(LOGITS, labels), MaskLoss("dice")(LOGITS, labels))
-    known = labels != IGNORE_INDEX
-    p = LOGITS.softmax(1).movedim(1, -1)[known].gather(1, labels[known][:, None])
+    valid = labels != IGNORE_INDEX
+    p = LOGITS.softmax(1).movedim(1, -1)[valid].gather(1, labels[valid][:, None])
     assert torch.allclose(MaskLoss("focal", gamma=1.5)(LOGITS, labels), (-((1 - p) ** 1.5) * p.log()).mean())
     assert torch.allclose(MaskLoss("focal", gamma=0.0)(LOGITS, labels), entropy)
 
@@ -53,20 +53,20 @@ def test_losses_match_formulas(labels):
 def test_overlap_of_one_image_matches_smp(labels):
     common = {"mode": "multiclass", "classes": [1, 2], "smooth": 1.0, "ignore_index": IGNORE_INDEX}
     dice, tversky = smp.DiceLoss(**common), smp.TverskyLoss(**common, alpha=0.3, beta=0.7)
-    for ours, theirs in ((MaskLoss("dice"), dice), (MaskLoss("tversky"), tversky)):
-        each = torch.stack([theirs(LOGITS[i : i + 1], labels[i : i + 1]) for i in range(4)])
-        assert torch.allclose(ours(LOGITS, labels), each.mean(), atol=1e-6)
+    for loss, reference in ((MaskLoss("dice"), dice), (MaskLoss("tversky"), tversky)):
+        per_image = torch.stack([reference(LOGITS[i : i + 1], labels[i : i + 1]) for i in range(4)])
+        assert torch.allclose(loss(LOGITS, labels), per_image.mean(), atol=1e-6)
 
 
 def test_smp_losses_differ_for_batches():
-    """When one of these fails, segmentation_models_pytorch has changed, and the docstring of MaskLoss is to be read."""
+    """If this fails, segmentation_models_pytorch has changed: review the docstring of MaskLoss."""
     healthy = torch.zeros_like(LABELS)
     common = {"mode": "multiclass", "smooth": 1.0, "ignore_index": IGNORE_INDEX}
-    assert smp.DiceLoss(**common, classes=[1])(LOGITS, healthy) == 0  # whatever is predicted
+    assert smp.DiceLoss(**common, classes=[1])(LOGITS, healthy) == 0  # for any prediction
     assert MaskLoss("dice")(LOGITS, healthy) > 0.5
-    whole = smp.DiceLoss(**common)(LOGITS, LABELS)
-    parts = torch.stack([smp.DiceLoss(**common)(LOGITS[i : i + 1], LABELS[i : i + 1]) for i in range(4)])
-    assert not torch.allclose(whole, parts.mean(), atol=1e-5)
+    batch_loss = smp.DiceLoss(**common)(LOGITS, LABELS)
+    image_losses = torch.stack([smp.DiceLoss(**common)(LOGITS[i : i + 1], LABELS[i : i + 1]) for i in range(4)])
+    assert not torch.allclose(batch_loss, image_losses.mean(), atol=1e-5)
     nothing = torch.full_like(LABELS, IGNORE_INDEX)
     assert smp.FocalLoss("multiclass", ignore_index=IGNORE_INDEX)(LOGITS, nothing).isnan()
     assert MaskLoss("focal")(LOGITS, nothing) == 0
@@ -79,9 +79,9 @@ def test_smp_losses_differ_for_batches():
 def test_parts_of_a_batch_add_up(name):
     loss = MaskLoss(name)
     labels = LABELS.clone()
-    labels[0] = 0  # pictures that differ: without foreground, and partly ignored
+    labels[0] = 0  # different images: without foreground, and partly ignored
     labels[1, :5] = IGNORE_INDEX
-    number = labels.ne(-100).sum()  # as the Trainer counts
+    number = labels.ne(-100).sum()  # as Trainer counts
     whole = loss(LOGITS, labels)
     assert torch.allclose(loss(LOGITS, labels, number), whole)
     parts = [loss(LOGITS[a:b], labels[a:b], number) for a, b in ((0, 1), (1, 4))]
@@ -110,7 +110,7 @@ def test_only_pixels_that_are_not_ignored_get_gradients(name):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("value", [0, IGNORE_INDEX])
 def test_loss_of_images_without_foreground(name, value):
-    """Finite loss and gradient, also for the surest logits; false lesions cost something, ignored pixels nothing."""
+    """Loss and gradient are finite even for extreme logits; false lesions add loss, ignored pixels do not."""
     labels = torch.full((2, 6, 6), value)
     for size in (1.0, 1e4):
         logits = (torch.randn(2, 2, 6, 6) * size).requires_grad_()

@@ -1,4 +1,4 @@
-"""One flat recipe: dict < YAML < flags, and no unknown key."""
+"""Recipe: precedence of dict, YAML and flags, unknown keys, and round trips."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Frozen is frozen, rates are as declared, adapters leave no trace, and a resume trains the same."""
+"""Fine-tuning strategies: frozen parameters, learning rates, merged adapters and exact resuming."""
 
 import logging
 import subprocess
@@ -14,8 +14,8 @@ from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import Strategy, add_lora, count_blocks, head_names, parameter_depths, remove_lora
-from tests.support.commands import ROOT, flags, options, script
-from tests.support.resumed_training import same, stopped_and_resumed
+from tests.support.commands import ROOT, flags, options, run_command
+from tests.support.resumed_training import same_weights, train_and_resume
 
 FAMILIES = ("vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn")
 BLOCKS = {"vit": 2, "dinov2": 2, "deit": 2, "swin": 2, "convnext": 4, "timm": 4, "cnn": 2}
@@ -24,14 +24,14 @@ FAST = {"num_train_epochs": 1, "learning_rate": 0.01, "save_strategy": "no", "ev
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_finds_blocks_in_order(family, tiny):
-    model, _ = build_classifier(str(tiny(family)), ("a", "b"))
+def test_finds_blocks_in_order(family, tiny_checkpoint):
+    model, _ = build_classifier(str(tiny_checkpoint(family)), ("a", "b"))
     depths = parameter_depths(model)
     names = [name for name, _ in model.named_parameters()]
     assert set(depths) == set(names)
     assert count_blocks(depths) == BLOCKS[family]
     assert {depths[name] for name in head_names(model)} == {BLOCKS[family] + 1}
-    first_depth = 1 if family == "cnn" else 0  # which has nothing before its blocks
+    first_depth = 1 if family == "cnn" else 0  # it has no parameters before its blocks
     assert set(depths.values()) == set(range(first_depth, BLOCKS[family] + 2))
     first = {"convnext": "stages.0", "timm": "layer1", "swin": "layers.0"}.get(family, "0.")
     assert all(first in name for name, depth in depths.items() if depth == 1)
@@ -50,8 +50,8 @@ def test_finds_blocks_of_timm_models(name, blocks, last):
     assert next(n for n, depth in depths.items() if depth == blocks).startswith(f"timm_model.{last}")
 
 
-def test_rejects_model_without_blocks(tiny):
-    model, _ = build_classifier(str(tiny("vit")), ("a", "b"))
+def test_rejects_model_without_blocks(tiny_checkpoint):
+    model, _ = build_classifier(str(tiny_checkpoint("vit")), ("a", "b"))
     model.vit.layers = torch.nn.Identity()
     with pytest.raises(MedtlError, match="no list of blocks"):
         parameter_depths(model)
@@ -69,7 +69,7 @@ STRATEGIES = [
 
 
 def trains(more: dict, depth: int, blocks: int) -> bool:
-    """Whether something at this depth trains at any time; the head always does."""
+    """Return whether parameters at this depth are ever trained; the head always is."""
     if more["strategy"] in ("last_n", "progressive"):
         return depth >= blocks
     return more["strategy"] != "feature_extraction"
@@ -88,7 +88,7 @@ def test_frozen_parameters_stay_bit_identical(family, more, make_trainer):
         changed = not torch.equal(tensor, before[name])
         if name in parameters:
             expected = (name in head or trains(more, depths[name], BLOCKS[family])) and "mask_token" not in name
-            # In attention a bias of the keys changes nothing, so it has no gradient.
+            # The bias of attention keys does not affect the output, so it has no gradient.
             assert changed == expected or (expected and "k_proj.bias" in name), name
         elif norm := next((prefix for prefix in parents if name.startswith(prefix)), None):
             assert changed == trains(more, depths[f"{norm}weight"], BLOCKS[family]), name
@@ -97,19 +97,19 @@ def test_frozen_parameters_stay_bit_identical(family, more, make_trainer):
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext"])
-def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, make_trainer, tiny):
+def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, make_trainer, tiny_checkpoint):
     trainer = make_trainer(family, strategy="lora", lora_rank=2, lora_alpha=4, **FAST)
     model = trainer.model
     before = {name: t.clone() for name, t in model.named_parameters() if "lora_" not in name}
     pixels = torch.randn(2, 3, 32, 32)
-    seen = []
+    calls = []
     make_plain = trainer._make_plain
-    trainer._make_plain = lambda **kw: (  # the last look at the adapters
-        seen.append(({n: t.clone() for n, t in model.named_parameters()}, model.eval()(pixel_values=pixels).logits)),
+    trainer._make_plain = lambda **kw: (  # the last call that sees the adapters
+        calls.append(({n: t.clone() for n, t in model.named_parameters()}, model.eval()(pixel_values=pixels).logits)),
         make_plain(**kw),
     )
     trainer.train()
-    trained, logits = seen[0]
+    trained, logits = calls[0]
     head = head_names(model)
     for name, tensor in trained.items():
         if "lora_" in name:
@@ -118,8 +118,8 @@ def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, make_trainer, t
         assert torch.equal(tensor, before[name]) == (plain_name not in head), name
     assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if "lora_B" in name and "k_proj" not in name)
     assert torch.allclose(model.eval()(pixel_values=pixels).logits, logits, atol=1e-5)
-    fresh, _ = build_classifier(str(tiny(family)), ("a", "b"))
-    assert model.state_dict().keys() == fresh.state_dict().keys()
+    untrained, _ = build_classifier(str(tiny_checkpoint(family)), ("a", "b"))
+    assert model.state_dict().keys() == untrained.state_dict().keys()
 
 
 def test_learning_rates_decay_by_block(make_trainer):
@@ -155,8 +155,8 @@ def test_logs_trainable_parameters(make_trainer, caplog):
 def test_progressive_schedule():
     even = Strategy("progressive", epochs=10)
     assert [even.trainable_blocks(epoch, 4) for epoch in range(7)] == [0, 1, 2, 3, 4, 5, 5]
-    given = Strategy("progressive", epochs=10, unfreeze_schedule="2:1, 4:3, 6:all")
-    assert [given.trainable_blocks(epoch, 4) for epoch in range(8)] == [0, 0, 1, 1, 3, 3, 5, 5]
+    explicit = Strategy("progressive", epochs=10, unfreeze_schedule="2:1, 4:3, 6:all")
+    assert [explicit.trainable_blocks(epoch, 4) for epoch in range(8)] == [0, 0, 1, 1, 3, 3, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_progressive_schedule():
     ids=lambda m: "-".join(map(str, m.values())),
 )
 def test_resumes_to_the_same_weights(more, make_trainer):
-    through, again = stopped_and_resumed(make_trainer, "vit", 5, **more)  # in the second of three epochs
-    assert same(through, again)
+    through, again = train_and_resume(make_trainer, "vit", 5, **more)  # stopped in the second of three epochs
+    assert same_weights(through, again)
 
 
 def test_best_lora_checkpoint_has_merged_weights(make_trainer):
@@ -182,13 +182,15 @@ def test_best_lora_checkpoint_has_merged_weights(make_trainer):
                          eval_strategy="steps", eval_steps=1)  # fmt: skip
     trainer.train()
     saved = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
-    mine = trainer.model.state_dict()
-    assert saved.keys() == mine.keys()
-    assert all(torch.equal(mine[name], saved[name]) for name in saved)
+    current = trainer.model.state_dict()
+    assert saved.keys() == current.keys()
+    assert all(torch.equal(current[name], saved[name]) for name in saved)
 
 
-def test_lora_run_loads_in_a_new_process(phantoms, tiny, tmp_path):
-    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", strategy="lora", learning_rate=0.01)))
+def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
+    folder = run(
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", strategy="lora", learning_rate=0.01))
+    )
     pixels = torch.randn(2, 3, 32, 32)
     torch.save(pixels, tmp_path / "pixels.pt")
     code = (
@@ -197,10 +199,10 @@ def test_lora_run_loads_in_a_new_process(phantoms, tiny, tmp_path):
         "assert 'hf_medtl' not in sys.modules and 'peft' not in sys.modules;"
         "print(m(pixel_values=x).logits.double().tolist())"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    here = AutoModelForImageClassification.from_pretrained(folder).eval()(pixel_values=pixels).logits
-    assert torch.allclose(torch.tensor(eval(done.stdout)), here, atol=1e-6)
+    process = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert process.returncode == 0, process.stderr
+    expected = AutoModelForImageClassification.from_pretrained(folder).eval()(pixel_values=pixels).logits
+    assert torch.allclose(torch.tensor(eval(process.stdout)), expected, atol=1e-6)
     names = {path.name for path in Path(folder).iterdir()}
     assert not names & {"adapter_model.safetensors", "adapter_config.json", "training_weights.safetensors"}
 
@@ -215,17 +217,26 @@ def test_lora_run_loads_in_a_new_process(phantoms, tiny, tmp_path):
     ],
     ids=lambda m: m["strategy"],
 )
-def test_two_processes_match_one(more, phantoms, tiny, tmp_path):
-    """DDP waits for the gradients of all that asked for one when it began, and DINOv2 has a tensor without."""
+def test_two_processes_match_one(more, phantoms, tiny_checkpoint, tmp_path):
+    """DDP waits for the gradient of every parameter that required one at the start; DINOv2 has one without."""
     weights = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        values = options(phantoms, tiny("dinov2"), output, num_train_epochs=3, augmentation="none", optim="sgd",
-                         learning_rate=0.01, head_learning_rate=0.01, **more)  # fmt: skip
-        values["per_device_train_batch_size"] = 4  # of a step, which the processes share
+        values = options(
+            phantoms,
+            tiny_checkpoint("dinov2"),
+            output,
+            num_train_epochs=3,
+            augmentation="none",
+            optim="sgd",
+            learning_rate=0.01,
+            head_learning_rate=0.01,
+            **more,
+        )
+        values["per_device_train_batch_size"] = 4  # batch size of a step, divided between the processes
         launch = (*("-m", "torch.distributed.run", "--nproc_per_node", processes), "--standalone")
-        done = script(sys.executable, *launch, "recipes/vit_brain.py", *flags(**values))
-        assert done.returncode == 0, done.stderr[-3000:]
+        process = run_command(sys.executable, *launch, "recipes/vit_brain.py", *flags(**values))
+        assert process.returncode == 0, process.stderr[-3000:]
         weights.append(AutoModelForImageClassification.from_pretrained(output).state_dict())
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-3), name
@@ -252,9 +263,9 @@ def test_two_processes_match_one(more, phantoms, tiny, tmp_path):
         ({"strategy": "last_n", "from_scratch": True}, "freeze the random weights"),
     ],
 )
-def test_rejects_invalid_options(more, words, phantoms, tiny, tmp_path):
+def test_rejects_invalid_options(more, words, phantoms, tiny_checkpoint, tmp_path):
     with pytest.raises(MedtlError, match=words):
-        Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more))
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more))
 
 
 @pytest.mark.parametrize(
@@ -266,22 +277,22 @@ def test_rejects_invalid_options(more, words, phantoms, tiny, tmp_path):
         ("cnn", {"strategy": "lora"}, "hold 2 % of the weights"),
     ],
 )
-def test_rejects_unsupported_strategies_before_training(family, more, words, phantoms, tiny, tmp_path):
+def test_rejects_unsupported_strategies_before_training(family, more, words, phantoms, tiny_checkpoint, tmp_path):
     with pytest.raises(MedtlError, match=words):
-        run(Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more)))
+        run(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **more)))
     assert not (tmp_path / "run").exists()
 
 
-def test_rejects_resuming_with_another_strategy(phantoms, tiny, tmp_path):
-    values = options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=1)
+def test_rejects_resuming_with_another_strategy(phantoms, tiny_checkpoint, tmp_path):
+    values = options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", num_train_epochs=1)
     folder = run(Recipe(**values))
     (folder / "UNFINISHED").touch()
     with pytest.raises(MedtlError, match=r"--strategy was not given in .* and is lora now"):
         run(Recipe(**values, strategy="lora", resume_from_checkpoint="auto"))
 
 
-def test_removed_adapters_leave_no_trace(tiny):
-    model, _ = build_classifier(str(tiny("vit")), ("a", "b"))
+def test_removed_adapters_leave_no_trace(tiny_checkpoint):
+    model, _ = build_classifier(str(tiny_checkpoint("vit")), ("a", "b"))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     assert remove_lora(add_lora(model, 2, 4), merge=False) is model
     assert before.keys() == model.state_dict().keys()

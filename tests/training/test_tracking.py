@@ -1,4 +1,4 @@
-"""What trackers are told: training, validation, the test with its intervals; and nothing of places and tokens."""
+"""Experiment trackers: logged training, validation and test metrics; no local paths or tokens."""
 
 import json
 import os
@@ -16,21 +16,23 @@ LOGGED = ("train/loss", "eval/loss", "eval/roc_auc", "train/global_step", "test/
 
 
 @pytest.fixture
-def tracked(phantoms, tiny, tmp_path):
-    """Run with a tracker; the run folder."""
+def tracked(phantoms, tiny_checkpoint, tmp_path):
+    """Return a function that runs with a tracker and returns the run folder."""
 
     def run_with(tracker: str, **more: object) -> Path:
-        values = options(phantoms, tiny("vit"), tmp_path / "night-42", report_to=tracker, hub_token="hf_ci", **more)
+        values = options(
+            phantoms, tiny_checkpoint("vit"), tmp_path / "night-42", report_to=tracker, hub_token="hf_ci", **more
+        )
         return run(Recipe(**values))
 
     return run_with
 
 
-def secrets(phantoms: Path, tiny) -> list[str]:
-    return [str(phantoms.parent), str(tiny("vit").parent), "hf_ci", str(Path.home())]
+def secrets(phantoms: Path, tiny_checkpoint) -> list[str]:
+    return [str(phantoms.parent), str(tiny_checkpoint("vit").parent), "hf_ci", str(Path.home())]
 
 
-def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny):
+def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny_checkpoint):
     logs = Path(os.environ["TRACKIO_DIR"])  # set in conftest.py: Trackio reads it when it is imported
     folder = tracked("trackio", project="wards")
     results = json.loads((folder / "results.json").read_text())["metrics"]
@@ -38,7 +40,7 @@ def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny):
     with sqlite3.connect(base) as connection:
         rows = connection.execute("select run_name, metrics from metrics order by id").fetchall()
         configs = connection.execute("select config from configs").fetchall()
-    assert {name for name, _ in rows} == {"night-42"}  # the test is of the same run
+    assert {name for name, _ in rows} == {"night-42"}  # test metrics are logged to the same run
     logged: dict[str, float] = {}
     for _, text in rows:
         logged |= json.loads(text)
@@ -49,11 +51,11 @@ def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny):
     assert (config["learning_rate"], config["model_name_or_path"]) == (2e-5, "tiny-vit")
     assert "output_dir" not in config
     for path in logs.rglob("*"):
-        for secret in secrets(phantoms, tiny):
+        for secret in secrets(phantoms, tiny_checkpoint):
             assert path.is_dir() or secret.encode() not in path.read_bytes(), (path, secret)
 
 
-def test_tensorboard_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny):
+def test_tensorboard_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny_checkpoint):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tracked("tensorboard")
@@ -66,7 +68,7 @@ def test_tensorboard_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny
     assert last.value == pytest.approx(results["roc_auc"]["value"])
     assert len(events.Scalars("eval/loss")) == 2
     for path in logs.iterdir():
-        for secret in secrets(phantoms, tiny):
+        for secret in secrets(phantoms, tiny_checkpoint):
             assert secret.encode() not in path.read_bytes(), secret
 
 

@@ -1,4 +1,4 @@
-"""Correct weights: best checkpoint, resume, and augmentation that a restart does not change."""
+"""MedicalTrainer: best checkpoint, exact resuming, and augmentation that is independent of restarts."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from hf_medtl import MedtlError
 from hf_medtl.data.augmentation import get_augmentation
 from hf_medtl.models.heads import find_head
 from hf_medtl.training.checkpoints import find_checkpoint
-from tests.support.training_processes import command, same, start, tensors, wait_for_step
+from tests.support.training_processes import load_weights, same_weights, start_process, training_command, wait_for_step
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin", "convnext", "timm", "cnn"])
 def test_best_checkpoint_and_resume_restore_every_tensor(family, make_trainer):
-    """TRAP A: transformers restores 8 of a ViT's 40 tensors, and says nothing."""
+    """TRAP A: transformers silently restores only 8 of a ViT's 40 tensors."""
     trainer = make_trainer(
         family, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1
     )
@@ -37,13 +37,13 @@ def test_best_checkpoint_and_resume_restore_every_tensor(family, make_trainer):
                 parameter.fill_(7.0)
         restore()
         now = trainer.model.state_dict()
-        saved = tensors(best)
+        saved = load_weights(best)
         assert now.keys() == saved.keys()
         assert [name for name in saved if not torch.equal(now[name], saved[name])] == []
 
 
 def test_batches_keep_uint8_images_and_are_normalized_once(make_trainer):
-    """TRAP F: remove_unused_columns would take the pictures away."""
+    """TRAP F: remove_unused_columns would remove the images."""
     trainer = make_trainer()
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["pixel_values"].dtype == torch.uint8
@@ -74,24 +74,24 @@ def test_checkpoints_hold_no_pickled_arguments(make_trainer):
 
 
 def test_early_stopping_patience_continues_after_resume(make_trainer):
-    """TRAP K: early stopping would start counting anew."""
+    """TRAP K: the patience of early stopping would restart at 0."""
     stuck = {"learning_rate": 0.0, "num_train_epochs": 8, "early_stopping_patience": 3, "save_total_limit": None}
     trainer = make_trainer("convnext", **stuck)
     trainer.train()
-    assert trainer.state.epoch == 4  # the first evaluation is the best, three more bring nothing
+    assert trainer.state.epoch == 4  # the first evaluation is the best, three more do not improve
     again = make_trainer("convnext", **stuck)
     checkpoint = Path(again.args.output_dir) / f"checkpoint-{trainer.state.global_step * 3 // 4}"
     again.train(resume_from_checkpoint=str(checkpoint))
     assert again.state.epoch == 4
     counter = next(c for c in again.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
     assert counter.early_stopping_patience_counter == 3
-    after = make_trainer("convnext", **stuck)  # killed when training was over: Trainer would train another epoch
+    after = make_trainer("convnext", **stuck)  # killed after training: Trainer would train another epoch
     after.train(resume_from_checkpoint=str(Path(after.args.output_dir) / f"checkpoint-{trainer.state.global_step}"))
     assert after.state.epoch == 4
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_only(make_trainer):
-    """TRAP V: albumentations ignores global seeds, and restarts a given one in each worker."""
+    """TRAP V: albumentations ignores global seeds, and restarts its own seed in each worker."""
     data = make_trainer(augmentation="brain").train_dataset
 
     def epoch(number: int, workers: int) -> torch.Tensor:
@@ -110,55 +110,69 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(make_trainer):
 
 @pytest.mark.parametrize("name", ["light", "brain"])
 def test_augmentation_keeps_shape_and_type_and_changes_something(name):
-    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     augment = get_augmentation(name)
-    out = augment(picture, 1)
-    assert (out.shape, out.dtype) == (picture.shape, picture.dtype)
-    assert not np.array_equal(out, picture)
-    assert np.array_equal(out, augment(picture, 1))
-    assert not np.array_equal(out, augment(picture, 2))
+    out = augment(image, 1)
+    assert (out.shape, out.dtype) == (image.shape, image.dtype)
+    assert not np.array_equal(out, image)
+    assert np.array_equal(out, augment(image, 1))
+    assert not np.array_equal(out, augment(image, 2))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(phantoms, tiny, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """Final weights of a run that nobody disturbed."""
+def uninterrupted(phantoms, tiny_checkpoint, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Return the final weights of an uninterrupted run."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert start(command(phantoms, tiny("vit"), output)).wait(timeout=600) == 0
+    assert start_process(training_command(phantoms, tiny_checkpoint("vit"), output)).wait(timeout=600) == 0
     return load_file(output / "model.safetensors")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["full", "lora", "lp_ft"])
-def test_killed_run_resumes_to_the_same_weights(strategy, undisturbed, phantoms, tiny, tmp_path):
-    output, weights = tmp_path / "run", undisturbed
-    more = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
-    if more:
-        assert start(command(phantoms, tiny("vit"), tmp_path / "through", *more)).wait(timeout=600) == 0
+def test_killed_run_resumes_to_the_same_weights(strategy, uninterrupted, phantoms, tiny_checkpoint, tmp_path):
+    output, weights = tmp_path / "run", uninterrupted
+    flags = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
+    if flags:
+        assert (
+            start_process(training_command(phantoms, tiny_checkpoint("vit"), tmp_path / "through", *flags)).wait(
+                timeout=600
+            )
+            == 0
+        )
         weights = load_file(tmp_path / "through" / "model.safetensors")
-    process = start(command(phantoms, tiny("vit"), output, *more))
+    process = start_process(training_command(phantoms, tiny_checkpoint("vit"), output, *flags))
     wait_for_step(process, output, 15)
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=600)
     assert (output / "UNFINISHED").exists()
     assert not (output / "results.json").exists()
-    assert start(command(phantoms, tiny("vit"), output, *more)).wait(timeout=600) == 1  # does not write over it
-    resume = command(phantoms, tiny("vit"), output, *more, "--resume_from_checkpoint", "auto")
-    assert start(resume).wait(timeout=600) == 0
-    assert same(weights, output)
+    assert (
+        start_process(training_command(phantoms, tiny_checkpoint("vit"), output, *flags)).wait(timeout=600) == 1
+    )  # does not overwrite the run
+    resume = training_command(phantoms, tiny_checkpoint("vit"), output, *flags, "--resume_from_checkpoint", "auto")
+    assert start_process(resume).wait(timeout=600) == 0
+    assert same_weights(weights, output)
 
 
 @pytest.mark.slow
-def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(undisturbed, phantoms, tiny, tmp_path):
+def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(
+    uninterrupted, phantoms, tiny_checkpoint, tmp_path
+):
     output = tmp_path / "run"
-    process = start(command(phantoms, tiny("vit"), output))
+    process = start_process(training_command(phantoms, tiny_checkpoint("vit"), output))
     wait_for_step(process, output, 10)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=600) == 130
     assert (output / "UNFINISHED").exists()
     assert find_checkpoint("auto", output, ("no_lesion", "lesion")) is not None
-    assert start(command(phantoms, tiny("vit"), output, "--resume_from_checkpoint", "auto")).wait(timeout=600) == 0
-    assert same(undisturbed, output)
+    assert (
+        start_process(
+            training_command(phantoms, tiny_checkpoint("vit"), output, "--resume_from_checkpoint", "auto")
+        ).wait(timeout=600)
+        == 0
+    )
+    assert same_weights(uninterrupted, output)
 
 
 def test_rejects_damaged_checkpoints(make_trainer, caplog):
@@ -174,35 +188,35 @@ def test_rejects_damaged_checkpoints(make_trainer, caplog):
     state = json.loads((newer / "trainer_state.json").read_text())
     assert state["stateful_callbacks"]["Progress"]["attributes"]["processes"] == 1
 
-    def cut(name: str) -> Callable[[Path], None]:
+    def truncate(name: str) -> Callable[[Path], None]:
         return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 100)
 
-    def of_two(folder: Path) -> None:
+    def claim_two_processes(folder: Path) -> None:
         state["stateful_callbacks"]["Progress"]["attributes"]["processes"] = 2
         (folder / "trainer_state.json").write_text(json.dumps(state))
 
-    for harm, words in (
-        (cut("model.safetensors"), "model.safetensors is truncated"),
-        (cut("optimizer.pt"), "optimizer.pt is truncated"),
-        (cut("scheduler.pt"), "scheduler.pt is truncated"),
-        (cut("rng_state.pth"), "rng_state.pth is truncated"),
-        (cut("trainer_state.json"), "trainer_state.json is truncated"),
+    for damage, message in (
+        (truncate("model.safetensors"), "model.safetensors is truncated"),
+        (truncate("optimizer.pt"), "optimizer.pt is truncated"),
+        (truncate("scheduler.pt"), "scheduler.pt is truncated"),
+        (truncate("rng_state.pth"), "rng_state.pth is truncated"),
+        (truncate("trainer_state.json"), "trainer_state.json is truncated"),
         (lambda folder: (folder / "trainer_state.json").unlink(), "it has no trainer_state.json"),
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "it lacks weights"),
         (lambda folder: (folder / "optimizer.pt").unlink(), "it lacks an optimizer"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "it lacks a random state"),
-        (of_two, "it has the random state of only 1 of 2 processes"),
+        (claim_two_processes, "it has the random state of only 1 of 2 processes"),
     ):
-        whole = shutil.copytree(newer, output / "whole")
-        harm(newer)
+        backup = shutil.copytree(newer, output / "whole")
+        damage(newer)
         caplog.clear()
-        assert find_checkpoint("auto", output, labels) == str(older), words
-        assert f"{newer} is skipped: {words}." in caplog.text
-        with pytest.raises(MedtlError, match=f"not a complete checkpoint: {re.escape(words)}"):
+        assert find_checkpoint("auto", output, labels) == str(older), message
+        assert f"{newer} is skipped: {message}." in caplog.text
+        with pytest.raises(MedtlError, match=f"not a complete checkpoint: {re.escape(message)}"):
             find_checkpoint(str(newer), output, labels)
         shutil.rmtree(newer)
-        whole.rename(newer)
+        backup.rename(newer)
     (older / "optimizer.pt").write_bytes(b"")
     shutil.rmtree(newer)
     assert find_checkpoint("auto", output, labels) is None
