@@ -117,7 +117,7 @@ def test_single_label_data_stay_single_label(multilabel_csv, tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rare_labels_are_in_every_split(seed):
-    """With 20 labels of long-tailed frequency most combinations occur once, so splits cannot stratify by combination."""
+    """Most combinations of 20 long-tailed labels occur once, so splits cannot stratify by combination."""
     rng = np.random.default_rng(seed)
     frequencies = np.geomspace(0.3, 0.01, 20)
     has = rng.random((800, 20)) < frequencies
@@ -275,10 +275,22 @@ def test_accumulated_batches_match_one_batch(overrides, make_multilabel_trainer)
     """The loss is divided by the targets of the whole optimizer step."""
     logs = []
     for size, times in ((8, 1), (2, 4)):
-        trainer = make_multilabel_trainer(optim="sgd", learning_rate=1.0, max_steps=1, save_strategy="no", logging_steps=1,
-                                   eval_strategy="no", load_best_model_at_end=False, early_stopping_patience=0,
-                                   per_device_train_batch_size=size, gradient_accumulation_steps=times,
-                                   max_grad_norm=1e9, lr_scheduler_type="constant", warmup_steps=0, **overrides)  # fmt: skip
+        trainer = make_multilabel_trainer(
+            optim="sgd",
+            learning_rate=1.0,
+            max_steps=1,
+            save_strategy="no",
+            logging_steps=1,
+            eval_strategy="no",
+            load_best_model_at_end=False,
+            early_stopping_patience=0,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=times,
+            max_grad_norm=1e9,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            **overrides,
+        )
         trainer.model.eval()
         for module in trainer.model.modules():
             module.train = lambda mode=True, module=module: module
@@ -290,8 +302,15 @@ def test_accumulated_batches_match_one_batch(overrides, make_multilabel_trainer)
 
 
 def test_cached_features_and_resume(make_multilabel_trainer):
-    overrides = {"strategy": "feature_extraction", "num_train_epochs": 3, "learning_rate": 0.05, "save_total_limit": None,
-            "early_stopping_patience": 0, "load_best_model_at_end": False, "feature_views": 2}  # fmt: skip
+    overrides = {
+        "strategy": "feature_extraction",
+        "num_train_epochs": 3,
+        "learning_rate": 0.05,
+        "save_total_limit": None,
+        "early_stopping_patience": 0,
+        "load_best_model_at_end": False,
+        "feature_views": 2,
+    }
     through = make_multilabel_trainer(**overrides)
     through.train()
     again = make_multilabel_trainer(**overrides)
@@ -372,8 +391,8 @@ def test_undefined_metric_is_null_with_a_reason():
     result = multilabel_results(has, probabilities, groups.tolist(), {"a": 0.5, "b": 0.5, "c": 1.1})
     assert result["metrics"]["roc_auc"]["n_labels"] == 2
     undefined = {"value": None, "low": None, "high": None}
-    assert result["per_label"]["b"]["metrics"]["roc_auc"] == undefined | {"reason": "no picture has it"}
-    assert result["per_label"]["c"]["metrics"]["ppv"] == undefined | {"reason": "no picture is decided to have it"}
+    assert result["per_label"]["b"]["metrics"]["roc_auc"] == undefined | {"reason": "no image has it"}
+    assert result["per_label"]["c"]["metrics"]["ppv"] == undefined | {"reason": "no image is decided to have it"}
     assert result["per_label"]["a"]["n_positive"] == has[:, 0].sum()
     assert np.sum(result["per_label"]["a"]["confusion_matrix"]) == 300
     assert result["per_label"]["a"]["confusion_matrix"][1][1] == (has[:, 0] & (probabilities[:, 0] >= 0.5)).sum()
@@ -417,9 +436,19 @@ def finished_run(multilabel_csv, tiny_checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "marks"
     other = write_table(tmp_path_factory.mktemp("other"), 24, 5000)
     return run(
-        Recipe(**options(multilabel_csv, tiny_checkpoint("vit"), folder, dataset="table", num_train_epochs=6, learning_rate=2e-3,
-                         external_dataset="table", external_data_dir=str(other)))
-    )  # fmt: skip
+        Recipe(
+            **options(
+                multilabel_csv,
+                tiny_checkpoint("vit"),
+                folder,
+                dataset="table",
+                num_train_epochs=6,
+                learning_rate=2e-3,
+                external_dataset="table",
+                external_data_dir=str(other),
+            )
+        )
+    )
 
 
 def test_run_folder_is_complete(finished_run):

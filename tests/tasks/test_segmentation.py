@@ -27,12 +27,12 @@ from hf_medtl.runs.evaluate import evaluate_model
 from hf_medtl.runs.train import prepare_splits
 from hf_medtl.tasks import TASKS
 from hf_medtl.training.trainer import MedicalTrainer
-from tests.support.commands import options, script
-from tests.support.segmentation_runs import recipe
+from tests.support.commands import options, run_command
+from tests.support.segmentation_runs import segmentation_recipe
 from tests.support.tiny_models import save_segformer
 
-# In a process where hf_medtl can't be imported, as a stranger would write it.
-STRANGER = """
+# User code with stock transformers, in a process where hf_medtl can't be imported.
+STOCK_CODE = """
 import json, sys
 sys.modules["hf_medtl"] = None
 import numpy as np
@@ -40,17 +40,17 @@ from PIL import Image
 from transformers import pipeline
 segment = pipeline("image-segmentation", sys.argv[1], trust_remote_code=True, device="cpu")
 dice = []
-for picture, mask in zip(sys.argv[2::2], sys.argv[3::2]):
-    parts = {part["label"]: np.asarray(part["mask"]) > 0 for part in segment(picture)}
+for image, mask in zip(sys.argv[2::2], sys.argv[3::2]):
+    masks = {row["label"]: np.asarray(row["mask"]) > 0 for row in segment(image)}
     true = np.asarray(Image.open(mask)) > 0
-    found = parts.get("lungs", np.zeros_like(true))
-    dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
+    predicted = masks.get("lungs", np.zeros_like(true))
+    dice.append(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
 print(json.dumps(dice))
 """
 
 
 class StopAfter(TrainerCallback):
-    """Ends training after some of its epochs."""
+    """Stop training after some of its epochs."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -59,25 +59,25 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = round(state.epoch) >= self.epochs
 
 
-def make_trainer(wishes: Recipe) -> MedicalTrainer:
-    """A trainer as `run` makes it."""
-    loaded = load(wishes.dataset, wishes.data_dir, task=wishes.task)
+def make_trainer(recipe_values: Recipe) -> MedicalTrainer:
+    """Return a trainer as `run` builds it."""
+    loaded = load(recipe_values.dataset, recipe_values.data_dir, task=recipe_values.task)
     task = TASKS["segmentation"]
-    labels = task.output_labels(wishes, loaded)
+    labels = task.output_labels(recipe_values, loaded)
     torch.manual_seed(0)
-    model, processor = task.build(wishes, labels)
-    split = prepare_splits(wishes, loaded, processor, task.mask_options(model.config, loaded))
-    loss = task.loss(wishes, labels, None)
+    model, processor = task.build(recipe_values, labels)
+    split = prepare_splits(recipe_values, loaded, processor, task.mask_options(model.config, loaded))
+    loss = task.loss(recipe_values, labels, None)
     return MedicalTrainer(
-        wishes, model, processor, **split, loss=loss, metrics=task.validation_metrics, reduce=task.reduce_logits
+        recipe_values, model, processor, **split, loss=loss, metrics=task.validation_metrics, reduce=task.reduce_logits
     )
 
 
 @pytest.fixture(scope="module")
-def segmented(chests, tmp_path_factory) -> Path:
-    """A finished run, with postprocessing."""
+def segmented(chest_phantoms, tmp_path_factory) -> Path:
+    """Return a finished run with postprocessing."""
     output = tmp_path_factory.mktemp("runs") / "segmented"
-    return run(recipe(chests, output, num_train_epochs=6, largest_components=2, fill_holes=True))
+    return run(segmentation_recipe(chest_phantoms, output, num_train_epochs=6, largest_components=2, fill_holes=True))
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def test_run_folder_is_complete(segmented, measured):
     for name in ("history", "outlines", "dice_by_source"):
         assert (segmented / "figures" / f"{name}.png").stat().st_size > 5000
     card = (segmented / "README.md").read_text()
-    for words in ("pipeline_tag: image-segmentation", "that segments: lungs", "| Dice | 0.", "change by postprocessing",
+    for text in ("pipeline_tag: image-segmentation", "that segments: lungs", "| Dice | 0.", "change by postprocessing",
                   "2 largest components", "holes are filled", "a new unet", "trust_remote_code=True"):  # fmt: skip
-        assert words in card
+        assert text in card
     assert "temperature" not in card
     assert "ROC" not in card
     assert not (segmented / "UNFINISHED").exists()
@@ -116,40 +116,44 @@ def test_model_card_tables_are_valid_markdown(segmented):
     assert all(line.startswith("| ") for line in lines[rule + 1 : rule + 6])
 
 
-def test_stock_pipeline_gives_the_measured_masks(segmented, chests):
+def test_stock_pipeline_gives_the_measured_masks(segmented, chest_phantoms):
     table = pd.read_csv(segmented / "predictions.csv")
-    files = [str(path) for name in table["image_id"] for path in (chests / name, chests / "masks" / Path(name).name)]
-    done = script(sys.executable, "-I", "-c", STRANGER, segmented, *files)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == pytest.approx(table["raw_dice"].tolist(), abs=1e-9)
+    files = [
+        str(path)
+        for name in table["image_id"]
+        for path in (chest_phantoms / name, chest_phantoms / "masks" / Path(name).name)
+    ]
+    process = run_command(sys.executable, "-I", "-c", STOCK_CODE, segmented, *files)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == pytest.approx(table["raw_dice"].tolist(), abs=1e-9)
 
 
-def test_predictor_applies_saved_postprocessing(segmented, chests):
+def test_predictor_applies_saved_postprocessing(segmented, chest_phantoms):
     config = json.loads((segmented / "config.json").read_text())
     assert config["postprocessing"] == {"largest_components": 2, "fill_holes": True}
     table = pd.read_csv(segmented / "predictions.csv")
-    paths = [chests / name for name in table["image_id"]]
+    paths = [chest_phantoms / name for name in table["image_id"]]
     for row, path, raw in zip(table.itertuples(), paths, predict_masks(segmented, paths, read_image), strict=True):
-        true = np.asarray(read_mask([chests / "masks" / path.name])) > 0
+        true = np.asarray(read_mask([chest_phantoms / "masks" / path.name])) > 0
         metrics = mask_metrics(true, postprocess(raw, config["postprocessing"]))
         assert [metrics[name] for name in MASK_METRICS] == pytest.approx([getattr(row, name) for name in MASK_METRICS])
 
 
-def test_training_and_pipeline_agree(segmented, chests, tmp_path):
-    """Validation's Dice, counted at the model's size, is that of the pipeline where pictures have that size."""
-    loaded = load("chest-phantoms", chests, task="image-segmentation")
-    trainer = make_trainer(recipe(chests, tmp_path))
+def test_training_and_pipeline_agree(segmented, chest_phantoms, tmp_path):
+    """Validation Dice at the model's size equals that of the pipeline for images of this size."""
+    loaded = load("chest-phantoms", chest_phantoms, task="image-segmentation")
+    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path))
     trainer.model.load_state_dict(load_file(segmented / "model.safetensors"))
-    answers = TASKS["segmentation"].predict(segmented, loaded, "validation")
-    assert trainer.evaluate()["eval_dice"] == pytest.approx(answers["raw_dice"].mean(), abs=1e-6)
+    predictions = TASKS["segmentation"].predict(segmented, loaded, "validation")
+    assert trainer.evaluate()["eval_dice"] == pytest.approx(predictions["raw_dice"].mean(), abs=1e-6)
 
 
-def test_validation_keeps_no_logits(chests, tmp_path):
-    """TRAP: Trainer keeps the logits, and the masks, of the whole validation split."""
-    trainer = make_trainer(recipe(chests, tmp_path))
-    kept = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
-    assert np.asarray(kept.predictions).shape == (8, 1, 2)
-    assert np.asarray(kept.label_ids).shape == (8, 1)
+def test_validation_keeps_no_logits(chest_phantoms, tmp_path):
+    """TRAP: Trainer would keep the logits and masks of the whole validation split in memory."""
+    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path))
+    output = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
+    assert np.asarray(output.predictions).shape == (8, 1, 2)
+    assert np.asarray(output.label_ids).shape == (8, 1)
 
 
 def test_validation_metrics_average_over_images():
@@ -157,15 +161,15 @@ def test_validation_metrics_average_over_images():
     logits = torch.tensor(rng.normal(size=(5, 3, 8, 8)), dtype=torch.float32)
     masks = torch.tensor(rng.integers(0, 3, (5, 8, 8)))
     masks[0], masks[1, :4] = 0, IGNORE_INDEX
-    logits[0, 0] += 100  # nothing there, nothing found
+    logits[0, 0] += 100  # empty reference and prediction
     counted, true = TASKS["segmentation"].reduce_logits(logits, masks)
-    found = TASKS["segmentation"].validation_metrics(EvalPrediction(counted.numpy(), true.numpy()))
-    each = [
-        mask_metrics(mask, picture.argmax(0), ("background", "one", "two"))
-        for mask, picture in zip(masks.numpy(), logits.numpy(), strict=True)
+    metrics = TASKS["segmentation"].validation_metrics(EvalPrediction(counted.numpy(), true.numpy()))
+    per_image = [
+        mask_metrics(mask, scores.argmax(0), ("background", "one", "two"))
+        for mask, scores in zip(masks.numpy(), logits.numpy(), strict=True)
     ]
     for name in ("dice", "iou"):
-        assert found[name] == pytest.approx(np.mean([row[name] for row in each]))
+        assert metrics[name] == pytest.approx(np.mean([row[name] for row in per_image]))
 
 
 def test_resizes_smaller_logits_to_masks():
@@ -176,15 +180,17 @@ def test_resizes_smaller_logits_to_masks():
 
 
 @pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
-def test_frozen_encoder_stays_bit_identical(strategy, epochs, chests, tmp_path):
+def test_frozen_encoder_stays_bit_identical(strategy, epochs, chest_phantoms, tmp_path):
     weights = tmp_path / "weights"
-    first = make_trainer(recipe(chests, tmp_path / "first"))
+    first = make_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
     first.model.save_pretrained(weights)
     first.processing_class.save_pretrained(weights)
-    more = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 2}
-    more |= {"probe_epochs": 1} if strategy == "lp_ft" else {}
+    overrides = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 2}
+    overrides |= {"probe_epochs": 1} if strategy == "lp_ft" else {}
     trainer = make_trainer(
-        recipe(chests, tmp_path / "run", load_best_model_at_end=False, early_stopping_patience=0, **more)
+        segmentation_recipe(
+            chest_phantoms, tmp_path / "run", load_best_model_at_end=False, early_stopping_patience=0, **overrides
+        )
     )
     trainer.add_callback(StopAfter(epochs))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -198,31 +204,35 @@ def test_frozen_encoder_stays_bit_identical(strategy, epochs, chests, tmp_path):
     assert any(name.startswith("segmentation_head.") for name in changed)
 
 
-def test_decoder_and_head_get_the_head_learning_rate(chests, tmp_path):
-    trainer = make_trainer(recipe(chests, tmp_path, head_learning_rate=0.01))
+def test_decoder_and_head_get_the_head_learning_rate(chest_phantoms, tmp_path):
+    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path, head_learning_rate=0.01))
     rates = {id(p): group["peak"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
     for name, parameter in trainer.model.named_parameters():
         assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
 
 
-def test_resume_matches_uninterrupted_run(chests, tmp_path):
-    undisturbed = make_trainer(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest"))
-    undisturbed.train()
-    steps = undisturbed.state.max_steps // 3
+def test_resume_matches_uninterrupted_run(chest_phantoms, tmp_path):
+    uninterrupted = make_trainer(
+        segmentation_recipe(chest_phantoms, tmp_path / "one", num_train_epochs=3, augmentation="chest")
+    )
+    uninterrupted.train()
+    steps = uninterrupted.state.max_steps // 3
     checkpoint = tmp_path / "one" / f"checkpoint-{2 * steps}"
-    resumed = make_trainer(recipe(chests, tmp_path / "one", num_train_epochs=3, augmentation="chest", seed=1))
+    resumed = make_trainer(
+        segmentation_recipe(chest_phantoms, tmp_path / "one", num_train_epochs=3, augmentation="chest", seed=1)
+    )
     with torch.no_grad():
         for tensor in resumed.model.parameters():
             tensor.fill_(0.5)
     resumed.train(resume_from_checkpoint=str(checkpoint))
-    other = resumed.model.state_dict()
-    for name, tensor in undisturbed.model.state_dict().items():
-        assert torch.equal(other[name], tensor), name
+    resumed_weights = resumed.model.state_dict()
+    for name, tensor in uninterrupted.model.state_dict().items():
+        assert torch.equal(resumed_weights[name], tensor), name
 
 
-def test_checkpoints_restore_every_tensor(chests, tmp_path):
-    """TRAP: what plain load_state_dict does not find, it leaves as it is."""
-    trainer = make_trainer(recipe(chests, tmp_path, num_train_epochs=1))
+def test_checkpoints_restore_every_tensor(chest_phantoms, tmp_path):
+    """TRAP: plain load_state_dict leaves missing tensors as they are."""
+    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path, num_train_epochs=1))
     trainer.train()
     folder = next(tmp_path.glob("checkpoint-*"))
     saved = SmpForSemanticSegmentation.from_pretrained(folder).state_dict()
@@ -235,7 +245,7 @@ def test_checkpoints_restore_every_tensor(chests, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("overrides", "message"),
     [
         ({"mixup": 0.2}, "--mixup: not for --task image-segmentation"),
         ({"cutmix": 1.0}, "--cutmix"),
@@ -255,42 +265,42 @@ def test_checkpoints_restore_every_tensor(chests, tmp_path):
     ],
     ids=str,
 )
-def test_rejects_invalid_options_before_data_are_read(wish, words, tmp_path):
-    with pytest.raises(MedtlError, match=words):
-        run(recipe(tmp_path / "absent", tmp_path / "run", **wish))
+def test_rejects_invalid_options_before_data_are_read(overrides, message, tmp_path):
+    with pytest.raises(MedtlError, match=message):
+        run(segmentation_recipe(tmp_path / "absent", tmp_path / "run", **overrides))
 
 
-def test_losses_differ_by_task(phantoms, tiny, tmp_path):
-    words = "--loss must be one of cross_entropy, focal for classification, but is 'dice'"
-    with pytest.raises(MedtlError, match=words):
-        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", loss="dice")))
+def test_losses_differ_by_task(phantoms, tiny_checkpoint, tmp_path):
+    message = "--loss must be one of cross_entropy, focal for classification, but is 'dice'"
+    with pytest.raises(MedtlError, match=message):
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", loss="dice")))
     with pytest.raises(MedtlError, match="--loss must be one of"):
-        recipe(phantoms, tmp_path / "run", loss="dicee")
+        segmentation_recipe(phantoms, tmp_path / "run", loss="dicee")
 
 
-@pytest.mark.parametrize("wish", ["0=background", "0:background,1:lungs", "0=a,300=b", "0=a,x=b", "0=a,1="])
-def test_rejects_invalid_mask_values(wish, tmp_path):
+@pytest.mark.parametrize("mask_values", ["0=background", "0:background,1:lungs", "0=a,300=b", "0=a,x=b", "0=a,1="])
+def test_rejects_invalid_mask_values(mask_values, tmp_path):
     with pytest.raises(MedtlError, match="--mask_values must be pairs"):
-        recipe(tmp_path, tmp_path / "run", mask_values=wish)
+        segmentation_recipe(tmp_path, tmp_path / "run", mask_values=mask_values)
 
 
-def test_a_path_never_enters_recipe_or_card(chests, segmented, tmp_path):
+def test_recipe_and_card_contain_no_encoder_path(chest_phantoms, segmented, tmp_path):
     weights = tmp_path / "secret-place" / "encoder"
-    trainer = make_trainer(recipe(chests, tmp_path / "first"))
+    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
     trainer.model.save_pretrained(weights)
     trainer.processing_class.save_pretrained(weights)
-    more = {"encoder": None, "encoder_weights": str(weights), "num_train_epochs": 1}
-    folder = run(recipe(chests, tmp_path / "run", **more))
+    overrides = {"encoder": None, "encoder_weights": str(weights), "num_train_epochs": 1}
+    folder = run(segmentation_recipe(chest_phantoms, tmp_path / "run", **overrides))
     for name in ("recipe.yaml", "README.md", "config.json", "results.json"):
         assert "secret-place" not in (folder / name).read_text(), name
     assert "encoder_weights: encoder" in (folder / "recipe.yaml").read_text()
     assert "folder `encoder`" in (folder / "README.md").read_text()
 
 
-def copy_of(chests: Path, folder: Path, change) -> Path:
-    """The phantoms with masks that `change` (name, mask) gives, or None for no mask."""
-    for path in chests.glob("*/*.png"):
-        target = folder / path.relative_to(chests)
+def copy_with_masks(chest_phantoms: Path, folder: Path, change) -> Path:
+    """Copy the phantoms with masks as returned by `change(name, mask)`; None removes the mask."""
+    for path in chest_phantoms.glob("*/*.png"):
+        target = folder / path.relative_to(chest_phantoms)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.name != "masks":
             target.write_bytes(path.read_bytes())
@@ -299,9 +309,11 @@ def copy_of(chests: Path, folder: Path, change) -> Path:
     return folder
 
 
-def test_images_without_mask_are_excluded_and_listed(chests, tmp_path):
-    data = copy_of(chests, tmp_path / "data", lambda name, mask: None if name.endswith("0001_0.png") else mask)
-    folder = run(recipe(data, tmp_path / "run", num_train_epochs=1))
+def test_images_without_mask_are_excluded_and_listed(chest_phantoms, tmp_path):
+    data = copy_with_masks(
+        chest_phantoms, tmp_path / "data", lambda name, mask: None if name.endswith("0001_0.png") else mask
+    )
+    folder = run(segmentation_recipe(data, tmp_path / "run", num_train_epochs=1))
     excluded = pd.read_csv(folder / "excluded.csv")
     assert excluded["kind"].tolist() == ["without a mask"]
     assert excluded["path"].tolist() == ["normal/chest-0001_0.png"]
@@ -309,20 +321,20 @@ def test_images_without_mask_are_excluded_and_listed(chests, tmp_path):
     assert "1 images are excluded: without a mask." in (folder / "README.md").read_text()
 
 
-def test_rejects_dataset_without_masks(chests, tmp_path):
-    data = copy_of(chests, tmp_path / "data", lambda name, mask: None)
+def test_rejects_dataset_without_masks(chest_phantoms, tmp_path):
+    data = copy_with_masks(chest_phantoms, tmp_path / "data", lambda name, mask: None)
     with pytest.raises(MedtlError, match=r"None of the 36 pictures in .* has a mask.*masks such as"):
-        run(recipe(data, tmp_path / "run"))
+        run(segmentation_recipe(data, tmp_path / "run"))
 
 
-def test_mask_values_define_multiple_classes(chests, tmp_path):
+def test_mask_values_define_multiple_classes(chest_phantoms, tmp_path):
     def two_lungs(name: str, mask: np.ndarray) -> np.ndarray:
         left = np.arange(mask.shape[1]) < mask.shape[1] // 2
         return np.where(mask > 0, np.where(left, 128, 255), 0).astype(np.uint8)
 
-    data = copy_of(chests, tmp_path / "data", two_lungs)
+    data = copy_with_masks(chest_phantoms, tmp_path / "data", two_lungs)
     values = "0=background,128=right_lung,255=left_lung"
-    folder = run(recipe(data, tmp_path / "run", mask_values=values, num_train_epochs=2))
+    folder = run(segmentation_recipe(data, tmp_path / "run", mask_values=values, num_train_epochs=2))
     result = json.loads((folder / "results.json").read_text())
     assert result["labels"] == ["background", "right_lung", "left_lung"]
     assert set(result["per_class"]) == {"right_lung", "left_lung"}
@@ -333,46 +345,52 @@ def test_mask_values_define_multiple_classes(chests, tmp_path):
     card = (folder / "README.md").read_text()
     assert "| left_lung | 0." in card
     with pytest.raises(MedtlError, match="expected a mask of the values 0, 255"):
-        run(recipe(data, tmp_path / "other", mask_values="0=background,255=lungs"))
+        run(segmentation_recipe(data, tmp_path / "other", mask_values="0=background,255=lungs"))
 
 
-def test_external_dataset_needs_matching_masks_but_no_labels(chests, segmented, tmp_path):
-    other = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=96, seed=7)
+def test_external_dataset_needs_matching_masks_but_no_labels(chest_phantoms, segmented, tmp_path):
+    external_data = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=96, seed=7)
     (tmp_path / "renamed").mkdir()
     for name, new in (("normal", "a"), ("opacity", "b"), ("masks", "masks")):
-        (other / name).rename(tmp_path / "renamed" / new)
-    more = {"external_dataset": "imagefolder", "external_data_dir": str(tmp_path / "renamed"), "num_train_epochs": 1}
-    folder = run(recipe(chests, tmp_path / "run", **more))
+        (external_data / name).rename(tmp_path / "renamed" / new)
+    overrides = {
+        "external_dataset": "imagefolder",
+        "external_data_dir": str(tmp_path / "renamed"),
+        "num_train_epochs": 1,
+    }
+    folder = run(segmentation_recipe(chest_phantoms, tmp_path / "run", **overrides))
     result = json.loads((folder / "results.json").read_text())
-    outside = result["external"]
-    assert outside["n"] == 12 == len(pd.read_csv(folder / "external.csv"))
-    expected = result["metrics"]["dice"]["value"] - outside["metrics"]["dice"]["value"]
-    assert outside["drop"]["dice"]["value"] == pytest.approx(expected)
-    assert outside["drop"]["dice"]["low"] <= expected <= outside["drop"]["dice"]["high"]
+    external = result["external"]
+    assert external["n"] == 12 == len(pd.read_csv(folder / "external.csv"))
+    expected = result["metrics"]["dice"]["value"] - external["metrics"]["dice"]["value"]
+    assert external["drop"]["dice"]["value"] == pytest.approx(expected)
+    assert external["drop"]["dice"]["low"] <= expected <= external["drop"]["dice"]["high"]
     assert "lower than above by" in (folder / "README.md").read_text()
     again = evaluate_model(folder, "imagefolder", tmp_path / "renamed", out=tmp_path / "again", by=["source"])[1]
-    assert {key: again[key] for key in outside if key != "split"} == {k: v for k, v in outside.items() if k != "split"}
+    assert {key: again[key] for key in external if key != "split"} == {
+        k: v for k, v in external.items() if k != "split"
+    }
     assert again["slices"]["source"]["imagefolder"]["n"] == 12
     assert (tmp_path / "again" / "figures" / "outlines.png").exists()
 
 
-def test_rejects_external_data_that_overlap_or_have_other_masks(chests, phantoms, tmp_path):
-    same = {"external_dataset": "chest-phantoms", "external_data_dir": str(chests)}
+def test_rejects_external_data_that_overlap_or_have_other_masks(chest_phantoms, phantoms, tmp_path):
+    overlapping = {"external_dataset": "chest-phantoms", "external_data_dir": str(chest_phantoms)}
     with pytest.raises(MedtlError, match="are among those that training sees"):
-        run(recipe(chests, tmp_path / "run", **same))
+        run(segmentation_recipe(chest_phantoms, tmp_path / "run", **overlapping))
     brain = {"external_dataset": "brain-phantoms", "external_data_dir": str(phantoms)}
     with pytest.raises(MedtlError, match="masks of brain-phantoms show lesion, those of chest-phantoms lungs"):
-        run(recipe(chests, tmp_path / "run", **brain))
+        run(segmentation_recipe(chest_phantoms, tmp_path / "run", **brain))
 
 
 @pytest.mark.parametrize("layout", ["images and masks", "splits of them", "table"])
-def test_own_images_need_no_labels(layout, chests, tmp_path):
-    places = {"images and masks": [""], "splits of them": ["train/", "test/"], "table": ["some/"]}[layout]
-    for i, path in enumerate(sorted(chests.glob("*/chest-*_0.png"))):
+def test_own_images_need_no_labels(layout, chest_phantoms, tmp_path):
+    prefixes = {"images and masks": [""], "splits of them": ["train/", "test/"], "table": ["some/"]}[layout]
+    for i, path in enumerate(sorted(chest_phantoms.glob("*/chest-*_0.png"))):
         if path.parent.name == "masks":
             continue
-        for folder, source in (("images", path), ("masks", chests / "masks" / path.name)):
-            target = tmp_path / f"{places[i % len(places)]}{folder}" / path.name
+        for folder, source in (("images", path), ("masks", chest_phantoms / "masks" / path.name)):
+            target = tmp_path / f"{prefixes[i % len(prefixes)]}{folder}" / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
     dataset, data = "imagefolder", tmp_path
@@ -390,46 +408,49 @@ def test_own_images_need_no_labels(layout, chests, tmp_path):
         load(dataset, data)
 
 
-def test_segformer_trains_and_loads_without_custom_code(chests, tmp_path):
+def test_segformer_trains_and_loads_without_custom_code(chest_phantoms, tmp_path):
     folder = save_segformer(tmp_path / "tiny-segformer")
-    more = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
-    done = run(recipe(chests, tmp_path / "run", strategy="feature_extraction", num_train_epochs=1, **more))
-    before, after = (load_file(place / "model.safetensors") for place in (folder, done))
+    overrides = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
+    run_folder = run(
+        segmentation_recipe(
+            chest_phantoms, tmp_path / "run", strategy="feature_extraction", num_train_epochs=1, **overrides
+        )
+    )
+    before, after = (load_file(path / "model.safetensors") for path in (folder, run_folder))
     shared = {name for name in before if before[name].shape == after[name].shape}
     changed = {name for name in shared if not torch.equal(after[name], before[name])}
     assert changed
     assert all(name.startswith("decode_head.") for name in changed)
-    assert not list(done.glob("*.py"))
-    card = (done / "README.md").read_text()
+    assert not list(run_folder.glob("*.py"))
+    card = (run_folder / "README.md").read_text()
     assert "trust_remote_code" not in card
-    assert "folder `tiny-segformer`" in card  # no id on the Hub, so not in the metadata
+    assert "folder `tiny-segformer`" in card  # a folder is not a Hub id, so it is not in the metadata
     assert "base_model:" not in card
 
 
-def test_finds_bad_external_mask_before_training(chests, tmp_path):
-    other = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
-    for mask in (other / "masks").glob("*.png"):
+def test_rejects_bad_external_mask_before_training(chest_phantoms, tmp_path):
+    external_data = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
+    for mask in (external_data / "masks").glob("*.png"):
         Image.fromarray((np.arange(4096) % 256).astype(np.uint8).reshape(64, 64)).save(mask)
-    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(other), "drop_overlap": True}
+    overrides = {"external_dataset": "chest-phantoms", "external_data_dir": str(external_data), "drop_overlap": True}
     with pytest.raises(MedtlError, match="expected a mask in black and white"):
-        run(recipe(chests, tmp_path / "run", **more))
+        run(segmentation_recipe(chest_phantoms, tmp_path / "run", **overrides))
     assert not (tmp_path / "run").exists()
 
 
-def test_reads_masks_with_other_size_gray_edges_color_or_empty(chests, tmp_path):
-    """Pictures of 299 pixels with masks of 256, as covid19-radiography has them."""
-
+def test_reads_masks_with_other_size_gray_edges_color_or_empty(chest_phantoms, tmp_path):
+    """Images of 299 pixels with masks of 256, as in covid19-radiography."""
     empty = {f"chest-{patient:04}_{i}.png" for patient in range(0, 18, 2) for i in (0, 1)}
 
     def change(name: str, mask: np.ndarray) -> np.ndarray:
         smooth = np.asarray(Image.fromarray(mask).resize((256, 256), Image.Resampling.BILINEAR))  # grey edges
         return np.dstack([0 * smooth if name in empty else smooth] * 3)
 
-    data = copy_of(chests, tmp_path / "data", change)
+    data = copy_with_masks(chest_phantoms, tmp_path / "data", change)
     for path in data.glob("*/*.png"):
         if path.parent.name != "masks":
             Image.open(path).resize((299, 299)).save(path)
-    folder = run(recipe(data, tmp_path / "run", num_train_epochs=1, seed=3))
+    folder = run(segmentation_recipe(data, tmp_path / "run", num_train_epochs=1, seed=3))
     table = pd.read_csv(folder / "predictions.csv")
     result = json.loads((folder / "results.json").read_text())
     bare = table["image_id"].str.split("/").str[-1].isin(empty)
@@ -442,15 +463,17 @@ def test_reads_masks_with_other_size_gray_edges_color_or_empty(chests, tmp_path)
     assert {part["mask"].size for part in segment(str(path))} == {(299, 299)}
 
 
-def test_reports_masks_with_other_aspect_ratio_or_without_image(chests, tmp_path, caplog):
-    data = copy_of(chests, tmp_path / "data", lambda name, mask: mask[:40] if name.endswith("0001_0.png") else mask)
+def test_reports_masks_with_other_aspect_ratio_or_without_image(chest_phantoms, tmp_path, caplog):
+    data = copy_with_masks(
+        chest_phantoms, tmp_path / "data", lambda name, mask: mask[:40] if name.endswith("0001_0.png") else mask
+    )
     Image.new("L", (64, 64)).save(data / "masks" / "nobody.png")
     with pytest.raises(MedtlError, match=r"64 × 40 pixels, but its picture .* has 64 × 64"):
-        run(recipe(data, tmp_path / "run"))
+        run(segmentation_recipe(data, tmp_path / "run"))
     assert "1 masks belong to none of these pictures: masks/nobody.png." in caplog.text
-    cropped = copy_of(chests, tmp_path / "cropped", lambda name, mask: mask[:, :40])
-    more = {"external_dataset": "chest-phantoms", "external_data_dir": str(cropped), "drop_overlap": True}
-    other = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
+    cropped = copy_with_masks(chest_phantoms, tmp_path / "cropped", lambda name, mask: mask[:, :40])
+    overrides = {"external_dataset": "chest-phantoms", "external_data_dir": str(cropped), "drop_overlap": True}
+    own_data = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
     with pytest.raises(MedtlError, match=r"40 × 64 pixels, but its picture"):
-        run(recipe(other, tmp_path / "second", **more))
+        run(segmentation_recipe(own_data, tmp_path / "second", **overrides))
     assert not (tmp_path / "second").exists()
