@@ -30,7 +30,7 @@ NAMES = ("no", "yes")
 def predictions(
     seed: int, noise: float, n: int = 60, per_group: int = 1, names: tuple[str, ...] = NAMES
 ) -> pd.DataFrame:
-    """predictions.csv of a model that is correct but for noise; image i is the same with every seed."""
+    """Return predictions.csv of a noisy but correct model; image i is the same for every seed."""
     label = np.arange(n) // per_group % len(names)
     logits = 2.0 * np.eye(len(names))[label] + np.random.default_rng(seed).normal(0, noise, (n, len(names)))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -51,7 +51,7 @@ def write_run(folder: Path, model: Path, table: pd.DataFrame, **result: object) 
 
 @pytest.fixture
 def runs(tiny_checkpoint, tmp_path) -> list[Path]:
-    """A good model, a bad one and one in between; the last has another order of rows and other names of groups."""
+    """Write a good, a bad and a middling run; the last has another row order and other group names."""
     shuffled = predictions(3, 1.6).sample(frac=1, random_state=0)
     shuffled["group"] = "patient-" + shuffled["group"]
     return [
@@ -66,7 +66,7 @@ def difference(comparison: Comparison, run: str, metric: str) -> pd.Series:
     return rows[(rows["run"] == run) & (rows["metric"] == metric)].iloc[0]
 
 
-def test_metrics_and_tests_of_independent_images(runs):
+def test_independent_images_are_compared_by_delong_and_mcnemar_tests(runs):
     comparison = compare_runs(runs)
     assert (comparison.reference, comparison.reference_is_best, list(comparison.runs)) == (
         "good",
@@ -96,13 +96,13 @@ def test_metrics_and_tests_of_independent_images(runs):
     ]
     assert corrected == pytest.approx(holm(raw))
     assert comparison.facts["n_tests"] == 4
-    others = comparison.differences[~comparison.differences["metric"].isin(["roc_auc", "accuracy"])]
-    assert others["p_value"].isna().all() and not others["test"].any() and others["low"].notna().all()
+    untested = comparison.differences[~comparison.differences["metric"].isin(["roc_auc", "accuracy"])]
+    assert untested["p_value"].isna().all() and not untested["test"].any() and untested["low"].notna().all()
     assert "ece" not in set(comparison.differences["metric"])
 
     shutil.copytree(runs[0], runs[0].parent / "twin")
     rows = compare_runs([runs[0], runs[0].parent / "twin"]).differences
-    assert (rows["value"] == 0).all() and rows["low"].isna().all()  # unknown limits
+    assert (rows["value"] == 0).all() and rows["low"].isna().all()  # the interval is undefined
     assert rows.loc[rows["test"] != "", "p_value"].tolist() == [1, 1]
 
 
@@ -122,15 +122,15 @@ def test_metrics_equal_those_of_results_json(finished_run, results, tmp_path):
 
 
 def test_copies_in_a_group_do_not_narrow_intervals(tiny_checkpoint, tmp_path):
-    every = [predictions(seed, noise) for seed, noise in ((1, 0.9), (2, 3.0))]
-    single = [write_run(tmp_path / f"single{i}", tiny_checkpoint("cnn"), table) for i, table in enumerate(every)]
+    predicted = [predictions(seed, noise) for seed, noise in ((1, 0.9), (2, 3.0))]
+    single = [write_run(tmp_path / f"single{i}", tiny_checkpoint("cnn"), table) for i, table in enumerate(predicted)]
     copies = [
         write_run(
             tmp_path / f"copies{i}",
             tiny_checkpoint("cnn"),
             pd.concat([table, table.assign(image_id="x" + table["image_id"])]),
         )
-        for i, table in enumerate(every)
+        for i, table in enumerate(predicted)
     ]
     once, twice = compare_runs(single, ["brier"]), compare_runs(copies)
     assert {row["test"] for row in twice.differences.to_dict("records") if row["test"]} == {
@@ -139,8 +139,8 @@ def test_copies_in_a_group_do_not_narrow_intervals(tiny_checkpoint, tmp_path):
     for key in ("value", "low", "high"):
         assert difference(twice, "copies1", "brier")[key] == pytest.approx(difference(once, "single1", "brier")[key])
     assert once.facts["n_tests"] == 1
-    shown = tables(twice, measure_costs(twice.runs, None))["disagreements"]["image"]
-    assert not shown.str.startswith("x").any()  # one image of each group
+    listed = tables(twice, measure_costs(twice.runs, None))["disagreements"]["image"]
+    assert not listed.str.startswith("x").any()  # one image per group
 
 
 def test_reference_by_name_folder_or_best(runs):
@@ -158,9 +158,9 @@ def test_rejects_runs_that_cannot_be_compared(runs, tiny_checkpoint, tmp_path):
             compare_runs(folders, metrics)
 
     table, model = predictions(1, 0.9), tiny_checkpoint("cnn")
-    other = write_run(tmp_path / "other", model, table.iloc[3:])
+    smaller = write_run(tmp_path / "other", model, table.iloc[3:])
     assert_rejected("good and other were not tested on the same images: 3 of 60 are only in good, 0 of 57.*--splits",
-            runs[0], other)  # fmt: skip
+            runs[0], smaller)  # fmt: skip
     grouped = write_run(tmp_path / "grouped", model, table.assign(group="g"))
     assert_rejected("good and grouped disagree about the group of 59 images, such as 001.png", runs[0], grouped)
     turned = write_run(tmp_path / "turned", model, table, positive_label="no")
@@ -170,7 +170,7 @@ def test_rejects_runs_that_cannot_be_compared(runs, tiny_checkpoint, tmp_path):
     assert_rejected("good and named have different labels: no, yes and no, si", runs[0], named)
     assert_rejected("but got 1", runs[0])
     assert_rejected("given twice", runs[0], runs[0])
-    masks = write_run(tmp_path / "masks", model, measured(0, 0), task="image-segmentation")
+    masks = write_run(tmp_path / "masks", model, mask_predictions(0, 0), task="image-segmentation")
     assert_rejected("good and masks have different tasks", runs[0], masks)
     assert_rejected("--metric must be one of accuracy.*is dice", *runs, metrics=("dice",))
     assert_rejected("use brier", *runs, metrics=("ece",))
@@ -190,8 +190,10 @@ def test_folds_use_their_own_thresholds(tiny_checkpoint, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
         table = predictions(seed, 2.0).assign(fold=np.arange(60) % 2)
         cuts = (0.5, 1.0)  # the second fold's model never decides yes
-        folds = [write_run(tmp_path / name / f"fold-{k}", tiny_checkpoint("cnn"), table[table["fold"] == k], threshold=cut)
-                 for k, cut in enumerate(cuts)]  # fmt: skip
+        folds = [
+            write_run(tmp_path / name / f"fold-{k}", tiny_checkpoint("cnn"), table[table["fold"] == k], threshold=cut)
+            for k, cut in enumerate(cuts)
+        ]
         write_run(
             folds[0].parent,
             tiny_checkpoint("cnn"),
@@ -213,7 +215,7 @@ def test_folds_use_their_own_thresholds(tiny_checkpoint, tmp_path):
         compare_runs([tmp_path / "one", tmp_path / "two"])
 
 
-def test_multiclass_runs(tiny_checkpoint, tmp_path):
+def test_multiclass_runs_are_compared_by_jackknife_and_mcnemar(tiny_checkpoint, tmp_path):
     names = ("a", "b", "c")
     folders = [
         write_run(tmp_path / f"run{seed}", tiny_checkpoint("cnn"), predictions(seed, noise, names=names), labels=names,
@@ -223,18 +225,20 @@ def test_multiclass_runs(tiny_checkpoint, tmp_path):
     comparison = compare_runs(folders)
     assert difference(comparison, "run2", "roc_auc")["test"] == "paired jackknife over groups with Student's t"
     assert difference(comparison, "run2", "accuracy")["test"] == "McNemar's test"
-    parts = comparison.parts[comparison.parts["run"] == "run2"].set_index(["part", "metric"])["value"]
+    class_metrics = comparison.parts[comparison.parts["run"] == "run2"].set_index(["part", "metric"])["value"]
     table = predictions(2, 2.5, names=names)
     decided = np.array(names)[table[["p_a", "p_b", "p_c"]].to_numpy().argmax(axis=1)]
-    assert parts["c", "sensitivity"] == pytest.approx((decided == "c")[table["label"] == "c"].mean())
-    first = comparison.disagreements.iloc[0]
-    assert first["gap"] == comparison.disagreements["gap"].max()
-    assert set(first["answers"]) == {"run1", "run2"}
-    other = np.array(names)[predictions(1, 1.0, names=names)[["p_a", "p_b", "p_c"]].to_numpy().argmax(axis=1)]
-    assert set(comparison.disagreements["image_id"]) == set(table["image_id"][decided != other])
+    assert class_metrics["c", "sensitivity"] == pytest.approx((decided == "c")[table["label"] == "c"].mean())
+    largest = comparison.disagreements.iloc[0]
+    assert largest["gap"] == comparison.disagreements["gap"].max()
+    assert set(largest["answers"]) == {"run1", "run2"}
+    decided_by_first = np.array(names)[
+        predictions(1, 1.0, names=names)[["p_a", "p_b", "p_c"]].to_numpy().argmax(axis=1)
+    ]
+    assert set(comparison.disagreements["image_id"]) == set(table["image_id"][decided != decided_by_first])
 
 
-def test_multilabel_runs(tiny_checkpoint, tmp_path):
+def test_multilabel_runs_are_compared_by_mean_and_label(tiny_checkpoint, tmp_path):
     rng = np.random.default_rng(0)
     has = rng.random((60, 2)) < 0.4
     cells = ["|".join(name for name, present in zip(("a", "b"), row, strict=True) if present) for row in has]
@@ -255,8 +259,8 @@ def test_multilabel_runs(tiny_checkpoint, tmp_path):
     assert set(comparison.parts["part"]) == {"a", "b"}
 
 
-def measured(seed: int, shift: float, n: int = 40) -> pd.DataFrame:
-    """predictions.csv of a segmentation run, with images that are hard for every model."""
+def mask_predictions(seed: int, shift: float, n: int = 40) -> pd.DataFrame:
+    """Return predictions.csv of a segmentation run; some images are hard for every model."""
     dice = 0.85 - np.random.default_rng(99).uniform(0, 0.3, n) + shift
     dice += np.random.default_rng(seed).normal(0, 0.01, n)
     return pd.DataFrame({"image_id": [f"{i:03}" for i in range(n)], "label": "x", "group": [f"p{i}" for i in range(n)],
@@ -264,10 +268,15 @@ def measured(seed: int, shift: float, n: int = 40) -> pd.DataFrame:
                          "hausdorff95": 20 - 10 * dice})  # fmt: skip
 
 
-def test_segmentation_runs(tiny_checkpoint, tmp_path):
-    more = {"task": "image-segmentation", "labels": ["background", "lung"], "positive_label": None, "threshold": None}
+def test_segmentation_runs_are_compared_by_paired_t_test(tiny_checkpoint, tmp_path):
+    results = {
+        "task": "image-segmentation",
+        "labels": ["background", "lung"],
+        "positive_label": None,
+        "threshold": None,
+    }
     folders = [
-        write_run(tmp_path / f"run{i}", tiny_checkpoint("cnn"), measured(i, shift), **more)
+        write_run(tmp_path / f"run{i}", tiny_checkpoint("cnn"), mask_predictions(i, shift), **results)
         for i, shift in ((0, 0.02), (1, 0.0))
     ]
     comparison = compare_runs(folders)
@@ -285,8 +294,8 @@ def test_segmentation_runs(tiny_checkpoint, tmp_path):
 
 
 @pytest.fixture
-def seen(phantoms, tiny_checkpoint, tmp_path) -> list[Path]:
-    """Runs whose test images are available."""
+def runs_with_images(phantoms, tiny_checkpoint, tmp_path) -> list[Path]:
+    """Write two runs whose test images are available."""
     loaded, rng = load("brain-phantoms", phantoms, seed=1), np.random.default_rng(0)
     table = loaded.table[loaded.table["split"] == "test"]
     folders = []
@@ -302,9 +311,19 @@ def seen(phantoms, tiny_checkpoint, tmp_path) -> list[Path]:
     return folders
 
 
-def test_command_writes_a_page(seen, phantoms, tmp_path):
-    printed = run_cli("compare", *seen, "--out", tmp_path / "out", "--data_dir", phantoms, "--reference", "best",
-                    "--metric", "accuracy")  # fmt: skip
+def test_command_writes_a_page(runs_with_images, phantoms, tmp_path):
+    printed = run_cli(
+        "compare",
+        *runs_with_images,
+        "--out",
+        tmp_path / "out",
+        "--data_dir",
+        phantoms,
+        "--reference",
+        "best",
+        "--metric",
+        "accuracy",
+    )
     assert "corrected" in printed and "Holm" in printed
     text, content = ((tmp_path / "out" / name).read_text() for name in ("README.md", "comparison.json"))
     for path in (str(tmp_path), str(phantoms)):
@@ -319,16 +338,16 @@ def test_command_writes_a_page(seen, phantoms, tmp_path):
     assert "Not a medical device" in text
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "intervals.png", "pareto.png", "parts.png", "disagreements.png"}  # fmt: skip
-    run_cli("compare", *seen, "--out", tmp_path / "out", "--no_latency")  # again, in its own folder
+    run_cli("compare", *runs_with_images, "--out", tmp_path / "out", "--no_latency")  # again, in its own folder
     text = (tmp_path / "out" / "README.md").read_text()
     assert "Give --data_dir to see the images" in text and "disagreements.png" not in text
     assert "| one image, ms [quartiles] | – | – |" in text
     with pytest.raises(MedtlError, match="is not empty and holds no comparison"):
-        run_cli("compare", *seen, "--out", seen[0])
+        run_cli("compare", *runs_with_images, "--out", runs_with_images[0])
 
 
-def test_images_of_other_data_are_not_shown(seen, phantoms, tmp_path):
-    comparison = compare_runs(seen)
+def test_images_of_other_data_are_not_shown(runs_with_images, phantoms, tmp_path):
+    comparison = compare_runs(runs_with_images)
     costs = measure_costs(comparison.runs, None)
     assert "cannot be shown" in write_comparison(comparison, costs, tmp_path / "out", tmp_path / "nowhere")
     changed = shutil.copytree(phantoms, tmp_path / "changed")
@@ -353,22 +372,22 @@ def test_unknown_costs_are_a_dash(runs):
 @pytest.fixture
 def meters(monkeypatch) -> list[SimpleNamespace]:
     """Replace codecarbon, which takes seconds to inspect the machine; return the trackers that are created."""
-    made = []
+    trackers = []
 
     class Tracker(SimpleNamespace):
         def start(self) -> None:
-            made.append(self)
+            trackers.append(self)
 
         def stop(self) -> None:
             self.final_emissions_data = SimpleNamespace(energy_consumed=0.5)
 
     monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
-    return made
+    return trackers
 
 
 def test_records_energy_with_codecarbon(meters, phantoms, tiny_checkpoint, tmp_path):
-    few = {"num_train_epochs": 1, "folds": 2}
-    folder = run(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "run", **few)))
+    overrides = {"num_train_epochs": 1, "folds": 2}
+    folder = run(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "run", **overrides)))
     assert [json.loads((folder / part / "results.json").read_text())["energy_kwh"] for part in ("fold-0", ".")] == [
         0.5,
         1,

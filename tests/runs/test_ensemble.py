@@ -18,8 +18,8 @@ from transformers import AutoModelForImageClassification
 from hf_medtl import MedtlError, Recipe, load, read_image, run
 from hf_medtl.evaluation.evaluate import predict_probabilities
 from hf_medtl.runs.ensemble import ensemble
-from tests.support.commands import options, script, typed
-from tests.support.multilabel_tables import table as write_table
+from tests.support.commands import options, run_cli, run_command
+from tests.support.multilabel_tables import write_table
 
 # In a process that cannot import hf_medtl and has no network.
 WITHOUT_HF_MEDTL = """
@@ -30,27 +30,27 @@ from transformers import AutoModelForImageClassification, pipeline
 model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
 classify = pipeline("image-classification", sys.argv[1], trust_remote_code=True)
 outputs = classify(sys.argv[2:], top_k=None)
-print(json.dumps([{each["label"]: each["score"] for each in output} for output in outputs]))
+print(json.dumps([{row["label"]: row["score"] for row in output} for output in outputs]))
 """
 
 
-def train(data: Path, tiny, output: Path, family: str, **more: object) -> Path:
-    values = {"num_train_epochs": 1, "learning_rate": 1e-3, "preprocessing": "grayscale", **more}
-    return run(Recipe(**options(data, tiny(family), output, **values)))
+def train(data: Path, tiny_checkpoint, output: Path, family: str, **overrides: object) -> Path:
+    values = {"num_train_epochs": 1, "learning_rate": 1e-3, "preprocessing": "grayscale", **overrides}
+    return run(Recipe(**options(data, tiny_checkpoint(family), output, **values)))
 
 
 @pytest.fixture(scope="module")
-def runs(phantoms, tiny, tmp_path_factory) -> dict[str, Path]:
-    """Runs on one split: the second with another normalisation, the third like the first with another seed."""
+def runs(phantoms, tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
+    """Train runs on one split: the second with another normalisation, the third as the first with another seed."""
     folder = tmp_path_factory.mktemp("runs")
-    other = shutil.copytree(tiny("cnn"), folder / "cnn-half")
-    settings = json.loads((other / "preprocessor_config.json").read_text())
+    renormalised = shutil.copytree(tiny_checkpoint("cnn"), folder / "cnn-half")
+    settings = json.loads((renormalised / "preprocessor_config.json").read_text())
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (other / "preprocessor_config.json").write_text(json.dumps(settings | half))
+    (renormalised / "preprocessor_config.json").write_text(json.dumps(settings | half))
     return {
-        "vit": train(phantoms, tiny, folder / "vit", "vit"),
-        "cnn": train(phantoms, lambda _: other, folder / "cnn", "cnn", split_seed=1, seed=2),
-        "again": train(phantoms, tiny, folder / "again", "vit", split_seed=1, seed=3),
+        "vit": train(phantoms, tiny_checkpoint, folder / "vit", "vit"),
+        "cnn": train(phantoms, lambda _: renormalised, folder / "cnn", "cnn", split_seed=1, seed=2),
+        "again": train(phantoms, tiny_checkpoint, folder / "again", "vit", split_seed=1, seed=3),
     }
 
 
@@ -69,17 +69,17 @@ def predict(folder: Path, phantoms: Path) -> np.ndarray:
 
 
 def test_pipeline_returns_the_mean_of_the_members(runs, joined, phantoms):
-    each = [predict(folder, phantoms) for folder in runs.values()]
-    assert np.abs(each[0] - each[1]).max() > 1e-3
-    assert np.abs(predict(joined, phantoms) - np.mean(each, axis=0)).max() < 1e-5
+    probabilities = [predict(folder, phantoms) for folder in runs.values()]
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-3
+    assert np.abs(predict(joined, phantoms) - np.mean(probabilities, axis=0)).max() < 1e-5
 
 
 def test_loads_without_hf_medtl(joined, phantoms):
     loaded = load("brain-phantoms", phantoms, seed=1)
     paths = [loaded.root / path for path in loaded.table.loc[loaded.table["split"] == "test", "path"]]
-    done = script(sys.executable, "-I", "-c", WITHOUT_HF_MEDTL, joined, *paths, HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
-    probabilities = pd.DataFrame(json.loads(done.stdout.splitlines()[-1]))[list(loaded.labels)]
+    process = run_command(sys.executable, "-I", "-c", WITHOUT_HF_MEDTL, joined, *paths, HF_HUB_OFFLINE="1")
+    assert process.returncode == 0, process.stderr
+    probabilities = pd.DataFrame(json.loads(process.stdout.splitlines()[-1]))[list(loaded.labels)]
     assert np.abs(probabilities.to_numpy() - predict(joined, phantoms)).max() < 1e-6
 
 
@@ -116,9 +116,9 @@ def test_results_are_of_the_shared_test_images(runs, joined, phantoms):
     assert {"n", "n_groups", "metrics", "confusion_matrix", "labels", "split", "dataset", "task"} <= set(result)
 
 
-def test_ensemble_of_folds_has_no_results(phantoms, tiny, tmp_path):
-    folds = run(Recipe(**options(phantoms, tiny("cnn"), tmp_path / "all", folds=2, num_train_epochs=1)))
-    printed = typed("ensemble", folds, "--output_dir", tmp_path / "both")
+def test_ensemble_of_folds_has_no_results(phantoms, tiny_checkpoint, tmp_path):
+    folds = run(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "all", folds=2, num_train_epochs=1)))
+    printed = run_cli("ensemble", folds, "--output_dir", tmp_path / "both")
     assert "ROC AUC" not in printed
     assert not (tmp_path / "both" / "results.json").exists()
     text = (tmp_path / "both" / "README.md").read_text()
@@ -148,20 +148,24 @@ def test_soup_averages_weights(runs, phantoms, tmp_path):
     assert torch.allclose(head * config["folded_temperature"], mean["classifier.weight"], atol=1e-6)
 
 
-def test_multilabel_ensemble(tiny, tmp_path):
-    marks = write_table(tmp_path / "marks", 48)
-    more = {"dataset": "table", "split_seed": 1}
-    members = [train(marks, tiny, tmp_path / f"run{seed}", "cnn", seed=seed, **more) for seed in (1, 2)]
+def test_multilabel_ensemble_averages_members_and_keeps_thresholds(tiny_checkpoint, tmp_path):
+    data = write_table(tmp_path / "marks", 48)
+    overrides = {"dataset": "table", "split_seed": 1}
+    members = [train(data, tiny_checkpoint, tmp_path / f"run{seed}", "cnn", seed=seed, **overrides) for seed in (1, 2)]
     result = ensemble(members, tmp_path / "both")
-    loaded = load("table", marks, seed=1)
+    loaded = load("table", data, seed=1)
     paths = [loaded.root / path for path in loaded.table.loc[loaded.table["split"] == "test", "path"]]
-    *each, mean = (predict_probabilities(folder, paths, read_image) for folder in (*members, tmp_path / "both"))
-    assert np.abs(mean - np.mean(each, axis=0)).max() < 1e-5
+    *probabilities, mean = (
+        predict_probabilities(folder, paths, read_image) for folder in (*members, tmp_path / "both")
+    )
+    assert np.abs(mean - np.mean(probabilities, axis=0)).max() < 1e-5
     config = json.loads((tmp_path / "both" / "config.json").read_text())
-    assert config["thresholds"] == {label: part["threshold"] for label, part in result["per_label"].items()}
+    assert config["thresholds"] == {
+        label: label_results["threshold"] for label, label_results in result["per_label"].items()
+    }
 
 
-def test_rejects_members_that_differ(runs, phantoms, tiny, tmp_path):
+def test_rejects_members_that_differ(runs, phantoms, tiny_checkpoint, tmp_path):
     def assert_rejected(message: str, *members: Path, soup: bool = False) -> None:
         with pytest.raises(MedtlError, match=message):
             ensemble(members, tmp_path / "new", soup)
@@ -171,7 +175,7 @@ def test_rejects_members_that_differ(runs, phantoms, tiny, tmp_path):
     assert_rejected("not a finished run", runs["vit"], tmp_path)
     message = r"ViTForImageClassification\) and .*MedicalCnnForImageClassification.* cannot be averaged"
     assert_rejected(message, runs["vit"], runs["cnn"], soup=True)
-    stretched = train(phantoms, tiny, tmp_path / "pad", "vit", fit="pad")
+    stretched = train(phantoms, tiny_checkpoint, tmp_path / "pad", "vit", fit="pad")
     assert_rejected("fit is squash and pad", runs["vit"], stretched)
     turned = shutil.copytree(runs["again"], tmp_path / "turned")
     results = json.loads((turned / "results.json").read_text())
@@ -183,13 +187,15 @@ def test_rejects_members_that_differ(runs, phantoms, tiny, tmp_path):
         ensemble([runs["vit"], runs["again"]], runs["cnn"])
 
 
-def test_timm_members_get_a_processor_of_the_ensemble(phantoms, tiny, tmp_path):
-    """A timm model saves no processor of its own; the ensemble gets one of our class that gives the same pixels."""
-    members = [train(phantoms, tiny, tmp_path / f"run{seed}", "timm", preprocessing="", seed=seed, split_seed=1)
-               for seed in (1, 2)]  # fmt: skip
+def test_timm_members_get_a_processor_of_the_ensemble(phantoms, tiny_checkpoint, tmp_path):
+    """A timm model saves no processor; the ensemble gets a MedicalImageProcessor that gives the same pixels."""
+    members = [
+        train(phantoms, tiny_checkpoint, tmp_path / f"run{seed}", "timm", preprocessing="", seed=seed, split_seed=1)
+        for seed in (1, 2)
+    ]
     ensemble(members, tmp_path / "both")
-    *each, mean = (predict(folder, phantoms) for folder in (*members, tmp_path / "both"))
-    assert np.abs(mean - np.mean(each, axis=0)).max() < 1e-5
+    *probabilities, mean = (predict(folder, phantoms) for folder in (*members, tmp_path / "both"))
+    assert np.abs(mean - np.mean(probabilities, axis=0)).max() < 1e-5
     model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "both", output_loading_info=True)
     assert type(model).__name__ == "EnsembleForImageClassification"
     assert not info["missing_keys"]

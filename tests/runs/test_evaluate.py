@@ -20,81 +20,84 @@ from hf_medtl.publish.check import missing_fields
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.evaluate import evaluate_model
-from tests.support.image_files import picture
-from tests.support.tiny_models import foreign
+from tests.support.image_files import write_noise_image
+from tests.support.tiny_models import save_foreign_classifier
 
 
 @pytest.fixture(scope="module")
-def finished(finished, tmp_path_factory):
-    """A copy of the run, since the command writes to its card."""
-    return shutil.copytree(finished, tmp_path_factory.mktemp("copy") / "finished")
+def finished_run(finished_run, tmp_path_factory):
+    """Return a copy of the run, since the command writes to its card."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("copy") / "finished")
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
-    """30 images of two labels with sex and age; the sex of a tenth is missing."""
+    """Write 30 images of two labels with sex and age; the sex of a tenth is missing."""
     folder = tmp_path_factory.mktemp("hospital")
     rows = []
     for i in range(30):
         label = "ill" if i % 2 else "normal"
-        picture(folder / label / f"{i}.png", 500 + i)
+        write_noise_image(folder / label / f"{i}.png", 500 + i)
         rows.append({"file_name": f"{label}/{i}.png", "sex": "FM"[i % 4 // 2] if i % 10 else "", "age": 10 + 2 * i})
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return folder
 
 
-def test_own_data_give_the_results_of_the_run(finished, phantoms, tmp_path):
-    split = pd.read_csv(finished / "splits.csv")["split"]
+def test_own_data_give_the_results_of_the_run(finished_run, phantoms, tmp_path):
+    split = pd.read_csv(finished_run / "splits.csv")["split"]
     with pytest.raises(MedtlError, match=f"{(split != 'test').sum()} of its 48 images are among .*--drop_overlap"):
-        evaluate_model(finished, "brain-phantoms", phantoms, out=tmp_path / "out")
+        evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    folder, results = evaluate_model(finished, "brain-phantoms", phantoms, out=tmp_path / "out", drop_overlap=True)
-    known = json.loads((finished / "results.json").read_text())
+    folder, results = evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "out", drop_overlap=True)
+    run_results = json.loads((finished_run / "results.json").read_text())
     assert results == json.loads((folder / "results.json").read_text())
     assert results["n"] == (split == "test").sum()
     assert results["drop"] == {}
     assert results["no_drop"] == f"{results['n']} of these are the model's own test images"
-    card = (finished / "README.md").read_text()
+    card = (finished_run / "README.md").read_text()
     assert "- Its own test images: Synthetic brain slices" in card
     assert f"ROC AUC {format_interval(results['metrics']['roc_auc'])}" in card
-    kept = json.loads((finished / "evaluations.json").read_text())
-    assert kept["brain-phantoms, all"]["metrics"] == results["metrics"]
-    assert {"external", "robustness", "subgroups"} <= set(missing_fields(card, known))
-    for name, metric in known["metrics"].items():
+    evaluations = json.loads((finished_run / "evaluations.json").read_text())
+    assert evaluations["brain-phantoms, all"]["metrics"] == results["metrics"]
+    assert {"external", "robustness", "subgroups"} <= set(missing_fields(card, run_results))
+    for name, metric in run_results["metrics"].items():
         assert results["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-5)
-    assert (results["threshold"], results["threshold_rule"]) == (known["threshold"], known["threshold_rule"])
-    assert results["conformal"] == known["conformal"]
-    assert results["outliers"] == known["outliers"]["test"]
+    assert (results["threshold"], results["threshold_rule"]) == (
+        run_results["threshold"],
+        run_results["threshold_rule"],
+    )
+    assert results["conformal"] == run_results["conformal"]
+    assert results["outliers"] == run_results["outliers"]["test"]
     assert results["overlap"] == {"seen": (split != "test").sum(), "without_thumbnail": 0, "unsure": ""}
     assert results["excluded"] == {"seen in training": (split != "test").sum()}
-    ours, theirs = (pd.read_csv(path / "predictions.csv") for path in (folder, finished))
-    assert ours["p_lesion"].to_numpy() == pytest.approx(theirs["p_lesion"].to_numpy(), abs=1e-5)
+    evaluated, original = (pd.read_csv(path / "predictions.csv") for path in (folder, finished_run))
+    assert evaluated["p_lesion"].to_numpy() == pytest.approx(original["p_lesion"].to_numpy(), abs=1e-5)
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert figures == {"confusion_matrix.png", "roc.png", "reliability.png", "risk_coverage.png"}
     card = (folder / "README.md").read_text()
     assert f"one of the {(split != 'test').sum()} training images of the model" in card
     assert "contained it in" in card
     with pytest.raises(MedtlError, match="is not empty"):
-        evaluate_model(finished, "brain-phantoms", phantoms, out=folder)
+        evaluate_model(finished_run, "brain-phantoms", phantoms, out=folder)
 
 
-def test_near_copies_are_found_with_the_training_images(finished, phantoms, tmp_path, monkeypatch, caplog):
+def test_near_duplicates_are_detected_given_the_training_images(finished_run, phantoms, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HF_MEDTL_CACHE", str(tmp_path / "empty"))
-    seen = pd.read_csv(finished / "splits.csv").query("split == 'train'")
+    training = pd.read_csv(finished_run / "splits.csv").query("split == 'train'")
     for label in ("lesion", "no_lesion"):
         for i in range(4):
-            picture(tmp_path / "other" / label / f"{i}.png", 900 + i + 10 * (label == "lesion"))
-    shutil.copy(phantoms / seen["path"].iloc[0], tmp_path / "other" / "lesion" / "same.png")
-    Image.open(phantoms / seen["path"].iloc[-1]).resize((90, 90)).save(tmp_path / "other" / "lesion" / "near.jpg")
-    ask = {"dry_run": True, "out": tmp_path / "out"}
+            write_noise_image(tmp_path / "other" / label / f"{i}.png", 900 + i + 10 * (label == "lesion"))
+    shutil.copy(phantoms / training["path"].iloc[0], tmp_path / "other" / "lesion" / "same.png")
+    Image.open(phantoms / training["path"].iloc[-1]).resize((90, 90)).save(tmp_path / "other" / "lesion" / "near.jpg")
+    options = {"dry_run": True, "out": tmp_path / "out"}
     with pytest.raises(MedtlError, match=r"not external to brain-phantoms: 1 of its 10 images .*same\.png"):
-        evaluate_model(finished, "imagefolder", tmp_path / "other", **ask)
+        evaluate_model(finished_run, "imagefolder", tmp_path / "other", **options)
     assert "only identical files can be recognised" in caplog.text
     with pytest.raises(MedtlError, match="2 of its 10 images"):
-        evaluate_model(finished, "imagefolder", tmp_path / "other", training_data=phantoms, **ask)
+        evaluate_model(finished_run, "imagefolder", tmp_path / "other", training_data=phantoms, **options)
     caplog.clear()
     with pytest.raises(MedtlError, match="2 of its 10 images"):  # now their fingerprints are in the cache
-        evaluate_model(finished, "imagefolder", tmp_path / "other", **ask)
+        evaluate_model(finished_run, "imagefolder", tmp_path / "other", **options)
     assert "only identical files" not in caplog.text
 
 
@@ -103,9 +106,9 @@ def test_copies_exclude_all_images_of_the_patient(tmp_path):
 
     rows = []
     for i in range(30):
-        picture(tmp_path / "one" / ("sick" if i % 2 else "healthy") / f"{i}.png", i)
+        write_noise_image(tmp_path / "one" / ("sick" if i % 2 else "healthy") / f"{i}.png", i)
         label = "sick" if i % 2 else "healthy"
-        picture(tmp_path / "two" / label / f"{i}.png", 400 + i)
+        write_noise_image(tmp_path / "two" / label / f"{i}.png", 400 + i)
         rows.append({"file_name": f"{label}/{i}.png", "patient": f"p{i // 3}"})
     loaded = load("imagefolder", tmp_path / "one")
     path = loaded.table.query("split == 'train'")["path"].iloc[0]
@@ -118,8 +121,8 @@ def test_copies_exclude_all_images_of_the_patient(tmp_path):
     }  # fmt: skip
 
 
-def test_foreign_classifier(hospital, tmp_path, caplog):
-    model = foreign(tmp_path / "model", ["PNEUMONIA", "NORMAL"])
+def test_foreign_classifier_gets_default_decisions(hospital, tmp_path, caplog):
+    model = save_foreign_classifier(tmp_path / "model", ["PNEUMONIA", "NORMAL"])
     with pytest.raises(MedtlError, match=r"has the labels normal, ill, the model PNEUMONIA, NORMAL: .*--labels"):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out")
     labels = {"normal": "NORMAL", "ill": "PNEUMONIA"}
@@ -129,8 +132,8 @@ def test_foreign_classifier(hospital, tmp_path, caplog):
     assert "conformal" not in results
     assert "outliers" not in results
     table = pd.read_csv(folder / "predictions.csv")
-    right = np.where(table["p_PNEUMONIA"] >= 0.5, "PNEUMONIA", "NORMAL") == table["label"]
-    assert results["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
+    correct = np.where(table["p_PNEUMONIA"] >= 0.5, "PNEUMONIA", "NORMAL") == table["label"]
+    assert results["metrics"]["accuracy"]["value"] == pytest.approx(correct.mean())
     card = (folder / "README.md").read_text()
     assert "is not given: the model has no results.json" in card
     assert "**Overlap.** These images may include duplicates of training images" in card
@@ -139,7 +142,7 @@ def test_foreign_classifier(hospital, tmp_path, caplog):
 
 
 def test_rejects_model_without_head(hospital, tmp_path):
-    model = foreign(tmp_path / "model", ["normal", "ill"], ViTModel)
+    model = save_foreign_classifier(tmp_path / "model", ["normal", "ill"], ViTModel)
     with pytest.raises(MedtlError, match=r"no weights for .*classifier"):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out")
 
@@ -147,8 +150,8 @@ def test_rejects_model_without_head(hospital, tmp_path):
 def test_unknown_labels_must_be_mapped_or_excluded(tmp_path):
     for label, start in (("normal", 0), ("ill", 20), ("odd", 40)):
         for i in range(5):
-            picture(tmp_path / "data" / label / f"{i}.png", 700 + start + i)
-    model = foreign(tmp_path / "model", ["normal", "ill"])
+            write_noise_image(tmp_path / "data" / label / f"{i}.png", 700 + start + i)
+    model = save_foreign_classifier(tmp_path / "model", ["normal", "ill"])
     with pytest.raises(MedtlError, match=r"5 images .* are odd, .*such as --labels odd=ill, .* --labels odd="):
         evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "out")
     for number, meaning in ((15, "ill"), (10, "")):
@@ -158,41 +161,41 @@ def test_unknown_labels_must_be_mapped_or_excluded(tmp_path):
         )
 
 
-def test_multilabel_model(tmp_path):
+def test_multilabel_model_gets_results_per_label(tmp_path):
     cells = ["", "edema", "edema|mass", "mass"] * 6
     for i in range(24):
-        picture(tmp_path / "pictures" / f"{i}.png", 1000 + i)
+        write_noise_image(tmp_path / "pictures" / f"{i}.png", 1000 + i)
     rows = pd.DataFrame(
         {"file_name": [f"pictures/{i}.png" for i in range(24)], "label": cells, "source": list("AB") * 12}
     )
     rows.to_csv(tmp_path / "table.csv", index=False)
-    model = foreign(tmp_path / "model", ["mass", "edema"])
+    model = save_foreign_classifier(tmp_path / "model", ["mass", "edema"])
     config = json.loads((model / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (model / "config.json").write_text(json.dumps(config))
     folder, results = evaluate_model(model, "table", tmp_path / "table.csv", out=tmp_path / "out")
-    assert {name: part["n_positive"] for name, part in results["per_label"].items()} == {"mass": 12, "edema": 12}
-    assert {value: part["n"] for value, part in results["slices"]["source"].items()} == {"A": 12, "B": 12}
+    assert {name: metrics["n_positive"] for name, metrics in results["per_label"].items()} == {"mass": 12, "edema": 12}
+    assert {value: metrics["n"] for value, metrics in results["slices"]["source"].items()} == {"A": 12, "B": 12}
     table = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
-    right = (table["p_mass"] >= 0.5) == table["label"].str.contains("mass")
-    assert results["per_label"]["mass"]["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
+    correct = (table["p_mass"] >= 0.5) == table["label"].str.contains("mass")
+    assert results["per_label"]["mass"]["metrics"]["accuracy"]["value"] == pytest.approx(correct.mean())
     assert "| edema | 12 | 0.500 |" in (folder / "README.md").read_text()
-    foreign(tmp_path / "single", ["mass", "edema"])
+    save_foreign_classifier(tmp_path / "single", ["mass", "edema"])
     with pytest.raises(MedtlError, match="One of single and table is multilabel, the other is not"):
         evaluate_model(tmp_path / "single", "table", tmp_path / "table.csv", out=tmp_path / "new")
 
 
-def test_published_run(finished, phantoms, hub, tmp_path):
-    push(finished, "someone/published")
-    ask = {"out": tmp_path / "out", "drop_overlap": True}
-    results = evaluate_model("someone/published", "brain-phantoms", phantoms, **ask)[1]
-    known = json.loads((finished / "results.json").read_text())
+def test_published_run_is_compared_with_its_own_results(finished_run, phantoms, hub, tmp_path):
+    push(finished_run, "someone/published")
+    options = {"out": tmp_path / "out", "drop_overlap": True}
+    results = evaluate_model("someone/published", "brain-phantoms", phantoms, **options)[1]
+    run_results = json.loads((finished_run / "results.json").read_text())
     assert results["model"] == "someone/published"
-    assert results["n"] == known["n"]
-    assert results["internal"]["metrics"] == known["metrics"]
+    assert results["n"] == run_results["n"]
+    assert results["internal"]["metrics"] == run_results["metrics"]
 
 
 def test_subgroups_by_metadata(hospital, tmp_path):
-    model = foreign(tmp_path / "model", ["normal", "ill"])
+    model = save_foreign_classifier(tmp_path / "model", ["normal", "ill"])
     folder, results = evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out", by=["sex", "age"])
     sex = pd.read_csv(hospital / "metadata.csv", keep_default_na=False)["sex"]
     sizes = {value: part["n"] for value, part in results["slices"]["sex"].items()}
@@ -203,9 +206,9 @@ def test_subgroups_by_metadata(hospital, tmp_path):
     women = set("/" + pd.read_csv(hospital / "metadata.csv").query("sex == 'F'")["file_name"])
     table = pd.read_csv(folder / "predictions.csv")
     table = table[("/" + table["image_id"]).isin(women)]
-    right = np.where(table["p_ill"] >= 0.5, "ill", "normal") == table["label"]
+    correct = np.where(table["p_ill"] >= 0.5, "ill", "normal") == table["label"]
     part = results["slices"]["sex"]["F"]
-    assert part["metrics"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert part["metrics"]["accuracy"]["value"] == pytest.approx(correct.mean())
     assert "fewer than 10 groups of each class" in part["warning"]
     assert "| 18 to 39 | 11 |" in (folder / "README.md").read_text()
     with pytest.raises(MedtlError, match=r"--by view: .* It has file_name, sex, age, source"):
@@ -237,31 +240,31 @@ def test_generalization_gap_has_newcombes_interval():
 def test_evaluates_a_split_of_the_archive(tmp_path):
     for split, start in (("train", 0), ("test", 50)):
         for i in range(6):
-            picture(tmp_path / "data" / split / ("ill" if i % 2 else "normal") / f"{i}.png", 800 + start + i)
-    model = foreign(tmp_path / "model", ["normal", "ill"])
+            write_noise_image(tmp_path / "data" / split / ("ill" if i % 2 else "normal") / f"{i}.png", 800 + start + i)
+    model = save_foreign_classifier(tmp_path / "model", ["normal", "ill"])
     results = evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "out", split="test")[1]
     assert (results["n"], results["split"]) == (6, "test")
     with pytest.raises(MedtlError, match=r"no official split 'validation'. Use --split all or train or test"):
         evaluate_model(model, "imagefolder", tmp_path / "data", out=tmp_path / "new", split="validation")
 
 
-def test_command(hospital, tmp_path, monkeypatch, caplog):
-    foreign(tmp_path / "model", ["normal", "ill"])
+def test_command_prints_results_and_rejects_invalid_options(hospital, tmp_path, monkeypatch, caplog):
+    save_foreign_classifier(tmp_path / "model", ["normal", "ill"])
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", "hf_medtl")
 
-    def invoke(*more):
-        return CliRunner().invoke(app, ["evaluate", "model", *more])
+    def invoke(*args):
+        return CliRunner().invoke(app, ["evaluate", "model", *args])
 
     assert invoke("--data_dir", str(hospital), "--dry_run").exit_code == 0
     assert "30 images in" in caplog.text
     assert "Nothing was written" in caplog.text
     assert not (tmp_path / "evaluations").exists()
-    done = invoke("--data_dir", str(hospital), "--by", "sex")
-    assert done.exit_code == 0, done.exception
-    assert "ROC AUC" in done.stdout
-    assert "sex F: too small" in done.stdout
-    assert "No difference from the model's own test split" in done.stdout
+    result = invoke("--data_dir", str(hospital), "--by", "sex")
+    assert result.exit_code == 0, result.exception
+    assert "ROC AUC" in result.stdout
+    assert "sex F: too small" in result.stdout
+    assert "No difference from the model's own test split" in result.stdout
     assert (tmp_path / "evaluations" / "model-on-imagefolder" / "results.json").exists()
     for arguments, message in (
         (["--data_dir", str(hospital), "--labels", "ill"], "pairs such as a=b"),
@@ -275,20 +278,22 @@ def test_command(hospital, tmp_path, monkeypatch, caplog):
 def test_rejects_real_chest_images_seen_in_training(shared, tmp_path):
     data = shared / "data"
     loaded = load("covid19-radiography", data / "covid19-radiography-database")
-    model = foreign(tmp_path / "model", loaded.labels)
+    model = save_foreign_classifier(tmp_path / "model", loaded.labels)
     loaded.table[COLUMNS].to_csv(model / "splits.csv", index=False)
     (model / "recipe.yaml").write_text("dataset: covid19-radiography\n")
-    ask = {"labels": {"pneumonia": "viral_pneumonia"}, "by": ["view", "sex", "age"]}
+    options = {"labels": {"pneumonia": "viral_pneumonia"}, "by": ["view", "sex", "age"]}
     data_dir = data / "covid-chestxray-dataset"
     with pytest.raises(MedtlError, match=r"not external to covid19-radiography: \d+ of its 162 .*--drop_overlap"):
-        evaluate_model(model, "covid-chestxray", data_dir, out=tmp_path / "out", **ask)
-    folder, results = evaluate_model(model, "covid-chestxray", data_dir, out=tmp_path / "out", drop_overlap=True, **ask)
+        evaluate_model(model, "covid-chestxray", data_dir, out=tmp_path / "out", **options)
+    folder, results = evaluate_model(
+        model, "covid-chestxray", data_dir, out=tmp_path / "out", drop_overlap=True, **options
+    )
     assert results["n"] == 162 - results["excluded"]["seen in training"]
     facts = pd.read_csv(data_dir / "metadata.csv", dtype=str, keep_default_na=False)
     trained_on = set(loaded.table.query("split != 'test'")["path"].str.rpartition("/")[2])
-    known = facts[facts["also_in_covid19_radiography"].isin(trained_on)]
-    assert len(known) > 0
+    overlapping = facts[facts["also_in_covid19_radiography"].isin(trained_on)]
+    assert len(overlapping) > 0
     tested = facts[("images/" + facts["filename"]).isin(pd.read_csv(folder / "predictions.csv")["image_id"])]
-    assert not {*tested["patientid"]} & {*known["patientid"]}
+    assert not {*tested["patientid"]} & {*overlapping["patientid"]}
     assert sum(part["n"] for part in results["slices"]["view"].values()) == results["n"]
     assert set(results["slices"]["view"]) == {"PA", "AP", "AP Supine"}

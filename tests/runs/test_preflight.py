@@ -7,8 +7,8 @@ from hf_medtl.runs import preflight
 from tests.support.commands import options
 
 
-def test_check_returns_a_plan_and_writes_nothing(phantoms, tiny, tmp_path):
-    plan = preflight.check(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run")))
+def test_check_returns_a_plan_and_writes_nothing(phantoms, tiny_checkpoint, tmp_path):
+    plan = preflight.check(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run")))
     assert plan.folder == tmp_path / "run"
     assert not plan.folder.exists()
     assert plan.task.name == "classification"
@@ -18,10 +18,10 @@ def test_check_returns_a_plan_and_writes_nothing(phantoms, tiny, tmp_path):
     assert plan.disk_bytes > 4 * plan.model.num_parameters()
 
 
-def test_options_and_folder_are_checked_before_data_are_read(phantoms, tiny, tmp_path, monkeypatch):
+def test_options_and_folder_are_checked_before_data_are_read(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "load_data", lambda recipe: pytest.fail("data were read"))
     (tmp_path / "run").touch()
-    values = options(phantoms, tiny("vit"), tmp_path / "run")
+    values = options(phantoms, tiny_checkpoint("vit"), tmp_path / "run")
     with pytest.raises(MedtlError, match="is a file"):
         preflight.check(Recipe(**values))
     with pytest.raises(MedtlError, match="number of trials"):

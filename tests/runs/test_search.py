@@ -1,4 +1,4 @@
-"""Hyperparameter search: whole trainings as trials, resumable, reproducible, never scored on the test split."""
+"""Hyperparameter search: resumable and reproducible trials, never scored on the test split."""
 
 import gc
 import importlib
@@ -35,7 +35,7 @@ COMPARED_COLUMNS = ["value", "learning_rate", "mixup", "augmentation", "state", 
 
 @pytest.fixture(autouse=True, scope="module")
 def fast_sqlite():
-    """Let SQLite not wait for the disk: these files need not survive a power cut."""
+    """Turn off SQLite's synchronous writes: these files need not survive a power cut."""
 
     def set_pragma(connection, record) -> None:
         connection.execute("pragma synchronous = off")
@@ -45,8 +45,8 @@ def fast_sqlite():
     event.remove(Engine, "connect", set_pragma)
 
 
-def search_options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
-    return options(phantoms, backbone, output, learning_rate=1e-3, search=4, search_space=SPACE) | more
+def search_options(phantoms: Path, backbone: Path, output: Path, **overrides: object) -> dict[str, object]:
+    return options(phantoms, backbone, output, learning_rate=1e-3, search=4, search_space=SPACE) | overrides
 
 
 def finished_trials(folder: Path) -> int:
@@ -55,18 +55,18 @@ def finished_trials(folder: Path) -> int:
     with sqlite3.connect(folder / "search.db") as base:
         try:
             return base.execute("select count(*) from trials where state in ('COMPLETE', 'PRUNED')").fetchone()[0]
-        except sqlite3.OperationalError:  # the tables are not made yet
+        except sqlite3.OperationalError:  # the tables do not exist yet
             return 0
 
 
 @pytest.fixture(scope="module")
-def recorded(phantoms, tiny, tmp_path_factory) -> tuple[Path, set[int]]:
+def recorded(phantoms, tiny_checkpoint, tmp_path_factory) -> tuple[Path, set[int]]:
     """Return the folder of a search, and the rows of all images that it read."""
-    seen: set[int] = set()
+    read_rows: set[int] = set()
     original = PreparedImages.__getitem__
 
     def record(self, index):
-        seen.add(self.indices[index])
+        read_rows.add(self.indices[index])
         return original(self, index)
 
     def predict(*args: object) -> None:
@@ -75,8 +75,10 @@ def recorded(phantoms, tiny, tmp_path_factory) -> tuple[Path, set[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreparedImages, "__getitem__", record)
         patch.setattr(Classification, "predict", predict)
-        folder = run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path_factory.mktemp("search") / "run")))
-    return folder, seen
+        folder = run(
+            Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path_factory.mktemp("search") / "run"))
+        )
+    return folder, read_rows
 
 
 def test_search_writes_its_files_and_starts_with_the_recipe(recorded):
@@ -93,19 +95,19 @@ def test_search_writes_its_files_and_starts_with_the_recipe(recorded):
 
 
 def test_search_does_not_read_the_test_split(recorded):
-    folder, seen = recorded
+    folder, read_rows = recorded
     splits = pd.read_csv(folder / "splits.csv")["split"]
-    assert {splits[row] for row in seen} == {"train", "validation"}
+    assert {splits[row] for row in read_rows} == {"train", "validation"}
     assert "test" in set(splits)
 
 
-def test_run_of_best_yaml_reproduces_the_best_value(recorded, phantoms, tiny, tmp_path):
+def test_run_of_best_yaml_reproduces_the_best_value(recorded, phantoms, tiny_checkpoint, tmp_path):
     folder, _ = recorded
     best = yaml.safe_load((folder / "best.yaml").read_text())
     trials = pd.read_csv(folder / "trials.csv").sort_values("value")
     assert best["learning_rate"] == trials["learning_rate"].iloc[0]
-    places = {"data_dir": phantoms, "model_name_or_path": tiny("vit"), "output_dir": tmp_path / "run"}
-    argv = ["--config", str(folder / "best.yaml"), *flags(**places)]
+    paths = {"data_dir": phantoms, "model_name_or_path": tiny_checkpoint("vit"), "output_dir": tmp_path / "run"}
+    argv = ["--config", str(folder / "best.yaml"), *flags(**paths)]
     output = run(Recipe.from_cli({"learning_rate": 7.0, "augmentation": "chest", "mixup": 0.3}, argv))
     states = [json.loads(path.read_text()) for path in output.glob("checkpoint-*/trainer_state.json")]
     assert min(state["best_metric"] for state in states) == pytest.approx(trials["value"].iloc[0], abs=1e-6)
@@ -118,25 +120,25 @@ def test_yaml_has_values_set_back_to_their_defaults(tmp_path):
     assert yaml.safe_load(recipe.variant(mixup=0.0).to_yaml())["mixup"] == 0
 
 
-def test_finished_search_can_be_repeated_and_extended(recorded, phantoms, tiny, capsys):
+def test_finished_search_can_be_repeated_and_extended(recorded, phantoms, tiny_checkpoint, capsys):
     folder, _ = recorded
     before = (folder / "trials.csv").read_text()
-    run(Recipe(**search_options(phantoms, tiny("vit"), folder)))
+    run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), folder)))
     assert (folder / "trials.csv").read_text() == before
-    shown = capsys.readouterr().out
-    assert f"--config {folder / 'best.yaml'} --output_dir {folder}-best" in " ".join(shown.split())
-    run(Recipe(**search_options(phantoms, tiny("vit"), folder, search=5)))
+    output = capsys.readouterr().out
+    assert f"--config {folder / 'best.yaml'} --output_dir {folder}-best" in " ".join(output.split())
+    run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), folder, search=5)))
     assert len(pd.read_csv(folder / "trials.csv")) == 5
 
 
-def test_rejects_another_recipe_or_space_in_the_folder_of_a_search(recorded, phantoms, tiny):
+def test_rejects_another_recipe_or_space_in_the_folder_of_a_search(recorded, phantoms, tiny_checkpoint):
     folder, _ = recorded
     with pytest.raises(MedtlError, match="--weight_decay was not given in the search"):
-        run(Recipe(**search_options(phantoms, tiny("vit"), folder, weight_decay=0.3)))
+        run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), folder, weight_decay=0.3)))
     with pytest.raises(MedtlError, match="--search_space was"):
-        run(Recipe(**search_options(phantoms, tiny("vit"), folder, search_space={"mixup": [0, 0.2]})))
+        run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), folder, search_space={"mixup": [0, 0.2]})))
     with pytest.raises(MedtlError, match="holds a search"):
-        run(Recipe(**options(phantoms, tiny("vit"), folder)))
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), folder)))
 
 
 def start(values: dict[str, object]) -> subprocess.Popen:
@@ -152,35 +154,35 @@ def start(values: dict[str, object]) -> subprocess.Popen:
 @pytest.mark.parametrize(
     ("number", "killed_in"), [pytest.param(4, 2, id="4"), pytest.param(20, 7, id="20", marks=pytest.mark.slow)]
 )
-def test_killed_search_resumes_and_equals_an_uninterrupted_one(number, killed_in, phantoms, tiny, tmp_path):
-    """20 trials: the sampler is past its first, random ones, and trials are pruned."""
+def test_killed_search_resumes_and_equals_an_uninterrupted_one(number, killed_in, phantoms, tiny_checkpoint, tmp_path):
+    """With 20 trials the sampler is past its random first trials, and trials are pruned."""
     # The recipe file sets these.
-    more = {"search": number, "head_learning_rate": 1e-3, "num_train_epochs": 3}
+    overrides = {"search": number, "head_learning_rate": 1e-3, "num_train_epochs": 3}
     output = tmp_path / "killed"
-    process = start(search_options(phantoms, tiny("vit"), output, augmentation="light", **more))
+    process = start(search_options(phantoms, tiny_checkpoint("vit"), output, augmentation="light", **overrides))
     for _ in range(24000):
         if finished_trials(output) >= killed_in - 1:
             break
         assert process.poll() is None, "the search ended before it could be killed"
         time.sleep(0.01)
-    time.sleep(0.2)  # in the next trial
+    time.sleep(0.2)  # until the next trial has started
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=600)
-    done = finished_trials(output)
-    assert killed_in - 1 <= done < number
+    finished = finished_trials(output)
+    assert killed_in - 1 <= finished < number
     assert (output / "UNFINISHED").exists()
-    run(Recipe(**search_options(phantoms, tiny("vit"), output, **more)))
+    run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), output, **overrides)))
     killed = pd.read_csv(output / "trials.csv")
     assert killed["trial"].tolist() == list(range(1, number + 1))
     assert not (output / "UNFINISHED").exists()
-    run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "through", **more)))
+    run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path / "through", **overrides)))
     through = pd.read_csv(tmp_path / "through" / "trials.csv")
     pd.testing.assert_frame_equal(killed[COMPARED_COLUMNS], through[COMPARED_COLUMNS])
 
 
 @pytest.fixture
-def quick(phantoms, tiny, tmp_path, monkeypatch):
-    """Return a search whose trials take no time: a formula gives the value. Interrupted in trial `stop`."""
+def quick(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
+    """Return a search with instant trials, whose value is a formula; interrupted in trial `stop`."""
 
     def fake_training(stop: int | None):
         def train(make, callback):
@@ -197,9 +199,9 @@ def quick(phantoms, tiny, tmp_path, monkeypatch):
     # Garbage is collected after each trial, which takes longer than these trials.
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
-    def run_search(name: str, stop: int | None = None, **more: object) -> pd.DataFrame:
+    def run_search(name: str, stop: int | None = None, **overrides: object) -> pd.DataFrame:
         monkeypatch.setattr(search, "_train", fake_training(stop))
-        values = search_options(phantoms, tiny("vit"), tmp_path / name, search=20) | more
+        values = search_options(phantoms, tiny_checkpoint("vit"), tmp_path / name, search=20) | overrides
         run(Recipe(**values))
         return pd.read_csv(tmp_path / name / "trials.csv")
 
@@ -217,14 +219,14 @@ def test_trials_depend_only_on_seed_and_ended_trials(quick, tmp_path):
     assert quick("other", seed=2, search=2)["mixup"][1] != first["mixup"][1]
 
 
-def test_rejects_simultaneous_searches_in_one_folder(quick, phantoms, tiny, tmp_path):
+def test_rejects_simultaneous_searches_in_one_folder(quick, phantoms, tiny_checkpoint, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "UNFINISHED").touch()
     with FileLock(tmp_path / "run" / ".search.lock"), pytest.raises(MedtlError, match="Another process"):
         quick("run")
 
 
-def test_failed_trials_do_not_end_the_search(phantoms, tiny, tmp_path, monkeypatch):
+def test_failed_trials_do_not_end_the_search(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     forced_values = [{"learning_rate": 1e-3}, {"learning_rate": 1e30}, {"strategy": "lp_ft", "probe_epochs": 9}]
 
     def forced(trial, space, strategy):
@@ -233,7 +235,7 @@ def test_failed_trials_do_not_end_the_search(phantoms, tiny, tmp_path, monkeypat
 
     monkeypatch.setattr(search, "sample", forced)
     before = signal.getsignal(signal.SIGINT)
-    folder = run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "run", search=3)))
+    folder = run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", search=3)))
     trials = pd.read_csv(folder / "trials.csv")
     assert trials["state"].tolist() == ["complete", "pruned", "pruned"]
     assert trials["why"][1] == "expected finite probabilities, found 16 that are not"
@@ -242,10 +244,10 @@ def test_failed_trials_do_not_end_the_search(phantoms, tiny, tmp_path, monkeypat
 
     monkeypatch.setattr(search, "sample", lambda *args: sample(*args) | {"learning_rate": 1e30})
     with pytest.raises(MedtlError, match=r"None of 2 trials gave a value.*finite probabilities"):
-        run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "none", search=2)))
+        run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path / "none", search=2)))
 
 
-def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny, tmp_path):
+def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny_checkpoint, tmp_path):
     from hf_medtl import load
 
     class Trial:
@@ -257,7 +259,7 @@ def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny, tmp_path):
         def should_prune(self):
             return len(self.values) == 2
 
-    recipe = Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", num_train_epochs=5))
+    recipe = Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", num_train_epochs=5))
     loaded = load("brain-phantoms", phantoms)
     callback = search.TrialCallback(Trial(), "eval_loss")
     trainer = make_trainer(recipe, loaded, *build(recipe, loaded), search.TrialTrainer)
@@ -268,7 +270,7 @@ def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("overrides", "message"),
     [
         ({"search_space": {"learning_rat": [1, 2]}}, "Did you mean 'learning_rate'"),
         ({"search_space": {"seed": [1, 2, 3]}}, "can't change 'seed'"),
@@ -298,10 +300,10 @@ def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny, tmp_path):
         ({"resume_from_checkpoint": "/"}, "goes on from search.db"),
     ],
 )
-def test_rejects_invalid_searches(more, message, tmp_path):
+def test_rejects_invalid_searches(overrides, message, tmp_path):
     values = {"output_dir": str(tmp_path / "run"), "search": 4, "use_cpu": True}
     with pytest.raises(MedtlError, match=message):
-        run(Recipe(**values | more))
+        run(Recipe(**values | overrides))
     assert not (tmp_path / "run").exists()
 
 
@@ -331,11 +333,11 @@ def test_space_is_read_from_text_and_yaml(tmp_path):
 def test_strategy_options_are_sampled_only_for_that_strategy():
     space = {"lora_rank": [4, 8, 16], "layer_decay": [0.5, 0.9], "strategy": ["lora", "differential", "full"]}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = [sample(study.ask(), space, "full") for _ in range(30)]
-    options_of = {"lora": {"lora_rank"}, "differential": {"layer_decay"}, "full": set()}
-    assert {values["strategy"] for values in found} == set(options_of)
-    for values in found:
-        assert values.keys() - {"strategy"} == options_of[values["strategy"]]
+    samples = [sample(study.ask(), space, "full") for _ in range(30)]
+    sampled_options = {"lora": {"lora_rank"}, "differential": {"layer_decay"}, "full": set()}
+    assert {values["strategy"] for values in samples} == set(sampled_options)
+    for values in samples:
+        assert values.keys() - {"strategy"} == sampled_options[values["strategy"]]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
@@ -346,16 +348,16 @@ def test_each_recipe_has_a_default_space(path, tmp_path, monkeypatch):
     space = check_search(recipe)
     assert "weight_decay" in space
     assert 3 <= len(space) <= 6
-    for name, ends in space.items():  # the recipe itself is in its space, and the first trial
+    for name, ends in space.items():  # the recipe itself is in the space, as the first trial
         assert search_space.own_value(recipe, name, ends) is not None, name
 
 
-def test_metric_directions(tmp_path):
+def test_losses_are_minimised_and_scores_maximised(tmp_path):
     for metric, higher in {"loss": False, "roc_auc": True, "brier": False, "ece": False, "dice": True}.items():
         assert Recipe(output_dir=str(tmp_path), metric_for_best_model=metric).greater_is_better is higher
 
 
-def test_dry_run_shows_the_space_and_writes_nothing(phantoms, tiny, tmp_path, capsys):
-    run(Recipe(**search_options(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
+def test_dry_run_shows_the_space_and_writes_nothing(phantoms, tiny_checkpoint, tmp_path, capsys):
+    run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", dry_run=True)))
     assert "0.0001 to 0.01, logarithmic" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

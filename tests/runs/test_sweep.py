@@ -9,7 +9,7 @@ from hf_medtl.runs.sweep import Sweep, check_sweep_folder, lock_folder
 
 
 class Cell:
-    """A cell that is finished by running it."""
+    """Cell that counts as finished once it has run."""
 
     def __init__(self, name: str, is_finished: bool = False) -> None:
         self.name, self.is_finished = name, is_finished

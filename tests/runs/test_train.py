@@ -15,8 +15,8 @@ from PIL import Image
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.training.trainer import MedicalTrainer
-from tests.support.commands import flags, options, script
-from tests.support.strangers import STRANGER, as_a_stranger
+from tests.support.commands import flags, options, run_command
+from tests.support.evaluation_script import EVALUATION_SCRIPT, evaluate_without_hf_medtl
 
 METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc",
            "average_precision", "brier", "ece"]  # fmt: skip
@@ -24,36 +24,38 @@ METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv",
 # Code of a user with stock transformers and scikit-learn, without hf_medtl.
 
 
-def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny, tmp_path):
+def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny_checkpoint, tmp_path):
     for family, fit in (("vit", "pad"), ("timm", "squash")):
-        more = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
-        folder = run(Recipe(**options(phantoms, tiny(family), tmp_path / family, **more)))
+        overrides = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
+        folder = run(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / family, **overrides)))
         text = (folder / "README.md").read_text()
         assert "trust_remote_code=True" in text
         assert "cropped to the brain" in text
         results = json.loads((folder / "results.json").read_text())["metrics"]
-        trusting = STRANGER.replace("model=model)", "model=model, trust_remote_code=True)")
-        done = script(sys.executable, "-I", "-c", trusting, folder, folder, phantoms)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        assert found == {name: results[name]["value"] for name in ("accuracy", "roc_auc")}
+        trusting = EVALUATION_SCRIPT.replace("model=model)", "model=model, trust_remote_code=True)")
+        process = run_command(sys.executable, "-I", "-c", trusting, folder, folder, phantoms)
+        assert process.returncode == 0, process.stderr
+        metrics = json.loads(process.stdout.splitlines()[-1])
+        assert metrics == {name: results[name]["value"] for name in ("accuracy", "roc_auc")}
     for order in ("import hf_medtl, transformers", "import transformers, hf_medtl"):
         code = f"{order}; print(type(transformers.AutoImageProcessor.from_pretrained({str(folder)!r})).__module__)"
-        done = script(sys.executable, "-c", code)
-        assert done.stdout.strip() == "hf_medtl.models.processor", done.stderr
+        process = run_command(sys.executable, "-c", code)
+        assert process.stdout.strip() == "hf_medtl.models.processor", process.stderr
 
 
-def test_run_folder_is_complete(finished):
-    present = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+def test_run_folder_is_complete(finished_run):
+    present = {
+        str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file() and "checkpoint-" not in str(p)
+    }
     assert present == {
         "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "splits.csv", "results.json",
         "predictions.csv", "README.md", "figures/history.png", "figures/confusion_matrix.png", "figures/roc.png",
         "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors",
     }  # fmt: skip
-    for figure in (finished / "figures").iterdir():
+    for figure in (finished_run / "figures").iterdir():
         Image.open(figure).verify()
-    assert all((p / "trainer_state.json").exists() for p in finished.glob("checkpoint-*"))
-    assert len(list(finished.glob("checkpoint-*"))) == 2
+    assert all((p / "trainer_state.json").exists() for p in finished_run.glob("checkpoint-*"))
+    assert len(list(finished_run.glob("checkpoint-*"))) == 2
 
 
 def test_results_follow_the_schema(results):
@@ -74,8 +76,8 @@ def test_results_follow_the_schema(results):
     assert 0 < results["threshold"] < 1
 
 
-def test_saved_split_keeps_groups_together(finished):
-    rows = pd.read_csv(finished / "splits.csv")
+def test_saved_split_keeps_groups_together(finished_run):
+    rows = pd.read_csv(finished_run / "splits.csv")
     assert list(rows.columns) == ["image_id", "path", "label", "patient", "group", "split", "sha256"]
     assert rows.groupby("group")["split"].nunique().max() == 1
     assert rows.groupby("patient")["split"].nunique().max() == 1
@@ -83,13 +85,13 @@ def test_saved_split_keeps_groups_together(finished):
     assert set(rows["split"]) == {"train", "validation", "test"}
 
 
-def test_stock_code_reproduces_the_reported_metrics(finished, results, phantoms):
-    found = as_a_stranger(finished, finished, phantoms)
-    assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
+def test_stock_code_reproduces_the_reported_metrics(finished_run, results, phantoms):
+    metrics = evaluate_without_hf_medtl(finished_run, finished_run, phantoms)
+    assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
 
 
-def test_card_is_valid_and_has_the_results(finished, results):
-    text = (finished / "README.md").read_text()
+def test_card_is_valid_and_has_the_results(finished_run, results):
+    text = (finished_run / "README.md").read_text()
     data = ModelCard(text).data
     assert data.license == "apache-2.0"
     assert data.base_model is data.datasets is None  # neither is on the Hub, and the Hub would link them
@@ -98,42 +100,42 @@ def test_card_is_valid_and_has_the_results(finished, results):
     reported = {r.metric_type: r.metric_value for r in data.eval_results}
     assert reported["roc_auc"] == round(results["metrics"]["roc_auc"]["value"], 4)
     assert "synthetic-data" in data.tags
-    for words in (
+    for phrase in (
         "Not a medical device",
         "Synthetic data",
         "Intended use",
         "Limits",
         'pipeline("image-classification"',
     ):
-        assert words in text
+        assert phrase in text
     auc = results["metrics"]["roc_auc"]
     assert f"| ROC AUC | {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}] |" in text
     yaml.safe_load(text.split("---")[1])
 
 
-def test_published_files_hold_no_local_paths(finished, phantoms, tiny):
-    for path in finished.rglob("*"):
+def test_published_files_hold_no_local_paths(finished_run, phantoms, tiny_checkpoint):
+    for path in finished_run.rglob("*"):
         if path.is_file() and "checkpoint-" not in str(path) and path.suffix not in (".png", ".safetensors"):
             text = path.read_text()
             assert str(phantoms.parent) not in text, path
-            assert str(tiny("vit").parent) not in text, path
+            assert str(tiny_checkpoint("vit").parent) not in text, path
             assert "hf_ci" not in text, path
 
 
-def test_dry_run_writes_nothing(phantoms, tiny, tmp_path, capsys):
-    run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", dry_run=True)))
+def test_dry_run_writes_nothing(phantoms, tiny_checkpoint, tmp_path, capsys):
+    run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", dry_run=True)))
     assert not (tmp_path / "run").exists()
-    shown = capsys.readouterr().out
-    assert "ViTForImageClassification" in shown
-    assert "GB in" in shown
+    output = capsys.readouterr().out
+    assert "ViTForImageClassification" in output
+    assert "GB in" in output
 
 
-def test_rejects_folders_that_a_run_would_spoil(finished, phantoms, tiny, tmp_path):
+def test_rejects_folders_that_a_run_would_spoil(finished_run, phantoms, tiny_checkpoint, tmp_path):
     def start(output: Path) -> None:
-        run(Recipe(**options(phantoms, tiny("vit"), output)))
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), output)))
 
     with pytest.raises(MedtlError, match="holds a finished run"):
-        start(finished)
+        start(finished_run)
     (tmp_path / "unfinished" / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "unfinished" / "UNFINISHED").touch()
     with pytest.raises(MedtlError, match="--resume_from_checkpoint auto"):
@@ -147,12 +149,12 @@ def test_rejects_folders_that_a_run_would_spoil(finished, phantoms, tiny, tmp_pa
         start(tmp_path / "file")
 
 
-def test_full_disk_raises_before_and_during_the_run(phantoms, tiny, tmp_path, monkeypatch):
+def test_full_disk_raises_before_and_during_the_run(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
         with pytest.raises(MedtlError, match=r"0\.00 GB free"):
-            run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "before")))
+            run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "before")))
     assert not (tmp_path / "before").exists()
 
     def full(*args: object, **kwargs: object) -> None:
@@ -160,55 +162,63 @@ def test_full_disk_raises_before_and_during_the_run(phantoms, tiny, tmp_path, mo
 
     monkeypatch.setattr(MedicalTrainer, "train", full)
     with pytest.raises(MedtlError, match="make room"):
-        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "during")))
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "during")))
     assert (tmp_path / "during" / "UNFINISHED").exists()
 
 
-def test_rejects_resuming_with_other_images(phantoms, tiny, tmp_path):
+def test_rejects_resuming_with_other_images(phantoms, tiny_checkpoint, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "UNFINISHED").touch()
     (tmp_path / "run" / "splits.csv").write_text("sha256,split\nabc,train\n")
     with pytest.raises(MedtlError, match="differ from"):
-        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", resume_from_checkpoint="auto")))
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", resume_from_checkpoint="auto")))
 
 
 def test_user_errors_have_no_traceback(phantoms, tmp_path):
-    done = script(
+    process = run_command(
         sys.executable,
         "recipes/vit_brain.py",
         *flags(**options(phantoms, Path("nobody/absent"), tmp_path / "run")),
     )
-    assert done.returncode == 1
-    assert "Error: Can't build an image classifier from 'nobody/absent'" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 1
+    assert "Error: Can't build an image classifier from 'nobody/absent'" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_recipe_runs_two_steps(phantoms, tiny, tmp_path):
-    values = options(phantoms, tiny("vit"), tmp_path / "run", max_steps=2, eval_strategy="steps", eval_steps=1,
-                     save_strategy="steps", save_steps=1)  # fmt: skip
-    done = script(sys.executable, "recipes/vit_brain.py", *flags(**values))
-    assert done.returncode == 0, done.stderr
+def test_recipe_runs_two_steps(phantoms, tiny_checkpoint, tmp_path):
+    values = options(
+        phantoms,
+        tiny_checkpoint("vit"),
+        tmp_path / "run",
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    process = run_command(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "run" / "results.json").exists()
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_give_equal_metrics(phantoms, tiny, tmp_path):
+def test_one_and_two_processes_give_equal_metrics(phantoms, tiny_checkpoint, tmp_path):
     """Images that pad the last batch must not count. With learning rate 0 rounding errors can't add up."""
-    found = {}
+    results = {}
     for processes in (1, 2):
         output = tmp_path / f"run{processes}"
-        values = options(phantoms, tiny("convnext"), output, per_device_train_batch_size=8,
+        values = options(phantoms, tiny_checkpoint("convnext"), output, per_device_train_batch_size=8,
                          per_device_eval_batch_size=3, learning_rate=0.0, logging_steps=1)  # fmt: skip
         # Without --multi_gpu accelerate starts a single process on a CPU, whatever --num_processes says.
-        many = ["--multi_gpu", "--num_machines", 1] if processes > 1 else []
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", *many, "--num_processes", processes]
-        done = script(*launcher, "recipes/vit_brain.py", *flags(**values))
-        assert done.returncode == 0, done.stderr[-3000:]
+        multi_gpu = ["--multi_gpu", "--num_machines", 1] if processes > 1 else []
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *multi_gpu, "--num_processes", processes]
+        process = run_command(*launcher, "recipes/vit_brain.py", *flags(**values))
+        assert process.returncode == 0, process.stderr[-3000:]
         state = json.loads(next(output.glob("checkpoint-*/trainer_state.json")).read_text())
         result = json.loads((output / "results.json").read_text())
         assert result["environment"]["processes"] == processes
-        found[processes] = result, state["log_history"], pd.read_csv(output / "predictions.csv")
-    (result, log, predictions), (result2, log2, predictions2) = found[1], found[2]
+        results[processes] = result, state["log_history"], pd.read_csv(output / "predictions.csv")
+    (result, log, predictions), (result2, log2, predictions2) = results[1], results[2]
     pd.testing.assert_frame_equal(predictions, predictions2, rtol=1e-6)
     for name in METRICS:
         assert result["metrics"][name] == pytest.approx(result2["metrics"][name], abs=1e-6), name
@@ -219,14 +229,14 @@ def test_one_and_two_processes_give_equal_metrics(phantoms, tiny, tmp_path):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_real_data_and_weights(real_brain, shared, tmp_path):
-    """Two steps on real images and weights; stock code reads the files."""
+def test_stock_code_reproduces_metrics_on_real_data(real_brain, shared, tmp_path):
+    """Stock code reproduces the metrics of two training steps on real images and weights."""
     values = {"data_dir": real_brain, "model_name_or_path": shared / "weights" / "tf_efficientnet_lite0-in1k",
               "output_dir": tmp_path / "run", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
               "save_strategy": "steps", "save_steps": 2, "use_cpu": True}  # fmt: skip
-    done = script(sys.executable, "recipes/vit_brain.py", *flags(**values))
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = run_command(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    assert process.returncode == 0, process.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["n"] == 51
-    found = as_a_stranger(tmp_path / "run", tmp_path / "run", real_brain)
-    assert found == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
+    metrics = evaluate_without_hf_medtl(tmp_path / "run", tmp_path / "run", real_brain)
+    assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
