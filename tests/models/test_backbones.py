@@ -16,8 +16,8 @@ from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig, MedicalCnnForImageCla
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.publish.hub import UPLOAD_PATTERNS, push
-from tests.support.commands import WAIVED, options, script
-from tests.support.model_families import FAMILIES, LABELS, STRANGER
+from tests.support.commands import WAIVED, options, run_command
+from tests.support.model_families import FAMILIES, LABELS, LOADING_SCRIPT
 
 IMAGENET, HALF = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -27,17 +27,17 @@ sys.modules["hf_medtl"] = None  # as if it were not installed
 from transformers import pipeline
 
 classify = pipeline("image-classification", sys.argv[1], trust_remote_code=True, device="cpu")
-answers = classify(sys.argv[2:], top_k=None)
-print(json.dumps([next(row["score"] for row in rows if row["label"] == "lesion") for rows in answers]))
+outputs = classify(sys.argv[2:], top_k=None)
+print(json.dumps([next(row["score"] for row in rows if row["label"] == "lesion") for rows in outputs]))
 """
 
 
-def test_fresh_process_reproduces_logits(tiny, tmp_path):
+def test_fresh_process_reproduces_logits(tiny_checkpoint, tmp_path):
     torch.manual_seed(0)
     pixels, expected = torch.randn(2, 3, 64, 64), {}
     torch.save(pixels, tmp_path / "pixels.pt")
     for family in FAMILIES:
-        model, processor = build_classifier(str(tiny(family)), LABELS, head_dropout=0.5)
+        model, processor = build_classifier(str(tiny_checkpoint(family)), LABELS, head_dropout=0.5)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         size = 64 if family.startswith("timm") else 32
         loss = model.train()(pixel_values=pixels[..., :size, :size], labels=torch.tensor([0, 1])).loss
@@ -48,9 +48,9 @@ def test_fresh_process_reproduces_logits(tiny, tmp_path):
         model.eval().save_pretrained(folder)
         processor.save_pretrained(folder)
         expected[str(folder)] = model(pixel_values=pixels[..., :size, :size]).logits
-    done = script(sys.executable, "-I", "-c", STRANGER, tmp_path / "pixels.pt", *expected)
-    assert done.returncode == 0, done.stderr
-    for folder, logits in json.loads(done.stdout.splitlines()[-1]).items():
+    process = run_command(sys.executable, "-I", "-c", LOADING_SCRIPT, tmp_path / "pixels.pt", *expected)
+    assert process.returncode == 0, process.stderr
+    for folder, logits in json.loads(process.stdout.splitlines()[-1]).items():
         assert (torch.tensor(logits) - expected[folder]).abs().max() < 1e-4, folder
 
 
@@ -79,7 +79,7 @@ def test_timm_from_scratch_needs_no_network(name, size, statistics, monkeypatch)
 
 
 def test_timm_from_scratch_uses_timm_initialisation():
-    """TRAP: transformers draws each layer with a deviation of 0.02, and the signal dies in a deep network."""
+    """TRAP: transformers initialises each layer with a deviation of 0.02; in a deep network the signal vanishes."""
     model, _ = build_classifier("timm/test_resnet", LABELS, from_scratch=True)
     stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     fan_out = stem.out_channels * 9
@@ -98,11 +98,11 @@ def test_unknown_timm_name_raises():
         build_classifier("timm/vgg16.nonsense", LABELS, from_scratch=True)
 
 
-def test_distillation_heads_become_one_or_raise(tiny, tmp_path):
+def test_distillation_heads_become_one_or_raise(tiny_checkpoint, tmp_path):
     config = DeiTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32)
     taught = DeiTForImageClassificationWithTeacher(config)
     taught.save_pretrained(tmp_path)
-    for file in tiny("deit").glob("preprocessor_config.json"):
+    for file in tiny_checkpoint("deit").glob("preprocessor_config.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     model, _ = build_classifier(str(tmp_path), LABELS)
     assert type(model).__name__ == "DeiTForImageClassification"
@@ -113,18 +113,18 @@ def test_distillation_heads_become_one_or_raise(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_head_dropout_is_active_in_training_only(family, tiny):
-    seen: list[torch.Tensor] = []
-    model, _ = build_classifier(str(tiny(family)), LABELS, head_dropout=0.75)
-    find_head(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def test_head_dropout_is_active_in_training_only(family, tiny_checkpoint):
+    inputs_of_head: list[torch.Tensor] = []
+    model, _ = build_classifier(str(tiny_checkpoint(family)), LABELS, head_dropout=0.75)
+    find_head(model).register_forward_pre_hook(lambda _, inputs: inputs_of_head.append(inputs[0]))
     size = 64 if family.startswith("timm") else 32
     for training in (True, False):
         model.train(training)(pixel_values=torch.randn(8, 3, size, size))
-    zeros = [(x == 0).float().mean().item() for x in seen]
-    assert zeros[0] > max(0.6, zeros[1] + 0.1)  # after a ReLU some are zero anyway
+    zeros = [(x == 0).float().mean().item() for x in inputs_of_head]
+    assert zeros[0] > max(0.6, zeros[1] + 0.1)  # a ReLU also gives zeros
     assert zeros[1] < 0.6
     with pytest.raises(MedtlError, match="dropout rate"):
-        build_classifier(str(tiny(family)), LABELS, head_dropout=1.0)
+        build_classifier(str(tiny_checkpoint(family)), LABELS, head_dropout=1.0)
 
 
 def test_cnn_presets_shapes_and_parameters():
@@ -147,21 +147,21 @@ def test_cnn_keeps_weights_and_loss_after_loading(tmp_path):
         for parameter in model.parameters():
             parameter.uniform_()
     pixels, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
-    model(pixel_values=pixels)  # moves the statistics of batch norm
+    model(pixel_values=pixels)  # updates the statistics of batch norm
     model.save_pretrained(tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     out = loaded.eval()(pixel_values=pixels, labels=labels)
     assert out.loss == nn.functional.cross_entropy(out.logits, labels)
-    half = loaded(pixel_values=pixels, labels=labels, num_items_in_batch=8).loss  # of two batches in a step
+    half = loaded(pixel_values=pixels, labels=labels, num_items_in_batch=8).loss  # as one of two batches in a step
     assert half.item() == pytest.approx(out.loss.item() / 2)
     loss, logits = loaded(pixel_values=pixels, labels=labels, return_dict=False)
     assert torch.equal(logits, out.logits)
     assert loss == out.loss
 
 
-def test_it_learns():
+def test_cnn_learns_a_bright_square():
     torch.manual_seed(0)
     pixels, labels = torch.randn(8, 3, 16, 16), torch.tensor([0, 1] * 4)
     pixels[labels == 1, :, 4:8, 4:8] += 2
@@ -192,10 +192,10 @@ def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
     rows = pd.read_csv(folder / "predictions.csv")
     paths = pd.read_csv(folder / "splits.csv").set_index("image_id")["path"]
     files = [phantoms / paths[name] for name in rows["image_id"]]
-    for place in (folder, "ci-user/small-cnn"):
-        done = script(sys.executable, "-I", "-c", CLASSIFY, place, *files)
-        assert done.returncode == 0, done.stderr
-        actual = json.loads(done.stdout.splitlines()[-1])
+    for source in (folder, "ci-user/small-cnn"):
+        process = run_command(sys.executable, "-I", "-c", CLASSIFY, source, *files)
+        assert process.returncode == 0, process.stderr
+        actual = json.loads(process.stdout.splitlines()[-1])
         assert actual == pytest.approx(rows["p_lesion"].tolist(), abs=1e-4)
 
 
@@ -206,15 +206,15 @@ def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
         "from transformers import Trainer; import hf_medtl",
     ],
 )
-def test_auto_classes_load_cnn_in_any_import_order(order, tiny):
+def test_auto_classes_load_cnn_in_any_import_order(order, tiny_checkpoint):
     code = f"""{order}
 from transformers import AutoConfig, AutoModelForImageClassification
-assert type(AutoConfig.from_pretrained({str(tiny("cnn"))!r})).__module__ == "hf_medtl.models.cnn"
-print(type(AutoModelForImageClassification.from_pretrained({str(tiny("cnn"))!r})).__module__)"""
-    done = script(sys.executable, "-c", code)
-    assert done.stdout.strip() == "hf_medtl.models.cnn", done.stderr
+assert type(AutoConfig.from_pretrained({str(tiny_checkpoint("cnn"))!r})).__module__ == "hf_medtl.models.cnn"
+print(type(AutoModelForImageClassification.from_pretrained({str(tiny_checkpoint("cnn"))!r})).__module__)"""
+    process = run_command(sys.executable, "-c", code)
+    assert process.stdout.strip() == "hf_medtl.models.cnn", process.stderr
 
 
-def test_nonsense_is_refused():
+def test_rejects_head_dropout_above_1():
     with pytest.raises(MedtlError, match="--head_dropout"):
         Recipe(head_dropout=1.5, use_cpu=True)

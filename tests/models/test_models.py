@@ -17,10 +17,10 @@ from tests.support.model_families import FAMILIES, LABELS
 
 
 @pytest.fixture(params=FAMILIES)
-def saved(request, tiny, tmp_path):
+def saved(request, tiny_checkpoint, tmp_path):
     """Return model, processor and the folder that they were saved to."""
     torch.manual_seed(1)
-    model, processor = build_classifier(str(tiny(request.param)), LABELS)
+    model, processor = build_classifier(str(tiny_checkpoint(request.param)), LABELS)
     torch.nn.init.normal_(find_head(model).weight)  # so that different images give different logits
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -91,9 +91,9 @@ def test_temperature_is_folded_into_head(saved):
     assert torch.allclose(after, before / 2.5, atol=1e-6)
 
 
-def test_attention_maps_require_eager_attention(tiny):
+def test_attention_maps_require_eager_attention(tiny_checkpoint):
     """TRAP: with SDPA, output_attentions=True silently returns nothing."""
-    model, _ = build_classifier(str(tiny("vit")), LABELS)
+    model, _ = build_classifier(str(tiny_checkpoint("vit")), LABELS)
     pixels = torch.randn(1, 3, 32, 32)
     logits = model.eval()(pixel_values=pixels).logits
     model.set_attn_implementation("eager")
@@ -103,54 +103,56 @@ def test_attention_maps_require_eager_attention(tiny):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_labels_keep_body_and_reset_head(family, tiny):
+def test_other_labels_keep_body_and_reset_head(family, tiny_checkpoint):
     torch.manual_seed(0)
-    model, _ = build_classifier(str(tiny(family)), LABELS)
-    original = AutoModelForImageClassification.from_pretrained(tiny(family))
+    model, _ = build_classifier(str(tiny_checkpoint(family)), LABELS)
+    original = AutoModelForImageClassification.from_pretrained(tiny_checkpoint(family))
     own_labels = tuple(original.config.id2label.values())
     head = {id(p) for p in find_head(model).parameters()}
     originals = dict(original.named_parameters())
     for name, parameter in model.named_parameters():
         if id(parameter) not in head:
             assert torch.equal(parameter, originals[name]), name
-    # As many labels with other names: the old head must not stay by accident.
-    model, _ = build_classifier(str(tiny(family)), ("x", "y", "z")[: len(own_labels)])
+    # The same number of labels with other names: the old head must not be reused.
+    model, _ = build_classifier(str(tiny_checkpoint(family)), ("x", "y", "z")[: len(own_labels)])
     assert not torch.equal(find_head(model).weight, find_head(original).weight)
     if family == "rad-dino":  # has no head to keep
         return
-    model, _ = build_classifier(str(tiny(family)), own_labels)
+    model, _ = build_classifier(str(tiny_checkpoint(family)), own_labels)
     assert torch.equal(find_head(model).weight, find_head(original).weight)
 
 
-def test_from_scratch_ignores_weights(tiny):
+def test_from_scratch_ignores_weights(tiny_checkpoint):
     torch.manual_seed(5)
-    model, _ = build_classifier(str(tiny("vit")), LABELS, from_scratch=True)
-    original = AutoModelForImageClassification.from_pretrained(tiny("vit"))
+    model, _ = build_classifier(str(tiny_checkpoint("vit")), LABELS, from_scratch=True)
+    original = AutoModelForImageClassification.from_pretrained(tiny_checkpoint("vit"))
     assert not torch.equal(model.vit.embeddings.cls_token, original.vit.embeddings.cls_token)
 
 
-def test_incomplete_checkpoint_raises(tiny, tmp_path):
-    AutoConfig.from_pretrained(tiny("vit")).save_pretrained(tmp_path)
-    weights = load_file(tiny("vit") / "model.safetensors")
-    kept = {name: t for name, t in weights.items() if "layer.1." not in name}
-    assert len(kept) < len(weights)
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+def test_incomplete_checkpoint_raises(tiny_checkpoint, tmp_path):
+    AutoConfig.from_pretrained(tiny_checkpoint("vit")).save_pretrained(tmp_path)
+    weights = load_file(tiny_checkpoint("vit") / "model.safetensors")
+    incomplete = {name: t for name, t in weights.items() if "layer.1." not in name}
+    assert len(incomplete) < len(weights)
+    save_file(incomplete, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MedtlError, match="would be initialised randomly"):
         build_classifier(str(tmp_path), LABELS)
 
 
-def test_checkpoint_without_head_gets_new_head(tiny, tmp_path, caplog):
-    AutoConfig.from_pretrained(tiny("vit")).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_bytes((tiny("vit") / "preprocessor_config.json").read_bytes())
-    weights = load_file(tiny("vit") / "model.safetensors")
-    kept = {name: t for name, t in weights.items() if "classifier" not in name}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+def test_checkpoint_without_head_gets_new_head(tiny_checkpoint, tmp_path, caplog):
+    AutoConfig.from_pretrained(tiny_checkpoint("vit")).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_bytes(
+        (tiny_checkpoint("vit") / "preprocessor_config.json").read_bytes()
+    )
+    weights = load_file(tiny_checkpoint("vit") / "model.safetensors")
+    without_head = {name: t for name, t in weights.items() if "classifier" not in name}
+    save_file(without_head, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with caplog.at_level("INFO", "hf_medtl"):
         build_classifier(str(tmp_path), ("cat", "dog", "cow"))  # its own labels
     assert "New head" in caplog.text
 
 
-def test_unknown_backbone_raises(tmp_path, tiny, hub):
+def test_unknown_backbone_raises(tmp_path, tiny_checkpoint, hub):
     with pytest.raises(MedtlError, match="Check the spelling"):
         build_classifier("nobody/absent", LABELS)
     (tmp_path / "config.json").write_text("{}")
@@ -158,8 +160,8 @@ def test_unknown_backbone_raises(tmp_path, tiny, hub):
         build_classifier(str(tmp_path), LABELS)
 
 
-def test_processor_beyond_resizing_raises(tiny):
-    _, processor = build_classifier(str(tiny("vit")), LABELS)
+def test_processor_beyond_resizing_raises(tiny_checkpoint):
+    _, processor = build_classifier(str(tiny_checkpoint("vit")), LABELS)
     processor.rescale_factor = 1 / 127.5  # normalisation() follows it, so this one is fine
     assert to_uint8(processor, [Image.new("RGB", (9, 9), (7, 8, 9))])[0, 0, 0].tolist() == [7, 8, 9]
 

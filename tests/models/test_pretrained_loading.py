@@ -28,12 +28,12 @@ from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.export.export import export_run
 from hf_medtl.publish.handler import EndpointHandler
 from hf_medtl.publish.hub import push
-from tests.support.commands import ROOT, WAIVED, options, script
-from tests.support.multilabel_tables import table
+from tests.support.commands import ROOT, WAIVED, options, run_command
+from tests.support.multilabel_tables import write_table
 from tests.support.process_pool import free_port
-from tests.support.segmentation_runs import recipe
+from tests.support.segmentation_runs import segmentation_recipe
 
-# Family -> whether code travels, and what its card shows beside pipeline(), the Auto classes and Predictor.
+# Family -> whether custom code is saved, and the card's snippet beside pipeline(), the Auto classes and Predictor.
 FAMILIES = {
     "vit": (False, "onnxruntime"),
     "timm": (False, "timm.create_model"),
@@ -96,42 +96,46 @@ print(handle({{"inputs": open("image.png", "rb").read()}}))
 """
 
 
-def train(family: str, folder: Path, phantoms: Path, tiny) -> tuple[Path, Path]:
+def train(family: str, folder: Path, phantoms: Path, tiny_checkpoint) -> tuple[Path, Path]:
     """Train a run in seconds; return its folder and its images."""
     if family in ("unet", "segformer"):
         data = write_phantoms(folder / "chest", "chest", patients=18, images=2, size=64)
-        more = {"num_train_epochs": 6}
+        overrides = {"num_train_epochs": 6}
         if family == "segformer":
             sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
             torch.manual_seed(0)
             config = SegformerConfig(**sizes, decoder_hidden_size=16, num_labels=5)
             SegformerForSemanticSegmentation(config).save_pretrained(folder / "backbone")
             SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "backbone")
-            more |= {"model_name_or_path": str(folder / "backbone"), "encoder": None, "encoder_weights": "imagenet"}
-            more |= {"image_size": None, "learning_rate": 1e-2, "num_train_epochs": 20}
-        return run(recipe(data, folder / family, **more)), data
-    backbone = tiny({"several": "vit", "steps": "vit"}.get(family, family))
-    more = {
+            overrides |= {
+                "model_name_or_path": str(folder / "backbone"),
+                "encoder": None,
+                "encoder_weights": "imagenet",
+            }
+            overrides |= {"image_size": None, "learning_rate": 1e-2, "num_train_epochs": 20}
+        return run(segmentation_recipe(data, folder / family, **overrides)), data
+    backbone = tiny_checkpoint({"several": "vit", "steps": "vit"}.get(family, family))
+    overrides = {
         "several": {"dataset": "table"},
         "steps": {"preprocessing": "brain_crop,clahe"},
         "timm": {"learning_rate": 1e-2, "num_train_epochs": 4},
     }.get(family, {})
-    data = table(folder / "marks", 48) if family == "several" else phantoms
-    done = run(Recipe(**options(data, backbone, folder / family, **({"learning_rate": 1e-3} | more))))
-    return done, data.parent if family == "several" else data
+    data = write_table(folder / "marks", 48) if family == "several" else phantoms
+    run_folder = run(Recipe(**options(data, backbone, folder / family, **({"learning_rate": 1e-3} | overrides))))
+    return run_folder, data.parent if family == "several" else data
 
 
 @pytest.fixture(scope="module")
-def published(hub, phantoms, tiny, tmp_path_factory) -> dict[str, Path]:
+def published(hub, phantoms, tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
     """Publish runs and delete them locally; return family -> folder of its images."""
     parsed = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(family)
-        done, parsed[family] = train(family, folder, phantoms, tiny)
+        run_folder, parsed[family] = train(family, folder, phantoms, tiny_checkpoint)
         if family == "vit":
-            export_run(done, "onnx", data_dir=phantoms)
-        push(done, NAME.format(family), waive=WAIVED)
-        shutil.rmtree(done)
+            export_run(run_folder, "onnx", data_dir=phantoms)
+        push(run_folder, NAME.format(family), waive=WAIVED)
+        shutil.rmtree(run_folder)
     return parsed
 
 
@@ -139,7 +143,7 @@ def fetch(family: str, name: str) -> Path:
     return Path(hf_hub_download(NAME.format(family), name, revision="v1"))
 
 
-def rows_of(family: str, data: Path) -> tuple[pd.DataFrame, list[Path]]:
+def published_predictions(family: str, data: Path) -> tuple[pd.DataFrame, list[Path]]:
     """Return predictions.csv from the Hub, and the images of its rows."""
     rows = pd.read_csv(fetch(family, "predictions.csv"), keep_default_na=False)
     paths = pd.read_csv(fetch(family, "splits.csv")).set_index("image_id")["path"]
@@ -149,14 +153,14 @@ def rows_of(family: str, data: Path) -> tuple[pd.DataFrame, list[Path]]:
 def snippets(family: str) -> dict[str, str]:
     """Return name -> Python snippets of the card, and code that calls the handler."""
     blocks = re.findall(r"```python\n(.*?)```", fetch(family, "README.md").read_text(), flags=re.DOTALL)
-    ways = "Predictor", "timm.create_model", "onnxruntime", "pipeline(", "AutoModel"
-    parsed = {next(words for words in ways if words in block): block for block in blocks}
+    methods = "Predictor", "timm.create_model", "onnxruntime", "pipeline(", "AutoModel"
+    parsed = {next(method for method in methods if method in block): block for block in blocks}
     assert len(parsed) == len(blocks)
     return parsed | {"handler": HANDLER.format(name=NAME.format(family))}
 
 
 @pytest.fixture(scope="module")
-def answers(published, tmp_path_factory) -> dict[str, dict]:
+def snippet_outputs(published, tmp_path_factory) -> dict[str, dict]:
     """Return (online or offline) -> FAMILY SNIPPET -> output for each image and its masks, or the error."""
     home = str(tmp_path_factory.mktemp("stranger"))
     offline = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -164,16 +168,16 @@ def answers(published, tmp_path_factory) -> dict[str, dict]:
     for mode, env in {"online": {"HF_HOME": home}, "offline": offline}.items():
         jobs: dict[str, dict] = {"stock": {}, "ours": {}}
         for family, data in published.items():
-            images = [str(path) for path in rows_of(family, data)[1]]
+            images = [str(path) for path in published_predictions(family, data)[1]]
             for name, code in snippets(family).items():
-                kind = "ours" if name == "Predictor" else "stock"
-                jobs[kind][f"{family} {name}"] = code, images[:1] if mode == "online" else images
+                environment = "ours" if name == "Predictor" else "stock"
+                jobs[environment][f"{family} {name}"] = code, images[:1] if mode == "online" else images
         parsed[mode] = {}
-        for kind, batch in jobs.items():
-            isolated = ["-I"] if kind == "stock" else []
-            done = script(sys.executable, *isolated, "-c", FORKED, kind, input=json.dumps(batch), **env)
-            assert done.returncode == 0, done.stderr
-            parsed[mode] |= json.loads(done.stdout.splitlines()[-1])
+        for environment, batch in jobs.items():
+            isolated = ["-I"] if environment == "stock" else []
+            process = run_command(sys.executable, *isolated, "-c", FORKED, environment, input=json.dumps(batch), **env)
+            assert process.returncode == 0, process.stderr
+            parsed[mode] |= json.loads(process.stdout.splitlines()[-1])
     return parsed
 
 
@@ -192,31 +196,33 @@ def dice(parsed: list, mask: Path) -> float:
     return 2 * (parsed & true).sum() / (parsed.sum() + true.sum())
 
 
-@pytest.mark.slow  # the first has the fixtures' time
+@pytest.mark.slow  # the first test includes the fixtures' time
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_loading_snippets_give_published_predictions(family, published, answers):
-    rows, images = rows_of(family, published[family])
+def test_all_loading_snippets_give_published_predictions(family, published, snippet_outputs):
+    rows, images = published_predictions(family, published[family])
     results = json.loads(fetch(family, "results.json").read_text())
     code = snippets(family)
-    travels, more = FAMILIES[family]
-    assert set(code) == {"pipeline(", "AutoModel", "Predictor", "handler"} | ({more} if more else set())
+    travels, extra = FAMILIES[family]
+    assert set(code) == {"pipeline(", "AutoModel", "Predictor", "handler"} | ({extra} if extra else set())
     for name, text in code.items():
         assert NAME.format(family) in text and ('"v1"' in text or "@v1" in text), name
         assert ("trust_remote_code=True" in text) == (travels and name in ("pipeline(", "AutoModel")), name
-    output = {name: [ast.literal_eval(line) for line in answers["offline"][f"{family} {name}"].get("printed", ())]
-            for name in ("Predictor", "handler")}  # fmt: skip
-    for mode, every in answers.items():
+    output = {
+        name: [ast.literal_eval(line) for line in snippet_outputs["offline"][f"{family} {name}"].get("printed", ())]
+        for name in ("Predictor", "handler")
+    }
+    for mode, outputs in snippet_outputs.items():
         for name in code:
-            answer = every[f"{family} {name}"]
-            assert "error" not in answer, f"{mode} {name}: {answer['error']}"
-            assert len(answer["printed"]) == (1 if mode == "online" else len(rows))
+            result = outputs[f"{family} {name}"]
+            assert "error" not in result, f"{mode} {name}: {result['error']}"
+            assert len(result["printed"]) == (1 if mode == "online" else len(rows))
             if "dice" in rows:
                 if name != "handler":
                     masks = [path.parents[1] / "masks" / path.name for path in images]
-                    parsed = [dice(*pair) for pair in zip(answer["masks"], masks, strict=False)]
+                    parsed = [dice(*pair) for pair in zip(result["masks"], masks, strict=False)]
                     assert parsed == pytest.approx(rows["dice"][: len(parsed)].tolist(), abs=1e-6), (mode, name)
                 continue
-            parsed = pd.DataFrame([probabilities(line) for line in answer["printed"]])
+            parsed = pd.DataFrame([probabilities(line) for line in result["printed"]])
             for label in results["labels"]:
                 assert parsed[label].tolist() == pytest.approx(rows[f"p_{label}"][: len(parsed)].tolist(), abs=1e-5)
             if mode == "offline" and family != "several":
@@ -224,14 +230,14 @@ def test_all_loading_snippets_give_published_predictions(family, published, answ
                 assert roc_auc_score(truth, score) == pytest.approx(results["metrics"]["roc_auc"]["value"])
                 accuracy = ((score >= results["threshold"]) == truth).mean()
                 assert accuracy == pytest.approx(results["metrics"]["accuracy"]["value"])
-    for ours, theirs in zip(output["Predictor"], output["handler"], strict=True):
+    for predicted, handled in zip(output["Predictor"], output["handler"], strict=True):
         if "dice" in rows:
-            assert theirs["area"]["lungs"] == pytest.approx(ours["area_lungs"], abs=1e-9)
+            assert handled["area"]["lungs"] == pytest.approx(predicted["area_lungs"], abs=1e-9)
         else:
-            assert {key: theirs[key] for key in ("label", "decision", "abstain")} == {
-                key: ours[key] for key in ("label", "decision", "abstain")
+            assert {key: handled[key] for key in ("label", "decision", "abstain")} == {
+                key: predicted[key] for key in ("label", "decision", "abstain")
             }
-            assert ", ".join(theirs["reasons"]) == ours["reason"]
+            assert ", ".join(handled["reasons"]) == predicted["reason"]
 
 
 @contextlib.contextmanager
@@ -255,31 +261,31 @@ def served(folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["cnn", "unet"])
-def test_published_model_is_served_over_http(family, published, answers, tmp_path):
+def test_published_model_is_served_over_http(family, published, snippet_outputs, tmp_path):
     line = next(line for line in fetch(family, "README.md").read_text().splitlines() if line.startswith("hf download"))
-    done = script(Path(sys.executable).with_name("hf"), *line.split()[1:-1], tmp_path / "model")
-    assert done.returncode == 0, done.stderr
+    process = run_command(Path(sys.executable).with_name("hf"), *line.split()[1:-1], tmp_path / "model")
+    assert process.returncode == 0, process.stderr
     assert "--revision v1" in line
     assert ("segmentation-models-pytorch" in (tmp_path / "model" / "requirements.txt").read_text()) == (
         family == "unet"
     )
-    path = rows_of(family, published[family])[1][0]
+    path = published_predictions(family, published[family])[1][0]
     with served(tmp_path / "model") as address:
         output = json.load(urllib.request.urlopen(address, path.read_bytes(), timeout=60))
         deep = io.BytesIO()
         Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep, "png")
-        for content, words in ((b"no picture", "no picture"), (deep.getvalue(), "apply a window")):
+        for content, message in ((b"no picture", "no picture"), (deep.getvalue(), "apply a window")):
             with pytest.raises(urllib.error.HTTPError) as error:
                 urllib.request.urlopen(address, content, timeout=60)
             assert error.value.code == 400
-            assert words in json.load(error.value)["error"]
-    assert output == ast.literal_eval(answers["online"][f"{family} handler"]["printed"][0])
+            assert message in json.load(error.value)["error"]
+    assert output == ast.literal_eval(snippet_outputs["online"][f"{family} handler"]["printed"][0])
 
 
-def test_handler_equals_predictor(finished, phantoms):
+def test_handler_equals_predictor(finished_run, phantoms):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     images = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
-    handler, predictor = EndpointHandler(str(finished)), Predictor.from_pretrained(finished)
+    handler, predictor = EndpointHandler(str(finished_run)), Predictor.from_pretrained(finished_run)
     for image, expected in zip(images, predictor.predict(images), strict=True):
         content = io.BytesIO()
         image.save(content, "png")
@@ -297,21 +303,21 @@ def test_handler_equals_predictor(finished, phantoms):
             handler({"inputs": nothing})
 
 
-def test_card_of_unchanged_run_keeps_tag(hub, finished, phantoms, tmp_path):
+def test_card_of_unchanged_run_keeps_tag(hub, finished_run, phantoms, tmp_path):
     """The card names the tag of its push; after another push all references name the new tag."""
-    ready = shutil.copytree(finished, tmp_path / "ready")
-    export_run(ready, "onnx", data_dir=phantoms)
+    folder = shutil.copytree(finished_run, tmp_path / "ready")
+    export_run(folder, "onnx", data_dir=phantoms)
     for name in ("ci-user/first", "ci-user/first", "ci-user/second"):
-        push(ready, name, waive=WAIVED)
+        push(folder, name, waive=WAIVED)
         assert [tag.name for tag in HfApi().list_repo_refs(name).tags] == ["v1"]
-        text = (ready / "README.md").read_text()
+        text = (folder / "README.md").read_text()
         assert text.count(f'"{name}", revision="v1"') == 4
         assert f'name, revision = "{name}", "v1"' in text
-    (ready / "results.json").write_text((ready / "results.json").read_text() + "\n")
+    (folder / "results.json").write_text((folder / "results.json").read_text() + "\n")
     HfApi().delete_tag("ci-user/first", tag="v1")  # as if the connection had broken before it was set
-    push(ready, "ci-user/second", waive=WAIVED)
-    push(ready, "ci-user/first", waive=WAIVED)
+    push(folder, "ci-user/second", waive=WAIVED)
+    push(folder, "ci-user/first", waive=WAIVED)
     assert [tag.name for tag in HfApi().list_repo_refs("ci-user/second").tags] == ["v1", "v2"]
     assert [tag.name for tag in HfApi().list_repo_refs("ci-user/first").tags] == ["v1"]
-    assert '"v2"' not in (ready / "README.md").read_text()
-    assert str(ROOT) not in (ready / "README.md").read_text()
+    assert '"v2"' not in (folder / "README.md").read_text()
+    assert str(ROOT) not in (folder / "README.md").read_text()

@@ -24,8 +24,14 @@ from hf_medtl.models.preprocessing import (
     to_uint8,
 )
 from hf_medtl.models.processor import STEPS, MedicalImageProcessor, brain_box, clahe
-from tests.support.commands import script
-from tests.support.processors import LABELS, STRANGER, make, save, train_logits
+from tests.support.commands import run_command
+from tests.support.processors import (
+    LABELS,
+    LOADING_SCRIPT,
+    make_model_and_processor,
+    save_model_and_processor,
+    train_logits,
+)
 
 ALONE = tuple(step for step in STEPS if step != "lung_crop")  # steps that need no other model
 FAMILIES = ("vit", "dinov2", "convnext", "cnn", "timm")
@@ -54,10 +60,10 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 @pytest.mark.parametrize("steps", [(), ("clahe", "brain_crop"), ALONE], ids=["none", "two", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pipeline_equals_training_path(family, steps, fit, tiny, files, tmp_path, monkeypatch):
+def test_pipeline_equals_training_path(family, steps, fit, tiny_checkpoint, files, tmp_path, monkeypatch):
     prompts = []
-    model, processor = make(tiny(family), steps=steps, fit=fit)
-    save(model, processor, tmp_path)
+    model, processor = make_model_and_processor(tiny_checkpoint(family), steps=steps, fit=fit)
+    save_model_and_processor(model, processor, tmp_path)
     assert isinstance(processor, MedicalImageProcessor) == (bool(steps) or fit == "pad")
     assert (tmp_path / "processor.py").exists() == isinstance(processor, MedicalImageProcessor)
     # hf_medtl is here: no code to trust. TRAP: pipeline() looks for a video processor too, and asked about its code.
@@ -71,18 +77,18 @@ def test_pipeline_equals_training_path(family, steps, fit, tiny, files, tmp_path
         assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4, path.name
 
 
-def test_processor_loads_without_hf_medtl(hub, tiny, files, tmp_path):
+def test_processor_loads_without_hf_medtl(hub, tiny_checkpoint, files, tmp_path):
     expected, folders = [], []
     for family in FAMILIES:
-        model, processor = make(tiny(family), steps=["brain_crop", "clahe"], fit="pad")
-        folders.append(save(model, processor, tmp_path / family))
+        model, processor = make_model_and_processor(tiny_checkpoint(family), steps=["brain_crop", "clahe"], fit="pad")
+        folders.append(save_model_and_processor(model, processor, tmp_path / family))
         expected.append(train_logits(model, processor, files[0]))
     # From the Hub too: there AutoImageProcessor looks for a timm model's processor in another file than in a folder.
     HfApi().create_repo("ci-user/medical-timm")
     HfApi().upload_folder(repo_id="ci-user/medical-timm", folder_path=folders[-1])
-    done = script(sys.executable, "-I", "-c", STRANGER, files[0], *folders, "ci-user/medical-timm")
-    assert done.returncode == 0, done.stderr
-    for scores, logits in zip(json.loads(done.stdout.splitlines()[-1]), [*expected, expected[-1]], strict=True):
+    process = run_command(sys.executable, "-I", "-c", LOADING_SCRIPT, files[0], *folders, "ci-user/medical-timm")
+    assert process.returncode == 0, process.stderr
+    for scores, logits in zip(json.loads(process.stdout.splitlines()[-1]), [*expected, expected[-1]], strict=True):
         assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4
 
 
@@ -106,30 +112,32 @@ def test_saving_keeps_all_settings(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_size_and_normalisation_come_from_checkpoint(family, tiny):
-    _, stock = build_classifier(str(tiny(family)), LABELS)
-    _, ours = build_classifier(str(tiny(family)), LABELS, steps=["grayscale"])
-    for a, b in zip(normalisation(stock), normalisation(ours), strict=True):
+def test_size_and_normalisation_come_from_checkpoint(family, tiny_checkpoint):
+    _, stock = build_classifier(str(tiny_checkpoint(family)), LABELS)
+    _, medical = build_classifier(str(tiny_checkpoint(family)), LABELS, steps=["grayscale"])
+    for a, b in zip(normalisation(stock), normalisation(medical), strict=True):
         assert torch.equal(a, b)
-    assert to_uint8(stock, [Image.new("RGB", (9, 9))]).shape == to_uint8(ours, [Image.new("RGB", (9, 9))]).shape
-    assert ours.resample == (3 if family == "timm" else 2)  # pretrained_cfg says bicubic
+    assert to_uint8(stock, [Image.new("RGB", (9, 9))]).shape == to_uint8(medical, [Image.new("RGB", (9, 9))]).shape
+    assert medical.resample == (3 if family == "timm" else 2)  # pretrained_cfg says bicubic
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_model_with_steps_can_be_fine_tuned_without(family, tiny, tmp_path):
-    save(*build_classifier(str(tiny(family)), LABELS, steps=["clahe"]), tmp_path / "first")
+def test_model_with_steps_can_be_fine_tuned_without(family, tiny_checkpoint, tmp_path):
+    save_model_and_processor(
+        *build_classifier(str(tiny_checkpoint(family)), LABELS, steps=["clahe"]), tmp_path / "first"
+    )
     model, processor = build_classifier(str(tmp_path / "first"), LABELS)
     assert not isinstance(processor, MedicalImageProcessor)
-    save(model, processor, tmp_path / "second")
+    save_model_and_processor(model, processor, tmp_path / "second")
     assert type(AutoImageProcessor.from_pretrained(tmp_path / "second")) is type(processor)
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "second"), "image_processor_type")
 
 
-def test_unknown_step_or_fit_raises(tiny):
+def test_unknown_step_or_fit_raises(tiny_checkpoint):
     with pytest.raises(MedtlError, match=r"'clahee'.* brain_crop, lung_crop, grayscale, blur, clahe"):
-        build_classifier(str(tiny("vit")), LABELS, steps=["clahee"])
+        build_classifier(str(tiny_checkpoint("vit")), LABELS, steps=["clahee"])
     with pytest.raises(MedtlError, match=r"'crop'.* squash, pad"):
-        build_processor(str(tiny("vit")), AutoConfig.from_pretrained(tiny("vit")), fit="crop")
+        build_processor(str(tiny_checkpoint("vit")), AutoConfig.from_pretrained(tiny_checkpoint("vit")), fit="crop")
     with pytest.raises(ValueError, match="steps must be some of"):
         MedicalImageProcessor(steps=["skull_strip"])
 
@@ -145,7 +153,7 @@ def test_each_step_has_its_effect():
     for result in (MedicalImageProcessor(**square, steps=["clahe"]).prepare(grey), clahe(grey)):
         assert np.array_equal(result, np.dstack([contrast] * 3))
     assert not np.array_equal(contrast, grey[..., 0])
-    assert np.ptp(clahe(rgb).astype(int), axis=-1).max() > 20  # colours stay
+    assert np.ptp(clahe(rgb).astype(int), axis=-1).max() > 20  # colours are kept
     blurred = MedicalImageProcessor(**square, steps=["blur"], blur_sigma=2).prepare(rgb)
     assert np.abs(np.diff(blurred.astype(int), axis=0)).mean() < np.abs(np.diff(rgb.astype(int), axis=0)).mean()
     all_steps = MedicalImageProcessor(**square, steps=ALONE[::-1])
@@ -186,7 +194,7 @@ def test_brain_box_matches_phantom(patient):
     actual = brain_box(canvas)
     expected = (20 + columns[0], 150 + rows[0], 21 + columns[-1], 151 + rows[-1])
     assert np.abs(np.subtract(actual, expected)).max() <= 3
-    assert np.abs(np.subtract(brain_box(canvas // 4), expected)).max() <= 4  # as dark as an underexposed copy
+    assert np.abs(np.subtract(brain_box(canvas // 4), expected)).max() <= 4  # an underexposed copy
     processor = MedicalImageProcessor(size={"height": 64, "width": 64}, steps=["brain_crop"])
     left, top, right, bottom = actual
     x, y = round((right - left) * 0.02), round((bottom - top) * 0.02)
@@ -199,7 +207,7 @@ def test_brain_box_covers_split_contours():
     """TRAP: the largest contour alone is half a brain where the threshold splits it."""
     rgb = np.zeros((200, 200, 3), np.uint8)
     rgb[40:160, 30:95] = rgb[40:160, 105:170] = 200
-    rgb[5:10, 5:15] = 255  # a letter
+    rgb[5:10, 5:15] = 255  # a burnt-in letter
     left, top, right, bottom = brain_box(rgb)
     assert (left, right) == (pytest.approx(30, abs=3), pytest.approx(170, abs=3))
     assert (top, bottom) == (pytest.approx(40, abs=3), pytest.approx(160, abs=3))
@@ -217,7 +225,7 @@ def test_image_without_brain_stays_whole_and_is_counted():
     assert processor.counts == {"pictures": 3, "nothing": 2}
     plain(inputs)
     assert not plain.counts
-    with ThreadPoolExecutor(4) as pool:  # like the cache
+    with ThreadPoolExecutor(4) as pool:  # as the cache does
         list(pool.map(processor.prepare, [black, letter, phantom()] * 20))
     assert processor.counts == {"pictures": 63, "nothing": 42}
 
@@ -237,7 +245,7 @@ def test_degenerate_image_sizes(size, fit):
         assert to_uint8(processor, [Image.fromarray(p) for p in inputs]).shape == (3, *target.values(), 3)
 
 
-def test_input_types():
+def test_accepts_images_arrays_tensors_and_batches():
     rgb = RNG.integers(0, 256, (50, 40, 3), dtype=np.uint8)
     processor = MedicalImageProcessor(size={"height": 24, "width": 24}, steps=ALONE)
     expected = processor(Image.fromarray(rgb), return_tensors="pt")["pixel_values"]

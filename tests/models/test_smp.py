@@ -29,7 +29,7 @@ from hf_medtl.models.preprocessing import describe_processor, normalisation, to_
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation, build_network
 from hf_medtl.publish.hub import UPLOAD_PATTERNS
-from tests.support.commands import script
+from tests.support.commands import run_command
 from tests.support.tiny_models import LABELS, TINY, build_tiny
 
 ENCODERS = ("tu-test_resnet", "mit_b0")
@@ -41,13 +41,13 @@ sys.modules["hf_medtl"] = None
 import torch
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
-pixels, answers = torch.load(sys.argv[1]), {}
+pixels, outputs = torch.load(sys.argv[1]), {}
 for folder in sys.argv[3:]:
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).eval()
     segment = pipeline("image-segmentation", folder, trust_remote_code=True, device="cpu")
     masks = {row["label"]: list(row["mask"].tobytes()) for row in segment(sys.argv[2])}
-    answers[folder] = [model(pixel_values=pixels).logits.tolist(), masks]
-print(json.dumps(answers))
+    outputs[folder] = [model(pixel_values=pixels).logits.tolist(), masks]
+print(json.dumps(outputs))
 """
 
 
@@ -66,20 +66,20 @@ def saved(request, tmp_path):
 
 
 def test_loading_is_exact_and_needs_no_network(saved, no_network):
-    """TRAP: with encoder weights in the configuration, SMP downloads the encoder at each loading."""
+    """TRAP: with encoder weights in the configuration, SMP downloads the encoder whenever the model is loaded."""
     model, _, folder = saved
     config = json.loads((folder / "config.json").read_text())
     assert config["encoder_weights"] is None
     loaded = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
     assert type(loaded) is SmpForSemanticSegmentation
     assert loaded.config.id2label == dict(enumerate(LABELS))
-    others = loaded.state_dict()
+    loaded_weights = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(others[name], tensor), name
+        assert torch.equal(loaded_weights[name], tensor), name
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     pixels = torch.randn(2, 3, 50, 37)
     logits = model(pixel_values=pixels).logits
-    # Kernels add in another order where memory-mapped weights are not aligned; copies are.
+    # With unaligned, memory-mapped weights kernels sum in another order; copied weights are aligned.
     assert torch.equal(copy.deepcopy(loaded)(pixel_values=pixels).logits, logits)
     assert torch.allclose(loaded(pixel_values=pixels).logits, logits, atol=1e-5)
 
@@ -93,7 +93,7 @@ def test_config_rejects_encoder_weights():
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_new_network_uses_smp_initialisation(encoder):
-    """TRAP: transformers draws every layer with a deviation of 0.02, even those of a pretrained encoder."""
+    """TRAP: transformers initialises every layer with a deviation of 0.02, even those of a pretrained encoder."""
     config = SmpConfig(encoder_name=encoder, model_args=TINY, num_labels=2)
     torch.manual_seed(0)
     network = build_network(config).state_dict()
@@ -110,7 +110,7 @@ def test_logits_have_image_size(size):
     pixels = torch.randn(2, 3, *size)
     logits = model(pixel_values=pixels).logits
     assert logits.shape == (2, 2, *size)
-    if size == (64, 96):  # nothing to pad: what SMP itself computes
+    if size == (64, 96):  # no padding: equal to SMP's own computation
         assert torch.equal(logits, model.segmentation_head(model.decoder(model.encoder(pixels))))
 
 
@@ -136,9 +136,9 @@ def test_unsaved_buffers_are_initialised_after_loading(tmp_path):
     assert [*model.named_non_persistent_buffers()]
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
-    others = dict(loaded.named_buffers())
+    loaded_buffers = dict(loaded.named_buffers())
     for name, buffer in model.named_buffers():
-        assert torch.equal(others[name], buffer), name
+        assert torch.equal(loaded_buffers[name], buffer), name
 
 
 def test_loss_ignores_unlabelled_pixels():
@@ -156,7 +156,7 @@ def test_loss_ignores_unlabelled_pixels():
     assert (half.logits.dtype, half.loss.dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_it_learns():
+def test_segmenter_learns_a_bright_square():
     model, _ = build_tiny()
     pixels, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
     pixels[:, :, 8:20, 8:24] += 3
@@ -180,14 +180,16 @@ def test_fresh_process_reproduces_logits_and_masks(tmp_path):
     for encoder in ENCODERS:
         folder = tmp_path / encoder
         models[str(folder)] = build_tiny(encoder)
-        for part in models[str(folder)]:
-            part.save_pretrained(folder)
+        for component in models[str(folder)]:
+            component.save_pretrained(folder)
         assert "import hf_medtl" not in (folder / "smp.py").read_text()
         assert "from hf_medtl" not in (folder / "smp.py").read_text()
     assert "smp.py" in UPLOAD_PATTERNS
-    done = script(sys.executable, "-I", "-c", USER_CODE, tmp_path / "pixels.pt", tmp_path / "image.png", *models)
-    assert done.returncode == 0, done.stderr
-    for folder, (logits, masks) in json.loads(done.stdout.splitlines()[-1]).items():
+    process = run_command(
+        sys.executable, "-I", "-c", USER_CODE, tmp_path / "pixels.pt", tmp_path / "image.png", *models
+    )
+    assert process.returncode == 0, process.stderr
+    for folder, (logits, masks) in json.loads(process.stdout.splitlines()[-1]).items():
         model, processor = models[folder]
         assert (torch.tensor(logits) - model(pixel_values=pixels).logits).abs().max() < 1e-5
         segment = pipeline("image-segmentation", folder, device="cpu")
@@ -217,11 +219,11 @@ def test_processor_squashes_and_keeps_class_indices(saved):
 
 
 @pytest.mark.parametrize("family", ["timm-resnet", "timm-efficientnet", "timm-byobnet", "timm-convnext"])
-def test_timm_classifier_weights_fill_encoder(family, tiny, no_network):
-    model, processor = build_segmenter("unet", LABELS, encoder_weights=str(tiny(family)), image_size=64)
+def test_timm_classifier_weights_fill_encoder(family, tiny_checkpoint, no_network):
+    model, processor = build_segmenter("unet", LABELS, encoder_weights=str(tiny_checkpoint(family)), image_size=64)
     name = "tu-test_" + family.removeprefix("timm-")
     assert (model.config.encoder_name, model.config.encoder_weights) == (name, None)
-    original = AutoModelForImageClassification.from_pretrained(tiny(family)).timm_model
+    original = AutoModelForImageClassification.from_pretrained(tiny_checkpoint(family)).timm_model
     originals = {name.replace(".", "_"): tensor for name, tensor in original.state_dict().items()}
     for name, tensor in model.encoder.model.state_dict().items():
         assert torch.equal(tensor, originals[name.replace(".", "_")]), name
@@ -235,7 +237,7 @@ def test_timm_classifier_weights_fill_encoder(family, tiny, no_network):
         assert torch.allclose(model.eval().encoder(pixels)[-1], features, atol=1e-5)
 
 
-def test_weights_of_smp_encoders_and_models(tiny, tmp_path):
+def test_weights_of_smp_encoders_and_models(tiny_checkpoint, tmp_path):
     """SMP's own encoders name no architecture and may have 16 bits; whole segmentation models are accepted, too."""
     source, _ = build_tiny("resnet18")
     weights = {name: tensor.half() for name, tensor in source.encoder.state_dict().items()}
@@ -259,8 +261,8 @@ def test_weights_of_smp_encoders_and_models(tiny, tmp_path):
     assert list(processor.image_mean) == values["mean"]
 
 
-def test_incomplete_encoder_weights_raise(tiny, tmp_path):
-    folder = tiny("timm-resnet")
+def test_incomplete_encoder_weights_raise(tiny_checkpoint, tmp_path):
+    folder = tiny_checkpoint("timm-resnet")
     weights = load_file(folder / "model.safetensors")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     save_file({name: x for name, x in weights.items() if "layer3" not in name}, tmp_path / "model.safetensors")
@@ -312,11 +314,11 @@ def test_imagenet_weights_come_from_smp(monkeypatch):
     pretrained, _ = build_tiny("resnet18")
     requested = []
 
-    def encoder(name, weights=None, **more):
+    def encoder(name, weights=None, **options):
         requested.append(weights)
-        return copy.deepcopy(pretrained.encoder) if weights else made(name, weights=weights, **more)
+        return copy.deepcopy(pretrained.encoder) if weights else original(name, weights=weights, **options)
 
-    made = smp.encoders.get_encoder
+    original = smp.encoders.get_encoder
     monkeypatch.setattr(smp.decoders.unet.model, "get_encoder", encoder)
     values = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *_: values)
@@ -333,28 +335,28 @@ def test_imagenet_weights_come_from_smp(monkeypatch):
 def test_saved_model_keeps_head_only_for_same_labels(saved):
     model, processor, folder = saved
     head = "segmentation_head.0.weight"
-    same, processor2 = build_segmenter(str(folder), LABELS)
-    assert torch.equal(same.state_dict()[head], model.state_dict()[head])
+    unchanged, processor2 = build_segmenter(str(folder), LABELS)
+    assert torch.equal(unchanged.state_dict()[head], model.state_dict()[head])
     assert processor2.to_dict() == processor.to_dict()
     for labels in (("background", "heart"), ("background", "lung", "heart")):
-        other, _ = build_segmenter(str(folder), labels, image_size=96)
-        assert other.config.id2label == dict(enumerate(labels))
-        for name, tensor in other.state_dict().items():
+        relabelled, _ = build_segmenter(str(folder), labels, image_size=96)
+        assert relabelled.config.id2label == dict(enumerate(labels))
+        for name, tensor in relabelled.state_dict().items():
             if name.startswith("segmentation_head"):
                 assert (tensor.shape[0], bool(tensor.isfinite().all())) == (len(labels), True)
             else:
                 assert torch.equal(tensor, model.state_dict()[name]), name
-        old, new = model.state_dict()[head], other.state_dict()[head]
-        assert not torch.equal(new[:2], old)  # not kept by accident where there are as many labels
+        old, new = model.state_dict()[head], relabelled.state_dict()[head]
+        assert not torch.equal(new[:2], old)  # the same number of labels must not keep the head
 
 
-def save_segformer(folder, kind=SegformerForSemanticSegmentation):
+def save_segformer(folder, model_class=SegformerForSemanticSegmentation):
     """Save a tiny SegFormer with other labels, like one from the Hub."""
     config = SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
         num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=3,
     )  # fmt: skip
-    kind(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 48}, do_reduce_labels=True).save_pretrained(folder)
 
 
@@ -377,22 +379,22 @@ def test_missing_decoder_is_new_and_partial_decoder_raises(tmp_path):
         assert torch.equal(tensor, original[name]), name
     save_segformer(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    kept = {name: x for name, x in weights.items() if "decode_head.linear_c.0" not in name}
-    assert len(kept) == len(weights) - 2
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    incomplete = {name: x for name, x in weights.items() if "decode_head.linear_c.0" not in name}
+    assert len(incomplete) == len(weights) - 2
+    save_file(incomplete, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MedtlError, match="lacks 2 of"):
         build_segmenter(str(tmp_path), LABELS)
-    kept = {name: x for name, x in weights.items() if "classifier" not in name}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    incomplete = {name: x for name, x in weights.items() if "classifier" not in name}
+    save_file(incomplete, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         MedtlError, match=r"lacks 2 of.*decode_head\.classifier"
     ):  # the checkpoint has exactly these labels
         build_segmenter(str(tmp_path), tuple(f"LABEL_{i}" for i in range(3)))
 
 
-def test_folder_without_segmentation_model_raises(tiny, tmp_path, hub):
+def test_folder_without_segmentation_model_raises(tiny_checkpoint, tmp_path, hub):
     with pytest.raises(MedtlError, match="Can't build a segmentation model"):
-        build_segmenter(str(tiny("vit")), LABELS)
+        build_segmenter(str(tiny_checkpoint("vit")), LABELS)
     with pytest.raises(MedtlError, match="Can't build a segmentation model"):
         build_segmenter("nobody/nothing", LABELS)
     model, _ = build_tiny()
@@ -408,8 +410,8 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation
 assert type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__ == "hf_medtl.models.smp"
 assert "segmentation_models_pytorch" not in sys.modules  # takes seconds
 print(type(AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r})).__module__)"""
-    done = script(sys.executable, "-c", code)
-    assert done.stdout.strip() == "hf_medtl.models.smp", done.stderr
+    process = run_command(sys.executable, "-c", code)
+    assert process.stdout.strip() == "hf_medtl.models.smp", process.stderr
 
 
 @pytest.mark.real
