@@ -14,7 +14,7 @@ from hf_medtl.explain.localization import Region, energy_in_region, summarise_en
 from hf_medtl.explain.report import certainty
 from hf_medtl.explain.statistics import GRID, common_grid, draw_figures, heatmap_statistics, mean_maps
 from hf_medtl.runs.explain import dataset_masks, lung_masks
-from tests.support.commands import typed
+from tests.support.commands import run_cli
 from tests.support.tiny_models import build_tiny
 
 
@@ -28,27 +28,29 @@ def test_statistics_locate_heatmaps():
     left = [spot(0.25, 0.4, (90 + i, 120)) for i in range(5)]
     right = [spot(0.75, 0.6, (64, 200)) for _ in range(5)]
     maps, labels = [*left, *right, np.zeros((30, 30), np.float32)], ["a"] * 5 + ["b"] * 6
-    found = heatmap_statistics(maps, labels)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert (found["n"], found["constant"]) == (11, 1)
-    a, b = found["by_label"]["a"], found["by_label"]["b"]
+    statistics = heatmap_statistics(maps, labels)
+    assert json.loads(json.dumps(statistics, allow_nan=False)) == statistics
+    assert (statistics["n"], statistics["constant"]) == (11, 1)
+    a, b = statistics["by_label"]["a"], statistics["by_label"]["b"]
     assert (a["x"], a["y"], a["n"]) == pytest.approx((0.25, 0.4, 5), abs=0.01)
     assert (b["x"], b["y"], b["n"]) == pytest.approx((0.75, 0.6, 5), abs=0.01)
     assert a["spread"] == pytest.approx(0.05 * np.sqrt(np.pi / 2), abs=0.01)  # mean of a Rayleigh distribution
     assert a["left"] > 0.99
     assert b["right"] > 0.99
     assert a["border"] < 0.01
-    assert min(a["consistency"], b["consistency"]) > 0.95 > found["all"]["consistency"] > found["across"]
-    assert found["all"]["x"] == pytest.approx(0.5, abs=0.01)
+    assert min(a["consistency"], b["consistency"]) > 0.95 > statistics["all"]["consistency"] > statistics["across"]
+    assert statistics["all"]["x"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_near_uniform_map_has_fractions_of_image():
     even = np.ones((50, 70), np.float32)
     even[0, 0] = 0.99
-    found = heatmap_statistics([even], ["a"])["all"]
-    assert (found["x"], found["y"], found["left"], found["border"]) == pytest.approx((0.5, 0.5, 0.5, 0.36), abs=0.01)
-    assert found["spread"] == pytest.approx(0.383, abs=0.005)
-    assert found["consistency"] is None
+    statistics = heatmap_statistics([even], ["a"])["all"]
+    assert (statistics["x"], statistics["y"], statistics["left"], statistics["border"]) == pytest.approx(
+        (0.5, 0.5, 0.5, 0.36), abs=0.01
+    )
+    assert statistics["spread"] == pytest.approx(0.383, abs=0.005)
+    assert statistics["consistency"] is None
     alone = heatmap_statistics([np.zeros((9, 9), np.float32)], ["a"])
     assert alone["constant"] == 1
     assert alone["by_label"]["a"] == {"n": 0, "consistency": None} | dict.fromkeys(
@@ -85,8 +87,8 @@ def test_overlay_keeps_image_where_map_is_zero():
 
 def test_pages_show_most_certain_images(tmp_path):
     truth, decided = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 1])
-    found = select_examples(truth, decided, np.array([0.2, 0.9, 0.1, 0.5]), 3)
-    assert {name: rows.tolist() for name, rows in found.items()} == {
+    examples = select_examples(truth, decided, np.array([0.2, 0.9, 0.1, 0.5]), 3)
+    assert {name: rows.tolist() for name, rows in examples.items()} == {
         "most_certain_right": [1, 0],
         "most_certain_wrong": [3, 2],
         "least_certain": [2, 0, 3],
@@ -100,34 +102,36 @@ def test_pages_show_most_certain_images(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def explained(finished, phantoms, tmp_path_factory):
+def explained(finished_run, phantoms, tmp_path_factory):
     """Return a finished run, the folder written by the command, and its output."""
-    place = tmp_path_factory.mktemp("explained")
-    run = shutil.copytree(finished, place / "run")
-    printed = typed("explain", run, "--data_dir", phantoms, "--out", place / "new", "--sample", 2, "--number", 3)
-    return run, place / "new", printed
+    root = tmp_path_factory.mktemp("explained")
+    run = shutil.copytree(finished_run, root / "run")
+    printed = run_cli("explain", run, "--data_dir", phantoms, "--out", root / "new", "--sample", 2, "--number", 3)
+    return run, root / "new", printed
 
 
 def test_command_explains_run(explained):
     finished, out, printed = explained
-    found = json.loads((out / "explanations.json").read_text())
-    assert found["method"] == "gradcam"
-    assert found["n"] == found["statistics"]["n"] > 5
-    assert set(found["verdict"]) <= {"lesion", "no_lesion"}
-    for label, verdict in found["verdict"].items():
+    explanations = json.loads((out / "explanations.json").read_text())
+    assert explanations["method"] == "gradcam"
+    assert explanations["n"] == explanations["statistics"]["n"] > 5
+    assert set(explanations["verdict"]) <= {"lesion", "no_lesion"}
+    for label, verdict in explanations["verdict"].items():
         assert f"{label}: {verdict['summary']}" in printed
         assert verdict["n"] <= 2
         assert verdict["passed"] == (not verdict["failed"])
-    assert not all(verdict["passed"] for verdict in found["verdict"].values())  # two epochs of a tiny ViT
-    for name, rows in found["pages"].items():
+    assert not all(verdict["passed"] for verdict in explanations["verdict"].values())  # two epochs of a tiny ViT
+    for name, rows in explanations["pages"].items():
         assert (out / f"{name}.png").exists() == bool(rows)
         assert len(rows) <= 3
-    assert found["n"] == json.loads((finished / "results.json").read_text())["n"]
+    assert explanations["n"] == json.loads((finished / "results.json").read_text())["n"]
     assert {path.name for path in out.glob("*.png")} >= {"mean_maps.png", "centres.png", "least_certain.png"}
-    assert json.loads((finished / "explanations.json").read_text()) == found
+    assert json.loads((finished / "explanations.json").read_text()) == explanations
     card = (finished / "README.md").read_text()
     assert "Not examined" not in card
-    assert all(card.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in found["verdict"].items())
+    assert all(
+        card.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in explanations["verdict"].items()
+    )
 
 
 def test_energy_is_mean_over_maps_with_interval_over_patients():
@@ -135,13 +139,13 @@ def test_energy_is_mean_over_maps_with_interval_over_patients():
     left = np.zeros((10, 10), bool)
     left[:, :5] = True
     maps = [spot(x, 0.5, (10, 10), 0.1) for x in (0.1, 0.2, 0.25, 0.3, 0.35, 0.8)]
-    found = [*(energy_in_region(values, left) for values in maps), energy_in_region(maps[0], np.zeros_like(left))]
-    assert found[-1] is None
-    result = summarise_energy(region, found, [*"aaaaabb"], [*"1234566"])
+    energies = [*(energy_in_region(values, left) for values in maps), energy_in_region(maps[0], np.zeros_like(left))]
+    assert energies[-1] is None
+    result = summarise_energy(region, energies, [*"aaaaabb"], [*"1234566"])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["region"], result["source"], result["unknown"]) == ("lungs", "nobody", 1)
     a, b = result["by_label"]["a"], result["by_label"]["b"]
-    assert a["inside"]["value"] == pytest.approx(np.mean([one.energy for one in found[:5]]))
+    assert a["inside"]["value"] == pytest.approx(np.mean([energy.energy for energy in energies[:5]]))
     assert a["area"]["value"] == 0.5
     assert a["ratio"]["value"] == pytest.approx(2 * a["inside"]["value"])
     assert 1.5 < a["ratio"]["low"] < a["ratio"]["value"] < a["ratio"]["high"]
@@ -151,43 +155,45 @@ def test_energy_is_mean_over_maps_with_interval_over_patients():
     assert "times as much as expected from a map that is independent of the region (n = 5)" in a["summary"]
 
 
-def test_command_measures_energy_inside_dataset_masks(finished, phantoms, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    printed = typed("explain", run, "--data_dir", phantoms, "--sample", 9, "--number", 1, "--masks")
-    found = json.loads((run / "explanations.json").read_text())
-    energy = found["energy"]
+def test_command_measures_energy_inside_dataset_masks(finished_run, phantoms, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    printed = run_cli("explain", run, "--data_dir", phantoms, "--sample", 9, "--number", 1, "--masks")
+    explanations = json.loads((run / "explanations.json").read_text())
+    energy = explanations["energy"]
     assert energy["region"] == "lesion"
-    assert energy["unknown"] > 0  # a image without a lesion has an empty mask
-    assert sum(facts["n"] for facts in energy["by_label"].values()) + energy["unknown"] == found["statistics"]["n"]
+    assert energy["unknown"] > 0  # an image without a lesion has an empty mask
+    assert (
+        sum(facts["n"] for facts in energy["by_label"].values()) + energy["unknown"] == explanations["statistics"]["n"]
+    )
     for label, facts in energy["by_label"].items():
         assert 0 < facts["area"]["value"] < 0.2
         assert f"{label}: {facts['summary']}" in printed
         assert f"- {label}: {facts['summary']}" in (run / "README.md").read_text()
-    measured = [verdict["energy"] for verdict in found["verdict"].values() if verdict["energy"]["n"]]
+    measured = [verdict["energy"] for verdict in explanations["verdict"].values() if verdict["energy"]["n"]]
     assert measured
-    assert any("energy" in verdict["checks"] for verdict in found["verdict"].values())
+    assert any("energy" in verdict["checks"] for verdict in explanations["verdict"].values())
 
 
-def test_lung_region_comes_from_segmentation_model(finished, phantoms, tmp_path):
+def test_lung_region_comes_from_segmentation_model(finished_run, phantoms, tmp_path):
     model, processor = build_tiny(labels=("background", "heart", "left lung", "right lung"))
     model.save_pretrained(tmp_path / "unet")
     processor.save_pretrained(tmp_path / "unet")
     region, image = lung_masks(str(tmp_path / "unet")), Image.effect_noise((50, 40), 90).convert("RGB")
     from hf_medtl import Predictor
 
-    (whole,) = Predictor.from_pretrained(tmp_path / "unet").predict(image)
-    assert np.array_equal(region.mask_for(tmp_path, image), whole.mask >= 2)
+    (prediction,) = Predictor.from_pretrained(tmp_path / "unet").predict(image)
+    assert np.array_equal(region.mask_for(tmp_path, image), prediction.mask >= 2)
     assert region.name == "lungs"
     assert str(tmp_path.parent) not in region.source
     common = "--data_dir", phantoms, "--sample", 1, "--number", 1, "--out", tmp_path / "out"
-    printed = typed("explain", finished, *common, "--split", "validation", "--lung_model", tmp_path / "unet")
+    printed = run_cli("explain", finished_run, *common, "--split", "validation", "--lung_model", tmp_path / "unet")
     energy = json.loads((tmp_path / "out" / "explanations.json").read_text())["energy"]
     assert energy["by_label"]
     assert all(facts["summary"] in printed for facts in energy["by_label"].values())
     with pytest.raises(MedtlError, match="predicts labels"):
-        typed("explain", finished, *common, "--lung_model", finished)
+        run_cli("explain", finished_run, *common, "--lung_model", finished_run)
     with pytest.raises(MedtlError, match="--masks or --lung_model"):
-        typed("explain", finished, *common, "--lung_model", finished, "--masks")
+        run_cli("explain", finished_run, *common, "--lung_model", finished_run, "--masks")
 
 
 def test_masks_are_resized_and_missing_ones_empty(phantoms, tmp_path):
@@ -205,12 +211,12 @@ def test_masks_are_resized_and_missing_ones_empty(phantoms, tmp_path):
         dataset_masks(load("brain-phantoms", root))
 
 
-def test_unexplainable_inputs_raise(finished, phantoms, tiny, tmp_path):
+def test_unexplainable_inputs_raise(finished_run, phantoms, tiny_checkpoint, tmp_path):
     with pytest.raises(MedtlError, match="'tset' has no images"):
-        typed("explain", finished, "--data_dir", phantoms, "--out", tmp_path, "--split", "tset")
+        run_cli("explain", finished_run, "--data_dir", phantoms, "--out", tmp_path, "--split", "tset")
     with pytest.raises(MedtlError, match=r"has no splits\.csv"):
-        typed("explain", tiny("vit"), "--data_dir", phantoms, "--out", tmp_path)
+        run_cli("explain", tiny_checkpoint("vit"), "--data_dir", phantoms, "--out", tmp_path)
     with pytest.raises(MedtlError, match="can't be loaded as a classifier"):
-        typed("explain", tmp_path, "--data_dir", phantoms, "--out", tmp_path)
+        run_cli("explain", tmp_path, "--data_dir", phantoms, "--out", tmp_path)
     with pytest.raises(MedtlError, match="Unknown method 'cam'"):
-        typed("explain", finished, "--data_dir", phantoms, "--out", tmp_path, "--method", "cam")
+        run_cli("explain", finished_run, "--data_dir", phantoms, "--out", tmp_path, "--method", "cam")

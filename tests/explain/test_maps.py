@@ -32,25 +32,25 @@ LAYERS = {
     "timm-vit": "timm_model.blocks.5.norm1",
     "timm-efficientnet": "timm_model.bn2",
 }
-OURS = ("hf_medtl", "pytorch_grad_cam")
+PACKAGE = ("hf_medtl", "pytorch_grad_cam")
 ROLL = ("vit", "deit", "dinov2", "timm-vit")
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny):
+def loaded(tiny_checkpoint):
     """Return a function that loads the model and image processor of a family."""
-    made = {}
+    cache = {}
 
-    def of(family):
-        if family not in made:
-            folder = tiny(family)
-            made[family] = (
+    def load_family(family):
+        if family not in cache:
+            folder = tiny_checkpoint(family)
+            cache[family] = (
                 AutoModelForImageClassification.from_pretrained(folder),
                 AutoImageProcessor.from_pretrained(folder),
             )
-        return made[family]
+        return cache[family]
 
-    return of
+    return load_family
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +66,25 @@ def state(model):
         [module.training for module in model.modules()],
         [parameter.requires_grad for parameter in model.parameters()],
         [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        # transformers leaves hooks of its own, inactive ones, after attention was requested
-        [len([h for h in m._forward_hooks.values() if h.__module__.startswith(OURS)]) for m in model.modules()],
+        # count only our hooks: after attention was requested, transformers leaves inactive ones
+        [len([h for h in m._forward_hooks.values() if h.__module__.startswith(PACKAGE)]) for m in model.modules()],
         getattr(model.config, "_attn_implementation", None),
     )
 
 
-def equal(one, other):
+def equal_states(state_a, state_b):
     """Compare two states bit by bit."""
-    tensors = all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    tensors = all(torch.equal(state_a[0][name], state_b[0][name]) for name in state_a[0])
     grads = all(
-        (a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(one[3], other[3], strict=True)
+        (a is None) == (b is None) and (a is None or torch.equal(a, b))
+        for a, b in zip(state_a[3], state_b[3], strict=True)
     )
-    return tensors and grads and one[0].keys() == other[0].keys() and all(one[i] == other[i] for i in (1, 2, 4, 5))
+    return (
+        tensors
+        and grads
+        and state_a[0].keys() == state_b[0].keys()
+        and all(state_a[i] == state_b[i] for i in (1, 2, 4, 5))
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +101,7 @@ def test_all_families_have_heatmaps_and_keep_state(family, loaded, images):
             with pytest.raises(MedtlError, match="use gradcam here"):
                 explain(model, processor, images, method=name)
             continue
-        with torch.no_grad():  # as a caller might be
+        with torch.no_grad():  # as in a caller's context
             result = explain(model, processor, images, method=name, batch_size=2)
         for image, item in zip(images, result, strict=True):
             assert item.map.shape == (image.height, image.width)
@@ -103,7 +109,7 @@ def test_all_families_have_heatmaps_and_keep_state(family, loaded, images):
             assert np.isfinite(item.map).all()
             assert 0 <= item.map.min() <= item.map.max() <= 1
             assert item.label == model.config.id2label[item.index]
-    assert equal(before, state(model))
+    assert equal_states(before, state(model))
     with eval_without_grads(model):
         layer = find_layer(model, to_pixel_values(processor, images))
     assert layer.name == LAYERS.get(family, layer.name)
@@ -116,12 +122,12 @@ def test_class_is_predicted_or_requested(loaded, images):
     assert all(item.probability >= 1 / 3 for item in chosen)
     requested = explain(model, processor, images, classes="dog")
     assert [item.label for item in requested] == ["dog"] * 3
-    each = explain(model, processor, images, classes=[0, "dog", 2])
-    assert [item.index for item in each] == [0, 1, 2]
-    np.testing.assert_array_equal(each[1].map, requested[1].map)
-    assert abs(each[0].map - requested[0].map).max() > 0.1
-    one_by_one = [explain(model, processor, [image], classes="dog")[0].map for image in images]
-    for alone, together in zip(one_by_one, requested, strict=True):
+    per_image = explain(model, processor, images, classes=[0, "dog", 2])
+    assert [item.index for item in per_image] == [0, 1, 2]
+    np.testing.assert_array_equal(per_image[1].map, requested[1].map)
+    assert abs(per_image[0].map - requested[0].map).max() > 0.1
+    single = [explain(model, processor, [image], classes="dog")[0].map for image in images]
+    for alone, together in zip(single, requested, strict=True):
         np.testing.assert_allclose(alone, together.map, atol=1e-4)
     with pytest.raises(MedtlError, match="of cat, dog, cow"):
         explain(model, processor, images, classes="horse")
@@ -142,12 +148,12 @@ def test_constant_map_is_zero_not_nan(loaded, images):
 def test_gradcam_matches_formula(loaded, images):
     model, processor = loaded("cnn")
     pixels = to_pixel_values(processor, images[:1])
-    kept = {}
-    hook = model.blocks[1][6].register_forward_hook(lambda _, __, output: kept.update(a=output))
+    activations = {}
+    hook = model.blocks[1][6].register_forward_hook(lambda _, __, output: activations.update(a=output))
     logit = model.eval()(pixel_values=pixels).logits[0, 1]
     hook.remove()
-    gradient = torch.autograd.grad(logit, kept["a"])[0]
-    expected = (gradient.mean((2, 3), keepdim=True) * kept["a"]).sum(1).relu()[0].detach()
+    gradient = torch.autograd.grad(logit, activations["a"])[0]
+    expected = (gradient.mean((2, 3), keepdim=True) * activations["a"]).sum(1).relu()[0].detach()
     expected = torch.nn.functional.interpolate(expected[None, None], (32, 32), mode="bilinear")[0, 0].numpy()
     np.testing.assert_allclose(heatmaps(model, pixels, np.array([1]))[0], normalise(expected), atol=1e-3)
 
@@ -239,7 +245,7 @@ def processors():
 @pytest.mark.parametrize(("name", "processor"), [*processors()], ids=[name for name, _ in processors()])
 @pytest.mark.parametrize(("width", "height"), [(301, 173), (140, 333)])
 def test_heatmap_matches_image_position(name, processor, width, height):
-    box = [round(part) for part in (0.45 * width, 0.4 * height, 0.6 * width, 0.55 * height)]
+    box = [round(edge) for edge in (0.45 * width, 0.4 * height, 0.6 * width, 0.55 * height)]
     item = explain(Square(SquareConfig()), processor, [scene(width, height, box)])[0]
     assert item.map.shape == (height, width)
     rows, columns = np.nonzero(item.map > 0.7)
@@ -258,17 +264,17 @@ def test_heatmap_matches_image_position(name, processor, width, height):
 @pytest.mark.parametrize("size", [(301, 173), (40, 90), (700, 512)])
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 def test_measured_geometry_equals_reported_geometry(size, fit):
-    ours = MedicalImageProcessor(fit=fit)
-    reported = find_geometry(ours, Image.new("RGB", size))
+    processor = MedicalImageProcessor(fit=fit)
+    reported = find_geometry(processor, Image.new("RGB", size))
 
     class Mute:
         def __call__(self, *args, **kwargs):
-            return ours(*args, **kwargs)
+            return processor(*args, **kwargs)
 
     measured = find_geometry(Mute(), Image.new("RGB", size))
     assert np.abs(np.subtract(reported.inner, measured.inner)).max() <= 1
     assert (np.abs(np.subtract(reported.crop, measured.crop)) / (*size, *size)).max() <= 0.005
-    assert not ours.counts
+    assert not processor.counts
 
 
 def test_rotating_processor_raises():
@@ -301,17 +307,17 @@ def test_rollout_matches_abnar_and_zuidema(loaded, images):
     with torch.no_grad():
         first, second = (a.numpy() for a in model(pixel_values=pixels, output_attentions=True).attentions)
     model.set_attn_implementation(implementation)
-    mine = attention_weights(model, pixels)
-    np.testing.assert_array_equal(mine[0].numpy(), first)
+    weights = attention_weights(model, pixels)
+    np.testing.assert_array_equal(weights[0].numpy(), first)
     assert model.config._attn_implementation == implementation
     for i in range(len(images)):
-        by_hand = np.zeros((17, 17))
+        expected = np.zeros((17, 17))
         low, high = (0.5 * a[i].mean(axis=0) + 0.5 * np.eye(17) for a in (first, second))
         for row in range(17):
             for column in range(17):
-                by_hand[row, column] = sum(high[row, k] * low[k, column] for k in range(17))
-        np.testing.assert_allclose(attention_rollout(mine)[i].numpy(), by_hand, atol=1e-6)
-        np.testing.assert_allclose(rollout_maps(model, pixels)[i], by_hand[0, 1:].reshape(4, 4), atol=1e-6)
+                expected[row, column] = sum(high[row, k] * low[k, column] for k in range(17))
+        np.testing.assert_allclose(attention_rollout(weights)[i].numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(rollout_maps(model, pixels)[i], expected[0, 1:].reshape(4, 4), atol=1e-6)
     heads = attention_head_maps(model, pixels)
     assert heads.shape == (3, 2, 2, 4, 4)
     np.testing.assert_allclose(heads[1, 0, 1], first[1, 1, 0, 1:].reshape(4, 4))
@@ -338,7 +344,7 @@ def test_segmentation_has_class_and_uncertainty_maps(images):
                 assert values.shape == (image.height, image.width)
                 assert np.isfinite(values).all()
                 assert 0 <= values.min() <= values.max() <= 1
-    assert equal(before, state(model))
+    assert equal_states(before, state(model))
     assert result[0].uncertainty.max() > 0.5  # the network is untrained
     sure = copy.deepcopy(model)
     with torch.no_grad():
@@ -346,6 +352,6 @@ def test_segmentation_has_class_and_uncertainty_maps(images):
         sure.segmentation_head[0].bias.copy_(torch.tensor([20.0] + [0.0] * (model.config.num_labels - 1)))
     item = explain_masks(sure, processor, images[:1])[0]
     assert item.uncertainty.max() < 1e-3
-    assert all((values == 0).all() for values in item.classes.values())  # nothing predicted, so nothing to explain
+    assert all((values == 0).all() for values in item.classes.values())  # no pixel is predicted, so there is no map
     with pytest.raises(MedtlError, match="Known: gradcam"):
         explain_masks(model, processor, images, method="rollout")

@@ -60,10 +60,10 @@ def lesions():
 
 def randomised(model, seed):
     """Return a copy of the network with random weights."""
-    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    for module in other.modules():
+    copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    for module in copied.modules():
         _randomise(module, generator)
-    return other
+    return copied
 
 
 def uniform(model, pixels, classes, layer):
@@ -109,7 +109,7 @@ def test_verdict_separates_trained_from_random_and_constant(trained, lesions):
 
 def test_integrated_gradients_fail_randomisation_check(trained, lesions):
     result = verdict(trained, PROCESSOR, lesions[0][:4], "lesion", "integrated_gradients", others=())
-    assert "weights_spearman" in result["failed"]  # as Adebayo et al. found
+    assert "weights_spearman" in result["failed"]  # a result of Adebayo et al.
 
 
 def test_cascade_starts_at_head(trained, lesions):
@@ -124,20 +124,20 @@ def test_cascade_starts_at_head(trained, lesions):
     assert cascading_randomisation(trained, pixels, np.ones(4, int), "eigencam", steps=4) == steps
 
 
-def test_similarity():
+def test_similarity_of_equal_random_inverted_and_constant_maps():
     rng = np.random.default_rng(0)
-    one, other, flat = (
+    first, second, flat = (
         rng.random((40, 50), np.float32),
         rng.random((40, 50), np.float32),
         np.zeros((40, 50), np.float32),
     )
-    assert similarity(one, one) == pytest.approx((1, 1))
-    assert abs(similarity(one, other).spearman) < 0.1
-    assert similarity(one, 1 - one).spearman == pytest.approx(-1)
-    assert similarity(one, one**3).spearman == pytest.approx(spearmanr(one.ravel(), one.ravel() ** 3).statistic)
+    assert similarity(first, first) == pytest.approx((1, 1))
+    assert abs(similarity(first, second).spearman) < 0.1
+    assert similarity(first, 1 - first).spearman == pytest.approx(-1)
+    assert similarity(first, first**3).spearman == pytest.approx(spearmanr(first.ravel(), first.ravel() ** 3).statistic)
     assert similarity(flat, flat) == (1, 1)
-    assert similarity(flat, one) == similarity(one, flat) == (0, 0)
-    assert ssim(one, other) < 0.2
+    assert similarity(flat, first) == similarity(first, flat) == (0, 0)
+    assert ssim(first, second) < 0.2
     assert ssim(flat, flat + 1) < 1e-3
 
 
@@ -148,10 +148,10 @@ def test_curves_follow_map_order(trained, lesions):
     result = deletion_insertion_curves(trained, pixels, classes, truth, steps=10)
     assert result.deletion.shape == result.insertion.shape == (4, 11)
     np.testing.assert_allclose(result.deletion[:, 0], result.insertion[:, -1], atol=1e-6)  # the image itself
-    np.testing.assert_allclose(result.deletion[:, -1], result.insertion[:, 0], atol=1e-6)  # nothing is left
+    np.testing.assert_allclose(result.deletion[:, -1], result.insertion[:, 0], atol=1e-6)  # everything is deleted
     assert result.gain().mean() > 0.2
-    wrong = deletion_insertion_curves(trained, pixels, classes, 1 - truth, steps=10)
-    assert wrong.gain().mean() < 0
+    inverted = deletion_insertion_curves(trained, pixels, classes, 1 - truth, steps=10)
+    assert inverted.gain().mean() < 0
     assert road(trained, pixels, classes, truth, (90,)).mean() > road(trained, pixels, classes, 1 - truth, (90,)).mean()
     again = road(trained, pixels, classes, truth, (90,))
     np.testing.assert_array_equal(road(trained, pixels, classes, truth, (90,)), again)
@@ -167,7 +167,7 @@ def test_ranks_break_ties_randomly_and_are_unique():
     assert random_maps(3, (20, 30)).shape == (3, 20, 30)
 
 
-def test_energy_fraction():
+def test_energy_fraction_gives_energy_and_area_inside_the_mask():
     values, mask = np.zeros((10, 10), np.float32), np.zeros((10, 10), bool)
     values[:5], mask[:, :5] = 1, True
     assert energy_fraction(values, mask) == (0.5, 0.5)
