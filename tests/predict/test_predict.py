@@ -26,17 +26,18 @@ from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.explain.maps import explain
 from hf_medtl.publish.hub import push
-from tests.support.commands import COMMAND, WAIVED, options, script
-from tests.support.dicom_files import dicom
-from tests.support.dicom_files import save as save_dicom
+from tests.support.commands import COMMAND, WAIVED, options, run_command
+from tests.support.dicom_files import make_dicom, save_dicom
 from tests.support.tiny_models import build_tiny
 
 
 @pytest.fixture(scope="module")
-def folder(phantoms, tiny, tmp_path_factory):
+def folder(phantoms, tiny_checkpoint, tmp_path_factory):
     """Train a run with brain_crop."""
-    more = {"num_train_epochs": 3, "learning_rate": 1e-3, "preprocessing": "brain_crop"}
-    return run(Recipe(**options(phantoms, tiny("vit"), tmp_path_factory.mktemp("runs") / "run", **more)))
+    overrides = {"num_train_epochs": 3, "learning_rate": 1e-3, "preprocessing": "brain_crop"}
+    return run(
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path_factory.mktemp("runs") / "run", **overrides))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,10 @@ def files(phantoms):
 def test_predictor_equals_pipeline(folder, files):
     predictor = Predictor.from_pretrained(folder)
     stock = pipeline("image-classification", str(folder), device="cpu")
-    answers = stock([*map(str, files)], top_k=None)
-    for prediction, answer in zip(predictor.predict(files, batch_size=4), answers, strict=True):
-        assert prediction.probabilities == pytest.approx({row["label"]: row["score"] for row in answer}, abs=1e-5)
-        assert prediction.label == answer[0]["label"]
+    outputs = stock([*map(str, files)], top_k=None)
+    for prediction, rows in zip(predictor.predict(files, batch_size=4), outputs, strict=True):
+        assert prediction.probabilities == pytest.approx({row["label"]: row["score"] for row in rows}, abs=1e-5)
+        assert prediction.label == rows[0]["label"]
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
 
 
@@ -76,11 +77,11 @@ def test_chest_is_out_of_distribution_for_brains(folder, tmp_path):
     assert all(prediction.abstain for prediction in predictions)
 
 
-def test_all_source_types(folder, files, tmp_path):
+def test_all_source_types_give_equal_predictions(folder, files, tmp_path):
     predictor, path = Predictor.from_pretrained(folder), files[0]
     image = Image.open(path)
     pixels = np.asarray(image.convert("RGB"))
-    deep = dicom(pixels[..., 0].astype(np.uint16) * 16, WindowCenter=2040, WindowWidth=4080)
+    deep = make_dicom(pixels[..., 0].astype(np.uint16) * 16, WindowCenter=2040, WindowWidth=4080)
     slice_ = save_dicom(deep, tmp_path / "slice.dcm")
     predictions = predictor.predict([path, str(path), path.read_bytes(), image, pixels, pixels[..., 0]])
     assert len({tuple(prediction.probabilities.values()) for prediction in predictions}) == 1
@@ -90,9 +91,9 @@ def test_all_source_types(folder, files, tmp_path):
     assert not deep.error
     assert len(predictor.predict(path.parent)) == len([*path.parent.iterdir()])
     bad = [b"", tmp_path / "nothing.png", pixels.astype(np.float32), Image.new("I;16", (8, 8)), path]
-    answers = predictor.predict(bad)
-    assert [bool(prediction.error) for prediction in answers] == [True, True, True, True, False]
-    assert answers[0].decision is None
+    results = predictor.predict(bad)
+    assert [bool(prediction.error) for prediction in results] == [True, True, True, True, False]
+    assert results[0].decision is None
     assert predictor.predict([]) == []
 
 
@@ -110,16 +111,16 @@ def test_foreign_hub_model_gives_probabilities_only(hub, files, tmp_path):
     assert set(predictions.probabilities) == {"LABEL_0", "LABEL_1", "LABEL_2"}
     assert predictions.decision == predictions.label
     assert (predictions.candidates, predictions.outlier, predictions.reasons) == (None, None, ())
-    for wrong in ("ci-user/nobody", tmp_path / "nothing"):
+    for source in ("ci-user/nobody", tmp_path / "nothing"):
         with pytest.raises(MedtlError, match="can't be loaded"):
-            Predictor.from_pretrained(wrong)
+            Predictor.from_pretrained(source)
 
 
 def test_published_run_keeps_decisions(hub, folder, files):
     push(folder, "ci-user/decides", waive=WAIVED)
-    here, there = (Predictor.from_pretrained(name).predict(files) for name in (folder, "ci-user/decides"))
-    assert here == there
-    assert here[0].outlier is not None
+    local, published = (Predictor.from_pretrained(name).predict(files) for name in (folder, "ci-user/decides"))
+    assert local == published
+    assert local[0].outlier is not None
 
 
 def test_missing_ood_file_raises_if_configured(folder, tmp_path):
@@ -138,8 +139,8 @@ def test_masks_equal_postprocessed_pipeline(tmp_path):
     (predictions,) = Predictor.from_pretrained(tmp_path).predict(image)
     assert predictions.mask.shape == (75, 110)
     raw = np.zeros((75, 110), np.uint8)
-    for part in pipeline("image-segmentation", str(tmp_path), device="cpu")(image):
-        raw[np.asarray(part["mask"]) > 0] = model.config.label2id[part["label"]]
+    for row in pipeline("image-segmentation", str(tmp_path), device="cpu")(image):
+        raw[np.asarray(row["mask"]) > 0] = model.config.label2id[row["label"]]
     from hf_medtl.evaluation.postprocessing import postprocess
 
     assert np.array_equal(predictions.mask, postprocess(raw, {"largest_components": 1}))
@@ -156,10 +157,10 @@ def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
     from torchvision.transforms.v2.functional import affine, pad
 
     pixels = predictor.processor([Image.open(path).convert("RGB") for path in files], return_tensors="pt").pixel_values
-    each = [pixels, *(affine(pad(pixels, [20], padding_mode="edge"), angle, [0, 0], 1.0, [0.0, 0.0],
+    views = [pixels, *(affine(pad(pixels, [20], padding_mode="edge"), angle, [0, 0], 1.0, [0.0, 0.0],
                              interpolation=2)[..., 20:-20, 20:-20] for angle in (5, -5))]  # fmt: skip
     with torch.no_grad():
-        probabilities = torch.stack([predictor.model(pixel_values=x).logits.softmax(dim=1) for x in each])
+        probabilities = torch.stack([predictor.model(pixel_values=x).logits.softmax(dim=1) for x in views])
     expected = dict(zip(predictor.labels, probabilities.mean(dim=0)[0].tolist(), strict=True))
     assert turned[0].probabilities == pytest.approx(expected, abs=1e-3)
     best = int(probabilities.mean(dim=0)[0].argmax())
@@ -170,7 +171,9 @@ def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
     (mirrored,) = predictor.predict(files[0], tta=1)
     both = predictor.predict([files[0], ImageOps.mirror(Image.open(files[0]))])
     mean = np.mean([p.probabilities["lesion"] for p in both])
-    assert mirrored.probabilities["lesion"] == pytest.approx(mean, abs=0.02)  # the crop is found before
+    assert mirrored.probabilities["lesion"] == pytest.approx(
+        mean, abs=0.02
+    )  # the crop box comes from the image before flipping
     drops, never = (
         Predictor(
             ViTForImageClassification(
@@ -186,7 +189,7 @@ def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
 
 
 def test_tta_masks_are_mapped_back(tmp_path):
-    """A network that segments bright pixels finds the same ones in rotated images."""
+    """A network that segments bright pixels must give the same mask with rotated views."""
     model, processor = build_tiny(labels=("background", "bright"))
 
     class BrightForSemanticSegmentation(torch.nn.Module):
@@ -209,9 +212,9 @@ def test_heatmaps_equal_explain(folder, files):
     predictor = Predictor.from_pretrained(folder)
     predictions = predictor.predict(files, batch_size=4, explain="gradcam")
     images = [Image.open(path).convert("RGB") for path in files]
-    for prediction, other in zip(predictions, explain(predictor.model, predictor.processor, images), strict=True):
-        assert prediction.label == other.label
-        np.testing.assert_allclose(prediction.map, other.map, atol=1e-4)
+    for prediction, expected in zip(predictions, explain(predictor.model, predictor.processor, images), strict=True):
+        assert prediction.label == expected.label
+        np.testing.assert_allclose(prediction.map, expected.map, atol=1e-4)
     with pytest.raises(MedtlError, match="Known: gradcam"):
         predictor.predict(files, explain="tea leaves")
 
@@ -224,9 +227,9 @@ def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
         Image.open(path).save(images / path.name)
     (images / "broken.png").write_bytes(b"PNG")
     out = tmp_path / f"out.{suffix}"
-    done = script(COMMAND, "predict", folder, images, "--out", out, "--batch_size", "2")
-    assert done.returncode == 1, done.stderr
-    assert "5 images, 1 of them with an error" in done.stdout
+    process = run_command(COMMAND, "predict", folder, images, "--out", out, "--batch_size", "2")
+    assert process.returncode == 1, process.stderr
+    assert "5 images, 1 of them with an error" in process.stdout
     table = pd.read_json(out, lines=True) if suffix == "jsonl" else getattr(pd, f"read_{suffix}")(out)
     labels = Predictor.from_pretrained(folder).labels
     probabilities = [f"p_{label}" for label in labels]
@@ -234,30 +237,44 @@ def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
     assert table["path"].tolist() == sorted(map(str, images.iterdir()))
     assert table["error"].fillna("").astype(bool).tolist() == ["broken" in path for path in table["path"]]
     assert [*tmp_path.glob("*part*")] == []
-    again = script(COMMAND, "predict", folder, images, "--out", out)
+    again = run_command(COMMAND, "predict", folder, images, "--out", out)
     assert again.returncode == 1
     assert "already exists" in again.stderr
 
 
 def test_command_draws_overlays(folder, files, tmp_path):
-    done = script(COMMAND, "predict", folder, *files[:2], "--out", tmp_path / "out.csv", "--maps", tmp_path / "maps",
-                  "--explain", "eigencam", "--tta", "1")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = run_command(
+        COMMAND,
+        "predict",
+        folder,
+        *files[:2],
+        "--out",
+        tmp_path / "out.csv",
+        "--maps",
+        tmp_path / "maps",
+        "--explain",
+        "eigencam",
+        "--tta",
+        "1",
+    )
+    assert process.returncode == 0, process.stderr
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{path.name}.png" for path in files[:2]]
     over, plain = (Image.open(path) for path in (tmp_path / "maps" / f"{files[0].name}.png", files[0]))
     assert over.size == plain.size
     assert np.ptp(np.asarray(over), axis=2).max() > 30  # colour over grey
     assert (pd.read_csv(tmp_path / "out.csv")["spread"] > 0).all()
-    done = script(COMMAND, "predict", folder, files[0], "--out", tmp_path / "other.csv", "--maps", tmp_path / "maps")
-    assert done.returncode == 1
-    assert "give both" in done.stderr
+    process = run_command(
+        COMMAND, "predict", folder, files[0], "--out", tmp_path / "other.csv", "--maps", tmp_path / "maps"
+    )
+    assert process.returncode == 1
+    assert "give both" in process.stderr
 
 
 def test_command_prints_prediction(folder, files):
-    done = script(COMMAND, "predict", folder, files[0])
-    assert done.returncode == 0, done.stderr
-    assert f"{files[0]}: " in done.stdout
-    assert "not for diagnosis" in done.stdout
+    process = run_command(COMMAND, "predict", folder, files[0])
+    assert process.returncode == 0, process.stderr
+    assert f"{files[0]}: " in process.stdout
+    assert "not for diagnosis" in process.stdout
 
 
 def test_killed_and_resumed_table_has_each_image_once(folder, files, tmp_path):
@@ -279,25 +296,25 @@ def test_killed_and_resumed_table_has_each_image_once(folder, files, tmp_path):
         assert not out.exists()
         with part.open("a") as stream:
             stream.write('{"path": "torn')
-    done = script(*command)
-    assert done.returncode == 0, done.stderr
-    assert "images are already done" in done.stderr
+    resumed = run_command(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "images are already done" in resumed.stderr
     assert pd.read_csv(out)["path"].tolist() == sorted(map(str, images.iterdir()))
 
 
 @pytest.mark.slow
-def test_thousands_of_images_killed_twice_in_constant_memory(tiny, tmp_path):
+def test_thousands_of_images_killed_twice_in_constant_memory(tiny_checkpoint, tmp_path):
     images, out, part = tmp_path / "images", tmp_path / "out.csv", tmp_path / "out.csv.part-0.jsonl"
     images.mkdir()
-    # If each were kept, the last 4,000 would take 750 MiB.
+    # If all images stayed in memory, the last 4,000 would take 750 MiB.
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "image.png")
     for i in range(5000):
         os.link(tmp_path / "image.png", images / f"{i:04}.png")
-    command = [COMMAND, "predict", tiny("vit"), images, "--out", out, "--batch_size", "25"]
+    command = [COMMAND, "predict", tiny_checkpoint("vit"), images, "--out", out, "--batch_size", "25"]
 
-    def started_until(more: int) -> subprocess.Popen:
+    def started_until(count: int) -> subprocess.Popen:
         """Start the command and wait until it has predicted `more` images."""
-        goal = rows() + more
+        goal = rows() + count
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and rows() < goal:
             time.sleep(0.02)
@@ -312,13 +329,13 @@ def test_thousands_of_images_killed_twice_in_constant_memory(tiny, tmp_path):
         return int((Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split() or ["0"])[0])
 
     for _ in range(2):
-        process = started_until(more=300)
+        process = started_until(count=300)
         process.kill()
         process.wait()
         assert not out.exists()
-    process = started_until(more=1000)
+    process = started_until(count=1000)
     early = late = peak(process.pid)
-    while process.poll() is None:  # its rusage would contain the peak of the process that started it
+    while process.poll() is None:  # TRAP: rusage of the child includes the parent's peak memory
         late = max(late, peak(process.pid))
         time.sleep(0.05)
     assert process.returncode == 0
@@ -329,6 +346,6 @@ def test_thousands_of_images_killed_twice_in_constant_memory(tiny, tmp_path):
 def test_parts_of_another_model_raise(folder, files, tmp_path):
     out = tmp_path / "out.csv"
     (tmp_path / "out.csv.part-0.jsonl").write_text(json.dumps({"model": "other@1"}) + "\n")
-    done = script(COMMAND, "predict", folder, files[0], "--out", out)
-    assert done.returncode == 1
-    assert "was started with other@1" in done.stderr
+    process = run_command(COMMAND, "predict", folder, files[0], "--out", out)
+    assert process.returncode == 1
+    assert "was started with other@1" in process.stderr
