@@ -1,4 +1,4 @@
-"""Tests of reports: their numbers are those of the runs, labels are escaped, and nothing else leaks into them."""
+"""Tests of reports: numbers equal those of the runs, labels are escaped, and no paths or metadata leak."""
 
 import base64
 import io
@@ -24,13 +24,13 @@ from hf_medtl.publish.templates import format_interval
 from hf_medtl.report.blocks import NOTICE
 from hf_medtl.report.build import write_report
 from hf_medtl.report.images import PREDICTED, TRUE, draw_outlines
-from tests.support.commands import ROOT, typed
-from tests.support.segmentation_runs import recipe as recipe_of_masks
+from tests.support.commands import ROOT, run_cli
+from tests.support.segmentation_runs import segmentation_recipe
 
 LABELS = ("no <b>lesion</b>", "lesion $x_1$ & </script><script>alert(1)</script>")
 
 
-def write_run(folder: Path, seed: int = 0, labels=LABELS, n: int = 60, train: int = 100, **more: object) -> Path:
+def write_run(folder: Path, seed: int = 0, labels=LABELS, n: int = 60, train: int = 100, **overrides: object) -> Path:
     """Write a finished run with one label per image and two images per group, without weights and images."""
     rng = np.random.default_rng(seed)
     truth = np.arange(n) // 2 % len(labels)
@@ -40,16 +40,16 @@ def write_run(folder: Path, seed: int = 0, labels=LABELS, n: int = 60, train: in
     positive, cut = (labels[1], 0.4) if len(labels) == 2 else (None, None)
     result = {"dataset": "brain-tumor-mri", "task": "image-classification", "split": "test"}
     result |= classification_results(truth, probabilities, groups, labels, positive, cut)
-    result |= {"temperature": 1.25, "train_seconds": 12.3, "threshold_rule": cut and "youden"} | more
+    result |= {"temperature": 1.25, "train_seconds": 12.3, "threshold_rule": cut and "youden"} | overrides
     names = [f"{labels[k].split()[0]}/{i}.png" for i, k in enumerate(truth)]
     table = pd.DataFrame({"image_id": names, "label": np.array(labels)[truth], "group": groups})
     folder.mkdir(parents=True)
     table.assign(**{f"p_{name}": probabilities[:, k] for k, name in enumerate(labels)}).to_csv(
         folder / "predictions.csv", index=False
     )
-    seen = pd.DataFrame({"image_id": [f"t{i}" for i in range(train)], "label": labels[0], "split": "train",
+    train_rows = pd.DataFrame({"image_id": [f"t{i}" for i in range(train)], "label": labels[0], "split": "train",
                          "group": [f"t{i}" for i in range(train)]})  # fmt: skip
-    splits = pd.concat([table.assign(split="test"), seen]).assign(patient="", path="a.png", sha256="0")
+    splits = pd.concat([table.assign(split="test"), train_rows]).assign(patient="", path="a.png", sha256="0")
     splits.to_csv(folder / "splits.csv", index=False)
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model_name_or_path": f"model-{seed % 2}"}))
     (folder / "results.json").write_text(json.dumps(result))
@@ -72,15 +72,19 @@ def write_folds(folder: Path, seed: int) -> Path:
     fold_results = [json.loads((single / "results.json").read_text()) for single in singles]
     truth = table["label"].map(LABELS.index).to_numpy()
     probabilities = table[[f"p_{name}" for name in LABELS]].to_numpy()
-    cuts = np.array([one["threshold"] for one in fold_results])[table["fold"]]
+    cuts = np.array([fold_result["threshold"] for fold_result in fold_results])[table["fold"]]
     pooled = classification_results(truth, probabilities, table["group"].tolist(), LABELS, LABELS[1], cuts)
     means = {
         name: {"value": metric["value"], "lowest": metric["value"], "highest": metric["value"]}
         for name, metric in fold_results[0]["metrics"].items()
     }
-    shown = ("n", "n_groups", "threshold", "temperature", "metrics")
-    pooled |= {"folds": [{"fold": k} | {key: one[key] for key in shown} for k, one in enumerate(fold_results)],
-               "mean_over_folds": means, "dataset": "brain-tumor-mri", "task": "image-classification"}  # fmt: skip
+    keys = ("n", "n_groups", "threshold", "temperature", "metrics")
+    pooled |= {
+        "folds": [{"fold": k} | {key: fold_result[key] for key in keys} for k, fold_result in enumerate(fold_results)],
+        "mean_over_folds": means,
+        "dataset": "brain-tumor-mri",
+        "task": "image-classification",
+    }
     (folder / "results.json").write_text(json.dumps(pooled))
     return folder
 
@@ -104,7 +108,7 @@ def write_masks(folder: Path, seed: int = 0) -> Path:
 
 
 class Page(HTMLParser):
-    """Tables, headings, images and plots of a page."""
+    """Parser for tables, headings, images and plots of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -159,8 +163,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory) -> tuple[list[Path], Path]:
-    """Three runs on the same test images, trained on different numbers of images, and their page."""
+def three_runs(tmp_path_factory) -> tuple[list[Path], Path]:
+    """Write three runs on the same test images, trained on different numbers of images, and their report."""
     folder = tmp_path_factory.mktemp("reports")
     sizes = (50, 100, 200)
     runs = [write_run(folder / f"run-{size}", seed, train=size) for seed, size in enumerate(sizes)]
@@ -168,12 +172,12 @@ def three(tmp_path_factory) -> tuple[list[Path], Path]:
     return runs, folder
 
 
-def test_numbers_are_those_of_results_json(three):
-    runs, folder = three
+def test_numbers_are_those_of_results_json(three_runs):
+    runs, folder = three_runs
     page = Page(folder / "report.html")
-    first = json.loads((runs[0] / "results.json").read_text())["metrics"]
-    shown = {row[0]: row[1] for row in page.tables["Metrics"][1:]}
-    assert shown == {METRIC_NAMES[name]: format_interval(metric) for name, metric in first.items()}
+    expected = json.loads((runs[0] / "results.json").read_text())["metrics"]
+    reported = {row[0]: row[1] for row in page.tables["Metrics"][1:]}
+    assert reported == {METRIC_NAMES[name]: format_interval(metric) for name, metric in expected.items()}
     head, *rows = page.tables["Side by side"]
     assert head == ["metric", "run-50", "run-100", "run-200"]
     for column, run_folder in enumerate(runs, 1):
@@ -181,13 +185,13 @@ def test_numbers_are_those_of_results_json(three):
         assert {row[0]: row[column] for row in rows} == {
             METRIC_NAMES[name]: format_interval(metric) for name, metric in metrics.items()
         }
-    one, other = (json.loads((path / "results.json").read_text())["metrics"]["roc_auc"] for path in runs[:2])
+    metric_a, metric_b = (json.loads((path / "results.json").read_text())["metrics"]["roc_auc"] for path in runs[:2])
     difference = next(row[1] for row in page.tables["Paired differences"] if row[0] == "ROC AUC")
-    assert difference.startswith(f"{other['value'] - one['value']:+.3f}")
+    assert difference.startswith(f"{metric_b['value'] - metric_a['value']:+.3f}")
 
 
-def test_page_is_self_contained_and_accessible(three):
-    _, folder = three
+def test_page_is_self_contained_and_accessible(three_runs):
+    _, folder = three_runs
     page = Page(folder / "report.html")
     assert (folder / "report.html").stat().st_size < 8e6
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
@@ -207,8 +211,8 @@ def test_page_is_self_contained_and_accessible(three):
     assert "location of the data was not given" in page.text
 
 
-def test_labels_are_escaped(three):
-    _, folder = three
+def test_labels_are_escaped(three_runs):
+    _, folder = three_runs
     page = Page(folder / "report.html")
     assert "<script>alert" not in page.html
     assert "<b>lesion" not in page.html
@@ -218,27 +222,27 @@ def test_labels_are_escaped(three):
     assert not any("<" in name for name in named)
 
 
-def test_plots_follow_the_schema_of_plotly(three):
+def test_plots_follow_the_schema_of_plotly(three_runs):
     import plotly.graph_objects as go
 
-    _, folder = three
+    _, folder = three_runs
     raw = json.dumps(Page(folder / "report.html").figures)
     for figure in json.loads(re.sub(r"var\(--[a-z-]+\)", "#0072b2", raw)).values():
         go.Figure(figure)  # raises for a key or value that is not of plotly's schema
 
 
-def test_learning_curve_of_runs_with_different_training_sizes(three):
-    _, folder = three
+def test_learning_curve_of_runs_with_different_training_sizes(three_runs):
+    _, folder = three_runs
     page = Page(folder / "report.html")
     label = next(plot for plot in page.plots if plot["aria-label"].startswith("Learning curve"))
     points = [trace for trace in page.figures[label["id"]]["data"] if trace["mode"] == "markers"]
     assert {trace["name"]: trace["x"] for trace in points} == {"model-0": [50, 200], "model-1": [100]}
 
 
-def test_slides_and_pdf_have_the_same_content(three, tmp_path):
+def test_slides_and_pdf_have_the_same_content(three_runs, tmp_path):
     from pptx import Presentation
 
-    runs = three[0][:2]
+    runs = three_runs[0][:2]
     write_report(runs, tmp_path / "report.html", tmp_path / "report.pptx", tmp_path / "report.pdf")
     show = Presentation(tmp_path / "report.pptx")
     titles = [slide.shapes.title.text for slide in show.slides]
@@ -286,7 +290,7 @@ def test_runs_with_other_test_images_are_not_compared(tmp_path):
     assert [row[0] for row in page.tables["Runs"][1:]] == ["a", "b", "c"]
 
 
-def test_segmentation_runs(tmp_path):
+def test_segmentation_runs_have_mask_metrics(tmp_path):
     runs = [write_masks(tmp_path / "a"), write_masks(tmp_path / "b", 1)]
     write_report(runs, tmp_path / "report.html", tmp_path / "report.pptx", tmp_path / "report.pdf")
     page = Page(tmp_path / "report.html")
@@ -298,7 +302,7 @@ def test_segmentation_runs(tmp_path):
     assert len(page.figures[dots["id"]]["data"][0]["y"]) == 24
 
 
-def test_multilabel_and_multiclass_runs(tmp_path):
+def test_multilabel_and_multiclass_runs_have_label_tables(tmp_path):
     rng = np.random.default_rng(0)
     has = rng.random((60, 3)) < 0.4
     probabilities = np.clip(has * 0.5 + rng.random((60, 3)) * 0.5, 0.01, 0.99)
@@ -312,8 +316,8 @@ def test_multilabel_and_multiclass_runs(tmp_path):
         tmp_path / "multilabel" / "predictions.csv", index=False
     )
     (tmp_path / "multilabel" / "results.json").write_text(json.dumps(result))
-    many = write_run(tmp_path / "many", labels=("one", "two", "three", "four"))
-    write_report([tmp_path / "multilabel", many], tmp_path / "report.html")
+    multiclass = write_run(tmp_path / "many", labels=("one", "two", "three", "four"))
+    write_report([tmp_path / "multilabel", multiclass], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert [row[0] for row in page.tables["Each label"][1:]] == names
     assert page.tables["Thresholds"][1][1] == "0.500"
@@ -321,23 +325,23 @@ def test_multilabel_and_multiclass_runs(tmp_path):
     assert page.tables["Confusion matrix"][0][1:] == ["one", "two", "three", "four"]
 
 
-def test_images_of_a_trained_run(finished, phantoms, tmp_path):
+def test_report_shows_test_images_without_metadata(finished_run, phantoms, tmp_path):
     folder = tmp_path / "finished"
-    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
+    shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
     findings = audit(survey("brain-phantoms", phantoms))
     (folder / "audit.json").write_text(json.dumps(findings))
-    printed = typed("report", folder, "--out", tmp_path / "r.html", "--data_dir", phantoms)
+    printed = run_cli("report", folder, "--out", tmp_path / "r.html", "--data_dir", phantoms)
     assert f"{tmp_path / 'r.html'}: " in printed
     page = Page(tmp_path / "r.html")
     assert len(page.images) >= 6
-    known = {*pd.read_csv(finished / "predictions.csv")["image_id"]}
+    image_ids = {*pd.read_csv(finished_run / "predictions.csv")["image_id"]}
     for image in page.images:
-        assert image["alt"].split(":")[0] in known
+        assert image["alt"].split(":")[0] in image_ids
         decoded = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
         assert decoded.format == "JPEG"
         assert not decoded.getexif()
         assert max(decoded.size) <= 200
-    result = json.loads((finished / "results.json").read_text())
+    result = json.loads((finished_run / "results.json").read_text())
     sets = {row[0]: row[1] for row in page.tables["Conformal sets and abstention"][1:]}
     assert sets["Abstained: no label, or more than one"] == format_interval(result["conformal"]["abstained"])
     assert page.tables["Out-of-distribution images"][1][1] == format_interval(result["outliers"]["test"])
@@ -347,11 +351,11 @@ def test_images_of_a_trained_run(finished, phantoms, tmp_path):
     assert str(tmp_path) not in page.html
 
 
-def test_images_of_other_data_are_not_shown(finished, phantoms, tmp_path, caplog):
-    other = shutil.copytree(phantoms, tmp_path / "secret-folder")
-    for path in sorted((other / "lesion").iterdir())[:3]:
+def test_images_of_other_data_are_not_shown(finished_run, phantoms, tmp_path, caplog):
+    other_data = shutil.copytree(phantoms, tmp_path / "secret-folder")
+    for path in sorted((other_data / "lesion").iterdir())[:3]:
         Image.new("L", (64, 64), 7).save(path)
-    write_report([finished], tmp_path / "r.html", data_dir=[f"brain-phantoms={other}"])
+    write_report([finished_run], tmp_path / "r.html", data_dir=[f"brain-phantoms={other_data}"])
     page = Page(tmp_path / "r.html")
     assert not page.images
     assert "are not those of this run" in page.text
@@ -359,18 +363,18 @@ def test_images_of_other_data_are_not_shown(finished, phantoms, tmp_path, caplog
     assert "its images are not shown" in caplog.text
 
 
-def test_outlines_of_a_trained_run(chests, tmp_path):
-    done = run(recipe_of_masks(chests, tmp_path / "run", num_train_epochs=1))
-    write_report([done], tmp_path / "r.html", data_dir=[str(chests)])
+def test_report_outlines_masks_of_a_trained_run(chest_phantoms, tmp_path):
+    folder = run(segmentation_recipe(chest_phantoms, tmp_path / "run", num_train_epochs=1))
+    write_report([folder], tmp_path / "r.html", data_dir=[str(chest_phantoms)])
     page = Page(tmp_path / "r.html")
     assert len(page.images) == 8
-    dice = pd.read_csv(done / "predictions.csv")["dice"]
-    shown = [float(re.search(r"Dice ([\d.]+)", image["alt"])[1]) for image in page.images]
-    assert min(shown) == pytest.approx(dice.min(), abs=1e-3)
-    assert max(shown) == pytest.approx(dice.max(), abs=1e-3)
+    dice = pd.read_csv(folder / "predictions.csv")["dice"]
+    scores = [float(re.search(r"Dice ([\d.]+)", image["alt"])[1]) for image in page.images]
+    assert min(scores) == pytest.approx(dice.min(), abs=1e-3)
+    assert max(scores) == pytest.approx(dice.max(), abs=1e-3)
     assert "(now" not in page.text  # the new predictions are the ones that were measured
-    (done / "model.safetensors").unlink()
-    write_report([done], tmp_path / "r.html", data_dir=[str(chests)])
+    (folder / "model.safetensors").unlink()
+    write_report([folder], tmp_path / "r.html", data_dir=[str(chest_phantoms)])
     assert "No outlines" in Page(tmp_path / "r.html").text
 
 
@@ -386,8 +390,8 @@ def test_outlines_lie_on_the_edges_of_masks():
         assert outline.sum() < mask.sum() / 2
 
 
-def test_rejects_unfinished_runs_suffixes_and_duplicates(tmp_path, three, monkeypatch):
-    runs, _ = three
+def test_rejects_unfinished_runs_suffixes_and_duplicates(tmp_path, three_runs, monkeypatch):
+    runs, _ = three_runs
     out = tmp_path / "r.html"
     with pytest.raises(MedtlError, match="not a finished run"):
         write_report([tmp_path], out)
@@ -404,12 +408,14 @@ def test_rejects_unfinished_runs_suffixes_and_duplicates(tmp_path, three, monkey
 
 
 def luminance(colour: str) -> float:
-    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return float(np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return float(
+        np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    )
 
 
-def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
+def contrast(foreground: str, background: str) -> float:
+    low, high = sorted((luminance(foreground), luminance(background)))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -428,12 +434,12 @@ def test_contrasts_meet_wcag_aa():
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
-def test_page_in_a_browser(three, width, scheme):
+def test_page_works_in_a_browser(three_runs, width, scheme):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no chromium is installed")
-    _, folder = three
+    _, folder = three_runs
     messages, requests = [], []
     with playwright.sync_playwright() as playwright_context:
         browser = playwright_context.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
