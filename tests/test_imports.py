@@ -54,14 +54,14 @@ def layer(module: str) -> str:
 
 
 def test_layers_import_only_lower_layers():
-    wrong = [
+    violations = [
         f"{module} imports {used}"
         for module, names in GRAPH.items()
         for used in names
         if module != "hf_medtl" and used in MODULES and used != "hf_medtl"
         if layer(used) != layer(module) and RANK[layer(used)] >= RANK[layer(module)]
     ]
-    assert not wrong, wrong
+    assert not violations, violations
 
 
 def test_package_imports_nothing_around_it():
@@ -79,14 +79,14 @@ def test_modules_on_top_are_few():
 
 
 def test_no_import_cycles():
-    done: set[str] = set()
+    visited: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, f"cycle: {' -> '.join((*path[path.index(module) :], module))}"
-        if module not in done:
+        if module not in visited:
             for used in sorted(GRAPH[module] & MODULES.keys() - {"hf_medtl"}):
                 visit(used, (*path, module))
-            done.add(module)
+            visited.add(module)
 
     for module in sorted(GRAPH.keys() - {"hf_medtl"}):
         visit(module, ())

@@ -1,4 +1,4 @@
-"""Every recipe: short, and ready to run on data laid out as the download is."""
+"""Recipes: length, names, and dry runs on data in the layout of the download."""
 
 import runpy
 import sys
@@ -11,12 +11,12 @@ from PIL import Image
 
 from tests.support.commands import ROOT, flags
 
-RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.stem != "study")  # that one makes many runs
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.stem != "study")  # a study makes many runs
 BACKBONES = {"vit": "vit", "cnn": "cnn", "inception": "timm", "resnet50": "timm", "densenet121": "timm",
              "efficientnet": "timm-efficientnet", "vgg16": "timm-byobnet", "unet": "unet"}  # fmt: skip
-OURS = ("cnn", "unet")  # no weights of these are downloaded, but of an encoder
+OWN_ARCHITECTURES = ("cnn", "unet")  # their weights are not downloaded, only those of an encoder
 
-# Places of a label's pictures, by data set; {} is a number.
+# Data set -> patterns of the image files of each label; {} is a number.
 LAYOUTS = {
     "brain-tumor-mri": ["yes/Y{}.jpg", "no/{} no.jpeg"],
     "chest-xray-pneumonia": [
@@ -33,21 +33,21 @@ LAYOUTS = {
         for split in ("train", "test")
         for name in ("COVID19", "NORMAL", "PNEUMONIA")
     ],
-    "lung-masks": [f"CXR_png/{place}_{{}}_{label}.png" for place in ("CHNCXR", "MCUCXR") for label in (0, 1)],
+    "lung-masks": [f"CXR_png/{hospital}_{{}}_{label}.png" for hospital in ("CHNCXR", "MCUCXR") for label in (0, 1)],
     "pulmonary-edema": ["train/edema/{}.png", "train/normal/{}.png", "test/edema/{}.png", "test/normal/{}.png"],
 }
 
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory) -> dict[str, Path]:
-    """Data set -> folder with 12 pictures of blocks at each place of its layout."""
+    """Return data set -> folder with 12 images of random blocks for each pattern of its layout."""
     rng, folders = np.random.default_rng(0), {}
-    for dataset, places in LAYOUTS.items():
+    for dataset, patterns in LAYOUTS.items():
         folders[dataset] = tmp_path_factory.mktemp("data") / dataset
-        numbers = iter(range(10_000))  # no person is in two splits
-        for place in places:
+        numbers = iter(range(10_000))  # no patient is in two splits
+        for pattern in patterns:
             for _ in range(12):
-                path = folders[dataset] / place.replace("{}", str(next(numbers)))
+                path = folders[dataset] / pattern.replace("{}", str(next(numbers)))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).resize((48, 48)).save(path)
     for path in [*folders["lung-masks"].glob("CXR_png/*.png")]:
@@ -57,11 +57,13 @@ def downloads(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def start_of(recipe: Path, tiny) -> dict[str, object]:
-    """Options with which a recipe needs no network."""
+def offline_options(recipe: Path, tiny_checkpoint) -> dict[str, object]:
+    """Return options with which a recipe needs no network."""
     family = BACKBONES[recipe.stem.split("_")[0]]
-    start: dict[str, object] = {"model_name_or_path": family if family in OURS else tiny(family)}
-    return start | ({"encoder": "tu-test_resnet", "encoder_weights": "none"} if family == "unet" else {})
+    values: dict[str, object] = {
+        "model_name_or_path": family if family in OWN_ARCHITECTURES else tiny_checkpoint(family)
+    }
+    return values | ({"encoder": "tu-test_resnet", "encoder_weights": "none"} if family == "unet" else {})
 
 
 def dry_run(recipe: Path, monkeypatch, **values: object) -> None:
@@ -70,21 +72,21 @@ def dry_run(recipe: Path, monkeypatch, **values: object) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_it_is_short_and_a_dry_run_passes(recipe, downloads, tiny, tmp_path, monkeypatch, capsys):
+def test_recipe_is_short_and_its_dry_run_passes(recipe, downloads, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     text = recipe.read_text()
     assert text.count("\n") <= 40
     assert f"\naccelerate launch recipes/{recipe.name}\n" in text
     values = runpy.run_path(str(recipe))["RECIPE"]
     assert values["output_dir"] == f"runs/{recipe.stem}"
     assert values["augmentation"] == ("brain" if "brain" in values["dataset"] else "chest")
-    dry_run(recipe, monkeypatch, **start_of(recipe, tiny), data_dir=downloads[values["dataset"]],
+    dry_run(recipe, monkeypatch, **offline_options(recipe, tiny_checkpoint), data_dir=downloads[values["dataset"]],
             output_dir=tmp_path / "run")  # fmt: skip
-    shown = capsys.readouterr().out
-    assert f"augmentation {values['augmentation']}" in shown
+    output = capsys.readouterr().out
+    assert f"augmentation {values['augmentation']}" in output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_timm_recipe_runs_dry_from_scratch_without_network(downloads, tmp_path, monkeypatch, capsys):
+def test_dry_run_of_timm_recipe_from_scratch_needs_no_network(downloads, tmp_path, monkeypatch, capsys):
     data = downloads["pulmonary-edema"]
     changes = {"from_scratch": True, "strategy": "full", "data_dir": data, "output_dir": tmp_path}
     dry_run(ROOT / "recipes" / "vgg16_edema.py", monkeypatch, **changes)
@@ -94,7 +96,7 @@ def test_a_timm_recipe_runs_dry_from_scratch_without_network(downloads, tmp_path
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_dry_run_on_the_real_pictures_passes(recipe, shared, tiny, tmp_path, monkeypatch):
+def test_dry_run_on_real_images_passes(recipe, shared, tiny_checkpoint, tmp_path, monkeypatch):
     folders = {
         "brain-tumor-mri": "brain-mri-images-for-brain-tumor-detection",
         "covid19-radiography": "covid19-radiography-database",
@@ -102,12 +104,12 @@ def test_a_dry_run_on_the_real_pictures_passes(recipe, shared, tiny, tmp_path, m
         "pulmonary-edema": "nih-edema-mini",
     }
     dataset = runpy.run_path(str(recipe))["RECIPE"]["dataset"]
-    dry_run(recipe, monkeypatch, **start_of(recipe, tiny), data_dir=shared / "data" / folders.get(dataset, dataset),
-            output_dir=tmp_path / "run")  # fmt: skip
+    data = shared / "data" / folders.get(dataset, dataset)
+    dry_run(recipe, monkeypatch, **offline_options(recipe, tiny_checkpoint), data_dir=data, output_dir=tmp_path / "run")
 
 
 @pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
-def test_the_prose_of_a_card_renders(card):
+def test_model_card_prose_renders(card):
     counts = {split: {"ill": 3, "healthy": 4} for split in ("train", "validation", "test")}
     facts = {"counts": counts, "results": {"n": 7, "positive_label": "ill", "by_source": {"here": {}}}}
     text = Environment(undefined=StrictUndefined).from_string(card.read_text()).render(facts)
@@ -116,6 +118,6 @@ def test_the_prose_of_a_card_renders(card):
     assert "{" not in text
 
 
-def test_every_card_is_used():
+def test_every_model_card_is_used():
     named = {Path(runpy.run_path(str(recipe))["RECIPE"]["model_card"]).name for recipe in RECIPES}
     assert named == {path.name for path in (ROOT / "model_cards").glob("*.md")} - {"phantoms.md"}
