@@ -38,7 +38,7 @@ import torch  # noqa: E402
 
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support.commands import ROOT, options, tell  # noqa: E402
+from tests.support.commands import ROOT, configure_hub, options  # noqa: E402
 from tests.support.tiny_models import save_tiny  # noqa: E402
 
 
@@ -79,19 +79,19 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 synthetic brain slices of 24 patients."""
     from hf_medtl.data.phantoms import write_phantoms
 
-    return write_phantoms(tmp_path_factory.mktemp("data") / "brain", "brain", patients=24, pictures=2, size=64)
+    return write_phantoms(tmp_path_factory.mktemp("data") / "brain", "brain", patients=24, images=2, size=64)
 
 
 @pytest.fixture(scope="session")
-def chests(tmp_path_factory) -> Path:
+def chest_phantoms(tmp_path_factory) -> Path:
     """36 chest phantoms of 18 patients, with masks of the lungs."""
     from hf_medtl.data.phantoms import write_phantoms
 
-    return write_phantoms(tmp_path_factory.mktemp("data") / "chest", "chest", patients=18, pictures=2, size=64)
+    return write_phantoms(tmp_path_factory.mktemp("data") / "chest", "chest", patients=18, images=2, size=64)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory):
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory):
     """Folder of the tiny checkpoint of a family, made when first asked for."""
     made: dict[str, Path] = {}
 
@@ -104,7 +104,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def make_trainer(phantoms, tiny, tmp_path):
+def make_trainer(phantoms, tiny_checkpoint, tmp_path):
     """Make a trainer of a family on phantoms."""
     from hf_medtl import Recipe, load
     from hf_medtl.runs.train import prepare_splits
@@ -112,7 +112,7 @@ def make_trainer(phantoms, tiny, tmp_path):
     from hf_medtl.training.trainer import MedicalTrainer
 
     def make(family: str = "vit", **more: object):
-        recipe = Recipe(**options(phantoms, tiny(family), tmp_path / "run", **more))
+        recipe = Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **more))
         loaded = load("brain-phantoms", phantoms)
         torch.manual_seed(0)
         task = task_for_dataset(loaded)
@@ -125,23 +125,23 @@ def make_trainer(phantoms, tiny, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def finished(phantoms: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(phantoms: Path, tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny ViT on phantoms."""
     from hf_medtl import Recipe, run
 
     card = ROOT / "model_cards" / "brain.md"
     output = tmp_path_factory.mktemp("runs") / "finished"
-    return run(Recipe(**options(phantoms, tiny("vit"), output, model_card=str(card))))
+    return run(Recipe(**options(phantoms, tiny_checkpoint("vit"), output, model_card=str(card))))
 
 
 @pytest.fixture
-def ready(finished: Path, tmp_path: Path) -> Path:
+def publishable_run(finished_run: Path, tmp_path: Path) -> Path:
     """A finished run that can be published."""
-    return shutil.copytree(finished, tmp_path / "ready")
+    return shutil.copytree(finished_run, tmp_path / "ready")
 
 
 @pytest.fixture
-def failing(hub: str, monkeypatch: pytest.MonkeyPatch):
+def fail_requests(hub: str, monkeypatch: pytest.MonkeyPatch):
     """Let requests with something in their path fail; waits are noted instead of waited for."""
     from hf_medtl.publish.hub import with_retries
 
@@ -150,7 +150,7 @@ def failing(hub: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(with_retries, "__defaults__", (5, waits.append))
 
     def fail(*faults: dict) -> list[float]:
-        tell(hub, "__fail", list(faults))
+        configure_hub(hub, "__fail", list(faults))
         return waits
 
     yield fail
@@ -158,20 +158,20 @@ def failing(hub: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def serving(hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def set_hub_storage(hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Let the Hub keep files so: "lfs", "multipart" or "xet"."""
 
     def serve(store: str) -> None:
         parts, cas = (30_000 if store == "multipart" else 0), (f"local://{tmp_path}/cas" if store == "xet" else "")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", store != "xet")
-        tell(hub, "__set", {"multipart": parts, "xet": cas})
+        configure_hub(hub, "__set", {"multipart": parts, "xet": cas})
 
     yield serve
     serve("lfs")
 
 
 @pytest.fixture
-def written(hub: str):
+def hub_changes(hub: str):
     """What the Hub has been asked to change since."""
 
     def changes() -> list[str]:
@@ -183,5 +183,5 @@ def written(hub: str):
 
 
 @pytest.fixture(scope="session")
-def results(finished: Path) -> dict:
-    return json.loads((finished / "results.json").read_text())
+def results(finished_run: Path) -> dict:
+    return json.loads((finished_run / "results.json").read_text())

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from hf_medtl import MedtlError, Recipe
 from hf_medtl.data.augmentation import AUGMENTATIONS, get_augmentation, save_preview
 from hf_medtl.training.trainer import mix_batch
-from tests.support.commands import script
+from tests.support.commands import run_command
 
 SETS = [name for name in AUGMENTATIONS if name != "none"]
 
@@ -63,7 +63,7 @@ def test_another_process_and_workers_draw_the_same():
         "pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)\n"
         "print(*[hashlib.sha256(augmentation(n)(pixels, 7).tobytes()).hexdigest() for n in NAMES[1:]])"
     )
-    done = script(sys.executable, "-c", code)
+    done = run_command(sys.executable, "-c", code)
     expected = [hashlib.sha256(get_augmentation(name)(noise(), 7).tobytes()).hexdigest() for name in SETS]
     assert done.stdout.split() == expected, done.stderr
     for name in ("chest", "randaugment"):
@@ -117,7 +117,7 @@ def test_names_and_numbers_that_are_wrong():
     assert get_augmentation("none") is None
     with pytest.raises(MedtlError, match=r"Unknown augmentation 'heavy'.*chest"):
         get_augmentation("heavy")
-    with pytest.raises(MedtlError, match="magnitude of 0 to 30"):
+    with pytest.raises(MedtlError, match="magnitude from 0 to 30"):
         get_augmentation("randaugment", magnitude=31)
     with pytest.raises(MedtlError, match="at least 1 operation"):
         get_augmentation("randaugment", operations=0)
@@ -139,7 +139,7 @@ def test_preview_draws_a_figure(tmp_path):
     save_preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "c.png", samples=3)
     assert Image.open(tmp_path / "a.png").width > 2 * Image.open(tmp_path / "b.png").width
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
-    with pytest.raises(MedtlError, match="no pictures"):
+    with pytest.raises(MedtlError, match="no images"):
         save_preview([], [], "chest", tmp_path / "d.png")
 
 

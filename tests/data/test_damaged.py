@@ -25,7 +25,7 @@ GIGABYTE = 1 << 30
 
 def whole(real: Path | None) -> dict[str, bytes]:
     """Undamaged files of all kinds, by name."""
-    from tests.support.dicom_files import COLOUR, RAMP, dicom, encapsulated
+    from tests.support.dicom_files import COLOUR, RAMP, make_dicom, make_encapsulated_dicom
 
     rng = np.random.default_rng(0)
     small = np.sort(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), axis=0)
@@ -63,20 +63,20 @@ def whole(real: Path | None) -> dict[str, bytes]:
         RLELossless,
     )
 
-    rle = dicom(RAMP)
+    rle = make_dicom(RAMP)
     rle.compress(RLELossless)
     add("code.jpg", rgb.convert("L"), "JPEG")
     add("code.j2k", rgb, "JPEG2000", no_jp2=True)
     photometric = {"PhotometricInterpretation": "YBR_RCT"}
     for name, data in {
-        "a.dcm": dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000),
-        "implicit.dcm": dicom(RAMP, syntax=ImplicitVRLittleEndian),
-        "deflated.dcm": dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian),
-        "rgb.dcm": dicom(COLOUR),
-        "frames.dcm": dicom(np.stack([RAMP] * 3), frames=3),
+        "a.dcm": make_dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000),
+        "implicit.dcm": make_dicom(RAMP, syntax=ImplicitVRLittleEndian),
+        "deflated.dcm": make_dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian),
+        "rgb.dcm": make_dicom(COLOUR),
+        "frames.dcm": make_dicom(np.stack([RAMP] * 3), frames=3),
         "rle.dcm": rle,
-        "jpeg.dcm": encapsulated(files.pop("code.jpg"), small[..., 0], JPEGBaseline8Bit),
-        "j2k.dcm": encapsulated(files.pop("code.j2k"), small, JPEG2000Lossless, **photometric),
+        "jpeg.dcm": make_encapsulated_dicom(files.pop("code.jpg"), small[..., 0], JPEGBaseline8Bit),
+        "j2k.dcm": make_encapsulated_dicom(files.pop("code.j2k"), small, JPEG2000Lossless, **photometric),
     }.items():
         buffer = io.BytesIO()
         data.save_as(buffer, enforce_file_format=True)
@@ -164,9 +164,9 @@ def main(folder: Path, count: int, seed: int = 0) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit of memory is set by way of /proc")
 def test_a_thousand_damaged_files(tmp_path):
-    from tests.support.commands import script
+    from tests.support.commands import run_command
 
-    done = script(sys.executable, __file__, tmp_path, COUNT, OPENBLAS_NUM_THREADS="1")
+    done = run_command(sys.executable, __file__, tmp_path, COUNT, OPENBLAS_NUM_THREADS="1")
     last = done.stderr[-1500:]
     assert done.returncode == 0, f"return code {done.returncode} (-11: crash, -14: more than {SECONDS} s): {last}"
     found = json.loads(done.stdout.splitlines()[-1])

@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from hf_medtl import read_image
-from hf_medtl.data.dicom import code_size
+from hf_medtl.data.dicom import compressed_size
 from hf_medtl.errors import UnreadableImage
-from tests.support.dicom_files import COLOUR, NAME, RAMP, dicom, encapsulated, save
+from tests.support.dicom_files import COLOUR, NAME, RAMP, make_dicom, make_encapsulated_dicom, save_dicom
 
 
 def grey(path: Path, **arguments) -> np.ndarray:
@@ -37,8 +37,8 @@ def grey(path: Path, **arguments) -> np.ndarray:
 
 
 def test_monochrome1_is_inverted(tmp_path):
-    two = grey(save(dicom(RAMP, BitsStored=12), tmp_path / "2.dcm"))
-    one = grey(save(dicom(RAMP, BitsStored=12, PhotometricInterpretation="MONOCHROME1"), tmp_path / "1.dcm"))
+    two = grey(save_dicom(make_dicom(RAMP, BitsStored=12), tmp_path / "2.dcm"))
+    one = grey(save_dicom(make_dicom(RAMP, BitsStored=12, PhotometricInterpretation="MONOCHROME1"), tmp_path / "1.dcm"))
     assert two[0, 0] == 0
     assert two[-1, -1] == 255
     assert np.array_equal(one, 255 - two)
@@ -51,7 +51,7 @@ def test_rescaling_and_the_first_window_of_the_file(function, tmp_path):
     elements = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": [40, 300], "WindowWidth": [80, 1500]}
     if function:
         elements["VOILUTFunction"] = function
-    found = grey(save(dicom(stored, **elements), tmp_path / "ct.dcm"))
+    found = grey(save_dicom(make_dicom(stored, **elements), tmp_path / "ct.dcm"))
     expected = {  # PS3.3 C.11.2.1
         None: (hounsfield - 39.5) / 79 + 0.5,
         "LINEAR_EXACT": (hounsfield - 40) / 80 + 0.5,
@@ -62,11 +62,13 @@ def test_rescaling_and_the_first_window_of_the_file(function, tmp_path):
 
 def test_a_given_window_is_in_rescaled_units_and_comes_first(tmp_path):
     stored = np.arange(0, 200, dtype=np.int16).reshape(10, 20) - 100
-    path = save(dicom(stored, RescaleSlope=2, RescaleIntercept=-50, WindowCenter=1, WindowWidth=9), tmp_path / "a.dcm")
+    path = save_dicom(
+        make_dicom(stored, RescaleSlope=2, RescaleIntercept=-50, WindowCenter=1, WindowWidth=9), tmp_path / "a.dcm"
+    )
     expected = 255 * ((2.0 * stored - 50 + 150) / 200).clip(0, 1)
     assert np.abs(grey(path, window=(-150, 50)) - expected).max() <= 0.51
     assert np.array_equal(grey(path, window=(-150, 50)), np.asarray(read_image(path.read_bytes(), (-150, 50)))[..., 0])
-    negative = save(dicom(stored, RescaleSlope=-2, RescaleIntercept=-50), tmp_path / "b.dcm")
+    negative = save_dicom(make_dicom(stored, RescaleSlope=-2, RescaleIntercept=-50), tmp_path / "b.dcm")
     expected = 255 * ((-2.0 * stored - 50 + 150) / 200).clip(0, 1)
     assert np.abs(grey(negative, window=(-150, 50)) - expected).max() <= 0.51
     assert grey(negative)[0, 0] == 255  # percentiles, too, follow the sign of the slope
@@ -75,7 +77,7 @@ def test_a_given_window_is_in_rescaled_units_and_comes_first(tmp_path):
 def test_signed_and_padded_pixels_without_a_window(tmp_path):
     signed = np.linspace(-900, 900, 48 * 64).reshape(48, 64).astype(np.int16)
     signed[:12] = -2000
-    found = grey(save(dicom(signed, PixelPaddingValue=-2000), tmp_path / "padded.dcm"))
+    found = grey(save_dicom(make_dicom(signed, PixelPaddingValue=-2000), tmp_path / "padded.dcm"))
     assert (found[:12] == 0).all()
     low, high = np.percentile(signed[12:], [0.5, 99.5])
     assert np.abs(found - 255 * ((signed - low) / (high - low)).clip(0, 1)).max() <= 0.51
@@ -83,13 +85,13 @@ def test_signed_and_padded_pixels_without_a_window(tmp_path):
 
 def test_8_bits_without_a_window_stay_as_they_are(tmp_path):
     pixels = COLOUR[..., 0] // 2 + 30
-    assert np.array_equal(grey(save(dicom(pixels), tmp_path / "8.dcm")), pixels)
+    assert np.array_equal(grey(save_dicom(make_dicom(pixels), tmp_path / "8.dcm")), pixels)
 
 
 @pytest.mark.parametrize("invalid", [{"WindowCenter": 40, "WindowWidth": 0}, {"WindowCenter": 40}, {"WindowWidth": 9}])
 def test_an_invalid_window_is_as_none(invalid, tmp_path):
-    plain = grey(save(dicom(RAMP), tmp_path / "plain.dcm"))
-    assert np.array_equal(grey(save(dicom(RAMP, **invalid), tmp_path / "invalid.dcm")), plain)
+    plain = grey(save_dicom(make_dicom(RAMP), tmp_path / "plain.dcm"))
+    assert np.array_equal(grey(save_dicom(make_dicom(RAMP, **invalid), tmp_path / "invalid.dcm")), plain)
 
 
 def test_lookup_tables(tmp_path):
@@ -101,15 +103,15 @@ def test_lookup_tables(tmp_path):
         return item
 
     pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    voi = dicom(pixels, VOILUTSequence=[table([k * k for k in range(64)], 12)])
-    assert np.abs(grey(save(voi, tmp_path / "voi.dcm")) - 255 * pixels.astype(float) ** 2 / 4095).max() <= 0.51
-    modality = dicom(pixels, ModalityLUTSequence=[table([3 * k for k in range(64)], 16)])
-    assert np.abs(grey(save(modality, tmp_path / "m.dcm"), window=(0, 189)) - 255 * pixels / 63).max() <= 0.51
+    voi = make_dicom(pixels, VOILUTSequence=[table([k * k for k in range(64)], 12)])
+    assert np.abs(grey(save_dicom(voi, tmp_path / "voi.dcm")) - 255 * pixels.astype(float) ** 2 / 4095).max() <= 0.51
+    modality = make_dicom(pixels, ModalityLUTSequence=[table([3 * k for k in range(64)], 16)])
+    assert np.abs(grey(save_dicom(modality, tmp_path / "m.dcm"), window=(0, 189)) - 255 * pixels / 63).max() <= 0.51
 
 
 def test_middle_and_chosen_frame(tmp_path, caplog):
     frames = np.stack([np.full((8, 8), 50 * k, np.uint8) for k in range(5)])
-    path = save(dicom(frames, frames=5), tmp_path / "series.dcm")
+    path = save_dicom(make_dicom(frames, frames=5), tmp_path / "series.dcm")
     with caplog.at_level(logging.INFO):
         assert grey(path).max() == 100
     assert "middle" in caplog.text
@@ -129,24 +131,26 @@ def test_each_frame_of_an_enhanced_object_has_its_own_rescaling_and_window(tmp_p
         return item
 
     frames = np.full((2, 8, 8), 1000, np.uint16)
-    data = dicom(frames, frames=2, PerFrameFunctionalGroupsSequence=[groups(0), groups(25)])
-    path = save(data, tmp_path / "enhanced.dcm")
+    data = make_dicom(frames, frames=2, PerFrameFunctionalGroupsSequence=[groups(0), groups(25)])
+    path = save_dicom(data, tmp_path / "enhanced.dcm")
     assert [grey(path, frame=k)[0, 0] for k in (0, 1)] == [128, 64]
 
 
 @pytest.mark.parametrize("planar", [0, 1])
 def test_rgb(planar, tmp_path):
-    data = dicom(COLOUR, PlanarConfiguration=planar)
+    data = make_dicom(COLOUR, PlanarConfiguration=planar)
     if planar:
         data.PixelData = COLOUR.transpose(2, 0, 1).tobytes()
-    assert np.array_equal(read_image(save(data, tmp_path / "rgb.dcm")), COLOUR)
+    assert np.array_equal(read_image(save_dicom(data, tmp_path / "rgb.dcm")), COLOUR)
 
 
 def test_ybr_and_16_bit_rgb(tmp_path):
     ybr = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
-    path = save(dicom(ybr, PhotometricInterpretation="YBR_FULL"), tmp_path / "ybr.dcm")
+    path = save_dicom(make_dicom(ybr, PhotometricInterpretation="YBR_FULL"), tmp_path / "ybr.dcm")
     assert np.abs(np.asarray(read_image(path)).astype(int) - COLOUR).max() <= 3
-    assert np.array_equal(read_image(save(dicom(COLOUR.astype(np.uint16) * 257), tmp_path / "deep.dcm")), COLOUR)
+    assert np.array_equal(
+        read_image(save_dicom(make_dicom(COLOUR.astype(np.uint16) * 257), tmp_path / "deep.dcm")), COLOUR
+    )
 
 
 def test_palette(tmp_path):
@@ -155,45 +159,47 @@ def test_palette(tmp_path):
     for name, channel in zip(("Red", "Green", "Blue"), table, strict=True):
         elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
         elements[f"{name}PaletteColorLookupTableData"] = channel.tobytes()
-    data = dicom(COLOUR[..., 0], **elements)
-    assert np.array_equal(read_image(save(data, tmp_path / "palette.dcm")), table[:, COLOUR[..., 0]].transpose(1, 2, 0))
+    data = make_dicom(COLOUR[..., 0], **elements)
+    assert np.array_equal(
+        read_image(save_dicom(data, tmp_path / "palette.dcm")), table[:, COLOUR[..., 0]].transpose(1, 2, 0)
+    )
 
 
 def test_compressed(tmp_path):
-    plain = grey(save(dicom(RAMP, BitsStored=12), tmp_path / "plain.dcm"))
-    rle = dicom(RAMP, BitsStored=12)
+    plain = grey(save_dicom(make_dicom(RAMP, BitsStored=12), tmp_path / "plain.dcm"))
+    rle = make_dicom(RAMP, BitsStored=12)
     rle.compress(RLELossless)
-    assert np.array_equal(grey(save(rle, tmp_path / "rle.dcm")), plain)
+    assert np.array_equal(grey(save_dicom(rle, tmp_path / "rle.dcm")), plain)
 
     jpeg, jpeg2000 = io.BytesIO(), io.BytesIO()
     Image.fromarray(COLOUR[..., 0]).save(jpeg, "JPEG", quality=100)
-    data = encapsulated(jpeg.getvalue(), COLOUR[..., 0], JPEGBaseline8Bit)
-    assert np.abs(grey(save(data, tmp_path / "jpeg.dcm")) - COLOUR[..., 0]).max() <= 3
+    data = make_encapsulated_dicom(jpeg.getvalue(), COLOUR[..., 0], JPEGBaseline8Bit)
+    assert np.abs(grey(save_dicom(data, tmp_path / "jpeg.dcm")) - COLOUR[..., 0]).max() <= 3
     Image.fromarray(COLOUR).save(jpeg2000, "JPEG2000", no_jp2=True, mct=1)
-    data = encapsulated(jpeg2000.getvalue(), COLOUR, JPEG2000Lossless, PhotometricInterpretation="YBR_RCT")
-    assert np.array_equal(read_image(save(data, tmp_path / "jpeg2000.dcm")), COLOUR)
+    data = make_encapsulated_dicom(jpeg2000.getvalue(), COLOUR, JPEG2000Lossless, PhotometricInterpretation="YBR_RCT")
+    assert np.array_equal(read_image(save_dicom(data, tmp_path / "jpeg2000.dcm")), COLOUR)
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
 def test_other_encodings(syntax, tmp_path):
-    data = dicom(RAMP.astype(">u2") if syntax == ExplicitVRBigEndian else RAMP, syntax=syntax)
-    plain = grey(save(dicom(RAMP), tmp_path / "plain.dcm"))
-    assert np.array_equal(grey(save(data, tmp_path / "other.dcm")), plain)
+    data = make_dicom(RAMP.astype(">u2") if syntax == ExplicitVRBigEndian else RAMP, syntax=syntax)
+    plain = grey(save_dicom(make_dicom(RAMP), tmp_path / "plain.dcm"))
+    assert np.array_equal(grey(save_dicom(data, tmp_path / "other.dcm")), plain)
 
 
 @pytest.mark.parametrize("name", ["bare.dcm", "bare"])
 def test_a_file_without_preamble(name, tmp_path):
-    plain = grey(save(dicom(RAMP), tmp_path / "plain.dcm"))
+    plain = grey(save_dicom(make_dicom(RAMP), tmp_path / "plain.dcm"))
     for implicit in (True, False):
-        data = dicom(RAMP)
+        data = make_dicom(RAMP)
         del data.preamble, data.file_meta
-        path = save(data, tmp_path / name, enforce_file_format=False, implicit_vr=implicit, little_endian=True)
+        path = save_dicom(data, tmp_path / name, enforce_file_format=False, implicit_vr=implicit, little_endian=True)
         assert path.read_bytes()[:2] == b"\x08\0"
         assert np.array_equal(grey(path), plain)
 
 
 def test_the_content_decides_not_the_name(tmp_path):
-    path = save(dicom(RAMP), tmp_path / "ct.png")
+    path = save_dicom(make_dicom(RAMP), tmp_path / "ct.png")
     assert grey(path).max() == 255
     Image.fromarray(COLOUR).save(tmp_path / "photo.dcm", format="PNG")
     assert np.array_equal(read_image(tmp_path / "photo.dcm"), COLOUR)
@@ -207,26 +213,28 @@ def coded(kind: str) -> bytes:
 
 
 def text_for_a_number() -> Dataset:
-    data = dicom(RAMP, RescaleSlope=1)
+    data = make_dicom(RAMP, RescaleSlope=1)
     data["RescaleSlope"]._value = NAME  # pydicom's exception quotes it
     return data
 
 
 GREY = COLOUR[..., 0]
 BROKEN = {
-    "no pixels": lambda: dicom(None),
-    "no rows": lambda: dicom(RAMP, Rows=0),
-    "too large": lambda: dicom(RAMP, Rows=65535, Columns=65535),
-    "larger than the file": lambda: dicom(RAMP, Rows=5000, Columns=5000),
-    "frames without end": lambda: dicom(RAMP, NumberOfFrames=2**31 - 1),
-    "channels": lambda: dicom(RAMP, SamplesPerPixel=60000, PlanarConfiguration=0),
-    "bits": lambda: dicom(RAMP, BitsAllocated=13),
-    "colour space": lambda: dicom(RAMP, PhotometricInterpretation=NAME),
+    "no pixels": lambda: make_dicom(None),
+    "no rows": lambda: make_dicom(RAMP, Rows=0),
+    "too large": lambda: make_dicom(RAMP, Rows=65535, Columns=65535),
+    "larger than the file": lambda: make_dicom(RAMP, Rows=5000, Columns=5000),
+    "frames without end": lambda: make_dicom(RAMP, NumberOfFrames=2**31 - 1),
+    "channels": lambda: make_dicom(RAMP, SamplesPerPixel=60000, PlanarConfiguration=0),
+    "bits": lambda: make_dicom(RAMP, BitsAllocated=13),
+    "colour space": lambda: make_dicom(RAMP, PhotometricInterpretation=NAME),
     "text for a number": text_for_a_number,
-    "another size in the JPEG": lambda: encapsulated(coded("JPEG"), GREY, JPEGBaseline8Bit),
-    "another size in the JPEG 2000": lambda: encapsulated(coded("JPEG2000"), GREY, JPEG2000Lossless),
-    "run lengths without end": lambda: encapsulated(b"\1\0\0\0\x40" + bytes(59) + b"\x81\0" * 10**6, GREY, RLELossless),
-    "no code": lambda: encapsulated(b"\0\0", GREY, JPEGBaseline8Bit),
+    "another size in the JPEG": lambda: make_encapsulated_dicom(coded("JPEG"), GREY, JPEGBaseline8Bit),
+    "another size in the JPEG 2000": lambda: make_encapsulated_dicom(coded("JPEG2000"), GREY, JPEG2000Lossless),
+    "run lengths without end": lambda: make_encapsulated_dicom(
+        b"\1\0\0\0\x40" + bytes(59) + b"\x81\0" * 10**6, GREY, RLELossless
+    ),
+    "no code": lambda: make_encapsulated_dicom(b"\0\0", GREY, JPEGBaseline8Bit),
 }
 
 
@@ -235,7 +243,7 @@ def test_what_gives_no_picture_is_one_error_without_header_data(kind, tmp_path, 
     path = tmp_path / "broken.dcm"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save(BROKEN[kind](), path)
+        save_dicom(BROKEN[kind](), path)
     caplog.clear()
     recwarn.clear()
     with caplog.at_level(logging.DEBUG), pytest.raises(UnreadableImage, match=r"broken\.dcm") as caught:
@@ -247,10 +255,10 @@ def test_what_gives_no_picture_is_one_error_without_header_data(kind, tmp_path, 
 
 
 def test_nothing_of_the_header_gets_out_with_a_picture(tmp_path, caplog, capfd, recwarn):
-    data = dicom(RAMP)
+    data = make_dicom(RAMP)
     data.PerFrameFunctionalGroupsSequence = [Dataset()]
     data.PerFrameFunctionalGroupsSequence[0].PatientName = NAME
-    path = save(data, tmp_path / "named.dcm")
+    path = save_dicom(data, tmp_path / "named.dcm")
     with caplog.at_level(logging.DEBUG):
         pictures = [read_image(path), *ThreadPoolExecutor(4).map(read_image, [path] * 40)]
     out = capfd.readouterr()
@@ -266,27 +274,27 @@ def test_nothing_of_the_header_gets_out_with_a_picture(tmp_path, caplog, capfd, 
 
 
 def test_deflated_bomb(tmp_path):
-    data = dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    data = make_dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
     data.add_new(0x00091001, "OB", bytes(300 << 20))
     with pytest.raises(UnreadableImage, match="MiB"):
-        read_image(save(data, tmp_path / "bomb.dcm"))
+        read_image(save_dicom(data, tmp_path / "bomb.dcm"))
 
 
 def test_size_in_the_code():
     for options in ({"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "JPEG2000"}):
         buffer = io.BytesIO()
         Image.new("RGB", (70, 50)).save(buffer, **options)
-        assert code_size(buffer.getvalue()) == (50, 70, 3)
-    assert code_size(b"") is code_size(b"\xff\xd8\xff") is code_size(b"text" * 99) is None
+        assert compressed_size(buffer.getvalue()) == (50, 70, 3)
+    assert compressed_size(b"") is compressed_size(b"\xff\xd8\xff") is compressed_size(b"text" * 99) is None
 
 
 def test_ordinary_pictures_are_read_without_pydicom(tmp_path):
-    from tests.support.commands import script
+    from tests.support.commands import run_command
 
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     code = """import sys; from hf_medtl import read_image; read_image(sys.argv[1])
 assert not {"pydicom", "nibabel", "scipy"} & set(sys.modules)"""
-    done = script(sys.executable, "-c", code, tmp_path / "a.png")
+    done = run_command(sys.executable, "-c", code, tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
 
 

@@ -13,9 +13,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from hf_medtl import MedtlError
-from hf_medtl.data.dicom_writer import concept, overlay_object, read_header, save_objects, segmentation_object
-from tests.support.commands import COMMAND, script, typed
-from tests.support.dicom_files import COLOUR, NAME, RAMP, dicom, save
+from hf_medtl.data.dicom_writer import make_overlay, make_segmentation, read_header, save_dicom_outputs, segment_concept
+from tests.support.commands import COMMAND, run_cli, run_command
+from tests.support.dicom_files import COLOUR, NAME, RAMP, make_dicom, save_dicom
 from tests.support.tiny_models import build_tiny
 
 highdicom = pytest.importorskip("highdicom")
@@ -29,7 +29,9 @@ def radiograph(pixels=RAMP, **elements):
     """A chest radiograph that has what the standard demands of one."""
     study, series = generate_uid(), generate_uid()
     named = {"SOPClassUID": RADIOGRAPH, "StudyInstanceUID": study, "SeriesInstanceUID": series, "Modality": "CR"}
-    return dicom(pixels, BitsStored=12, **(named | {"PatientSex": "F", "PatientOrientation": ["L", "F"]} | elements))
+    return make_dicom(
+        pixels, BitsStored=12, **(named | {"PatientSex": "F", "PatientOrientation": ["L", "F"]} | elements)
+    )
 
 
 def slice_(**elements):
@@ -47,8 +49,8 @@ def written(made: Dataset, path):
 @pytest.mark.parametrize("kind", [radiograph, slice_])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_a_segmentation_has_the_mask_of_the_stored_pixels(kind, photometric, tmp_path):
-    source = read_header(save(kind(PhotometricInterpretation=photometric), tmp_path / "scan.dcm"))
-    path = written(segmentation_object(source, MASK, LABELS, "owner/unet", "abc123"), tmp_path / "scan.seg.dcm")
+    source = read_header(save_dicom(kind(PhotometricInterpretation=photometric), tmp_path / "scan.dcm"))
+    path = written(make_segmentation(source, MASK, LABELS, "owner/unet", "abc123"), tmp_path / "scan.seg.dcm")
     found = highdicom.seg.segread(path)
     frames = found.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)[0]
     assert np.array_equal(frames, np.stack([i == MASK for i in (1, 2, 3)], axis=-1))
@@ -79,7 +81,7 @@ def test_slices_of_a_series_make_one_series_of_masks():
     first = slice_()
     second = slice_(SeriesInstanceUID=first.SeriesInstanceUID)
     one, other, newer = (
-        segmentation_object(source, MASK, LABELS, "unet", revision)
+        make_segmentation(source, MASK, LABELS, "unet", revision)
         for source, revision in ((first, "a"), (second, "a"), (second, "b"))
     )
     assert one.SeriesInstanceUID == other.SeriesInstanceUID != newer.SeriesInstanceUID
@@ -88,13 +90,13 @@ def test_slices_of_a_series_make_one_series_of_masks():
 
 def test_labels_become_codes():
     organ, finding = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
-    assert concept("lungs") == concept("Lung") == (organ, codes.SCT.Lung)
-    assert concept("left_lung")[1].value == "44029006"
-    assert concept("tumor") == (finding, codes.SCT.Neoplasm)
-    category, code = concept("Hilus \\ links")
+    assert segment_concept("lungs") == segment_concept("Lung") == (organ, codes.SCT.Lung)
+    assert segment_concept("left_lung")[1].value == "44029006"
+    assert segment_concept("tumor") == (finding, codes.SCT.Neoplasm)
+    category, code = segment_concept("Hilus \\ links")
     assert category == codes.SCT.SpatialAndRelationalConcept
     assert (code.value, code.scheme_designator, code.meaning) == ("Hilus / links", "99HFMEDTL", "Hilus / links")
-    long = segmentation_object(radiograph(), MASK, ("none", "a" * 90, "b", "c"), "m" * 99, None)
+    long = make_segmentation(radiograph(), MASK, ("none", "a" * 90, "b", "c"), "m" * 99, None)
     assert long.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].LongCodeValue == "a" * 64
     assert long.ManufacturerModelName == "m" * 64
 
@@ -104,8 +106,8 @@ def test_an_overlay_is_a_picture_of_the_study(tmp_path):
         PatientName="Müßtermann^Jürgen", SpecificCharacterSet="ISO_IR 100", BurnedInAnnotation="NO",
         LossyImageCompression="01", LossyImageCompressionRatio="9.5", LossyImageCompressionMethod="ISO_10918_1",
     )  # fmt: skip
-    source = read_header(save(source, tmp_path / "scan.dcm"))
-    made = overlay_object(source, Image.fromarray(COLOUR), "pneumonia 0.930 by gradcam", "owner/vit", "abc123")
+    source = read_header(save_dicom(source, tmp_path / "scan.dcm"))
+    made = make_overlay(source, Image.fromarray(COLOUR), "pneumonia 0.930 by gradcam", "owner/vit", "abc123")
     found = dcmread(written(made, tmp_path / "over.dcm"))
     assert np.array_equal(found.pixel_array, COLOUR)
     assert found.PhotometricInterpretation == "RGB"
@@ -123,7 +125,7 @@ def test_nothing_is_invented():
     source = radiograph()
     for key in ("PatientName", "PatientID", "PatientSex", "PatientOrientation"):
         delattr(source, key)
-    pictures = segmentation_object(source, MASK, LABELS, "m"), overlay_object(source, Image.fromarray(COLOUR), "", "m")
+    pictures = make_segmentation(source, MASK, LABELS, "m"), make_overlay(source, Image.fromarray(COLOUR), "", "m")
     for made in pictures:
         empty = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber")
         assert not any(made[key].value for key in (*empty, "PatientOrientation"))
@@ -133,16 +135,16 @@ def test_nothing_is_invented():
 
 def test_of_several_frames_the_overlay_names_the_one_that_is_read():
     source = radiograph(np.stack([RAMP] * 5), frames=5)
-    made = overlay_object(source, Image.fromarray(COLOUR), "", "m")
+    made = make_overlay(source, Image.fromarray(COLOUR), "", "m")
     assert made.SourceImageSequence[0].ReferencedFrameNumber == 3
-    with pytest.raises(MedtlError, match="of 5 frames"):
-        segmentation_object(source, MASK, LABELS, "m")
+    with pytest.raises(MedtlError, match="has 5 frames"):
+        make_segmentation(source, MASK, LABELS, "m")
 
 
 BAD = {
     "lacks StudyInstanceUID": lambda: radiograph(StudyInstanceUID=""),
     "lacks SOPInstanceUID, SeriesInstanceUID": lambda: radiograph(SOPInstanceUID=NAME, SeriesInstanceUID=NAME),
-    "what is needed": lambda: radiograph(PatientSex="MUSTERMANN"),
+    "lacks required header attributes": lambda: radiograph(PatientSex="MUSTERMANN"),
     r"ValueError.* no FrameOfReferenceUID": lambda: radiograph(SOPClassUID=CTImageStorage),
     "has 64 × 48 pixels, not 48 × 64": lambda: radiograph(RAMP.T),
 }
@@ -153,16 +155,16 @@ BAD = {
 def test_what_can_not_be_is_told_without_a_word_of_the_header(reason, overlay, tmp_path, caplog, capfd, recwarn):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = save(BAD[reason](), tmp_path / "bad.dcm", enforce_file_format=False)
+        path = save_dicom(BAD[reason](), tmp_path / "bad.dcm", enforce_file_format=False)
     if overlay and "FrameOfReference" in reason:
         pytest.skip("a picture in colour has no place in the patient")
     caplog.clear()
     recwarn.clear()
     with caplog.at_level(logging.DEBUG), pytest.raises(MedtlError, match=reason) as caught:
         if overlay:
-            overlay_object(read_header(path), Image.fromarray(MASK), "", "m")
+            make_overlay(read_header(path), Image.fromarray(MASK), "", "m")
         else:
-            segmentation_object(read_header(path), MASK, LABELS, "m")
+            make_segmentation(read_header(path), MASK, LABELS, "m")
     assert caught.value.__cause__ is caught.value.__context__ is None  # nothing for a traceback to print
     out = capfd.readouterr()
     said = " ".join([str(caught.value), caplog.text, out.out, out.err, *(str(w.message) for w in recwarn)])
@@ -173,29 +175,29 @@ def test_a_name_that_highdicom_warns_of_is_not_logged(caplog, recwarn):
     source = radiograph(PatientName="Mustermann")  # without ^
     caplog.clear()
     with caplog.at_level(logging.DEBUG):
-        made = segmentation_object(source, MASK, LABELS, "m")
-        overlay_object(source, Image.fromarray(COLOUR), "", "m")
+        made = make_segmentation(source, MASK, LABELS, "m")
+        make_overlay(source, Image.fromarray(COLOUR), "", "m")
     assert made.PatientName == "Mustermann"
     assert "Mustermann" not in caplog.text + " ".join(str(warning.message) for warning in recwarn)
 
 
 def test_what_is_asked_wrongly_is_named(monkeypatch):
-    with pytest.raises(MedtlError, match="Classes 0 to 1"):
-        segmentation_object(radiograph(), MASK, LABELS[:2], "m")
+    with pytest.raises(MedtlError, match=r"classes 0 \(background\) to 1"):
+        make_segmentation(radiograph(), MASK, LABELS[:2], "m")
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[dicom-out\]'"):
-        segmentation_object(radiograph(), MASK, LABELS, "m")
+        make_segmentation(radiograph(), MASK, LABELS, "m")
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 def test_headers_are_of_dicom_files_only(syntax, tmp_path):
     source = radiograph(syntax=syntax)
-    header = read_header(save(source, tmp_path / "a.dcm"))
+    header = read_header(save_dicom(source, tmp_path / "a.dcm"))
     assert header.SOPInstanceUID == source.SOPInstanceUID
     assert "PixelData" not in header
     Image.fromarray(COLOUR).save(tmp_path / "photo.dcm", "PNG")
     assert read_header(tmp_path / "photo.dcm") is None
-    assert save_objects(str(tmp_path / "photo.dcm"), {tmp_path / "no.dcm": lambda header: header}) == ""
+    assert save_dicom_outputs(str(tmp_path / "photo.dcm"), {tmp_path / "no.dcm": lambda header: header}) == ""
     assert not (tmp_path / "no.dcm").exists()
 
 
@@ -212,10 +214,12 @@ def test_the_command_writes_segmentations_beside_masks(segmenter, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name, photometric in (("one", "MONOCHROME1"), ("two", "MONOCHROME2")):
-        save(radiograph(PhotometricInterpretation=photometric), pictures / f"{name}.dcm")
-    save(radiograph(StudyInstanceUID="", PatientComments=NAME), pictures / "nostudy.dcm")
+        save_dicom(radiograph(PhotometricInterpretation=photometric), pictures / f"{name}.dcm")
+    save_dicom(radiograph(StudyInstanceUID="", PatientComments=NAME), pictures / "nostudy.dcm")
     Image.fromarray(COLOUR).save(pictures / "photo.png")
-    done = script(COMMAND, "predict", segmenter, pictures, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks")
+    done = run_command(
+        COMMAND, "predict", segmenter, pictures, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks"
+    )
     assert done.returncode == 1
     assert "4 pictures, 1 of them with an error" in done.stdout
     table = pd.read_csv(tmp_path / "t.csv").set_index(pd.Index(["nostudy", "one", "photo", "two"]))
@@ -236,10 +240,10 @@ def test_the_command_writes_segmentations_beside_masks(segmenter, tmp_path):
     assert all(NAME.encode() not in path.read_bytes() for path in (tmp_path / "masks").glob("*.png"))
 
 
-def test_overlays_beside_maps_and_none_where_not_wanted(tiny, tmp_path):
-    source = save(radiograph(), tmp_path / "scan.dcm")
-    command = "predict", tiny("vit"), source, "--explain", "gradcam", "--out"
-    printed = typed(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps")
+def test_overlays_beside_maps_and_none_where_not_wanted(tiny_checkpoint, tmp_path):
+    source = save_dicom(radiograph(), tmp_path / "scan.dcm")
+    command = "predict", tiny_checkpoint("vit"), source, "--explain", "gradcam", "--out"
+    printed = run_cli(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps")
     found = dcmread(tmp_path / "maps" / "scan.dcm.sc.dcm")
     assert np.array_equal(found.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "scan.dcm.png")))
     label = pd.read_csv(tmp_path / "t.csv")["label"][0]
@@ -247,7 +251,7 @@ def test_overlays_beside_maps_and_none_where_not_wanted(tiny, tmp_path):
     assert "by gradcam" in found.DerivationDescription
     assert found.PatientName == NAME
     assert "Mustermann" not in printed + (tmp_path / "t.csv").read_text()
-    typed(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare", "--no_dicom")
+    run_cli(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare", "--no_dicom")
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["scan.dcm.png"]
 
 
@@ -257,6 +261,6 @@ def test_real_radiographs(shared, tmp_path):
     for name in ("RG1_J2KI.dcm", "CT_small.dcm", "MR_small.dcm"):
         source = read_header(shared / "data" / "dicom-samples" / name)
         mask = (np.random.default_rng(0).random((source.Rows, source.Columns)) > 0.5).astype(np.uint8)
-        found = highdicom.seg.segread(written(segmentation_object(source, mask, LABELS[:2], "m", "1"), tmp_path / name))
+        found = highdicom.seg.segread(written(make_segmentation(source, mask, LABELS[:2], "m", "1"), tmp_path / name))
         assert np.array_equal(found.pixel_array.reshape(mask.shape), mask)
         assert found.StudyInstanceUID == source.StudyInstanceUID

@@ -12,18 +12,18 @@ from hf_medtl.data.leakage import load_external, shared_images
 from hf_medtl.data.loading import survey
 from hf_medtl.runs.evaluate import evaluate_model
 from tests.support.commands import options
-from tests.support.image_files import picture
+from tests.support.image_files import write_noise_image
 
 
 @pytest.fixture
 def two(tmp_path):
     """24 pictures of two labels, and a second set of 16 others under other names."""
     for i in range(12):
-        picture(tmp_path / "one" / "healthy" / f"{i}.png", i)
-        picture(tmp_path / "one" / "sick" / f"{i}.png", 100 + i)
+        write_noise_image(tmp_path / "one" / "healthy" / f"{i}.png", i)
+        write_noise_image(tmp_path / "one" / "sick" / f"{i}.png", 100 + i)
     for i in range(8):
-        picture(tmp_path / "two" / "normal" / f"{i}.png", 200 + i)
-        picture(tmp_path / "two" / "ill" / f"{i}.png", 300 + i)
+        write_noise_image(tmp_path / "two" / "normal" / f"{i}.png", 200 + i)
+        write_noise_image(tmp_path / "two" / "ill" / f"{i}.png", 300 + i)
     return tmp_path
 
 
@@ -50,12 +50,12 @@ def test_what_training_sees_is_named_and_refused_or_dropped(two, caplog):
     Image.open(two / "one" / seen[1]).resize((60, 70)).save(two / "two" / "ill" / "near.jpg", quality=80)
     shutil.copy(two / "one" / unseen[0], two / "two" / "ill" / "unseen.png")
     loaded = load("imagefolder", two / "one")
-    with pytest.raises(MedtlError, match=rf"2 of its 19 pictures .* ill/copy.png is {seen[0]} \(same file\)"):
+    with pytest.raises(MedtlError, match=rf"2 of its 19 images .* ill/copy.png is {seen[0]} \(same file\)"):
         load_external(loaded, "imagefolder", two / "two", labels=NAMES)
     outside = load_external(loaded, "imagefolder", two / "two", labels=NAMES, drop_overlap=True)
     assert outside.counts()["test"] == {"healthy": 8, "sick": 9}
     assert sorted(outside.excluded["path"]) == ["ill/copy.png", "ill/near.jpg"]
-    assert "2 of 19 pictures are seen in training" in caplog.text
+    assert "2 of 19 images were seen in training" in caplog.text
 
 
 def test_a_patient_of_the_same_collection_is_seen(phantoms):
@@ -65,7 +65,7 @@ def test_a_patient_of_the_same_collection_is_seen(phantoms):
     first = every.table["path"].str.endswith("_0.png").to_numpy()
     half = [
         type(every)(every.spec, every.root, every.labels, every.table[side].reset_index(drop=True), every.excluded,
-                    [p for p, s in zip(every.prints, side, strict=True) if s])
+                    [p for p, s in zip(every.fingerprints, side, strict=True) if s])
         for side in (first, ~first)
     ]  # fmt: skip
     both = shared_images(*half)
@@ -73,12 +73,12 @@ def test_a_patient_of_the_same_collection_is_seen(phantoms):
     assert "same patient" in set(both["reason"])  # others are near copies of their patient's other picture
 
 
-def test_a_run_reports_both(tmp_path, phantoms, tiny):
+def test_a_run_reports_both(tmp_path, phantoms, tiny_checkpoint):
     from hf_medtl.data.phantoms import write_phantoms
 
-    second = write_phantoms(tmp_path / "second", "brain", patients=10, pictures=2, size=64, seed=9)
+    second = write_phantoms(tmp_path / "second", "brain", patients=10, images=2, size=64, seed=9)
     more = {"external_dataset": "imagefolder", "external_data_dir": str(second), "num_train_epochs": 1}
-    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more)))
+    folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more)))
     results = json.loads((folder / "results.json").read_text())
     assert results["external"]["n"] == 20
     assert 10 <= results["external"]["n_groups"] <= 20  # a patient's two pictures can be near copies
@@ -94,7 +94,7 @@ def test_a_run_reports_both(tmp_path, phantoms, tiny):
     assert again["outliers"] == results["outliers"]["external"]
     with pytest.raises(MedtlError, match="is not external to brain-phantoms: 36 of its 48"):
         more["external_data_dir"] = str(phantoms)
-        run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "never", **more)))
+        run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "never", **more)))
     assert not (tmp_path / "never").exists()
 
 
@@ -124,7 +124,7 @@ def test_what_can_not_be_recognised_is_never_external(shared):
 def test_of_two_hospitals_one_is_learnt_from_and_one_tested(tmp_path):
     rows = []
     for i in range(40):
-        picture(tmp_path / f"{i}.png", i)
+        write_noise_image(tmp_path / f"{i}.png", i)
         rows.append({"file_name": f"{i}.png", "label": "sick" if i % 2 else "healthy", "source": "AB"[i % 4 // 2]})
     rows[0]["source"] = rows[2]["source"] = rows[4]["source"] = "C"
     table = tmp_path / "table.csv"
@@ -139,5 +139,5 @@ def test_of_two_hospitals_one_is_learnt_from_and_one_tested(tmp_path):
     assert len(outside.table) + len(loaded.table) == 40
     with pytest.raises(MedtlError, match=r"has no source D\. Its sources are A, B, C"):
         load("table", table, sources=["D", "A"])
-    with pytest.raises(MedtlError, match="All 3 pictures of C are healthy"):
+    with pytest.raises(MedtlError, match="All 3 images of C are healthy"):
         load("table", table, sources=["C"])

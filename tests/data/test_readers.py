@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from hf_medtl import MedtlError, load
-from hf_medtl.data.download import from_npz
+from hf_medtl.data.download import unpack_medmnist
 from hf_medtl.data.loading import survey
-from tests.support.image_files import picture
+from tests.support.image_files import write_noise_image
 
 
 def disc(path, side, size=(40, 48)):
@@ -26,8 +26,8 @@ def disc(path, side, size=(40, 48)):
 def folder(tmp_path):
     """12 pictures of each of two labels below a wrapping folder."""
     for i in range(12):
-        picture(tmp_path / "download" / "healthy" / f"h{i}.png", i)
-        picture(tmp_path / "download" / "sick" / f"s{i}.png", 100 + i)
+        write_noise_image(tmp_path / "download" / "healthy" / f"h{i}.png", i)
+        write_noise_image(tmp_path / "download" / "sick" / f"s{i}.png", 100 + i)
     return tmp_path
 
 
@@ -60,7 +60,7 @@ def test_class_folders(folder):
 
 def test_split_folders_are_kept_and_others_named(folder, caplog):
     split_up(folder)
-    picture(folder / "data" / "extra" / "sick" / "x.png", 7)
+    write_noise_image(folder / "data" / "extra" / "sick" / "x.png", 7)
     shutil.copy(folder / "data" / "Val" / "sick" / "s7.png", folder / "data" / "train" / "sick" / "copy.png")
     shutil.copy(folder / "data" / "test" / "sick" / "s9.png", folder / "data" / "Val" / "sick" / "copy.png")
     loaded = load("imagefolder", folder)
@@ -70,7 +70,7 @@ def test_split_folders_are_kept_and_others_named(folder, caplog):
         "test": {"healthy": 3, "sick": 3},
     }
     assert sorted(loaded.excluded["path"]) == ["data/Val/sick/copy.png", "data/train/sick/copy.png"]
-    assert "left out: extra" in caplog.text
+    assert "excluded: extra" in caplog.text
 
 
 def test_a_validation_split_that_lacks_a_label_is_drawn_anew(folder):
@@ -103,7 +103,9 @@ def test_metadata_tells_patients_masks_and_splits(folder):
     assert all((folder / mask).is_file() for mask in loaded.table["mask"])
     assert loaded.spec.problems == ()
     pd.DataFrame(rows[1:]).to_csv(folder / "download" / "metadata.csv", index=False)
-    with pytest.raises(MedtlError, match=r"2 of 25 pictures .* not in download/metadata.csv: download/healthy/h0.png"):
+    with pytest.raises(
+        MedtlError, match=r"2 of 25 images .* not listed in download/metadata.csv: download/healthy/h0.png"
+    ):
         load("imagefolder", folder)
 
 
@@ -114,10 +116,10 @@ def test_masks_beside_the_classes_are_no_class(phantoms):
 
 
 def test_pictures_without_a_label_or_class(tmp_path, folder):
-    picture(folder / "download" / "stray.png", 5)
-    with pytest.raises(MedtlError, match=r"1 pictures have no label: download/stray.png"):
+    write_noise_image(folder / "download" / "stray.png", 5)
+    with pytest.raises(MedtlError, match=r"1 images have no label: download/stray.png"):
         load("imagefolder", folder)
-    with pytest.raises(MedtlError, match="12 pictures have no label"):
+    with pytest.raises(MedtlError, match="12 images have no label"):
         load("imagefolder", folder / "download" / "healthy")
 
 
@@ -141,7 +143,7 @@ def test_a_table(folder, suffix):
     with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*found the columns picture, label, patient"):
         load("table", folder / "wrong.csv")
     table.assign(file_name="../" + table["file_name"]).to_csv(folder / "outside.csv", index=False)
-    with pytest.raises(MedtlError, match="below its own folder"):
+    with pytest.raises(MedtlError, match="inside the folder of the file"):
         load("table", folder / "outside.csv")
 
 
@@ -174,9 +176,9 @@ def test_medmnist(tmp_path, size):
         "validation": 8,
         "test": 10,
     }
-    assert from_npz(file) == loaded.root
+    assert unpack_medmnist(file) == loaded.root
     np.savez(tmp_path / "mixed.npz", **arrays | {"train_labels": np.zeros((30, 14), int)})
-    with pytest.raises(MedtlError, match="as many labels in each split"):
+    with pytest.raises(MedtlError, match="same number of labels in each split"):
         load("medmnist", tmp_path / "mixed.npz")
     (tmp_path / "no.npz").write_bytes(b"no")
     with pytest.raises(MedtlError, match="is not a MedMNIST file"):
@@ -212,9 +214,9 @@ def test_a_data_set_on_the_hub(hub, folder):
 def test_two_hospitals_and_masks_of_two_lungs(tmp_path):
     china, montgomery = tmp_path / "ChinaSet_AllFiles" / "ChinaSet_AllFiles", tmp_path / "Montgomery" / "MontgomerySet"
     for i in range(12):
-        picture(china / "CXR_png" / f"CHNCXR_{i:04d}_{i % 2}.png", i)
+        write_noise_image(china / "CXR_png" / f"CHNCXR_{i:04d}_{i % 2}.png", i)
         name = f"MCUCXR_{i:04d}_{i % 2}.png"
-        picture(montgomery / "CXR_png" / name, 100 + i)
+        write_noise_image(montgomery / "CXR_png" / name, 100 + i)
         disc(montgomery / "ManualMask" / "leftMask" / name, "left")
         disc(montgomery / "ManualMask" / "rightMask" / name, "right")
         disc(tmp_path / "mask" / "mask" / f"CHNCXR_{i:04d}_{i % 2}_mask.png", "left")

@@ -9,7 +9,7 @@ import pytest
 
 from hf_medtl import MedtlError, Recipe, load, run
 from hf_medtl.common.system import cache_dir
-from hf_medtl.data.subset import part_of, subsample_training
+from hf_medtl.data.subset import nested_subset, subsample_training
 from tests.support.commands import options
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -30,7 +30,7 @@ def test_parts_are_nested_and_stratified_and_keep_groups_whole(seed):
     table = groups_of(300, seed)
     before: set[int] = set()
     for share in SHARES:
-        part = part_of(table["label"].tolist(), table["group"].tolist(), share, seed, table["source"].tolist())
+        part = nested_subset(table["label"].tolist(), table["group"].tolist(), share, seed, table["source"].tolist())
         rows = set(np.flatnonzero(part))
         assert before < rows
         before = rows
@@ -48,17 +48,17 @@ def test_parts_are_nested_and_stratified_and_keep_groups_whole(seed):
 
 def test_seeds_differ_and_repeat():
     table = groups_of(100, 0)
-    one, again, other = (part_of(table["label"], table["group"], 0.2, seed) for seed in (1, 1, 2))
+    one, again, other = (nested_subset(table["label"], table["group"], 0.2, seed) for seed in (1, 1, 2))
     assert (one == again).all()
     assert (one != other).any()
 
 
 def test_several_labels_and_none():
     cells, groups = ["p|q", "", "q", "", "r", "q"], list("abcdef")
-    part = part_of(cells, groups, 0.01, 0)
+    part = nested_subset(cells, groups, 0.01, 0)
     found = {label for cell, its in zip(cells, part, strict=True) if its for label in cell.split("|")}
     assert {"p", "q", "r"} <= found
-    assert part_of(["", ""], ["a", "b"], 0.01, 0).sum() == 1  # masks need no labels
+    assert nested_subset(["", ""], ["a", "b"], 0.01, 0).sum() == 1  # masks need no labels
 
 
 def test_only_training_shrinks(phantoms):
@@ -67,35 +67,37 @@ def test_only_training_shrinks(phantoms):
     for split in ("validation", "test"):
         its, all_ = (x.table[x.table["split"] == split].reset_index(drop=True) for x in (part, whole))
         pd.testing.assert_frame_equal(its, all_)
-    assert len(part.prints) == len(part.table)
-    assert part.excluded["kind"].value_counts()["not in the share for training"] == len(whole.table) - len(part.table)
-    pd.testing.assert_frame_equal(part.every().table, whole.table)
+    assert len(part.fingerprints) == len(part.table)
+    assert part.excluded["kind"].value_counts()["not in the training fraction"] == len(whole.table) - len(part.table)
+    pd.testing.assert_frame_equal(part.with_unused().table, whole.table)
     assert subsample_training(whole, 1.0, 3) is whole
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.2, float("nan")])
 def test_what_is_no_share(share, tmp_path):
     with pytest.raises(MedtlError, match="above 0 and at most 1"):
-        part_of(["a"], ["g"], share, 0)
+        nested_subset(["a"], ["g"], share, 0)
     with pytest.raises(MedtlError, match="--train_fraction is a share above 0"):
         Recipe(train_fraction=share, output_dir=str(tmp_path))
     with pytest.raises(MedtlError, match="Leave out --train_fraction"):
         Recipe(train_fraction=0.5, splits="splits.csv", output_dir=str(tmp_path))
 
 
-def test_a_run_of_a_part(phantoms, tiny, tmp_path, finished):
+def test_a_run_of_a_part(phantoms, tiny_checkpoint, tmp_path, finished_run):
     """Same test pictures as the whole; nothing is prepared anew; its splits.csv repeats it."""
     prepared = {path.name for path in (cache_dir() / "pictures").glob("*.arrow")}
-    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "part", train_fraction=0.3, num_train_epochs=1)))
+    folder = run(
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "part", train_fraction=0.3, num_train_epochs=1))
+    )
     assert {path.name for path in (cache_dir() / "pictures").glob("*.arrow")} == prepared
-    whole, part = (pd.read_csv(Path(its) / "splits.csv").set_index("image_id") for its in (finished, folder))
+    whole, part = (pd.read_csv(Path(its) / "splits.csv").set_index("image_id") for its in (finished_run, folder))
     assert (whole["split"][part.index] == part["split"]).all()
     lost = whole.drop(part.index)
     assert set(lost["split"]) == {"train"}
     kept = part[part["split"] == "train"]["group"].nunique()
     assert kept == round(0.3 * whole[whole["split"] == "train"]["group"].nunique())
     names = pd.read_csv(folder / "predictions.csv")["image_id"].tolist()
-    assert names == pd.read_csv(finished / "predictions.csv")["image_id"].tolist()
+    assert names == pd.read_csv(finished_run / "predictions.csv")["image_id"].tolist()
     assert "train_fraction: 0.3" in (folder / "recipe.yaml").read_text()
     assert len(pd.read_csv(folder / "excluded.csv")) == len(lost)
     again = load("brain-phantoms", phantoms, splits=folder / "splits.csv")

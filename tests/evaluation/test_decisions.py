@@ -114,12 +114,12 @@ def test_costs_and_prevalence():
 
 
 @pytest.mark.parametrize("rule", ["Youden", "", "sensitivity", "sensitivity=2", "cost=0", "1.5", "recall=0.9", "nan"])
-def test_unknown_rules_are_refused(rule, tmp_path, phantoms, tiny):
+def test_unknown_rules_are_refused(rule, tmp_path, phantoms, tiny_checkpoint):
     with pytest.raises(MedtlError, match="A threshold is youden, sensitivity=0"):
         parse_rule(rule)
     if rule == "cost=0":
         with pytest.raises(MedtlError, match="A threshold is"):
-            run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", threshold=rule)))
+            run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", threshold=rule)))
         assert not (tmp_path / "run").exists()
 
 
@@ -175,9 +175,9 @@ def test_risk_falls_with_confidence():
     assert error[np.searchsorted(coverage, 0.5)] < 0.3 * error[-1]
 
 
-def test_a_run_stores_what_it_decides_by(phantoms, tiny, tmp_path):
+def test_a_run_stores_what_it_decides_by(phantoms, tiny_checkpoint, tmp_path):
     more = {"threshold": "sensitivity=0.8", "conformal_alpha": 0.2, "num_train_epochs": 3, "learning_rate": 1e-3}
-    folder = run(Recipe(**options(phantoms, tiny("vit"), tmp_path / "run", **more)))
+    folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more)))
     config, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "results"))
     table = pd.read_csv(folder / "predictions.csv", float_precision="round_trip")
     assert config["threshold_rule"] == result["threshold_rule"] == "sensitivity=0.8"
@@ -193,7 +193,7 @@ def test_a_run_stores_what_it_decides_by(phantoms, tiny, tmp_path):
     assert (folder / "figures" / "risk_coverage.png").exists()
 
 
-def test_what_the_temperature_changed_is_told_with_limits(finished, results):
+def test_what_the_temperature_changed_is_told_with_limits(finished_run, results):
     """Of simulated overconfident scores it is seen; on a few pictures it is reported, whatever it is."""
     rng = np.random.default_rng(0)
     p, positive = study(2_000, rng=rng)
@@ -211,7 +211,7 @@ def test_what_the_temperature_changed_is_told_with_limits(finished, results):
     told = results["calibration"]
     assert told["brier"]["after"] == pytest.approx(results["metrics"]["brier"]["value"])
     assert told["ece"]["after"] == pytest.approx(results["metrics"]["ece"]["value"])
-    card = (finished / "README.md").read_text()
+    card = (finished_run / "README.md").read_text()
     assert f"log loss from {told['log_loss']['before']:.3f} to {told['log_loss']['after']:.3f} (" in card
 
 

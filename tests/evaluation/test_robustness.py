@@ -8,15 +8,15 @@ from PIL import Image
 
 from hf_medtl import MedtlError
 from hf_medtl.evaluation.metrics import classification_metrics
-from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness
+from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness_results
 from hf_medtl.runs.evaluate import evaluate_model
-from tests.support.image_files import picture
-from tests.support.tiny_models import foreign
+from tests.support.image_files import write_noise_image
+from tests.support.tiny_models import save_foreign_classifier
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_each_level_is_worse_than_the_one_before(name, tmp_path):
-    before = Image.open(picture(tmp_path / "picture.png", 3, (240, 224))).convert("RGB")
+    before = Image.open(write_noise_image(tmp_path / "picture.png", 3, (240, 224))).convert("RGB")
     pixels = np.asarray(before).astype(float)
     worse = [corrupt(before, name, level) for level in LEVELS]
     distance = [np.abs(np.asarray(its).astype(float) - pixels).mean() for its in worse]
@@ -53,7 +53,7 @@ def test_drops_and_corruption_errors_are_those_of_their_definitions():
     own |= {"blur": [chances(labels, 18)] * 3}
     other = {"clean": [chances(labels, 19)], "noise": [chances(labels, n) for n in (15, 10, 5)]}
     other |= {"blur": [chances(labels, 13)] * 3}
-    found = robustness(labels, groups, own, 1, 0.5, (other, 0.5), resamples=200)
+    found = robustness_results(labels, groups, own, 1, 0.5, (other, 0.5), resamples=200)
     noise, blur = found["corruptions"]["noise"], found["corruptions"]["blur"]
     assert found["clean"]["balanced_accuracy"]["value"] == pytest.approx(0.9)
     assert [level["balanced_accuracy"]["value"] for level in noise["levels"]] == pytest.approx([0.8, 0.7, 0.6])
@@ -65,11 +65,11 @@ def test_drops_and_corruption_errors_are_those_of_their_definitions():
     assert found["mean_corruption_error"]["value"] == pytest.approx((0.9 / 1.5 + 0.1 / 0.35) / 2)
     drop = noise["relative_drop"]
     assert 0 < drop["low"] < drop["value"] < drop["high"] < 0.5
-    lucky = robustness(labels, groups, other, 1, 0.5, (own, 0.5), resamples=50)  # whose baseline bears the blur
+    lucky = robustness_results(labels, groups, other, 1, 0.5, (own, 0.5), resamples=50)  # whose baseline bears the blur
     assert lucky["corruptions"]["blur"]["relative_corruption_error"]["value"] is None
     assert lucky["mean_relative_corruption_error"] == {"value": None, "low": None, "high": None}
     assert lucky["mean_corruption_error"]["value"] > 1
-    same = robustness(labels, groups, own, 1, 0.5, (own, 0.5), resamples=50)["corruptions"]["noise"]
+    same = robustness_results(labels, groups, own, 1, 0.5, (own, 0.5), resamples=50)["corruptions"]["noise"]
     assert same["corruption_error"] == pytest.approx({"value": 1, "low": 1, "high": 1})
     assert same["relative_corruption_error"] == pytest.approx({"value": 1, "low": 1, "high": 1})
 
@@ -78,12 +78,12 @@ def test_drops_and_corruption_errors_are_those_of_their_definitions():
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for i in range(12):
-        picture(folder / ("ill" if i % 2 else "normal") / f"{i}.png", 600 + i)
+        write_noise_image(folder / ("ill" if i % 2 else "normal") / f"{i}.png", 600 + i)
     return folder
 
 
 def test_evaluate_with_robustness_and_a_baseline(data, tmp_path):
-    one, other = (foreign(tmp_path / name, ["normal", "ill"]) for name in ("one", "other"))
+    one, other = (save_foreign_classifier(tmp_path / name, ["normal", "ill"]) for name in ("one", "other"))
     more = {"robust": True, "baseline": other}
     folder, found = evaluate_model(one, "imagefolder", data, out=tmp_path / "out", **more)
     its = json.loads((folder / "results.json").read_text())["robustness"]
@@ -105,8 +105,11 @@ def test_evaluate_with_robustness_and_a_baseline(data, tmp_path):
     assert (folder / "figures" / "robustness.png").exists()
 
 
-def test_what_robustness_can_not_be_measured_of_is_refused(data, finished, phantoms, tmp_path):
-    model, three = foreign(tmp_path / "two", ["normal", "ill"]), foreign(tmp_path / "three", ["normal", "ill", "odd"])
+def test_what_robustness_can_not_be_measured_of_is_refused(data, finished_run, phantoms, tmp_path):
+    model, three = (
+        save_foreign_classifier(tmp_path / "two", ["normal", "ill"]),
+        save_foreign_classifier(tmp_path / "three", ["normal", "ill", "odd"]),
+    )
 
     def ask(which, what=data, **more):
         evaluate_model(which, "imagefolder", what, out=tmp_path / "out", dry_run=True, **more)
@@ -117,6 +120,6 @@ def test_what_robustness_can_not_be_measured_of_is_refused(data, finished, phant
         ask(three, robust=True)
     with pytest.raises(MedtlError, match="--baseline three has the labels normal, ill, odd"):
         ask(model, robust=True, baseline=three)
-    other = foreign(tmp_path / "other", ["no_lesion", "lesion"])
+    other = save_foreign_classifier(tmp_path / "other", ["no_lesion", "lesion"])
     with pytest.raises(MedtlError, match="--baseline finished has learnt from 36 of the 48 pictures"):
-        ask(other, phantoms, robust=True, baseline=finished)
+        ask(other, phantoms, robust=True, baseline=finished_run)

@@ -4,20 +4,31 @@ import re
 
 import pytest
 
-from tests.support.browser import MANY, MARKS, TABS, answered, choose, example, expect, give, no_overflow, tab
+from tests.support.browser import (
+    BATCH_UPLOAD,
+    MARKS,
+    TABS,
+    check_no_overflow,
+    expect,
+    expect_answer,
+    open_example,
+    open_tab,
+    select_option,
+    upload_files,
+)
 from tests.support.browser import address as address
 from tests.support.browser import browser as browser
 from tests.support.browser import visit as visit
-from tests.support.space_samples import ct, drawn, saved
+from tests.support.space_samples import draw_image, encode_ct, encode_image
 
 pytestmark = MARKS
 
 
 def test_notice_stays_in_viewport(visit):
     page = visit(1280, 500)
-    example(page)
+    open_example(page)
     for name in TABS:
-        tab(page, name)
+        open_tab(page, name)
         page.mouse.move(640, 400)
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         expect(page.get_by_text("For research and education only").first).to_be_in_viewport()
@@ -28,9 +39,9 @@ def test_page_fits_every_screen(visit, width, scale):
     page = visit(
         width, 450 if scale == 2 else 900, device_scale_factor=scale
     )  # 720 at 2: a window of 1440 zoomed to 200 %
-    no_overflow(page)
-    give(page, ("wide.png", saved(drawn(200, 60))), ("tall.png", saved(drawn(60, 200))))
-    answered(page, 200, 60)
+    check_no_overflow(page)
+    upload_files(page, ("wide.png", encode_image(draw_image(200, 60))), ("tall.png", encode_image(draw_image(60, 200))))
+    expect_answer(page, 200, 60)
     if width == 390:  # the image came into sight by itself, and its answer with it
         expect(page.locator("figure.viewer")).to_be_in_viewport()
         expect(page.locator("#says .decision").or_(page.locator("#says .bars"))).not_to_have_count(0)
@@ -38,10 +49,10 @@ def test_page_fits_every_screen(visit, width, scale):
     widths = set()
     for name in TABS:
         assert page.get_by_role("tab", name=name).is_visible(), f"the tab {name} is in a menu"
-        tab(page, name)
+        open_tab(page, name)
         if name in ("Segment", "Compare"):
             expect(page.locator("#says")).to_contain_text({"Segment": "lungs at", "Compare": "cnn at"}[name])
-        no_overflow(page)
+        check_no_overflow(page)
         widths.add(page.locator("main").bounding_box()["width"])
     assert len(widths) == 1
 
@@ -66,23 +77,23 @@ def test_page_has_no_wcag_violation(visit, scheme):
         ]
 
     found = violations("start")
-    give(page, ("frames.dcm", ct(96, 90, frames=3)), ("b.png", saved(drawn(60, 60))))
-    answered(page, 96, 90)
+    upload_files(page, ("frames.dcm", encode_ct(96, 90, frames=3)), ("b.png", encode_image(draw_image(60, 60))))
+    expect_answer(page, 96, 90)
     found += violations("Classify")
-    choose(page, "#method", "attention of one head")
+    select_option(page, "#method", "attention of one head")
     expect(page.locator("#says")).to_contain_text("Head 1")
     found += violations("head")
     for name, sign in {"Segment": "lungs at", "Compare": "cnn at", "Batch": "", "About": ""}.items():
-        tab(page, name)
+        open_tab(page, name)
         expect(page.locator("#says")).to_contain_text(sign) if sign else None
         if name == "Batch":
-            give(page, ("bad.txt", b"text"), ("b.png", saved(drawn(60, 60))), to=MANY)
+            upload_files(page, ("bad.txt", b"text"), ("b.png", encode_image(draw_image(60, 60))), to=BATCH_UPLOAD)
             expect(page.locator("#many")).to_contain_text(re.compile(r"b\s*\.png"))
             page.locator("#start").click()
             expect(page.get_by_role("link", name="Download CSV")).to_be_visible()
         found += violations(name)
-    tab(page, "Classify")
-    give(page, ("bad.png", b"text"))
+    open_tab(page, "Classify")
+    upload_files(page, ("bad.png", b"text"))
     expect(page.get_by_role("alert").filter(has_text="That did not work")).to_be_visible()
     found += violations("bad file")
     assert not found, "\n".join(found)
@@ -105,7 +116,7 @@ def test_keyboard_reaches_every_control(visit):
         )
         if place == "examples" and "examples" not in order:
             page.keyboard.press("Enter")
-            answered(page, 256, 256)
+            expect_answer(page, 256, 256)
         order += [place] if place not in order else []
         shown.append((place, outline))
         if at_viewer := page.evaluate("document.activeElement.classList.contains('stages')"):

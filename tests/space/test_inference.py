@@ -17,26 +17,31 @@ from hf_medtl.space import handlers, inference
 from hf_medtl.space.inference import HeatmapRequest
 from hf_medtl.space.registry import ATTENTION_HEAD, ModelRegistry, card_sections, unique_names
 from hf_medtl.space.uploads import RejectedFile, parse_upload
-from tests.support.space_fixtures import LABELS, brain, chest
-from tests.support.space_fixtures import folders as folders
-from tests.support.space_samples import saved
+from tests.support.space_fixtures import LABELS, brain_image, chest_image
+from tests.support.space_fixtures import model_folders as model_folders
+from tests.support.space_samples import encode_image
 
 
 @pytest.fixture(scope="module")
-def registry(folders) -> ModelRegistry:
-    return ModelRegistry([str(folder) for folder in folders.values()])
+def registry(model_folders) -> ModelRegistry:
+    return ModelRegistry([str(folder) for folder in model_folders.values()])
 
 
 # Answers
 
 
-def test_classify_matches_predictor(registry, folders):
-    image = brain(1)
+def test_classify_matches_predictor(registry, model_folders):
+    image = brain_image(1)
     found = inference.classify(registry["vit"], image)
-    truth = Predictor.from_pretrained(folders["vit"]).predict([image])[0]
+    truth = Predictor.from_pretrained(model_folders["vit"]).predict([image])[0]
     assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
     assert (found["label"], found["decision"]) == (truth.label, truth.decision)
-    assert (found["model"], found["revision"], found["width"], found["height"]) == ("vit", truth_of(folders), 64, 64)
+    assert (found["model"], found["revision"], found["width"], found["height"]) == (
+        "vit",
+        truth_of(model_folders),
+        64,
+        64,
+    )
     assert (found["threshold"], found["positive_label"], found["calibrated"]) == (0.4, "lesion", True)
     assert found["coverage"] == pytest.approx(0.9)
     assert found["candidates"] == list(truth.candidates)
@@ -45,12 +50,12 @@ def test_classify_matches_predictor(registry, folders):
     json.dumps(found)  # plain values
 
 
-def truth_of(folders) -> str | None:
-    return Predictor.from_pretrained(folders["vit"]).revision
+def truth_of(model_folders) -> str | None:
+    return Predictor.from_pretrained(model_folders["vit"]).revision
 
 
 def test_model_without_decision_settings_claims_none(registry):
-    found = inference.classify(registry["cnn"], brain(1))
+    found = inference.classify(registry["cnn"], brain_image(1))
     assert set(found["probabilities"]) == {*LABELS, "=cow"}
     assert not found["calibrated"]
     assert not found["abstain"]
@@ -75,14 +80,14 @@ def test_abstains_on_noise_and_on_large_prediction_sets(registry, monkeypatch):
     assert found["reasons"][-1].startswith("The image is unlike those")
     lowest = {"alpha": 0.1, "lowest": {"lesion": 0.0, "no_lesion": 0.0}}
     monkeypatch.setattr(registry["vit"].predictor.config, "conformal", lowest)
-    found = inference.classify(registry["vit"], brain(1))
+    found = inference.classify(registry["vit"], brain_image(1))
     assert found["candidates"] == list(LABELS)
     assert found["reasons"][0].startswith("More than one label is possible")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "eigencam", "rollout", ATTENTION_HEAD])
 def test_heatmap_by_every_method(registry, method):
-    image = brain(1).resize((80, 48))
+    image = brain_image(1).resize((80, 48))
     values, facts = inference.heatmap(registry["vit"], image, HeatmapRequest(method, None, 2, 1))
     assert values.shape == (48, 80)
     assert 0 <= values.min() < values.max() <= 1
@@ -98,7 +103,7 @@ def test_heatmap_by_every_method(registry, method):
 
 def test_verdict_belongs_to_shown_heatmap(registry):
     summaries = {
-        label: inference.heatmap(registry["vit"], brain(1), HeatmapRequest("gradcam", label))[1]["verdict"]
+        label: inference.heatmap(registry["vit"], brain_image(1), HeatmapRequest("gradcam", label))[1]["verdict"]
         for label in LABELS
     }
     assert summaries["lesion"] == {"passed": False, "summary": "Such maps miss the lesion."}
@@ -123,13 +128,13 @@ def test_verdict_belongs_to_shown_heatmap(registry):
 )
 def test_unknown_heatmap_raises(registry, name, wish, words):
     with pytest.raises(MedtlError, match=words):
-        inference.heatmap(registry[name], brain(1), wish)
+        inference.heatmap(registry[name], brain_image(1), wish)
 
 
-def test_segment_matches_predictor(registry, folders):
-    image = chest().resize((90, 60))
+def test_segment_matches_predictor(registry, model_folders):
+    image = chest_image().resize((90, 60))
     mask, unsure, facts = inference.segment(registry["lungs"], image)
-    truth = Predictor.from_pretrained(folders["lungs"]).predict([image])[0]
+    truth = Predictor.from_pretrained(model_folders["lungs"]).predict([image])[0]
     assert np.array_equal(mask, truth.mask)
     region = facts["regions"][0]
     assert (region["name"], region["pixels"]) == ("lungs", int((truth.mask == 1).sum()))
@@ -159,7 +164,7 @@ def test_right_and_left_lung_are_the_patients():
 
 
 def test_compare_reports_differences_and_dice(registry):
-    found = inference.compare(registry["vit"], registry["cnn"], brain(1))
+    found = inference.compare(registry["vit"], registry["cnn"], brain_image(1))
     one, other = found["models"]
     assert [one["model"], other["model"]] == ["vit", "cnn"]
     assert found["agree"] == (one["decision"] == other["decision"])
@@ -167,21 +172,21 @@ def test_compare_reports_differences_and_dice(registry):
         label: one["probabilities"][label] - other["probabilities"][label] for label in LABELS
     }
     assert found["only_one"] == ["=cow"]
-    masks = inference.compare(registry["lungs"], registry["other-lungs"], chest())
+    masks = inference.compare(registry["lungs"], registry["other-lungs"], chest_image())
     first, second = masks["masks"]
     assert masks["disagreement"] == (first != second).mean() > 0
     same = 2 * ((first == 1) & (second == 1)).sum() / ((first == 1).sum() + (second == 1).sum())
     assert masks["dice"] == pytest.approx(same)
     for names, words in ((("vit", "vit"), "two different"), (("vit", "lungs"), "two of a kind")):
         with pytest.raises(MedtlError, match=words):
-            inference.compare(*(registry[name] for name in names), brain(1))
+            inference.compare(*(registry[name] for name in names), brain_image(1))
 
 
 def test_wrong_task_raises(registry):
     with pytest.raises(MedtlError, match="is a segmentation model"):
-        inference.classify(registry["lungs"], chest())
+        inference.classify(registry["lungs"], chest_image())
     with pytest.raises(MedtlError, match="is a classifier"):
-        inference.segment(registry["vit"], chest())
+        inference.segment(registry["vit"], chest_image())
 
 
 # The shelf
@@ -220,32 +225,36 @@ def test_unknown_models_raise(registry):
         ModelRegistry(["nobody/nothing"])
 
 
-def test_hub_model_without_run_files_has_no_results(hub, tiny):
+def test_hub_model_without_run_files_has_no_results(hub, tiny_checkpoint):
     api = HfApi()
     url = api.create_repo("ci/plain-vit")
-    api.upload_folder(repo_id=url.repo_id, folder_path=tiny("vit"))
+    api.upload_folder(repo_id=url.repo_id, folder_path=tiny_checkpoint("vit"))
     model = ModelRegistry(["ci/plain-vit"])["plain-vit"]
     assert (model.results, model.verdicts, model.card) == ({}, {}, "")
     assert len(model.predictor.revision) == 40
-    assert inference.classify(model, brain(1))["candidates"] is None
+    assert inference.classify(model, brain_image(1))["candidates"] is None
 
 
 # What the page does
 
 
-def test_batch_has_row_for_each_image_good_or_bad(registry, folders, tmp_path):
+def test_batch_has_row_for_each_image_good_or_bad(registry, model_folders, tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("deep/two.png", saved(brain(2)))
+        archive.writestr("deep/two.png", encode_image(brain_image(2)))
         archive.writestr("=cmd|calc.png", b"no picture")
-    for name, content in (("=1+1.png", saved(brain(1))), ("bad.png", b"<svg>"), ("all.zip", stream.getvalue())):
+    for name, content in (
+        ("=1+1.png", encode_image(brain_image(1))),
+        ("bad.png", b"<svg>"),
+        ("all.zip", stream.getvalue()),
+    ):
         (tmp_path / name).write_bytes(content)
     rows = list(
         handlers.predict_rows(registry["vit"], [str(tmp_path / name) for name in ("=1+1.png", "bad.png", "all.zip")])
     )
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     assert [row["path"] for row in rows] == ["=1+1.png", "bad.png", "deep/two.png", "=cmd|calc.png"]
-    truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1), brain(2)])
+    truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1), brain_image(2)])
     for row, its in zip((rows[0], rows[2]), truth, strict=True):
         numbers = {key for key in row if key.startswith("p_")}
         assert {key: row[key] for key in numbers} == pytest.approx({key: its.row()[key] for key in numbers}, abs=1e-6)
@@ -269,7 +278,7 @@ def test_csv_escapes_formulas(cell):
 
 def test_batch_pages_end_with_csv(registry, tmp_path):
     for number in range(7):
-        (tmp_path / f"<b>{number}.png").write_bytes(saved(brain(number)))
+        (tmp_path / f"<b>{number}.png").write_bytes(encode_image(brain_image(number)))
     shown = list(handlers.batch_pages(registry["vit"], [str(path) for path in sorted(tmp_path.iterdir())]))
     assert len(shown) == 3
     assert "data:text/csv" in shown[-1]
@@ -278,7 +287,7 @@ def test_batch_pages_end_with_csv(registry, tmp_path):
 
 
 def test_unavailable_answer_shows_message(registry):
-    upload = parse_upload("a.png", saved(brain(1)))
+    upload = parse_upload("a.png", encode_image(brain_image(1)))
     wish = handlers.AnalysisRequest("segment", "vit", "vit", "vit", "lungs")
     view, says = handlers.handle_request(registry, upload, wish)
     assert "viewer" in view

@@ -22,10 +22,10 @@ from hf_medtl.space import mcp_tools as tools
 from hf_medtl.space import serve
 from hf_medtl.space.publish import write_space
 from hf_medtl.space.security.middleware import API, MAX_MCP_BYTES, MCP_PATH
-from tests.support.dicom_files import dicom
-from tests.support.space_fixtures import brain, running
-from tests.support.space_fixtures import folders as folders
-from tests.support.space_samples import saved
+from tests.support.dicom_files import make_dicom
+from tests.support.space_fixtures import brain_image, run_server
+from tests.support.space_fixtures import model_folders as model_folders
+from tests.support.space_samples import encode_image
 
 Client = pytest.importorskip("mcp.client", reason="the package mcp is not installed").Client
 NAME = "Mustermann_Erika"
@@ -36,17 +36,17 @@ def uri(content: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def app(folders):
+def app(model_folders):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
-        models = [str(folder) for folder in folders.values()]
+        models = [str(folder) for folder in model_folders.values()]
         yield serve.create_app(models, limits={"exempt_clients": ["127.0.0.1"]}, mcp_server=True)
 
 
 @pytest.fixture(scope="module")
 def url(app):
-    with running(app) as address:
+    with run_server(app) as address:
         yield address
 
 
@@ -93,10 +93,10 @@ def test_tool_descriptions_and_schemas(url):
     assert found[0].input_schema["required"] == ["file"]
 
 
-def test_classify_tool_matches_predictor(call, folders, upload):
-    truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1)])[0]
-    path = upload(f"{NAME}.png", saved(brain(1)))
-    for given in (uri(saved(brain(1))), str(path)):
+def test_classify_tool_matches_predictor(call, model_folders, upload):
+    truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1)])[0]
+    path = upload(f"{NAME}.png", encode_image(brain_image(1)))
+    for given in (uri(encode_image(brain_image(1))), str(path)):
         found, images = call("classify", file=given)
         assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
         assert found["decision"] == truth.decision
@@ -107,13 +107,13 @@ def test_classify_tool_matches_predictor(call, folders, upload):
 
 
 def test_images_of_an_answer_are_returned_as_images(call):
-    large = uri(saved(brain(1).resize((1500, 1200))))
+    large = uri(encode_image(brain_image(1).resize((1500, 1200))))
     found, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
     assert found["pictures"] == ["map", "overlay"]
     assert found["method"] == "rollout"
     assert heat.mode == "RGBA"
     assert max(over.size) == 1024
-    found, images = call("segment", file=uri(saved(brain(1))))
+    found, images = call("segment", file=uri(encode_image(brain_image(1))))
     assert sorted(found["pictures"]) == ["mask", "overlay", "uncertainty"]
     assert len(images) == 3
     found, masks = call("compare", file=large, one="lungs", other="other-lungs")
@@ -124,11 +124,11 @@ def test_images_of_an_answer_are_returned_as_images(call):
 
 def test_batch_tool_reads_zip_and_dicom(call, upload):
     stream = io.BytesIO()
-    dicom(np.asarray(brain(2).convert("L"))).save_as(stream, enforce_file_format=True)
+    make_dicom(np.asarray(brain_image(2).convert("L"))).save_as(stream, enforce_file_format=True)
     slice_ = upload("slice.dcm", stream.getvalue())
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("one.png", saved(brain(1)))
+        archive.writestr("one.png", encode_image(brain_image(1)))
         archive.writestr("two.txt", "not a picture")
     place = str(upload("many.zip", stream.getvalue()))
     # Gradio's tool for uploads tells the address at which a file could be read.
@@ -149,9 +149,9 @@ def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     secret = tmp_path / f"{NAME}.png"
-    secret.write_bytes(saved(brain(1)))
+    secret.write_bytes(encode_image(brain_image(1)))
     own = app.uploads / "own.png"
-    own.write_bytes(saved(brain(1)))
+    own.write_bytes(encode_image(brain_image(1)))
     link = f"{app.incoming}/../own.png"
     address = f"http://127.0.0.1:{server.server_port}/a.png"
     for given in (address, str(secret), f"file://{secret}", str(own), link, "", "data:,", "data:image/png;base64,!!",
@@ -181,7 +181,7 @@ def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
 )
 def test_tool_errors_are_plain_and_not_logged(tool, given, said, call, caplog):
     caplog.set_level(logging.DEBUG)
-    assert said in call(tool, **({"file": uri(saved(brain(1)))} | given))
+    assert said in call(tool, **({"file": uri(encode_image(brain_image(1)))} | given))
     assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
 
 
@@ -192,16 +192,16 @@ def test_internal_error_leaks_nothing_and_stops_nothing(failure, call, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(tools, "parse_upload", fails)
-        said = call("classify", file=uri(saved(brain(1))))
+        said = call("classify", file=uri(encode_image(brain_image(1))))
     assert "Something went wrong" in said
     assert NAME not in said + caplog.text
     assert f"{failure.__name__} at test_mcp_tools.py" in caplog.text
-    assert "label" in call("classify", file=uri(saved(brain(1))))[0]
+    assert "label" in call("classify", file=uri(encode_image(brain_image(1))))[0]
 
 
 def test_too_many_waiting_calls_are_refused(call, monkeypatch):
     monkeypatch.setattr(tools, "MAX_WAITING", 0)
-    assert "The server is busy" in call("classify", file=uri(saved(brain(1))))
+    assert "The server is busy" in call("classify", file=uri(encode_image(brain_image(1))))
 
 
 def test_mcp_route_checks_host_origin_method_and_size(url):
@@ -249,14 +249,14 @@ def test_subscriptions_are_refused(url):
     assert response.json()["error"]["message"] == "Method not found"
 
 
-def test_no_mcp_route_by_default_and_missing_package_raises(folders, monkeypatch):
+def test_no_mcp_route_by_default_and_missing_package_raises(model_folders, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    with running(serve.create_app([str(folders["vit"])])) as address:
+    with run_server(serve.create_app([str(model_folders["vit"])])) as address:
         assert httpx.post(address + MCP_PATH, json={}, trust_env=False).status_code == 404
         assert httpx.get(address + MCP_PATH, trust_env=False).status_code == 404
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(MedtlError, match=r"hf_medtl\[mcp\]"):
-        serve.create_app([str(folders["vit"])], mcp_server=True)
+        serve.create_app([str(model_folders["vit"])], mcp_server=True)
 
 
 def test_space_folder_mentions_mcp_only_if_enabled(tmp_path):

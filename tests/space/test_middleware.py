@@ -27,7 +27,7 @@ from hf_medtl.space.security.middleware import API, SecurityMiddleware
 from hf_medtl.space.security.upload_store import pop_name
 from hf_medtl.space.serve import create_temp_folder
 from hf_medtl.space.uploads import load_upload
-from tests.support.space_fixtures import check_headers, running
+from tests.support.space_fixtures import check_headers, run_server
 
 NAME = "Mustermann_Erika"
 META = {"meta": {"_type": "gradio.FileData"}}
@@ -77,7 +77,7 @@ def page() -> Iterator[Page]:
     app = secure_page(
         demo, {"posts_per_minute": 10_000, "upload_bytes": 3_000_000, "body_bytes": 20_000, "behind_proxy": False}
     )
-    with running(app) as url:
+    with run_server(app) as url:
         yield Page(url, folder, app)
     shutil.rmtree(folder)
     os.environ.pop("GRADIO_TEMP_DIR")

@@ -22,18 +22,26 @@ from hf_medtl.space import sessions
 from hf_medtl.space.registry import ATTENTION_HEAD
 from hf_medtl.space.security.middleware import API
 from tests.support.commands import ROOT
-from tests.support.space_fixtures import META, Visitor, brain, chest, opened, running, until
-from tests.support.space_fixtures import folders as folders
-from tests.support.space_samples import saved
+from tests.support.space_fixtures import (
+    META,
+    Visitor,
+    brain_image,
+    chest_image,
+    decode_data_uri,
+    run_server,
+    wait_until,
+)
+from tests.support.space_fixtures import model_folders as model_folders
+from tests.support.space_samples import encode_image
 
 
 @pytest.fixture(scope="module")
-def held() -> sessions.SessionStore:
+def session_store() -> sessions.SessionStore:
     return sessions.SessionStore()
 
 
 @pytest.fixture(scope="module")
-def url(folders, held, tmp_path_factory):
+def url(model_folders, session_store, tmp_path_factory):
     import gradio  # noqa: F401  its own folder is asked for before `site`
 
     from hf_medtl.space import app as page
@@ -42,9 +50,9 @@ def url(folders, held, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
-        patch.setattr(page, "SessionStore", lambda: held)
-        with running(
-            create_app([str(folder) for folder in folders.values()], limits={"exempt_clients": ["127.0.0.1"]})
+        patch.setattr(page, "SessionStore", lambda: session_store)
+        with run_server(
+            create_app([str(folder) for folder in model_folders.values()], limits={"exempt_clients": ["127.0.0.1"]})
         ) as address:
             yield address
 
@@ -56,12 +64,12 @@ def client(url) -> Client:
 
 @pytest.fixture
 def image(tmp_path) -> str:
-    (tmp_path / "a.png").write_bytes(saved(brain(1)))
+    (tmp_path / "a.png").write_bytes(encode_image(brain_image(1)))
     return str(tmp_path / "a.png")
 
 
-def test_classify_endpoint(client, image, folders):
-    truth = Predictor.from_pretrained(folders["vit"]).predict([image])[0]
+def test_classify_endpoint(client, image, model_folders):
+    truth = Predictor.from_pretrained(model_folders["vit"]).predict([image])[0]
     for found in (
         client.predict(handle_file(image), api_name="/classify"),
         client.predict(handle_file(image), "vit", api_name="/classify"),
@@ -77,19 +85,19 @@ def test_explain_endpoint(client, image):
     for method, label in (("", ""), ("rollout", ""), ("gradcam", "lesion")):
         found = client.predict(handle_file(image), "vit", method, label, api_name="/explain")
         assert found["method"] == (method or "gradcam")
-        assert opened(found["map"]).size == opened(found["overlay"]).size == (64, 64)
-        assert opened(found["map"]).mode == "RGBA"
+        assert decode_data_uri(found["map"]).size == decode_data_uri(found["overlay"]).size == (64, 64)
+        assert decode_data_uri(found["map"]).mode == "RGBA"
     assert found["verdict"] == {"passed": False, "summary": "Such maps miss the lesion."}
 
 
-def test_segment_endpoint(client, tmp_path, folders):
-    chest().save(tmp_path / "chest.png")
+def test_segment_endpoint(client, tmp_path, model_folders):
+    chest_image().save(tmp_path / "chest.png")
     found = client.predict(handle_file(tmp_path / "chest.png"), "lungs", api_name="/segment")
-    truth = Predictor.from_pretrained(folders["lungs"]).predict([tmp_path / "chest.png"])[0]
-    assert np.array_equal(np.asarray(opened(found["mask"])) == 255, truth.mask == 1)
+    truth = Predictor.from_pretrained(model_folders["lungs"]).predict([tmp_path / "chest.png"])[0]
+    assert np.array_equal(np.asarray(decode_data_uri(found["mask"])) == 255, truth.mask == 1)
     assert found["regions"][0]["share"] == pytest.approx(truth.area["lungs"], abs=1e-6)
-    assert opened(found["overlay"]).mode == "RGB"
-    assert opened(found["uncertainty"]).size == (64, 64)
+    assert decode_data_uri(found["overlay"]).mode == "RGB"
+    assert decode_data_uri(found["uncertainty"]).size == (64, 64)
 
 
 def test_compare_endpoint(client, image):
@@ -97,16 +105,16 @@ def test_compare_endpoint(client, image):
     assert [its["model"] for its in found["models"]] == ["vit", "cnn"]
     assert found["masks"] == []
     found = client.predict(handle_file(image), "lungs", "other-lungs", api_name="/compare")
-    assert [opened(mask).size for mask in found["masks"]] == [(64, 64)] * 2
+    assert [decode_data_uri(mask).size for mask in found["masks"]] == [(64, 64)] * 2
 
 
-def test_batch_endpoint(client, image, tmp_path, folders):
+def test_batch_endpoint(client, image, tmp_path, model_folders):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.writestr("two.png", saved(brain(2)))
+        archive.writestr("two.png", encode_image(brain_image(2)))
     (tmp_path / "bad.png").write_bytes(b"no")
     files = [handle_file(image), handle_file(tmp_path / "bad.png"), handle_file(tmp_path / "all.zip")]
     found = client.predict(files, "vit", api_name="/batch")
-    truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1), brain(2)])
+    truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1), brain_image(2)])
     assert [row["name"] for row in found["rows"]] == ["a.png", "bad.png", "two.png"]
     assert [bool(row["error"]) for row in found["rows"]] == [False, True, False]
     for row, its in zip(found["rows"][::2], truth, strict=True):
@@ -141,20 +149,20 @@ def test_endpoint_errors_are_one_sentence(client, url, image, tmp_path, argument
     assert client.predict(handle_file(image), "vit", api_name="/classify")["model"] == "vit"
 
 
-def test_plain_http_and_openapi(url, folders):
+def test_plain_http_and_openapi(url, model_folders):
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as plain:
         schema = plain.get(API + "openapi.json").json()
         for name in ("classify", "explain", "segment", "compare", "batch"):
             assert f"{API}call/v2/{name}" in schema["paths"]
-        path = plain.post(API + "upload", files={"files": ("a.png", saved(brain(1)))}).json()[0]
+        path = plain.post(API + "upload", files={"files": ("a.png", encode_image(brain_image(1)))}).json()[0]
         event = plain.post(API + "call/classify", json={"data": [{"path": path, **META}, ""]}).json()["event_id"]
         answer = plain.get(f"{API}call/classify/{event}").text
         assert not Path(path).exists()
-        path = plain.post(API + "upload", files={"files": ("a.png", saved(brain(1)))}).json()[0]
+        path = plain.post(API + "upload", files={"files": ("a.png", encode_image(brain_image(1)))}).json()[0]
         event = plain.post(API + "call/v2/classify", json={"file": {"path": path, **META}}).json()["event_id"]
         other = plain.get(f"{API}call/v2/classify/{event}").text
         assert plain.get(API + "mcp/").status_code == plain.post(API + "mcp/", json={}).status_code == 404
-    truth = Predictor.from_pretrained(folders["vit"]).predict([brain(1)])[0]
+    truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1)])[0]
     for text in (answer, other):
         found = json.loads(text.rpartition("data: ")[2])[0]
         assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
@@ -175,7 +183,9 @@ def test_readme_example_runs(url, tmp_path, monkeypatch, capsys):
 def test_page_events(url):
     one = Visitor(url, "page1")
     one.opens()
-    came = one.gives(("a.png", saved(brain(1))), ("bad.png", b"<svg>"), ("b.png", saved(brain(2))))
+    came = one.gives(
+        ("a.png", encode_image(brain_image(1))), ("bad.png", b"<svg>"), ("b.png", encode_image(brain_image(2)))
+    )
     assert came["success"]
     shown = one.asks()
     assert "viewer" in shown
@@ -192,7 +202,7 @@ def test_gradio_keeps_no_copy_of_answers(url):
     """It would for an hour after the page was closed, and one more after each change; changed components, too."""
     visitor, sizes = Visitor(url, "repeats"), []
     for number in range(3):
-        visitor.gives(("a.png", saved(brain(number))))
+        visitor.gives(("a.png", encode_image(brain_image(number))))
         assert "viewer" in visitor.asks()
         gc.collect()
         kept = [its for its in gc.get_objects() if type(its).__name__ == "SessionState"]
@@ -203,14 +213,14 @@ def test_gradio_keeps_no_copy_of_answers(url):
                    if (config or {}).get("props", {}).get("elem_id") in ("view", "says"))  # fmt: skip
 
 
-def test_expired_session_shows_message(url, held):
+def test_expired_session_shows_message(url, session_store):
     one, other = Visitor(url, "forgotten"), Visitor(url, "stays")
     for visitor in (one, other):
-        visitor.gives(("a.png", saved(brain(1))))
-    held.remove("forgotten")
+        visitor.gives(("a.png", encode_image(brain_image(1))))
+    session_store.remove("forgotten")
     assert "Your images were removed" in one.asks()
     assert "viewer" in other.asks()
-    one.gives(("a.png", saved(brain(1))))
+    one.gives(("a.png", encode_image(brain_image(1))))
     assert "viewer" in one.asks()
 
 
@@ -223,26 +233,26 @@ def test_session_dropped_by_gradio_shows_message(url):
 def test_outdated_control_values_get_an_answer(url):
     """Values of controls that are none of the choices any more."""
     visitor = Visitor(url, "quick")
-    visitor.gives(("a.png", saved(brain(1))))
+    visitor.gives(("a.png", encode_image(brain_image(1))))
     assert "viewer" in visitor.asks(chosen=3, frame=9, label="", preset="gone")
     assert "has no label" in visitor.asks(label="gone")
 
 
-def test_closing_the_page_expires_the_session(url, held):
+def test_closing_the_page_expires_the_session(url, session_store):
     visitor = Visitor(url, "closes")
-    visitor.gives(("a.png", saved(brain(1))))
-    hand = held._sessions["closes"]
+    visitor.gives(("a.png", encode_image(brain_image(1))))
+    hand = session_store._sessions["closes"]
     with visitor.client.stream("GET", API + "heartbeat/closes") as beats:
         lines = beats.iter_lines()  # that nothing holds would close the connection
         next(lines)
         assert hand.uploads
-    until(lambda: hand.expired)
-    assert "closes" not in held._sessions
+    wait_until(lambda: hand.expired)
+    assert "closes" not in session_store._sessions
 
 
-def test_concurrent_visitors_get_their_own_answers(url, folders):
-    images = [brain(100 + number) for number in range(12)]
-    truths = Predictor.from_pretrained(folders["vit"]).predict(images)
+def test_concurrent_visitors_get_their_own_answers(url, model_folders):
+    images = [brain_image(100 + number) for number in range(12)]
+    truths = Predictor.from_pretrained(model_folders["vit"]).predict(images)
     assert len({round(its.probabilities["lesion"], 5) for its in truths}) == 12
     wrong: list[object] = []
 
@@ -251,12 +261,12 @@ def test_concurrent_visitors_get_their_own_answers(url, folders):
         page = Visitor(url, f"visitor{number}")
         for turn in range(3):
             its = (number + 4 * turn) % 12
-            path = folders["vit"].parent / f"{number}-{turn}.png"
-            path.write_bytes(saved(images[its]))
+            path = model_folders["vit"].parent / f"{number}-{turn}.png"
+            path.write_bytes(encode_image(images[its]))
             found = client.predict(handle_file(path), "vit", api_name="/classify")
             if abs(found["probabilities"]["lesion"] - truths[its].probabilities["lesion"]) > 1e-6:
                 wrong.append((number, turn))
-            page.gives((f"{its}.png", saved(images[its])))
+            page.gives((f"{its}.png", encode_image(images[its])))
             shown = page.asks(classifier="vit")
             if f"{100 * truths[its].probabilities['lesion']:.1f} %" not in shown:
                 wrong.append((number, turn, "page"))

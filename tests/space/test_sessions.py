@@ -2,7 +2,7 @@
 
 from hf_medtl.space import sessions
 from hf_medtl.space.uploads import Upload
-from tests.support.space_fixtures import until
+from tests.support.space_fixtures import wait_until
 
 
 def some(size: int) -> sessions.Session:
@@ -28,12 +28,12 @@ def test_idle_sessions_expire():
     idle, busy = some(1), some(1)
     table.put("idle", idle)
     table.put("busy", busy)
-    until(lambda: table.touch("busy") or table.touch("nobody") or idle.expired)
+    wait_until(lambda: table.touch("busy") or table.touch("nobody") or idle.expired)
     assert not busy.expired
-    until(lambda: busy.expired)
+    wait_until(lambda: busy.expired)
     assert not table._sessions
     table.put("again", again := some(0))  # the watch goes on
-    until(lambda: again.expired)
+    wait_until(lambda: again.expired)
 
 
 def test_put_replaces_session():

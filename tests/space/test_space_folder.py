@@ -33,7 +33,7 @@ from hf_medtl.publish.hub import push
 from hf_medtl.publish.licences import LICENCES
 from hf_medtl.space.publish import GRADIO_VERSION, PACKAGE, bundle_wheel, push_space, write_space
 from hf_medtl.space.registry import ModelRegistry
-from tests.support.commands import COMMAND, ROOT, script, typed
+from tests.support.commands import COMMAND, ROOT, run_cli, run_command
 from tests.support.tiny_models import build_tiny, save_tiny
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,9 +45,9 @@ FILES = {"README.md", "app.py", "requirements.txt", "examples/brain.png", "examp
 
 
 @pytest.fixture(scope="module")
-def published(hub, finished, tmp_path_factory):
+def published(hub, finished_run, tmp_path_factory):
     """Id of a model on the Hub."""
-    push(shutil.copytree(finished, tmp_path_factory.mktemp("published") / "run"), "ci-user/for-a-space")
+    push(shutil.copytree(finished_run, tmp_path_factory.mktemp("published") / "run"), "ci-user/for-a-space")
     return "ci-user/for-a-space"
 
 
@@ -102,12 +102,12 @@ def test_requirement_names_this_package_and_extras():
 # To the Hub
 
 
-def test_runs_are_copied_and_hub_models_are_named(ready, published, tmp_path):
+def test_runs_are_copied_and_hub_models_are_named(publishable_run, published, tmp_path):
     name = "ci-user/page"
-    shutil.copytree(ready, tmp_path / "kept" / "vit")
-    (ready / "export").mkdir()
-    (ready / "export" / "model.onnx").write_bytes(b"weights again")
-    printed = typed("space", "push", name, "--models", ready, published, "--title", 'A "page" of: ours')
+    shutil.copytree(publishable_run, tmp_path / "kept" / "vit")
+    (publishable_run / "export").mkdir()
+    (publishable_run / "export" / "model.onnx").write_bytes(b"weights again")
+    printed = run_cli("space", "push", name, "--models", publishable_run, published, "--title", 'A "page" of: ours')
     assert f"Pushed to {os.environ['HF_ENDPOINT']}/spaces/{name}" in printed
     assert "model.safetensors" in printed
     assert commits(name) == 1
@@ -124,79 +124,79 @@ def test_runs_are_copied_and_hub_models_are_named(ready, published, tmp_path):
     assert models == [str(folder / "models" / "ready"), published]
     assert [model.name for model in ModelRegistry(models)] == ["ready", "for-a-space"]
 
-    typed("space", "push", name, "--models", ready, published, "--title", 'A "page" of: ours')
+    run_cli("space", "push", name, "--models", publishable_run, published, "--title", 'A "page" of: ours')
     assert commits(name) == 1  # nothing has changed
 
     HfApi().upload_file(repo_id=name, repo_type="space", path_or_fileobj=b"All rights.", path_in_repo="LICENSE")
-    typed("space", "push", name, "--models", published)
+    run_cli("space", "push", name, "--models", published)
     assert there(name) == FILES | {"LICENSE"}
     assert commits(name) == 3
 
 
-def test_dry_run_sends_nothing_and_out_keeps_files(published, written, tmp_path):
+def test_dry_run_sends_nothing_and_out_keeps_files(published, hub_changes, tmp_path):
     out = tmp_path / "out"
-    printed = typed("space", "push", "ci-user/dry", "--models", published, "--dry_run", "--out", out)
+    printed = run_cli("space", "push", "ci-user/dry", "--models", published, "--dry_run", "--out", out)
     assert "Nothing was sent" in printed
     assert set(content(out)) == FILES
-    assert not written()
+    assert not hub_changes()
     with pytest.raises(MedtlError, match="is not empty"):
-        typed("space", "push", "ci-user/dry", "--out", out)
+        run_cli("space", "push", "ci-user/dry", "--out", out)
 
 
 def test_private_space(hub):
-    typed("space", "push", "ci-user/hidden", "--private")
+    run_cli("space", "push", "ci-user/hidden", "--private")
     assert HfApi().space_info("ci-user/hidden").private
-    typed("space", "push", "ci-user/shown")
+    run_cli("space", "push", "ci-user/shown")
     assert not HfApi().space_info("ci-user/shown").private
 
 
-def test_invalid_input_writes_nothing(ready, tmp_path, written):
+def test_invalid_input_writes_nothing(publishable_run, tmp_path, hub_changes):
     def refused(words: str, *more: object) -> None:
         with pytest.raises(MedtlError, match=words):
-            typed("space", "push", "ci-user/refused", *more)
-        assert not written()
+            run_cli("space", "push", "ci-user/refused", *more)
+        assert not hub_changes()
 
     refused("ci-user/nowhere is neither a folder nor a model", "--models", "ci-user/nowhere")
     refused("/nowhere is neither a folder nor a model", "--models", "/nowhere")
-    refused("given twice", "--models", ready, ready)
+    refused("given twice", "--models", publishable_run, publishable_run)
     refused("requirements.txt holds an access token", "--requirement", f"hf_medtl @ https://{TOKEN}@host/x.zip")
-    (ready / "recipe.yaml").write_text(f"note: {TOKEN}\n")
-    refused("recipe.yaml holds an access token", "--models", ready)
-    (ready / "recipe.yaml").write_text("seed: 1\n")
-    card = (ready / "README.md").read_text()
-    (ready / "README.md").write_text(card.replace("## Limits", "## Bounds"))
-    refused("does not give limits", "--models", ready)
-    typed("space", "push", "ci-user/waived", "--models", ready, "--waive", "limits=they are in the paper")
+    (publishable_run / "recipe.yaml").write_text(f"note: {TOKEN}\n")
+    refused("recipe.yaml holds an access token", "--models", publishable_run)
+    (publishable_run / "recipe.yaml").write_text("seed: 1\n")
+    card = (publishable_run / "README.md").read_text()
+    (publishable_run / "README.md").write_text(card.replace("## Limits", "## Bounds"))
+    refused("does not give limits", "--models", publishable_run)
+    run_cli("space", "push", "ci-user/waived", "--models", publishable_run, "--waive", "limits=they are in the paper")
     path = hf_hub_download("ci-user/waived", "models/ready/README.md", repo_type="space")
     assert "- limits is not given: they are in the paper" in Path(path).read_text()
-    assert "is not given" not in (ready / "README.md").read_text()
-    before = written()
-    (ready / "model.safetensors").write_bytes((ready / "model.safetensors").read_bytes()[:-9])
+    assert "is not given" not in (publishable_run / "README.md").read_text()
+    before = hub_changes()
+    (publishable_run / "model.safetensors").write_bytes((publishable_run / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(MedtlError, match=r"model.safetensors is missing or damaged"):
-        typed("space", "push", "ci-user/refused", "--models", ready)
-    assert written() == before
+        run_cli("space", "push", "ci-user/refused", "--models", publishable_run)
+    assert hub_changes() == before
     assert not HfApi().repo_exists("ci-user/refused", repo_type="space")
 
 
-def test_metadata_refused_by_hub_creates_no_space(failing, written):
-    failing({"path": "/validate-yaml", "status": 400, "times": 99})
+def test_metadata_refused_by_hub_creates_no_space(fail_requests, hub_changes):
+    fail_requests({"path": "/validate-yaml", "status": 400, "times": 99})
     with pytest.raises(MedtlError, match="The Hub refuses the metadata"):
-        typed("space", "push", "ci-user/unheard")
-    assert not written()
+        run_cli("space", "push", "ci-user/unheard")
+    assert not hub_changes()
 
 
 def test_bundled_wheel_can_be_downloaded(hub, wheel, tmp_path):
     name = "ci-user/with-wheel"
-    typed("space", "push", name, "--requirement", wheel)
+    run_cli("space", "push", name, "--requirement", wheel)
     assert wheel.name in there(name)
     lines = hf_hub_download(name, "requirements.txt", repo_type="space")
     assert Path(lines).read_text().startswith(f"{PACKAGE} @ {hub}/spaces/{name}/resolve/main/{wheel.name}#sha256=")
     command = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "-r", lines)
-    done = script(*command, "--dest", tmp_path / "got", "--disable-pip-version-check")
+    done = run_command(*command, "--dest", tmp_path / "got", "--disable-pip-version-check")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "got" / wheel.name).read_bytes() == wheel.read_bytes()
     with pytest.raises(MedtlError, match="private Space"):
-        typed("space", "push", "ci-user/shut", "--requirement", wheel, "--private")
+        run_cli("space", "push", "ci-user/shut", "--requirement", wheel, "--private")
     other = tmp_path / wheel.name
     other.write_bytes(b"another")
     (tmp_path / "place").mkdir()
@@ -256,9 +256,9 @@ def test_models_option_accepts_several_values():
 
 
 def test_help_lists_options():
-    said = " ".join(typed("space", "--help").split())
+    said = " ".join(run_cli("space", "--help").split())
     assert all(word in said for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
-    said = " ".join(typed("space", "push", "--help").split())
+    said = " ".join(run_cli("space", "push", "--help").split())
     assert all(word in said for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement"))
 
 
@@ -268,12 +268,12 @@ def test_port_and_model_errors_before_loading(hub, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(MedtlError, match=r"Address already in use.*Give another port"):
-            typed("space", "--port", taken.getsockname()[1])
+            run_cli("space", "--port", taken.getsockname()[1])
         patch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
         with pytest.raises(SystemExit, match=r"Error: Cannot listen on 127.0.0.1:\d+"):
             runpy.run_path(str(ROOT / "spaces" / "app.py"), run_name="__main__")
     with pytest.raises(MedtlError, match=r"nowhere can't be loaded .* check the spelling"):
-        typed("space", "--models", "ci-user/nowhere", "--port", free_port())
+        run_cli("space", "--models", "ci-user/nowhere", "--port", free_port())
 
 
 # The page, as others start it
@@ -318,10 +318,10 @@ def started(command: list[object], port: int, cwd: Path, end: signal.Signals, **
         process.wait()
 
 
-def test_command_serves_several_models(finished, published, tmp_path):
+def test_command_serves_several_models(finished_run, published, tmp_path):
     port, cwd = free_port(), tmp_path / "cwd"
     cwd.mkdir()
-    command = [COMMAND, "space", "--models", finished, published, "--port", port]
+    command = [COMMAND, "space", "--models", finished_run, published, "--port", port]
     with started(command, port, cwd, signal.SIGINT, PYTHONPATH=str(ROOT)) as url:
         client = Client(url, verbose=False)
         image = handle_file(str(ROOT / "spaces" / "examples" / "brain.png"))
@@ -341,7 +341,7 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / "hf_medtl", place / "source" / "hf_medtl", ignore=shutil.ignore_patterns("__pycache__"))
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check")
     # setuptools is in the environment: torch needs it.
-    done = script(*command, "--no-build-isolation", "--wheel-dir", place / "wheels", place / "source")
+    done = run_command(*command, "--no-build-isolation", "--wheel-dir", place / "wheels", place / "source")
     assert done.returncode == 0, done.stderr
     return next((place / "wheels").glob("hf_medtl-*.whl"))
 
@@ -386,7 +386,7 @@ def environment(request, wheel, tmp_path) -> Iterator[Path]:
         # First the wheel, since hf_medtl seems to be there where the tests' environment has it; then all is there.
         commands = [(*install, "--no-deps", "--ignore-installed", wheel), (*install, "--no-index", *listed)]
     for command in commands:
-        done = script(*command, timeout=3000, PYTHONPATH="")
+        done = run_command(*command, timeout=3000, PYTHONPATH="")
         assert done.returncode == 0, done.stderr
     yield python
     shutil.rmtree(folder)  # gigabytes, maybe
@@ -394,13 +394,13 @@ def environment(request, wheel, tmp_path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ["quick", "whole"], indirect=True)
-def test_whole_folder_is_self_contained(environment, finished, published, tmp_path):
+def test_whole_folder_is_self_contained(environment, finished_run, published, tmp_path):
     folder, cwd, port = tmp_path / "space", tmp_path / "cwd", free_port()
     cwd.mkdir()
-    write_space(folder, [str(finished), published])
+    write_space(folder, [str(finished_run), published])
     before = content(folder)
     assert before["requirements.txt"] == (ROOT / "spaces" / "requirements.txt").read_bytes()
-    done = script(environment, "-I", "-c", "import hf_medtl; print(hf_medtl.__file__)")
+    done = run_command(environment, "-I", "-c", "import hf_medtl; print(hf_medtl.__file__)")
     assert Path(done.stdout.strip()).is_relative_to(environment.parents[1]), done
     command = [environment, "-I", folder / "app.py"]
     with started(command, port, cwd, signal.SIGTERM, GRADIO_SERVER_PORT=str(port)) as url:

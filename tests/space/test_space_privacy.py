@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from hf_medtl.space.security.middleware import API
 from hf_medtl.space.serve import create_temp_folder, remove_abandoned_folders
 from tests.support.commands import ROOT
-from tests.support.dicom_files import dicom
+from tests.support.dicom_files import make_dicom
 from tests.support.space_fixtures import META, Visitor, write_models
 
 NAME = "Mustermann_Erika"
@@ -75,7 +75,7 @@ def planted(seed: int) -> bytes:
 
 def planted_dicom(seed: int) -> bytes:
     stream = io.BytesIO()
-    made = dicom(noise(seed).astype(np.uint16) * 16)
+    made = make_dicom(noise(seed).astype(np.uint16) * 16)
     made.PatientName = NAME
     made.save_as(stream, enforce_file_format=True)
     return stream.getvalue()

@@ -23,7 +23,7 @@ from hf_medtl import read_image
 from hf_medtl.errors import MedtlError
 from hf_medtl.space import archives, frames, uploads
 from hf_medtl.space.uploads import RejectedFile, Upload, load_batch, load_upload
-from tests.support.dicom_files import COLOUR, NAME, RAMP, dicom
+from tests.support.dicom_files import COLOUR, NAME, RAMP, make_dicom
 
 SMALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 
@@ -36,7 +36,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def as_dicom(*arguments: object, **elements: object) -> bytes:
     buffer = io.BytesIO()
-    dicom(*arguments, **elements).save_as(buffer, enforce_file_format=True)
+    make_dicom(*arguments, **elements).save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

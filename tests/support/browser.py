@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.space_fixtures import running
-from tests.support.space_samples import models
+from tests.support.space_fixtures import run_server
+from tests.support.space_samples import write_browser_models
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect, Page = sync_api.expect, sync_api.Page
@@ -16,7 +16,7 @@ MARKS = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
 ]
 TABS = ("Classify", "Segment", "Compare", "Batch", "About")
-UPLOAD, MANY = "#upload input[type=file]", "#many input[type=file]"
+UPLOAD, BATCH_UPLOAD = "#upload input[type=file]", "#many input[type=file]"
 SECONDS = 20  # for an answer, on a machine that does other things, too
 expect.set_options(timeout=1000 * SECONDS)
 
@@ -26,7 +26,9 @@ def address(tmp_path_factory):
     """A running Space of tiny models."""
     from hf_medtl.space.serve import create_app
 
-    with running(create_app(models(tmp_path_factory.mktemp("models")), limits={"posts_per_minute": 100_000})) as url:
+    with run_server(
+        create_app(write_browser_models(tmp_path_factory.mktemp("models")), limits={"posts_per_minute": 100_000})
+    ) as url:
         yield url
 
 
@@ -66,33 +68,33 @@ def visit(browser, address):
     assert wrong == []
 
 
-def give(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
+def upload_files(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
     page.set_input_files(to, [{"name": name, "mimeType": "", "buffer": content} for name, content in files])
 
 
-def answered(page: Page, width: int, height: int) -> None:
+def expect_answer(page: Page, width: int, height: int) -> None:
     """The answer is that to the image of this size."""
     expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels")
 
 
-def example(page: Page, number: int = 0) -> None:
+def open_example(page: Page, number: int = 0) -> None:
     page.locator("#examples button").nth(number).click()
-    answered(page, 256, 256)
+    expect_answer(page, 256, 256)
 
 
-def choose(page: Page, control: str, option: str) -> None:
+def select_option(page: Page, control: str, option: str) -> None:
     page.locator(f"{control} input").click()
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def changes(page: Page, act, selector: str = ".viewer .base") -> None:
+def expect_change(page: Page, act, selector: str = ".viewer .base") -> None:
     """`act` leads to another image at `selector`."""
     before = page.locator(selector).first.get_attribute("src")
     act()
     expect(page.locator(selector).first).not_to_have_attribute("src", before)
 
 
-def tab(page: Page, name: str) -> None:
+def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
     expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
     if name in ("Batch", "About"):
@@ -106,14 +108,14 @@ def centre(locator) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
-def kept(page: Page, link: str, name: str) -> bytes:
-    with page.expect_download() as download:
+def download(page: Page, link: str, name: str) -> bytes:
+    with page.expect_download() as event:
         page.get_by_role("link", name=link).click()
-    assert download.value.suggested_filename == name
-    return Path(download.value.path()).read_bytes()
+    assert event.value.suggested_filename == name
+    return Path(event.value.path()).read_bytes()
 
 
-def no_overflow(page: Page) -> None:
+def check_no_overflow(page: Page) -> None:
     """Nothing makes the page wider than the window, and nothing of it is beyond its edges."""
     wide, seen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide <= seen

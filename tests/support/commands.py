@@ -37,13 +37,15 @@ def flags(**values: object) -> list[str]:
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
-def tell(hub: str, path: str, what: object) -> None:
+def configure_hub(hub: str, path: str, what: object) -> None:
     """Tell the loopback Hub how to behave."""
     request = urllib.request.Request(f"{hub}/{path}", json.dumps(what).encode(), method="POST")
     urllib.request.urlopen(request, timeout=10).close()
 
 
-def script(*command: object, timeout: float = 600, input: str | None = None, **env: str) -> subprocess.CompletedProcess:
+def run_command(
+    *command: object, timeout: float = 600, input: str | None = None, **env: str
+) -> subprocess.CompletedProcess:
     """Run a command at the project's root and capture what it prints."""
     return subprocess.run(
         [str(part) for part in command],
@@ -56,7 +58,7 @@ def script(*command: object, timeout: float = 600, input: str | None = None, **e
     )
 
 
-def typed(*words: object) -> str:
+def run_cli(*words: object) -> str:
     """Run `hf-medtl` in this process and return what it printed."""
     from hf_medtl.cli.main import app
 

@@ -19,7 +19,9 @@ RAMP = np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)  # 12 bit
 COLOUR = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
-def dicom(pixels: np.ndarray | None, *, frames: int = 0, syntax: str = ExplicitVRLittleEndian, **elements) -> Dataset:
+def make_dicom(
+    pixels: np.ndarray | None, *, frames: int = 0, syntax: str = ExplicitVRLittleEndian, **elements
+) -> Dataset:
     """A data set of pixels ([frames,] H, W[, 3]) with a patient's name."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
@@ -49,15 +51,15 @@ def dicom(pixels: np.ndarray | None, *, frames: int = 0, syntax: str = ExplicitV
     return data
 
 
-def save(data: Dataset, path: Path, **options) -> Path:
+def save_dicom(data: Dataset, path: Path, **options) -> Path:
     data.save_as(path, **({"enforce_file_format": True} | options))
     return path
 
 
-def encapsulated(code: bytes, pixels: np.ndarray, syntax: str, **elements) -> Dataset:
+def make_encapsulated_dicom(code: bytes, pixels: np.ndarray, syntax: str, **elements) -> Dataset:
     from pydicom.encaps import encapsulate
 
-    data = dicom(pixels, syntax=syntax, **elements)
+    data = make_dicom(pixels, syntax=syntax, **elements)
     data.PixelData = encapsulate([code])
     data["PixelData"].is_undefined_length = True
     return data

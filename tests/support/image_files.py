@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(path, seed, size=(40, 48)):
+def write_noise_image(path, seed, size=(40, 48)):
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 5), dtype=np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ FAMILIES = ("vit", "deit", "dinov2", "rad-dino", "swin", "convnext", "timm", "ti
             "timm-byobnet", "cnn")  # fmt: skip
 
 
-STRANGER = """
+LOADING_SCRIPT = """
 import json, sys
 sys.modules["hf_medtl"] = None
 import torch

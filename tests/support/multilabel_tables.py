@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 
-def drawn(path: Path, seed: int, marks: str) -> None:
+def draw_image(path: Path, seed: int, marks: str) -> None:
     """Noise with a bright bar at the top, a bright disc below, both or none."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 120, (6, 6), dtype=np.uint8))
@@ -21,14 +21,14 @@ def drawn(path: Path, seed: int, marks: str) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def table(
+def write_table(
     folder: Path, n: int = 96, offset: int = 0, cells: tuple[str, ...] = ("", "bar", "disc", "bar | disc")
 ) -> Path:
     """A table of n pictures, two a patient, each with every combination in turn."""
     rows = []
     for i in range(n):
         label = cells[i // 2 % len(cells)]
-        drawn(folder / "pictures" / f"{i:03d}.png", offset + i, label)
+        draw_image(folder / "pictures" / f"{i:03d}.png", offset + i, label)
         rows.append({"file_name": f"pictures/{i:03d}.png", "label": label, "patient": f"p{i // 2}"})
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
     return folder / "table.csv"

@@ -17,7 +17,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-class Nursery:
+class ProcessPool:
     """The script's other end."""
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class Nursery:
         self.process.communicate()
 
 
-def threads(name: str) -> int:
+def count_threads(name: str) -> int:
     """How many of this process's threads have that name."""
     return sum((task / "comm").read_text().strip() == name for task in Path("/proc/self/task").iterdir())
 
 
-def child(question: dict, rank: int, port: int) -> None:
+def run_child(question: dict, rank: int, port: int) -> None:
     """One process of a run; does not return."""
     os.setpgid(0, 0)
     with Path(f"{question['log']}.{rank}").open("wb", buffering=0) as stream:
@@ -86,7 +86,9 @@ def child(question: dict, rank: int, port: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        if status != 1 and (left := threads("pt_gloo_runloop")):  # at the interpreter's end they may abort the process
+        if status != 1 and (
+            left := count_threads("pt_gloo_runloop")
+        ):  # at the interpreter's end they may abort the process
             print(f"{left} threads of the process group are left", file=sys.stderr)
             status = 70
         sys.stdout.flush()
@@ -111,6 +113,6 @@ if __name__ == "__main__":
             for rank in range(question["processes"]):
                 pid = os.fork()
                 if pid == 0:
-                    child(question, rank, port)
+                    run_child(question, rank, port)
                 answer.append(pid)
         print(json.dumps(answer), flush=True)

@@ -13,7 +13,7 @@ from hf_medtl.models.preprocessing import (
 LABELS = ("healthy", "ill")
 
 
-STRANGER = """
+LOADING_SCRIPT = """
 import json, sys
 sys.modules["hf_medtl"] = None  # as if it were not installed
 from transformers import AutoImageProcessor, pipeline
@@ -34,7 +34,7 @@ print(json.dumps(answers))
 """
 
 
-def save(model, processor, folder):
+def save_model_and_processor(model, processor, folder):
     """As a run does."""
     model.save_pretrained(folder)
     if not hasattr(processor, "data_config"):
@@ -42,7 +42,7 @@ def save(model, processor, folder):
     return folder
 
 
-def make(checkpoint, **kwargs):
+def make_model_and_processor(checkpoint, **kwargs):
     """Model, whose head tells pictures apart, and processor."""
     torch.manual_seed(1)
     model, processor = build_classifier(str(checkpoint), LABELS, **kwargs)

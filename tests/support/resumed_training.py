@@ -7,11 +7,11 @@ import torch
 from hf_medtl.training.trainer import MedicalTrainer
 
 
-def weights_of(trainer: MedicalTrainer) -> dict[str, torch.Tensor]:
+def copy_weights(trainer: MedicalTrainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-def stopped_and_resumed(trainer_of, family: str, step: int, **more: object) -> tuple[MedicalTrainer, MedicalTrainer]:
+def train_and_resume(trainer_of, family: str, step: int, **more: object) -> tuple[MedicalTrainer, MedicalTrainer]:
     """One trainer that ran through, and one that went on from the checkpoint of a step."""
     more = {"num_train_epochs": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1,
             "save_total_limit": None, "load_best_model_at_end": False, "early_stopping_patience": 0,
@@ -23,6 +23,6 @@ def stopped_and_resumed(trainer_of, family: str, step: int, **more: object) -> t
     return through, again
 
 
-def same(a: MedicalTrainer, b: MedicalTrainer) -> bool:
-    mine, other = weights_of(a), weights_of(b)
+def same_weights(a: MedicalTrainer, b: MedicalTrainer) -> bool:
+    mine, other = copy_weights(a), copy_weights(b)
     return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)

@@ -6,7 +6,7 @@ from hf_medtl import Recipe
 from tests.support.commands import options
 
 
-def recipe(data: Path, output: Path, **more: object) -> Recipe:
+def segmentation_recipe(data: Path, output: Path, **more: object) -> Recipe:
     """A run of seconds."""
     return Recipe(
         **options(

@@ -32,12 +32,12 @@ META = {"meta": {"_type": "gradio.FileData"}}
 CARD = "# T\n\n## Intended use\n\nFor tests.\n\n## Training\n\nNone.\n\n## Limits\n\nAll of <b>them</b>.\n"
 
 
-def brain(number: int, lesion: bool = True) -> Image.Image:
+def brain_image(number: int, lesion: bool = True) -> Image.Image:
     """A drawn slice that no other number has."""
     return Image.fromarray(phantoms.draw_brain(number, 0, lesion, seed=3, size=64).image).convert("RGB")
 
 
-def chest() -> Image.Image:
+def chest_image() -> Image.Image:
     return Image.fromarray(phantoms.draw_chest(1, 0, True, seed=3, size=64).image).convert("RGB")
 
 
@@ -55,9 +55,9 @@ def write_models(folder: Path) -> dict[str, Path]:
     with torch.no_grad():
         vit.classifier.weight.mul_(40)  # images differ
     vit.config.update(decided)
-    save(vit, made["vit"])
+    save_model(vit, made["vit"])
     predictor = Predictor(vit, ViTImageProcessor(**PROCESSOR))
-    images = [brain(number, bool(number % 2)) for number in range(24)]
+    images = [brain_image(number, bool(number % 2)) for number in range(24)]
     features = []
     for image in images:
         with torch.inference_mode():
@@ -75,35 +75,35 @@ def write_models(folder: Path) -> dict[str, Path]:
         "id2label": {0: "no_lesion", 1: "lesion", 2: "=cow"},
         "label2id": {"no_lesion": 0, "lesion": 1, "=cow": 2},
     }
-    save(MedicalCnnForImageClassification(MedicalCnnConfig(widths=(8, 16), image_size=32, **labels)), made["cnn"])
+    save_model(MedicalCnnForImageClassification(MedicalCnnConfig(widths=(8, 16), image_size=32, **labels)), made["cnn"])
     for name in ("lungs", "other-lungs"):
         model, processor = build_tiny(labels=("background", "lungs"))
         with torch.no_grad():
             model.segmentation_head[0].bias.add_(torch.tensor([0.0, 0.2 if name == "lungs" else -0.1]))
         model.config.update({"postprocessing": {"largest_components": 2}} if name == "lungs" else {})
-        save(model, made[name], processor)
+        save_model(model, made[name], processor)
     return made
 
 
-def save(model: Any, folder: Path, processor: Any = None) -> None:
+def save_model(model: Any, folder: Path, processor: Any = None) -> None:
     model.eval().save_pretrained(folder)
     (processor or ViTImageProcessor(**PROCESSOR)).save_pretrained(folder)
 
 
-def opened(uri: str) -> Image.Image:
+def decode_data_uri(uri: str) -> Image.Image:
     """The image in a data URI."""
     assert uri.startswith("data:image/png;base64,")
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def model_folders(tmp_path_factory) -> dict[str, Path]:
     """Those of `write_models`, by name."""
     return write_models(tmp_path_factory.mktemp("models"))
 
 
 @contextlib.contextmanager
-def running(app: SecurityMiddleware) -> Iterator[str]:
+def run_server(app: SecurityMiddleware) -> Iterator[str]:
     """Serve an app in a thread."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -174,7 +174,7 @@ class Visitor:
         return "".join(map(str, found["data"]))
 
 
-def until(true) -> None:
+def wait_until(true) -> None:
     """Wait at most ten seconds."""
     for _ in range(500):
         if true():

@@ -98,7 +98,7 @@ def save_segformer(folder):
     return folder
 
 
-def foreign(folder, labels, kind=ViTForImageClassification):
+def save_foreign_classifier(folder, labels, kind=ViTForImageClassification):
     """A tiny model that was not made by a run: no results.json, no splits.csv, no threshold."""
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16,

@@ -13,17 +13,17 @@ from transformers import AutoModelForImageClassification
 from tests.support.commands import ROOT, flags, options
 
 
-def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageClassification.from_pretrained(folder).state_dict()
 
 
-def command(phantoms: Path, backbone: Path, output: Path, *more: str) -> list[str]:
+def training_command(phantoms: Path, backbone: Path, output: Path, *more: str) -> list[str]:
     values = options(phantoms, backbone, output, num_train_epochs=10, save_strategy="steps", save_steps=5,
                      eval_strategy="steps", eval_steps=5, early_stopping_patience=0, augmentation="brain")  # fmt: skip
     return [sys.executable, "recipes/vit_brain.py", *flags(**values), *more]
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+def start_process(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         arguments,
         cwd=ROOT,
@@ -44,6 +44,6 @@ def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
     raise AssertionError("no checkpoint was written")
 
 
-def same(weights: dict[str, torch.Tensor], output: Path) -> bool:
+def same_weights(weights: dict[str, torch.Tensor], output: Path) -> bool:
     mine = load_file(output / "model.safetensors")
     return weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in weights)

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from tests.support.commands import script
+from tests.support.commands import run_command
 
-STRANGER = """
+EVALUATION_SCRIPT = """
 import json, sys
 from pathlib import Path
 import pandas as pd
@@ -28,7 +28,7 @@ print(json.dumps({"accuracy": accuracy, "roc_auc": roc_auc_score(truth, score)})
 """
 
 
-def as_a_stranger(model: str | Path, folder: Path, data: Path, **env: str) -> dict[str, float]:
-    done = script(sys.executable, "-I", "-c", STRANGER, model, folder, data, **env)
+def evaluate_without_hf_medtl(model: str | Path, folder: Path, data: Path, **env: str) -> dict[str, float]:
+    done = run_command(sys.executable, "-I", "-c", EVALUATION_SCRIPT, model, folder, data, **env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
