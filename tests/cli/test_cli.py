@@ -117,7 +117,7 @@ def test_push_requires_licence_or_rights_and_strips_metadata(hub, tmp_path):
         for label in ("a", "b"):
             file = write_noise_image(tmp_path / "in" / label / f"{i}.jpg", i + 100 * (label == "b"))
             Image.open(file).save(file, exif=exif, comment=b"Erika Mustermann")
-    with pytest.raises(MedtlError, match="licence of Folder of pictures is unknown"):
+    with pytest.raises(MedtlError, match="licence of Folder of images is unknown"):
         run_cli("data", "push", "imagefolder", "ci/refused", "--data_dir", tmp_path / "in")
     assert not HfApi().repo_exists("ci/refused", repo_type="dataset")
     printed = run_cli("data", "push", "imagefolder", "ci/refused", "--data_dir", tmp_path / "in", "--rights_held",

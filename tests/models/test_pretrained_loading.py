@@ -55,35 +55,35 @@ else:
     import hf_medtl.predict
 import numpy, onnxruntime, segmentation_models_pytorch, timm, torch, transformers.pipelines
 torch.set_num_threads(1)
-answers = {}
-for key, (code, pictures) in jobs.items():
+outputs = {}
+for key, (code, images) in jobs.items():
     read, written = os.pipe()
     if os.fork() == 0:
         os.close(read)
-        answer, status = {"printed": [], "masks": []}, 1
+        output, status = {"printed": [], "masks": []}, 1
         try:
             os.chdir(tempfile.mkdtemp())
             space = {}
-            for picture in pictures:
-                shutil.copy(picture, "image.png")
+            for image in images:
+                shutil.copy(image, "image.png")
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     exec(code, space)
-                answer["printed"].append(out.getvalue().strip().splitlines()[-1])
+                output["printed"].append(out.getvalue().strip().splitlines()[-1])
                 mask = space["masks"].get("lungs", 0) if "masks" in space else space.get("mask")
-                mask = getattr(space.get("answer"), "mask", None) if mask is None else mask
+                mask = getattr(space.get("prediction"), "mask", None) if mask is None else mask
                 if mask is not None:
-                    answer["masks"].append((numpy.asarray(mask) > 0).astype(int).tolist())
+                    output["masks"].append((numpy.asarray(mask) > 0).astype(int).tolist())
             status = 0
         except BaseException:
-            answer["error"] = traceback.format_exc()
+            output["error"] = traceback.format_exc()
         with os.fdopen(written, "w") as stream:
-            json.dump(answer, stream)
+            json.dump(output, stream)
         os._exit(status)
     os.close(written)
     with os.fdopen(read) as stream:
-        answers[key] = json.load(stream)
+        outputs[key] = json.load(stream)
     os.wait()
-print(json.dumps(answers))
+print(json.dumps(outputs))
 """
 HANDLER = """
 import sys
@@ -220,6 +220,7 @@ def test_all_loading_snippets_give_published_predictions(family, published, snip
                 if name != "handler":
                     masks = [path.parents[1] / "masks" / path.name for path in images]
                     parsed = [dice(*pair) for pair in zip(result["masks"], masks, strict=False)]
+                    assert parsed, (mode, name)
                     assert parsed == pytest.approx(rows["dice"][: len(parsed)].tolist(), abs=1e-6), (mode, name)
                 continue
             parsed = pd.DataFrame([probabilities(line) for line in result["printed"]])

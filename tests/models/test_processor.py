@@ -66,7 +66,8 @@ def test_pipeline_equals_training_path(family, steps, fit, tiny_checkpoint, file
     save_model_and_processor(model, processor, tmp_path)
     assert isinstance(processor, MedicalImageProcessor) == (bool(steps) or fit == "pad")
     assert (tmp_path / "processor.py").exists() == isinstance(processor, MedicalImageProcessor)
-    # hf_medtl is here: no code to trust. TRAP: pipeline() looks for a video processor too, and asked about its code.
+    # TRAP: pipeline() also looks for a video processor and used to ask whether to trust its code, although hf_medtl is
+    # installed and nothing needs to be trusted.
     monkeypatch.setattr("builtins.input", lambda *_: prompts.append(1) or "n")
     classify = pipeline("image-classification", str(tmp_path), device="cpu")
     assert not prompts
@@ -83,7 +84,7 @@ def test_processor_loads_without_hf_medtl(hub, tiny_checkpoint, files, tmp_path)
         model, processor = make_model_and_processor(tiny_checkpoint(family), steps=["brain_crop", "clahe"], fit="pad")
         folders.append(save_model_and_processor(model, processor, tmp_path / family))
         expected.append(train_logits(model, processor, files[0]))
-    # From the Hub too: there AutoImageProcessor looks for a timm model's processor in another file than in a folder.
+    # Also from the Hub, where AutoImageProcessor reads a timm model's processor from another file than in a folder.
     HfApi().create_repo("ci-user/medical-timm")
     HfApi().upload_folder(repo_id="ci-user/medical-timm", folder_path=folders[-1])
     process = run_command(sys.executable, "-I", "-c", LOADING_SCRIPT, files[0], *folders, "ci-user/medical-timm")

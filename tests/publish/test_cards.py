@@ -1,4 +1,4 @@
-"""Model cards: facts of the run, metadata that the Hub accepts, and unknown facts named as such."""
+"""Model cards: facts of the run, valid Hub metadata, and explicit unknowns."""
 
 import json
 import re

@@ -138,7 +138,7 @@ def test_checkpoints_during_an_upload_are_skipped_or_queued(strategy, always, ex
         (tmp_path / f"checkpoint-{step}").mkdir()
         state = SimpleNamespace(is_world_process_zero=True, global_step=step, epoch=1.0)
         uploads.on_save(args, state, None)
-        uploads.on_save(args, SimpleNamespace(is_world_process_zero=False), None)  # another process
+        uploads.on_save(args, SimpleNamespace(is_world_process_zero=False), None)  # a process other than the main one
     released.set()
     uploads.on_train_end(args, state, None)
     assert steps == expected

@@ -98,7 +98,7 @@ def test_loads_multilabel_folder_metadata(multilabel_csv, tmp_path):
     assert loaded.labels == LABELS
     assert loaded.counts()["train"]["(none)"] > 0
     rows.assign(label="bar|No Finding").to_csv(tmp_path / "metadata.csv", index=False)
-    with pytest.raises(MedtlError, match="96 pictures have a label and none"):
+    with pytest.raises(MedtlError, match="96 images have a label and no finding"):
         load("imagefolder", tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_single_label_data_stay_single_label(multilabel_csv, tmp_path):
         load("table", file)
     draw_image(tmp_path / "a|b" / "x.png", 0, "bar")
     draw_image(tmp_path / "a" / "x.png", 1, "bar")
-    with pytest.raises(MedtlError, match=r"can't have a \|, found a, a\|b"):
+    with pytest.raises(MedtlError, match=r"can't contain a \|, found a, a\|b"):
         load("imagefolder", tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_loads_multilabel_medmnist(tmp_path):
     }
     assert load("medmnist", npz(tmp_path / "other.npz", **labels), official_split=False).spec.multilabel
     for name, invalid in (("threes", np.full((60, 14), 3)), ("fewer", np.zeros((60, 13), int))):
-        with pytest.raises(MedtlError, match=r"expected (one label a picture, or 0 or 1|as many labels)"):
+        with pytest.raises(MedtlError, match=r"expected (one label per image, or 0 or 1|the same number of labels)"):
             load("medmnist", npz(tmp_path / f"{name}.npz", train_labels=invalid))
 
 
@@ -187,16 +187,16 @@ def test_maps_labels_of_external_dataset(multilabel_csv, tmp_path):
     with pytest.raises(MedtlError, match="does not annotate bar"):
         load_external(loaded, "table", external_csv)
     single = write_table(tmp_path / "single", 24, 6000, ("bar", "disc"))
-    with pytest.raises(MedtlError, match="one has several labels a picture, the other does not"):
+    with pytest.raises(MedtlError, match="is multilabel, the other is not"):
         load_external(loaded, "table", single)
 
 
 def test_rejects_options_that_do_not_support_multilabel(multilabel_csv, tmp_path):
-    with pytest.raises(MedtlError, match="leave out --positive_label"):
+    with pytest.raises(MedtlError, match="remove --positive_label"):
         load("table", multilabel_csv, positive="bar")
-    with pytest.raises(MedtlError, match="The audit knows sets with one"):
+    with pytest.raises(MedtlError, match="The audit only supports datasets with one label per image"):
         audit(survey("table", multilabel_csv))
-    with pytest.raises(MedtlError, match="Only sets with one are written"):
+    with pytest.raises(MedtlError, match="Only datasets with one label per image can be written"):
         write_parquet(load("table", multilabel_csv), tmp_path, [], "ci/marks")
     recipe = Recipe(class_weights="balanced", use_cpu=True)
     with pytest.raises(MedtlError, match="The training split has no images of disc"):

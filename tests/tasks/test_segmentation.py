@@ -323,7 +323,7 @@ def test_images_without_mask_are_excluded_and_listed(chest_phantoms, tmp_path):
 
 def test_rejects_dataset_without_masks(chest_phantoms, tmp_path):
     data = copy_with_masks(chest_phantoms, tmp_path / "data", lambda name, mask: None)
-    with pytest.raises(MedtlError, match=r"None of the 36 pictures in .* has a mask.*masks such as"):
+    with pytest.raises(MedtlError, match=r"None of the 36 images in .* has a mask.*masks such as"):
         run(segmentation_recipe(data, tmp_path / "run"))
 
 
@@ -344,7 +344,7 @@ def test_mask_values_define_multiple_classes(chest_phantoms, tmp_path):
     assert config["mask_values"] == {"0": 0, "128": 1, "255": 2}
     card = (folder / "README.md").read_text()
     assert "| left_lung | 0." in card
-    with pytest.raises(MedtlError, match="expected a mask of the values 0, 255"):
+    with pytest.raises(MedtlError, match="expected a mask with the values 0, 255"):
         run(segmentation_recipe(data, tmp_path / "other", mask_values="0=background,255=lungs"))
 
 
@@ -376,7 +376,7 @@ def test_external_dataset_needs_matching_masks_but_no_labels(chest_phantoms, seg
 
 def test_rejects_external_data_that_overlap_or_have_other_masks(chest_phantoms, phantoms, tmp_path):
     overlapping = {"external_dataset": "chest-phantoms", "external_data_dir": str(chest_phantoms)}
-    with pytest.raises(MedtlError, match="are among those that training sees"):
+    with pytest.raises(MedtlError, match="are among those seen in training"):
         run(segmentation_recipe(chest_phantoms, tmp_path / "run", **overlapping))
     brain = {"external_dataset": "brain-phantoms", "external_data_dir": str(phantoms)}
     with pytest.raises(MedtlError, match="masks of brain-phantoms show lesion, those of chest-phantoms lungs"):
@@ -468,12 +468,12 @@ def test_reports_masks_with_other_aspect_ratio_or_without_image(chest_phantoms, 
         chest_phantoms, tmp_path / "data", lambda name, mask: mask[:40] if name.endswith("0001_0.png") else mask
     )
     Image.new("L", (64, 64)).save(data / "masks" / "nobody.png")
-    with pytest.raises(MedtlError, match=r"64 × 40 pixels, but its picture .* has 64 × 64"):
+    with pytest.raises(MedtlError, match=r"64 × 40 pixels, but its image .* has 64 × 64"):
         run(segmentation_recipe(data, tmp_path / "run"))
-    assert "1 masks belong to none of these pictures: masks/nobody.png." in caplog.text
+    assert "1 masks belong to none of these images: masks/nobody.png." in caplog.text
     cropped = copy_with_masks(chest_phantoms, tmp_path / "cropped", lambda name, mask: mask[:, :40])
     overrides = {"external_dataset": "chest-phantoms", "external_data_dir": str(cropped), "drop_overlap": True}
     own_data = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=64, seed=7)
-    with pytest.raises(MedtlError, match=r"40 × 64 pixels, but its picture"):
+    with pytest.raises(MedtlError, match=r"40 × 64 pixels, but its image"):
         run(segmentation_recipe(own_data, tmp_path / "second", **overrides))
     assert not (tmp_path / "second").exists()

@@ -82,10 +82,10 @@ def test_parts_of_a_batch_add_up(name):
     labels[0] = 0  # different images: without foreground, and partly ignored
     labels[1, :5] = IGNORE_INDEX
     number = labels.ne(-100).sum()  # as Trainer counts
-    whole = loss(LOGITS, labels)
-    assert torch.allclose(loss(LOGITS, labels, number), whole)
-    parts = [loss(LOGITS[a:b], labels[a:b], number) for a, b in ((0, 1), (1, 4))]
-    assert torch.allclose(sum(parts), whole, atol=1e-6)
+    batch_loss = loss(LOGITS, labels)
+    assert torch.allclose(loss(LOGITS, labels, number), batch_loss)
+    part_losses = [loss(LOGITS[a:b], labels[a:b], number) for a, b in ((0, 1), (1, 4))]
+    assert torch.allclose(sum(part_losses), batch_loss, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -135,14 +135,14 @@ def test_half_precision_loses_no_pixels():
 
 
 def test_rejects_invalid_parameters():
-    for more, words in (
+    for values, message in (
         ({"name": "bce"}, "Unknown segmentation loss 'bce'. Available: cross_entropy, dice, bce_dice, focal, tversky"),
         ({"gamma": -1.0}, "gamma -1.0"),
         ({"alpha": 0.0, "beta": 0.0}, "not both 0"),
         ({"smooth": 0.0}, "smooth above 0"),
     ):
-        with pytest.raises(MedtlError, match=words):
-            MaskLoss(**more)
+        with pytest.raises(MedtlError, match=message):
+            MaskLoss(**values)
     for logits, labels in ((LOGITS[:, :1], LABELS), (LOGITS, LABELS[:, :4]), (LOGITS, LABELS[:2])):
         with pytest.raises(ValueError, match="expected logits"):
             MaskLoss()(logits, labels)

@@ -68,17 +68,17 @@ STRATEGIES = [
 ]
 
 
-def trains(more: dict, depth: int, blocks: int) -> bool:
+def trains(overrides: dict, depth: int, blocks: int) -> bool:
     """Return whether parameters at this depth are ever trained; the head always is."""
-    if more["strategy"] in ("last_n", "progressive"):
+    if overrides["strategy"] in ("last_n", "progressive"):
         return depth >= blocks
-    return more["strategy"] != "feature_extraction"
+    return overrides["strategy"] != "feature_extraction"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("more", STRATEGIES, ids=lambda m: "-".join(map(str, m.values())))
-def test_frozen_parameters_stay_bit_identical(family, more, make_trainer):
-    trainer = make_trainer(family, **(FAST | more))
+@pytest.mark.parametrize("overrides", STRATEGIES, ids=lambda m: "-".join(map(str, m.values())))
+def test_frozen_parameters_stay_bit_identical(family, overrides, make_trainer):
+    trainer = make_trainer(family, **(FAST | overrides))
     model, head = trainer.model, head_names(trainer.model)
     depths, before = parameter_depths(model), {name: t.clone() for name, t in model.state_dict().items()}
     trainer.train()
@@ -87,11 +87,11 @@ def test_frozen_parameters_stay_bit_identical(family, more, make_trainer):
     for name, tensor in model.state_dict().items():
         changed = not torch.equal(tensor, before[name])
         if name in parameters:
-            expected = (name in head or trains(more, depths[name], BLOCKS[family])) and "mask_token" not in name
+            expected = (name in head or trains(overrides, depths[name], BLOCKS[family])) and "mask_token" not in name
             # The bias of attention keys does not affect the output, so it has no gradient.
             assert changed == expected or (expected and "k_proj.bias" in name), name
         elif norm := next((prefix for prefix in parents if name.startswith(prefix)), None):
-            assert changed == trains(more, depths[f"{norm}weight"], BLOCKS[family]), name
+            assert changed == trains(overrides, depths[f"{norm}weight"], BLOCKS[family]), name
         else:
             assert not changed, name
 
@@ -160,7 +160,7 @@ def test_progressive_schedule():
 
 
 @pytest.mark.parametrize(
-    "more",
+    "overrides",
     [
         {"strategy": "progressive", "unfreeze_schedule": "1:1,2:all"},
         {"strategy": "lp_ft", "probe_epochs": 1},
@@ -172,8 +172,8 @@ def test_progressive_schedule():
     ],
     ids=lambda m: "-".join(map(str, m.values())),
 )
-def test_resumes_to_the_same_weights(more, make_trainer):
-    through, again = train_and_resume(make_trainer, "vit", 5, **more)  # stopped in the second of three epochs
+def test_resumes_to_the_same_weights(overrides, make_trainer):
+    through, again = train_and_resume(make_trainer, "vit", 5, **overrides)  # stopped in the second of three epochs
     assert same_weights(through, again)
 
 
@@ -209,7 +209,7 @@ def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more",
+    "overrides",
     [
         {"strategy": "progressive", "unfreeze_schedule": "1:1,2:all"},
         {"strategy": "lp_ft", "probe_epochs": 1},
@@ -217,7 +217,7 @@ def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
     ],
     ids=lambda m: m["strategy"],
 )
-def test_two_processes_match_one(more, phantoms, tiny_checkpoint, tmp_path):
+def test_two_processes_match_one(overrides, phantoms, tiny_checkpoint, tmp_path):
     """DDP waits for the gradient of every parameter that required one at the start; DINOv2 has one without."""
     weights = []
     for processes in (1, 2):
@@ -231,7 +231,7 @@ def test_two_processes_match_one(more, phantoms, tiny_checkpoint, tmp_path):
             optim="sgd",
             learning_rate=0.01,
             head_learning_rate=0.01,
-            **more,
+            **overrides,
         )
         values["per_device_train_batch_size"] = 4  # batch size of a step, divided between the processes
         launch = (*("-m", "torch.distributed.run", "--nproc_per_node", processes), "--standalone")
@@ -243,7 +243,7 @@ def test_two_processes_match_one(more, phantoms, tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("overrides", "message"),
     [
         ({"strategy": "frozen"}, "feature_extraction"),
         ({"strategy": "last_n", "unfreeze_blocks": 0}, "1 or more"),
@@ -263,13 +263,13 @@ def test_two_processes_match_one(more, phantoms, tiny_checkpoint, tmp_path):
         ({"strategy": "last_n", "from_scratch": True}, "freeze the random weights"),
     ],
 )
-def test_rejects_invalid_options(more, words, phantoms, tiny_checkpoint, tmp_path):
-    with pytest.raises(MedtlError, match=words):
-        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more))
+def test_rejects_invalid_options(overrides, message, phantoms, tiny_checkpoint, tmp_path):
+    with pytest.raises(MedtlError, match=message):
+        Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **overrides))
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "words"),
+    ("family", "overrides", "message"),
     [
         ("vit", {"strategy": "last_n", "unfreeze_blocks": 3}, "has 2 blocks, so 3 can't"),
         ("vit", {"strategy": "progressive", "unfreeze_schedule": "1:3"}, "has 2 blocks, so 3 can't"),
@@ -277,9 +277,11 @@ def test_rejects_invalid_options(more, words, phantoms, tiny_checkpoint, tmp_pat
         ("cnn", {"strategy": "lora"}, "hold 2 % of the weights"),
     ],
 )
-def test_rejects_unsupported_strategies_before_training(family, more, words, phantoms, tiny_checkpoint, tmp_path):
-    with pytest.raises(MedtlError, match=words):
-        run(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **more)))
+def test_rejects_unsupported_strategies_before_training(
+    family, overrides, message, phantoms, tiny_checkpoint, tmp_path
+):
+    with pytest.raises(MedtlError, match=message):
+        run(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **overrides)))
     assert not (tmp_path / "run").exists()
 
 

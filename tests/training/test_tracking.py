@@ -19,9 +19,9 @@ LOGGED = ("train/loss", "eval/loss", "eval/roc_auc", "train/global_step", "test/
 def tracked(phantoms, tiny_checkpoint, tmp_path):
     """Return a function that runs with a tracker and returns the run folder."""
 
-    def run_with(tracker: str, **more: object) -> Path:
+    def run_with(tracker: str, **overrides: object) -> Path:
         values = options(
-            phantoms, tiny_checkpoint("vit"), tmp_path / "night-42", report_to=tracker, hub_token="hf_ci", **more
+            phantoms, tiny_checkpoint("vit"), tmp_path / "night-42", report_to=tracker, hub_token="hf_ci", **overrides
         )
         return run(Recipe(**values))
 
