@@ -1,4 +1,4 @@
-"""Confidence intervals of metrics, which count patients instead of images, and the method for each metric."""
+"""Confidence intervals of metrics over groups (patients) instead of images, and the method for each metric."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.metrics import BLOCK_CELLS, REPORTED, classification_metrics
 from hf_medtl.evaluation.resampling import (
     Jackknife,
-    bca_limits,
     bootstrap_group_counts,
     bootstrap_weights,
     group_index,
@@ -23,7 +22,7 @@ from hf_medtl.evaluation.resampling import (
 )
 from hf_medtl.evaluation.score_intervals import Interval, check_level, component_intervals, mean_of_components
 
-# The method that each metric gets unless told otherwise; `metric_intervals` says what they are and how they cover.
+# The default method of each metric; `metric_intervals` describes the methods and their coverage.
 METHODS = {
     "accuracy": "wilson",
     "balanced_accuracy": "jackknife",
@@ -45,12 +44,10 @@ METHODS = {
 }
 METHOD_DESCRIPTIONS = {
     "delong": "DeLong's standard error over groups (Obuchowski) with Student's t, on the logit scale",
-    "wilson": "Wilson score interval at the effective number of pictures",
-    "jackknife": "jackknife over groups with Student's t, on the logit scale (log for what has no upper bound)",
-    "percentile": "percentile bootstrap over groups",
-    "bca": "bias-corrected and accelerated bootstrap over groups",
+    "wilson": "Wilson score interval at the effective number of images",
+    "jackknife": "jackknife over groups with Student's t, on the logit scale (log without upper bound)",
     "basic": "basic bootstrap over groups",
-    "studentised": "studentised bootstrap over groups, on the logit scale (log for what has no upper bound)",
+    "studentised": "studentised bootstrap over groups, on the logit scale (log without upper bound)",
 }
 BOUNDS = {"youden": (-1, 1), "mcc": (-1, 1), "kappa": (-1, 1), "brier": (0, 2)} | dict.fromkeys(
     ("lr_positive", "lr_negative", "log_loss"), (0, math.inf)
@@ -69,26 +66,26 @@ def metric_intervals(
     names: Sequence[str] = REPORTED,
     methods: Mapping[str, str] | str = METHODS,
 ) -> dict[str, Interval]:
-    """Confidence intervals of metrics, over groups (patients), which are independent where images are not.
+    """Compute confidence intervals of metrics over groups (patients), which are independent where images are not.
 
     Groups are drawn, or left out, within each majority label (the lowest index on a tie), so the mix of classes is
     that of the sample: f1, average_precision and the like hold for that mix only.
 
-    - wilson: score interval of a share, see `score_intervals.rate`.
-    - delong: roc_auc of two classes, see `delong.auc_interval`. Means of rates or areas over classes or labels get the
-      jackknife in place of both.
+    - wilson: score interval of a proportion, see `score_intervals.rate_interval`.
+    - delong: roc_auc of two classes, see `delong.auc_interval`. Means of rates or AUCs over classes or labels get the
+      jackknife instead of both.
     - jackknife: standard error from leaving out each group in turn, Student's t with the fewest groups of a class less
-      one (two classes), on the logit scale of the metric's range, the log of what has no upper bound.
-    - percentile, bca, basic: `resamples` bootstrap draws of groups.
+      one (two classes), on the logit scale of the metric's range, or the log scale without an upper bound.
+    - basic: basic bootstrap from `resamples` draws of groups.
 
-    How often 95 % intervals hold the truth, by benchmarks/coverage.py in 4 times 1,000 simulated studies of 50
-    patients, 15 of them positive, with a ROC AUC of 0.97 or 0.8 and one image or several each: roc_auc 92.6 to
-    98.1 %, average_precision 94.8 to 98.3, sensitivity 94.4 to 98.2, specificity 94.8 to 97.6, accuracy 94.1 to 98.0,
-    balanced_accuracy 94.7 to 97.9, f1 95.4 to 98.6, mcc 95.7 to 97.6, brier 92.7 to 95.9. ppv (97.4 to 98.7) and npv
-    (97.6 to 99.9) are too wide for studies that all have one mix of classes. ece is held in 82 to 89 % only, in studies
-    of 200 patients, too: noise within bins adds to it. Take `reliability.calibration_error` where it matters.
+    Coverage of 95 % intervals, from benchmarks/coverage.py in 4 times 1,000 simulated studies of 50 patients, 15 of
+    them positive, with a ROC AUC of 0.97 or 0.8 and one image or more each: roc_auc 92.6 to 98.1 %, average_precision
+    94.8 to 98.3, sensitivity 94.4 to 98.2, specificity 94.8 to 97.6, accuracy 94.1 to 98.0, balanced_accuracy 94.7 to
+    97.9, f1 95.4 to 98.6, mcc 95.7 to 97.6, brier 92.7 to 95.9. ppv (97.4 to 98.7) and npv (97.6 to 99.9) are too wide
+    for studies that all have one mix of classes. ece has 82 to 89 % only, also in studies of 200 patients: noise within
+    bins adds to it. Use `calibration.calibration_error` where it matters.
 
-    A sample without a single error says [1, 1] to resampling, which is false. Where nothing varies, or a rate behind
+    A sample without a single error gives [1, 1] by resampling, which is false. Where nothing varies, or a rate behind
     the metric is 0 or 1, the limits are (or are widened to) score limits that count groups: Wilson for rates, Newcombe
     for roc_auc, and for average_precision the bound of `average_precision_floor`. mcc, kappa and likelihood ratios have
     no limits then: NaN. Where a metric is undefined for the whole sample, value and limits are NaN.
@@ -96,12 +93,14 @@ def metric_intervals(
     Args:
         labels: (n,) true class indices.
         probabilities: (n, K).
-        groups: (n,) patient or duplicate-group of each image, none missing.
-        positive, threshold, names: as in `classification_metrics`.
+        groups: (n,) patient or duplicate group of each image, none missing.
+        positive: as in `classification_metrics`.
+        threshold: likewise.
         resamples: number of draws.
         level: two-sided confidence, between 0 and 1.
         seed: of the draws, and of the jackknife's blocks where there are more than 1,000 groups.
-        methods: metric -> one of WORDS but studentised, or one for all.
+        names: as in `classification_metrics`.
+        methods: metric -> key of METHOD_DESCRIPTIONS other than studentised, or one for all.
 
     Raises:
         ValueError: as `classification_metrics`; groups missing or of another length; level, resamples or methods out of
@@ -114,17 +113,17 @@ def metric_intervals(
     group = group_index(groups, y.size)
     samples = _Samples.of(chosen, majority_strata(y, group), group, resamples, seed)
     draws, left_out = samples.measure(y, p, positive, threshold)
-    parts = component_intervals(y, p, group, positive, threshold, level)
-    found = {
+    components = component_intervals(y, p, group, positive, threshold, level)
+    intervals = {
         name: samples.limits(
-            name, float(value), draws.get(name), left_out.get(name), parts.get(name), level, p.shape[1]
+            name, float(value), draws.get(name), left_out.get(name), components.get(name), level, p.shape[1]
         )
         for name, value in values.items()
     }
     if chosen.get("roc_auc") == "delong":
-        area = auc_interval(y == positive, p[:, positive], groups, level)
-        found["roc_auc"] = area._replace(value=found["roc_auc"].value)
-    return found
+        auc = auc_interval(y == positive, p[:, positive], groups, level)
+        intervals["roc_auc"] = auc._replace(value=intervals["roc_auc"].value)
+    return intervals
 
 
 def multilabel_metric_intervals(
@@ -138,100 +137,97 @@ def multilabel_metric_intervals(
     names: Sequence[str] = REPORTED,
     methods: Mapping[str, str] | str = METHODS,
 ) -> tuple[dict[str, Interval], list[dict[str, Interval]]]:
-    """The same where an image can have several labels: means over labels, and each label against its absence.
+    """Compute multilabel intervals: of means over labels, and of each label against its absence.
 
-    Every sample is one of groups for all labels, since what labels share they err in together. Groups are drawn or left
-    out within the rarest label that most of their images have, so that rare ones are in nearly every sample. A mean
-    is over the labels that the metric is defined for; a sample without one of them is left out. Means of rates get the
-    jackknife in place of wilson and delong, which are of one label; where a rate is 0 or 1, the limits of a mean
-    take the labels for independent.
+    All labels share the same resamples, since errors of labels are correlated. Groups are drawn or left out within the
+    rarest label that most of their images have, so that rare labels are in nearly every resample. A mean is over the
+    labels that the metric is defined for; resamples in which one of them is undefined are left out. Means of rates get
+    the jackknife instead of wilson and delong, which apply to one label; where a rate is 0 or 1, the limits of a mean
+    treat labels as independent.
 
     Args:
-        targets: (n, K) which image has which label.
+        targets: (n, K) True where an image has a label.
         probabilities: (n, K).
         groups: (n,) as in `metric_intervals`.
-        thresholds: (K,) from which a label is decided, or K of (n,).
-        resamples, level, seed, names, methods: as in `metric_intervals`.
+        thresholds: K decision thresholds, each a number or (n,).
+        resamples: as in `metric_intervals`.
+        level: likewise.
+        seed: likewise.
+        names: likewise.
+        methods: likewise.
 
     Returns:
-        Means by metric, and by label and metric.
+        Means by metric, and a list of intervals by metric for each label.
     """
     check_level(level)
     chosen = _chosen(methods, names, [])
     group = group_index(groups, len(targets))
-    together = _Samples.of(chosen, majority_strata(rarest_label(targets), group), group, resamples, seed)
-    singles, each = [], []
-    for has, p, threshold in zip(targets.T.astype(np.int64), probabilities.T, thresholds, strict=True):
+    samples = _Samples.of(chosen, majority_strata(rarest_label(targets), group), group, resamples, seed)
+    measured, per_label = [], []
+    for target, p, threshold in zip(targets.T.astype(np.int64), probabilities.T, thresholds, strict=True):
         both = np.column_stack([1 - p, p])
-        values = classification_metrics(has, both, 1, threshold, names=names)
-        parts = component_intervals(has, both, group, 1, threshold, level)
-        singles.append((values, *together.measure(has, both, 1, threshold), parts))
-        each.append(metric_intervals(has, both, groups, 1, threshold, resamples, level, seed, names, methods))
+        values = classification_metrics(target, both, 1, threshold, names=names)
+        components = component_intervals(target, both, group, 1, threshold, level)
+        measured.append((values, *samples.measure(target, both, 1, threshold), components))
+        per_label.append(metric_intervals(target, both, groups, 1, threshold, resamples, level, seed, names, methods))
 
     def mean(tables: list[dict[str, Any]], name: str) -> NDArray | None:
         return np.mean([table[name] for table in tables], axis=0) if name in tables[0] else None
 
     means = {}
     for name in names:
-        known = [single for single in singles if not math.isnan(float(single[0][name]))] or singles
-        own, drawn, left_out, rates = (list(column) for column in zip(*known, strict=True))
-        value = float(np.mean([float(its[name]) for its in own]))
-        all_rates = np.concatenate([its[name] for its in rates]) if name in rates[0] else None
-        means[name] = together.limits(name, value, mean(drawn, name), mean(left_out, name), all_rates, level, 2)
-    return means, each
+        defined = [label for label in measured if not math.isnan(float(label[0][name]))] or measured
+        values, draws, left_out, rates = (list(column) for column in zip(*defined, strict=True))
+        value = float(np.mean([float(label[name]) for label in values]))
+        components = np.concatenate([label[name] for label in rates]) if name in rates[0] else None
+        means[name] = samples.limits(name, value, mean(draws, name), mean(left_out, name), components, level, 2)
+    return means, per_label
 
 
 def rarest_label(targets: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(n,) the rarest label of each image of (n, K), 0 for the rarest of all; K where it has none."""
+    """Return the rank of each image's rarest label, (n,), of targets (n, K): 0 for the rarest of all, K for none."""
     rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
     return np.where(targets, rarity, targets.shape[1]).min(axis=1)
 
 
-def describe_methods(several: bool, n_classes: int, names: Sequence[str] = REPORTED) -> dict[str, str]:
-    """How the intervals of each metric were made by default, for results.json and the card.
+def describe_methods(multilabel: bool, n_classes: int, names: Sequence[str] = REPORTED) -> dict[str, str]:
+    """Describe the default interval method of each metric, for results.json and the card.
 
     Args:
-        several: whether they are means over labels.
+        multilabel: True if metrics are means over labels.
         n_classes: K.
         names: metrics.
     """
-    single = [] if several else names if n_classes == 2 else ["accuracy"]
+    single = [] if multilabel else names if n_classes == 2 else ["accuracy"]
     return {name: METHOD_DESCRIPTIONS[method] for name, method in _chosen(METHODS, names, single).items()}
 
 
 class _Samples(NamedTuple):
-    """What a study's samples of groups are, for the metrics and methods chosen."""
+    """Resamples and leave-group-out samples, each None if no chosen method needs it."""
 
     chosen: Mapping[str, str]
     left_out: Jackknife | None
-    drawn: NDArray[np.uint16] | None
+    draws: NDArray[np.uint16] | None
 
     @classmethod
     def of(cls, chosen: Mapping[str, str], strata: NDArray, group: NDArray, resamples: int, seed: int) -> "_Samples":
         if resamples < 1:
             raise ValueError(f"expected at least 1 resample, got {resamples}")
-        used = set(chosen.values())
         return cls(
             chosen,
-            jackknife(strata, group, seed) if used & {"jackknife", "bca"} else None,
-            bootstrap_group_counts(strata, resamples, seed)[:, group]
-            if used & {"percentile", "bca", "basic"}
-            else None,
+            jackknife(strata, group, seed) if "jackknife" in chosen.values() else None,
+            bootstrap_group_counts(strata, resamples, seed)[:, group] if "basic" in chosen.values() else None,
         )
 
     def measure(self, y: NDArray, p: NDArray, positive: int, threshold: float | NDArray | None) -> list[dict[str, Any]]:
-        """Metrics of the resamples and of the samples with groups left out, each where its method needs them."""
-        wanted = (
-            (None if self.drawn is None else self.drawn, ("percentile", "bca", "basic")),
-            (None if self.left_out is None else self.left_out.weights, ("jackknife", "bca")),
-        )
+        """Return metrics of the resamples, and of the samples with groups left out, where their method needs them."""
         return [
             {}
             if weights is None
             else classification_metrics(
-                y, p, positive, threshold, weights, names=[name for name, way in self.chosen.items() if way in ways]
+                y, p, positive, threshold, weights, names=[name for name, m in self.chosen.items() if m == method]
             )
-            for weights, ways in wanted
+            for method, weights in (("basic", self.draws), ("jackknife", self.left_out and self.left_out.weights))
         ]
 
     def limits(
@@ -240,39 +236,33 @@ class _Samples(NamedTuple):
         value: float,
         draws: NDArray | None,
         left_out: NDArray | None,
-        parts: NDArray | None,
+        components: NDArray | None,
         level: float,
         n_classes: int,
     ) -> Interval:
-        """By the method chosen; by the parts (C, 3: estimate, low, high) where it fails or one of them is 0 or 1."""
+        """Limits by the chosen method, or from components (C, 3: estimate, low, high) if it fails or one is 0 or 1."""
         if math.isnan(value):
             return Interval(value, math.nan, math.nan)
-        method = self.chosen[name]
         low = high = math.nan
-        if method == "jackknife" and left_out is not None and self.left_out is not None:
-            bounds = (0, 1) if name == "brier" and n_classes == 2 else BOUNDS.get(name, (0, 1))
+        bounds = (0, 1) if name == "brier" and n_classes == 2 else BOUNDS.get(name, (0, 1))
+        if left_out is not None and self.left_out is not None:
             low, high = transformed_t_interval(value, *self.left_out.variance(left_out), bounds, level)
-        elif method == "bca" and draws is not None and left_out is not None and self.left_out is not None:
-            low, high = bca_limits(value, draws, self.left_out.acceleration(left_out), level)
-        elif method == "percentile" and draws is not None:
-            low, high = percentile_limits(draws, level)
-        elif method == "basic" and draws is not None:
-            # Resampling adds to a calibration error what it adds to the sample's own: turn the bias round (Davison &
-            # Hinkley 1997, 5.2). The plain percentile interval often lies wholly above the value.
-            lowest, highest = BOUNDS.get(name, (0, 1))
-            low, high = percentile_limits(np.clip(2 * value - draws, lowest, highest), level)
-        if parts is not None:
-            below, above = mean_of_components(value, parts)
-            if method == "wilson" or math.isnan(low) or high - low < 1e-12:
+        elif draws is not None:
+            # Resampling biases a calibration error as the sample itself does: reflect it (Davison & Hinkley 1997, 5.2).
+            # The plain percentile interval often lies wholly above the value.
+            low, high = percentile_limits(np.clip(2 * value - draws, *bounds), level)
+        if components is not None:
+            below, above = mean_of_components(value, components)
+            if self.chosen[name] == "wilson" or math.isnan(low) or high - low < 1e-12:
                 low, high = below, above
-            elif np.isin(parts[:, 0], (-1, 0, 1) if name == "youden" else (0, 1)).any():
-                # Resampling takes a part at 0 or 1 as known: 8 of 8 positives found would add no doubt at all.
+            elif np.isin(components[:, 0], (-1, 0, 1) if name == "youden" else (0, 1)).any():
+                # Resampling treats a rate of 0 or 1 as known: 8 of 8 positives found would add no uncertainty at all.
                 low, high = np.fmin(low, below), np.fmax(high, above)
         return Interval(value, float(low), float(high))
 
 
 def _chosen(methods: Mapping[str, str] | str, names: Sequence[str], single: Sequence[str]) -> dict[str, str]:
-    """The method of each metric; those for one rate or area give way to the jackknife where it is a mean of several."""
+    """Return the method of each metric; a mean of rates or AUCs gets the jackknife instead of wilson or delong."""
     chosen = {name: methods if isinstance(methods, str) else methods.get(name, METHODS.get(name, "")) for name in names}
     for name, method in chosen.items():
         special = method in ("wilson", "delong") and METHODS.get(name) != method
@@ -292,22 +282,24 @@ def mean_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Means over images of values that each image has, such as Dice, with limits over groups.
+    """Compute means over images of per-image values, such as Dice, with confidence limits over groups.
 
-    Every image counts once, a patient of two images twice. Studentised bootstrap: whole groups are drawn with
+    Every image counts once, a patient with two images twice. Studentised bootstrap: whole groups are drawn with
     replacement, see `resampling.studentised_means`. Where nothing varies, with a single group or equal values in all of
-    them, the sample cannot tell how far the mean might lie elsewhere, and the limits are NaN.
+    them, the sample contains no information on the variance of the mean, and the limits are NaN.
 
-    The truth is too rarely held in small samples of good models, because a rare failure that did not happen is not
-    drawn either: benchmarks/coverage.py finds 95 % intervals of a mean Dice of 50 patients (93 % from Beta(40, 3), 7 %
-    failures, uniform from 0 to 0.8) to hold it in 91.7 % of 1,000 studies, without failures (Beta(4, 2)) in 95.9 %.
+    Coverage is too low in small samples of good models, because a rare failure that did not happen is not drawn either:
+    in benchmarks/coverage.py 95 % intervals of a mean Dice of 50 patients (93 % from Beta(40, 3), 7 % failures, uniform
+    from 0 to 0.8) cover the truth in 91.7 % of 1,000 studies, without failures (Beta(4, 2)) in 95.9 %.
 
     Args:
         values: name -> (n,) finite numbers.
-        groups: (n,) patient or duplicate-group of each image, none missing.
-        strata: (n,) such as the source: as many groups are drawn from each as there are, for a sample whose mix of them
-            was chosen. A group in several belongs to the one with most of its images.
-        resamples, level, seed: as in `metric_intervals`.
+        groups: (n,) patient or duplicate group of each image, none missing.
+        strata: (n,) such as the source: each keeps its number of groups in every draw, for a sample whose mix of strata
+            was chosen. A group in more than one belongs to the one with most of its images.
+        resamples: as in `metric_intervals`.
+        level: likewise.
+        seed: likewise.
 
     Raises:
         ValueError: as `metric_intervals`; values that are missing, not finite or of another length.
@@ -323,7 +315,7 @@ def mean_intervals(
 def bootstrap_means(
     table: NDArray[np.float64], groups: ArrayLike, strata: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Means (resamples, M) of the columns of a table (n, M) when groups are drawn; arguments as `mean_intervals`."""
+    """Return the column means (resamples, M) of a table (n, M) in bootstrap draws of groups, as `mean_intervals`."""
     group, stratum = _grouped(table, groups, strata, resamples)
     weights = bootstrap_weights(stratum, group, resamples, seed)
     step = max(1, BLOCK_CELLS // len(table))
@@ -348,11 +340,10 @@ def intervals_by_source(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`mean_intervals` of all images, stratified by source, and of each source by itself.
+    """Compute `mean_intervals` of all images, stratified by source, and of each source by itself.
 
     Returns:
-        overall and sources (source -> the same, in order of their names): each with n, n_groups and metrics
-        (name -> Interval).
+        overall, and sources (source -> the same, sorted by name): each with n, n_groups and metrics (name -> Interval).
 
     Raises:
         ValueError: as `mean_intervals`.
@@ -360,15 +351,15 @@ def intervals_by_source(
     columns = {name: np.asarray(column, np.float64) for name, column in values.items()}
     group, source = np.asarray(groups, dtype=object), np.asarray(sources, dtype=object)
 
-    def part(rows: NDArray[np.bool_], strata: NDArray | None = None) -> dict[str, Any]:
-        inside = {name: column[rows] for name, column in columns.items()}
-        metrics = mean_intervals(inside, group[rows], strata, resamples, level, seed)
+    def measure(rows: NDArray[np.bool_], strata: NDArray | None = None) -> dict[str, Any]:
+        selected = {name: column[rows] for name, column in columns.items()}
+        metrics = mean_intervals(selected, group[rows], strata, resamples, level, seed)
         return {"n": int(rows.sum()), "n_groups": len(set(group[rows])), "metrics": metrics}
 
-    everything = part(np.ones(len(group), bool), source)  # checks lengths and missing names first
-    return {"overall": everything, "sources": {name: part(source == name) for name in sorted(set(source))}}
+    overall = measure(np.ones(len(group), bool), source)  # checks lengths and missing names first
+    return {"overall": overall, "sources": {name: measure(source == name) for name in sorted(set(source))}}
 
 
 def to_json(interval: Interval) -> dict[str, float | None]:
-    """For JSON: null where undefined."""
+    """Return value, low and high for JSON: None where undefined."""
     return {key: value if np.isfinite(value) else None for key, value in interval._asdict().items()}

@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 from scipy.stats import binomtest, norm
 
+from benchmarks.coverage import bootstrap_intervals
 from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.evaluate import classification_results
 from hf_medtl.evaluation.intervals import (
@@ -35,7 +36,7 @@ def study(rng, patients=100, pictures=1, shift=1.5, sd_patient=0.0):
     return labels, two_columns(1 / (1 + np.exp(-2 * logit))), groups
 
 
-def test_wilson():
+def test_wilson_equals_statsmodels_and_scipy():
     assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-7)  # as published by statsmodels
     ci = binomtest(51, 51).proportion_ci(0.9, method="wilson")
     assert wilson(51, 51, 0.9) == pytest.approx((ci.low, 1.0))
@@ -47,7 +48,7 @@ def test_wilson():
 
 
 @pytest.mark.parametrize(("auc", "m", "n"), [(0.8, 30, 40), (0.97, 12, 300), (1.0, 25, 26), (0.0, 5, 9), (0.6, 1, 1)])
-def test_newcombe_solves_its_quartic(auc, m, n):
+def test_newcombe_solves_quartic(auc, m, n):
     """The same equation squared and cleared of fractions, solved as a polynomial in theta."""
     theta = np.polynomial.Polynomial([0, 1])
     z, spare = norm.ppf(0.975), (m + n) / 2 - 1
@@ -68,7 +69,7 @@ def test_newcombe_at_the_boundary():
             newcombe_auc_interval(*bad)
 
 
-def test_average_precision_floor_is_that_of_its_ranking():
+def test_average_precision_floor_equals_worst_ranking():
     """Of 1,000 negatives 50 above all positives: the AUC is 0.95."""
     labels = np.repeat([0, 1, 0], [50, 2000, 950])
     found = classification_metrics(labels, two_columns(np.linspace(1, 0, labels.size)))
@@ -77,7 +78,7 @@ def test_average_precision_floor_is_that_of_its_ranking():
     assert average_precision_floor(1.0, 5, 5) == 1.0
 
 
-def test_resamples_draw_whole_groups_within_each_label():
+def test_resampling_draws_whole_groups_within_each_label():
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
     groups = np.array([0, 0, 1, 2, 2, 3, 3, 3])  # group 3 is mostly positive
     drawn = bootstrap_weights(labels, groups, 500)
@@ -90,7 +91,7 @@ def test_resamples_draw_whole_groups_within_each_label():
     assert len(np.unique(drawn[:, 0])) == 3
 
 
-def test_every_resample_keeps_the_rare_class():
+def test_every_resample_contains_rare_class():
     rng = np.random.default_rng(0)
     labels = np.r_[np.ones(2, int), np.zeros(200, int)]
     found = metric_intervals(labels, two_columns(rng.random(202)), np.arange(202), resamples=200)
@@ -98,7 +99,7 @@ def test_every_resample_keeps_the_rare_class():
     assert not np.isnan(list(found.values())).any()
 
 
-def test_value_and_seed():
+def test_intervals_depend_on_seed_and_level():
     labels, p, groups = study(np.random.default_rng(1))
     found = metric_intervals(labels, p, groups, resamples=300)
     assert {name: interval.value for name, interval in found.items()} == classification_metrics(labels, p)
@@ -111,21 +112,19 @@ def test_value_and_seed():
             assert interval.low < interval.value < interval.high
 
 
-def test_agrees_with_wilson_away_from_the_boundary():
+def test_agrees_with_wilson_away_from_boundary():
     labels, p, groups = study(np.random.default_rng(2), patients=1000)
     found = metric_intervals(labels, p, groups)["accuracy"]
     assert found[1:] == pytest.approx(wilson(round(found.value * 1000), 1000), abs=0.005)
 
 
-def test_copies_of_a_picture_add_nothing():
+def test_duplicate_images_do_not_narrow_interval():
     labels, p, groups = study(np.random.default_rng(3), patients=60)
     once = metric_intervals(labels, p, groups, resamples=500)
     copied = [np.repeat(a, 9, axis=0) for a in (labels, p, groups)]
     grouped = metric_intervals(*copied, resamples=500)
     naive = metric_intervals(*copied[:2], np.arange(540), resamples=500)
-    drawn, drawn_copies = (
-        metric_intervals(*x, resamples=500, methods="percentile") for x in ((labels, p, groups), copied)
-    )
+    drawn, drawn_copies = (bootstrap_intervals(*x, resamples=500) for x in ((labels, p, groups), copied))
     assert drawn_copies["accuracy"] == pytest.approx(drawn["accuracy"])
     for name in ("accuracy", "sensitivity", "roc_auc", "average_precision", "brier"):
         width, grouped_width, naive_width = (found[name].high - found[name].low for found in (once, grouped, naive))
@@ -133,7 +132,7 @@ def test_copies_of_a_picture_add_nothing():
         assert naive_width < 0.5 * grouped_width
 
 
-def test_no_error_is_not_certainty():
+def test_no_error_gives_interval_of_nonzero_width():
     labels = np.repeat([1, 0], [25, 26])
     rng = np.random.default_rng(0)
     score = np.where(labels == 1, 0.75, 0.25) + rng.uniform(-0.2, 0.2, 51)
@@ -162,7 +161,7 @@ def test_no_error_is_not_certainty():
         assert 0.03 < wrong[name].high < 0.2
 
 
-def test_no_error_in_three_classes():
+def test_no_error_in_three_classes_gives_interval_of_nonzero_width():
     labels = np.arange(60) % 3
     found = metric_intervals(labels, np.eye(3)[labels] * 0.7 + 0.1, np.arange(60), resamples=100)
     assert found["accuracy"].low == pytest.approx(wilson(60, 60)[0])
@@ -171,7 +170,7 @@ def test_no_error_in_three_classes():
         assert 0.5 < found[name].low < found[name].value == 1.0
 
 
-def test_a_part_without_error_still_adds_doubt():
+def test_stratum_without_error_widens_interval():
     """All 8 positives are found, 80 of 100 negatives are: sensitivity is as unsure as 8 of 8."""
     labels = np.repeat([1, 0, 0], [8, 20, 80])
     score = np.repeat([0.9, 0.8, 0.1], [8, 20, 80])
@@ -181,7 +180,7 @@ def test_a_part_without_error_still_adds_doubt():
     assert 0.8 < found["specificity"].high < 0.9
 
 
-def test_one_patient_of_a_class():
+def test_class_of_one_patient_gives_widest_interval():
     """Four pictures of one positive patient, three called: never drawn apart, and one patient is no evidence."""
     labels, groups = np.repeat([1, 0], [4, 50]), np.r_[[0] * 4, np.arange(1, 51)]
     score = np.r_[0.9, 0.8, 0.7, 0.4, np.random.default_rng(0).uniform(0, 0.6, 50)]
@@ -189,7 +188,7 @@ def test_one_patient_of_a_class():
     assert sensitivity == (0.75, wilson(0, 1)[0], wilson(1, 1)[1])
 
 
-def test_undefined_stays_nan_and_silent():
+def test_undefined_metrics_are_nan_without_warning():
     labels, p, groups = study(np.random.default_rng(4), patients=40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -203,7 +202,7 @@ def test_undefined_stays_nan_and_silent():
     assert rarely_called["ppv"] == (1.0, *wilson(1, 1))
 
 
-def test_what_is_refused():
+def test_invalid_arguments_raise():
     labels, p, groups = study(np.random.default_rng(5), patients=4)
     for options, message in [
         ({"groups": groups[:3]}, r"groups of shape \(4,\), found \(3,\)"),
@@ -217,7 +216,7 @@ def test_what_is_refused():
 
 
 @pytest.mark.parametrize(("pictures", "sd_patient"), [(1, 0.0), (3, 0.8)])
-def test_coverage(pictures, sd_patient):
+def test_intervals_reach_nominal_coverage(pictures, sd_patient):
     """Of 200 studies of 100 patients nine in ten at least hold the truth, correlated pictures or not."""
     rng = np.random.default_rng(6)
     truth = {"accuracy": norm.cdf(0.75), "roc_auc": norm.cdf(1.5 / math.sqrt(2))}
@@ -230,7 +229,7 @@ def test_coverage(pictures, sd_patient):
         assert 0.90 <= count / 200 <= 0.99
 
 
-def test_means_are_those_of_drawing_patients_by_hand():
+def test_means_equal_manual_patient_bootstrap():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), rng.integers(1, 5, 40))
     dice = np.clip(0.8 + rng.normal(0, 0.1, 40)[groups] + rng.normal(0, 0.02, groups.size), 0, 1)
@@ -250,7 +249,7 @@ def test_means_are_those_of_drawing_patients_by_hand():
 
 
 @pytest.mark.parametrize("scale", ["logit", "log", "plain"])
-def test_studentised_limits_are_those_of_a_loop(scale):
+def test_studentized_limits_equal_loop(scale):
     """Each resample's mean and standard error group by group, as the docstring says, on the scale of the values."""
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(30), rng.integers(1, 4, 30))
@@ -282,7 +281,7 @@ def test_studentised_limits_are_those_of_a_loop(scale):
     )
 
 
-def test_limits_of_means_stay_where_values_are():
+def test_limits_of_means_stay_in_value_range():
     for values, low, high in (
         ([0.99, 1.0, 1.0, 0.9, 1.0, 0.2], 0, 1),
         ([0.0, 0.1, 0.0, 0.0, 90.0], 0, math.inf),
@@ -294,13 +293,13 @@ def test_limits_of_means_stay_where_values_are():
         assert low <= found.low <= found.value <= found.high <= high
 
 
-def test_results_say_how_and_why():
+def test_results_name_method_and_reason():
     labels, p, groups = study(np.random.default_rng(0), patients=40)
     found = classification_results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
     assert found["interval_methods"]["sensitivity"].startswith("Wilson")
     assert found["interval_methods"]["roc_auc"].startswith("DeLong")
     assert list(found["interval_methods"]) == list(found["metrics"])
-    assert found["metrics"]["ppv"]["reason"] == "no picture is decided positive (class 1)"
+    assert found["metrics"]["ppv"]["reason"] == "no image is decided positive (class 1)"
     assert "reason" not in found["metrics"]["npv"]
     three = classification_results(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3], list(range(30)), ["a", "b", "c"])
     assert (
@@ -310,7 +309,7 @@ def test_results_say_how_and_why():
     )
 
 
-def test_draws_keep_the_mix_of_strata():
+def test_resampling_keeps_strata_sizes():
     groups = np.arange(60)
     sources = np.where(groups < 20, "a", "b")
     values = np.where(groups < 20, 1.0, 0.0) + np.random.default_rng(0).normal(0, 0.01, 60)
@@ -319,7 +318,7 @@ def test_draws_keep_the_mix_of_strata():
     assert fixed.high - fixed.low < 0.1 * (loose.high - loose.low)
 
 
-def test_by_source():
+def test_intervals_by_source():
     groups = np.array([f"p{i // 2}" for i in range(60)])
     sources = np.where(np.arange(60) < 20, "Montgomery", "Shenzhen")
     dice = np.random.default_rng(0).uniform(0.6, 1, 60)
@@ -334,7 +333,7 @@ def test_by_source():
     assert same["overall"]["metrics"] == same["sources"]["x"]["metrics"]
 
 
-def test_a_sample_without_spread_gives_no_limits():
+def test_sample_without_variance_has_no_limits():
     for values, groups in (([1.0] * 9, range(9)), ([0.5, 0.9, 0.7], ["p"] * 3), ([0.1] * 7, range(7))):
         found = mean_intervals({"dice": values}, list(groups))["dice"]
         assert found.value == pytest.approx(np.mean(values))
@@ -346,22 +345,22 @@ def test_a_sample_without_spread_gives_no_limits():
     ("successes", "n", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_as_published(successes, n, low, high):
+def test_wilson_equals_published_values(successes, n, low, high):
     """Newcombe 1998, Stat Med 17:857-872, table I, method 3."""
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_shares_of_groups_count_effective_pictures():
+def test_clustered_proportions_use_effective_sample_size():
     rng = np.random.default_rng(0)
     everyone = np.ones(60, bool)
     success = rng.random(60) < 0.7
     assert rate_interval(success, everyone, np.arange(60)) == (success.mean(), *wilson(success.sum(), 60))
     # Three copies of each: as one each, but for t in place of z.
     copies = rate_interval(np.repeat(success, 3), np.repeat(everyone, 3), np.repeat(np.arange(60), 3))
-    assert copies == pytest.approx((success.mean(), *wilson(success.sum(), 60, freedom=59)))
+    assert copies == pytest.approx((success.mean(), *wilson(success.sum(), 60, dof=59)))
     # Groups of one success and one failure each vary less than pictures by themselves: no credit for that.
     balanced = rate_interval(np.tile([True, False], 20), np.ones(40, bool), np.repeat(np.arange(20), 2))
-    assert balanced == pytest.approx((0.5, *wilson(20, 40, freedom=19)))
+    assert balanced == pytest.approx((0.5, *wilson(20, 40, dof=19)))
     assert np.isnan(rate_interval(success, ~everyone, np.arange(60))[0])
 
 
@@ -370,23 +369,24 @@ def two_sample_auc(positives, negatives, axis=-1):
     return ((wins > 0) + 0.5 * (wins == 0)).mean(axis=(-1, -2))
 
 
-def test_bca_is_that_of_scipy():
+def test_bca_equals_scipy():
     labels, p, groups = study(np.random.default_rng(8), patients=60)
     score = p[:, 1]
-    found = metric_intervals(labels, p, groups, resamples=9999, names=["roc_auc", "brier"], methods="bca")
+    found = bootstrap_intervals(labels, p, groups, "bca", 9999, names=["roc_auc", "brier"])
     samples = (score[labels == 1], score[labels == 0])
     reference = scipy.stats.bootstrap(samples, two_sample_auc, n_resamples=9999, vectorized=True, batch=500, rng=1)
-    plain = metric_intervals(labels, p, groups, resamples=9999, names=["roc_auc"], methods="percentile")
+    plain = bootstrap_intervals(labels, p, groups, "percentile", 9999, names=["roc_auc"])
     assert found["roc_auc"][1:] == pytest.approx(reference.confidence_interval, abs=0.004)
     assert abs(plain["roc_auc"].low - found["roc_auc"].low) > 0.006  # and not that of the percentiles
     squares = (score - labels) ** 2
-    once = metric_intervals(np.zeros(60, int), two_columns(np.sqrt(squares)), groups, 1, None, 9999,
-                            names=["brier"], methods="bca")["brier"]  # fmt: skip
+    once = bootstrap_intervals(np.zeros(60, int), two_columns(np.sqrt(squares)), groups, "bca", 9999, names=["brier"])[
+        "brier"
+    ]
     reference = scipy.stats.bootstrap((squares,), np.mean, n_resamples=9999, rng=1)
     assert once[1:] == pytest.approx(reference.confidence_interval, abs=0.004)
 
 
-def test_jackknife_of_the_area_is_delong():
+def test_jackknife_of_auc_equals_delong():
     for pictures, sd in ((1, 0.0), (3, 0.8)):
         labels, p, groups = study(np.random.default_rng(9), patients=200, pictures=pictures, sd_patient=sd)
         default, left_out = (
@@ -396,17 +396,16 @@ def test_jackknife_of_the_area_is_delong():
         assert left_out == pytest.approx(default, abs=5e-4)
 
 
-def test_blocks_stand_for_many_groups():
+def test_jackknife_blocks_replace_many_groups():
     labels, p, groups = study(np.random.default_rng(10), patients=3000)
-    blocks, drawn = (
-        metric_intervals(labels, p, groups, resamples=500, names=["average_precision", "mcc"], methods=m)
-        for m in ("jackknife", "percentile")
-    )
+    names = ["average_precision", "mcc"]
+    blocks = metric_intervals(labels, p, groups, names=names, methods="jackknife")
+    drawn = bootstrap_intervals(labels, p, groups, resamples=500, names=names)
     for name in blocks:
         assert np.subtract(*blocks[name][1:]) == pytest.approx(np.subtract(*drawn[name][1:]), rel=0.15)
 
 
-def test_methods_that_are_none_are_refused():
+def test_unknown_method_raises():
     labels, p, groups = study(np.random.default_rng(0), patients=10)
     for methods, words in (("guess", "found 'guess'"), ({"brier": "wilson"}, "for brier"), ("studentised", "accuracy")):
         with pytest.raises(ValueError, match=words):
@@ -415,7 +414,7 @@ def test_methods_that_are_none_are_refused():
     assert set(METHODS.values()) <= set(METHOD_DESCRIPTIONS)
 
 
-def test_a_failure_not_seen_is_not_in_the_limits_of_few_patients():
+def test_unobserved_failure_is_outside_limits_of_few_patients():
     """No method can know: so the docstring says."""
     rng = np.random.default_rng(0)
     truth = 0.93 * 40 / 43 + 0.07 * 0.4
@@ -427,7 +426,7 @@ def test_a_failure_not_seen_is_not_in_the_limits_of_few_patients():
     assert 0.64 < held / 300 < 0.84
 
 
-def test_means_refuse_nonsense():
+def test_means_reject_invalid_input():
     for values, groups, words in (
         ({"dice": [0.5, np.nan]}, ["a", "b"], "1 of 2 not"),
         ({"dice": []}, [], "finite values"),

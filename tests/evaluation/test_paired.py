@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.comparison import Predictions, average, difference
+from benchmarks.coverage import bootstrap_intervals
 from hf_medtl import MedtlError
-from hf_medtl.evaluation.intervals import mean_intervals, metric_intervals
+from hf_medtl.evaluation.intervals import mean_intervals
 from hf_medtl.evaluation.paired import mean_difference
 
 
@@ -21,21 +22,21 @@ def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None
     return Predictions(name, table, labels, np.column_stack([1 - scores, scores]), 1, 0.5)
 
 
-def test_one_run_is_its_own_mean():
+def test_single_run_equals_its_mean():
     run = made("a", 0, 1.5)
-    usual = metric_intervals(run.labels, run.probabilities, run.table["group"], 1, 0.5, methods="percentile")
+    usual = bootstrap_intervals(run.labels, run.probabilities, run.table["group"])
     for metric in ("roc_auc", "accuracy", "brier"):
         assert average([run], metric) == pytest.approx(usual[metric], abs=1e-12)
 
 
-def test_the_same_pictures_again_are_no_more_evidence():
+def test_repeated_images_add_no_evidence():
     run, other = made("a", 0, 1.5), made("b", 1, 1.5, pictures=range(100, 160))
     assert average([run, run], "roc_auc") == pytest.approx(average([run], "roc_auc"), abs=1e-12)
     once, twice = average([run], "accuracy"), average([run, other], "accuracy")
     assert twice.high - twice.low < 0.85 * (once.high - once.low)  # but other pictures are: 1 / sqrt(2)
 
 
-def test_no_error_is_no_certainty():
+def test_no_error_gives_interval_of_nonzero_width():
     interval = average([made("a", 0, 0.01), made("b", 1, 0.01, pictures=range(100, 160))], "roc_auc")
     assert interval.value == interval.high == 1
     assert 0.8 < interval.low < 0.99
@@ -54,7 +55,7 @@ def test_difference_is_paired():
     assert difference(good, shared, "accuracy").high == 0
 
 
-def test_other_pictures_are_refused():
+def test_rejects_runs_of_other_images():
     run, other = made("one", 0, 1), made("two", 0, 1, pictures=range(2, 62))
     with pytest.raises(MedtlError, match="one and two were not tested on the same images"):
         difference([run], [other], "accuracy")
@@ -65,7 +66,7 @@ def test_other_pictures_are_refused():
         average([run, Predictions("x", table, run.labels, run.probabilities, 1, 0.5)], "accuracy")
 
 
-def test_read(tmp_path):
+def test_reads_scores_of_run_folder(tmp_path):
     run = made("run", 0, 1.0)
     table = run.table.assign(label=np.array(["no", "yes"])[run.labels])
     table.assign(p_no=run.probabilities[:, 0], p_yes=run.probabilities[:, 1]).to_csv(
@@ -103,7 +104,7 @@ def test_difference_of_means_is_paired():
     assert mean_difference(good.drop(columns="source"), bad, ["dice"])["dice"].value == found["dice"].value
 
 
-def test_difference_of_means_refuses_other_pictures():
+def test_difference_of_means_rejects_other_images():
     one = measured(0, 0.0)
     for other in (one.iloc[1:], one.assign(group="p"), one.assign(source="c"), one.replace({"image_id": {"003": "x"}})):
         with pytest.raises(MedtlError, match="unet and fpn were not tested on the same images"):
