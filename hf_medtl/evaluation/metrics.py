@@ -1,7 +1,7 @@
 """Classification metrics under integer case weights, for many bootstrap resamples at once.
 
-Shapes: n cases, K classes, B resamples. A metric that is undefined for a sample is NaN, never 0, with the reason from
-`undefined_reasons`. Unlike scikit-learn, nothing warns.
+Shapes: n cases, K classes, B resamples. A metric that is undefined for a sample is NaN, never 0; `undefined_reasons`
+gives the reason. Unlike in scikit-learn, nothing warns.
 """
 
 from collections.abc import Sequence
@@ -40,36 +40,36 @@ def classification_metrics(
     bins: int = 10,
     names: Sequence[str] = REPORTED,
 ) -> dict[str, float | FloatArray]:
-    """Metrics of a classifier.
+    """Compute metrics of a classifier.
 
-    Two classes: about class `positive`, decided when its probability is at least `threshold` (0.5 if None).
+    Two classes: metrics of class `positive`, decided where its probability is at least `threshold` (0.5 if None).
     More classes: decided by argmax; sensitivity, specificity, ppv, npv, f1, roc_auc, average_precision, youden and the
-    likelihood ratios are the mean over classes of one-versus-rest, NaN if any class has none; `positive` is not used.
+    likelihood ratios are one-versus-rest means over classes, NaN if undefined for any; `positive` is not used.
 
     roc_auc is the Mann-Whitney probability, a tie counting one half. average_precision is the step sum over distinct
     scores, not interpolated. f1 is 2 TP / (2 TP + FP + FN). brier is the mean squared error of the positive class
     (K == 2, 0 to 1) or summed over classes (K > 2, 0 to 2; Brier 1950, Mon Weather Rev 78:1-3). ece is over `bins`
     equal-mass bins of the positive-class probability (K == 2) or of the top-label confidence against correctness
-    (K > 2; Guo et al. 2017, ICML), the bins taken from the unweighted sample; noise in the bins only adds to it, see
-    `reliability.calibration_error`. youden is sensitivity + specificity - 1. mcc is Matthews's coefficient (K > 2:
+    (K > 2; Guo et al. 2017, ICML), with bins of the unweighted sample; noise in the bins only adds to it, see
+    `calibration.calibration_error`. youden is sensitivity + specificity - 1. mcc is Matthews's coefficient (K > 2:
     Gorodkin 2004, Comput Biol Chem 28:367-374) and kappa Cohen's, both -1 to 1. lr_positive is sensitivity /
     (1 - specificity), lr_negative (1 - sensitivity) / specificity, both from 0 without upper limit. log_loss is in
-    nats, probabilities of the true class below the float's epsilon counted as that.
+    nats, probabilities of the true class clipped at the float's epsilon.
 
     Args:
         labels: (n,) true class indices.
         probabilities: (n, K), rows summing to 1 within 1e-3.
         positive: the class of interest when K == 2.
-        threshold: probability of `positive`, one for all cases or (n,) one for each; only for K == 2.
-        weights: (n,) or (B, n), not negative: how often each case counts.
-        bins: calibration bins.
-        names: of METRICS, in the order wanted.
+        threshold: probability of `positive`, a number or (n,) one for each case; only for K == 2.
+        weights: (n,) or (B, n), at least 0: how often each case counts.
+        bins: number of calibration bins.
+        names: of METRICS, in output order.
 
     Returns:
         name -> float, or (B,) array if the weights are (B, n).
 
     Raises:
-        ValueError: on shapes, values, class indices or names other than these.
+        ValueError: invalid shapes, values, class indices or names.
     """
     probabilities = _checked_probabilities(probabilities)
     n, n_classes = probabilities.shape
@@ -89,13 +89,13 @@ def classification_metrics(
     else:
         confidence, outcome = probabilities.max(axis=1), correct
     in_bin = calibration_bins(confidence, bins)[:, None] == np.arange(bins)
-    surprise = -np.log(np.maximum(probabilities[np.arange(n), labels], np.finfo(np.float64).eps))
+    nats = -np.log(np.maximum(probabilities[np.arange(n), labels], np.finfo(np.float64).eps))
 
-    # Each column is summed for itself: a difference of sums (FN = P - TP) leaves rounding where there should be 0,
-    # and 0 / 0 would then give a number in place of NaN.
+    # Each column is summed separately: a difference of sums (FN = P - TP) leaves rounding errors instead of 0, and
+    # 0 / 0 would then give a number instead of NaN.
     columns: list[NDArray] = [actual & decided, actual, decided, ~actual & ~decided, ~actual, ~decided]
     columns += [~actual & decided, actual & ~decided, in_bin * (confidence - outcome)[:, None]]
-    columns += [correct[:, None], ((scores - actual) ** 2).sum(axis=1, keepdims=True), surprise[:, None]]
+    columns += [correct[:, None], ((scores - actual) ** 2).sum(axis=1, keepdims=True), nats[:, None]]
     columns += [np.ones((n, 1))]
     design = np.concatenate(columns, axis=1, dtype=np.float64)
     rankings = [_ranking(score) for score in scores.T] if {"roc_auc", "average_precision"} & set(names) else []
@@ -108,7 +108,7 @@ def classification_metrics(
         areas.append([_ranking_areas(block, y, *ranking) for y, ranking in zip(actual.T, rankings, strict=False)])
 
     edges = np.cumsum([column.shape[1] for column in columns])[:-1]
-    (tp, p, called, tn, q, not_called, fp, fn, gaps, right, squared_error, surprise, total) = np.split(
+    (tp, p, called, tn, q, not_called, fp, fn, gaps, right, squared_error, nats, total) = np.split(
         np.concatenate(sums), edges, axis=1
     )
     sensitivity, specificity = _ratio(tp, p), _ratio(tn, q)
@@ -125,48 +125,36 @@ def classification_metrics(
         "youden": sensitivity + specificity - 1,
         "lr_positive": _ratio(sensitivity, _ratio(fp, q)),
         "lr_negative": _ratio(_ratio(fn, p), specificity),
-        "log_loss": _ratio(surprise, total),
+        "log_loss": _ratio(nats, total),
     }
     per_class["mcc"], per_class["kappa"] = _agreement(
         *((np.hstack([p, q]), np.hstack([called, not_called])) if n_classes == 2 else (p, called)), right, total
     )
     if rankings:
-        found = np.concatenate(areas, axis=2).transpose(1, 2, 0)  # two of (B, classes)
-        per_class |= dict(zip(("roc_auc", "average_precision"), found, strict=True))
+        both = np.concatenate(areas, axis=2).transpose(1, 2, 0)  # two of (B, classes)
+        per_class |= dict(zip(("roc_auc", "average_precision"), both, strict=True))
     means = {name: per_class[name].mean(axis=1) for name in names}
     if weights is None and n_classes == 2 and not np.isnan(means.get("roc_auc", np.array([np.nan]))[0]):
-        # The same value to the last bit as a reader's own scikit-learn gives.
+        # The same value as scikit-learn, to the last bit.
         means["roc_auc"][0] = roc_auc_score(actual[:, 0], scores[:, 0])
     if weights is not None and np.ndim(weights) == 2:
         return dict(means)
     return {name: float(values[0]) for name, values in means.items()}
 
 
-def roc_auc_per_class(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray:
-    """ROC AUC of each class against the rest, (K,), NaN where a class has no image or all of them.
-
-    Raises:
-        ValueError: as `classification_metrics`.
-    """
-    p = _checked_probabilities(probabilities)
-    labels = _checked_classes(labels, p.shape[1], "labels", len(p))
-    ones = np.ones((1, len(p)))
-    return np.array([_ranking_areas(ones, labels == k, *_ranking(p[:, k]))[0][0] for k in range(p.shape[1])])
-
-
 def undefined_reasons(
     labels: ArrayLike, probabilities: ArrayLike, positive: int = 1, threshold: float | FloatArray | None = None
 ) -> dict[str, str]:
-    """For each metric that is NaN, in words, why it is. Arguments and errors as for `classification_metrics`.
+    """Explain why metrics are NaN. Arguments and errors as for `classification_metrics`.
 
     Returns:
-        name -> the reason, of undefined METRICS only; positive and negative are meant of the class named.
+        name -> reason, for undefined METRICS only; positive and negative refer to the class named in the reason.
     """
     values = classification_metrics(labels, probabilities, positive, threshold, names=METRICS)
     n_classes = np.shape(probabilities)[1]
     actual = np.asarray(labels)[:, None] == np.arange(n_classes)
     decided = decide(probabilities, positive, threshold)[:, None] == np.arange(n_classes)
-    there = {
+    present = {
         "positive": actual,
         "negative": ~actual,
         "decided positive": decided,
@@ -190,34 +178,31 @@ def undefined_reasons(
     }
 
     def reason(name: str) -> str:
-        of_all = n_classes > 2 or name in ("mcc", "kappa")
+        every_class = n_classes > 2 or name in ("mcc", "kappa")
         for need in needed.get(name, ["positive", "negative"]):
-            absent = [k for k in (range(n_classes) if of_all else [positive]) if not there[need][:, k].any()]
+            absent = [k for k in (range(n_classes) if every_class else [positive]) if not present[need][:, k].any()]
             if absent:
-                return f"no picture is {need} (class {absent[0]})"
+                return f"no image is {need} (class {absent[0]})"
         raise AssertionError(f"{name} is undefined for no known reason")
 
     return {name: reason(name) for name, value in values.items() if np.isnan(value)}
 
 
 def decide(probabilities: ArrayLike, positive: int = 1, threshold: float | FloatArray | None = None) -> IntArray:
-    """The class decided for each case, (n,).
+    """Return the class decided for each case, (n,).
 
-    K == 2: `positive` where its probability is at least `threshold` (0.5 if None; one for all, or (n,) one for each
-    case, such as that of the model that saw it), else the other class.
-    K > 2: the most probable class, the lowest index on a tie.
+    K == 2: `positive` where its probability is at least `threshold` (0.5 if None; a number, or (n,) one for each case,
+    such as that of its fold's model), else the other class. K > 2: the most probable class, the lowest index on a tie.
 
     Raises:
-        ValueError: probabilities that are none; `positive` out of range; a threshold that is NaN or comes with K > 2.
+        ValueError: invalid probabilities; `positive` out of range; a threshold that is NaN or comes with K > 2.
     """
     probabilities = _checked_probabilities(probabilities)
     n_classes = probabilities.shape[1]
     _checked_classes([positive], n_classes, "positive")
     if n_classes > 2:
         if threshold is not None:
-            raise ValueError(
-                f"expected threshold None for {n_classes} classes (the decision is argmax), got {threshold}"
-            )
+            raise ValueError(f"expected no threshold for {n_classes} classes (the decision is argmax), got {threshold}")
         return probabilities.argmax(axis=1)
     cut = np.asarray(0.5 if threshold is None else threshold, np.float64)
     if cut.shape not in ((), (len(probabilities),)):
@@ -228,7 +213,7 @@ def decide(probabilities: ArrayLike, positive: int = 1, threshold: float | Float
 
 
 def confusion_matrix(labels: ArrayLike, decisions: ArrayLike, n_classes: int) -> IntArray:
-    """Counts (K, K): rows the true class, columns the decided class.
+    """Count images by true class (rows) and decided class (columns), (K, K).
 
     Raises:
         ValueError: unequal lengths or an index outside 0..K-1.
@@ -239,20 +224,20 @@ def confusion_matrix(labels: ArrayLike, decisions: ArrayLike, n_classes: int) ->
 
 
 def calibration_bins(confidence: FloatArray, bins: int = 10) -> IntArray:
-    """The equal-mass bin of each case, (n,) in 0..bins-1, equal values always in one bin.
+    """Return the equal-mass bin of each case, (n,) in 0..bins-1; equal values are always in one bin.
 
     Raises:
         ValueError: fewer than one bin.
     """
     if bins < 1:
         raise ValueError(f"expected at least 1 bin, got {bins}")
-    # By the count of smaller values: integer, so no case lands on the wrong side of a quantile by rounding.
+    # By the count of smaller values, an integer: no case gets into the wrong bin by rounding.
     n_smaller = np.searchsorted(np.sort(confidence), confidence, side="left")
     return n_smaller * bins // confidence.size
 
 
 def _ranking(scores: FloatArray) -> tuple[IntArray, IntArray]:
-    """Cases by falling score, and the last place of each run of equal scores."""
+    """Return the order of descending scores, and the last index of each run of equal ones."""
     order = np.argsort(-scores, kind="stable")
     return order, np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
 
@@ -260,15 +245,15 @@ def _ranking(scores: FloatArray) -> tuple[IntArray, IntArray]:
 def _ranking_areas(
     weights: FloatArray, is_positive: NDArray[np.bool_], order: IntArray, run_ends: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """roc_auc and average_precision, each (B,), of weights (B, n)."""
+    """Return ROC AUC and average precision, each (B,), for weights (B, n)."""
     weights = weights[:, order]
-    called = np.cumsum(weights, axis=1)[:, run_ends]
+    decided = np.cumsum(weights, axis=1)[:, run_ends]
     hits = np.cumsum(weights * is_positive[order], axis=1)[:, run_ends]
     new_hits = np.diff(hits, axis=1, prepend=0.0)
-    false_alarms = called - hits
+    false_alarms = decided - hits
     new_false_alarms = np.diff(false_alarms, axis=1, prepend=0.0)
     pairs_won = np.einsum("bi,bi->b", hits - new_hits / 2, new_false_alarms)
-    precision = hits / np.where(called > 0, called, 1.0)
+    precision = hits / np.where(decided > 0, decided, 1.0)
     return (
         _ratio(pairs_won, hits[:, -1] * false_alarms[:, -1]),
         _ratio(np.einsum("bi,bi->b", new_hits, precision), hits[:, -1]),
@@ -276,20 +261,20 @@ def _ranking_areas(
 
 
 def _agreement(actual: FloatArray, decided: FloatArray, right: FloatArray, total: FloatArray) -> tuple[FloatArray, ...]:
-    """mcc and kappa, each (B, 1), of cases in and called each class, (B, K), right ones and all, (B, 1)."""
+    """Return MCC and kappa, each (B, 1), from counts per class, (B, K), and of correct and all cases, (B, 1)."""
     pairs = (actual * decided).sum(axis=1, keepdims=True)
-    # A class of all cases makes one factor 0, in floating point only if it is the sum of one product.
-    one_true, one_called = ((counts > 0).sum(axis=1, keepdims=True) < 2 for counts in (actual, decided))
-    spread = np.sqrt(
-        np.where(one_true, 0, total**2 - (actual**2).sum(axis=1, keepdims=True))
-        * np.where(one_called, 0, total**2 - (decided**2).sum(axis=1, keepdims=True))
+    # If all cases are in one class, one factor is 0, in floating point only if it is the sum of one product.
+    one_actual, one_decided = ((counts > 0).sum(axis=1, keepdims=True) < 2 for counts in (actual, decided))
+    denominator = np.sqrt(
+        np.where(one_actual, 0, total**2 - (actual**2).sum(axis=1, keepdims=True))
+        * np.where(one_decided, 0, total**2 - (decided**2).sum(axis=1, keepdims=True))
     )
-    chance = np.where(one_true & one_called & (right > 0), total**2, pairs)
-    return _ratio(right * total - pairs, spread), _ratio(right * total - pairs, total**2 - chance)
+    by_chance = np.where(one_actual & one_decided & (right > 0), total**2, pairs)
+    return _ratio(right * total - pairs, denominator), _ratio(right * total - pairs, total**2 - by_chance)
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """NaN where the denominator is 0."""
+    """Divide, with NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
@@ -319,7 +304,7 @@ def _checked_classes(values: ArrayLike | Sequence[int], n_classes: int, name: st
 
 
 def _checked_weights(weights: ArrayLike | None, n: int) -> NDArray:
-    """Weights as (B, n), in their own dtype: B x n float64 may not fit in memory."""
+    """Return weights as (B, n) in their own dtype: B x n float64 may not fit in memory."""
     rows = np.ones(n) if weights is None else np.asarray(weights)
     if rows.ndim not in (1, 2) or rows.shape[-1] != n:
         raise ValueError(f"expected weights of shape ({n},) or (B, {n}), found {rows.shape}")

@@ -10,8 +10,7 @@ from hf_medtl.evaluation.metrics import (
     classification_metrics,
     confusion_matrix,
     decide,
-    roc_auc_per_class,
-    why_undefined,
+    undefined_reasons,
 )
 
 NAMES = [
@@ -88,7 +87,7 @@ def test_four_classes_agree_with_scikit_learn(seed):
 
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_many_weights_at_once_equal_a_loop(n_classes, dtype, monkeypatch):
+def test_vectorized_weights_equal_loop(n_classes, dtype, monkeypatch):
     labels, p, _ = study(n_classes, 7, n=120)
     weights = np.random.default_rng(1).integers(0, 4, (13, 120)).astype(dtype)
     monkeypatch.setattr("hf_medtl.evaluation.metrics.BLOCK_CELLS", 5 * 120)  # blocks of 5, 5 and 3 rows
@@ -101,7 +100,7 @@ def test_many_weights_at_once_equal_a_loop(n_classes, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_a_weight_is_a_repeated_case(n_classes):
+def test_weight_equals_repeated_case(n_classes):
     labels, p, weights = study(n_classes, 3)
     weighted = classification_metrics(labels, p, weights=weights)
     repeated = classification_metrics(np.repeat(labels, weights), np.repeat(p, weights, axis=0))
@@ -111,7 +110,7 @@ def test_a_weight_is_a_repeated_case(n_classes):
     assert classification_metrics(labels, p) == classification_metrics(labels, p, weights=np.ones(300))
 
 
-def test_calibration_error_worked_by_hand():
+def test_calibration_error_equals_hand_calculation():
     score = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
     labels = np.array([0, 0, 1, 0, 1, 1, 0, 1])
     p = np.column_stack([1 - score, score])
@@ -122,7 +121,7 @@ def test_calibration_error_worked_by_hand():
     assert classification_metrics(labels, p, bins=4, weights=[0, 0, 0, 0, 1, 3, 0, 0])["ece"] == pytest.approx(0.325)
 
 
-def test_calibration_error_of_the_top_label():
+def test_calibration_error_uses_top_label():
     p = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.9, 0.05, 0.05]])
     # One bin: mean confidence 0.75, three of four right.
     assert classification_metrics([0, 1, 0, 0], p, bins=1)["ece"] == pytest.approx(0.0)
@@ -137,7 +136,7 @@ def test_equal_confidences_share_a_bin():
         calibration_bins(np.array([0.5]), 0)
 
 
-def test_undefined_is_nan_and_silent():
+def test_undefined_metrics_are_nan_without_warning():
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -163,7 +162,7 @@ def test_undefined_is_nan_and_silent():
     assert np.isnan(rounding["specificity"]).tolist() == [False, True]
 
 
-def test_decisions():
+def test_decisions_follow_threshold_or_argmax():
     p = np.array([[0.5, 0.5], [0.7, 0.3], [0.2, 0.8]])
     assert decide(p).tolist() == [1, 0, 1]
     assert decide(p, positive=0).tolist() == [0, 0, 1]
@@ -171,7 +170,7 @@ def test_decisions():
     assert decide([[0.4, 0.4, 0.2], [0.1, 0.2, 0.7]]).tolist() == [0, 2]
 
 
-def test_confusion_matrix_rows_are_true():
+def test_confusion_matrix_rows_are_true_labels():
     assert confusion_matrix([0, 0, 1, 2], [0, 1, 1, 1], 4).tolist() == [
         [1, 1, 0, 0],
         [0, 1, 0, 0],
@@ -201,20 +200,20 @@ HALVES = np.full((3, 2), 0.5)
         ([0, 1, 1], [[0.5, 0.5], [-1.0, 2.0], [0.5, 0.5]], {}, "at least 0, found -1"),
         ([0, 1, 1], HALVES, {"positive": 2}, r"positive in 0\.\.1, found 2"),
         ([0, 1, 1], HALVES, {"threshold": np.nan}, "found NaN"),
-        ([0, 1, 1], np.full((3, 4), 0.25), {"threshold": 0.5}, "threshold None for 4 classes"),
+        ([0, 1, 1], np.full((3, 4), 0.25), {"threshold": 0.5}, "no threshold for 4 classes"),
         ([0, 1, 1], HALVES, {"weights": [1, 1]}, r"weights of shape \(3,\) or \(B, 3\), found \(2,\)"),
         ([0, 1, 1], HALVES, {"weights": [1, -1, 1]}, "finite weights of at least 0"),
         ([0, 1, 1], HALVES, {"weights": [1, np.nan, 1]}, "finite weights of at least 0"),
     ],
 )
-def test_what_is_refused(labels, p, options, message):
+def test_invalid_arguments_raise(labels, p, options, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(labels, p, **options)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_agreement_and_surprise_are_those_of_scikit_learn(seed, n_classes):
+def test_optional_metrics_equal_scikit_learn(seed, n_classes):
     labels, p, weights = study(n_classes, seed)
     decided = decide(p)
     found = classification_metrics(labels, p, weights=weights, names=METRICS)
@@ -236,10 +235,14 @@ def test_agreement_and_surprise_are_those_of_scikit_learn(seed, n_classes):
     with pytest.raises(ValueError, match="found gini"):
         classification_metrics(labels, p, names=["gini"])
     each = [sk.roc_auc_score(labels == k, p[:, k]) for k in range(n_classes)]
-    assert roc_auc_per_class(labels, p) == pytest.approx(each)
+    assert classification_metrics(labels, p, names=["roc_auc"])["roc_auc"] == pytest.approx(np.mean(each))
+    for k, expected in enumerate(each):
+        one_versus_rest = np.column_stack([1 - p[:, k], p[:, k]])
+        found = classification_metrics((np.asarray(labels) == k).astype(int), one_versus_rest, names=["roc_auc"])
+        assert found["roc_auc"] == pytest.approx(expected)
 
 
-def test_each_undefined_metric_has_its_reason():
+def test_each_undefined_metric_has_a_reason():
     two, three = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), np.eye(3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -257,13 +260,15 @@ def test_each_undefined_metric_has_its_reason():
         ]:
             values = classification_metrics(labels, p, threshold=threshold, names=METRICS)
             undefined = {name for name, value in values.items() if np.isnan(value)}
-            assert set(why_undefined(labels, p, threshold=threshold)) == undefined
+            assert set(undefined_reasons(labels, p, threshold=threshold)) == undefined
             assert undefined
-    assert why_undefined([0, 1, 0], two) == {
-        "ppv": "no picture is decided positive (class 1)",
-        "lr_positive": "no picture is a false positive, so the ratio has no upper limit (class 1)",
-        "mcc": "no picture is decided negative (class 0)",
+    assert undefined_reasons([0, 1, 0], two) == {
+        "ppv": "no image is decided positive (class 1)",
+        "lr_positive": "no image is a false positive, so the ratio has no upper limit (class 1)",
+        "mcc": "no image is decided negative (class 0)",
     }
-    assert why_undefined([0, 0, 1], three[[0, 0, 1]])["roc_auc"] == "no picture is positive (class 2)"
-    assert np.isnan(roc_auc_per_class([0, 0, 1], three[[0, 0, 1]])).tolist() == [False, False, True]
-    assert not why_undefined([0, 1, 0, 1], np.vstack([two, [[0.4, 0.6]]]), threshold=0.15)
+    assert undefined_reasons([0, 0, 1], three[[0, 0, 1]])["roc_auc"] == "no image is positive (class 2)"
+    one_versus_rest = [np.column_stack([1 - score, score]) for score in three[[0, 0, 1]].T]
+    undefined = ["roc_auc" in undefined_reasons(np.array([0, 0, 1]) == k, one_versus_rest[k]) for k in range(3)]
+    assert undefined == [False, False, True]
+    assert not undefined_reasons([0, 1, 0, 1], np.vstack([two, [[0.4, 0.6]]]), threshold=0.15)
