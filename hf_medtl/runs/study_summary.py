@@ -153,7 +153,7 @@ def _contrast_json(contrast: Contrast) -> dict[str, Any]:
         "one": list(contrast.one),
         "other": list(contrast.other),
         **{key: number if np.isfinite(number) else None for key, number in numbers.items()},
-        "told": contrast.told,
+        "told": contrast.is_reportable,
         "by_seed": {str(seed): value for seed, value in contrast.by_seed.items()},
     }
 
