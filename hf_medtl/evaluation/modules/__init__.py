@@ -1,4 +1,4 @@
-"""Our metrics as modules of Hugging Face `evaluate`: a folder each, which is also a metric Space."""
+"""Metric modules for Hugging Face `evaluate`; each folder is also a metric Space."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ NAMES = ("clinical_metrics", "segmentation_metrics")
 
 
 def path(name: str) -> str:
-    """Folder of a module, for `evaluate.load`, which then needs no network.
+    """Return the folder of a module, from which `evaluate.load` loads it without network.
 
     Raises:
-        MedtlError: there is no such module.
+        MedtlError: An unknown module.
     """
     if name not in NAMES:
         raise MedtlError(f"Expected a module among {', '.join(NAMES)}, found {name!r}.")

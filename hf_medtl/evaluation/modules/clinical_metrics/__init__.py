@@ -1,1 +1,1 @@
-"""Module of `evaluate` for classifiers."""
+"""Metric module for classifiers."""

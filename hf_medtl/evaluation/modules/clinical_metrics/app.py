@@ -1,4 +1,4 @@
-"""Space of clinical_metrics. `evaluate.utils.launch_gradio_widget` needs Gradio 3, so this is its own page."""
+"""Space of clinical_metrics, with its own page because `evaluate.utils.launch_gradio_widget` needs Gradio 3."""
 
 import json
 import math
@@ -13,15 +13,18 @@ metric = evaluate.load(str(HERE / "clinical_metrics.py"))
 
 
 def compute(predictions: str, references: str, groups: str, threshold: float) -> dict[str, float | None]:
-    """Metrics of what was typed, null where undefined."""
+    """Return the metrics of JSON inputs; null where undefined."""
     try:
-        chances, labels = json.loads(predictions), json.loads(references)
-        patients = json.loads(groups) if groups.strip() else None
-        cut = threshold if len(chances[0]) == 2 else None
-        found = metric.compute(predictions=chances, references=labels, groups=patients, threshold=cut)
+        probabilities, labels = json.loads(predictions), json.loads(references)
+        results = metric.compute(
+            predictions=probabilities,
+            references=labels,
+            groups=json.loads(groups) if groups.strip() else None,
+            threshold=threshold if len(probabilities[0]) == 2 else None,
+        )
     except (ValueError, TypeError, IndexError) as error:
         raise gr.Error(str(error)) from error
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    return {name: value if math.isfinite(value) else None for name, value in results.items()}
 
 
 demo = gr.Interface(
@@ -29,8 +32,8 @@ demo = gr.Interface(
     [
         gr.Textbox(label="predictions: rows of probabilities"),
         gr.Textbox(label="references: true class indices"),
-        gr.Textbox(label="groups: the patient of each row; may be empty"),
-        gr.Slider(0, 1, 0.5, label="threshold of two classes"),
+        gr.Textbox(label="groups: the patient of each row (optional)"),
+        gr.Slider(0, 1, 0.5, label="threshold (two classes)"),
     ],
     gr.JSON(label="metrics"),
     title="clinical_metrics",

@@ -1,1 +1,1 @@
-"""Module of `evaluate` for masks."""
+"""Metric module for segmentation masks."""

@@ -1,4 +1,4 @@
-"""Space of segmentation_metrics. `evaluate.utils.launch_gradio_widget` needs Gradio 3, so this is its own page."""
+"""Space of segmentation_metrics, with its own page because `evaluate.utils.launch_gradio_widget` needs Gradio 3."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ metric = evaluate.load(str(HERE / "segmentation_metrics.py"))
 
 
 def compute(predicted: np.ndarray | None, true: np.ndarray | None) -> dict[str, float]:
-    """Metrics of two pictures; what is not black is inside."""
+    """Return the metrics of two masks; pixels that are not black are inside."""
     if predicted is None or true is None:
         raise gr.Error("Give two masks of the same size.")
     try:

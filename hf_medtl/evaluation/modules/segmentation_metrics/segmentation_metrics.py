@@ -1,4 +1,4 @@
-"""Metrics of predicted masks with intervals over patients: `hf_medtl.evaluation` as a module of `evaluate`."""
+"""Segmentation metrics with intervals over patients, as a module for Hugging Face `evaluate`."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ from hf_medtl.evaluation.intervals import mean_intervals
 from hf_medtl.evaluation.masks import mask_metrics
 
 DESCRIPTION = """
-Dice, IoU, precision, recall and 95 % Hausdorff distance of predicted masks, as means over pictures: a class that is in
-neither mask counts as found, one that is in only one of them as missed, and how often either happens is told. With the
-patient of each picture, 95 % limits that count patients, not pictures.
+Dice, IoU, precision, recall and 95 % Hausdorff distance of predicted masks, as means over images. A class absent from
+both masks counts as correct, a class in only one of them as missed, and the numbers of both are reported. Given the
+patient of each image, also 95 % limits that count patients, not images.
 """
 INPUTS = """
 Args:
-    predictions: n masks (H, W) of class indices, or bool; sizes may differ from picture to picture.
-    references: n true masks likewise, in which 255 is left out.
+    predictions: n masks (H, W) of class indices, or bool; sizes may differ between images.
+    references: n true masks of the same sizes; pixels of 255 are ignored.
     labels: names of the classes, the background first; ("background", "mask") by default.
-    spacing: mm from row to row and from column to column, for hausdorff95 in mm; pixels if None.
-    groups: n names, such as the patient of each picture; with them there are limits.
-    sources: n names, such as the hospital, within which groups are drawn for the limits.
+    spacing: distance of rows and of columns in mm, for hausdorff95 in mm; in pixels if None.
+    groups: n group names, such as the patient of each image, to compute limits.
+    sources: n names, such as the hospital of each image, within which groups are resampled.
     level: confidence of the limits, 0.95 by default.
 
 Returns:
-    dice, iou, precision, recall and hausdorff95, the mean over pictures of the mean over classes without the
-    background; with several such classes also dice_NAME and so on; both_empty and one_empty, how many pictures' classes
-    were; with groups METRIC_low and METRIC_high.
+    dice, iou, precision, recall and hausdorff95: the mean over images of the mean over classes except the background;
+    with two or more such classes also dice_NAME and so on; both_empty and one_empty: the number of (image, class) pairs
+    absent from both masks or from one; with groups also METRIC_low and METRIC_high.
 
 Examples:
     >>> metrics = evaluate.load(hf_medtl.evaluation.modules.path("segmentation_metrics"))
-    >>> true, found = np.array([[0, 1], [0, 1]]), np.array([[0, 0], [0, 1]])
-    >>> metrics.compute(predictions=[found], references=[true])["recall"]
+    >>> true, predicted = np.array([[0, 1], [0, 1]]), np.array([[0, 0], [0, 1]])
+    >>> metrics.compute(predictions=[predicted], references=[true])["recall"]
     0.5
 """
 COUNTS = ("both_empty", "one_empty")
@@ -68,9 +68,9 @@ class SegmentationMetrics(evaluate.Metric):
             for true, predicted in zip(references, predictions, strict=True)
         ]
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        found = {name: float(np.sum(its) if name in COUNTS else np.mean(its)) for name, its in columns.items()}
+        results = {name: float((np.sum if name in COUNTS else np.mean)(values)) for name, values in columns.items()}
         if groups is not None:
-            measured = {name: its for name, its in columns.items() if name not in COUNTS}
-            for name, interval in mean_intervals(measured, groups, sources, level=level).items():
-                found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return found
+            metrics = {name: values for name, values in columns.items() if name not in COUNTS}
+            for name, interval in mean_intervals(metrics, groups, sources, level=level).items():
+                results |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return results
