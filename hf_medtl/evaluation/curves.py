@@ -103,8 +103,11 @@ def reliability_points(outcome: ArrayLike, probability: ArrayLike, groups: Array
     y, p, group = _check_lengths(outcome, probability, groups)
     number = calibration_bins(p, bins)
     members = [number == b for b in np.unique(number)]
-    rates = np.array([rate_interval(y, rows, group) for rows in members])
-    return Reliability(np.array([p[rows].mean() for rows in members]), *rates.T, np.array([r.sum() for r in members]))
+    observed, low, high = np.array([rate_interval(y, rows, group) for rows in members]).T
+    predicted, n = (
+        np.array(column) for column in zip(*((p[rows].mean(), rows.sum()) for rows in members), strict=True)
+    )
+    return Reliability(predicted, observed, low, high, n)
 
 
 def net_benefit_band(

@@ -1,6 +1,7 @@
-"""Evaluation of a saved folder on a split, through its own `pipeline`, as a user would load it."""
+"""Evaluation of a saved model on a split with stock `pipeline()`, and results.json from its predictions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ from hf_medtl.evaluation.significance import paired_bootstrap, paired_jackknife
 
 
 def load_pipeline(model: str | Path | Pipeline, task: Any) -> Any:
-    """Stock `pipeline(task, model)` of a folder or Hub id; one that is there already as it is."""
+    """Return stock `pipeline(task, model)` of a folder or Hub id; a pipeline is returned unchanged."""
     if isinstance(model, Pipeline):
         return model
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # else it says that a class of ours is not supported, which then works
+    logging.set_verbosity(logging.CRITICAL)  # else it logs that our custom class is not supported, though it works
     try:
         return transformers.pipeline(task, model=str(model), device=PartialState().device)
     finally:
@@ -51,44 +52,42 @@ def predict_probabilities(
     task: Any = "image-classification",
     batch_size: int = 16,
 ) -> NDArray[np.float64]:
-    """Probabilities (n, K), in the order of the model's labels, as stock `pipeline(task, model)` returns them.
+    """Return probabilities (n, K), in the order of the model's labels, from stock `pipeline(task, model)`.
 
     Args:
         model: folder, Hub id or pipeline.
-        paths: (n,) image files; each process of a distributed run takes its share, all get the whole result.
-        read: file -> RGB image.
+        paths: (n,) image files; each process of a distributed run predicts a shard, and all get the whole result.
+        read: function from a file to an RGB image.
         task: name of the pipeline.
-        batch_size: images at a time.
+        batch_size: number of images in a batch.
     """
     state = PartialState()
     classify = load_pipeline(model, task)
     names = [name for _, name in sorted(classify.model.config.id2label.items())]
 
-    def rows(share: Sequence[Path]) -> Iterator[list[float]]:
-        answers = classify((read(path) for path in share), top_k=None, batch_size=batch_size)
-        for answer in tqdm(answers, "Evaluating", len(share), unit="picture", leave=False, disable=None):
+    rows = []
+    with state.split_between_processes(list(paths)) as shard:
+        answers = classify((read(path) for path in shard), top_k=None, batch_size=batch_size)
+        for answer in tqdm(answers, "Evaluating", len(shard), unit="image", leave=False, disable=None):
             score = {item["label"]: item["score"] for item in answer}
-            yield [score[name] for name in names]
-
-    with state.split_between_processes(list(paths)) as share:
-        found = list(rows(share))
-    return np.array(gather_object(found) if state.num_processes > 1 else found).reshape(len(paths), len(names))
+            rows.append([score[name] for name in names])
+    return np.array(gather_object(rows) if state.num_processes > 1 else rows).reshape(len(paths), len(names))
 
 
 def predict_masks(
     model: str | Path | Pipeline, paths: Sequence[Path], read: Callable[[Path], Image.Image]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Class indices (H, W) of each image, at its own size, by stock `pipeline("image-segmentation", model)`.
+    """Yield the class indices (H, W) of each image at its own size, from stock `pipeline("image-segmentation", model)`.
 
     Args:
         model: folder, Hub id or pipeline.
-        paths: (n,) image files, of which one at a time is in memory.
-        read: file -> RGB image.
+        paths: (n,) image files; one at a time is in memory.
+        read: function from a file to an RGB image.
     """
     segment = load_pipeline(model, "image-segmentation")
     index = segment.model.config.label2id
     answers = segment(read(path) for path in paths)
-    for answer in tqdm(answers, "Evaluating", len(paths), unit="picture", leave=False, disable=None):
+    for answer in tqdm(answers, "Evaluating", len(paths), unit="image", leave=False, disable=None):
         mask = np.zeros(answer[0]["mask"].size[::-1], np.uint8)
         for part in answer:
             mask[np.asarray(part["mask"]) > 0] = index[part["label"]]
@@ -104,21 +103,22 @@ def classification_results(
     threshold: float | NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The part of results.json that comes from predictions: metrics with 95 % intervals over groups.
+    """Return the part of results.json that depends on predictions: metrics with 95 % intervals over groups.
 
     Args:
         labels: (n,) class indices.
         probabilities: (n, K).
-        groups: (n,) of images that belong together.
+        groups: (n,) patient or duplicate group of each image.
         names: (K,) labels in output order.
-        positive, threshold: the decision with two labels, (n,) thresholds where images were seen by several models;
-            argmax with more.
-        seed: of the bootstrap.
+        positive: positive one of two labels.
+        threshold: probability from which `positive` is decided, or (n,) thresholds if images were predicted by
+            different models. With more than two labels the decision is the argmax.
+        seed: seed of the bootstrap.
 
     Returns:
         n, n_groups, positive_label, threshold (null if there are n), metrics (name -> value, low, high; null where
-        undefined, with a reason), interval_methods (name -> in words), confusion_matrix (rows true, columns decided),
-        recall (label -> share of its images that are decided so, with limits), labels.
+        undefined, with a reason), interval_methods (name -> description), confusion_matrix (rows true, columns
+        decided), recall (label -> value, low, high), labels.
     """
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
@@ -137,7 +137,7 @@ def classification_results(
         },
         "interval_methods": describe_methods(False, len(names)),
         "confusion_matrix": confusion_matrix(labels, decisions, len(names)).tolist(),
-        "recall": {name: to_json(Interval(*its)) for name, its in zip(names, recall, strict=True)},
+        "recall": {name: to_json(Interval(*limits)) for name, limits in zip(names, recall, strict=True)},
         "labels": list(names),
     }
 
@@ -145,20 +145,20 @@ def classification_results(
 def temperature_effect(
     labels: NDArray[np.int64], probabilities: NDArray[np.float64], groups: Sequence[str], temperature: float
 ) -> dict[str, dict[str, Any]]:
-    """What folding the temperature into the head changed: log loss, Brier score and ece before and after it.
+    """Return log loss, Brier score and ece before and after temperature scaling.
 
     Args:
         labels: (n,) class indices.
-        probabilities: (n, K) after it.
-        groups: (n,) of images that belong together.
-        temperature: that was folded in.
+        probabilities: (n, K) with the temperature.
+        groups: (n,) patient or duplicate group of each image.
+        temperature: the temperature that was folded into the head.
 
     Returns:
-        metric -> before, after, and difference (after minus before) with 95 % limits over groups: the jackknife's, of
-        ece the bootstrap's, since its bins change with the sample.
+        metric -> before, after, and difference (after minus before) with 95 % limits over groups, by jackknife; by
+        bootstrap for ece, whose bins change with the sample.
     """
     before = softmax(np.log(probabilities.clip(1e-12)) * temperature, axis=1)
-    found = {}
+    effects = {}
     for name in ("log_loss", "brier", "ece"):
 
         def value(p: NDArray, weights: NDArray | None = None, name: str = name) -> NDArray:
@@ -168,12 +168,12 @@ def temperature_effect(
             return value(probabilities, weights) - value(before, weights)
 
         interval = (paired_bootstrap if name == "ece" else paired_jackknife)(gain, labels, groups)
-        found[name] = {
+        effects[name] = {
             "before": float(value(before)),
             "after": float(value(probabilities)),
             "difference": to_json(Interval(*interval[:3])),
         }
-    return found
+    return effects
 
 
 def multilabel_results(
@@ -183,24 +183,25 @@ def multilabel_results(
     thresholds: Mapping[str, float | NDArray[np.float64]],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The same where an image can have several labels.
+    """Return the part of results.json that depends on predictions, for multilabel classification.
 
     Args:
-        targets: (n, K) which image has which label.
+        targets: (n, K), True where an image has a label.
         probabilities: (n, K).
-        groups: (n,) of images that belong together.
+        groups: (n,) patient or duplicate group of each image.
         thresholds: label, in output order, -> probability from which it is decided, or (n,) of them.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high of the mean over
-        those n_labels labels that it is defined for; per_label: label -> n_positive, threshold, threshold_fitted,
+        the n_labels labels for which it is defined; per_label: label -> n_positive, threshold, threshold_fitted,
         metrics (null where undefined, with a reason) and confusion_matrix (rows true, columns decided; absent first);
-        interval_methods: of the means, in words.
+        interval_methods: name -> description of the mean's method.
     """
-    means, each = multilabel_metric_intervals(targets, probabilities, groups, list(thresholds.values()), seed=seed)
+    means, by_label = multilabel_metric_intervals(targets, probabilities, groups, list(thresholds.values()), seed=seed)
     per_label = {}
-    for (label, threshold), has, p, metrics in zip(thresholds.items(), targets.T, probabilities.T, each, strict=True):
+    columns = zip(thresholds.items(), targets.T, probabilities.T, by_label, strict=True)
+    for (label, threshold), has, p, metrics in columns:
         decided = p >= threshold
         per_label[label] = {
             "n_positive": int(has.sum()),
@@ -218,7 +219,7 @@ def multilabel_results(
         "positive_label": None,
         "threshold": None,
         "metrics": {
-            name: to_json(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in each)}
+            name: to_json(interval) | {"n_labels": sum(bool(np.isfinite(metrics[name].value)) for metrics in by_label)}
             for name, interval in means.items()
         },
         "interval_methods": describe_methods(True, 2),
@@ -230,48 +231,50 @@ def multilabel_results(
 def segmentation_results(
     table: pd.DataFrame, names: Sequence[str], steps: Mapping[str, Any], seed: int = 0
 ) -> dict[str, Any]:
-    """The same of masks: means over images with 95 % intervals by bootstrap over groups, within each source.
+    """Return the part of results.json that depends on predictions, for segmentation.
+
+    Metrics are means over images, with 95 % intervals by bootstrap over groups within each source.
 
     Args:
-        table: a row an image: image_id, group, source, what `mask_metrics` gives, and with `steps` raw_NAME for
-            METRICS of the mask before them.
+        table: a row for each image: image_id, group, source, the metrics of `mask_metrics`, and with `steps` raw_NAME
+            for each of MASK_METRICS of the mask before them.
         names: (K,) labels in output order, the background first.
-        steps: what is done to predicted masks, see `postprocess`.
-        seed: of the bootstrap.
+        steps: postprocessing of predicted masks, see `postprocess`.
+        seed: seed of the bootstrap.
 
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; interval_methods:
-        name -> in words; per_class: class -> metrics, with more than one; by_source: source -> n, n_groups and metrics;
-        both_empty and one_empty: how many images' classes; postprocessing, and with steps postprocessing_gain:
-        metric -> value, low, high of the paired difference that they make.
+        name -> description; per_class: class -> metrics, if there are two or more; by_source: source -> n, n_groups
+        and metrics; both_empty and one_empty: number of (image, class) pairs; postprocessing, and with steps
+        postprocessing_gain: metric -> value, low, high of the paired difference.
     """
-    many = len(names) > 2
-    single = {name: [f"{metric}_{name}" for metric in MASK_METRICS] for name in names[1:]} if many else {}
-    columns = [*MASK_METRICS, *(column for its in single.values() for column in its)]
-    found = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"], seed=seed)
+    classes = names[1:] if len(names) > 2 else ()
+    class_columns = {name: [f"{metric}_{name}" for metric in MASK_METRICS] for name in classes}
+    columns = [*MASK_METRICS, *chain.from_iterable(class_columns.values())]
+    parts = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"], seed=seed)
 
-    def part(of: dict[str, Any], its: Sequence[str] = MASK_METRICS) -> dict[str, Any]:
-        return {name: to_json(of["metrics"][column]) for name, column in zip(MASK_METRICS, its, strict=True)}
+    def metrics(part: dict[str, Any], columns: Sequence[str] = MASK_METRICS) -> dict[str, Any]:
+        return {name: to_json(part["metrics"][column]) for name, column in zip(MASK_METRICS, columns, strict=True)}
 
-    overall = found["overall"]
+    overall = parts["overall"]
     result: dict[str, Any] = {
         "n": overall["n"],
         "n_groups": overall["n_groups"],
         "positive_label": None,
         "threshold": None,
-        "metrics": part(overall),
+        "metrics": metrics(overall),
         "interval_methods": dict.fromkeys(MASK_METRICS, METHOD_DESCRIPTIONS["studentised"]),
         "by_source": {
-            source: {"n": its["n"], "n_groups": its["n_groups"], "metrics": part(its)}
-            for source, its in found["sources"].items()
+            source: {"n": part["n"], "n_groups": part["n_groups"], "metrics": metrics(part)}
+            for source, part in parts["sources"].items()
         },
         "both_empty": int(table["both_empty"].sum()),
         "one_empty": int(table["one_empty"].sum()),
         "postprocessing": dict(steps),
         "labels": list(names),
     }
-    if many:
-        result["per_class"] = {name: part(overall, its) for name, its in single.items()}
+    if class_columns:
+        result["per_class"] = {name: metrics(overall, columns) for name, columns in class_columns.items()}
     if steps:
         raw = {f"raw_{name}": name for name in MASK_METRICS}
         gains = mean_difference(table, table.drop(columns=[*MASK_METRICS]).rename(columns=raw), MASK_METRICS, seed=seed)
@@ -280,7 +283,7 @@ def segmentation_results(
 
 
 def _reason(has: NDArray[np.bool_], decided: NDArray[np.bool_]) -> str:
-    """Why a metric of a label is undefined."""
+    """Explain why a metric of a label is undefined."""
     constant = has.all() or not has.any()
     values, verb = (has, "has") if constant else (decided, "is decided to have")
-    return f"{'every' if values.any() else 'no'} picture {verb} it"
+    return f"{'every' if values.any() else 'no'} image {verb} it"

@@ -221,7 +221,7 @@ def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str
     figure.savefig(path, dpi=120)
 
 
-def _interval(axes: Axes, x: float, metric: dict[str, float | None], colour: str) -> None:
+def _interval(axes: Axes, x: float, metric: dict[str, Any], colour: str) -> None:
     """Draw a value and a vertical line between its limits, where they are defined."""
     if metric["low"] is not None:
         axes.plot([x, x], [metric["low"], metric["high"]], color=colour, linewidth=2, zorder=2)

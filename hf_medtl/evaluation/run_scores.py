@@ -140,7 +140,7 @@ class RunScores:
 
         def measure(name: str, weights: NDArray | None) -> NDArray:
             values = [
-                classification_metrics(target, _two_columns(p), 1, threshold, weights, names=[name])[name]
+                np.asarray(classification_metrics(target, _two_columns(p), 1, threshold, weights, names=[name])[name])
                 for (target, p, threshold), metrics in zip(columns, per_label, strict=True)
                 if np.isfinite(metrics[name].value)
             ]

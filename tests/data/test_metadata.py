@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from hf_medtl.evaluation.intervals import metric_intervals
-from hf_medtl.evaluation.subgroups import metrics_by_slice
+from hf_medtl.evaluation.subgroups import subgroup_metrics
 
 
-def test_each_slice_is_a_study_of_its_own():
+def test_each_subgroup_has_its_own_study():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 2)
     labels = groups % 2
@@ -13,17 +13,17 @@ def test_each_slice_is_a_study_of_its_own():
     p = np.column_stack([1 - score, score])
     sex = np.where(groups < 40, "f", "m").astype(object)
     sex[groups >= 54] = None
-    found = metrics_by_slice(labels, p, groups, sex, names=["roc_auc", "sensitivity"])
+    found = subgroup_metrics(labels, p, groups, sex, names=["roc_auc", "sensitivity"])
     assert list(found) == ["(missing)", "f", "m"]
     women = found["f"]
     assert (women.n, women.n_groups, women.groups_of_class, women.warning) == (80, 40, [20, 20], "")
     rows = sex == "f"
     expected = metric_intervals(labels[rows], p[rows], groups[rows], names=["roc_auc", "sensitivity"])
     assert women.metrics == expected
-    words = "too small to say anything: fewer than 10 groups of each class (7 of class 0, 7 of class 1)"
+    words = "too small to draw conclusions: fewer than 10 groups of each class (7 of class 0, 7 of class 1)"
     assert found["m"].warning == words
-    one_class = metrics_by_slice(labels, p, groups, labels)["1"]
+    one_class = subgroup_metrics(labels, p, groups, labels)["1"]
     assert np.isnan(one_class.metrics["roc_auc"]).all()
     assert "0 of class 0" in one_class.warning
     with pytest.raises(ValueError, match="column of shape"):
-        metrics_by_slice(labels, p, groups, sex[:-1])
+        subgroup_metrics(labels, p, groups, sex[:-1])
