@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from hf_medtl.data import shortcuts
 from hf_medtl.data.audit import audit, summary, write_audit
 from hf_medtl.data.loading import survey
-from hf_medtl.data.shortcuts import resamples, weighted_auc
+from hf_medtl.data.shortcuts import bootstrap_weights, weighted_auc
 
 KEYS = {"n", "labels", "exact_groups", "exact_redundant", "near_distinct", "split_leaks", "shortcuts", "unreadable"}
 
@@ -56,7 +56,7 @@ def plain(tmp_path_factory):
     return root, findings(root)
 
 
-def test_a_clean_set_has_no_faults(plain):
+def test_clean_dataset_has_no_findings(plain):
     found = plain[1]
     assert set(found) >= KEYS
     assert found["labels"] == {"a": 40, "b": 40}
@@ -67,11 +67,11 @@ def test_a_clean_set_has_no_faults(plain):
     for probe in ("dimensions", "mode"):
         assert found["shortcuts"][probe]["constant"]
     assert "one source" in found["shortcuts"]["source"]["reason"]
-    assert "No picture is a copy of another one." in summary(found)
+    assert "No image is a copy of another one." in summary(found)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_copies_within_and_across_labels(tmp_path):
+def test_finds_duplicates_within_and_across_labels(tmp_path):
     root = folders(tmp_path, 20)
     shutil.copy(root / "a" / "001.png", root / "a" / "copy.png")
     shutil.copy(root / "a" / "001.png", root / "a" / "again.png")
@@ -83,10 +83,10 @@ def test_copies_within_and_across_labels(tmp_path):
     assert found["duplicates_across_labels"] == {"groups": 1, "files": ["a/003.png", "b/wrong.png"]}
     assert [group["labels"] for group in found["duplicates"]] == [2, 1, 1]  # worst first
     assert [group["exact"] for group in found["duplicates"]] == [True, True, False]
-    assert summary(found)[0] == "1 picture lies under two labels, one of which must be wrong."
+    assert summary(found)[0] == "1 image has two labels, one of which must be wrong."
 
 
-def test_cropped_copies_are_found_by_laying_one_over_the_other(phantoms, tmp_path):
+def test_finds_cropped_duplicates_by_alignment(phantoms, tmp_path):
     root = folders(tmp_path, 20)
     whole = Image.open(phantoms / "lesion" / "brain-0001_0.png")
     cropped = whole.crop((0, 2, 62, 64)).resize((64, 64))
@@ -100,7 +100,7 @@ def test_cropped_copies_are_found_by_laying_one_over_the_other(phantoms, tmp_pat
     assert (found["n"], found["near_distinct"], found["distinct"]) == (43, 43, 42)
 
 
-def test_patients_and_copies_across_official_splits(tmp_path):
+def test_finds_patients_and_duplicates_across_official_splits(tmp_path):
     root = tmp_path / "chest_xray"
     for i in range(20):
         picture(root / "train" / "NORMAL" / f"IM-{i:04d}-0001.jpeg", i)
@@ -114,10 +114,10 @@ def test_patients_and_copies_across_official_splits(tmp_path):
     assert found["split_leaks"] == {"train/test": {"patients": 1, "exact": 1, "near": 1, "pictures": 4, "of": 44}}
     assert found["splits"]["test"] == {"normal": 21, "pneumonia": 23}
     assert (found["patients"]["pictures"], found["patients"]["most"]) == (84, 4)
-    assert summary(found)[0].startswith("The official train and test splits share 1 patient and 1 picture: 4 of 44 ")
+    assert summary(found)[0].startswith("The official train and test splits share 1 patient and 1 image: 4 of 44 ")
 
 
-def test_planted_shortcuts_are_found(tmp_path):
+def test_finds_planted_shortcuts(tmp_path):
     root = folders(tmp_path, a={"border": 20}, b={"border": 235, "size": (44, 48), "pnginfo": PngInfo()})
     for path in (root / "b").iterdir():
         path.write_bytes(path.read_bytes() + b"\0" * 4000)
@@ -126,11 +126,11 @@ def test_planted_shortcuts_are_found(tmp_path):
         assert found["shortcuts"][probe]["low"] > 0.95, probe
     sentences = summary(findings(root))
     assert any(
-        sentence.startswith("A model can tell the label from file size alone: AUC 1.00") for sentence in sentences
+        sentence.startswith("A model can predict the label from file size alone: AUC 1.00") for sentence in sentences
     )
 
 
-def test_a_source_that_tells_the_label_and_a_colour_mode_of_one_label(tmp_path):
+def test_finds_source_and_colour_mode_that_predict_label(tmp_path):
     root = folders(tmp_path, 30)
     for path in sorted((root / "b").iterdir())[:10]:
         Image.open(path).convert("RGB").save(path)
@@ -143,10 +143,10 @@ def test_a_source_that_tells_the_label_and_a_colour_mode_of_one_label(tmp_path):
     found = findings(root / "rows.csv", "table")
     assert found["sources"] == {"north": {"a": 29, "b": 1}, "south": {"a": 1, "b": 29}}
     assert found["shortcuts"]["source"]["low"] > 0.8
-    assert "All 10 pictures that are PNG RGB are b." in summary(found)
+    assert "All 10 images in PNG RGB format are b." in summary(found)
 
 
-def test_too_few_groups_and_unreadable_files(tmp_path):
+def test_reports_too_few_groups_and_unreadable_files(tmp_path):
     root = folders(tmp_path, 20)
     for path in sorted((root / "b").iterdir())[5:]:
         path.unlink()
@@ -154,11 +154,11 @@ def test_too_few_groups_and_unreadable_files(tmp_path):
     found = findings(root)
     assert found["unreadable"] == [{"path": "a/empty.png", "reason": "empty file"}]
     assert found["shortcuts"]["border"] == {
-        "reason": "not computable: fewer than 10 independent groups of pictures (b 5)"
+        "reason": "not computable: fewer than 10 independent groups of images (b 5)"
     }
 
 
-def test_three_labels(tmp_path):
+def test_audits_three_labels(tmp_path):
     root = folders(tmp_path, 15)
     for i in range(15):
         picture(root / "c" / f"{i}.png", 3000 + i, size=(80, 80))
@@ -167,7 +167,7 @@ def test_three_labels(tmp_path):
     assert found["by_label"]["c"] > 0.95 > found["by_label"]["a"]
 
 
-def test_overlap_of_two_sets(plain, tmp_path):
+def test_finds_overlap_of_two_datasets(plain, tmp_path):
     root = folders(tmp_path, 12)
     for label in "ab":
         for path in (root / label).iterdir():
@@ -179,22 +179,22 @@ def test_overlap_of_two_sets(plain, tmp_path):
     assert name == f"imagefolder ({plain[0].name})"
     assert (shared["exact"], shared["near"], shared["of"]) == (1, 2, 26)
     assert shared["examples"] == [["a/same.png", "a/005.png"], ["b/near.jpg", "b/006.png"]]
-    assert summary(found)[0].startswith("2 of 26 pictures are in imagefolder")
+    assert summary(found)[0].startswith("2 of 26 images are also in imagefolder")
 
 
-def test_auc_with_weights_is_that_of_repeated_pictures():
+def test_weighted_auc_equals_auc_of_repeated_images():
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 6, 40).astype(float), rng.random(40) < 0.4
-    weights = resamples(np.array([f"g{i // 2}" for i in range(40)]), 0)
+    weights = bootstrap_weights(np.array([f"g{i // 2}" for i in range(40)]), 0)
     areas = weighted_auc(score, positive, weights)
     for row in (0, 1, 2, 999):
         index = np.repeat(np.arange(40), weights[row])
         assert areas[row] == pytest.approx(roc_auc_score(positive[index], score[index]))
 
 
-def test_the_page_is_self_contained_escaped_and_without_metadata(tmp_path):
+def test_page_is_self_contained_escaped_and_without_metadata(tmp_path):
     root = folders(tmp_path / "data", 20)
     nasty = "<img src=x onerror=alert(1)>&'.png"
     secret = PngInfo()
@@ -222,7 +222,7 @@ def test_the_page_is_self_contained_escaped_and_without_metadata(tmp_path):
 
 
 @pytest.mark.real
-def test_the_real_brain_set(real_brain, tmp_path):
+def test_audits_real_brain_dataset(real_brain, tmp_path):
     found_survey = survey("brain-tumor-mri", real_brain)
     found = audit(found_survey)
     assert (found["exact_groups"], found["exact_redundant"]) == (22, 25)
@@ -231,12 +231,12 @@ def test_the_real_brain_set(real_brain, tmp_path):
     assert (found["crops"]["redundant"], found["distinct"]) == (7, 202)
     assert found["shortcuts"]["file_size"]["low"] > 0.5
     assert found["shortcuts"]["dimensions"]["low"] > 0.5
-    assert "All 5 pictures that are PNG RGBA are no_tumor." in summary(found)
+    assert "All 5 images in PNG RGBA format are no_tumor." in summary(found)
     assert write_audit(found_survey, found, tmp_path).stat().st_size < 3_000_000
 
 
 @pytest.mark.real
-def test_person_numbers_across_the_official_splits(shared):
+def test_finds_patient_numbers_across_official_splits(shared):
     folder = shared / "data" / "chest-xray-pneumonia"
     listing = pd.read_csv(folder / "FULL_LISTING.csv")
     here = {path.name for path in folder.rglob("*.jpeg")}
@@ -253,7 +253,7 @@ def test_person_numbers_across_the_official_splits(shared):
 
 
 @pytest.mark.real
-def test_copies_within_and_between_the_real_covid_sets(shared):
+def test_finds_duplicates_within_and_between_real_covid_datasets(shared):
     radiography = survey("covid19-radiography", shared / "data" / "covid19-radiography-database")
     collection = survey("covid-chestxray", shared / "data" / "covid-chestxray-dataset")
     found = audit(radiography, [collection])

@@ -40,7 +40,7 @@ class Augmented(Dataset):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_same_seed_same_pixels_of_the_same_shape(name):
+def test_same_seed_gives_same_pixels_and_shape(name):
     augment, pixels = get_augmentation(name), noise()
     pixels.setflags(write=False)  # as memory-mapped pictures are
     first = [augment(pixels, seed) for seed in range(20)]
@@ -51,13 +51,13 @@ def test_same_seed_same_pixels_of_the_same_shape(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_one_channel_of_a_grey_picture_is_enough(name):
+def test_grey_image_of_one_channel_gives_same_result(name):
     augment, grey = get_augmentation(name), noise()[..., :1]
     for seed in range(60):
         assert np.array_equal(np.repeat(augment(grey, seed), 3, axis=2), augment(np.repeat(grey, 3, axis=2), seed))
 
 
-def test_another_process_and_workers_draw_the_same():
+def test_other_processes_and_workers_augment_identically():
     code = (
         "import hashlib, numpy as np; from hf_medtl.data.augmentation import NAMES, augmentation\n"
         "pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)\n"
@@ -72,7 +72,7 @@ def test_another_process_and_workers_draw_the_same():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_masks_follow_and_keep_their_values(name):
+def test_masks_are_transformed_and_keep_their_values(name):
     augment, mask = get_augmentation(name), disc()
     pixels = np.repeat(mask[..., None] * 160 + 40, 3, axis=2).astype(np.uint8)
     moved, overlaps = 0, []
@@ -89,7 +89,7 @@ def test_masks_follow_and_keep_their_values(name):
     assert moved > 10
 
 
-def test_no_mirror_image_in_chest_but_in_brain():
+def test_brain_is_mirrored_and_chest_is_not():
     """The heart is on the left: a bright half must stay where it is."""
     pixels = np.full((64, 64, 3), 60, np.uint8)
     pixels[:, 40:] = 200
@@ -103,8 +103,8 @@ def test_no_mirror_image_in_chest_but_in_brain():
     assert 0.4 < mirrored["brain"] < 0.6
 
 
-def test_steps_are_drawn_independently():
-    """albumentations' own set_random_seed gives each step the same seed: they would come and go together."""
+def test_transforms_are_sampled_independently():
+    """Albumentations' own set_random_seed gives each step the same seed: they would come and go together."""
     pixels = np.full((32, 32, 3), 60, np.uint8)
     pixels[:, 20:] = 200
     outs = [get_augmentation("brain")(pixels, seed) for seed in range(300)]
@@ -113,7 +113,7 @@ def test_steps_are_drawn_independently():
     assert abs(np.corrcoef(flipped, brighter)[0, 1]) < 0.15
 
 
-def test_names_and_numbers_that_are_wrong():
+def test_rejects_unknown_names_and_invalid_numbers():
     assert get_augmentation("none") is None
     with pytest.raises(MedtlError, match=r"Unknown augmentation 'heavy'.*chest"):
         get_augmentation("heavy")
@@ -123,7 +123,7 @@ def test_names_and_numbers_that_are_wrong():
         get_augmentation("randaugment", operations=0)
 
 
-def test_randaugment_grows_with_its_magnitude():
+def test_randaugment_effect_grows_with_magnitude():
     pixels = np.repeat(disc()[..., None] * 120 + 60, 3, axis=2).astype(np.uint8)
 
     def change(operations: int, magnitude: int) -> float:
@@ -133,7 +133,7 @@ def test_randaugment_grows_with_its_magnitude():
     assert change(1, 5) < change(1, 25) < change(4, 25)
 
 
-def test_preview_draws_a_figure(tmp_path):
+def test_preview_writes_figure(tmp_path):
     save_preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "a.png", samples=3)
     save_preview([noise()], ["NORMAL"], "none", tmp_path / "b.png")
     save_preview([noise(), noise()], ["NORMAL", "$x_1"], "chest", tmp_path / "c.png", samples=3)
@@ -144,7 +144,7 @@ def test_preview_draws_a_figure(tmp_path):
 
 
 @pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
-def test_soft_labels_say_how_much_of_each_picture_is_there(alphas):
+def test_soft_labels_equal_mixing_proportions(alphas):
     shades = torch.arange(4.0)
     pixels, labels = shades.view(4, 1, 1, 1).expand(4, 3, 20, 30).clone(), torch.eye(4)
     kinds = set()
@@ -159,7 +159,7 @@ def test_soft_labels_say_how_much_of_each_picture_is_there(alphas):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_cross_entropy_with_soft_labels(make_trainer, smoothing):
+def test_mixup_loss_is_cross_entropy_with_soft_labels(make_trainer, smoothing):
     trainer = make_trainer(mixup=0.4, cutmix=1.0, label_smoothing_factor=smoothing, seed=3)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
@@ -181,13 +181,13 @@ def test_the_loss_is_cross_entropy_with_soft_labels(make_trainer, smoothing):
     assert not torch.equal(draws[1], soft)  # the next batch of the same optimizer step
 
 
-def test_evaluation_is_as_without_mixup(make_trainer):
+def test_evaluation_ignores_mixup(make_trainer):
     plain, mixed = (make_trainer(mixup=a, cutmix=a, eval_strategy="epoch").evaluate() for a in (0.0, 1.0))
     assert mixed["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-6)
     assert mixed["eval_roc_auc"] == plain["eval_roc_auc"]
 
 
-def test_a_resumed_run_mixes_the_same(make_trainer):
+def test_resumed_run_mixes_identically(make_trainer):
     steps = {"mixup": 0.2, "cutmix": 1.0, "max_steps": 4, "gradient_accumulation_steps": 2, "save_strategy": "steps",
              "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "per_device_train_batch_size": 4,
              "save_total_limit": None, "load_best_model_at_end": False, "early_stopping_patience": 0}  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_resumed_run_mixes_the_same(make_trainer):
     assert all(0.2 < loss < 2 for loss in losses)  # a mean, whatever the accumulation
 
 
-def test_mixup_below_zero_is_refused(tmp_path):
+def test_rejects_negative_mixup(tmp_path):
     for option in ("mixup", "cutmix"):
         with pytest.raises(MedtlError, match=f"--{option} is the a of Beta"):
             Recipe(output_dir=str(tmp_path), use_cpu=True, **{option: -0.1})

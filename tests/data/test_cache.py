@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from hf_medtl import MedtlError
 from hf_medtl.data import cache
-from hf_medtl.data.augmentation import augmentation
+from hf_medtl.data.augmentation import get_augmentation
 from hf_medtl.data.cache import PreparedImages, as_arrays, prepare_images
 from hf_medtl.data.images import read_image
 from tests.support.commands import ROOT
@@ -29,7 +29,7 @@ PRELUDE = """
 import hashlib, resource, sys, time
 from pathlib import Path
 import numpy as np
-from hf_medtl.data.cache import Pictures, cache_dir, prepare, views
+from hf_medtl.data.cache import PreparedImages, as_arrays, cache_dir, prepare_images
 
 folder, delay, calls = Path(sys.argv[1]), float(sys.argv[2]), []
 paths = sorted(folder.glob("*.png"))
@@ -41,7 +41,7 @@ def small(images):
 BUILDER = (
     PRELUDE
     + """
-pixels = np.concatenate(views(prepare(paths, digests, small, "k")))
+pixels = np.concatenate(as_arrays(prepare_images(paths, digests, small, "k")))
 print(len(pixels), hashlib.sha256(pixels.tobytes()).hexdigest(), len(calls))
 """
 )
@@ -54,10 +54,10 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 def same(images):
     return np.stack([np.asarray(image) for image in images])
-prepare(paths, digests, same, "warm")
+prepare_images(paths, digests, same, "warm")
 before = peak()
-prepared = prepare(paths * 500, digests * 500, same, "k")
-Pictures(prepared, range(2000), [0] * 2000)[1999]
+prepared = prepare_images(paths * 500, digests * 500, same, "k")
+PreparedImages(prepared, range(2000), [0] * 2000)[1999]
 print(peak() - before, max(path.stat().st_size for path in (cache_dir() / "pictures").glob("*.arrow")) / 1e6)
 """
 )
@@ -108,7 +108,7 @@ def wait_for(pattern: str, place: Path) -> None:
     raise AssertionError(f"no {pattern}")
 
 
-def test_pixels_are_those_of_reading_directly_and_read_once(place, tmp_path):
+def test_cached_pixels_equal_direct_reading_and_are_read_once(place, tmp_path):
     paths = write(tmp_path / "data", 150)
     pixels = build(paths)
     assert np.array_equal(pixels, np.concatenate([small([read_image(path)]) for path in paths]))
@@ -122,7 +122,7 @@ def test_pixels_are_those_of_reading_directly_and_read_once(place, tmp_path):
     assert np.array_equal(again.with_format("numpy")[99]["pixels"], pixels[99])
 
 
-def test_the_key_changes_with_files_order_and_preprocessing(place, tmp_path, monkeypatch):
+def test_key_depends_on_files_order_and_preprocessing(place, tmp_path, monkeypatch):
     paths = write(tmp_path / "data", 5)
     first = build(paths)
     build(paths, "another")
@@ -135,7 +135,7 @@ def test_the_key_changes_with_files_order_and_preprocessing(place, tmp_path, mon
     assert len(list(place.glob("*.arrow"))) == 5
 
 
-def test_two_processes_at_once_prepare_once(place, tmp_path):
+def test_two_concurrent_processes_prepare_once(place, tmp_path):
     write(tmp_path / "data", 150)
     processes = [start(BUILDER, tmp_path / "data", 0.01) for _ in range(2)]
     found = [process.communicate(timeout=600)[0].split() for process in processes]
@@ -145,7 +145,7 @@ def test_two_processes_at_once_prepare_once(place, tmp_path):
     assert not list(place.glob("*.partial"))
 
 
-def test_killed_half_way_and_built_whole_next_time(place, tmp_path):
+def test_cache_of_killed_process_is_rebuilt(place, tmp_path):
     paths = write(tmp_path / "data", 200)
     process = start(BUILDER, tmp_path / "data", 0.02)
     wait_for("*.partial", place)
@@ -162,7 +162,7 @@ def test_killed_half_way_and_built_whole_next_time(place, tmp_path):
     assert time.monotonic() - began < 10  # no waiting for the dead
 
 
-def test_a_living_builder_keeps_its_file(place, tmp_path):
+def test_partial_file_of_running_process_is_kept(place, tmp_path):
     write(tmp_path / "data", 200)
     process = start(BUILDER, tmp_path / "data", 0.02)
     wait_for("*.partial", place)
@@ -170,7 +170,7 @@ def test_a_living_builder_keeps_its_file(place, tmp_path):
     assert process.communicate(timeout=600)[0].split()[0] == "200"
 
 
-def test_a_file_cut_short_is_built_again(place, tmp_path):
+def test_truncated_file_is_rebuilt(place, tmp_path):
     paths = write(tmp_path / "data", 150)
     expected = build(paths)
     target = next(place.glob("*.arrow"))
@@ -181,26 +181,26 @@ def test_a_file_cut_short_is_built_again(place, tmp_path):
 
 
 @pytest.mark.parametrize("which", [0, 70])
-def test_files_that_change_or_vanish_are_named(place, tmp_path, which):
+def test_changed_or_missing_files_raise(place, tmp_path, which):
     paths = write(tmp_path / "data", 80)
     digests = [sha(path) for path in paths]
     Image.new("RGB", (40, 30)).save(paths[which])
-    with pytest.raises(MedtlError, match=rf"{paths[which].name} was changed"):
+    with pytest.raises(MedtlError, match=rf"{paths[which].name} changed while"):
         prepare_images(paths, digests, small, "k")
     paths[which].unlink()
-    with pytest.raises(MedtlError, match=rf"{paths[which].name} can't be read any more \(No such file"):
+    with pytest.raises(MedtlError, match=rf"{paths[which].name} can no longer be read \(No such file"):
         prepare_images(paths, digests, small, "k")
     paths[which].write_bytes(b"not a picture")
     digests[which] = sha(paths[which])
-    with pytest.raises(MedtlError, match=rf"{paths[which].name}: not a readable picture"):
+    with pytest.raises(MedtlError, match=rf"{paths[which].name}: not a readable image"):
         prepare_images(paths, digests, small, "k")
     assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
 
 
-def test_pictures_of_several_sizes_and_a_full_disk_are_refused(place, tmp_path, monkeypatch, caplog):
+def test_mixed_image_sizes_and_full_disk_raise(place, tmp_path, monkeypatch, caplog):
     paths = write(tmp_path / "data", 3)
     write(tmp_path / "data", 1, size=(8, 8))
-    with pytest.raises(MedtlError, match="expected one size"):
+    with pytest.raises(MedtlError, match="expected the same size"):
         prepare_images(
             paths, [sha(path) for path in paths], lambda images: np.stack([np.asarray(i) for i in images]), "k"
         )
@@ -210,10 +210,10 @@ def test_pictures_of_several_sizes_and_a_full_disk_are_refused(place, tmp_path, 
     assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
     with caplog.at_level("INFO", logger="hf_medtl"):
         build(paths)
-    assert f"Preparing 3 pictures of 12 × 16 pixels: 0.00 GB in {place}" in caplog.text
+    assert f"Preparing 3 images of 12 × 16 pixels: 0.00 GB in {place}" in caplog.text
 
 
-def test_what_nobody_used_for_long_goes(place, tmp_path):
+def test_unused_files_are_removed(place, tmp_path):
     paths = write(tmp_path / "data", 3)
     build(paths)
     build(paths, "kept")
@@ -224,7 +224,7 @@ def test_what_nobody_used_for_long_goes(place, tmp_path):
     assert len(list(place.glob("*.arrow"))) == 2
 
 
-def test_memory_does_not_grow_with_the_pictures(place, tmp_path):
+def test_memory_does_not_grow_with_images(place, tmp_path):
     write(tmp_path / "data", 4, (224, 224))
     process = start(MEASURED, tmp_path / "data")
     grown, size = map(float, process.communicate(timeout=600)[0].split())
@@ -233,10 +233,10 @@ def test_memory_does_not_grow_with_the_pictures(place, tmp_path):
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_give_the_same_batches_in_every_epoch(place, tmp_path, context):
+def test_workers_give_same_batches_in_every_epoch(place, tmp_path, context):
     paths = write(tmp_path / "data", 100)
     prepared = prepare_images(paths, [sha(path) for path in paths], small, "k")
-    data = PreparedImages(prepared, range(30, 90), range(60), augmentation("chest"), seed=5)
+    data = PreparedImages(prepared, range(30, 90), range(60), get_augmentation("chest"), seed=5)
 
     def epoch(number: int, workers: int) -> list[torch.Tensor]:
         data.epoch.fill_(number)
@@ -255,14 +255,14 @@ def test_workers_give_the_same_batches_in_every_epoch(place, tmp_path, context):
     assert np.array_equal(plain[0]["pixel_values"].permute(1, 2, 0), small([read_image(paths[99])])[0])
 
 
-def test_grey_pictures_among_coloured_ones_lose_nothing(place, tmp_path):
+def test_grey_images_among_colour_images_are_lossless(place, tmp_path):
     paths = write(tmp_path / "data", 4)
     for path in paths[::2]:
         Image.open(path).convert("L").save(path)
     prepared = prepare_images(paths, [sha(path) for path in paths], small, "k")
     assert prepared["grey"][:] == [True, False, True, False]
     plain = PreparedImages(prepared, range(4), [0] * 4)
-    augment = augmentation("chest")
+    augment = get_augmentation("chest")
     augmented = PreparedImages(prepared, range(4), [0] * 4, augment, seed=3)
     for i, path in enumerate(paths):
         expected = small([read_image(path)])[0]
@@ -289,7 +289,7 @@ def build_both(paths, masks, key: str = "k", **more) -> datasets.Dataset:
     return prepare_images(paths, [sha(path) for path in paths], small, key, masks, **more)
 
 
-def test_masks_lie_beside_their_pictures(place, tmp_path):
+def test_masks_are_cached_with_their_images(place, tmp_path):
     paths, masks = pairs(tmp_path / "data", 70)
     prepared = build_both(paths, masks)
     pixels, indices = np.concatenate(as_arrays(prepared)), np.concatenate(as_arrays(prepared, "mask"))
@@ -316,7 +316,7 @@ def test_masks_lie_beside_their_pictures(place, tmp_path):
     assert batch["labels"].shape == (2, 12, 16)
 
 
-def test_the_key_changes_with_masks_and_values(place, tmp_path):
+def test_key_depends_on_masks_and_values(place, tmp_path):
     paths, masks = pairs(tmp_path / "data", 2)
     first = np.concatenate(as_arrays(build_both(paths, masks), "mask"))
     build_both(paths, masks, values={0: 0, 255: 1})
@@ -327,7 +327,7 @@ def test_the_key_changes_with_masks_and_values(place, tmp_path):
     assert len(list(place.glob("*.arrow"))) == 4
 
 
-def test_masks_of_other_sizes_modes_and_parts(place, tmp_path):
+def test_reads_masks_of_other_sizes_modes_and_parts(place, tmp_path):
     paths, masks = pairs(tmp_path / "data", 1)
     expected = np.concatenate(as_arrays(build_both(paths, masks), "mask"))
     whole = Image.open(masks[0][0])
@@ -346,16 +346,16 @@ def test_masks_of_other_sizes_modes_and_parts(place, tmp_path):
     assert np.array_equal(classes == 2, (expected[0] > 0) & (np.arange(16) >= 8))
 
 
-def test_masks_that_do_not_fit_are_named(place, tmp_path):
+def test_masks_that_do_not_fit_raise(place, tmp_path):
     paths, masks = pairs(tmp_path / "data", 3)
     broken = masks[1][0]
     with pytest.raises(MedtlError, match=r"1.png has no mask"):
         build_both(paths, [masks[0], [], masks[2]])
     for content, more, words in (
-        (np.zeros((40, 30), np.uint8), {}, r"masks.1.png: 30 × 40 pixels, but its picture .*1.png has 40 × 30"),
+        (np.zeros((40, 30), np.uint8), {}, r"masks.1.png: 30 × 40 pixels, but its image .*1.png has 40 × 30"),
         (np.zeros((30, 30), np.uint8), {}, r"30 × 30 pixels"),
         (np.arange(1200, dtype=np.uint8).reshape(30, 40), {}, r"masks.1.png: expected a mask in black and white"),
-        (np.full((30, 40), 7, np.uint8), {"values": {0: 0, 255: 1}}, r"masks.1.png: .* values 0, 255, found 7"),
+        (np.full((30, 40), 7, np.uint8), {"values": {0: 0, 255: 1}}, r"masks.1.png: .* values 0, 255, also found 7"),
     ):
         Image.fromarray(content).save(broken)
         with pytest.raises(MedtlError, match=words):
@@ -365,7 +365,7 @@ def test_masks_that_do_not_fit_are_named(place, tmp_path):
     with pytest.raises(MedtlError, match=r"0.png and .*other.png: \(3, 4\) pixels"):
         build_both(paths, [[masks[0][0], other], masks[0], masks[2]])
     broken.write_bytes(b"no mask")
-    with pytest.raises(MedtlError, match=r"masks.1.png: not a readable picture"):
+    with pytest.raises(MedtlError, match=r"masks.1.png: not a readable image"):
         build_both(paths, masks)
     broken.unlink()
     with pytest.raises(MedtlError, match=r"masks.1.png, the mask of .*1.png, can't be read \(No such file"):
@@ -374,14 +374,14 @@ def test_masks_that_do_not_fit_are_named(place, tmp_path):
 
 
 @pytest.mark.parametrize("context", ["none", "fork", "spawn"])
-def test_augmentation_moves_picture_and_mask_together(place, tmp_path, context):
+def test_augmentation_moves_image_and_mask_together(place, tmp_path, context):
     paths, masks = pairs(tmp_path / "data", 6, size=(120, 160))
 
     def large(images: list[Image.Image]) -> np.ndarray:
         return np.stack([np.asarray(image) for image in images])
 
     prepared = prepare_images(paths, [sha(path) for path in paths], large, "large", masks)
-    augment = augmentation("light")
+    augment = get_augmentation("light")
     data = PreparedImages(prepared, range(6), [0] * 6, augment, seed=3)
     plain = PreparedImages(prepared, range(6), [0] * 6)
     more = {} if context == "none" else {"multiprocessing_context": context, "num_workers": 1}
@@ -399,7 +399,7 @@ def test_augmentation_moves_picture_and_mask_together(place, tmp_path, context):
     assert moved >= 4
 
 
-def test_real_masks_fit_their_pictures(place, shared):
+def test_real_masks_fit_their_images(place, shared):
     from hf_medtl import load
 
     loaded = load("lung-masks", shared / "data" / "chest-xray-masks-and-labels")

@@ -163,7 +163,7 @@ def main(folder: Path, count: int, seed: int = 0) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit of memory is set by way of /proc")
-def test_a_thousand_damaged_files(tmp_path):
+def test_damaged_files_neither_crash_nor_hang_nor_exhaust_memory(tmp_path):
     from tests.support.commands import run_command
 
     done = run_command(sys.executable, __file__, tmp_path, COUNT, OPENBLAS_NUM_THREADS="1")

@@ -45,7 +45,7 @@ def test_monochrome1_is_inverted(tmp_path):
 
 
 @pytest.mark.parametrize("function", [None, "LINEAR_EXACT", "SIGMOID"])
-def test_rescaling_and_the_first_window_of_the_file(function, tmp_path):
+def test_rescale_and_first_window_of_file_are_applied(function, tmp_path):
     hounsfield = np.linspace(-1024, 1000, 48 * 64).round().reshape(48, 64)
     stored = (hounsfield + 1024).astype(np.uint16)
     elements = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": [40, 300], "WindowWidth": [80, 1500]}
@@ -60,7 +60,7 @@ def test_rescaling_and_the_first_window_of_the_file(function, tmp_path):
     assert np.abs(found - 255 * expected.clip(0, 1)).max() <= 0.51
 
 
-def test_a_given_window_is_in_rescaled_units_and_comes_first(tmp_path):
+def test_explicit_window_in_rescaled_units_overrides_file(tmp_path):
     stored = np.arange(0, 200, dtype=np.int16).reshape(10, 20) - 100
     path = save_dicom(
         make_dicom(stored, RescaleSlope=2, RescaleIntercept=-50, WindowCenter=1, WindowWidth=9), tmp_path / "a.dcm"
@@ -74,7 +74,7 @@ def test_a_given_window_is_in_rescaled_units_and_comes_first(tmp_path):
     assert grey(negative)[0, 0] == 255  # percentiles, too, follow the sign of the slope
 
 
-def test_signed_and_padded_pixels_without_a_window(tmp_path):
+def test_signed_and_padded_pixels_without_window(tmp_path):
     signed = np.linspace(-900, 900, 48 * 64).reshape(48, 64).astype(np.int16)
     signed[:12] = -2000
     found = grey(save_dicom(make_dicom(signed, PixelPaddingValue=-2000), tmp_path / "padded.dcm"))
@@ -83,18 +83,18 @@ def test_signed_and_padded_pixels_without_a_window(tmp_path):
     assert np.abs(found - 255 * ((signed - low) / (high - low)).clip(0, 1)).max() <= 0.51
 
 
-def test_8_bits_without_a_window_stay_as_they_are(tmp_path):
+def test_8_bits_without_window_are_unchanged(tmp_path):
     pixels = COLOUR[..., 0] // 2 + 30
     assert np.array_equal(grey(save_dicom(make_dicom(pixels), tmp_path / "8.dcm")), pixels)
 
 
 @pytest.mark.parametrize("invalid", [{"WindowCenter": 40, "WindowWidth": 0}, {"WindowCenter": 40}, {"WindowWidth": 9}])
-def test_an_invalid_window_is_as_none(invalid, tmp_path):
+def test_invalid_window_is_ignored(invalid, tmp_path):
     plain = grey(save_dicom(make_dicom(RAMP), tmp_path / "plain.dcm"))
     assert np.array_equal(grey(save_dicom(make_dicom(RAMP, **invalid), tmp_path / "invalid.dcm")), plain)
 
 
-def test_lookup_tables(tmp_path):
+def test_lookup_tables_are_applied(tmp_path):
     def table(entries: list[int], bits: int) -> Dataset:
         item = Dataset()
         item.LUTDescriptor = [len(entries), 0, bits]
@@ -109,7 +109,7 @@ def test_lookup_tables(tmp_path):
     assert np.abs(grey(save_dicom(modality, tmp_path / "m.dcm"), window=(0, 189)) - 255 * pixels / 63).max() <= 0.51
 
 
-def test_middle_and_chosen_frame(tmp_path, caplog):
+def test_reads_middle_or_selected_frame(tmp_path, caplog):
     frames = np.stack([np.full((8, 8), 50 * k, np.uint8) for k in range(5)])
     path = save_dicom(make_dicom(frames, frames=5), tmp_path / "series.dcm")
     with caplog.at_level(logging.INFO):
@@ -122,7 +122,7 @@ def test_middle_and_chosen_frame(tmp_path, caplog):
             read_image(path, frame=frame)
 
 
-def test_each_frame_of_an_enhanced_object_has_its_own_rescaling_and_window(tmp_path):
+def test_enhanced_frames_have_own_rescale_and_window(tmp_path):
     def groups(centre: float) -> Dataset:
         item, voi, value = Dataset(), Dataset(), Dataset()
         voi.WindowCenter, voi.WindowWidth, voi.VOILUTFunction = centre, 100, "LINEAR_EXACT"
@@ -137,14 +137,14 @@ def test_each_frame_of_an_enhanced_object_has_its_own_rescaling_and_window(tmp_p
 
 
 @pytest.mark.parametrize("planar", [0, 1])
-def test_rgb(planar, tmp_path):
+def test_rgb_is_unchanged(planar, tmp_path):
     data = make_dicom(COLOUR, PlanarConfiguration=planar)
     if planar:
         data.PixelData = COLOUR.transpose(2, 0, 1).tobytes()
     assert np.array_equal(read_image(save_dicom(data, tmp_path / "rgb.dcm")), COLOUR)
 
 
-def test_ybr_and_16_bit_rgb(tmp_path):
+def test_reads_ybr_and_16_bit_rgb(tmp_path):
     ybr = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
     path = save_dicom(make_dicom(ybr, PhotometricInterpretation="YBR_FULL"), tmp_path / "ybr.dcm")
     assert np.abs(np.asarray(read_image(path)).astype(int) - COLOUR).max() <= 3
@@ -153,7 +153,7 @@ def test_ybr_and_16_bit_rgb(tmp_path):
     )
 
 
-def test_palette(tmp_path):
+def test_palette_becomes_rgb(tmp_path):
     table = np.random.default_rng(1).integers(0, 256, (3, 256), dtype=np.uint8)
     elements: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, channel in zip(("Red", "Green", "Blue"), table, strict=True):
@@ -165,7 +165,7 @@ def test_palette(tmp_path):
     )
 
 
-def test_compressed(tmp_path):
+def test_reads_compressed_pixels(tmp_path):
     plain = grey(save_dicom(make_dicom(RAMP, BitsStored=12), tmp_path / "plain.dcm"))
     rle = make_dicom(RAMP, BitsStored=12)
     rle.compress(RLELossless)
@@ -181,14 +181,14 @@ def test_compressed(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
-def test_other_encodings(syntax, tmp_path):
+def test_reads_other_transfer_syntaxes(syntax, tmp_path):
     data = make_dicom(RAMP.astype(">u2") if syntax == ExplicitVRBigEndian else RAMP, syntax=syntax)
     plain = grey(save_dicom(make_dicom(RAMP), tmp_path / "plain.dcm"))
     assert np.array_equal(grey(save_dicom(data, tmp_path / "other.dcm")), plain)
 
 
 @pytest.mark.parametrize("name", ["bare.dcm", "bare"])
-def test_a_file_without_preamble(name, tmp_path):
+def test_reads_file_without_preamble(name, tmp_path):
     plain = grey(save_dicom(make_dicom(RAMP), tmp_path / "plain.dcm"))
     for implicit in (True, False):
         data = make_dicom(RAMP)
@@ -198,7 +198,7 @@ def test_a_file_without_preamble(name, tmp_path):
         assert np.array_equal(grey(path), plain)
 
 
-def test_the_content_decides_not_the_name(tmp_path):
+def test_content_not_name_decides_format(tmp_path):
     path = save_dicom(make_dicom(RAMP), tmp_path / "ct.png")
     assert grey(path).max() == 255
     Image.fromarray(COLOUR).save(tmp_path / "photo.dcm", format="PNG")
@@ -239,7 +239,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", list(BROKEN))
-def test_what_gives_no_picture_is_one_error_without_header_data(kind, tmp_path, caplog, capfd, recwarn):
+def test_unreadable_files_raise_error_without_header_data(kind, tmp_path, caplog, capfd, recwarn):
     path = tmp_path / "broken.dcm"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -254,7 +254,7 @@ def test_what_gives_no_picture_is_one_error_without_header_data(kind, tmp_path, 
     assert "Mustermann" not in said
 
 
-def test_nothing_of_the_header_gets_out_with_a_picture(tmp_path, caplog, capfd, recwarn):
+def test_header_data_does_not_leave_with_image(tmp_path, caplog, capfd, recwarn):
     data = make_dicom(RAMP)
     data.PerFrameFunctionalGroupsSequence = [Dataset()]
     data.PerFrameFunctionalGroupsSequence[0].PatientName = NAME
@@ -273,14 +273,14 @@ def test_nothing_of_the_header_gets_out_with_a_picture(tmp_path, caplog, capfd, 
     assert logging.getLogger("pydicom").level == logging.NOTSET or logging.getLogger("pydicom").level < logging.CRITICAL
 
 
-def test_deflated_bomb(tmp_path):
+def test_rejects_deflated_bomb(tmp_path):
     data = make_dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
     data.add_new(0x00091001, "OB", bytes(300 << 20))
     with pytest.raises(UnreadableImage, match="MiB"):
         read_image(save_dicom(data, tmp_path / "bomb.dcm"))
 
 
-def test_size_in_the_code():
+def test_compressed_size_is_read_from_codestream():
     for options in ({"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "JPEG2000"}):
         buffer = io.BytesIO()
         Image.new("RGB", (70, 50)).save(buffer, **options)
@@ -288,7 +288,7 @@ def test_size_in_the_code():
     assert compressed_size(b"") is compressed_size(b"\xff\xd8\xff") is compressed_size(b"text" * 99) is None
 
 
-def test_ordinary_pictures_are_read_without_pydicom(tmp_path):
+def test_ordinary_images_are_read_without_pydicom(tmp_path):
     from tests.support.commands import run_command
 
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
@@ -318,7 +318,7 @@ def upright(volume: np.ndarray, slice_: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["Nifti1Image", "Nifti2Image"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_nifti_slices(kind, suffix, tmp_path):
+def test_reads_nifti_slices(kind, suffix, tmp_path):
     path = nifti(VOLUME, tmp_path / f"brain{suffix}", kind=kind)
     assert np.abs(grey(path) - upright(VOLUME, 3)).max() <= 0.51
     assert np.abs(grey(path, frame=0) - upright(VOLUME, 0)).max() <= 0.51
@@ -330,7 +330,7 @@ def test_nifti_slices(kind, suffix, tmp_path):
 
 @pytest.mark.parametrize("code", ["LPS", "SRA", "AIL", "PSR", "IRP", "RAS"])
 @pytest.mark.parametrize("volumes", [0, 2])
-def test_nifti_in_any_orientation(code, volumes, tmp_path):
+def test_reads_nifti_in_any_orientation(code, volumes, tmp_path):
     nibabel = pytest.importorskip("nibabel")
     image = nibabel.Nifti1Image(np.stack([VOLUME, VOLUME + 1], -1) if volumes else VOLUME, np.eye(4))
     turn = nibabel.orientations.axcodes2ornt(code)
@@ -340,7 +340,7 @@ def test_nifti_in_any_orientation(code, volumes, tmp_path):
     assert np.abs(grey(tmp_path / "turned.nii", frame=5) - upright(VOLUME, 5)).max() <= 0.51
 
 
-def test_damaged_nifti(tmp_path, monkeypatch):
+def test_damaged_nifti_raises(tmp_path, monkeypatch):
     path = nifti(VOLUME, tmp_path / "a.nii")
     whole = path.read_bytes()
     huge = whole[:42] + np.array([30000, 30000, 30000], "<i2").tobytes() + whole[48:]
@@ -356,7 +356,7 @@ def test_damaged_nifti(tmp_path, monkeypatch):
 
 
 @pytest.mark.real
-def test_real_files(shared):
+def test_reads_real_files(shared):
     folder = shared / "data" / "dicom-samples"
     files = sorted(folder.glob("*.dcm"))
     assert len(files) == 14

@@ -48,7 +48,7 @@ def written(made: Dataset, path):
 
 @pytest.mark.parametrize("kind", [radiograph, slice_])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_a_segmentation_has_the_mask_of_the_stored_pixels(kind, photometric, tmp_path):
+def test_segmentation_matches_mask_of_stored_pixels(kind, photometric, tmp_path):
     source = read_header(save_dicom(kind(PhotometricInterpretation=photometric), tmp_path / "scan.dcm"))
     path = written(make_segmentation(source, MASK, LABELS, "owner/unet", "abc123"), tmp_path / "scan.seg.dcm")
     found = highdicom.seg.segread(path)
@@ -77,7 +77,7 @@ def test_a_segmentation_has_the_mask_of_the_stored_pixels(kind, photometric, tmp
         assert list(found.PatientOrientation) == ["L", "F"]
 
 
-def test_slices_of_a_series_make_one_series_of_masks():
+def test_slices_of_one_series_become_one_mask_series():
     first = slice_()
     second = slice_(SeriesInstanceUID=first.SeriesInstanceUID)
     one, other, newer = (
@@ -88,7 +88,7 @@ def test_slices_of_a_series_make_one_series_of_masks():
     assert one.SOPInstanceUID != other.SOPInstanceUID
 
 
-def test_labels_become_codes():
+def test_labels_become_dicom_codes():
     organ, finding = codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure
     assert segment_concept("lungs") == segment_concept("Lung") == (organ, codes.SCT.Lung)
     assert segment_concept("left_lung")[1].value == "44029006"
@@ -101,7 +101,7 @@ def test_labels_become_codes():
     assert long.ManufacturerModelName == "m" * 64
 
 
-def test_an_overlay_is_a_picture_of_the_study(tmp_path):
+def test_overlay_belongs_to_study(tmp_path):
     source = radiograph(
         PatientName="Müßtermann^Jürgen", SpecificCharacterSet="ISO_IR 100", BurnedInAnnotation="NO",
         LossyImageCompression="01", LossyImageCompressionRatio="9.5", LossyImageCompressionMethod="ISO_10918_1",
@@ -121,7 +121,7 @@ def test_an_overlay_is_a_picture_of_the_study(tmp_path):
     assert list(found.PatientOrientation) == ["L", "F"]
 
 
-def test_nothing_is_invented():
+def test_missing_header_values_stay_empty():
     source = radiograph()
     for key in ("PatientName", "PatientID", "PatientSex", "PatientOrientation"):
         delattr(source, key)
@@ -133,7 +133,7 @@ def test_nothing_is_invented():
         assert "PatientName" not in source
 
 
-def test_of_several_frames_the_overlay_names_the_one_that_is_read():
+def test_overlay_references_frame_that_was_read():
     source = radiograph(np.stack([RAMP] * 5), frames=5)
     made = make_overlay(source, Image.fromarray(COLOUR), "", "m")
     assert made.SourceImageSequence[0].ReferencedFrameNumber == 3
@@ -152,7 +152,7 @@ BAD = {
 
 @pytest.mark.parametrize("reason", list(BAD))
 @pytest.mark.parametrize("overlay", [False, True])
-def test_what_can_not_be_is_told_without_a_word_of_the_header(reason, overlay, tmp_path, caplog, capfd, recwarn):
+def test_errors_contain_no_header_data(reason, overlay, tmp_path, caplog, capfd, recwarn):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = save_dicom(BAD[reason](), tmp_path / "bad.dcm", enforce_file_format=False)
@@ -171,7 +171,7 @@ def test_what_can_not_be_is_told_without_a_word_of_the_header(reason, overlay, t
     assert "mustermann" not in said.lower()
 
 
-def test_a_name_that_highdicom_warns_of_is_not_logged(caplog, recwarn):
+def test_highdicom_warning_about_name_is_not_logged(caplog, recwarn):
     source = radiograph(PatientName="Mustermann")  # without ^
     caplog.clear()
     with caplog.at_level(logging.DEBUG):
@@ -181,7 +181,7 @@ def test_a_name_that_highdicom_warns_of_is_not_logged(caplog, recwarn):
     assert "Mustermann" not in caplog.text + " ".join(str(warning.message) for warning in recwarn)
 
 
-def test_what_is_asked_wrongly_is_named(monkeypatch):
+def test_unknown_class_or_missing_highdicom_raises(monkeypatch):
     with pytest.raises(MedtlError, match=r"classes 0 \(background\) to 1"):
         make_segmentation(radiograph(), MASK, LABELS[:2], "m")
     monkeypatch.setitem(sys.modules, "highdicom", None)
@@ -190,7 +190,7 @@ def test_what_is_asked_wrongly_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
-def test_headers_are_of_dicom_files_only(syntax, tmp_path):
+def test_headers_are_read_from_dicom_files_only(syntax, tmp_path):
     source = radiograph(syntax=syntax)
     header = read_header(save_dicom(source, tmp_path / "a.dcm"))
     assert header.SOPInstanceUID == source.SOPInstanceUID
@@ -210,7 +210,7 @@ def segmenter(tmp_path_factory):
     return folder
 
 
-def test_the_command_writes_segmentations_beside_masks(segmenter, tmp_path):
+def test_command_writes_segmentations_beside_masks(segmenter, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name, photometric in (("one", "MONOCHROME1"), ("two", "MONOCHROME2")):
@@ -221,7 +221,7 @@ def test_the_command_writes_segmentations_beside_masks(segmenter, tmp_path):
         COMMAND, "predict", segmenter, pictures, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks"
     )
     assert done.returncode == 1
-    assert "4 pictures, 1 of them with an error" in done.stdout
+    assert "4 images, 1 of them with an error" in done.stdout
     table = pd.read_csv(tmp_path / "t.csv").set_index(pd.Index(["nostudy", "one", "photo", "two"]))
     assert "lacks StudyInstanceUID" in table.at["nostudy", "error"]
     assert table["error"].notna().sum() == 1
@@ -240,7 +240,7 @@ def test_the_command_writes_segmentations_beside_masks(segmenter, tmp_path):
     assert all(NAME.encode() not in path.read_bytes() for path in (tmp_path / "masks").glob("*.png"))
 
 
-def test_overlays_beside_maps_and_none_where_not_wanted(tiny_checkpoint, tmp_path):
+def test_command_writes_overlays_beside_heatmaps_unless_disabled(tiny_checkpoint, tmp_path):
     source = save_dicom(radiograph(), tmp_path / "scan.dcm")
     command = "predict", tiny_checkpoint("vit"), source, "--explain", "gradcam", "--out"
     printed = run_cli(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps")
@@ -256,7 +256,7 @@ def test_overlays_beside_maps_and_none_where_not_wanted(tiny_checkpoint, tmp_pat
 
 
 @pytest.mark.real
-def test_real_radiographs(shared, tmp_path):
+def test_segmentations_of_real_radiographs_round_trip(shared, tmp_path):
     """In stored coordinates, at their own size, from JPEG 2000 and with MONOCHROME1 too."""
     for name in ("RG1_J2KI.dcm", "CT_small.dcm", "MR_small.dcm"):
         source = read_header(shared / "data" / "dicom-samples" / name)

@@ -30,7 +30,7 @@ def two(tmp_path):
 NAMES = {"normal": "healthy", "ill": "sick"}
 
 
-def test_other_pictures_are_external(two):
+def test_unseen_images_are_external(two):
     loaded = load("imagefolder", two / "one")
     outside = load_external(loaded, "imagefolder", two / "two", labels=NAMES)
     assert outside.counts()["test"] == {"healthy": 8, "sick": 8}
@@ -42,7 +42,7 @@ def test_other_pictures_are_external(two):
         load_external(loaded, "imagefolder", two / "two", labels={"cat": "sick"})
 
 
-def test_what_training_sees_is_named_and_refused_or_dropped(two, caplog):
+def test_training_images_are_refused_or_dropped(two, caplog):
     table = load("imagefolder", two / "one").table.set_index("path")
     seen = [path for path in table.index if table.at[path, "split"] != "test"]
     unseen = [path for path in table.index if table.at[path, "split"] == "test"]
@@ -58,7 +58,7 @@ def test_what_training_sees_is_named_and_refused_or_dropped(two, caplog):
     assert "2 of 19 images were seen in training" in caplog.text
 
 
-def test_a_patient_of_the_same_collection_is_seen(phantoms):
+def test_images_of_training_patients_are_shared(phantoms):
     loaded = load("brain-phantoms", phantoms)
     assert set(shared_images(loaded, survey("brain-phantoms", phantoms))["reason"]) == {"same file"}
     every = survey("brain-phantoms", phantoms)
@@ -73,7 +73,7 @@ def test_a_patient_of_the_same_collection_is_seen(phantoms):
     assert "same patient" in set(both["reason"])  # others are near copies of their patient's other picture
 
 
-def test_a_run_reports_both(tmp_path, phantoms, tiny_checkpoint):
+def test_run_reports_internal_and_external_results(tmp_path, phantoms, tiny_checkpoint):
     from hf_medtl.data.phantoms import write_phantoms
 
     second = write_phantoms(tmp_path / "second", "brain", patients=10, images=2, size=64, seed=9)
@@ -99,7 +99,7 @@ def test_a_run_reports_both(tmp_path, phantoms, tiny_checkpoint):
 
 
 @pytest.mark.real
-def test_real_sets_share_pictures(shared):
+def test_real_datasets_share_images(shared):
     data = shared / "data"
     loaded = load("covid19-radiography", data / "covid19-radiography-database")
     labels = {"pneumonia": "viral_pneumonia"}
@@ -114,14 +114,14 @@ def test_real_sets_share_pictures(shared):
 
 
 @pytest.mark.real
-def test_what_can_not_be_recognised_is_never_external(shared):
+def test_rejects_reassembled_medmnist_as_external(shared):
     loaded = load("chest-xray-pneumonia", shared / "data" / "chest-xray-pneumonia")
     small = shared / "data" / "medmnist" / "pneumoniamnist_reassembled.npz"
     with pytest.raises(MedtlError, match="medmnist is never external to chest-xray-pneumonia"):
         load_external(loaded, "medmnist", small, drop_overlap=True)
 
 
-def test_of_two_hospitals_one_is_learnt_from_and_one_tested(tmp_path):
+def test_trains_on_one_source_and_tests_on_another(tmp_path):
     rows = []
     for i in range(40):
         write_noise_image(tmp_path / f"{i}.png", i)

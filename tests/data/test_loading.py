@@ -41,7 +41,7 @@ def groups_in_two_splits(table: pd.DataFrame) -> int:
     return int((table.groupby("group")["split"].nunique() > 1).sum())
 
 
-def test_one_of_two_roots_and_canonical_columns(brain):
+def test_reads_one_of_two_identical_roots_with_canonical_columns(brain):
     loaded = load("brain-tumor-mri", brain)
     assert len(loaded.table) == 40
     assert list(loaded.table.columns) == [
@@ -57,7 +57,7 @@ def test_one_of_two_roots_and_canonical_columns(brain):
     assert set(load("brain-tumor-mri", brain).table["path"].str.split("/").str[0]) == {"brain_tumor_dataset"}
 
 
-def test_copies_and_near_copies_stay_on_one_side(brain):
+def test_duplicates_and_near_duplicates_stay_in_one_split(brain):
     for i in range(10):
         Image.open(brain / "yes" / "Y1.JPG").resize((60, 66)).save(brain / "yes" / f"copy{i}.jpg", quality=70)
     shutil.copy(brain / "no" / "3 no.jpeg", brain / "no" / "N3.JPG")
@@ -68,7 +68,7 @@ def test_copies_and_near_copies_stay_on_one_side(brain):
         assert groups_in_two_splits(table) == 0
 
 
-def test_splits_are_reproducible_stratified_and_differ_by_seed(brain):
+def test_splits_are_stratified_and_depend_only_on_seed(brain):
     first, again, other = (load("brain-tumor-mri", brain, seed=s).table for s in (1, 1, 2))
     pd.testing.assert_frame_equal(first, again)
     assert (first["split"] != other["split"]).any()
@@ -76,7 +76,7 @@ def test_splits_are_reproducible_stratified_and_differ_by_seed(brain):
         assert rows["split"].value_counts().to_dict() == {"train": 13, "validation": 3, "test": 4}
 
 
-def test_patients_of_phantoms_stay_together(phantoms):
+def test_images_of_one_patient_stay_in_one_split(phantoms):
     table = load("brain-phantoms", phantoms).table
     assert table["patient"].nunique() == 24
     assert table.groupby("patient")["split"].nunique().max() == 1
@@ -90,7 +90,7 @@ def test_groups_join_patients_and_duplicates_transitively():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_greedy_split_keeps_shares_with_large_groups(seed):
+def test_greedy_split_keeps_fractions_with_large_groups(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.geometric(0.3, 300)
     groups = np.repeat([f"g{i}" for i in range(300)], sizes)
@@ -104,7 +104,7 @@ def test_greedy_split_keeps_shares_with_large_groups(seed):
             assert abs(shares[name] - wanted) < 0.06, (label, name)
 
 
-def test_folds_cover_everything_once_and_part_no_group(brain):
+def test_folds_test_each_image_once_and_keep_groups_whole(brain):
     for i in range(6):
         shutil.copy(brain / "yes" / "Y0.png", brain / "yes" / f"copy{i}.png")
     tests = []
@@ -116,11 +116,11 @@ def test_folds_cover_everything_once_and_part_no_group(brain):
         tests += table.loc[table["split"] == "test", "image_id"].tolist()
     assert len(tests) == 46
     assert sorted(tests) == table["image_id"].tolist()
-    with pytest.raises(MedtlError, match="found 5 of 5"):
+    with pytest.raises(MedtlError, match="found fold 5 of 5"):
         load("brain-tumor-mri", brain, folds=5, fold=5)
 
 
-def test_a_split_is_given_back(brain, tmp_path):
+def test_saved_split_is_restored(brain, tmp_path):
     first = load("brain-tumor-mri", brain, seed=7).table
     first[COLUMNS].to_csv(tmp_path / "splits.csv", index=False)
     again = load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
@@ -131,26 +131,26 @@ def test_a_split_is_given_back(brain, tmp_path):
     assert fewer.excluded["path"].tolist() == first["path"].tolist()[:5]
 
     picture(brain / "yes" / "Y4.JPG", 999)
-    with pytest.raises(MedtlError, match=r"1 have other contents \(yes/Y4.JPG\)"):
+    with pytest.raises(MedtlError, match=r"1 have different contents \(yes/Y4.JPG\)"):
         load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
     (brain / "yes" / "Y4.JPG").unlink()
-    with pytest.raises(MedtlError, match=r"1 are not here \(yes/Y4.JPG\)"):
+    with pytest.raises(MedtlError, match=r"1 are missing \(yes/Y4.JPG\)"):
         load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
     with pytest.raises(MedtlError, match=r"is not the splits.csv of a run"):
         load("brain-tumor-mri", brain, splits=tmp_path / "absent.csv")
 
 
-def test_a_given_split_that_leaks_is_refused(brain, tmp_path):
+def test_rejects_given_split_that_leaks(brain, tmp_path):
     shutil.copy(brain / "yes" / "Y0.png", brain / "yes" / "copy.png")
     table = load("brain-tumor-mri", brain).table
     table.loc[table["image_id"] == "yes/copy.png", "split"] = "test"
     table.loc[table["image_id"] == "yes/Y0.png", "split"] = "train"
     table[COLUMNS].to_csv(tmp_path / "splits.csv", index=False)
-    with pytest.raises(MedtlError, match=r"parts 1 groups .* yes/Y0.png, yes/copy.png"):
+    with pytest.raises(MedtlError, match=r"different splits: 1 groups, such as yes/Y0.png, yes/copy.png"):
         load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
 
 
-def test_every_row_is_sound():
+def test_every_dataset_spec_is_complete():
     for name, spec in DATASETS.items():
         assert spec.name == name
         assert set(spec.values.values()) == set(spec.labels)
@@ -160,32 +160,32 @@ def test_every_row_is_sound():
         assert bool(spec.pattern) == (spec.reader == "paths")
 
 
-def test_too_few_groups_and_bad_fractions():
+def test_too_few_groups_and_invalid_fractions_raise():
     with pytest.raises(MedtlError, match="'b' has 2 independent group"):
         split_groups(["a"] * 9 + ["b"] * 2, [f"g{i}" for i in range(11)], FRACTIONS, 0)
     with pytest.raises(MedtlError, match="sum to 1"):
         split_groups(["a"] * 9, [f"g{i}" for i in range(9)], {"train": 0.9, "test": 0.2}, 0)
 
 
-def test_other_layout_names_expected_and_found(tmp_path):
+def test_unexpected_layout_error_lists_expected_and_actual_files(tmp_path):
     (tmp_path / "cats").mkdir()
     with pytest.raises(MedtlError, match=r"expected files such as yes/Y1.jpg .* found cats/"):
         load("brain-tumor-mri", tmp_path)
     with pytest.raises(MedtlError, match="is not a folder"):
         load("brain-tumor-mri", tmp_path / "absent")
-    with pytest.raises(MedtlError, match="Known are: brain-tumor-mri"):
+    with pytest.raises(MedtlError, match="Known datasets: brain-tumor-mri"):
         load("brian", tmp_path)
 
 
-def test_a_label_without_pictures(brain):
+def test_label_without_images_raises(brain):
     for place in ("no", "brain_tumor_dataset/no"):
         shutil.rmtree(brain / place)
         (brain / place).mkdir()
-    with pytest.raises(MedtlError, match="has no pictures of 'no_tumor'"):
+    with pytest.raises(MedtlError, match="has no images of 'no_tumor'"):
         load("brain-tumor-mri", brain)
 
 
-def test_damaged_files_are_named_and_left_out(brain, caplog):
+def test_damaged_files_are_logged_and_excluded(brain, caplog):
     (brain / "no" / "text.jpg").write_text("not a picture")
     (brain / "no" / "empty.png").write_bytes(b"")
     loaded = load("brain-tumor-mri", brain)
@@ -198,7 +198,7 @@ def test_damaged_files_are_named_and_left_out(brain, caplog):
         load("brain-tumor-mri", brain)
 
 
-def test_no_network_and_no_folder(monkeypatch, tmp_path):
+def test_missing_network_and_folder_raise(monkeypatch, tmp_path):
     import kagglehub
 
     def fail(slug):
@@ -209,7 +209,7 @@ def test_no_network_and_no_folder(monkeypatch, tmp_path):
         load("brain-tumor-mri")
 
 
-def test_a_changed_file_is_noticed(brain):
+def test_changed_file_gets_new_sha256(brain):
     before = load("brain-tumor-mri", brain).table.set_index("image_id")
     picture(brain / "yes" / "Y0.png", 999)
     after = load("brain-tumor-mri", brain).table.set_index("image_id")
@@ -217,7 +217,7 @@ def test_a_changed_file_is_noticed(brain):
 
 
 @pytest.mark.real
-def test_the_real_brain_set(real_brain):
+def test_loads_real_brain_dataset(real_brain):
     table = load("brain-tumor-mri", real_brain).table
     assert table["label"].value_counts().to_dict() == {"tumor": 155, "no_tumor": 98}
     copies = table["sha256"].value_counts()
@@ -231,7 +231,7 @@ def test_the_real_brain_set(real_brain):
         assert split.groupby(["split", "label"]).size().loc["test"].tolist() == [20, 31]
 
 
-def test_an_official_test_split_is_kept_and_what_leaks_into_it_is_left_out(tmp_path):
+def test_official_test_split_is_kept_and_leaking_images_are_excluded(tmp_path):
     for i in range(30):
         picture(tmp_path / "chest_xray" / "train" / "NORMAL" / f"IM-{i:04d}-0001.jpeg", i)
         picture(tmp_path / "chest_xray" / "train" / "PNEUMONIA" / f"person{i}_virus_{i}.jpeg", 100 + i)
@@ -285,7 +285,7 @@ REAL = [
 
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "folder", "counts", "masks"), REAL, ids=[row[1] + row[0][-2:] for row in REAL])
-def test_real_sets_load_with_their_counts_and_without_leaks(name, folder, counts, masks, shared):
+def test_real_datasets_have_published_counts_and_no_leaks(name, folder, counts, masks, shared):
     loaded = load(name, shared / "data" / folder)
     everything = pd.concat([loaded.table, loaded.excluded])
     assert everything["label"].value_counts().to_dict() == counts

@@ -9,9 +9,9 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
 from hf_medtl.data import phantoms
-from hf_medtl.data.phantoms import LABELS, brain, chest, cohort, write_phantoms
+from hf_medtl.data.phantoms import LABELS, draw_brain, draw_chest, draw_cohort, write_phantoms
 
-DRAW = {"brain": brain, "chest": chest}
+DRAW = {"brain": draw_brain, "chest": draw_chest}
 SIZE = 64
 
 
@@ -20,7 +20,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_same_arguments_give_the_same_bytes_in_any_order(kind):
+def test_same_arguments_give_same_bytes_in_any_order(kind):
     asked = [(patient, picture) for patient in range(3) for picture in range(2)]
     first = {key: DRAW[kind](*key, True, size=SIZE) for key in asked}
     again = {key: DRAW[kind](*key, True, size=SIZE) for key in reversed(asked)}
@@ -32,18 +32,18 @@ def test_same_arguments_give_the_same_bytes_in_any_order(kind):
 
 @pytest.mark.parametrize("size", [32, 65, 128])
 @pytest.mark.parametrize("kind", LABELS)
-def test_shape_and_names(kind, size):
+def test_image_shape_and_label_names(kind, size):
     phantom = DRAW[kind](7, 1, True, size=size)
     assert phantom.image.shape == phantom.mask.shape == (size, size)
     assert phantom.image.dtype == phantom.mask.dtype == np.uint8
-    assert (phantom.label, phantom.patient, phantom.picture) == (LABELS[kind][1], f"{kind}-0007", 1)
+    assert (phantom.label, phantom.patient, phantom.index) == (LABELS[kind][1], f"{kind}-0007", 1)
     assert set(np.unique(phantom.mask)) == {0, 255}
     assert 25 < phantom.image.std() < 100
 
 
-def test_lesion_mask_is_in_the_head_and_empty_without_a_lesion():
+def test_lesion_mask_is_inside_head_and_empty_without_lesion():
     for patient in range(40):
-        without, found = (brain(patient, 0, lesion, size=SIZE) for lesion in (False, True))
+        without, found = (draw_brain(patient, 0, lesion, size=SIZE) for lesion in (False, True))
         assert not without.mask.any()
         assert 0.002 < (found.mask > 0).mean() < 0.1
         head = binary_fill_holes(without.image > 60)
@@ -52,7 +52,7 @@ def test_lesion_mask_is_in_the_head_and_empty_without_a_lesion():
 
 def test_lung_mask_is_two_dark_lungs():
     for patient in range(40):
-        normal, found = (chest(patient, 0, opacity, size=SIZE) for opacity in (False, True))
+        normal, found = (draw_chest(patient, 0, opacity, size=SIZE) for opacity in (False, True))
         assert np.array_equal(normal.mask, found.mask)
         lungs, count = label(normal.mask)
         shares = np.bincount(lungs.ravel())[1:] / lungs.size
@@ -63,7 +63,7 @@ def test_lung_mask_is_two_dark_lungs():
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_the_label_changes_nothing_but_the_finding(kind):
+def test_label_changes_only_the_finding(kind):
     for patient in range(12):
         without, found = (DRAW[kind](patient, 0, finding, size=SIZE) for finding in (False, True))
         changed = np.abs(found.image.astype(int) - without.image) > 2
@@ -73,8 +73,8 @@ def test_the_label_changes_nothing_but_the_finding(kind):
 
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("measure", [np.mean, np.max])
-def test_brightness_does_not_give_the_label_away(kind, measure):
-    pictures = list(cohort(kind, patients=60, pictures=1, size=SIZE))
+def test_brightness_does_not_predict_label(kind, measure):
+    pictures = list(draw_cohort(kind, patients=60, images=1, size=SIZE))
     with_finding, without = (
         np.array([measure(phantom.image) for phantom in pictures if phantom.label == name], float)
         for name in reversed(LABELS[kind])
@@ -85,20 +85,20 @@ def test_brightness_does_not_give_the_label_away(kind, measure):
     assert 0.25 < auc < 0.75
 
 
-def test_a_larger_cohort_begins_with_the_smaller_one():
-    small, large = (list(cohort("brain", patients=n, pictures=1, size=32)) for n in (5, 8))
+def test_larger_cohort_starts_with_smaller_one():
+    small, large = (list(draw_cohort("brain", patients=n, images=1, size=32)) for n in (5, 8))
     assert [p.label for p in small] == [p.label for p in large[:5]]
     assert [p.label for p in large].count("lesion") == 4
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_write(kind, tmp_path):
-    folder = write_phantoms(tmp_path / "deep" / kind, kind, patients=4, pictures=2, size=32)
+def test_writes_images_masks_and_table(kind, tmp_path):
+    folder = write_phantoms(tmp_path / "deep" / kind, kind, patients=4, images=2, size=32)
     written = files(folder)
     assert sorted(p.name for p in folder.parent.iterdir()) == [kind]
     assert len(written) == 2 * 8 + 2
-    for phantom in cohort(kind, patients=4, pictures=2, size=32):
-        name = f"{phantom.patient}_{phantom.picture}.png"
+    for phantom in draw_cohort(kind, patients=4, images=2, size=32):
+        name = f"{phantom.patient}_{phantom.index}.png"
         with Image.open(folder / phantom.label / name) as image, Image.open(folder / "masks" / name) as mask:
             assert (image.format, image.mode) == ("PNG", "L")
             assert np.array_equal(np.asarray(image), phantom.image)
@@ -108,17 +108,17 @@ def test_write(kind, tmp_path):
     assert json.loads(written["phantoms.json"])["kind"] == kind
 
 
-def test_a_finished_folder_is_reused(tmp_path, monkeypatch):
-    folder = write_phantoms(tmp_path / "brain", "brain", patients=2, pictures=1, size=32)
+def test_complete_folder_is_reused(tmp_path, monkeypatch):
+    folder = write_phantoms(tmp_path / "brain", "brain", patients=2, images=1, size=32)
     before = files(folder)
-    monkeypatch.setattr(phantoms, "brain", None)  # drawing anything would fail
-    assert write_phantoms(str(folder), "brain", patients=2, pictures=1, size=32) == folder
+    monkeypatch.setattr(phantoms, "draw_brain", None)  # drawing anything would fail
+    assert write_phantoms(str(folder), "brain", patients=2, images=1, size=32) == folder
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("more", [{"seed": 1}, {"patients": 3}, {"pictures": 2}, {"size": 48}, {"kind": "chest"}])
-def test_another_set_in_the_folder_is_kept(tmp_path, more):
-    asked = {"kind": "brain", "patients": 2, "pictures": 1, "size": 32}
+@pytest.mark.parametrize("more", [{"seed": 1}, {"patients": 3}, {"images": 2}, {"size": 48}, {"kind": "chest"}])
+def test_refuses_folder_of_other_phantoms(tmp_path, more):
+    asked = {"kind": "brain", "patients": 2, "images": 1, "size": 32}
     folder = write_phantoms(tmp_path / "set", **asked)
     before = files(folder)
     with pytest.raises(FileExistsError, match=r"expected phantoms made with .* found .* pass another folder"):
@@ -126,36 +126,36 @@ def test_another_set_in_the_folder_is_kept(tmp_path, more):
     assert files(folder) == before
 
 
-def test_a_folder_of_something_else_is_kept(tmp_path):
+def test_refuses_folder_of_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"no readable phantoms\.json"):
-        write_phantoms(tmp_path, "brain", patients=2, pictures=1, size=32)
+        write_phantoms(tmp_path, "brain", patients=2, images=1, size=32)
     assert files(tmp_path) == {"notes.txt": b"mine"}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, stop):
+def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, stop):
     def stops(patient, picture, lesion, **more):
         if patient == 1:
             raise stop
-        return brain(patient, picture, lesion, **more)
+        return draw_brain(patient, picture, lesion, **more)
 
     with monkeypatch.context() as patch, pytest.raises(stop):
-        patch.setattr(phantoms, "brain", stops)
-        write_phantoms(tmp_path / "brain", "brain", patients=2, pictures=1, size=32)
+        patch.setattr(phantoms, "draw_brain", stops)
+        write_phantoms(tmp_path / "brain", "brain", patients=2, images=1, size=32)
     assert list(tmp_path.iterdir()) == []
-    assert len(files(write_phantoms(tmp_path / "brain", "brain", patients=2, pictures=1, size=32))) == 6
+    assert len(files(write_phantoms(tmp_path / "brain", "brain", patients=2, images=1, size=32))) == 6
 
 
-def test_two_writers_of_the_same_set(tmp_path, monkeypatch):
-    asked = {"kind": "brain", "patients": 2, "pictures": 1, "size": 32}
+def test_concurrent_writer_of_same_folder_is_accepted(tmp_path, monkeypatch):
+    asked = {"kind": "brain", "patients": 2, "images": 1, "size": 32}
 
     def overtaken(patient, picture, lesion, **more):
-        monkeypatch.setattr(phantoms, "brain", brain)
+        monkeypatch.setattr(phantoms, "draw_brain", draw_brain)
         write_phantoms(tmp_path / "brain", **asked)
-        return brain(patient, picture, lesion, **more)
+        return draw_brain(patient, picture, lesion, **more)
 
-    monkeypatch.setattr(phantoms, "brain", overtaken)
+    monkeypatch.setattr(phantoms, "draw_brain", overtaken)
     assert len(files(write_phantoms(tmp_path / "brain", **asked))) == 6
     assert [p.name for p in tmp_path.iterdir()] == ["brain"]
 
@@ -165,19 +165,19 @@ def test_two_writers_of_the_same_set(tmp_path, monkeypatch):
     [
         ({"kind": "knee"}, "kind: expected one of brain, chest, found 'knee'"),
         ({"patients": 1}, "patients: expected at least 2, found 1"),
-        ({"pictures": 0}, "pictures: expected at least 1, found 0"),
+        ({"images": 0}, "images: expected at least 1, found 0"),
         ({"size": 31}, "size: expected at least 32, found 31"),
         ({"seed": -1}, "seed: expected at least 0, found -1"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_written(tmp_path, more, message):
+def test_invalid_arguments_raise_before_writing(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         write_phantoms(tmp_path / "set", **({"kind": "brain"} | more))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("draw", DRAW.values())
-def test_nonsense_is_refused_by_a_single_drawing(draw):
+def test_invalid_arguments_of_one_image_raise(draw):
     with pytest.raises(ValueError, match="patient: expected at least 0"):
         draw(-1, 0, False)
     with pytest.raises(ValueError, match="size: expected at least 32"):

@@ -43,7 +43,7 @@ def split_up(folder):
     return folder
 
 
-def test_class_folders(folder):
+def test_reads_class_folders(folder):
     (folder / "__MACOSX" / "healthy").mkdir(parents=True)
     (folder / "__MACOSX" / "healthy" / "._h1.png").write_bytes(b"x")
     (folder / "download" / "notes.txt").write_text("x")
@@ -58,7 +58,7 @@ def test_class_folders(folder):
         load("imagefolder", folder, positive="cat")
 
 
-def test_split_folders_are_kept_and_others_named(folder, caplog):
+def test_split_folders_are_kept_and_unknown_folders_reported(folder, caplog):
     split_up(folder)
     write_noise_image(folder / "data" / "extra" / "sick" / "x.png", 7)
     shutil.copy(folder / "data" / "Val" / "sick" / "s7.png", folder / "data" / "train" / "sick" / "copy.png")
@@ -73,7 +73,7 @@ def test_split_folders_are_kept_and_others_named(folder, caplog):
     assert "excluded: extra" in caplog.text
 
 
-def test_a_validation_split_that_lacks_a_label_is_drawn_anew(folder):
+def test_validation_split_without_a_label_is_resampled(folder):
     split_up(folder)
     shutil.rmtree(folder / "data" / "Val" / "sick")
     counts = load("imagefolder", folder).counts()
@@ -81,7 +81,7 @@ def test_a_validation_split_that_lacks_a_label_is_drawn_anew(folder):
     assert min(counts["validation"].values()) > 0
 
 
-def test_metadata_tells_patients_masks_and_splits(folder):
+def test_metadata_csv_gives_patients_masks_and_splits(folder):
     rows = []
     for label, letter in (("healthy", "h"), ("sick", "s")):
         for i in range(12):
@@ -109,13 +109,13 @@ def test_metadata_tells_patients_masks_and_splits(folder):
         load("imagefolder", folder)
 
 
-def test_masks_beside_the_classes_are_no_class(phantoms):
+def test_mask_folder_beside_classes_is_no_class(phantoms):
     loaded = load("imagefolder", phantoms)
     assert loaded.labels == ("no_lesion", "lesion")
     assert (loaded.table["mask"] != "").all()
 
 
-def test_pictures_without_a_label_or_class(tmp_path, folder):
+def test_images_without_label_or_class_raise(tmp_path, folder):
     write_noise_image(folder / "download" / "stray.png", 5)
     with pytest.raises(MedtlError, match=r"1 images have no label: download/stray.png"):
         load("imagefolder", folder)
@@ -124,7 +124,7 @@ def test_pictures_without_a_label_or_class(tmp_path, folder):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table(folder, suffix):
+def test_reads_table(folder, suffix):
     table = pd.DataFrame(
         [
             {"file_name": f"download/{label}/{letter}{i}.png", "label": label, "patient": f"{letter}{i // 2}"}
@@ -147,7 +147,7 @@ def test_a_table(folder, suffix):
         load("table", folder / "outside.csv")
 
 
-def test_edema_is_told_from_the_names_of_folders(folder):
+def test_edema_label_comes_from_folder_names(folder):
     (folder / "download" / "sick").rename(folder / "download" / "Pulmonary Oedema")
     (folder / "download" / "healthy").rename(folder / "download" / "Non-Edema")
     loaded = load("pulmonary-edema", folder)
@@ -160,7 +160,7 @@ def test_edema_is_told_from_the_names_of_folders(folder):
 
 
 @pytest.mark.parametrize("size", [28, 64])
-def test_medmnist(tmp_path, size):
+def test_reads_medmnist(tmp_path, size):
     rng = np.random.default_rng(0)
     arrays = {}
     for split, n in {"train": 30, "val": 8, "test": 10}.items():
@@ -185,7 +185,7 @@ def test_medmnist(tmp_path, size):
         load("medmnist", tmp_path / "no.npz")
 
 
-def test_a_data_set_on_the_hub(hub, folder):
+def test_reads_dataset_on_the_hub(hub, folder):
     files = sorted((folder / "download").rglob("*.png"))
     features = datasets.Features(
         image=datasets.Image(),
@@ -211,7 +211,7 @@ def test_a_data_set_on_the_hub(hub, folder):
         load("ci/absent")
 
 
-def test_two_hospitals_and_masks_of_two_lungs(tmp_path):
+def test_reads_two_hospitals_and_masks_of_two_lungs(tmp_path):
     china, montgomery = tmp_path / "ChinaSet_AllFiles" / "ChinaSet_AllFiles", tmp_path / "Montgomery" / "MontgomerySet"
     for i in range(12):
         write_noise_image(china / "CXR_png" / f"CHNCXR_{i:04d}_{i % 2}.png", i)
@@ -228,7 +228,7 @@ def test_two_hospitals_and_masks_of_two_lungs(tmp_path):
         assert np.count_nonzero(np.asarray(row["mask"].convert("L"))) == (200 if row["source"] == "CHNCXR" else 400)
 
 
-def test_files_without_an_extension_are_read_if_they_are_dicom(tmp_path):
+def test_reads_dicom_files_without_extension(tmp_path):
     from pydicom.data import get_testdata_file
 
     for i, label in enumerate(["a", "b"]):
@@ -249,7 +249,7 @@ REAL = [
 
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "folder", "counts", "others", "masks"), REAL, ids=[row[0] for row in REAL])
-def test_real_sets(name, folder, counts, others, masks, shared):
+def test_reads_real_datasets(name, folder, counts, others, masks, shared):
     found = survey(name, shared / "data" / folder)
     assert found.table["label"].value_counts().to_dict() == counts
     assert len(found.excluded) == others

@@ -26,7 +26,7 @@ def groups_of(n_patients: int, seed: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_parts_are_nested_and_stratified_and_keep_groups_whole(seed):
+def test_subsets_are_nested_stratified_and_keep_groups_whole(seed):
     table = groups_of(300, seed)
     before: set[int] = set()
     for share in SHARES:
@@ -46,14 +46,14 @@ def test_parts_are_nested_and_stratified_and_keep_groups_whole(seed):
     assert len(before) == len(table)
 
 
-def test_seeds_differ_and_repeat():
+def test_subset_depends_only_on_seed():
     table = groups_of(100, 0)
     one, again, other = (nested_subset(table["label"], table["group"], 0.2, seed) for seed in (1, 1, 2))
     assert (one == again).all()
     assert (one != other).any()
 
 
-def test_several_labels_and_none():
+def test_multilabel_and_unlabeled_subsets():
     cells, groups = ["p|q", "", "q", "", "r", "q"], list("abcdef")
     part = nested_subset(cells, groups, 0.01, 0)
     found = {label for cell, its in zip(cells, part, strict=True) if its for label in cell.split("|")}
@@ -61,7 +61,7 @@ def test_several_labels_and_none():
     assert nested_subset(["", ""], ["a", "b"], 0.01, 0).sum() == 1  # masks need no labels
 
 
-def test_only_training_shrinks(phantoms):
+def test_subsampling_changes_only_training_split(phantoms):
     whole = load("brain-phantoms", phantoms, seed=3)
     part = subsample_training(whole, 0.25, 3)
     for split in ("validation", "test"):
@@ -73,18 +73,18 @@ def test_only_training_shrinks(phantoms):
     assert subsample_training(whole, 1.0, 3) is whole
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 1.2, float("nan")])
-def test_what_is_no_share(share, tmp_path):
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.2, float("nan")])
+def test_rejects_fraction_outside_0_1(fraction, tmp_path):
     with pytest.raises(MedtlError, match="above 0 and at most 1"):
-        nested_subset(["a"], ["g"], share, 0)
-    with pytest.raises(MedtlError, match="--train_fraction is a share above 0"):
-        Recipe(train_fraction=share, output_dir=str(tmp_path))
-    with pytest.raises(MedtlError, match="Leave out --train_fraction"):
+        nested_subset(["a"], ["g"], fraction, 0)
+    with pytest.raises(MedtlError, match="--train_fraction must be above 0"):
+        Recipe(train_fraction=fraction, output_dir=str(tmp_path))
+    with pytest.raises(MedtlError, match="Remove --train_fraction"):
         Recipe(train_fraction=0.5, splits="splits.csv", output_dir=str(tmp_path))
 
 
-def test_a_run_of_a_part(phantoms, tiny_checkpoint, tmp_path, finished_run):
-    """Same test pictures as the whole; nothing is prepared anew; its splits.csv repeats it."""
+def test_run_on_subset_keeps_test_split_and_reuses_cache(phantoms, tiny_checkpoint, tmp_path, finished_run):
+    """Same test images as the whole; nothing is prepared again; its splits.csv repeats it."""
     prepared = {path.name for path in (cache_dir() / "pictures").glob("*.arrow")}
     folder = run(
         Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "part", train_fraction=0.3, num_train_epochs=1))
