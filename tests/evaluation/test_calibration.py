@@ -17,20 +17,20 @@ def forecasts(n=400, slope=1.0, shift=0.0, seed=0):
 
 
 @pytest.mark.parametrize(("slope", "shift"), [(1, 0), (0.5, -1), (2, 1)])
-def test_calibration_line_is_that_of_statsmodels(slope, shift):
+def test_calibration_line_equals_statsmodels(slope, shift):
     y, p = forecasts(slope=slope, shift=shift)
     fit = sm.GLM(y, sm.add_constant(logit(p)), family=sm.families.Binomial()).fit()
     large = sm.GLM(y, np.ones(y.size), offset=logit(p), family=sm.families.Binomial()).fit()
     assert calibration_line(y, p) == pytest.approx((fit.params[1], fit.params[0], large.params[0]), abs=1e-6)
 
 
-def test_calibration_line_finds_what_is_wrong():
+def test_calibration_line_recovers_slope_and_intercept():
     line = calibration_line(*forecasts(200_000, slope=0.5, shift=-1))
     assert line.slope == pytest.approx(0.5, abs=0.02)
     assert line.intercept == pytest.approx(-1, abs=0.03)
 
 
-def test_no_line_through_separable_or_constant():
+def test_calibration_line_of_separable_or_constant_is_nan():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         apart = calibration_line([0, 0, 1, 1], [0.0, 0.2, 0.9, 1.0])
@@ -46,7 +46,7 @@ def test_no_line_through_separable_or_constant():
     assert extreme.slope == pytest.approx(logit(2 / 3) / (2 * logit(1 - 1e-7)))
 
 
-def test_parts_of_brier():
+def test_brier_decomposition_adds_up():
     y, p = forecasts()
     parts = brier_decomposition(y, p)
     assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(
@@ -60,7 +60,7 @@ def test_parts_of_brier():
     )
 
 
-def test_calibration_error_of_the_calibrated_is_not_above_zero_on_average():
+def test_calibration_error_of_calibrated_is_unbiased():
     """Its square, before it is cut at 0, has mean 0; the plain error of bins has not."""
     found, plain = [], []
     for seed in range(300):
@@ -76,7 +76,7 @@ def test_calibration_error_of_the_calibrated_is_not_above_zero_on_average():
     assert np.isnan(calibration_error([0, 1, 1], [0.1, 0.5, 0.9]))
 
 
-def test_what_is_refused():
+def test_invalid_arguments_raise():
     for function in (calibration_line, brier_decomposition, calibration_error):
         with pytest.raises(ValueError, match="shape"):
             function([0, 1], [0.5])

@@ -25,7 +25,7 @@ def sample():
     return positive, score, groups
 
 
-def test_areas_under_the_curves_are_the_metrics(sample):
+def test_areas_under_curves_equal_metrics(sample):
     positive, score, _ = sample
     roc, precision = roc_band(*sample, resamples=50), precision_recall_band(*sample, resamples=50)
     assert np.trapezoid(roc.y, roc.x) == pytest.approx(roc_auc_score(positive, score))
@@ -33,7 +33,7 @@ def test_areas_under_the_curves_are_the_metrics(sample):
 
 
 @pytest.mark.parametrize("curve_of", [roc_band, precision_recall_band, net_benefit_band])
-def test_a_band_holds_the_curve_and_counts_groups(sample, curve_of):
+def test_band_contains_curve_and_resamples_groups(sample, curve_of):
     positive, score, groups = sample
     curve = curve_of(positive, score, groups, resamples=400)
     assert (curve.low <= curve.high).all()
@@ -50,20 +50,20 @@ def test_a_band_holds_the_curve_and_counts_groups(sample, curve_of):
     np.testing.assert_array_equal(again.low, curve.low)
 
 
-def test_the_decision_curve_is_net_benefit(sample):
+def test_decision_curve_equals_net_benefit(sample):
     positive, score, groups = sample
     np.testing.assert_allclose(
         net_benefit_band(positive, score, groups, 20).y, net_benefit(positive, score, THRESHOLDS)
     )
 
 
-def test_a_perfect_model_has_a_band_without_width():
+def test_perfect_model_has_zero_width_band():
     positive = np.arange(40) % 2 == 0
     curve = roc_band(positive, positive * 0.8, np.arange(40), resamples=50)
     assert (curve.low == 1).all() and (curve.high == 1).all()
 
 
-def test_reliability_has_limits_where_nothing_fails():
+def test_reliability_has_limits_without_any_error():
     probability = np.repeat([0.1, 0.9], 30)
     found = reliability_points(probability > 0.5, probability, np.arange(60))
     assert found.predicted == pytest.approx([0.1, 0.9])
@@ -73,7 +73,7 @@ def test_reliability_has_limits_where_nothing_fails():
     assert 0.8 < found.low[1] < 0.95
 
 
-def test_shares_of_pictures_rise_to_one(sample):
+def test_fractions_of_images_rise_to_one(sample):
     _, score, groups = sample
     curve = ecdf_band(score, groups, resamples=100)
     assert (np.diff(curve.y) >= 0).all()
@@ -81,7 +81,7 @@ def test_shares_of_pictures_rise_to_one(sample):
     assert ((curve.low <= curve.y) & (curve.y <= curve.high)).mean() > 0.95
 
 
-def test_what_has_no_curve_is_refused():
+def test_rejects_inputs_without_curve():
     with pytest.raises(ValueError, match="only one class"):
         roc_band([1, 1], [0.1, 0.2], [0, 1])
     with pytest.raises(ValueError, match="shape"):

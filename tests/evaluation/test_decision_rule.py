@@ -57,7 +57,7 @@ def test_to_config_has_the_keys_of_config_json():
 
 
 @pytest.mark.parametrize("rule", [BINARY, THREE, MULTILABEL])
-def test_reads_itself_from_a_saved_configuration(rule, tmp_path):
+def test_from_config_restores_saved_rule(rule, tmp_path):
     config = config_of(rule)
     assert DecisionRule.from_config(config) == rule
     config.save_pretrained(tmp_path)
@@ -65,7 +65,7 @@ def test_reads_itself_from_a_saved_configuration(rule, tmp_path):
     assert DecisionRule.from_config(json.loads((tmp_path / "config.json").read_text("utf-8"))) == rule
 
 
-def test_reads_a_model_trained_elsewhere():
+def test_from_config_accepts_foreign_model():
     rule = DecisionRule.from_config({"id2label": {"0": "no", "1": "yes"}})
     assert rule == DecisionRule(("no", "yes"))
     assert rule.decide(np.array([[0.4, 0.6]])).tolist() == [[False, True]]
@@ -89,7 +89,7 @@ def test_prediction_sets_match_labels_by_name():
 
 
 @pytest.mark.parametrize("rule", [BINARY, THREE, MULTILABEL])
-def test_decides_as_the_handler_that_travels_with_the_weights(rule):
+def test_decides_as_the_published_handler(rule):
     """handler.py imports nothing of hf_medtl, so the rule stands there a second time."""
     import torch
 
@@ -104,7 +104,7 @@ def test_decides_as_the_handler_that_travels_with_the_weights(rule):
         assert answer["candidates"] == (None if sets is None else list(np.array(rule.labels)[sets[i]]))
 
 
-def test_sentence_states_how_it_is_decided():
+def test_sentence_describes_decision_rule():
     assert BINARY.sentence() == (
         "The decision is “sick” if its probability is at least 0.200 (rule: youden). The threshold was chosen on the "
         "validation split."

@@ -51,7 +51,7 @@ def gain(cut, scores, positive):
 
 @pytest.mark.parametrize("prevalence", [0.1, 0.4, 0.7])
 @pytest.mark.parametrize("offset", [0.0, 1.5])
-def test_youden_of_few_pictures_serves_new_ones_better_than_their_own_best_cut(prevalence, offset):
+def test_youden_of_few_images_generalizes_better_than_empirical_maximum(prevalence, offset):
     """Also of scores with an offset, such as class weights give."""
 
     def draw(n, rng):
@@ -69,13 +69,13 @@ def test_youden_of_few_pictures_serves_new_ones_better_than_their_own_best_cut(p
     assert gain(youden(*many), *new) == pytest.approx(best, abs=0.006)
 
 
-def test_youden_where_validation_makes_no_error():
+def test_youden_of_perfect_validation_split():
     perfect = np.array([0.0, 0.2, 0.8, 1.0]), np.array([False, False, True, True])
     assert 0.3 < youden(*perfect) < 0.7
 
 
 @pytest.mark.parametrize(("name", "sign"), [("sensitivity", 1), ("specificity", -1)])
-def test_new_pictures_reach_the_target(name, sign):
+def test_new_images_reach_sensitivity_target(name, sign):
     """The expected share over studies is the target or a little more, though validation has few pictures."""
     shares = []
     for seed in range(400):
@@ -87,7 +87,7 @@ def test_new_pictures_reach_the_target(name, sign):
     assert 0.895 < np.mean(shares) < 0.935
 
 
-def test_too_few_pictures_promise_nothing(caplog):
+def test_too_few_images_give_no_guarantee(caplog):
     scores, positive = np.array([0.2, 0.6, 0.7, 0.4]), np.array([False, True, True, True])
     assert choose_threshold("sensitivity=0.95", scores, positive) == 0.4
     assert (
@@ -98,7 +98,7 @@ def test_too_few_pictures_promise_nothing(caplog):
     assert choose_threshold("specificity=0.95", scores, positive) > 0.2
 
 
-def test_costs_and_prevalence():
+def test_threshold_depends_on_costs_and_prevalence():
     scores, positive = study(20_000, 0.4)
     cut = choose_threshold("cost=5", scores, positive)
     assert cut == pytest.approx(1 / 6)
@@ -114,7 +114,7 @@ def test_costs_and_prevalence():
 
 
 @pytest.mark.parametrize("rule", ["Youden", "", "sensitivity", "sensitivity=2", "cost=0", "1.5", "recall=0.9", "nan"])
-def test_unknown_rules_are_refused(rule, tmp_path, phantoms, tiny_checkpoint):
+def test_unknown_rule_raises(rule, tmp_path, phantoms, tiny_checkpoint):
     with pytest.raises(MedtlError, match="A threshold is youden, sensitivity=0"):
         parse_rule(rule)
     if rule == "cost=0":
@@ -123,7 +123,7 @@ def test_unknown_rules_are_refused(rule, tmp_path, phantoms, tiny_checkpoint):
         assert not (tmp_path / "run").exists()
 
 
-def test_sets_hold_the_label_of_new_pictures_as_often_as_promised():
+def test_prediction_sets_reach_nominal_coverage():
     """For each label, of very different numbers, over 300 studies."""
     found = []
     for seed in range(300):
@@ -145,13 +145,13 @@ def test_sets_hold_the_label_of_new_pictures_as_often_as_promised():
     assert (coverage < 0.93).all()
 
 
-def test_a_label_of_few_pictures_is_in_every_set():
+def test_label_of_few_images_is_in_every_set():
     chances = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
     assert conformal_quantiles(chances, np.array([0, 0, 1]), 0.1).tolist() == [0, 0]
     assert conformal_quantiles(chances, np.array([0, 0, 1]), 0.4).tolist() == [0.8, 0]
 
 
-def test_results_of_sets_by_hand():
+def test_set_metrics_equal_hand_calculation():
     chances = np.array([[0.9, 0.1], [0.5, 0.5], [0.35, 0.65], [0.05, 0.95]])
     labels, lowest = np.array([0, 0, 1, 0]), np.array([0.4, 0.5])
     found = conformal_results(chances, labels, lowest, np.array([True, False, True, False]))
@@ -166,7 +166,7 @@ def test_results_of_sets_by_hand():
     assert (limits["low"], limits["high"]) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
 
 
-def test_risk_falls_with_confidence():
+def test_risk_decreases_with_confidence():
     coverage, error = risk_coverage(np.array([0.9, 0.8, 0.8, 0.6]), np.array([True, True, False, False]))
     assert coverage.tolist() == [0.25, 0.75, 1.0]
     assert error.tolist() == [0.0, pytest.approx(1 / 3), 0.5]
@@ -175,7 +175,7 @@ def test_risk_falls_with_confidence():
     assert error[np.searchsorted(coverage, 0.5)] < 0.3 * error[-1]
 
 
-def test_a_run_stores_what_it_decides_by(phantoms, tiny_checkpoint, tmp_path):
+def test_run_saves_decision_rule(phantoms, tiny_checkpoint, tmp_path):
     more = {"threshold": "sensitivity=0.8", "conformal_alpha": 0.2, "num_train_epochs": 3, "learning_rate": 1e-3}
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more)))
     config, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "results"))
@@ -193,7 +193,7 @@ def test_a_run_stores_what_it_decides_by(phantoms, tiny_checkpoint, tmp_path):
     assert (folder / "figures" / "risk_coverage.png").exists()
 
 
-def test_what_the_temperature_changed_is_told_with_limits(finished_run, results):
+def test_effect_of_temperature_is_reported_with_limits(finished_run, results):
     """Of simulated overconfident scores it is seen; on a few pictures it is reported, whatever it is."""
     rng = np.random.default_rng(0)
     p, positive = study(2_000, rng=rng)
@@ -217,7 +217,7 @@ def test_what_the_temperature_changed_is_told_with_limits(finished_run, results)
 
 @pytest.mark.parametrize("distance", [1.5, 2.5, 4.0])
 @pytest.mark.parametrize("overconfident", [0.6, 1.0, 2.0])
-def test_a_temperature_from_few_pictures_does_little_harm_and_from_many_is_right(distance, overconfident):
+def test_temperature_of_few_images_does_little_harm_and_of_many_is_right(distance, overconfident):
     def draw(n, rng):
         p, positive = study(n, 0.6, distance, rng)
         return np.column_stack([np.zeros(n), overconfident * logit(p)]), positive.astype(np.int64)
@@ -233,14 +233,14 @@ def test_a_temperature_from_few_pictures_does_little_harm_and_from_many_is_right
     assert harm < 0.031  # 0.08 with targets smoothed by Platt's rule, where classes are far apart
 
 
-def test_certainty_that_few_pictures_do_not_give():
+def test_few_images_do_not_give_extreme_temperature():
     labels = np.arange(20) % 2
     logits = np.where(labels[:, None] == np.arange(2), 3.0, -3.0)
     assert fit_temperature(logits, labels) > 0.3
 
 
 @pytest.mark.parametrize("overconfident", [0.4, 2.5])
-def test_the_calibration_error_of_many_cases_falls_below_two_percent(overconfident):
+def test_calibration_error_of_many_cases_is_below_two_percent(overconfident):
     rng = np.random.default_rng(0)
     (p, positive), (new, known) = (study(10_000, rng=rng) for _ in range(2))
     logits, others = (np.column_stack([np.zeros(10_000), overconfident * logit(scores)]) for scores in (p, new))

@@ -42,7 +42,7 @@ def cases(classes: int, n: int = 40) -> tuple[np.ndarray, np.ndarray, list[str]]
 
 
 @pytest.mark.parametrize(("classes", "more"), [(2, {"positive": 0, "threshold": 0.3}), (3, {})])
-def test_clinical_metrics_are_ours(offline, classes, more):
+def test_clinical_metrics_equal_package_metrics(offline, classes, more):
     chances, labels, patients = cases(classes)
     metric = evaluate.load(str(FOLDER / "clinical_metrics"))
     found = metric.compute(predictions=chances, references=labels, names=CLINICAL, groups=patients, **more)
@@ -54,7 +54,7 @@ def test_clinical_metrics_are_ours(offline, classes, more):
     assert len(found) == 3 * len(CLINICAL)
 
 
-def test_added_in_batches_and_one_by_one(offline):
+def test_batches_and_single_additions_agree(offline):
     chances, labels, _ = cases(2)
     metric = evaluate.load(modules.path("clinical_metrics"))
     metric.add_batch(predictions=chances[:30], references=labels[:30])
@@ -63,7 +63,7 @@ def test_added_in_batches_and_one_by_one(offline):
     assert metric.compute() == pytest.approx(classification_metrics(labels, chances), abs=0)
 
 
-def test_undefined_is_nan_and_nonsense_is_refused(offline):
+def test_undefined_metric_is_nan_and_invalid_input_raises(offline):
     metric = evaluate.load(modules.path("clinical_metrics"))
     assert np.isnan(metric.compute(predictions=[[0.2, 0.8]], references=[1])["roc_auc"])
     with pytest.raises(ValueError, match="logits"):
@@ -71,7 +71,7 @@ def test_undefined_is_nan_and_nonsense_is_refused(offline):
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64])
-def test_segmentation_metrics_are_ours(offline, kind):
+def test_segmentation_metrics_equal_package_metrics(offline, kind):
     rng, names = np.random.default_rng(0), ("background", "lungs", "heart")
     sizes = [(12, 9), (20, 31), (7, 7), (5, 8)] * 5
     true = [rng.integers(0, 3, size).astype(kind) for size in sizes]
@@ -96,7 +96,7 @@ def test_segmentation_metrics_are_ours(offline, kind):
     assert answer["dice_low"] < answer["dice"] < answer["dice_high"]
 
 
-def test_masks_of_yes_and_no(offline):
+def test_boolean_masks_are_accepted(offline):
     true, found = np.eye(6) > 0, np.ones((6, 6)) > 0
     metric = evaluate.load(modules.path("segmentation_metrics"))
     answer = metric.compute(predictions=np.stack([found, true]), references=np.stack([true, true]))
@@ -105,7 +105,7 @@ def test_masks_of_yes_and_no(offline):
     assert not any(name.endswith("_low") for name in answer)
 
 
-def test_combined(offline):
+def test_modules_can_be_combined(offline):
     chances, labels, patients = cases(2)
     both = evaluate.combine({"one": modules.path("clinical_metrics"), "two": modules.path("clinical_metrics")})
     found = both.compute(predictions=chances, references=labels, names=["brier"], groups=patients)
@@ -117,13 +117,13 @@ def test_combined(offline):
     )
 
 
-def test_unknown_module():
+def test_unknown_module_raises():
     with pytest.raises(MedtlError, match="clinical_metrics, segmentation_metrics, found 'accuracy'"):
         modules.path("accuracy")
 
 
 @pytest.mark.parametrize("name", modules.NAMES)
-def test_as_a_space(name, hub, tmp_path):
+def test_module_runs_as_space(name, hub, tmp_path):
     """The folder as it is, pushed; then loaded by id, as a stranger would."""
     space = Path(shutil.copytree(modules.path(name), tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__")))
     metadata = yaml.safe_load((space / "README.md").read_text().split("---")[1])
@@ -141,7 +141,7 @@ def test_as_a_space(name, hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", modules.NAMES)
-def test_the_page_of_a_space(name, tmp_path):
+def test_space_page_shows_metrics(name, tmp_path):
     """TRAP: the widget of evaluate 0.4.6 asks Gradio for what Gradio 4 took away. A Space's folder is called app."""
     space = shutil.copytree(modules.path(name), tmp_path / "app")
     spec = importlib.util.spec_from_file_location(f"app_of_{name}", Path(space) / "app.py")

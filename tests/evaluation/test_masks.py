@@ -6,7 +6,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import cdist, directed_hausdorff
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from hf_medtl.evaluation.masks import IGNORED, METRICS, hausdorff95, mask_metrics, surface
+from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, boundary_pixels, hausdorff95, mask_metrics
 
 EMPTY = np.zeros((30, 40), np.uint8)
 
@@ -26,10 +26,10 @@ def drawn(seed: int, classes: int = 2, size: tuple[int, int] = (23, 31)) -> np.n
     return mask
 
 
-def test_by_hand():
+def test_mask_metrics_equal_hand_calculation():
     # 4 × 10 true, 4 × 10 predicted, 6 columns to the right: 4 × 4 in common.
     found = mask_metrics(box(5, 5, 4, 10), box(5, 11, 4, 10))
-    assert list(found) == [*METRICS, "both_empty", "one_empty"]
+    assert list(found) == [*MASK_METRICS, "both_empty", "one_empty"]
     assert found["dice"] == pytest.approx(32 / 80)
     assert found["iou"] == pytest.approx(16 / 64)
     assert found["precision"] == found["recall"] == pytest.approx(0.4)
@@ -39,24 +39,24 @@ def test_by_hand():
     assert mask_metrics(box(5, 5, 4, 10), box(5, 5, 4, 5))["recall"] == 0.5
     assert mask_metrics(box(5, 5, 4, 5), box(5, 5, 4, 10))["precision"] == 0.5
     perfect = mask_metrics(box(5, 5, 4, 10), box(5, 5, 4, 10))
-    assert [perfect[name] for name in METRICS] == [1, 1, 1, 1, 0]
+    assert [perfect[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
     assert mask_metrics(box(5, 5, 4, 10) > 0, box(5, 5, 4, 10) > 0) == perfect  # bool
 
 
-def test_spacing_is_of_rows_then_columns():
+def test_spacing_is_rows_then_columns():
     one, down, right = box(5, 5, 8, 8), box(8, 5, 8, 8), box(5, 9, 8, 8)
     assert hausdorff95(one, down) == 3
     assert hausdorff95(one, down, (0.5, 2.0)) == 1.5
     assert hausdorff95(one, right, (0.5, 2.0)) == 8
 
 
-def test_one_or_both_empty():
+def test_one_or_both_masks_empty():
     some = box(5, 5, 4, 10)
     both, missed, invented = mask_metrics(EMPTY, EMPTY), mask_metrics(some, EMPTY), mask_metrics(EMPTY, some)
-    assert [both[name] for name in METRICS] == [1, 1, 1, 1, 0]
+    assert [both[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
     assert (both["both_empty"], both["one_empty"]) == (1, 0)
     for found in (missed, invented):
-        assert [found[name] for name in METRICS] == [0, 0, 0, 0, 50]  # the diagonal of 30 × 40
+        assert [found[name] for name in MASK_METRICS] == [0, 0, 0, 0, 50]  # the diagonal of 30 × 40
         assert (found["both_empty"], found["one_empty"]) == (0, 1)
     assert mask_metrics(some, EMPTY, spacing=(2.0, 2.0))["hausdorff95"] == 100
     assert mask_metrics(some, box(20, 20, 2, 2))["dice"] == 0  # beside it: no overlap, but a distance
@@ -64,7 +64,7 @@ def test_one_or_both_empty():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_overlap_is_that_of_scikit_learn(seed):
+def test_overlap_equals_scikit_learn(seed):
     true, predicted = drawn(seed, 4), drawn(seed + 100, 4)
     names = ("background", "a", "b", "c")
     found = mask_metrics(true, predicted, names)
@@ -84,20 +84,20 @@ def test_overlap_is_that_of_scikit_learn(seed):
 
 
 @pytest.mark.parametrize("spacing", [None, (0.7, 1.9)])
-def test_distance_is_that_of_brute_force(spacing):
+def test_distance_equals_brute_force(spacing):
     step = np.array(spacing or (1, 1))
     compared = 0
     for seed in range(40):
         true, predicted = drawn(seed) > 0, drawn(seed + 100) > 0
         if not true.any() or not predicted.any():
             continue
-        one, other = surface(true) * step, surface(predicted) * step
+        one, other = boundary_pixels(true) * step, boundary_pixels(predicted) * step
         between = cdist(one, other)
         expected = max(np.percentile(between.min(axis=1), 95), np.percentile(between.min(axis=0), 95))
         # And by distance maps, as MONAI computes it.
         edges = np.zeros((2, *true.shape), bool)
         for edge, mask in zip(edges, (true, predicted), strict=True):
-            edge[tuple(surface(mask).T)] = True
+            edge[tuple(boundary_pixels(mask).T)] = True
         maps = [distance_transform_edt(~edge, sampling=step) for edge in edges]
         by_maps = max(np.percentile(maps[1][edges[0]], 95), np.percentile(maps[0][edges[1]], 95))
         found = hausdorff95(true, predicted, spacing)
@@ -108,25 +108,25 @@ def test_distance_is_that_of_brute_force(spacing):
     assert compared > 30
 
 
-def test_surface_by_hand():
+def test_surface_equals_hand_calculation():
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
     inner = [[1, 1], [1, 2], [2, 1], [2, 2]]  # (2, 1) touches a pixel outside only at a corner
-    assert sorted(map(tuple, surface(mask))) == sorted(
+    assert sorted(map(tuple, boundary_pixels(mask))) == sorted(
         tuple(point) for point in np.argwhere(mask).tolist() if point not in inner
     )
 
 
-def test_ignored_pixels():
+def test_ignored_pixels_do_not_count():
     true, predicted = box(5, 5, 4, 10), box(5, 5, 4, 20)
-    ignored = box(5, 15, 4, 10, IGNORED, on=true)
+    ignored = box(5, 15, 4, 10, IGNORE_INDEX, on=true)
     found = mask_metrics(ignored, predicted)
-    assert [found[name] for name in METRICS] == [1, 1, 1, 1, 0]
+    assert [found[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
     assert mask_metrics(true, predicted)["dice"] < 1
-    nothing = mask_metrics(np.full_like(true, IGNORED), predicted)
+    nothing = mask_metrics(np.full_like(true, IGNORE_INDEX), predicted)
     assert (nothing["dice"], nothing["both_empty"]) == (1, 1)
 
 
-def test_nonsense_is_refused():
+def test_invalid_masks_raise():
     with pytest.raises(ValueError, match=r"one shape, found \(30, 40\) and \(3, 4\)"):
         mask_metrics(EMPTY, np.zeros((3, 4), int))
     with pytest.raises(ValueError, match=r"true classes in 0..1, found 0..2"):

@@ -26,7 +26,7 @@ def pictures(n, d=60, shift=0.0, directions=None):
     ) + shift, classes
 
 
-def test_it_is_mahalanobis_of_the_shared_covariance():
+def test_score_is_mahalanobis_distance_with_shared_covariance():
     """Of as many directions as there are features the formula is the plain one."""
     features, classes = pictures(4000, d=6, directions=np.linalg.qr(RNG.standard_normal((6, 4)))[0])
     found = OutOfDistributionScorer.fit(features, classes)
@@ -41,7 +41,7 @@ def test_it_is_mahalanobis_of_the_shared_covariance():
     assert found.score(new) == pytest.approx(expected, rel=1e-3)
 
 
-def test_others_are_far_and_like_ones_are_not():
+def test_out_of_distribution_scores_exceed_in_distribution_scores():
     found = OutOfDistributionScorer.fit(*pictures(150))
     threshold = ood_threshold(found.score(pictures(400)[0]))
     assert 0.02 < (found.score(pictures(4000)[0]) > threshold).mean() < 0.09
@@ -51,14 +51,14 @@ def test_others_are_far_and_like_ones_are_not():
     assert (found.score(pictures(200, directions=others)[0]) > threshold).mean() > 0.95
 
 
-def test_the_threshold_of_few_pictures():
+def test_threshold_of_few_images():
     assert ood_threshold(np.arange(1.0, 40.0), 0.05) == 38
     assert ood_threshold(np.arange(1.0, 11.0), 0.05) == 11
     with pytest.raises(MedtlError, match="too few for a covariance"):
         OutOfDistributionScorer.fit(np.zeros((5, 3)), np.array([0, 1, 0, 1, 0]))
 
 
-def test_saved_and_loaded_are_equal(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     features, classes = pictures(60)
     found = OutOfDistributionScorer.fit(features, classes)
     found.save(tmp_path)
@@ -67,7 +67,7 @@ def test_saved_and_loaded_are_equal(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm"])
-def test_a_run_tells_chests_from_brains(family, phantoms, tiny_checkpoint, tmp_path):
+def test_run_separates_chests_from_brains(family, phantoms, tiny_checkpoint, tmp_path):
     """By the features of its own test pictures, computed anew; weights are nearly random, and yet chests are far."""
     chests = write_phantoms(tmp_path / "chests", "chest", patients=12, images=2, size=64)
     labels = {"external_labels": "normal=no_lesion,opacity=lesion"}
@@ -80,7 +80,7 @@ def test_a_run_tells_chests_from_brains(family, phantoms, tiny_checkpoint, tmp_p
     assert f"of the test images, {result['outliers']['external']['value']:.3f}" in (folder / "README.md").read_text()
 
 
-def test_features_are_the_heads_inputs(make_trainer):
+def test_features_are_inputs_of_the_head(make_trainer):
     trainer = make_trainer("vit")
     seen = []
     hook = find_head(trainer.model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))

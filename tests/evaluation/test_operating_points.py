@@ -10,7 +10,7 @@ POSITIVE = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0])
 SCORES = np.array([0.9, 0.8, 0.4, 0.3, 0.7, 0.4, 0.2, 0.2, 0.1])
 
 
-def test_points_are_the_best_of_all_thresholds():
+def test_operating_points_are_best_of_all_thresholds():
     rng = np.random.default_rng(0)
     for _ in range(20):
         y, s = rng.random(60) < 0.4, rng.integers(0, 12, 60) / 12
@@ -24,7 +24,7 @@ def test_points_are_the_best_of_all_thresholds():
             assert sensitivity_at(least, ~y, -s)[1:] == pytest.approx((specificity, sensitivity))
 
 
-def test_points_by_hand():
+def test_operating_points_equal_hand_calculation():
     assert sensitivity_at(0.6, POSITIVE, SCORES) == pytest.approx((0.3, 1.0, 0.6))
     assert sensitivity_at(1.0, POSITIVE, SCORES) == pytest.approx((0.8, 0.5, 1.0))
     assert sensitivity_at(0.5, 1 - POSITIVE, -SCORES) == pytest.approx((-0.7, 1.0, 0.5))  # negative up to 0.7
@@ -39,7 +39,7 @@ def test_points_by_hand():
         sensitivity_at(0.5, [0, 1], [0, np.nan])
 
 
-def test_net_benefit_by_hand():
+def test_net_benefit_equals_hand_calculation():
     # From 0.3 on: 4 true, 2 false positives of 9, a false one weighs 3 / 7. At 0 all are treated and nothing weighs.
     assert net_benefit(POSITIVE, SCORES, [0, 0.3, 0.75]) == pytest.approx([4 / 9, 4 / 9 - 2 / 9 * 3 / 7, 2 / 9])
     all_treated = net_benefit(POSITIVE, np.ones(9), [0.3])

@@ -21,14 +21,14 @@ LUNGS = drawn("""
     00011000""")
 
 
-def test_largest_components():
+def test_keeps_largest_components():
     assert np.array_equal(largest_components(LUNGS, 2), LUNGS * (np.arange(8) // 2 % 3 == 0) * (LUNGS > 0))
     assert np.array_equal(largest_components(LUNGS, 9), LUNGS)
     assert largest_components(LUNGS, 1).sum() == 6
     assert largest_components(LUNGS, 1)[0, 0] == 1  # of two of one size the first
 
 
-def test_pixels_that_touch_at_a_corner_are_connected():
+def test_diagonal_neighbours_are_connected():
     stairs = drawn("1000 0100 0010 0001")
     assert np.array_equal(largest_components(stairs, 1), stairs)
     ring = drawn("0100 1010 0100 0000")  # a hole, closed by corners only
@@ -47,7 +47,7 @@ def test_holes_are_filled_and_gaps_are_not():
     assert np.array_equal(fill_holes(at_edge), at_edge)
 
 
-def test_classes_do_not_touch_one_another():
+def test_classes_are_postprocessed_separately():
     mask = drawn("""
         1111100
         1000102
@@ -70,7 +70,7 @@ def test_classes_do_not_touch_one_another():
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8])
-def test_dtype_and_argument_stay(dtype):
+def test_dtype_is_kept_and_argument_unchanged(dtype):
     mask = LUNGS.astype(dtype)
     before = mask.copy()
     steps = json.loads('{"largest_components": 2, "fill_holes": true}')  # as config.json gives them
@@ -84,7 +84,7 @@ def test_dtype_and_argument_stay(dtype):
     assert postprocess(mask, {}) is mask
 
 
-def test_nonsense_is_refused():
+def test_invalid_arguments_raise():
     for steps, words in (
         ({"largest_component": 2}, "'largest_component'. Known steps: largest_components, fill_holes"),
         ({"largest_components": 0}, "at least 1, found 0"),

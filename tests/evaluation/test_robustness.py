@@ -15,7 +15,7 @@ from tests.support.tiny_models import save_foreign_classifier
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_each_level_is_worse_than_the_one_before(name, tmp_path):
+def test_each_severity_changes_image_more(name, tmp_path):
     before = Image.open(write_noise_image(tmp_path / "picture.png", 3, (240, 224))).convert("RGB")
     pixels = np.asarray(before).astype(float)
     worse = [corrupt(before, name, level) for level in LEVELS]
@@ -29,7 +29,7 @@ def test_each_level_is_worse_than_the_one_before(name, tmp_path):
         corrupt(before, name, 6)
 
 
-def test_what_is_drawn_is_drawn_for_each_picture():
+def test_corruptions_are_sampled_per_image():
     pictures = [Image.new("RGB", (40, 40), (grey, grey, grey)) for grey in range(100, 140)]
     brighter = [np.asarray(corrupt(its, "brightness", 3)).mean() > np.asarray(its).mean() for its in pictures]
     assert 8 < sum(brighter) < 32
@@ -46,7 +46,7 @@ def chances(labels, right):
     return np.column_stack([1 - p, p])
 
 
-def test_drops_and_corruption_errors_are_those_of_their_definitions():
+def test_performance_drops_and_corruption_errors_match_definitions():
     labels = np.repeat([0, 1], 20)
     groups = [str(i) for i in range(40)]
     own = {"clean": [chances(labels, 18)], "noise": [chances(labels, n) for n in (16, 14, 12)]}
@@ -82,7 +82,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_evaluate_with_robustness_and_a_baseline(data, tmp_path):
+def test_evaluates_robustness_against_baseline(data, tmp_path):
     one, other = (save_foreign_classifier(tmp_path / name, ["normal", "ill"]) for name in ("one", "other"))
     more = {"robust": True, "baseline": other}
     folder, found = evaluate_model(one, "imagefolder", data, out=tmp_path / "out", **more)
@@ -105,7 +105,7 @@ def test_evaluate_with_robustness_and_a_baseline(data, tmp_path):
     assert (folder / "figures" / "robustness.png").exists()
 
 
-def test_what_robustness_can_not_be_measured_of_is_refused(data, finished_run, phantoms, tmp_path):
+def test_rejects_invalid_baselines_and_missing_labels(data, finished_run, phantoms, tmp_path):
     model, three = (
         save_foreign_classifier(tmp_path / "two", ["normal", "ill"]),
         save_foreign_classifier(tmp_path / "three", ["normal", "ill", "odd"]),
@@ -114,12 +114,12 @@ def test_what_robustness_can_not_be_measured_of_is_refused(data, finished_run, p
     def ask(which, what=data, **more):
         evaluate_model(which, "imagefolder", what, out=tmp_path / "out", dry_run=True, **more)
 
-    with pytest.raises(MedtlError, match="--baseline is what --robustness is relative to"):
+    with pytest.raises(MedtlError, match="--baseline needs --robustness"):
         ask(model, baseline=three)
-    with pytest.raises(MedtlError, match="has no pictures of odd"):
+    with pytest.raises(MedtlError, match="has no images of odd"):
         ask(three, robust=True)
     with pytest.raises(MedtlError, match="--baseline three has the labels normal, ill, odd"):
         ask(model, robust=True, baseline=three)
     other = save_foreign_classifier(tmp_path / "other", ["no_lesion", "lesion"])
-    with pytest.raises(MedtlError, match="--baseline finished has learnt from 36 of the 48 pictures"):
+    with pytest.raises(MedtlError, match="--baseline finished was trained on 36 of the 48 images"):
         ask(other, phantoms, robust=True, baseline=finished_run)

@@ -30,7 +30,7 @@ def components(y, scores):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_midranks_give_what_all_pairs_give(seed, ties):
+def test_midrank_auc_equals_all_pairs(seed, ties):
     y, scores, _ = scored(seed, ties=ties)
     auc, v10, v01 = components(y, scores)
     found = delong(y, scores)
@@ -40,7 +40,7 @@ def test_midranks_give_what_all_pairs_give(seed, ties):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_clusters_are_those_of_obuchowski(seed):
+def test_clustered_variance_matches_obuchowski(seed):
     """Her formulas of 1997, sum by sum; patients have pictures of both classes."""
     y, scores, groups = scored(seed, n=90, patients=30, ties=True)
     auc, v10, v01 = components(y, scores)
@@ -64,7 +64,7 @@ def test_clusters_are_those_of_obuchowski(seed):
     assert copied.covariance == pytest.approx(delong(y, scores).covariance)
 
 
-def test_auc_interval():
+def test_auc_interval_matches_delong():
     rng, groups = np.random.default_rng(0), np.repeat(np.arange(50), 4)
     y = groups % 3 == 0
     scores = (2 * y + rng.normal(size=50)[groups] + 0.5 * rng.normal(size=200))[:, None]
@@ -103,7 +103,7 @@ def test_auc_difference_is_paired():
     assert math.isnan(auc_difference([1, 0, 0], [3, 2, 1], [1, 2, 3]).p_value)
 
 
-def test_false_alarms_of_the_difference_are_five_in_a_hundred():
+def test_type_i_error_of_auc_difference_is_5_percent():
     """Equally good scores of patients with several pictures: ignoring the patients rejects far more often."""
     rng = np.random.default_rng(0)
     grouped = alone = 0
@@ -118,7 +118,7 @@ def test_false_alarms_of_the_difference_are_five_in_a_hundred():
 
 
 @pytest.mark.parametrize(("more", "fewer"), [(0, 0), (1, 0), (3, 9), (12, 12), (5, 19), (150, 86), (30, 12)])
-def test_mcnemar_is_that_of_statsmodels(more, fewer):
+def test_mcnemar_equals_statsmodels(more, fewer):
     """150 and 86 are Agresti's table of approval ratings (Categorical Data Analysis, 10.1)."""
     one = np.repeat([1, 0, 1, 0], [more, fewer, 40, 10]).astype(bool)
     other = np.repeat([0, 1, 1, 0], [more, fewer, 40, 10]).astype(bool)
@@ -131,13 +131,13 @@ def test_mcnemar_is_that_of_statsmodels(more, fewer):
         mcnemar(one, other[:-1])
 
 
-def test_mcnemar_by_hand():
+def test_mcnemar_equals_hand_calculation():
     # 10 of 12 discordant pairs on one side: 2 (1 + 12 + 66) / 4096.
     assert mcnemar([1] * 10 + [0] * 2, [0] * 10 + [1] * 2) == pytest.approx(2 * 79 / 4096)
     assert binomtest(10, 12).pvalue == pytest.approx(2 * 79 / 4096)
 
 
-def test_holm_is_that_of_statsmodels():
+def test_holm_equals_statsmodels():
     rng = np.random.default_rng(0)
     for m in (1, 2, 5, 20):
         p = rng.random(m) ** 3
@@ -167,7 +167,7 @@ def test_paired_bootstrap_agrees_with_delong():
     )
 
 
-def test_paired_jackknife_is_the_paired_t_test():
+def test_paired_jackknife_equals_paired_t_test():
     rng = np.random.default_rng(0)
     gains = rng.normal(0.1, 0.5, 40)
     one = np.zeros(40, int)

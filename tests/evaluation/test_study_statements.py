@@ -115,8 +115,8 @@ def test_disagreeing_seeds_give_no_statement():
     contrast = Contrast(("a, full", 5.0), ("b, full", 5.0), 0.195, 0.1, 0.3, 0.001, by_seed)
     assert not contrast.is_reportable
     assert str(contrast).endswith("(p = 0.001; the seeds disagree)")
-    assert Contrast(*contrast.turned().__dict__.values()).by_seed == {1: -0.4, 2: 0.01}
-    assert contrast.turned().turned() == contrast
+    assert Contrast(*contrast.reversed().__dict__.values()).by_seed == {1: -0.4, 2: 0.01}
+    assert contrast.reversed().reversed() == contrast
 
 
 def test_too_few_test_groups_give_no_statement():
@@ -139,11 +139,11 @@ def test_p_values_are_holm_adjusted():
 def test_missing_cells_are_reported():
     """Only seeds that both have are compared; a point without a common seed is left out."""
     one, other = study({("a, full", 5.0): 0.8, ("b, full", 5.0): 0.5})
-    only = {name: {2: getattr(other, name)[2]} for name in ("values", "draws", "own")}
+    only = {name: {2: getattr(other, name)[2]} for name in ("values", "draws", "limits")}
     (contrast,) = contrasts([one, LearningCurvePoint(**vars(other) | only)], 60)
     assert [*contrast.by_seed] == [2]
     assert contrast.value == pytest.approx(one.values[2] - other.values[2])
-    gone = {name: {7: getattr(other, name)[2]} for name in ("values", "draws", "own")}
+    gone = {name: {7: getattr(other, name)[2]} for name in ("values", "draws", "limits")}
     points = [one, LearningCurvePoint(**vars(other) | gone)]
     assert contrasts(points, 60) == []
     assert statements(points, [], "Dice", 60) == []
