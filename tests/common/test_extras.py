@@ -13,18 +13,18 @@ from tests.support.commands import ROOT
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-def test_returns_an_installed_module():
+def test_returns_installed_module():
     assert require("json", "search", "--search").loads("1") == 1
 
 
-def test_missing_module_is_one_sentence_with_the_install_command():
+def test_missing_module_error_gives_install_command():
     with pytest.raises(
         MedtlError, match=r'^--search needs no_such_module\. Install it with: pip install "hf_medtl\[search\]"$'
     ):
         require("no_such_module.part", "search", "--search")
 
 
-def test_error_names_the_module_that_is_missing_behind_another(tmp_path, monkeypatch):
+def test_error_names_missing_transitive_module(tmp_path, monkeypatch):
     (tmp_path / "outer_module.py").write_text("import no_such_inner.part\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MedtlError, match="needs no_such_inner"):
@@ -38,7 +38,7 @@ def test_extras_named_in_the_code_exist():
     assert named and named <= EXTRAS.keys()
 
 
-def test_all_has_every_extra_but_those_under_another_licence_and_for_development():
+def test_all_contains_every_extra_except_other_licences_and_dev():
     inside = re.fullmatch(r"hf_medtl\[(.*)\]", EXTRAS["all"][0])[1].split(",")
     assert set(inside) == EXTRAS.keys() - {"all", "dev", "test", "jpeg"}
 

@@ -51,7 +51,7 @@ def test_run_without_results_is_not_finished(run, missing):
         run.check_finished()
 
 
-def test_marked_run_is_not_finished(run):
+def test_run_marked_unfinished_is_not_finished(run):
     run.mark_unfinished()
     assert run.is_marked
     assert not run.is_finished
@@ -75,7 +75,7 @@ def test_text_columns_of_splits_are_text(run):
     assert run.splits.to_dict("records") == [row]
 
 
-def test_history_is_that_of_the_newest_checkpoint(run):
+def test_history_comes_from_newest_checkpoint(run):
     for step in (9, 10):
         (run.path / f"checkpoint-{step}").mkdir()
         state = {"log_history": [{"step": step, "loss": math.nan}], "best_global_step": 9}
@@ -108,7 +108,7 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert list_files(tmp_path) == {"results.json": path}
 
 
-def test_simultaneous_writes_do_not_collide(tmp_path):
+def test_concurrent_writes_do_not_collide(tmp_path):
     """Threads share a process id, as processes of two machines may."""
     path, texts = tmp_path / "a.txt", [str(number) * 100_000 for number in range(8)]
     threads = [threading.Thread(target=write_atomic, args=(path, text)) for text in texts]
@@ -120,7 +120,7 @@ def test_simultaneous_writes_do_not_collide(tmp_path):
     assert list_files(tmp_path) == {"a.txt": path}
 
 
-def test_disk_full_is_found_in_causes_and_messages(tmp_path):
+def test_disk_full_is_detected_in_causes_and_messages(tmp_path):
     full = OSError(errno.ENOSPC, "x")
     hidden = RuntimeError("download failed")
     hidden.__cause__ = RuntimeError("No space left on device (os error 28)")
