@@ -177,10 +177,10 @@ def multilabel_metric_intervals(
     means = {}
     for name in names:
         defined = [label for label in measured if not math.isnan(float(label[0][name]))] or measured
-        values, draws, left_out, rates = (list(column) for column in zip(*defined, strict=True))
-        value = float(np.mean([float(label[name]) for label in values]))
-        components = np.concatenate([label[name] for label in rates]) if name in rates[0] else None
-        means[name] = samples.limits(name, value, mean(draws, name), mean(left_out, name), components, level, 2)
+        own, drawn, left_out, rates = (list(column) for column in zip(*defined, strict=True))
+        value = float(np.mean([float(label[name]) for label in own]))
+        all_rates = np.concatenate([label[name] for label in rates]) if name in rates[0] else None
+        means[name] = samples.limits(name, value, mean(drawn, name), mean(left_out, name), all_rates, level, 2)
     return means, per_label
 
 

@@ -107,8 +107,9 @@ def classification_metrics(
         sums.append(block @ design)
         areas.append([_ranking_areas(block, y, *ranking) for y, ranking in zip(actual.T, rankings, strict=False)])
 
+    # Sums (B, columns): p and q are actual, pp and pn predicted positives and negatives.
     edges = np.cumsum([column.shape[1] for column in columns])[:-1]
-    (tp, p, called, tn, q, not_called, fp, fn, gaps, right, squared_error, nats, total) = np.split(
+    (tp, p, pp, tn, q, pn, fp, fn, gaps, right, squared_error, nats, total) = np.split(
         np.concatenate(sums), edges, axis=1
     )
     sensitivity, specificity = _ratio(tp, p), _ratio(tn, q)
@@ -117,9 +118,9 @@ def classification_metrics(
         "balanced_accuracy": (sensitivity + specificity) / 2 if n_classes == 2 else sensitivity,
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "ppv": _ratio(tp, called),
-        "npv": _ratio(tn, not_called),
-        "f1": _ratio(2 * tp, p + called),
+        "ppv": _ratio(tp, pp),
+        "npv": _ratio(tn, pn),
+        "f1": _ratio(2 * tp, p + pp),
         "brier": _ratio(squared_error, total),
         "ece": _ratio(np.abs(gaps).sum(axis=1, keepdims=True), total),
         "youden": sensitivity + specificity - 1,
@@ -128,7 +129,7 @@ def classification_metrics(
         "log_loss": _ratio(nats, total),
     }
     per_class["mcc"], per_class["kappa"] = _agreement(
-        *((np.hstack([p, q]), np.hstack([called, not_called])) if n_classes == 2 else (p, called)), right, total
+        *((np.hstack([p, q]), np.hstack([pp, pn])) if n_classes == 2 else (p, pp)), right, total
     )
     if rankings:
         both = np.concatenate(areas, axis=2).transpose(1, 2, 0)  # two of (B, classes)

@@ -65,8 +65,8 @@ def net_benefit(positive: ArrayLike, probability: ArrayLike, thresholds: ArrayLi
     t = np.atleast_1d(np.asarray(thresholds, np.float64))
     if not ((t >= 0) & (t < 1)).all():
         raise ValueError(f"expected thresholds from 0 to below 1, found {t.min():g}..{t.max():g}")
-    called = p[None] >= t[:, None]
-    return (called & y).mean(axis=1) - (called & ~y).mean(axis=1) * t / (1 - t)
+    decided = p[None] >= t[:, None]
+    return (decided & y).mean(axis=1) - (decided & ~y).mean(axis=1) * t / (1 - t)
 
 
 def _checked(positive: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
