@@ -29,7 +29,7 @@ class LearningCurvePoint:
         groups: their number, the mean over seeds.
         values: seed -> metric on that seed's test images; higher is better.
         draws: seed -> (B,) metric on resampled test groups, with the same resamples for all points.
-        own: seed -> limits of the seed's value.
+        limits: seed -> limits of the seed's value.
     """
 
     arm: str
@@ -39,7 +39,7 @@ class LearningCurvePoint:
     groups: float
     values: Mapping[int, float]
     draws: Mapping[int, NDArray[np.float64]]
-    own: Mapping[int, tuple[float, float]]
+    limits: Mapping[int, tuple[float, float]]
 
     @property
     def mean(self) -> Interval:
@@ -50,8 +50,8 @@ class LearningCurvePoint:
         """
         draws = np.mean([*self.draws.values()], axis=0)
         low, high = percentile_limits(draws, 0.95)
-        if len(self.own) == 1 or not high - low > 1e-12:  # no observed error does not mean certainty
-            low, high = np.mean([*self.own.values()], axis=0)
+        if len(self.limits) == 1 or not high - low > 1e-12:  # no observed error does not mean certainty
+            low, high = np.mean([*self.limits.values()], axis=0)
         return Interval(float(np.mean([*self.values.values()])), float(low), float(high))
 
 
@@ -82,7 +82,7 @@ class Contrast:
         """True if the difference is significant and has the same sign in all seeds."""
         return self.p_value < LEVEL and all(math.copysign(1, self.value) * d > 0 for d in self.by_seed.values())
 
-    def turned(self) -> "Contrast":
+    def reversed(self) -> "Contrast":
         """Return the contrast with the signs reversed, other minus one."""
         seeds = {seed: -value for seed, value in self.by_seed.items()}
         return Contrast(self.other, self.one, -self.value, -self.high, -self.low, self.p_value, seeds)
@@ -148,7 +148,7 @@ def statements(
             f"**Too few test groups for conclusions.** The rarest class or source has {fewest} test groups in all "
             f"seeds together; estimating the sampling error takes at least {MIN_GROUPS}. Test on more patients."
         ]
-    between = {(c.one, c.other): c for c in contrasts} | {(c.other, c.one): c.turned() for c in contrasts}
+    between = {(c.one, c.other): c for c in contrasts} | {(c.other, c.one): c.reversed() for c in contrasts}
     sizes = {(p.arm, p.percent): f"{p.percent:g} % ({p.groups:.0f} training groups)" for p in points}
     lines = []
     for percent in sorted({point.percent for point in points}):
