@@ -1,4 +1,4 @@
-"""Shared fixtures. The environment is set before any Hugging Face module is imported: loopback Hub, empty caches."""
+"""Shared fixtures. Sets a loopback Hub and empty caches before any Hugging Face module is imported."""
 
 import atexit
 import contextlib
@@ -62,10 +62,10 @@ def hub() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with real pictures and weights."""
+    """Return the folder with real images and weights."""
     folder = os.environ.get("HF_MEDTL_SHARED")
     if not folder:
-        pytest.skip("HF_MEDTL_SHARED is not set: no real pictures and weights here")
+        pytest.skip("HF_MEDTL_SHARED is not set: no real images and weights")
     return Path(folder)
 
 
@@ -76,7 +76,7 @@ def real_brain(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 synthetic brain slices of 24 patients."""
+    """Return a folder of 48 synthetic brain slices of 24 patients."""
     from hf_medtl.data.phantoms import write_phantoms
 
     return write_phantoms(tmp_path_factory.mktemp("data") / "brain", "brain", patients=24, images=2, size=64)
@@ -84,7 +84,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chest_phantoms(tmp_path_factory) -> Path:
-    """36 chest phantoms of 18 patients, with masks of the lungs."""
+    """Return a folder of 36 chest phantoms of 18 patients with lung masks."""
     from hf_medtl.data.phantoms import write_phantoms
 
     return write_phantoms(tmp_path_factory.mktemp("data") / "chest", "chest", patients=18, images=2, size=64)
@@ -92,7 +92,7 @@ def chest_phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """Folder of the tiny checkpoint of a family, made when first asked for."""
+    """Return a function that creates the tiny checkpoint of a model family once and returns its folder."""
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
@@ -105,7 +105,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def make_trainer(phantoms, tiny_checkpoint, tmp_path):
-    """Make a trainer of a family on phantoms."""
+    """Return a function that creates a trainer of a model family on phantoms."""
     from hf_medtl import Recipe, load
     from hf_medtl.runs.train import prepare_splits
     from hf_medtl.tasks import task_for_dataset
@@ -126,7 +126,7 @@ def make_trainer(phantoms, tiny_checkpoint, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(phantoms: Path, tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the tiny ViT on phantoms."""
+    """Return the folder of a finished run of the tiny ViT on phantoms."""
     from hf_medtl import Recipe, run
 
     card = ROOT / "model_cards" / "brain.md"
@@ -136,13 +136,13 @@ def finished_run(phantoms: Path, tiny_checkpoint, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def publishable_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A finished run that can be published."""
+    """Return a copy of a finished run that can be published."""
     return shutil.copytree(finished_run, tmp_path / "ready")
 
 
 @pytest.fixture
 def fail_requests(hub: str, monkeypatch: pytest.MonkeyPatch):
-    """Let requests with something in their path fail; waits are noted instead of waited for."""
+    """Return a function that makes Hub requests with given paths fail; waits are recorded instead of slept."""
     from hf_medtl.publish.hub import with_retries
 
     waits: list[float] = []
@@ -159,7 +159,7 @@ def fail_requests(hub: str, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def set_hub_storage(hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Let the Hub keep files so: "lfs", "multipart" or "xet"."""
+    """Return a function that selects the storage of the Hub: "lfs", "multipart" or "xet"."""
 
     def serve(store: str) -> None:
         parts, cas = (30_000 if store == "multipart" else 0), (f"local://{tmp_path}/cas" if store == "xet" else "")
@@ -172,7 +172,7 @@ def set_hub_storage(hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 @pytest.fixture
 def hub_changes(hub: str):
-    """What the Hub has been asked to change since."""
+    """Return a function that lists the paths of all write requests to the Hub since the test started."""
 
     def changes() -> list[str]:
         log = json.load(urllib.request.urlopen(f"{hub}/__log"))

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: copies, leaks between splits, shortcuts, overlap; as numbers and as a page."""
+"""Dataset audit: copies, leakage between splits, shortcuts and overlap, as numbers and as an HTML page."""
 
 import importlib.metadata
 import importlib.resources
@@ -15,66 +15,68 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from hf_medtl.data.audit_plots import AVERAGED, pictures
+from hf_medtl.data.audit_plots import AVERAGED, render_figures
 from hf_medtl.data.fingerprints import CROP_AGREEMENT, THUMBNAIL, near_duplicates
-from hf_medtl.data.leakage import shared_pictures
+from hf_medtl.data.leakage import shared_images
 from hf_medtl.data.loading import Survey
-from hf_medtl.data.shortcuts import BORDER, FOLDS, PROBES, RESAMPLES, SIDE, Measured, measure_all, shortcuts
+from hf_medtl.data.shortcuts import BORDER, FOLDS, PROBES, RESAMPLES, SIDE, FileFacts, measure_all, probe_shortcuts
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 
 LISTED = 50  # examples of each kind in the findings; counts are always complete
-FEW = 5  # pictures of a colour mode from which it is worth a word that only one label has them
-SERIOUS, CLEAR = 0.8, 0.6  # AUC of a probe from which it is a serious, or a clear, shortcut
+FEW = 5  # images of a colour mode from which it is reported that only one label has them
+SERIOUS, CLEAR = 0.8, 0.6  # AUC of a probe above which it is a serious, or a clear, shortcut
 
 Findings = dict[str, Any]
 Counts = dict[str, dict[str, int]]
 
 
 def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findings:
-    """Everything that can be found out about a data set without training on it.
+    """Examine a dataset without training on it.
 
     Args:
-        survey: of the data set.
-        others: data sets that may hold the same pictures.
-        seed: of folds and bootstrap.
+        survey: The dataset.
+        others: Datasets that may contain the same images.
+        seed: Random seed of folds and bootstrap.
 
     Returns:
-        Values that JSON can hold:
+        JSON-serializable findings:
 
-        - name, title, url, licence, citation, problems (known ones), expected (label -> pictures of the complete set)
-        - n, labels (label -> pictures), splits (official split -> label -> pictures), sources (likewise), masks
-        - groups: sets of pictures that can't be told to be independent (same patient or copies)
-        - exact_groups, exact_redundant: groups of equal files, and files that could go without a loss
-        - near_groups, near_redundant, near_distinct: likewise for (near-)copies, equal files included; different
-          pictures that remain
-        - duplicates: at most 50 groups, worst first: exact, labels, splits, size (numbers), files (path,
-          label, split)
+        - name, title, url, licence, citation, problems (known ones), expected (label -> images of the complete set)
+        - n, labels (label -> images), splits (official split -> label -> images), sources (likewise), masks
+        - groups: number of sets of possibly dependent images (same patient or copies)
+        - exact_groups, exact_redundant: groups of identical files, and files that could be removed
+        - near_groups, near_redundant, near_distinct: likewise for (near-)copies including identical files, and the
+          distinct images that remain
+        - duplicates: at most LISTED groups, worst first: exact, labels, splits, size (numbers), files (path, label,
+          split)
         - duplicates_across_labels: groups (number), files (paths)
-        - crops: redundant (cropped, shifted or stretched copies, beyond near_redundant), examples (paths of pictures
-          that show the same); distinct: different pictures that remain after all
-        - patients: known, pictures (that tell their patient), most (pictures of one)
-        - split_leaks: "train/test" -> patients, exact, near (groups in both), pictures (of the latter split that share
-          a patient or a copy with the former), of (pictures of the latter split)
-        - formats: label -> format and mode -> pictures; sizes: width, height, bytes -> edges of bins, counts by label,
-          range by label (smallest, median, largest)
-        - shortcuts: probe -> auc, low, high, n, by_label, constant; or reason (see `shortcuts.shortcuts`)
-        - overlap: name of another set -> exact, near (pictures of this set that are there, too), of, examples
-        - unreadable: path, reason of each; other_labels: reason -> number of files left out
-        - measured: how: seed, folds, resamples, bits, correlation, thumbnail, side, versions
+        - crops: redundant (cropped, shifted or stretched copies beyond near_redundant), examples (paths of images with
+          the same content); distinct: distinct images that remain after all
+        - patients: known, pictures (images with a known patient), most (images of one patient)
+        - split_leaks: "train/test" -> patients, exact, near (groups in both), pictures (images of the latter split
+          that share a patient or a copy with the former), of (images of the latter split)
+        - formats: label -> format and mode -> images; sizes: width, height, bytes -> bin edges, counts by label, range
+          by label (smallest, median, largest)
+        - shortcuts: probe -> auc, low, high, n, by_label, constant; or reason (see `shortcuts.probe_shortcuts`)
+        - overlap: name of another dataset -> exact, near (images of this dataset also found there), of, examples
+        - unreadable: path, reason of each file; other_labels: reason -> number of excluded files
+        - measured: parameters: seed, folds, resamples, bits, correlation, thumbnail, side, versions
 
     Raises:
-        UnreadableImage: a file has become unreadable since the survey.
-        MedtlError: a picture can have several labels.
+        UnreadableImage: A file has become unreadable since the survey.
+        MedtlError: The dataset is multilabel.
     """
-    if survey.spec.several:
-        raise MedtlError(f"{survey.spec.title} has several labels a picture. The audit knows sets with one, so far.")
+    if survey.spec.multilabel:
+        raise MedtlError(
+            f"{survey.spec.title} is multilabel. The audit only supports datasets with one label per image."
+        )
     spec, table = survey.spec, survey.table
     measured = measure_all([survey.root / path for path in table["path"]])
     copies = table["sha256"].value_counts()
-    plain = near_duplicates(survey.prints, crops=False)
+    plain = near_duplicates(survey.fingerprints, crops=False)
     near = np.bincount(plain)
     known = table.loc[table["patient"] != "", "patient"]
     damaged = survey.excluded["label"] != ""
@@ -89,8 +91,8 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
         "expected": dict(spec.counts),
         "n": len(table),
         "labels": {label: int((table["label"] == label).sum()) for label in survey.labels},
-        "splits": crossed(survey, "official", [split for split in SPLITS if split in set(table["official"])]),
-        "sources": crossed(survey, "source", sorted(set(table["source"]))),
+        "splits": _cross_tabulate(survey, "official", [split for split in SPLITS if split in set(table["official"])]),
+        "sources": _cross_tabulate(survey, "source", sorted(set(table["source"]))),
         "masks": int((table["mask"] != "").sum()),
         "groups": int(table["group"].nunique()),
         "exact_groups": int((copies > 1).sum()),
@@ -98,29 +100,29 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
         "near_groups": int((near > 1).sum()),
         "near_redundant": int((near - 1).sum()),
         "near_distinct": len(near),
-        "duplicates": duplicates(table),
+        "duplicates": _duplicate_groups(table),
         "duplicates_across_labels": {
             "groups": int(table.loc[across, "duplicate"].nunique()),
             "files": table.loc[across, "path"].tolist()[:LISTED],
         },
-        "crops": crops(table, plain),
+        "crops": _cropped_copies(table, plain),
         "distinct": int(table["duplicate"].nunique()),
         "patients": {
             "known": int(known.nunique()),
             "pictures": len(known),
             "most": int(known.value_counts().max()) if len(known) else 0,
         },
-        "split_leaks": split_leaks(table),
+        "split_leaks": _split_leaks(table),
         "formats": {
             label: {str(kind): int(count) for kind, count in pd.Series(kinds).value_counts().items()}
             for label in survey.labels
-            for kinds in [[m.kind for m, its in zip(measured, table["label"], strict=True) if its == label]]
+            for kinds in [[m.kind for m, own in zip(measured, table["label"], strict=True) if own == label]]
         },
-        "sizes": sizes(measured, table["label"].tolist(), survey.labels),
-        "shortcuts": shortcuts(
+        "sizes": _size_histograms(measured, table["label"].tolist(), survey.labels),
+        "shortcuts": probe_shortcuts(
             measured, table["label"].tolist(), table["group"].tolist(), table["source"].tolist(), seed
         ),
-        "overlap": {called(other): overlap(survey, other) for other in others},
+        "overlap": {_display_name(other): _overlap(survey, other) for other in others},
         "unreadable": survey.excluded.loc[damaged, ["path", "reason"]].to_dict("records"),
         "other_labels": {
             str(reason): int(count) for reason, count in survey.excluded.loc[~damaged, "reason"].value_counts().items()
@@ -140,16 +142,16 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
     }
 
 
-def crossed(survey: Survey, column: str, values: list[str]) -> Counts:
-    """Value of a column -> label -> number of pictures."""
+def _cross_tabulate(survey: Survey, column: str, values: list[str]) -> Counts:
+    """Return value of a column -> label -> number of images."""
     pairs = Counter(zip(survey.table[column], survey.table["label"], strict=True))
     return {value: {label: pairs[value, label] for label in survey.labels} for value in values}
 
 
-def duplicates(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Groups of copies, at most LISTED: those under two labels first, then those in two splits, then the largest."""
-    several = table[table["duplicate"].duplicated(keep=False)]
-    found: list[dict[str, Any]] = [
+def _duplicate_groups(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return at most LISTED groups of copies: first those with two labels, then in two splits, then the largest."""
+    copies = table[table["duplicate"].duplicated(keep=False)]
+    groups: list[dict[str, Any]] = [
         {
             "exact": bool(rows["sha256"].nunique() == 1),
             "labels": int(rows["label"].nunique()),
@@ -160,14 +162,14 @@ def duplicates(table: pd.DataFrame) -> list[dict[str, Any]]:
                 for row in rows.to_dict("records")[:LISTED]
             ],
         }
-        for _, rows in several.groupby("duplicate")
+        for _, rows in copies.groupby("duplicate")
     ]
-    return sorted(found, key=lambda group: (-group["labels"], -group["splits"], -group["size"]))[:LISTED]
+    return sorted(groups, key=lambda group: (-group["labels"], -group["splits"], -group["size"]))[:LISTED]
 
 
-def split_leaks(table: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Pair of official splits -> number of patients and of groups of copies in both; see `audit`."""
-    found = {}
+def _split_leaks(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return pair of official splits -> number of patients and of groups of copies in both; see `audit`."""
+    leaks = {}
     present = [split for split in SPLITS if split in set(table["official"])]
     for first, second in combinations(present, 2):
         left, right = (table[table["official"] == split] for split in (first, second))
@@ -175,19 +177,19 @@ def split_leaks(table: pd.DataFrame) -> dict[str, dict[str, int]]:
             key: (set(left[column]) & set(right[column])) - {""}
             for key, column in (("patients", "patient"), ("exact", "sha256"), ("near", "duplicate"))
         }
-        touched = right["patient"].isin(shared["patients"]) | right["duplicate"].isin(shared["near"])
-        found[f"{first}/{second}"] = {
+        affected = right["patient"].isin(shared["patients"]) | right["duplicate"].isin(shared["near"])
+        leaks[f"{first}/{second}"] = {
             **{key: len(values) for key, values in shared.items()},
-            "pictures": int(touched.sum()),
+            "pictures": int(affected.sum()),
             "of": len(right),
         }
-    return found
+    return leaks
 
 
-def overlap(survey: Survey, other: Survey) -> dict[str, Any]:
-    """How many pictures of a set are in another one, too, as the same file or as a (near-)copy; see `audit`."""
-    found = shared_pictures(other, survey)
-    copies = found[found["reason"] != "same patient"]
+def _overlap(survey: Survey, other: Survey) -> dict[str, Any]:
+    """Count the images that are also in another dataset, as the same file or as a (near-)copy; see `audit`."""
+    shared = shared_images(other, survey)
+    copies = shared[shared["reason"] != "same patient"]
     return {
         "exact": int((copies["reason"] == "same file").sum()),
         "near": len(copies),
@@ -196,137 +198,146 @@ def overlap(survey: Survey, other: Survey) -> dict[str, Any]:
     }
 
 
-def called(survey: Survey) -> str:
-    """Name of a data set; that of its folder, too, where any folder can bear the name."""
-    row = DATASETS.get(survey.spec.name)
-    return f"{survey.spec.name} ({survey.root.name})" if row and not row.labels else survey.spec.name
+def _display_name(survey: Survey) -> str:
+    """Return the name of a dataset, with its folder for user data."""
+    spec = DATASETS.get(survey.spec.name)
+    return f"{survey.spec.name} ({survey.root.name})" if spec and not spec.labels else survey.spec.name
 
 
-def sizes(measured: list[Measured], labels: list[str], names: Sequence[str]) -> dict[str, Any]:
-    """Width, height and bytes -> histogram and range by label; see `audit`. Bins of bytes grow by a constant factor."""
-    found = {}
+def _size_histograms(measured: list[FileFacts], labels: list[str], names: Sequence[str]) -> dict[str, Any]:
+    """Return width, height and bytes -> histogram and range by label; bins of bytes are logarithmic; see `audit`."""
+    histograms = {}
     label = np.asarray(labels)
     for name, attribute in (("width", "width"), ("height", "height"), ("bytes", "size")):
         values = np.array([getattr(item, attribute) for item in measured], dtype=np.float64)
         low, high = max(values.min(), 1), max(values.max(), 1)
         space = np.geomspace if name == "bytes" else np.linspace
         edges = np.array([low - 0.5, high + 0.5]) if low == high else space(low, high, 25)
-        edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding must not lose the ends
-        found[name] = {
+        edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding must not exclude the extremes
+        histograms[name] = {
             "edges": edges.round(2).tolist(),
             "counts": {one: np.histogram(values[label == one], edges)[0].tolist() for one in names},
             "range": {one: [int(f(values[label == one])) for f in (np.min, np.median, np.max)] for one in names},
         }
-    return found
+    return histograms
 
 
-def crops(table: pd.DataFrame, plain: NDArray[np.int64]) -> dict[str, Any]:
-    """What cropped, shifted or stretched copies add to the groups of (near-)copies, `plain` (n,); see `audit`."""
+def _cropped_copies(table: pd.DataFrame, plain: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what cropped, shifted or stretched copies add to the (near-)copy groups `plain` (n,); see `audit`."""
     parts = table.assign(plain=plain).drop_duplicates("plain").groupby("duplicate")["path"]
     examples = [paths.tolist() for _, paths in parts if len(paths) > 1]
     return {"redundant": sum(len(paths) - 1 for paths in examples), "examples": examples[:LISTED]}
 
 
 def summary(findings: Findings) -> list[str]:
-    """The sentences that matter most, worst first."""
+    """Return the most important findings as sentences, most severe first."""
     return [sentence for _, sentence in verdicts(findings)]
 
 
 def verdicts(findings: Findings) -> list[tuple[str, str]]:
-    """(severity, sentence) of what matters, worst first; severities are serious, warning, note and good."""
-    said: list[tuple[str, str]] = []
+    """Return (severity, sentence) pairs, most severe first; severities are serious, warning, note and good."""
+    results: list[tuple[str, str]] = []
     n = findings["n"]
     twice = findings["duplicates_across_labels"]["groups"]
     if twice:
-        said.append(
+        results.append(
             (
                 "serious",
-                f"{plural(twice, 'picture lies', 'pictures lie')} under two labels, one of which must be wrong.",
+                f"{_plural(twice, 'image has', 'images have')} two labels, one of which must be wrong.",
             )
         )
     for pair, leak in findings["split_leaks"].items():
         first, second = pair.split("/")
-        shared = [plural(leak[key], *words) for key, words in LEAKS.items() if leak[key]]
+        shared = [_plural(leak[key], *words) for key, words in LEAKS.items() if leak[key]]
         if leak["pictures"]:
-            share = f"{leak['pictures']:,} of {leak['of']:,} {second} pictures ({leak['pictures'] / leak['of']:.0%})"
-            said.append(
-                ("serious", f"The official {first} and {second} splits share {' and '.join(shared)}: {share} leak.")
+            rate = f"{leak['pictures']:,} of {leak['of']:,} {second} images ({leak['pictures'] / leak['of']:.0%})"
+            results.append(
+                ("serious", f"The official {first} and {second} splits share {' and '.join(shared)}: {rate} leak.")
             )
         else:
-            who = "No patient and no copy" if findings["patients"]["known"] else "No copy"
-            said.append(("good", f"{who} is in both the official {first} and {second} splits."))
-    told = [(probe, found) for probe, found in findings["shortcuts"].items() if found.get("low", 0) > 0.5]
+            checked = "patient or copy" if findings["patients"]["known"] else "copy"
+            results.append(("good", f"No {checked} is in both the official {first} and {second} splits."))
+    clear = [(probe, result) for probe, result in findings["shortcuts"].items() if result.get("low", 0) > 0.5]
     if findings["shortcuts"]["dimensions"].get("constant"):
-        told = [item for item in told if item[0] != "compression"]  # it would only repeat the file size
-    for probe, found in sorted(told, key=lambda item: -item[1]["auc"]):
-        if found["auc"] >= CLEAR:
-            severity = "serious" if found["auc"] >= SERIOUS else "warning"
-            said.append((severity, f"A model can tell the label from {PROBES[probe]} alone: AUC {interval(found)}."))
-    for kind, label, count in giveaways(findings["formats"]):
-        said.append(("warning", f"All {count:,} pictures that are {kind} are {label}."))
-    for name, found in findings["overlap"].items():
-        if found["near"]:
-            said.append(("serious", f"{found['near']:,} of {found['of']:,} pictures are in {name}, too: neither set is "
-                         "external to the other."))  # fmt: skip
+        clear = [item for item in clear if item[0] != "compression"]  # it would only repeat the file size
+    for probe, result in sorted(clear, key=lambda item: -item[1]["auc"]):
+        if result["auc"] >= CLEAR:
+            severity = "serious" if result["auc"] >= SERIOUS else "warning"
+            results.append(
+                (severity, f"A model can predict the label from {PROBES[probe]} alone: AUC {_format_interval(result)}.")
+            )
+    for kind, label, count in _single_label_formats(findings["formats"]):
+        results.append(("warning", f"All {count:,} images in {kind} format are {label}."))
+    for name, overlap in findings["overlap"].items():
+        if overlap["near"]:
+            results.append(("serious", f"{overlap['near']:,} of {overlap['of']:,} images are also in {name}: neither "
+                         "dataset is external to the other."))  # fmt: skip
         else:
-            said.append(("good", f"No picture is in {name}, too."))
+            results.append(("good", f"No image is also in {name}."))
     copies = n - findings["distinct"]
     if copies:
         equal, distinct = findings["exact_redundant"], findings["distinct"]
-        said.append(("warning", f"{copies:,} of {n:,} pictures ({copies / n:.1%}) are copies of another one, {equal:,} "
-                     f"of them the same file: {distinct:,} pictures are different."))  # fmt: skip
+        results.append(("warning", f"{copies:,} of {n:,} images ({copies / n:.1%}) are copies of another one, "
+                     f"{equal:,} of them identical files: {distinct:,} images are distinct."))  # fmt: skip
     else:
-        said.append(("good", "No picture is a copy of another one."))
+        results.append(("good", "No image is a copy of another one."))
     if findings["unreadable"]:
-        said.append(("warning", f"{plural(len(findings['unreadable']), 'file gives', 'files give')} no picture."))
+        results.append(("warning", f"{_plural(len(findings['unreadable']), 'file is', 'files are')} unreadable."))
     if not findings["patients"]["known"]:
-        said.append(("warning", "Nobody knows which pictures are of one patient: a patient can be in two splits."))
+        results.append(("warning", "Patients are unknown, so images of one patient can be in different splits."))
     elif findings["patients"]["pictures"] < n:
-        said.append(
-            ("warning", f"{n - findings['patients']['pictures']:,} of {n:,} pictures don't tell their patient.")
+        results.append(
+            ("warning", f"The patient is unknown for {n - findings['patients']['pictures']:,} of {n:,} images.")
         )
     total = sum(findings["expected"].values())
     if total and findings["labels"] != findings["expected"]:
-        said.append(("note", f"{n:,} pictures are here; the complete set has {total:,}."))
-    if all("reason" in found for probe, found in findings["shortcuts"].items()):
-        said.append(("note", f"Shortcuts: {findings['shortcuts']['file_size']['reason']}."))
-    return sorted(said, key=lambda item: ["serious", "warning", "note", "good"].index(item[0]))
+        results.append(("note", f"The data folder has {n:,} images; the complete dataset has {total:,}."))
+    if all("reason" in result for result in findings["shortcuts"].values()):
+        results.append(("note", f"Shortcuts: {findings['shortcuts']['file_size']['reason']}."))
+    return sorted(results, key=lambda item: ["serious", "warning", "note", "good"].index(item[0]))
 
 
-def giveaways(formats: Counts) -> list[tuple[str, str, int]]:
-    """(format and mode, label, number of pictures) of those that occur with one label alone, at least FEW times."""
+def _single_label_formats(formats: Counts) -> list[tuple[str, str, int]]:
+    """Return (format and mode, label, number of images) of formats that only one label has, at least FEW times."""
     kinds = sorted({kind for counts in formats.values() for kind in counts})
-    where = {kind: [(label, counts[kind]) for label, counts in formats.items() if kind in counts] for kind in kinds}
-    return [(kind, *found[0]) for kind, found in where.items() if len(found) == 1 and found[0][1] >= FEW]
+    by_format = {kind: [(label, counts[kind]) for label, counts in formats.items() if kind in counts] for kind in kinds}
+    return [(kind, *uses[0]) for kind, uses in by_format.items() if len(uses) == 1 and uses[0][1] >= FEW]
 
 
-LEAKS = {"patients": ("patient", "patients"), "near": ("picture", "pictures")}
+LEAKS = {"patients": ("patient", "patients"), "near": ("image", "images")}
 
 
-def plural(number: int, one: str, many: str) -> str:
-    """`1 patient`, `1,170 patients`."""
+def _plural(number: int, one: str, many: str) -> str:
+    """Format a count such as `1 patient` or `1,170 patients`."""
     return f"{number:,} {one if number == 1 else many}"
 
 
-def interval(found: dict[str, float]) -> str:
-    """`0.93 [0.90, 0.96]`."""
-    return f"{found['auc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def _format_interval(result: dict[str, float]) -> str:
+    """Format an AUC such as `0.93 [0.90, 0.96]`."""
+    return f"{result['auc']:.2f} [{result['low']:.2f}, {result['high']:.2f}]"
 
 
 def write_audit(survey: Survey, findings: Findings, out: Path) -> Path:
-    """Write audit.json and audit.html, which needs no other file and no network; return the path of the latter.
+    """Write audit.json and the self-contained audit.html, and return the path of the latter.
 
-    The pictures in it are drawn anew from pixels, small and without metadata; names of files are in it.
+    Images in it are small, re-encoded from pixels and without metadata; it contains file names.
+
+    Args:
+        survey: The dataset.
+        findings: Result of `audit`.
+        out: Folder, created if necessary.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     template = importlib.resources.files("hf_medtl.data").joinpath("audit.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         f=findings,
-        p=pictures(survey, findings, findings["measured"]["seed"]),
+        p=render_figures(survey, findings, findings["measured"]["seed"]),
         verdicts=verdicts(findings),
         probes=PROBES,
-        interval=interval,
-        by_label=next((list(found["by_label"]) for found in findings["shortcuts"].values() if "by_label" in found), []),
+        interval=_format_interval,
+        by_label=next(
+            (list(result["by_label"]) for result in findings["shortcuts"].values() if "by_label" in result), []
+        ),
         averaged=AVERAGED,
         agreement=CROP_AGREEMENT,
         border=BORDER,

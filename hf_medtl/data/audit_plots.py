@@ -1,4 +1,4 @@
-"""The pictures of an audit's page, as `data:` addresses: drawn anew from pixels, small, without metadata."""
+"""Figures of the audit page as `data:` URIs: small, re-encoded from pixels, without metadata."""
 
 import base64
 import io
@@ -16,83 +16,89 @@ from hf_medtl.data.images import read_image
 from hf_medtl.data.loading import Survey
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito
-SAMPLES = 8  # of a label
-LABELS = 12  # of which samples are shown
-AVERAGED = 200  # pictures of a label in its mean
-GROUPS, MEMBERS = 12, 6  # of copies
-SIDE = 132  # pixels of a shown picture's longer side
+SAMPLES = 8  # per label
+LABELS = 12  # labels with samples
+AVERAGED = 200  # images in the mean of a label
+GROUPS, MEMBERS = 12, 6  # groups of copies, and images shown of each
+SIDE = 132  # pixels of an image's longer side
 MEAN_SIDE = 96
 UNITS = {"width": "width in pixels", "height": "height in pixels", "bytes": "file size in kB"}
 
 
-def pictures(survey: Survey, findings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What `audit.html.jinja` shows.
+def render_figures(survey: Survey, findings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Render the figures of `audit.html.jinja`.
+
+    Args:
+        survey: The dataset.
+        findings: Result of `audit.audit`.
+        seed: Random seed of the samples.
 
     Returns:
-        samples: label -> (path, address); means: label -> address; difference: address, labels and limit, with two
-        labels; histograms: name -> address, or None where all are equal; duplicates: as in the findings, of at most 12
-        groups, with an address for each of at most 6 files.
+        samples: label -> (path, URI); means: label -> URI; difference: URI, labels and limit, with two labels;
+        histograms: name -> URI, or None if all values are equal; duplicates: as in the findings, for at most GROUPS
+        groups, with a URI for each of at most MEMBERS files.
     """
     rng = np.random.default_rng(seed)
     rows = {label: rng.permutation(np.flatnonzero(survey.table["label"] == label)) for label in survey.labels[:LABELS]}
     path = survey.table["path"].tolist()
     samples = {
-        label: [(path[row], thumbnail(survey.root / path[row])) for row in its[:SAMPLES]] for label, its in rows.items()
+        label: [(path[row], _thumbnail(survey.root / path[row])) for row in indices[:SAMPLES]]
+        for label, indices in rows.items()
     }
-    progress = tqdm(rows.items(), desc="Averaging pictures", unit="label", disable=None, leave=False)
-    means = {label: average([survey.root / path[row] for row in its[:AVERAGED]]) for label, its in progress}
+    progress = tqdm(rows.items(), desc="Averaging images", unit="label", disable=None, leave=False)
+    means = {label: _mean_image([survey.root / path[row] for row in indices[:AVERAGED]]) for label, indices in progress}
     return {
         "samples": samples,
-        "means": {label: address(Image.fromarray(mean.round().astype(np.uint8))) for label, mean in means.items()},
-        "difference": difference(means) if len(means) == 2 else None,
-        "histograms": {name: histogram(name, found) for name, found in findings["sizes"].items()},
+        "means": {label: data_uri(Image.fromarray(mean.round().astype(np.uint8))) for label, mean in means.items()},
+        "difference": _difference_map(means) if len(means) == 2 else None,
+        "histograms": {name: _histogram(name, sizes) for name, sizes in findings["sizes"].items()},
         "duplicates": [
-            group | {"files": [(file, thumbnail(survey.root / file["path"])) for file in group["files"][:MEMBERS]],
+            group | {"files": [(file, _thumbnail(survey.root / file["path"])) for file in group["files"][:MEMBERS]],
                      "more": max(0, group["size"] - MEMBERS)}
             for group in findings["duplicates"][:GROUPS]
         ],
     }  # fmt: skip
 
 
-def thumbnail(path: Path) -> str:
-    """A picture as it is seen, at most SIDE pixels wide and high."""
+def _thumbnail(path: Path) -> str:
+    """Return an image, at most SIDE pixels wide and high, as a URI."""
     image = read_image(path)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return address(image)
+    return data_uri(image)
 
 
-def average(paths: list[Path]) -> NDArray[np.float64]:
-    """(MEAN_SIDE, MEAN_SIDE) mean grey of pictures that are stretched to a square."""
+def _mean_image(paths: list[Path]) -> NDArray[np.float64]:
+    """Return the (MEAN_SIDE, MEAN_SIDE) mean grey values of images stretched to a square."""
     total = np.zeros((MEAN_SIDE, MEAN_SIDE))
     for path in paths:
         total += np.asarray(read_image(path).convert("L").resize((MEAN_SIDE, MEAN_SIDE), Image.Resampling.BOX))
     return total / len(paths)
 
 
-def difference(means: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """The second mean less the first: red where it is brighter, blue where it is darker, white at no difference."""
+def _difference_map(means: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the second mean minus the first: red is brighter, blue darker, white no difference."""
     (first, a), (second, b) = means.items()
     limit = max(1.0, float(np.abs(b - a).max()))
     shades = matplotlib.colormaps["RdBu_r"](((b - a) / limit + 1) / 2)[..., :3]
-    picture = Image.fromarray((255 * shades).astype(np.uint8))
-    return {"address": address(picture), "first": first, "second": second, "limit": round(limit)}
+    image = Image.fromarray((255 * shades).astype(np.uint8))
+    return {"uri": data_uri(image), "first": first, "second": second, "limit": round(limit)}
 
 
-def histogram(name: str, found: dict[str, Any]) -> str | None:
-    """Share of each label's pictures in each bin; None where there is one bin."""
-    edges = np.array(found["edges"]) / (1000 if name == "bytes" else 1)
+def _histogram(name: str, sizes: dict[str, Any]) -> str | None:
+    """Return a plot of the percentage of each label's images per bin as a URI; None if there is only one bin."""
+    edges = np.array(sizes["edges"]) / (1000 if name == "bytes" else 1)
     if len(edges) == 2:
         return None
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.subplots()
-    for index, (label, counts) in enumerate(found["counts"].items()):
-        share = 100 * np.array(counts) / max(1, sum(counts))
+    for index, (label, counts) in enumerate(sizes["counts"].items()):
+        percent = 100 * np.array(counts) / max(1, sum(counts))
         colour = COLOURS[index % len(COLOURS)]
         axes.stairs(
-            share, edges, color=colour, linewidth=1.8, linestyle="-" if index < len(COLOURS) else ":", label=label
+            percent, edges, color=colour, linewidth=1.8, linestyle="-" if index < len(COLOURS) else ":", label=label
         )
-        axes.stairs(share, edges, color=colour, fill=True, alpha=0.13)
-    axes.set(xlabel=UNITS[name], ylabel="% of the label's pictures", ylim=(0, None))
+        axes.stairs(percent, edges, color=colour, fill=True, alpha=0.13)
+    axes.set(xlabel=UNITS[name], ylabel="% of the label's images", ylim=(0, None))
     if name == "bytes" and edges[-1] > 10 * edges[0]:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -103,8 +109,8 @@ def histogram(name: str, found: dict[str, Any]) -> str | None:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def address(image: Image.Image) -> str:
-    """`data:image/jpeg;base64,...` of a picture's pixels."""
+def data_uri(image: Image.Image) -> str:
+    """Return an image as `data:image/jpeg;base64,...`."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The deterministic part of preprocessing, done once: uint8 pictures, and masks, at the model's size, memory-mapped."""
+"""Cache of preprocessed images: uint8 images and masks at the model's size, computed once and memory-mapped."""
 
 import contextlib
 import hashlib
@@ -31,19 +31,19 @@ from hf_medtl.errors import MedtlError, UnreadableImage
 
 logger = logging.getLogger(__name__)
 
-# What decides how a file becomes pixels, before `preprocess`: part of the key.
-READERS = ("cache.py", "dicom.py", "images.py", "nifti.py", "pixels.py")
+# Code that determines how a file is decoded, before `preprocess`: part of the cache key.
+_SOURCE_FILES = ("cache.py", "dicom.py", "images.py", "nifti.py", "pixels.py")
 LIBRARIES = ("nibabel", "numpy", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
-RECORDS = 64  # pictures a record batch
-UNUSED_DAYS = 30
+_BATCH_ROWS = 64  # images per record batch
+_UNUSED_DAYS = 30
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
 T = TypeVar("T")
-Prepared = dict[str, NDArray[Any]]  # a row: pixels (height, width, channels), grey (), perhaps mask (height, width)
+PreparedRow = dict[str, NDArray[Any]]  # pixels (H, W, channels), grey (), optionally mask (H, W)
 Augment = Callable[..., Any]  # (pixels, seed) -> pixels, or (pixels, seed, mask) -> (pixels, mask)
 
 
-def prepare(
+def prepare_images(
     paths: Sequence[Path],
     sha256: Sequence[str],
     preprocess: Preprocess,
@@ -54,43 +54,43 @@ def prepare(
     """Decode and preprocess files once; later calls with the same contents map the result into memory.
 
     The result is `<key>.arrow` in the folder `pictures` of `cache_dir()`. Files there can be deleted at any time; those
-    that were not used for 30 days are, when another is built. They are written beside, and renamed when whole.
+    unused for 30 days are deleted when another one is built. Files are written atomically.
 
     Args:
         paths: (n,) files.
-        sha256: (n,) of their bytes, so that a changed file is prepared again.
-        preprocess: k RGB pictures -> (k, height, width, channels) uint8; called from several threads.
-        key: names the preprocessing and the versions of the libraries behind it.
-        masks: (n,) the files of each picture's mask, united. They are resized as a whole to the pictures' prepared size
-            by nearest neighbour, so `preprocess` must neither crop nor add margins.
-        values: grey value of the masks -> class index, see `read_mask`; by default 0 outside and 1 inside.
+        sha256: (n,) hashes of their bytes, so that a changed file is prepared again.
+        preprocess: k RGB images -> (k, H, W, channels) uint8; called from multiple threads.
+        key: Identifies the preprocessing and the versions of the libraries it uses.
+        masks: (n,) files of each image's mask, which are united. They are resized as a whole to the prepared image
+            size by nearest neighbour, so `preprocess` must neither crop nor pad.
+        values: Grey value of the masks -> class index, see `read_mask`; by default 0 outside and 1 inside.
 
     Returns:
-        Arrow data set of n rows with the columns pixels (height × width × channels), see `views`, and grey, whether
-        the three channels are equal; with `masks` also mask (height × width), class indices.
+        Arrow dataset of n rows with the columns pixels (H × W × channels), see `as_arrays`, and grey (true if the
+        three channels are equal); with `masks` also mask (H × W), class indices.
 
     Raises:
-        MedtlError: the disk lacks room; a file is missing, unreadable or not the one of `sha256` any more; the
-            preprocessed pictures differ in size; a mask is missing, of another aspect than its picture, or of values
-            that were not declared.
+        MedtlError: Not enough disk space; a file is missing, unreadable or has changed; the preprocessed images differ
+            in size; a mask is missing, has another aspect ratio than its image, or undeclared values.
     """
-    found = [None] * len(paths) if masks is None else [find_mask(*both) for both in zip(paths, masks, strict=True)]
-    jobs = [
-        partial(read, path, digest, preprocess, mask, values)
-        for path, digest, mask in zip(paths, sha256, found, strict=True)
-    ]
+    hashed: list[dict[Path, str] | None] = [None] * len(paths)
     if masks is not None:
+        hashed = [_hash_mask(*pair) for pair in zip(paths, masks, strict=True)]
         key = f"{key}\nmasks {sorted(values.items()) if values else 'inside'}"
-        sha256 = [*sha256, *("+".join(mask.values()) for mask in found if mask)]
+    jobs = [
+        partial(_prepare_one, path, digest, preprocess, mask, values)
+        for path, digest, mask in zip(paths, sha256, hashed, strict=True)
+    ]
+    sha256 = [*sha256, *("+".join(mask.values()) for mask in hashed if mask)]
     folder = cache_dir() / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{fingerprint(key, sha256)}.arrow"
-    if not is_whole(target, len(paths)):
-        with turn(target):
-            if not is_whole(target, len(paths)):
-                tidy(folder)
-                build(target, paths, jobs)
-    with contextlib.suppress(OSError):  # somebody else's file
+    target = folder / f"{_cache_key(key, sha256)}.arrow"
+    if not _is_complete(target, len(paths)):
+        with _exclusive(target):
+            if not _is_complete(target, len(paths)):
+                _clean_up(folder)
+                _build(target, paths, jobs)
+    with contextlib.suppress(OSError):  # a file of another user
         os.utime(target)
     return datasets.Dataset.from_file(str(target))
 
@@ -98,51 +98,54 @@ def prepare(
 def check_masks(
     paths: Sequence[Path], masks: Sequence[Sequence[Path]], values: Mapping[int, int] | None = None
 ) -> None:
-    """Read pictures and masks, so that one that can't be used does not come up later; arguments as for `prepare`.
+    """Read all images and masks to find unusable ones before training.
+
+    Args:
+        paths: (n,) image files.
+        masks: (n,) files of each image's mask.
+        values: As for `prepare_images`.
 
     Raises:
-        MedtlError: as `prepare`, of masks.
+        MedtlError: As for `prepare_images`, for masks.
     """
 
     def check(path: Path, mask: Mapping[Path, str]) -> None:
-        read_classes(mask, values, path, read_image(path).size, (1, 1))
+        _read_mask(mask, values, path, read_image(path).size, (1, 1))
 
-    found = [find_mask(*both) for both in zip(paths, masks, strict=True)]
-    jobs = [partial(check, *both) for both in zip(paths, found, strict=True)]
-    deque(read_all(jobs, "Checking masks"), maxlen=0)
+    jobs = [partial(check, path, _hash_mask(path, parts)) for path, parts in zip(paths, masks, strict=True)]
+    deque(_run_in_threads(jobs, "Checking masks"), maxlen=0)
 
 
-def find_mask(path: Path, parts: Sequence[Path]) -> dict[Path, str]:
-    """The files of a picture's mask, and the sha256 of each."""
+def _hash_mask(path: Path, parts: Sequence[Path]) -> dict[Path, str]:
+    """Return the files of an image's mask with their sha256."""
     if not parts:
-        raise MedtlError(f"{path} has no mask. Give it one, or leave it out.")
+        raise MedtlError(f"{path} has no mask. Add one, or remove the image.")
     try:
         return {Path(part): hashlib.sha256(Path(part).read_bytes()).hexdigest() for part in parts}
     except OSError as error:
         raise MedtlError(
-            f"{error.filename}, the mask of {path}, can't be read ({error.strerror}). Put it back, or leave the "
-            "picture out."
+            f"{error.filename}, the mask of {path}, can't be read ({error.strerror}). Restore it, or remove the image."
         ) from error
 
 
-def fingerprint(key: str, sha256: Sequence[str]) -> str:
-    """Changes with files, preprocessing, our readers and the libraries below them."""
+def _cache_key(key: str, sha256: Sequence[str]) -> str:
+    """Return a key that depends on the files, the preprocessing, our readers and the libraries they use."""
     versions = []
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
-    code = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in READERS]
+    code = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in _SOURCE_FILES]
     return hashlib.sha256("\n".join([key, *versions, *code, *sha256]).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def turn(target: Path) -> Iterator[None]:
-    """One process at a time. The system frees the lock of one that dies, however it dies."""
+def _exclusive(target: Path) -> Iterator[None]:
+    """Let one process at a time prepare `target`. The system releases the lock of a process that dies."""
     lock = FileLock(target.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        logger.info("Waiting for another process that prepares the same pictures.")
+        logger.info("Waiting for another process that prepares the same images.")
         lock.acquire()
     try:
         yield
@@ -150,8 +153,8 @@ def turn(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_whole(target: Path, number: int) -> bool:
-    """Whether the file is there with all its pictures. None other should be; disks and people do otherwise."""
+def _is_complete(target: Path, number: int) -> bool:
+    """True if the file exists with all its images; a damaged disk or a user may have truncated it."""
     if not target.exists():
         return False
     with contextlib.suppress(pa.ArrowInvalid, OSError), pa.memory_map(str(target)) as source:
@@ -159,58 +162,58 @@ def is_whole(target: Path, number: int) -> bool:
     return False
 
 
-def tidy(folder: Path) -> None:
-    """Remove what dead builders left, and what nobody used for long."""
+def _clean_up(folder: Path) -> None:
+    """Remove unfinished files of dead processes, and files unused for long."""
     for path in folder.iterdir():
-        with contextlib.suppress(OSError, Timeout):  # gone already, or (on Windows) in use
-            old = path.stat().st_mtime < time.time() - UNUSED_DAYS * 86400
+        with contextlib.suppress(OSError, Timeout):  # already removed, or (on Windows) in use
+            old = path.stat().st_mtime < time.time() - _UNUSED_DAYS * 86400
             if path.suffix == ".partial" or (old and path.suffix in (".arrow", ".lock")):
-                with FileLock(path.with_suffix(".lock"), timeout=0):  # a living builder holds it
+                with FileLock(path.with_suffix(".lock"), timeout=0):  # held by a running process
                     path.unlink()
 
 
-def build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], Prepared]]) -> None:
-    """Write `target`, whole or not at all. In memory are, at a time, one decoded picture a core and two batches."""
+def _build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], PreparedRow]]) -> None:
+    """Write `target` atomically, with at most one decoded image per core and two batches in memory."""
     unfinished = target.with_suffix(".partial")
-    with contextlib.closing(read_all(jobs)) as pictures:
-        first = next(pictures)  # tells the shape of all
+    with contextlib.closing(_run_in_threads(jobs)) as rows:
+        first = next(rows)  # defines the shape of all
         shape = first["pixels"].shape
-        check_room(target.parent, len(paths), first)
-        blocks = {name: np.empty((RECORDS, *value.shape), value.dtype) for name, value in first.items()}
+        _check_disk_space(target.parent, len(paths), first)
+        blocks = {name: np.empty((_BATCH_ROWS, *value.shape), value.dtype) for name, value in first.items()}
         try:
             with unfinished.open("wb") as stream:
-                with pa.ipc.new_stream(stream, records(blocks, 0).schema) as writer:
-                    for i, picture in enumerate(chain([first], pictures)):
-                        if picture["pixels"].shape != shape:
+                with pa.ipc.new_stream(stream, _to_record_batch(blocks, 0).schema) as writer:
+                    for i, row in enumerate(chain([first], rows)):
+                        if row["pixels"].shape != shape:
                             raise MedtlError(
-                                f"{paths[i]} becomes {picture['pixels'].shape}, {paths[0]} {shape}; expected one size."
+                                f"{paths[i]} becomes {row['pixels'].shape}, {paths[0]} {shape}; expected the same size."
                             )
-                        last = i % RECORDS
-                        for name, value in picture.items():
+                        last = i % _BATCH_ROWS
+                        for name, value in row.items():
                             blocks[name][last] = value
-                        if last == RECORDS - 1 or i == len(paths) - 1:
-                            writer.write_batch(records(blocks, last + 1))
+                        if last == _BATCH_ROWS - 1 or i == len(paths) - 1:
+                            writer.write_batch(_to_record_batch(blocks, last + 1))
                 stream.flush()
-                os.fsync(stream.fileno())  # else a power cut may leave the name without the content
+                os.fsync(stream.fileno())  # otherwise a power cut may leave the name without the content
             unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
 
 
-def check_room(folder: Path, number: int, first: Prepared) -> None:
-    """Say how large the prepared pictures will be, and refuse a disk that lacks room for them."""
+def _check_disk_space(folder: Path, number: int, first: PreparedRow) -> None:
+    """Log the size of the prepared images; raise MedtlError if the disk lacks space for them."""
     shape, size = first["pixels"].shape, number * sum(value.nbytes for value in first.values())
-    logger.info("Preparing %d pictures of %d × %d pixels: %.2f GB in %s", number, *shape[:2], size / 1e9, folder)
+    logger.info("Preparing %d images of %d × %d pixels: %.2f GB in %s", number, *shape[:2], size / 1e9, folder)
     free = shutil.disk_usage(folder).free
     if free < 1.01 * size:
         raise MedtlError(
-            f"The prepared pictures need {size / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free. "
-            "Make room, or let HF_MEDTL_CACHE name a folder on another disk."
+            f"The prepared images need {size / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free. "
+            "Free some space, or set HF_MEDTL_CACHE to a folder on another disk."
         )
 
 
-def records(blocks: dict[str, NDArray[Any]], number: int) -> pa.RecordBatch:
-    """The first `number` of blocks (k, ...) as rows, without a copy of the pixels."""
+def _to_record_batch(blocks: dict[str, NDArray[Any]], number: int) -> pa.RecordBatch:
+    """Return the first `number` rows of blocks (k, ...) without copying pixels."""
     columns = {}
     for name, block in blocks.items():
         column: Any = pa.array(block[:number].ravel())
@@ -220,19 +223,19 @@ def records(blocks: dict[str, NDArray[Any]], number: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def read_all(jobs: Sequence[Callable[[], T]], what: str = "Preparing pictures") -> Generator[T, None, None]:
-    """Results in order, by one thread a core (decoders and torch release the GIL); `what` is for the progress bar."""
+def _run_in_threads(jobs: Sequence[Callable[[], T]], title: str = "Preparing images") -> Generator[T, None, None]:
+    """Yield results in order, from one thread per core (decoders and torch release the GIL)."""
     threads = torch.get_num_threads()
     waiting: deque[Future[T]] = deque()
     with (
-        # torch would start as many threads as there are cores in each of ours.
+        # Otherwise torch would start one thread per core in each of these threads.
         ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        tqdm(desc=what, total=len(jobs), unit="picture", disable=None, leave=False) as bar,
+        tqdm(desc=title, total=len(jobs), unit="image", disable=None, leave=False) as bar,
     ):
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
-                if len(waiting) >= RECORDS:
+                if len(waiting) >= _BATCH_ROWS:
                     yield waiting.popleft().result()
                     bar.update()
             while waiting:
@@ -243,68 +246,73 @@ def read_all(jobs: Sequence[Callable[[], T]], what: str = "Preparing pictures") 
             torch.set_num_threads(threads)
 
 
-def read(
+def _prepare_one(
     path: Path,
     sha256: str,
     preprocess: Preprocess,
     mask: Mapping[Path, str] | None = None,
     values: Mapping[int, int] | None = None,
-) -> Prepared:
-    """One prepared picture, from the very bytes that have this sha256."""
-    content = read_bytes(path, sha256)
+) -> PreparedRow:
+    """Return one prepared image from the bytes with this sha256."""
+    content = _read_verified(path, sha256)
     try:
-        picture = read_image(content)
-        pixels = preprocess([picture])[0]
+        image = read_image(content)
+        pixels = preprocess([image])[0]
     except UnreadableImage as error:
         raise UnreadableImage(str(error).replace("bytes", str(path), 1)) from error
     grey = pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
     prepared = {"pixels": pixels, "grey": np.array(grey)}
     if mask is not None:
-        prepared["mask"] = read_classes(mask, values, path, picture.size, pixels.shape[:2])
+        prepared["mask"] = _read_mask(mask, values, path, image.size, pixels.shape[:2])
     return prepared
 
 
-def read_classes(
+def _read_mask(
     mask: Mapping[Path, str],
     values: Mapping[int, int] | None,
     path: Path,
     size: tuple[int, int],
     shape: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """Class indices of `shape` (height, width) from the mask of a picture, `path`, of `size` (width, height)."""
+    """Return class indices of `shape` (H, W) from the mask of the image at `path` of `size` (W, H)."""
     name = " and ".join(map(str, mask))
-    contents = [read_bytes(part, sha256) for part, sha256 in mask.items()]
+    contents = [_read_verified(part, sha256) for part, sha256 in mask.items()]
     try:
-        whole = read_mask(contents, values)
+        combined = read_mask(contents, values)
     except UnreadableImage as error:
         raise UnreadableImage(str(error).replace("bytes", name, 1)) from error
-    # A mask may be smaller or larger than its picture, its sides rounded to whole pixels.
-    if abs(whole.height * size[0] - whole.width * size[1]) > max(size):
+    # A mask may be smaller or larger than its image, with its sides rounded to whole pixels.
+    if abs(combined.height * size[0] - combined.width * size[1]) > max(size):
         raise MedtlError(
-            f"{name}: {whole.width} × {whole.height} pixels, but its picture {path} has {size[0]} × {size[1]}: one of "
-            "them is cropped, turned or not of the other. Mend the pair, or leave it out."
+            f"{name}: {combined.width} × {combined.height} pixels, but its image {path} has {size[0]} × {size[1]}: "
+            "one of them is cropped or rotated, or they do not belong together. Correct or remove the pair."
         )
-    # Pillow takes the value at each new pixel's centre, as its filters for the picture do; OpenCV's INTER_NEAREST and
-    # torch's "nearest" take that at the corner, which moves a mask by up to half a pixel of the larger grid.
-    indices = np.asarray(whole.resize(shape[::-1], Image.Resampling.NEAREST))
+    # Pillow samples at the centre of each new pixel, as its filters for images do; OpenCV's INTER_NEAREST and torch's
+    # "nearest" sample at the corner, which shifts a mask by up to half a pixel of the larger grid.
+    indices = np.asarray(combined.resize(shape[::-1], Image.Resampling.NEAREST))
     return indices if values else (indices > 0).astype(np.uint8)
 
 
-def read_bytes(path: Path, sha256: str) -> bytes:
-    """The content of a file, which must be that of this sha256."""
+def _read_verified(path: Path, sha256: str) -> bytes:
+    """Return the content of a file; raise MedtlError if its sha256 differs."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise MedtlError(f"{path} can't be read any more ({error.strerror}). Put it back and start again.") from error
+        raise MedtlError(f"{path} can no longer be read ({error.strerror}). Restore it and start again.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise MedtlError(f"{path} was changed while it was being prepared. Start again when nobody writes to the data.")
+        raise MedtlError(f"{path} changed while it was being prepared. Start again when nothing writes to the data.")
     return content
 
 
-def views(prepared: datasets.Dataset, column: str = "pixels") -> list[NDArray[np.uint8]]:
-    """The column pixels as arrays (k, height, width, channels), k equal in all but the last, without a copy.
+def as_arrays(prepared: datasets.Dataset, column: str = "pixels") -> list[NDArray[np.uint8]]:
+    """Return a column as arrays without copying: lazily read views of the memory-mapped file.
 
-    They look into the memory-mapped file: what is not looked at is not read. The column mask gives (k, height, width).
+    Args:
+        prepared: Result of `prepare_images`.
+        column: "pixels" or "mask".
+
+    Returns:
+        Arrays (k, H, W, channels) of pixels or (k, H, W) of masks, with equal k in all but the last.
     """
     arrays = []
     for chunk in prepared.data.column(column).chunks:
@@ -316,13 +324,21 @@ def views(prepared: datasets.Dataset, column: str = "pixels") -> list[NDArray[np
     return arrays
 
 
-class Pictures(Dataset):
-    """Prepared pictures for training: `pixel_values` uint8 (3, height, width) and `labels`, an index or a mask.
+class PreparedImages(Dataset):
+    """Training dataset of prepared images.
 
-    Of pictures prepared with masks `labels` is the mask, int64 (height, width), moved as its picture is.
+    An item has `pixel_values`, uint8 (3, H, W), and `labels`: the image's label or, for images prepared with masks,
+    the mask, int64 (H, W), augmented with the same geometry.
 
-    Augmentation of a picture is drawn from (seed, epoch, index) alone, so it is the same on resume, in any worker and
-    on any number of processes. `epoch` lies in shared memory: workers see it change.
+    Random augmentation depends on (seed, epoch, index) alone, so it is the same on resume, in any worker and on any
+    number of processes. `epoch` is in shared memory, so that workers see it change.
+
+    Args:
+        prepared: Result of `prepare_images`.
+        indices: Rows to use.
+        labels: Label of each of these rows.
+        augment: Augmentation; None for none.
+        seed: Random seed of the augmentation.
     """
 
     def __init__(
@@ -339,20 +355,20 @@ class Pictures(Dataset):
 
     @cached_property
     def views(self) -> list[NDArray[np.uint8]]:
-        """See `views`."""
-        return views(self.prepared)
+        """Pixels (k, H, W, channels) of each record batch."""
+        return as_arrays(self.prepared)
 
     @cached_property
     def masks(self) -> list[NDArray[np.uint8]] | None:
-        """Masks (k, height, width) likewise; None where pictures have labels only."""
-        return views(self.prepared, "mask") if "mask" in self.prepared.column_names else None
+        """Masks (k, H, W) of each record batch; None for images without masks."""
+        return as_arrays(self.prepared, "mask") if "mask" in self.prepared.column_names else None
 
     @cached_property
     def grey(self) -> NDArray[np.bool_]:
-        """(n,) whether the three channels of a prepared picture are equal."""
+        """(n,) true if the three channels of a prepared image are equal."""
         return self.prepared.data.column("grey").to_numpy()
 
-    def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps the file anew
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps the file again
         return {name: value for name, value in vars(self).items() if name not in ("views", "masks", "grey")}
 
     def __len__(self) -> int:
@@ -362,7 +378,7 @@ class Pictures(Dataset):
         batch, row = divmod(self.indices[index], len(self.views[0]))
         pixels = self.views[batch][row]
         planes = torch.empty((pixels.shape[2], *pixels.shape[:2]), dtype=torch.uint8)
-        if self.grey[self.indices[index]]:  # one channel gives the same with less than half of the work
+        if self.grey[self.indices[index]]:  # one channel gives the same result with less than half of the work
             pixels = np.ascontiguousarray(pixels[..., :1])
         mask = None if self.masks is None else self.masks[batch][row]
         if self.augment is not None:

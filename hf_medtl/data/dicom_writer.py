@@ -1,7 +1,7 @@
-"""A model's answer to a DICOM file as DICOM: a Segmentation of its mask, and a picture with a map over it.
+"""DICOM output: predicted masks as DICOM Segmentation, and heatmap overlays as Secondary Capture.
 
-Viewers show both beside the picture, since they belong to its study: they name the patient as it does. That is the one
-output of hf_medtl with data from a header. It is for the user's own archive, and neither pushed nor shown anywhere.
+Viewers show both next to the image because they belong to its study and carry its patient data. This is the only output
+of hf_medtl with data from a header. It is for the user's own archive, and is never uploaded or displayed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +16,21 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from hf_medtl.data.dicom import inflated
-from hf_medtl.data.images import QUIET, is_dicom, open_source
+from hf_medtl.data.dicom import inflate
+from hf_medtl.data.images import QUIET, is_dicom, open_binary
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 
-Make = Callable[[Dataset], Dataset]
+ObjectBuilder = Callable[[Dataset], Dataset]
 NOTICE = "not for diagnosis"
-# Type 1 of every image. What else must be there may be empty, and is where the source lacks it (type 2).
-DEMANDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-MAY_BE_EMPTY = (
+# Type 1 attributes of every image. The other (type 2) attributes are left empty if the source lacks them.
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
-GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
-SERIES_NUMBERS = {"SEG": 9001, "SC": 9002}  # far from those of a scanner
+_GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
+_SERIES_NUMBERS = {"SEG": 9001, "SC": 9002}  # far from the numbers of scanners
 
 ORGANS = {
     "lung": codes.SCT.Lung,
@@ -60,67 +60,66 @@ FINDINGS = {
     "pneumothorax": codes.SCT.Pneumothorax,
     "hemorrhage": codes.SCT.Hemorrhage,
 }
-PRIVATE = "99HFMEDTL"  # PS3.16 8.2: designators of private coding schemes begin with 99
+_PRIVATE_SCHEME = "99HFMEDTL"  # PS3.16 8.2: designators of private coding schemes begin with 99
 
 
-def concept(label: str) -> tuple[Code, Code]:
-    """Category and type of what a label names (PS3.16, CID 7150 and 7151).
+def segment_concept(label: str) -> tuple[Code, Code]:
+    """Return the category and type of a segment's label (PS3.16, CID 7150 and 7151).
 
-    Known are ORGANS and FINDINGS, in the plural too, by SNOMED CT. Any other label is a place in the picture, with
-    itself as the code, in a private coding scheme.
+    ORGANS and FINDINGS, singular or plural, have SNOMED CT codes. Any other label is a spatial concept whose code is
+    the label itself, in a private coding scheme.
     """
     name = " ".join(label.lower().replace("_", " ").replace("-", " ").split())
-    for known, category in (
+    for names, category in (
         (ORGANS, codes.SCT.AnatomicalStructure),
         (FINDINGS, codes.SCT.MorphologicallyAbnormalStructure),
     ):
-        code = known.get(name) or known.get(name.removesuffix("s"))
+        code = names.get(name) or names.get(name.removesuffix("s"))
         if code:
             return category, code
-    return codes.SCT.SpatialAndRelationalConcept, Code(short(label), PRIVATE, short(label))
+    return codes.SCT.SpatialAndRelationalConcept, Code(_long_string(label), _PRIVATE_SCHEME, _long_string(label))
 
 
-def segmentation_object(
+def make_segmentation(
     source: Dataset, mask: NDArray[np.uint8], labels: Sequence[str], model_name: str, revision: str | None = None
 ) -> Dataset:
-    """A DICOM Segmentation (PS3.3 A.51): a binary segment for each class but the first, also for one without a pixel.
+    """Build a DICOM Segmentation (PS3.3 A.51): a binary segment for each class but the first, even if it is empty.
 
-    Segments of one series of pictures, by one model, are in one series.
+    Segmentations of one series of images by one model form one series.
 
     Args:
-        source: the picture's header, see `read_header`, of one frame; its pixels are not needed.
-        mask: (H, W) class indices, in the places of its stored pixels: `read_image` turns and crops nothing.
-        labels: (K,) of the classes, the background first.
-        model_name: what the algorithm is called.
-        revision: of the model's weights.
+        source: Header of the image, see `read_header`, with a single frame; its pixels are not needed.
+        mask: (H, W) class indices on the grid of the stored pixels; `read_image` neither rotates nor crops DICOM.
+        labels: (K,) class names, the background first.
+        model_name: Name of the algorithm.
+        revision: Revision of the model's weights.
 
     Raises:
-        MedtlError: highdicom is not installed; the source has several frames, another size, or lacks what must be in
-            such an object. The message holds no text from the header, and the error no cause.
+        MedtlError: highdicom is not installed; the source has multiple frames, another size, or lacks required
+            attributes. The message contains no text from the header, and the error has no cause.
     """
-    hd, algorithm = library(), short(model_name)
+    hd, algorithm = _highdicom(), _long_string(model_name)
     if len(labels) < 2 or int(mask.max(initial=0)) >= len(labels):
         raise MedtlError(
-            f"Classes 0 to {len(labels) - 1}, of which 0 is the background, are expected in a mask; found "
-            f"{int(mask.max(initial=0))}."
+            f"Expected a mask with the classes 0 (background) to {len(labels) - 1}, found {int(mask.max(initial=0))}."
         )
 
     def make(header: Dataset) -> Dataset:
-        frames = frames_of(header)
+        frames = _frame_count(header)
         if frames > 1:
-            raise MedtlError(f"is of {frames} frames, of which one was read. Export that frame as a file of its own.")
-        placed = all(header.get(key) not in (None, "") for key in GEOMETRY)
-        if not placed:  # a radiograph; TRAP: of a spacing without a thickness highdicom writes what it can't read again
+            raise MedtlError(f"has {frames} frames, of which one was read. Export that frame as a separate file.")
+        placed = all(header.get(key) not in (None, "") for key in _GEOMETRY)
+        if not placed:  # a radiograph; trap: given a spacing without a thickness, highdicom writes a file it can't read
             for key in {"PixelSpacing", "ImagePositionPatient"} & set(header.dir()):
                 delattr(header, key)
         identity = hd.AlgorithmIdentificationSequence(
             name=algorithm,
             family=codes.DCM.ArtificialIntelligence,
-            version=short(revision or "unknown"),
+            version=_long_string(revision or "unknown"),
             source=f"hf_medtl {__version__}",
         )
         segments = [
-            hd.seg.SegmentDescription(number, short(label), *concept(label), "AUTOMATIC", identity)
+            hd.seg.SegmentDescription(number, _long_string(label), *segment_concept(label), "AUTOMATIC", identity)
             for number, label in enumerate(labels[1:], 1)
         ]
         made = hd.seg.Segmentation(
@@ -128,114 +127,114 @@ def segmentation_object(
             pixel_array=np.asarray(mask, np.uint8),
             segmentation_type="BINARY",
             segment_descriptions=segments,
-            omit_empty_frames=False,  # else a class that was looked for and not found would have no frame to say so
+            omit_empty_frames=False,  # otherwise a class that was not found would have no frame at all
             content_label="SEGMENTATION",
             content_description=f"Predicted, {NOTICE}",
             series_description=f"Predicted masks, {NOTICE}",
-            device_serial_number=short(revision or "unknown"),
-            **_series(header, "SEG", algorithm, revision),
+            device_serial_number=_long_string(revision or "unknown"),
+            **_series_attributes(header, "SEG", algorithm, revision),
         )
         if not placed:
             made.PatientOrientation = header.get("PatientOrientation")
         return made
 
-    return _made("Segmentation", source, mask.shape, make)
+    return _build("Segmentation", source, mask.shape, make)
 
 
-def overlay_object(
-    source: Dataset, picture: Image.Image, told: str, model_name: str, revision: str | None = None
+def make_overlay(
+    source: Dataset, image: Image.Image, description: str, model_name: str, revision: str | None = None
 ) -> Dataset:
-    """A DICOM Secondary Capture (PS3.3 A.8.1) of a picture in colour, such as one with a map over it.
+    """Build a DICOM Secondary Capture (PS3.3 A.8.1) of a colour image, such as one with a heatmap overlay.
 
-    BurnedInAnnotation and what is known of lossy compression are the source's, whose pixels show through. Nothing is
-    said where it says nothing.
+    BurnedInAnnotation and the attributes of lossy compression are copied from the source, whose pixels are visible.
 
     Args:
-        source: header of the picture beneath, see `read_header`; of several frames it is the middle one, which
+        source: Header of the underlying image, see `read_header`; of multiple frames, the middle one is meant, which
             `read_image` reads.
-        picture: (W, H) of its size.
-        told: what is to be seen, such as "pneumonia 0.93 by gradcam".
-        model_name, revision: as for `segmentation_object`.
+        image: Image of the same size.
+        description: What the overlay shows, such as "pneumonia 0.93 by gradcam".
+        model_name: Name of the algorithm.
+        revision: Revision of the model's weights.
 
     Raises:
-        MedtlError: highdicom is not installed; another size, or the source lacks what must be in such an object. The
-            message holds no text from the header, and the error no cause.
+        MedtlError: highdicom is not installed; another size, or the source lacks required attributes. The message
+            contains no text from the header, and the error has no cause.
     """
-    hd, algorithm = library(), short(model_name)
+    hd, algorithm = _highdicom(), _long_string(model_name)
 
     def make(header: Dataset) -> Dataset:
         made = hd.sc.SCImage.from_ref_dataset(
             ref_dataset=header,
-            pixel_array=np.asarray(picture.convert("RGB")),
+            pixel_array=np.asarray(image.convert("RGB")),
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
-            patient_orientation=("L", "F"),  # highdicom insists on one; the source's, or none, takes its place below
+            patient_orientation=("L", "F"),  # required by highdicom; replaced by the source's, or none, below
             transfer_syntax_uid=ExplicitVRLittleEndian,
-            series_description=f"Map over picture, {NOTICE}",
-            **_series(header, "SC", algorithm, revision),
+            series_description=f"Heatmap overlay, {NOTICE}",
+            **_series_attributes(header, "SC", algorithm, revision),
         )
         made.copy_patient_and_study_information(header)
         made.PatientOrientation, made.Laterality = header.get("PatientOrientation"), header.get("Laterality")
         kept = ("BurnedInAnnotation", *(f"LossyImageCompression{part}" for part in ("", "Ratio", "Method")))
         made.update({element.tag: element for element in header if element.keyword in kept})
         by = f"{model_name}{f', revision {revision}' if revision else ''}, hf_medtl {__version__}"
-        made.DerivationDescription = f"Map over the picture: {told}. By {by}. For research, {NOTICE}."[:1024]
+        made.DerivationDescription = f"Heatmap overlay: {description}. By {by}. For research, {NOTICE}."[:1024]
         made.SourceImageSequence = [Dataset()]
-        beneath = made.SourceImageSequence[0]
-        beneath.ReferencedSOPClassUID, beneath.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-        frames = frames_of(header)
+        reference = made.SourceImageSequence[0]
+        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+        frames = _frame_count(header)
         if frames > 1:
-            beneath.ReferencedFrameNumber = frames // 2 + 1
+            reference.ReferencedFrameNumber = frames // 2 + 1
         purpose = hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
-        beneath.PurposeOfReferenceCodeSequence = [purpose]
+        reference.PurposeOfReferenceCodeSequence = [purpose]
         return made
 
-    return _made("Secondary Capture", source, (picture.height, picture.width), make)
+    return _build("Secondary Capture", source, (image.height, image.width), make)
 
 
 def read_header(source: str | Path | bytes) -> Dataset | None:
-    """All of a DICOM file but its pixels: data of a patient. None for any other kind of file.
+    """Return the complete header of a DICOM file, which contains patient data; None for any other file.
 
     Raises:
-        MedtlError: it is damaged. The message holds no text from the header, and the error no cause.
+        MedtlError: The file is damaged. The message contains no text from the header, and the error has no cause.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    with open_source(source) as stream:
+    with open_binary(source) as stream:
         if not is_dicom(stream, "" if isinstance(source, bytes) else Path(source).suffix.lower()):
             return None
         try:
             with QUIET:
-                whole = inflated(stream, name)
-                whole.seek(0)
-                return dcmread(whole, force=True, stop_before_pixels=True)
+                inflated = inflate(stream, name)
+                inflated.seek(0)
+                return dcmread(inflated, force=True, stop_before_pixels=True)
         except Exception as error:
             reason = type(error).__name__
     raise MedtlError(f"Its header can't be read ({reason}).")
 
 
-def save_objects(path: str, made: Mapping[Path, Make]) -> str:
-    """Write DICOM objects of the answer to one picture, if that is a DICOM file.
+def save_dicom_outputs(path: str, made: Mapping[Path, ObjectBuilder]) -> str:
+    """Write DICOM outputs for the predictions of one image, if it is a DICOM file.
 
     Args:
-        path: of the picture.
-        made: file to write -> what makes its content of the header.
+        path: Image file.
+        made: File to write -> function that builds its content from the header.
 
     Returns:
-        Why there is one that can't be; "" if there is none.
+        Error message, or "".
     """
     try:
         header = read_header(path)
         if header is not None:
             for target, make in made.items():
-                write_object(make(header), target)
+                write_dicom(make(header), target)
     except MedtlError as error:
-        return f"{path}: {error} The answer stands; --no_dicom leaves DICOM out."
+        return f"{path}: {error} The prediction is unaffected; --no_dicom disables DICOM output."
     return ""
 
 
-def library() -> Any:
-    """highdicom, of the extra `dicom-out`."""
+def _highdicom() -> Any:
+    """Import highdicom, from the extra `dicom-out`."""
     try:
         import highdicom
     except ImportError as error:
@@ -243,41 +242,40 @@ def library() -> Any:
     return highdicom
 
 
-def short(text: str) -> str:
-    """As a Long String (LO) of DICOM: 64 characters, without backslashes and control characters."""
+def _long_string(text: str) -> str:
+    """Return text as a DICOM Long String (LO): 64 characters without backslashes and control characters."""
     return "".join("/" if char == "\\" else char for char in text if char.isprintable())[:64].strip() or "unnamed"
 
 
-def frames_of(header: Dataset) -> int:
-    """How many there are."""
+def _frame_count(header: Dataset) -> int:
     return int(header.get("NumberOfFrames") or 1)
 
 
-def _series(header: Dataset, kind: str, model_name: str, revision: str | None) -> dict[str, Any]:
-    """What both objects are told alike. The series is the same for all pictures of a series, whoever makes them."""
+def _series_attributes(header: Dataset, kind: str, model_name: str, revision: str | None) -> dict[str, Any]:
+    """Return the attributes of both objects. All images of a series get the same output series."""
     origin = [str(header.SeriesInstanceUID), kind, model_name, revision or "", __version__]
     return {
         "series_instance_uid": generate_uid(entropy_srcs=origin),
-        "series_number": SERIES_NUMBERS[kind],
+        "series_number": _SERIES_NUMBERS[kind],
         "sop_instance_uid": generate_uid(),
         "instance_number": max(1, int(header.get("InstanceNumber") or 1)),
         "manufacturer": "hf_medtl",
         "manufacturer_model_name": model_name,
-        "software_versions": (__version__, short(revision or "unknown")),
+        "software_versions": (__version__, _long_string(revision or "unknown")),
     }
 
 
-def _made(kind: str, source: Dataset, shape: tuple[int, ...], make: Make) -> Dataset:
-    """What `make` makes of the source. TRAP: pydicom and highdicom quote values in warnings, logs and exceptions."""
+def _build(kind: str, source: Dataset, shape: tuple[int, ...], make: ObjectBuilder) -> Dataset:
+    """Build an object from the source. Trap: pydicom and highdicom quote values in warnings, logs and exceptions."""
     try:
         with QUIET:
-            header = _completed(source)
+            header = _complete_header(source)
             size = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
             if shape != size:
                 raise MedtlError(f"has {size[0]} × {size[1]} pixels, not {' × '.join(map(str, shape))}.")
-            lacking = [key for key in DEMANDED if not UID(str(header.get(key) or "")).is_valid]
+            lacking = [key for key in _REQUIRED if not UID(str(header.get(key) or "")).is_valid]
             if lacking:
-                raise MedtlError(f"lacks {', '.join(lacking)}. Export it again, with them.")
+                raise MedtlError(f"lacks {', '.join(lacking)}. Export the file again with them.")
             return make(header)
     except MedtlError as error:
         reason = str(error)
@@ -285,27 +283,28 @@ def _made(kind: str, source: Dataset, shape: tuple[int, ...], make: Make) -> Dat
         hint = (
             "" if "FrameOfReferenceUID" in source else " It has no FrameOfReferenceUID, which a CT or MR slice needs."
         )
-        reason = f"does not hold in its header what is needed ({type(error).__name__}).{hint}"
-    raise MedtlError(f"No {kind} is made of the file: it {reason}")
+        reason = f"lacks required header attributes ({type(error).__name__}).{hint}"
+    raise MedtlError(f"No {kind} was created: the file {reason}")
 
 
-def _completed(source: Dataset) -> Dataset:
-    """A copy without pixels and private elements, in UTF-8, which holds any label, and with what may be empty."""
+def _complete_header(source: Dataset) -> Dataset:
+    """Return a copy without pixels and private elements, in UTF-8 to allow any label, with empty type 2 attributes."""
     tags = [tag for tag in source.keys() if tag.group != 0x7FE0 and not tag.is_private]  # noqa: SIM118
     header = Dataset({tag: source[tag] for tag in tags})
     header.decode()
     header.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in MAY_BE_EMPTY:
+    for keyword in _MAY_BE_EMPTY:
         if keyword not in header:
             setattr(header, keyword, None)
     return header
 
 
-def write_object(made: Dataset, target: Path | BinaryIO) -> None:
-    """To a file or stream.
+def write_dicom(made: Dataset, target: Path | BinaryIO) -> None:
+    """Write a DICOM object to a file or stream.
 
     Raises:
-        MedtlError: its header can't be written. The message holds no text from it.
+        MedtlError: Its header can't be written. The message contains no text from it.
+        OSError: The file can't be written.
     """
     try:
         with QUIET:
@@ -315,4 +314,4 @@ def write_object(made: Dataset, target: Path | BinaryIO) -> None:
         raise
     except Exception as error:
         reason = type(error).__name__
-    raise MedtlError(f"Its header can't be written again ({reason}).")
+    raise MedtlError(f"Its header can't be written ({reason}).")

@@ -1,4 +1,4 @@
-"""A slice of a NIfTI volume -> an 8-bit RGB picture."""
+"""NIfTI reader: one axial slice of a volume as an 8-bit RGB image."""
 
 import gzip
 import io
@@ -9,147 +9,161 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.data.pixels import MAX_PIXELS, Greys, apply_window
+from hf_medtl.data.pixels import MAX_PIXELS, GreyRange, apply_window
 from hf_medtl.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image
 
 T = TypeVar("T")
-MAX_BYTES = 2 << 30  # of one volume: a gzipped one is unpacked up to the slice
+MAX_BYTES = 2 << 30  # of one volume: a gzipped one is decompressed up to the slice
 
 
 def read(
     stream: BinaryIO, name: str, window: tuple[float, float] | None = None, frame: int | None = None
 ) -> Image.Image:
-    """Read one axial slice as radiologists see it: patient's right on the left, front at the top.
+    """Read one axial slice in radiological orientation: patient's right on the left, anterior at the top.
 
-    Of a series of volumes the first is read. Only the slice is loaded.
+    Only the slice is loaded; of a 4D series the first volume is read.
 
     Args:
-        stream: the file, already unpacked if it was gzipped.
-        name: what errors call it.
-        window: values (low, high) that become 0 and 255, after the header's scaling; by default the 0.5th and 99.5th
+        stream: The file, decompressed if it was gzipped.
+        name: Name of the file in errors.
+        window: Values (low, high) mapped to 0 and 255, after the header's scaling; by default the 0.5th and 99.5th
             percentile of the slice.
-        frame: slice from 0 at the feet upwards; by default the middle one.
+        frame: Slice number, from 0 at the feet upwards; by default the middle one.
 
     Raises:
-        UnreadableImage: nibabel is missing, the file is damaged, too large, or has no such slice.
+        UnreadableImage: nibabel is missing, or the file is damaged, too large or has no such slice.
     """
-    return careful(name, lambda: shown(_slice(stream, name, frame), window))
+    return _without_header_text(name, lambda: _to_rgb(_slice(stream, name, frame), window))
 
 
-def shown(plane: NDArray[Any], window: tuple[float, float] | None) -> Image.Image:
-    """Values (H, W) as an RGB picture."""
+def _to_rgb(plane: NDArray[Any], window: tuple[float, float] | None) -> Image.Image:
+    """Convert values (H, W) to an RGB image."""
     if plane.dtype.names:  # RGB or RGBA voxels
         return Image.fromarray(np.ascontiguousarray(np.stack([plane[channel] for channel in "RGB"], axis=-1)))
     return Image.fromarray(apply_window(plane, window)).convert("RGB")
 
 
-def sizes(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
-    """Columns, rows and slices of a volume as it is shown, and its bytes, before anything is decoded.
+def read_dimensions(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
+    """Return the columns, rows and slices of a volume as displayed, and its bytes, without decoding it.
+
+    Args:
+        stream: The file.
+        name: Name of the file in errors.
 
     Raises:
-        UnreadableImage: as `read` does, of what the header and the file's length tell.
+        UnreadableImage: As for `read`, as far as the header and the file size reveal it.
     """
 
-    def announced() -> tuple[int, int, int, int]:
-        image = opened(stream, name)
-        shape = shape3(image)
-        across, ahead, up = axes(image)[0]
-        return shape[across], shape[ahead], shape[up], int(np.prod(shape)) * image.get_data_dtype().itemsize
+    def read_header() -> tuple[int, int, int, int]:
+        image = _open(stream, name)
+        shape = _shape_3d(image)
+        right, anterior, superior = _anatomical_axes(image)[0]
+        return shape[right], shape[anterior], shape[superior], int(np.prod(shape)) * image.get_data_dtype().itemsize
 
-    return careful(name, announced)
+    return _without_header_text(name, read_header)
 
 
-def greys(stream: BinaryIO, name: str, frame: int | None = None) -> Greys | None:
-    """Lowest and highest grey value of one slice; None for one in colour.
+def read_grey_range(stream: BinaryIO, name: str, frame: int | None = None) -> GreyRange | None:
+    """Return the range of grey values of one slice; None for a colour slice.
+
+    Args:
+        stream: The file.
+        name: Name of the file in errors.
+        frame: As for `read`.
 
     Raises:
-        UnreadableImage: as `read` does.
+        UnreadableImage: As for `read`.
     """
 
-    def measured() -> Greys | None:
+    def measure() -> GreyRange | None:
         plane = _slice(stream, name, frame)
-        return None if plane.dtype.names else Greys.of(plane)
+        return None if plane.dtype.names else GreyRange.from_pixels(plane)
 
-    return careful(name, measured)
+    return _without_header_text(name, measure)
 
 
-def careful(name: str, work: Callable[[], T]) -> T:
-    """Call `work`; what it raises becomes an UnreadableImage without text of the header."""
+def _without_header_text(name: str, work: Callable[[], T]) -> T:
+    """Call `work`, converting exceptions to UnreadableImage without text from the header."""
     try:
         return work()
     except UnreadableImage as error:
         reason = str(error)
     except ImportError:
-        reason = f"{name}: a NIfTI volume, which needs nibabel. Install it: pip install hf_medtl[nifti]"
-    except Exception as error:  # header fields hold free text, so nibabel's words stay here
-        reason = f"{name}: NIfTI that can't be decoded ({type(error).__name__}). Export the volume again."
+        reason = f"{name}: reading a NIfTI volume needs nibabel. Install it: pip install hf_medtl[nifti]"
+    except Exception as error:  # header fields hold free text, so nibabel's message is dropped
+        reason = f"{name}: the NIfTI file can't be decoded ({type(error).__name__}). Export the volume again."
     raise UnreadableImage(reason)
 
 
-def shape3(image: "Nifti1Image") -> tuple[int, ...]:
-    """Three sizes of a volume; of a series of volumes, those of one."""
+def _shape_3d(image: "Nifti1Image") -> tuple[int, ...]:
+    """Return the three dimensions of a volume; for a 4D series, those of one volume."""
     return tuple([*(int(size) for size in image.shape), 1, 1, 1][:3])
 
 
-def axes(image: "Nifti1Image") -> tuple[list[int], list[int]]:
-    """Which axis of the array runs along right, front, up, and in which direction (±1)."""
+def _anatomical_axes(image: "Nifti1Image") -> tuple[list[int], list[int]]:
+    """Return the array axes along right, anterior, superior, and their directions (±1).
+
+    `nibabel.as_closest_canonical` would do the same, but loads the whole volume to reorient one slice.
+    """
     import nibabel
 
     orientation = nibabel.io_orientation(image.affine)
     if np.isnan(orientation).any():
         orientation = np.array([[0, 1], [1, 1], [2, 1]])
-    order = [int(np.flatnonzero(orientation[:, 0] == towards)[0]) for towards in range(3)]
+    order = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
     return order, [int(orientation[axis, 1]) for axis in order]
 
 
-def opened(stream: BinaryIO, name: str) -> "Nifti1Image":
-    """The volume with its header read and compared with what may be opened and what is there."""
+def _open(stream: BinaryIO, name: str) -> "Nifti1Image":
+    """Read the header, and check it against the size limit and the file size."""
     import nibabel
     from nibabel.fileholders import FileHolder
 
-    kind = nibabel.Nifti2Image if stream.read(8)[4:] == b"n+2\0" else nibabel.Nifti1Image
+    image_class = nibabel.Nifti2Image if stream.read(8)[4:] == b"n+2\0" else nibabel.Nifti1Image
     stream.seek(0)
-    holder = FileHolder(fileobj=stream)  # type: ignore[arg-type]  # any stream will do
-    image = kind.from_file_map({"header": holder, "image": holder})
+    holder = FileHolder(fileobj=stream)  # type: ignore[arg-type]  # any stream works
+    image = image_class.from_file_map({"header": holder, "image": holder})
     shape = [int(size) for size in image.shape]
-    needed = int(np.prod(shape3(image), dtype=object)) * image.get_data_dtype().itemsize
+    needed = int(np.prod(_shape_3d(image), dtype=object)) * image.get_data_dtype().itemsize
     if min(shape, default=0) < 1 or needed > MAX_BYTES:
-        raise UnreadableImage(f"{name}: a NIfTI volume of {shape} voxels. Up to {MAX_BYTES >> 30} GiB are opened.")
+        raise UnreadableImage(f"{name}: a NIfTI volume of {shape} voxels. The limit is {MAX_BYTES >> 30} GiB.")
     if not isinstance(stream, gzip.GzipFile):
-        there = stream.seek(0, io.SEEK_END) - int(image.dataobj.offset)
-        if needed > there:
-            raise UnreadableImage(f"{name}: its header announces {needed:,} bytes of voxels, but {there:,} are there.")
+        available = stream.seek(0, io.SEEK_END) - int(image.dataobj.offset)
+        if needed > available:
+            raise UnreadableImage(
+                f"{name}: its header declares {needed:,} bytes of voxels, but the file has {available:,}."
+            )
     return image
 
 
 def _slice(stream: BinaryIO, name: str, frame: int | None) -> NDArray[Any]:
-    """Scaled values (H, W) of a slice, by default the middle one, as it is shown."""
-    image = opened(stream, name)
-    shape, (order, signs) = shape3(image), axes(image)
-    across, ahead, up = order
-    slices = shape[up]
-    if shape[across] * shape[ahead] > MAX_PIXELS // 4:
-        raise UnreadableImage(f"{name}: slices of more than {MAX_PIXELS // 4:,} pixels are not opened.")
+    """Return the scaled values (H, W) of a slice as displayed, by default the middle one."""
+    image = _open(stream, name)
+    shape, (order, signs) = _shape_3d(image), _anatomical_axes(image)
+    right, anterior, superior = order
+    slices = shape[superior]
+    if shape[right] * shape[anterior] > MAX_PIXELS // 4:
+        raise UnreadableImage(f"{name}: slices are limited to {MAX_PIXELS // 4:,} pixels.")
     frame = slices // 2 if frame is None else frame
     if not 0 <= frame < slices:
-        raise UnreadableImage(f"{name}: there is no slice {frame}. Choose one of 0 to {slices - 1}.")
+        raise UnreadableImage(f"{name}: there is no slice {frame}. Choose one from 0 to {slices - 1}.")
 
     index = frame if signs[2] > 0 else slices - 1 - frame
     dimensions = len(image.shape)
-    where: list[slice | int] = [0] * dimensions
-    where[: min(3, dimensions)] = [slice(None)] * min(3, dimensions)
-    if up < dimensions:
-        where[up] = index
-    if up < 2 and dimensions > 2:
-        # nibabel would read the whole volume to cut it across; row by row it reads little more than the slice.
-        rows = [np.asarray(image.dataobj[(*where[:2], k, *where[3:])]) for k in range(shape[2])]
+    selection: list[slice | int] = [0] * dimensions
+    selection[: min(3, dimensions)] = [slice(None)] * min(3, dimensions)
+    if superior < dimensions:
+        selection[superior] = index
+    if superior < 2 and dimensions > 2:
+        # nibabel would read the whole volume for such a slice; row by row it reads little more than the slice.
+        rows = [np.asarray(image.dataobj[(*selection[:2], k, *selection[3:])]) for k in range(shape[2])]
         plane = np.stack(rows, axis=-1)
     else:
-        plane = np.asarray(image.dataobj[tuple(where)])
-    if across > ahead:
+        plane = np.asarray(image.dataobj[tuple(selection)])
+    if right > anterior:
         plane = plane.swapaxes(0, 1)
     plane = plane[:: -signs[0], :: -signs[1]].swapaxes(0, 1)
     return np.ascontiguousarray(plane)

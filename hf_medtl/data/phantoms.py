@@ -1,7 +1,8 @@
-"""Synthetic pictures ("phantoms"): brain MR slices and chest radiographs, drawn from formulas and random numbers.
+"""Synthetic images ("phantoms"): brain MR slices and chest radiographs, drawn from formulas and random numbers.
 
-They hold no patient's data and no file is shipped. They are for tests, demos and teaching, not evidence about any real
-picture. Coordinates: x to the right and y downwards, in half picture widths, the origin in the middle of the anatomy.
+They contain no patient data, and no file is shipped. They are for tests, demos and teaching, and not evidence about
+any real image. Coordinates: x to the right and y downwards, in half image widths, with the origin in the middle of
+the anatomy.
 """
 
 import json
@@ -20,17 +21,17 @@ from tqdm import tqdm
 
 Array = NDArray[np.float64]
 LABELS = {"brain": ("no_lesion", "lesion"), "chest": ("normal", "opacity")}
-VERSION = 1  # raise it when a change alters the pictures: `write` then refuses to reuse an older folder
+VERSION = 1  # increase it when a change alters the images: `write_phantoms` then refuses to reuse an older folder
 
-_README = """# Synthetic {kind} pictures
+_README = """# Synthetic {kind} images
 
-These pictures are **synthetic**: drawn by hf_medtl (`hf_medtl.data.phantoms`) from formulas and random numbers.
+These images are **synthetic**: drawn by hf_medtl (`hf_medtl.data.phantoms`) from formulas and random numbers.
 They show no patient and say nothing about any. Use them for tests, demos and teaching only.
 
-- {patients} patients, {pictures} pictures of each, {size} x {size} pixels, 8-bit grey
+- {patients} patients, {pictures} images of each, {size} x {size} pixels, 8-bit grey
 - seed {seed}, version {version} of the drawing
-- one folder per label; `masks/` holds the mask of each picture (brain: the lesion, empty without one; chest: the lungs)
-- keep all pictures of a patient (file name up to the `_`) on one side of a split
+- one folder per label; `masks/` holds the mask of each image (brain: the lesion, empty without one; chest: the lungs)
+- keep all images of a patient (file name up to the `_`) in one split
 
 Licence: CC0-1.0
 """
@@ -38,13 +39,13 @@ Licence: CC0-1.0
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic picture: `image` (grey) and `mask` (0 or 255) are (size, size) uint8."""
+    """One synthetic image: `image` (grey) and `mask` (0 or 255) are (size, size) uint8."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     label: str
     patient: str
-    picture: int
+    index: int
 
 
 def _rng(seed: int, kind: str, *numbers: int) -> np.random.Generator:
@@ -53,7 +54,7 @@ def _rng(seed: int, kind: str, *numbers: int) -> np.random.Generator:
 
 
 def _texture(rng: np.random.Generator, sigma: float, cells: int = 192) -> Array:
-    """Smooth periodic noise with unit standard deviation over [-1, 1) x [-1, 1), band-passed around `sigma` cells."""
+    """Return smooth periodic noise with unit standard deviation over [-1, 1)², band-passed around `sigma` cells."""
     noise = rng.standard_normal((cells, cells))
     field = gaussian_filter(noise, sigma, mode="wrap") - gaussian_filter(noise, 2 * sigma, mode="wrap")
     return field / field.std()
@@ -65,12 +66,12 @@ def _at(texture: Array, x: Array, y: Array) -> Array:
 
 
 def _in(distance: Array, width: float = 0.01) -> Array:
-    """1 inside (distance < 0), 0 outside, with an edge of about `width`."""
+    """Return 1 inside (distance < 0) and 0 outside, with an edge of about `width`."""
     return expit(-distance / width)
 
 
-def _mix(image: Array, value: Array | float, share: Array | float) -> Array:
-    return image + (value - image) * share
+def _mix(image: Array, value: Array | float, alpha: Array | float) -> Array:
+    return image + (value - image) * alpha
 
 
 def _ellipse(x: Array, y: Array, cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> Array:
@@ -80,26 +81,26 @@ def _ellipse(x: Array, y: Array, cx: float, cy: float, rx: float, ry: float, tur
 
 
 def _stick(x: Array, y: Array, ax: float, ay: float, bx: float, by: float) -> Array:
-    """Distance to the segment a-b."""
+    """Return the distance to the segment a-b."""
     dx, dy = bx - ax, by - ay
     t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
     return np.hypot(x - ax - t * dx, y - ay - t * dy)
 
 
 def _blob(x: Array, y: Array, cx: float, cy: float, radius: float, waves: Array) -> Array:
-    """Distance to a star-shaped irregular outline; `waves` is (orders, 2): cosine and sine parts of each order."""
+    """Return the distance to a star-shaped irregular outline; `waves` is (orders, 2): cosine and sine parts."""
     theta = np.arctan2(y - cy, x - cx)
     edge = sum(c * np.cos((k + 2) * theta) + s * np.sin((k + 2) * theta) for k, (c, s) in enumerate(waves))
     return np.hypot(x - cx, y - cy) - radius * (1 + edge)
 
 
 def _lines(wave: Array) -> Array:
-    """Distance to the zero lines of `wave`; the constant keeps flat places from turning into broad patches."""
+    """Return the distance to the zero lines of `wave`; the constant keeps flat areas from becoming broad patches."""
     return np.abs(wave) / (np.hypot(*np.gradient(wave, 2 / len(wave))) + 4)
 
 
 def _place(rng: np.random.Generator, size: int, turn: float, shift: float) -> tuple[Array, Array]:
-    """The picture's pixel grid in the anatomy's coordinates: turned (degrees), shifted, scaled."""
+    """Return the pixel grid in the anatomy's coordinates: rotated (degrees), shifted and scaled."""
     angle, scale = np.radians(rng.uniform(-turn, turn)), rng.uniform(0.93, 1.07)
     dx, dy = rng.uniform(-shift, shift, 2)
     line = (np.arange(size) + 0.5) * 2 / size - 1
@@ -108,7 +109,7 @@ def _place(rng: np.random.Generator, size: int, turn: float, shift: float) -> tu
 
 
 def _acquire(rng: np.random.Generator, image: Array, rician: bool) -> NDArray[np.uint8]:
-    """What the device does: field inhomogeneity, contrast, blur, noise. It never looks at the label or the range."""
+    """Simulate acquisition: field inhomogeneity, contrast, blur, noise; independent of label and value range."""
     size = len(image)
     line = np.linspace(-1, 1, size)
     tilt, bend = rng.normal(0, 0.06, 2), rng.normal(0, 0.05, 3)
@@ -126,27 +127,36 @@ def _acquire(rng: np.random.Generator, image: Array, rician: bool) -> NDArray[np
 
 def _check(**numbers: int) -> None:
     for name, number in numbers.items():
-        least = {"patients": 2, "pictures": 1, "size": 32}.get(name, 0)
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, found {number}; pass {least} or more")
+        minimum = {"patients": 2, "images": 1, "size": 32}.get(name, 0)
+        if number < minimum:
+            raise ValueError(f"{name}: expected at least {minimum}, found {number}; pass {minimum} or more")
 
 
 def _phantom(
-    kind: str, patient: int, picture: int, finding: bool, image: NDArray[np.uint8], mask: NDArray[np.bool_]
+    kind: str, patient: int, index: int, finding: bool, image: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> Phantom:
     label = LABELS[kind][bool(finding)]
-    return Phantom(image, np.where(mask, 255, 0).astype(np.uint8), label, f"{kind}-{patient:04d}", picture)
+    return Phantom(image, np.where(mask, 255, 0).astype(np.uint8), label, f"{kind}-{patient:04d}", index)
 
 
-def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int = 128) -> Phantom:
-    """Draw an axial brain slice in the manner of an MR picture, with or without a lesion.
+def draw_brain(patient: int, index: int, lesion: bool, *, seed: int = 0, size: int = 128) -> Phantom:
+    """Draw an axial brain slice resembling an MR image, with or without a lesion.
 
-    The anatomy (and where a lesion would be) belongs to (seed, patient), the position, slice level, contrast and noise
-    to (seed, patient, picture); neither depends on `lesion`, so the two pictures differ only in the lesion itself.
-    `mask` is the lesion (empty without one). Raises ValueError for size < 32 or a negative number.
+    The anatomy (and the position of a lesion) depends on (seed, patient); position, slice level, contrast and noise
+    depend on (seed, patient, index). Neither depends on `lesion`, so both versions differ only in the lesion itself.
+
+    Args:
+        patient: Number of the patient.
+        index: Number of the patient's image.
+        lesion: True to draw a lesion, which is also the mask (empty otherwise).
+        seed: Random seed.
+        size: Height and width in pixels.
+
+    Raises:
+        ValueError: size < 32 or a negative number.
     """
-    _check(patient=patient, picture=picture, seed=seed, size=size)
-    own, shot = _rng(seed, "brain", patient), _rng(seed, "brain", patient, picture)
+    _check(patient=patient, index=index, seed=seed, size=size)
+    own, shot = _rng(seed, "brain", patient), _rng(seed, "brain", patient, index)
     x, y = _place(shot, size, 10, 0.04)
     half, length, squareness, egg = own.uniform([0.68, 0.84, 2.05, 0.02], [0.76, 0.92, 2.4, 0.10])
     scalp, skull, swell = own.uniform([0.030, 0.045, 0.018], [0.07, 0.065, 0.06])
@@ -219,17 +229,27 @@ def brain(patient: int, picture: int, lesion: bool, *, seed: int = 0, size: int 
     image = _mix(image, 0.28, 0.8 * _in(np.abs(depth + 0.025 + skull / 2) - skull / 6, 0.008))
     image = _mix(image, fat * (1 + 0.08 * _at(folds, x, y)), _in(depth + 0.025 + skull, 0.01))
     image = _mix(image, 0.02, _in(depth + scalp + skull + 0.025, 0.01))
-    return _phantom("brain", patient, picture, lesion, _acquire(shot, image, rician=True), mask)
+    return _phantom("brain", patient, index, lesion, _acquire(shot, image, rician=True), mask)
 
 
-def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int = 128) -> Phantom:
+def draw_chest(patient: int, index: int, opacity: bool, *, seed: int = 0, size: int = 128) -> Phantom:
     """Draw a frontal chest radiograph, with or without an opacity (patchy consolidation) in the lungs.
 
-    As for `brain`, anatomy belongs to (seed, patient), nuisance to (seed, patient, picture), neither to `opacity`.
-    `mask` is both lungs, with or without an opacity. Raises ValueError for size < 32 or a negative number.
+    As for `draw_brain`, anatomy depends on (seed, patient), acquisition on (seed, patient, index), and neither on
+    `opacity`.
+
+    Args:
+        patient: Number of the patient.
+        index: Number of the patient's image.
+        opacity: True to draw an opacity; the mask is both lungs in either case.
+        seed: Random seed.
+        size: Height and width in pixels.
+
+    Raises:
+        ValueError: size < 32 or a negative number.
     """
-    _check(patient=patient, picture=picture, seed=seed, size=size)
-    own, shot = _rng(seed, "chest", patient), _rng(seed, "chest", patient, picture)
+    _check(patient=patient, index=index, seed=seed, size=size)
+    own, shot = _rng(seed, "chest", patient), _rng(seed, "chest", patient, index)
     x, y = _place(shot, size, 4, 0.04)
     u = np.abs(x)
     wide, top, base, heart, thick = own.uniform([0.66, 1.26, 0.48, 0.22, 0.88], [0.80, 1.36, 0.64, 0.36, 1.15])
@@ -288,34 +308,57 @@ def chest(patient: int, picture: int, opacity: bool, *, seed: int = 0, size: int
         cloud = np.maximum(cloud, patch * (0.8 + 0.2 * _at(folds, y, x) + 0.08 * _at(fine, x, y)))
     film = film + air * cloud.clip(0) if opacity else film
     image = _acquire(shot, 1 - np.exp(-1.7 * film), rician=False)
-    return _phantom("chest", patient, picture, opacity, image, binary_opening(lung < 0))  # opened: no lone pixels
+    return _phantom("chest", patient, index, opacity, image, binary_opening(lung < 0))  # opened: no lone pixels
 
 
-def cohort(kind: str, *, patients: int = 150, pictures: int = 2, seed: int = 0, size: int = 128) -> Iterator[Phantom]:
-    """Draw `pictures` pictures of each of `patients` patients; of each two patients in a row, one has the finding.
+def draw_cohort(
+    kind: str, *, patients: int = 150, images: int = 2, seed: int = 0, size: int = 128
+) -> Iterator[Phantom]:
+    """Yield the images of a cohort; of each two consecutive patients, one has the finding.
 
-    Raises ValueError for an unknown kind, patients < 2, pictures < 1, size < 32 or a negative seed.
+    Args:
+        kind: "brain" or "chest".
+        patients: Number of patients.
+        images: Number of images per patient.
+        seed: Random seed.
+        size: Height and width in pixels.
+
+    Raises:
+        ValueError: Unknown kind, patients < 2, images < 1, size < 32 or a negative seed.
     """
     if kind not in LABELS:
         raise ValueError(f"kind: expected one of {', '.join(LABELS)}, found {kind!r}; choose one of them")
-    _check(patients=patients, pictures=pictures, seed=seed, size=size)
-    draw = {"brain": brain, "chest": chest}[kind]
-    found = [bool(patient % 2 == _rng(seed, kind, patient // 2, 0, 0).integers(2)) for patient in range(patients)]
-    return (draw(i, j, found[i], seed=seed, size=size) for i in range(patients) for j in range(pictures))
+    _check(patients=patients, images=images, seed=seed, size=size)
+    draw = {"brain": draw_brain, "chest": draw_chest}[kind]
+    has_finding = [bool(patient % 2 == _rng(seed, kind, patient // 2, 0, 0).integers(2)) for patient in range(patients)]
+    return (draw(i, j, has_finding[i], seed=seed, size=size) for i in range(patients) for j in range(images))
 
 
-def write(
-    folder: str | Path, kind: str, *, patients: int = 150, pictures: int = 2, seed: int = 0, size: int = 128
+def write_phantoms(
+    folder: str | Path, kind: str, *, patients: int = 150, images: int = 2, seed: int = 0, size: int = 128
 ) -> Path:
-    """Write a `cohort` as 8-bit grey PNG: `<label>/<patient>_<picture>.png` and `masks/<patient>_<picture>.png`.
+    """Write a cohort as 8-bit grey PNG files: `<label>/<patient>_<index>.png` and `masks/<patient>_<index>.png`.
 
-    The folder appears whole or not at all. One that holds the same pictures already is reused as it is.
-    Raises ValueError as `cohort` does, FileExistsError where the folder holds something else.
+    The folder is created atomically; one that already contains the same images is reused.
+
+    Args:
+        folder: Folder to create.
+        kind: "brain" or "chest".
+        patients: Number of patients.
+        images: Number of images per patient.
+        seed: Random seed.
+        size: Height and width in pixels.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: As for `draw_cohort`.
+        FileExistsError: The folder contains something else.
     """
     folder = Path(folder)
-    numbers = {"patients": patients, "pictures": pictures, "seed": seed, "size": size}
-    wanted = {"kind": kind, **numbers, "version": VERSION}
-    phantoms = cohort(kind, **numbers)
+    phantoms = draw_cohort(kind, patients=patients, images=images, seed=seed, size=size)
+    wanted = {"kind": kind, "patients": patients, "pictures": images, "seed": seed, "size": size, "version": VERSION}
     if _holds(folder, wanted):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -323,22 +366,22 @@ def write(
         new = Path(unfinished) / "phantoms"  # a folder of its own: the temporary one can be read by its owner only
         for name in ("masks", *LABELS[kind]):
             (new / name).mkdir(parents=True)
-        for phantom in tqdm(phantoms, f"Drawing {kind} phantoms", patients * pictures, unit="picture", delay=2):
-            file = f"{phantom.patient}_{phantom.picture}.png"
+        for phantom in tqdm(phantoms, f"Drawing {kind} phantoms", patients * images, unit="image", delay=2):
+            file = f"{phantom.patient}_{phantom.index}.png"
             Image.fromarray(phantom.image).save(new / phantom.label / file)
             Image.fromarray(phantom.mask).save(new / "masks" / file)
         (new / "phantoms.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         (new / "README.md").write_text(_README.format(**wanted), encoding="utf-8")
         try:
             new.rename(folder)
-        except OSError:  # another process was quicker
+        except OSError:  # another process was faster
             if not _holds(folder, wanted):
                 raise
     return folder
 
 
 def _holds(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder holds these phantoms; FileExistsError if it holds anything else."""
+    """True if the folder contains these phantoms; FileExistsError if it contains anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -348,6 +391,6 @@ def _holds(folder: Path, wanted: dict[str, Any]) -> bool:
     if found != wanted:
         raise FileExistsError(
             f"{folder}: expected phantoms made with {wanted}, found {found}; "
-            "pass another folder, or remove this one to have it drawn anew"
+            "pass another folder, or remove this one to recreate it"
         )
     return True

@@ -1,4 +1,4 @@
-"""Windowing of pixels with more than 8 bits."""
+"""Grey-level windowing: mapping pixels with more than 8 bits to 0..255."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1 << 20  # pixels windowed at a time: as float64 a whole picture would need eight bytes for each
+_BLOCK = 1 << 20  # pixels windowed at a time, since float64 needs eight bytes for each
 
 MAX_PIXELS = 100_000_000  # the largest radiographs have about 20 million
 
 
 @dataclass(frozen=True)
-class Greys:
-    """The grey values of a picture of more than 8 bits, in the unit in which `read_image` takes a window.
+class GreyRange:
+    """Range of the grey values of an image with more than 8 bits, in the unit of `read_image`'s window.
 
-    Args:
-        low, high: lowest and highest finite value; NaN if there is none.
-        percentiles: the 0.5th and the 99.5th.
-        window: the file's own, if it has one.
-        unit: "HU" for Hounsfield units, else unknown.
+    Attributes:
+        low: Lowest finite value; NaN if there is none.
+        high: Highest finite value.
+        percentiles: The 0.5th and 99.5th percentile.
+        window: The window (low, high) in the file's header, if any.
+        unit: "HU" for Hounsfield units, "" if unknown.
     """
 
     low: float
@@ -30,8 +31,8 @@ class Greys:
     unit: str = ""
 
     @classmethod
-    def of(cls, pixels: NDArray[Any], scaled: Callable[[float], float] = float, **more: Any) -> "Greys":
-        """Those of stored values, `scaled` linearly to units; `more` are the other fields."""
+    def from_pixels(cls, pixels: NDArray[Any], scaled: Callable[[float], float] = float, **more: Any) -> "GreyRange":
+        """Measure stored values, `scaled` linearly to units; `more` are the other fields."""
         finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
         if not finite.size:
             return cls(np.nan, np.nan, (np.nan, np.nan), **more)
@@ -41,20 +42,28 @@ class Greys:
 
 
 def apply_window(pixels: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """Map grey values (H, W) linearly to 0..255, clipped at `window` (low, high) or the 0.5th and 99.5th percentile."""
+    """Map grey values linearly to 0..255.
+
+    Args:
+        pixels: (H, W) values.
+        window: Values (low, high) mapped to 0 and 255, beyond which values are clipped; by default the 0.5th and 99.5th
+            percentile.
+    """
     low, high = percentiles(pixels) if window is None else window
 
     def shade(block: NDArray[np.float64]) -> NDArray[np.float64]:
         finite = np.nan_to_num(block, nan=low, posinf=high, neginf=low)
         return (finite - low) / max(high - low, 1e-9)
 
-    return in_blocks(pixels, shade)
+    return map_in_blocks(pixels, shade)
 
 
-def in_blocks(pixels: NDArray[Any], shade: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.uint8]:
-    """Map pixels (H, ...) to 0..255 with `shade`, which gives 0..1 and is called on some rows at a time."""
+def map_in_blocks(
+    pixels: NDArray[Any], shade: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.uint8]:
+    """Map pixels (H, ...) to 0..255 with `shade`, which returns 0..1 and is called on blocks of rows to save memory."""
     shades = np.empty(pixels.shape, np.uint8)
-    step = max(1, BLOCK * len(pixels) // max(1, pixels.size))
+    step = max(1, _BLOCK * len(pixels) // max(1, pixels.size))
     for row in range(0, len(pixels), step):
         block = pixels[row : row + step].astype(np.float64)
         shades[row : row + step] = np.rint(255 * shade(block).clip(0, 1))
@@ -62,7 +71,7 @@ def in_blocks(pixels: NDArray[Any], shade: Callable[[NDArray[np.float64]], NDArr
 
 
 def percentiles(pixels: NDArray[Any]) -> tuple[float, float]:
-    """The 0.5th and 99.5th percentile of the finite pixels; (0, 1) if there are none."""
+    """Return the 0.5th and 99.5th percentile of the finite pixels; (0, 1) if there are none."""
     if pixels.dtype.kind == "f":
         pixels = pixels[np.isfinite(pixels)]
     if not pixels.size:

@@ -1,4 +1,4 @@
-"""A data set -> Parquet with a card, splits and audit, and from there to the Hub."""
+"""Dataset publishing: Parquet files with a dataset card, splits and audit, uploaded to the Hub."""
 
 import hashlib
 import importlib.resources
@@ -18,47 +18,53 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_medtl.data.images import read_image, read_mask
-from hf_medtl.data.loading import COLUMNS, Loaded
-from hf_medtl.data.splits import SPLITS, pseudonyms
+from hf_medtl.data.loading import COLUMNS, LoadedDataset
+from hf_medtl.data.splits import SPLITS, pseudonymize_patients
 from hf_medtl.errors import MedtlError
 
-# Licences that let anybody pass a changed copy on (pictures are encoded anew); NC and SA bind those who take it, too.
-OPEN = ("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+# Licences that allow redistributing a modified copy (images are re-encoded); NC and SA also bind the recipients.
+REDISTRIBUTABLE = ("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
         "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "pddl", "odc-by", "odbl", "mit", "apache-2.0")  # fmt: skip
-ROWS = 64  # pictures that are in memory at a time
+_BATCH_ROWS = 64  # images in memory at a time
 
 
-def check_licence(loaded: Loaded, rights_held: bool) -> None:
-    """Refuse to pass on what nobody has allowed to.
+def check_licence(loaded: LoadedDataset, rights_held: bool) -> None:
+    """Check that a dataset may be redistributed.
+
+    Args:
+        loaded: The dataset.
+        rights_held: True if the user states that they hold the right to publish the images.
 
     Raises:
-        MedtlError: the licence is unknown or forbids it, and the user has not said that they hold the right.
+        MedtlError: The licence is unknown or forbids redistribution, and the rights are not held.
     """
-    if loaded.spec.licence not in OPEN and not rights_held:
+    if loaded.spec.licence not in REDISTRIBUTABLE and not rights_held:
         raise MedtlError(
             f"The licence of {loaded.spec.title} is {loaded.spec.licence}: it is not known to allow redistribution, so "
-            "nothing was uploaded. Ask its owners. If you hold the right to publish these pictures, say so with "
-            "--rights_held."
+            "nothing was uploaded. Ask its owners. If you hold the right to publish these images, pass --rights_held."
         )
 
 
-def write_parquet(loaded: Loaded, out: Path, findings: list[str], name: str) -> Path:
-    """Write what a data-set repo needs: data/SPLIT-*.parquet, README.md and splits.csv.
+def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: str) -> Path:
+    """Write the files of a dataset repository: data/SPLIT-*.parquet, README.md and splits.csv.
 
-    Every picture is decoded by `read_image` and encoded anew as PNG, so that EXIF and DICOM headers stay behind; the
-    patients are numbered. `datasets.load_dataset` gives the columns image, mask, label, patient, source, image_id.
+    Every image is decoded by `read_image` and re-encoded as PNG, which removes EXIF and DICOM headers; patients are
+    pseudonymized. `datasets.load_dataset` gives the columns image, mask, label, patient, source, image_id.
 
     Args:
-        loaded: what to write.
-        out: folder, made if need be.
-        findings: what is to be known about the data, as `audit.summary` says it; they go on the card.
-        name: of the repo, for the card.
+        loaded: The dataset.
+        out: Folder, created if necessary.
+        findings: Sentences of `audit.summary` for the card.
+        name: Repository id for the card.
+
+    Returns:
+        The folder.
 
     Raises:
-        MedtlError: a picture can have several labels.
+        MedtlError: The dataset is multilabel.
     """
-    if loaded.spec.several:
-        raise MedtlError(f"{loaded.spec.title} has several labels a picture. Only sets with one are written, so far.")
+    if loaded.spec.multilabel:
+        raise MedtlError(f"{loaded.spec.title} is multilabel. Only datasets with one label per image can be written.")
     features = datasets.Features(
         image=datasets.Image(),
         mask=datasets.Image(),
@@ -67,27 +73,27 @@ def write_parquet(loaded: Loaded, out: Path, findings: list[str], name: str) -> 
         source=datasets.Value("string"),
         image_id=datasets.Value("string"),
     )
-    table = loaded.table.assign(patient=pseudonyms(loaded.table["patient"].tolist()))
+    table = loaded.table.assign(patient=pseudonymize_patients(loaded.table["patient"].tolist()))
     (out / "data").mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(table), desc="Encoding pictures", unit="picture", leave=False, disable=None) as progress:
+    with tqdm(total=len(table), desc="Encoding images", unit="image", leave=False, disable=None) as progress:
         for split in SPLITS:
             rows = table[table["split"] == split]
             if rows.empty:
                 continue
             schema = features.arrow_schema
             with pq.ParquetWriter(out / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
-                for start in range(0, len(rows), ROWS):
-                    batch = list(encoded(loaded, rows.iloc[start : start + ROWS]))
+                for start in range(0, len(rows), _BATCH_ROWS):
+                    batch = list(_encode_rows(loaded, rows.iloc[start : start + _BATCH_ROWS]))
                     writer.write_table(pa.Table.from_pylist(batch, schema))
                     progress.update(len(batch))
     splits = table[COLUMNS].to_csv(index=False)
     (out / "splits.csv").write_text(splits, encoding="utf-8")
-    (out / "README.md").write_text(card(loaded, findings, name, splits), encoding="utf-8")
+    (out / "README.md").write_text(render_card(loaded, findings, name, splits), encoding="utf-8")
     return out
 
 
-def encoded(loaded: Loaded, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file."""
+def _encode_rows(loaded: LoadedDataset, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file."""
     for row in rows.to_dict("records"):
         image = read_image(loaded.root / row["path"])
         pixels = np.asarray(image)
@@ -95,8 +101,8 @@ def encoded(loaded: Loaded, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
             image = image.getchannel(0)
         parts = [loaded.root / part for part in row["mask"].split("|") if part]
         yield {
-            "image": png(image, row["image_id"]),
-            "mask": png(read_mask(parts), row["image_id"]) if parts else None,
+            "image": encode_png(image, row["image_id"]),
+            "mask": encode_png(read_mask(parts), row["image_id"]) if parts else None,
             "label": loaded.labels.index(row["label"]),
             "patient": row["patient"],
             "source": row["source"],
@@ -104,21 +110,28 @@ def encoded(loaded: Loaded, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
         }
 
 
-def png(image: Image.Image, image_id: str) -> dict[str, Any]:
-    """A picture as the `Image` feature stores it."""
+def encode_png(image: Image.Image, image_id: str) -> dict[str, Any]:
+    """Return an image as the `Image` feature stores it."""
     content = io.BytesIO()
     image.save(content, "PNG")
     return {"bytes": content.getvalue(), "path": f"{Path(image_id).stem}.png"}
 
 
-def card(loaded: Loaded, findings: list[str], name: str, splits: str) -> str:
-    """README.md of the data set, with the front matter of the Hub."""
+def render_card(loaded: LoadedDataset, findings: list[str], name: str, splits: str) -> str:
+    """Return the README.md of a dataset with the Hub's metadata.
+
+    Args:
+        loaded: The dataset.
+        findings: Sentences of `audit.summary`.
+        name: Repository id.
+        splits: Content of splits.csv.
+    """
     spec = loaded.spec
     number = len(loaded.table)
     sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M"]
-    known = spec.licence if spec.licence in OPEN else "other"
+    licence = spec.licence if spec.licence in REDISTRIBUTABLE else "other"
     metadata = DatasetCardData(
-        license=known,
+        license=licence,
         task_categories=[spec.task],
         pretty_name=spec.title,
         size_categories=[sizes[min(3, max(0, len(str(number)) - 3))]],
@@ -141,11 +154,19 @@ def card(loaded: Loaded, findings: list[str], name: str, splits: str) -> str:
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def upload(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload a written data set as one commit and return the repo's address; the token is that of `hf auth login`.
+def upload_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a written dataset as one commit with the token of `hf auth login`.
+
+    Args:
+        folder: Result of `write_parquet`.
+        repo_id: Repository id, `owner/name`.
+        private: Create a private repository.
+
+    Returns:
+        URL of the repository.
 
     Raises:
-        MedtlError: the Hub refuses or can't be reached.
+        MedtlError: The Hub refuses the upload or can't be reached.
     """
     try:
         api = HfApi()
@@ -155,10 +176,10 @@ def upload(folder: Path, repo_id: str, *, private: bool = False) -> str:
             repo_type="dataset",
             folder_path=folder,
             allow_patterns=["README.md", "splits.csv", "data/*.parquet", "audit/audit.*"],
-            delete_patterns=["data/*.parquet"],  # those of an earlier push with other splits
-            commit_message="Upload data set",
+            delete_patterns=["data/*.parquet"],  # files of an earlier push with other splits
+            commit_message="Upload dataset",
         )
-    except OSError as error:  # what huggingface_hub raises on HTTP errors is one, too
+    except OSError as error:  # including the HTTP errors of huggingface_hub
         raise MedtlError(
             f"{repo_id} could not be uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). Check the "
             "network, the name and `hf auth login`, then push again."
@@ -166,6 +187,6 @@ def upload(folder: Path, repo_id: str, *, private: bool = False) -> str:
     return str(repo)
 
 
-def size_mb(folder: Path) -> float:
-    """Megabytes in a folder."""
+def folder_size_mb(folder: Path) -> float:
+    """Return the size of a folder in megabytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,95 +1,103 @@
-"""A folder or table and a row of DATASETS -> one row a picture. Each reader knows one way in which data lie on disk."""
+"""Dataset readers: one row per image from a folder or table; each reader handles one file layout."""
 
 import logging
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from hf_medtl.common.text import some
+from hf_medtl.common.text import abbreviate
 from hf_medtl.data.images import EXTENSIONS
-from hf_medtl.data.specs import DatasetSpec, labels_of
+from hf_medtl.data.specs import DatasetSpec, split_labels
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                "validation": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
-# Labels that say that nothing was found; of two labels the other one is the positive.
-NEGATIVE = r"(?i)(no|non|not|without)([^a-z].*)?|normal.*|negative|healthy|benign|control|0+"
-# Cells that say so where a picture can have several labels; NIH ChestX-ray14 has "No Finding".
-NOTHING = r"(?i)no[ _-]?findings?|none"
+# Names of a negative class; of two labels the other one is then the positive.
+NEGATIVE_LABELS = r"(?i)(no|non|not|without)([^a-z].*)?|normal.*|negative|healthy|benign|control|0+"
+# Cells of multilabel data that mean "no label"; NIH ChestX-ray14 has "No Finding".
+NO_FINDING = r"(?i)no[ _-]?findings?|none"
 FIELDS = ("file_name", "label", "patient", "source", "mask", "split")
+SAME_NAMES = {name: f"{{{name}}}" for name in FIELDS}  # columns called as ours, as `DatasetSpec.columns` has them
 
 Rows = list[dict[str, str]]
 
 
 def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
-    """Files whose path fits `spec.pattern`, below the first of `spec.roots` that has the most labels."""
-    every = files_below(spec, root)
-    found: list[tuple[str, re.Match[str]]] = []
-    for place in spec.roots:
-        below = (re.fullmatch(spec.pattern, path.removeprefix(place)) for path in every if path.startswith(place))
-        here = [(place, match) for match in below if match and is_picture(root, place + match[0])]
-        if len({match["label"] for _, match in here}) > len({match["label"] for _, match in found}):
-            found = here  # the first place with the most labels, and no other: archives hold copies
-    if not found:
+    """Read files whose path matches `spec.pattern`, below the first of `spec.roots` that has the most labels.
+
+    Raises:
+        MedtlError: No file matches.
+    """
+    paths = _list_paths(spec, root)
+    matches: list[tuple[str, re.Match[str]]] = []
+    for prefix in spec.roots:
+        below = (re.fullmatch(spec.pattern, path.removeprefix(prefix)) for path in paths if path.startswith(prefix))
+        candidates = [(prefix, match) for match in below if match and is_image_file(root, prefix + match[0])]
+        if len({match["label"] for _, match in candidates}) > len({match["label"] for _, match in matches}):
+            matches = candidates  # only the first root with the most labels: archives contain copies
+    if not matches:
         raise MedtlError(
-            f"{root} does not look like {spec.title}: expected files such as {spec.example}, found {inside(root)}. "
-            "Point --data_dir to the unpacked download."
+            f"{root} does not look like {spec.title}: expected files such as {spec.example}, found "
+            f"{_list_folder(root)}. Set --data_dir to the unpacked download."
         )
     rows = []
-    for place, match in found:
+    for prefix, match in matches:
         groups, path = match.groupdict(), match[0]
         rows.append(
             {
                 "image_id": path,
-                "path": place + path,
-                "label": spec.label(groups["label"]) or "",
-                "patient": spec.patient_of(path),
+                "path": prefix + path,
+                "label": spec.map_label(groups["label"]) or "",
+                "patient": spec.parse_patient(path),
                 "official": groups.get("split", ""),
                 "source": groups.get("source", ""),
-                "mask": mask_of(spec, place + path, every),
+                "mask": _find_mask(spec, prefix + path, paths),
             }
         )
     return spec, rows
 
 
 def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
-    """Class folders, in split folders or not, below any wrapping folder; and what `metadata.csv` files add to them.
+    """Read class folders, with or without split folders, below any wrapping folders, and `metadata.csv` files.
 
-    A folder `masks` holds masks under the pictures' own paths or names, or lies beside the pictures' folder. A file
+    A folder `masks` contains masks with the paths or names of the images, or is a sibling of the images' folder. A
     `metadata.csv` follows the convention of `datasets`: a column `file_name`, relative to it, and any of label,
-    patient, source, mask and split. With | in one of its labels a picture can have several, and folders say nothing
-    about them.
+    patient, source, mask and split. A | in one of its labels marks the data as multilabel, and folder names are then
+    not used as labels.
+
+    Raises:
+        MedtlError: Images without label or metadata, no images, or fewer than two labels.
     """
-    every = files_below(spec, root)
-    about = [path for path in every if posixpath.basename(path) == "metadata.csv"]
-    if about:
-        tables = [described(spec, root / path, posixpath.dirname(path)) for path in about]
-        listed = pd.concat(tables, ignore_index=True).fillna("")
+    paths = _list_paths(spec, root)
+    metadata_files = [path for path in paths if posixpath.basename(path) == "metadata.csv"]
+    if metadata_files:
+        tables = [_read_columns(spec, root / path, posixpath.dirname(path)) for path in metadata_files]
+        metadata = pd.concat(tables, ignore_index=True).fillna("")
     else:
-        listed = pd.DataFrame({"file_name": []})
-    several = has_several(listed.get("label", []))
-    masks = {mask for cell in listed.get("mask", []) for mask in cell.split("|")}
-    pictures = [
+        metadata = pd.DataFrame({"file_name": []})
+    multilabel = any("|" in cell for cell in metadata.get("label", []))
+    masks = {mask for cell in metadata.get("mask", []) for mask in cell.split("|")}
+    images = [
         path
-        for path in every
-        if is_picture(root, path) and path not in masks and "masks" not in path.lower().split("/")[:-1]
+        for path in paths
+        if is_image_file(root, path) and path not in masks and "masks" not in path.lower().split("/")[:-1]
     ]
-    unlisted = sorted(set(pictures) - set(listed["file_name"]))
-    if about and unlisted:
+    unlisted = sorted(set(images) - set(metadata["file_name"]))
+    if metadata_files and unlisted:
         raise MedtlError(
-            f"{len(unlisted)} of {len(pictures)} pictures below {root} are not in {', '.join(about)}: "
-            f"{some(unlisted)}. Add them, or take them away: patients and labels would be known for some only."
+            f"{len(unlisted)} of {len(images)} images below {root} are not listed in {', '.join(metadata_files)}: "
+            f"{abbreviate(unlisted)}. Add or remove them: patients and labels would be known for some images only."
         )
-    base, split_level = shape([path.split("/")[:-1] for path in pictures])
-    facts = {row["file_name"]: row for row in records(listed)}
+    base, split_level = _folder_levels([path.split("/")[:-1] for path in images])
+    facts = {row["file_name"]: row for row in _to_records(metadata)}
     rows, ignored = [], set()
-    for path in pictures:
+    for path in images:
         parts, fact = path.split("/")[base:-1], facts.get(path, {})
         official = SPLIT_NAMES.get(parts[0].lower(), "") if split_level and parts else ""
         if split_level and not official:
@@ -100,71 +108,74 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             {
                 "image_id": "/".join(path.split("/")[base:]),
                 "path": path,
-                "label": fact.get("label") or (folders[0] if folders and not several else ""),
-                "patient": fact.get("patient") or spec.patient_of(path),
+                "label": fact.get("label") or (folders[0] if folders and not multilabel else ""),
+                "patient": fact.get("patient") or spec.parse_patient(path),
                 "official": SPLIT_NAMES.get(fact.get("split", "").lower(), "") or official,
                 "source": fact.get("source", ""),
-                "mask": fact.get("mask") or mask_beside(path, base, every),
+                "mask": fact.get("mask") or _find_mask_folder(path, base, paths),
             }
         )
     if ignored:
-        logger.warning("%s: not in train, validation or test, so left out: %s.", root, some(sorted(ignored)))
+        logger.warning("%s: not in train, validation or test, so excluded: %s.", root, abbreviate(sorted(ignored)))
     if not rows:
         raise MedtlError(
-            f"{root}: expected a folder of pictures for each label, such as {spec.example}, found {inside(root)}."
+            f"{root}: expected a folder of images for each label, such as {spec.example}, found {_list_folder(root)}."
         )
-    bare = sorted(row["path"] for row in rows if not (row["label"] or several or spec.of_masks))
+    bare = sorted(row["path"] for row in rows if not (row["label"] or multilabel or spec.is_segmentation))
     if bare:
         raise MedtlError(
-            f"{root}: {len(bare)} pictures have no label: {some(bare)}. Put them in a folder named after the label, or "
-            "add a metadata.csv with the columns file_name and label."
+            f"{root}: {len(bare)} images have no label: {abbreviate(bare)}. Put them in a folder named after the "
+            "label, or add a metadata.csv with the columns file_name and label."
         )
     splits = {row["official"] for row in rows} - {""}
-    spec = with_found_labels(spec, root, [row["label"] for row in rows], several)
+    spec = _discover_labels(spec, root, [row["label"] for row in rows], multilabel)
     logger.info(
         "%s: found the labels %s%s%s.",
         root,
-        ", ".join(dict.fromkeys(spec.labels if several else (row["label"] for row in rows))),
-        ", any number of them a picture" if several else "",
+        ", ".join(dict.fromkeys(spec.labels if multilabel else (row["label"] for row in rows))),
+        ", any number of them per image" if multilabel else "",
         f" and the splits {', '.join(sorted(splits))}" if splits else "",
     )
-    return spec, [row | {"label": spec.label(row["label"]) or ""} for row in rows]
+    return spec, [row | {"label": spec.map_label(row["label"]) or ""} for row in rows]
 
 
 def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
-    """A CSV or Parquet table; `spec.columns` says how its columns give ours, `spec.keep` which rows are meant.
+    """Read a CSV or Parquet table, with `spec.columns` mapping its columns and `spec.keep` filtering its rows.
 
-    With | in one of the labels a picture can have several, or with an empty cell none.
+    A | in one of the labels marks the data as multilabel; an empty cell then means no label.
+
+    Raises:
+        MedtlError: The table or its images are missing, it lacks columns or labels, or has fewer than two labels.
     """
     file = root / spec.table if spec.table else root
     folder = file.parent
     if not file.is_file():
-        found = inside(root) if root.is_dir() else "no such file"
-        raise MedtlError(f"{spec.title}: expected the table {file}, found {found}. Give it with --data_dir.")
-    frame = described(spec, file, "", {**{name: f"{{{name}}}" for name in FIELDS}, **spec.columns})
-    pictures = frame["file_name"].tolist()
-    every = files_below(spec, folder)
-    missing = sorted(set(pictures) - every)
-    if len(missing) == len(pictures):
-        raise MedtlError(f"{file}: none of its {len(pictures)} files is in {folder}, such as {some(missing)}.")
-    several = has_several(frame["label"])
-    if "" in set(frame["label"]) and not (several or spec.of_masks):
+        found = _list_folder(root) if root.is_dir() else "no such file"
+        raise MedtlError(f"{spec.title}: expected the table {file}, found {found}. Specify it with --data_dir.")
+    frame = _read_columns(spec, file, "", SAME_NAMES | spec.columns)
+    images = frame["file_name"].tolist()
+    paths = _list_paths(spec, folder)
+    missing = sorted(set(images) - paths)
+    if len(missing) == len(images):
+        raise MedtlError(f"{file}: none of its {len(images)} files is in {folder}, such as {abbreviate(missing)}.")
+    multilabel = any("|" in cell for cell in frame["label"])
+    if "" in set(frame["label"]) and not (multilabel or spec.is_segmentation):
         raise MedtlError(
             f"{file}: {(frame['label'] == '').sum()} rows have no label. Fill in the column label. (An empty cell "
-            "means that there is none only where another has several, with | between them.)"
+            "means that there is no label only if another cell has multiple labels separated by |.)"
         )
-    spec = with_found_labels(spec, file, frame["label"].tolist(), several)
+    spec = _discover_labels(spec, file, frame["label"].tolist(), multilabel)
     rows = [
         {
             "image_id": row["file_name"],
             "path": row["file_name"],
-            "label": f"?{row['label']}" if (label := spec.label(row["label"])) is None else label,
+            "label": f"?{row['label']}" if (label := spec.map_label(row["label"])) is None else label,
             "patient": row["patient"],
             "official": SPLIT_NAMES.get(row["split"].lower(), row["split"]),
             "source": row["source"],
-            "mask": row["mask"] or mask_of(spec, row["file_name"], every),
+            "mask": row["mask"] or _find_mask(spec, row["file_name"], paths),
         }
-        for row in records(frame)
+        for row in _to_records(frame)
     ]
     return spec, rows
 
@@ -176,30 +187,68 @@ READERS: dict[str, Callable[[DatasetSpec, Path], tuple[DatasetSpec, Rows]]] = {
 }
 
 
-def described(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    """The rows of a table with the columns FIELDS as text, "" where there is nothing; paths below the data folder.
+def read_metadata(spec: DatasetSpec, path: Path) -> pd.DataFrame:
+    """Return all columns of a dataset's tables as text, indexed by image path below the data folder; may be empty.
 
     Args:
-        file: CSV, TSV or Parquet.
-        folder: where it lies below the data folder.
-        columns: ours -> format string over the table's.
+        spec: The dataset.
+        path: Its data folder, or its table.
+
+    Raises:
+        MedtlError: A table can't be read.
     """
-    frame = meant(spec, file)
-    columns = columns or {name: f"{{{name}}}" for name in FIELDS}
+    columns = None
+    files = sorted(path.rglob("metadata.csv")) if path.is_dir() else []
+    if spec.reader == "table":
+        files, columns = [path / spec.table if spec.table else path], {"file_name": "{file_name}", **spec.columns}
+    elif spec.reader != "folders":
+        files = []
+    tables = [pd.DataFrame()]
+    for file in files:
+        folder = "" if columns else file.parent.relative_to(path).as_posix()
+        names = _read_columns(spec, file, folder, SAME_NAMES | (columns or {}))["file_name"]
+        tables.append(_read_rows(spec, file).set_axis(names, axis=0))
+    table = pd.concat(tables)
+    return table[~table.index.duplicated()].fillna("")
+
+
+def is_image_file(root: Path, path: str) -> bool:
+    """True for an image's file name, or for a bare or numeric name (common for DICOM) with DICOM content."""
+    if path.lower().endswith(EXTENSIONS):
+        return True
+    if not re.fullmatch(r"(\.\d+)?", Path(path).suffix) or not (root / path).is_file():
+        return False
+    with (root / path).open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _read_columns(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str] | None = None) -> pd.DataFrame:
+    """Read a table into the columns FIELDS as text ("" if missing), with paths relative to the data folder.
+
+    Args:
+        spec: The dataset.
+        file: CSV, TSV or Parquet file.
+        folder: Its folder, relative to the data folder.
+        columns: Our column -> format string over the table's columns.
+
+    Raises:
+        MedtlError: A required column is missing, or a path leaves the folder.
+    """
+    frame = _read_rows(spec, file)
     rows: dict[str, list[str]] = {}
-    for ours, rule in columns.items():
+    for name, rule in (columns or SAME_NAMES).items():
         needed = re.findall(r"{(\w+)}", rule)
         if set(needed) <= set(frame.columns):
-            rows[ours] = [rule.format(**record).strip() for record in records(frame)]
-        elif ours == "file_name":
+            rows[name] = [rule.format(**record).strip() for record in _to_records(frame)]
+        elif name == "file_name":
             raise MedtlError(
-                f"{file}: expected a column {needed[0]!r} with the pictures' paths relative to it, found the columns "
-                f"{', '.join(map(str, frame.columns[:12]))}. Others that are used: {', '.join(FIELDS[1:])}."
+                f"{file}: expected a column {needed[0]!r} with image paths relative to the file, found the columns "
+                f"{', '.join(map(str, frame.columns[:12]))}. Optional columns: {', '.join(FIELDS[1:])}."
             )
-        elif ours == "label" and spec.table is None and spec.reader == "table" and not spec.of_masks:
+        elif name == "label" and spec.table is None and spec.reader == "table" and not spec.is_segmentation:
             raise MedtlError(f"{file}: expected a column 'label', found {', '.join(map(str, frame.columns[:12]))}.")
         else:
-            rows[ours] = [""] * len(frame)
+            rows[name] = [""] * len(frame)
     if "label" in rows:
         rows["label"] = [re.sub(r"\s*\|\s*", "|", cell) for cell in rows["label"]]
     for name in ("file_name", "mask"):
@@ -207,86 +256,72 @@ def described(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str
                       for cell in rows[name]]  # fmt: skip
     outside = [path for path in rows["file_name"] if path.startswith(("..", "/"))]
     if outside:
-        raise MedtlError(f"{file}: paths must lie below its own folder, found {some(outside)}.")
+        raise MedtlError(f"{file}: paths must be inside the folder of the file, found {abbreviate(outside)}.")
     return pd.DataFrame(rows)
 
 
-def meant(spec: DatasetSpec, file: Path) -> pd.DataFrame:
-    """The rows of a table that `spec.keep` means, all columns as text."""
+def _read_rows(spec: DatasetSpec, file: Path) -> pd.DataFrame:
+    """Read the rows of a table that `spec.keep` selects, all columns as text."""
     try:
         if file.suffix.lower() == ".parquet":
             frame = pd.read_parquet(file).astype("string").fillna("")
         else:
             frame = pd.read_csv(file, sep=None, engine="python", dtype=str, keep_default_na=False)
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Give CSV or Parquet.") from error
-    for column, wanted in spec.keep.items():
+        raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Use CSV or Parquet.") from error
+    for column, pattern in spec.keep.items():
         if column in frame:
-            frame = frame[frame[column].str.fullmatch(wanted)]
+            frame = frame[frame[column].str.fullmatch(pattern)]
     return frame
 
 
-def tables(spec: DatasetSpec, place: Path) -> pd.DataFrame:
-    """All that a data set's tables say of its pictures, as text, by their paths below the data folder; may be empty."""
-    columns = None
-    files = sorted(place.rglob("metadata.csv")) if place.is_dir() else []
-    if spec.reader == "table":
-        files, columns = [place / spec.table if spec.table else place], {"file_name": "{file_name}", **spec.columns}
-    elif spec.reader != "folders":
-        files = []
-    found = [pd.DataFrame()]
-    for file in files:
-        folder = "" if columns else file.parent.relative_to(place).as_posix()
-        listed = described(spec, file, folder, {**{name: f"{{{name}}}" for name in FIELDS}, **(columns or {})})
-        found.append(meant(spec, file).set_axis(listed["file_name"], axis=0))
-    whole = pd.concat(found)
-    return whole[~whole.index.duplicated()].fillna("")
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """The rows of a table of text."""
+def _to_records(frame: pd.DataFrame) -> list[dict[str, str]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def has_several(cells: Iterable[str]) -> bool:
-    """Whether a picture can have several labels: one cell with | says so for all."""
-    return any("|" in cell for cell in cells)
+def _discover_labels(spec: DatasetSpec, path: Path, values: Sequence[str], multilabel: bool = False) -> DatasetSpec:
+    """Return the spec with the labels found in the data, unless it defines its own.
 
-
-def with_found_labels(spec: DatasetSpec, place: Path, found: Sequence[str], several: bool = False) -> DatasetSpec:
-    """The spec with the labels that were found, where it does not name its own.
+    Args:
+        spec: The dataset.
+        path: File or folder with the labels, for errors.
+        values: Labels of the images as the data spell them.
+        multilabel: True if the values can hold any number of labels, separated by |.
 
     Raises:
-        MedtlError: fewer than two, others than a spec with labels of its own can tell apart, or with several a picture
-            one that says that there is none.
+        MedtlError: Fewer than two labels, folders that don't match the labels of the spec, or (multilabel) images with
+            both a label and "no finding".
     """
-    if several and not spec.labels:
+    if multilabel and not spec.labels:
         spec = replace(spec, several=True)
-        both = [cell for cell in found if "|" in cell and any(re.fullmatch(NOTHING, name) for name in labels_of(cell))]
+        both = [cell for cell in values if "|" in cell and any(re.fullmatch(NO_FINDING, n) for n in split_labels(cell))]
         if both:
-            raise MedtlError(f"{place}: {len(both)} pictures have a label and none: {some(both, 3)}. Mend the table.")
-        found = [name for cell in found for name in labels_of(cell) if not re.fullmatch(NOTHING, name)]
-    names = sorted({*found} - {""}, key=lambda name: (not re.fullmatch(NEGATIVE, name), name))
-    if spec.labels:
-        told = [spec.label(name) for name in names]
-        if spec.reader == "folders" and sorted(filter(None, told)) != sorted(spec.labels):
             raise MedtlError(
-                f"{place}: expected a folder for each of {', '.join(spec.labels)} ({spec.example}), found "
-                f"{', '.join(names)}, of which {spec.title} can't tell which is which. Rename the folders, or use "
-                "--dataset imagefolder, which takes the labels as they are named."
+                f"{path}: {len(both)} images have a label and no finding: {abbreviate(both, 3)}. Correct the table."
+            )
+        values = [name for cell in values for name in split_labels(cell) if not re.fullmatch(NO_FINDING, name)]
+    names = sorted({*values} - {""}, key=lambda name: (not re.fullmatch(NEGATIVE_LABELS, name), name))
+    if spec.labels:
+        if spec.reader == "folders" and sorted(filter(None, map(spec.map_label, names))) != sorted(spec.labels):
+            raise MedtlError(
+                f"{path}: expected a folder for each of {', '.join(spec.labels)} ({spec.example}), found "
+                f"{', '.join(names)}, which can't be matched to the labels of {spec.title}. Rename the folders, or use "
+                "--dataset imagefolder, which takes folder names as labels."
             )
         return spec
     if any("|" in name for name in names):
-        raise MedtlError(f"{place}: a folder's name can't have a |, found {some(names)}. Tell several labels a picture "
-                         "in a metadata.csv with the columns file_name and label.")  # fmt: skip
-    if len(names) < 2 and not spec.of_masks:
-        raise MedtlError(f"{place}: a classifier needs at least two labels, found {', '.join(names) or 'none'}.")
-    positive = names[1] if len(names) == 2 and not spec.several else None
+        raise MedtlError(
+            f"{path}: folder names can't contain a |, found {abbreviate(names)}. Put multiple labels per image into a "
+            "metadata.csv with the columns file_name and label."
+        )
+    if len(names) < 2 and not spec.is_segmentation:
+        raise MedtlError(f"{path}: a classifier needs at least two labels, found {', '.join(names) or 'none'}.")
+    positive = names[1] if len(names) == 2 and not spec.multilabel else None
     return replace(spec, labels=tuple(names), values={re.escape(name): name for name in names}, positive=positive)
 
 
-def shape(folders: list[list[str]]) -> tuple[int, int]:
-    """(number of wrapping folders, 1 if the next level are splits else 0) of pictures in these folders."""
+def _folder_levels(folders: list[list[str]]) -> tuple[int, int]:
+    """Return the number of wrapping folders, and 1 if the next level are splits, else 0."""
     base = 0
     while True:
         level = {parts[base] for parts in folders if len(parts) > base}
@@ -297,45 +332,35 @@ def shape(folders: list[list[str]]) -> tuple[int, int]:
     return base, int("train" in {SPLIT_NAMES.get(name.lower()) for name in level})
 
 
-def mask_of(spec: DatasetSpec, path: str, every: set[str]) -> str:
-    """The first of the spec's mask rules whose files are all there: their paths, with | between them; else ""."""
-    name = Path(path)
+def _find_mask(spec: DatasetSpec, path: str, paths: set[str]) -> str:
+    """Return the paths, joined by |, of the first mask rule of the spec whose files all exist; else ""."""
+    image = Path(path)
     for rule in spec.masks:
-        parts = rule.format(folder=name.parent.as_posix(), name=name.name, stem=name.stem).split("|")
+        parts = rule.format(folder=image.parent.as_posix(), name=image.name, stem=image.stem).split("|")
         parts = [posixpath.normpath(part) for part in parts]
-        if all(part in every for part in parts):
+        if all(part in paths for part in parts):
             return "|".join(parts)
     return ""
 
 
-def mask_beside(path: str, base: int, every: set[str]) -> str:
-    """`masks/` + the picture's path below the wrapping folders, or its name, there or beside its folder; else ""."""
+def _find_mask_folder(path: str, base: int, paths: set[str]) -> str:
+    """Return `masks/` + the image's path below the wrapping folders, or its name, there or in a sibling; else ""."""
     parts = path.split("/")
-    for place, below in ((parts[:base], parts[base:]), (parts[:base], parts[-1:]), (parts[:-2], parts[-1:])):
-        mask = "/".join([*place, "masks", *below])
-        if mask in every:
+    for above, below in ((parts[:base], parts[base:]), (parts[:base], parts[-1:]), (parts[:-2], parts[-1:])):
+        mask = "/".join([*above, "masks", *below])
+        if mask in paths:
             return mask
     return ""
 
 
-def files_below(spec: DatasetSpec, root: Path) -> set[str]:
-    """Every path below the data folder, with /, hidden files and macOS' `__MACOSX` left out."""
+def _list_paths(spec: DatasetSpec, root: Path) -> set[str]:
+    """Return all POSIX paths below the data folder, without hidden files and macOS' `__MACOSX`."""
     if not root.is_dir():
-        raise MedtlError(f"{root} is not a folder. Give the folder of {spec.title} with --data_dir.")
+        raise MedtlError(f"{root} is not a folder. Specify the folder of {spec.title} with --data_dir.")
     paths = (path.relative_to(root) for path in root.rglob("*"))
     return {p.as_posix() for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.parts)}
 
 
-def is_picture(root: Path, path: str) -> bool:
-    """Whether a file's name is a picture's, or, as DICOM files are often named, a number or bare, and DICOM inside."""
-    if path.lower().endswith(EXTENSIONS):
-        return True
-    if not re.fullmatch(r"(\.\d+)?", Path(path).suffix) or not (root / path).is_file():
-        return False
-    with (root / path).open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def inside(root: Path) -> str:
-    """The first names in a folder, for error messages."""
-    return some(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())) or "an empty folder"
+def _list_folder(root: Path) -> str:
+    """Return the first names in a folder, for error messages."""
+    return abbreviate(sorted(p.name + "/" * p.is_dir() for p in root.iterdir())) or "an empty folder"

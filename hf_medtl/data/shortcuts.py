@@ -1,4 +1,4 @@
-"""What tells the label without showing the disease: probes that predict it from side facts of the files alone."""
+"""Shortcut probes: how well labels can be predicted from properties of the files that do not show the disease."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ PROBES = {
     "compression": "bytes per pixel",
     "mode": "file format and colour mode",
     "grey": "mean and spread of the grey values",
-    "border": "the outermost 6 % of the picture",
+    "border": "the outermost 6 % of the image",
     "source": "source",
 }
-SIDE = 64  # pixels of the small grey picture; its outermost 4 are the border
+SIDE = 64  # pixels of the small grey image; its outermost 4 are the border
 BORDER = 4
 FOLDS = 5
-MIN_GROUPS = 10  # of a label: two in each fold
+MIN_GROUPS = 10  # per label: two in each fold
 TREES = 100
 RESAMPLES = 1000
 
@@ -34,8 +34,8 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Facts of one picture: bytes of the file, pixels upright, format and mode, grey values, small grey picture."""
+class FileFacts:
+    """Properties of one image: bytes, upright size, format and mode, mean and spread of the grey values, thumbnail."""
 
     size: int
     width: int
@@ -46,29 +46,35 @@ class Measured:
     small: NDArray[np.uint8]  # (SIDE, SIDE)
 
 
-def measure(path: Path) -> Measured:
-    """Read one picture. Nothing of its header is kept but the format and the colour mode.
+def measure(path: Path) -> FileFacts:
+    """Measure one image, keeping nothing of its header but the format and the colour mode.
 
     Raises:
-        UnreadableImage: the file gives no picture.
+        UnreadableImage: The image can't be read.
     """
     grey = read_image(path).convert("L")
     pixels = np.asarray(grey)
     small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
-    return Measured(
-        path.stat().st_size, grey.width, grey.height, kind(path), float(pixels.mean()), float(pixels.std()), small
+    return FileFacts(
+        path.stat().st_size,
+        grey.width,
+        grey.height,
+        file_format(path),
+        float(pixels.mean()),
+        float(pixels.std()),
+        small,
     )
 
 
-def measure_all(paths: list[Path]) -> list[Measured]:
-    """`measure` of each file, in their order."""
+def measure_all(paths: list[Path]) -> list[FileFacts]:
+    """Measure all files, in their order."""
     return thread_map(
-        measure, paths, desc="Measuring pictures", unit="file", max_workers=cores(), disable=None, leave=False
+        measure, paths, desc="Measuring images", unit="file", max_workers=cores(), disable=None, leave=False
     )
 
 
-def kind(path: Path) -> str:
-    """Format and colour mode as the content says, such as `JPEG L`; DICOM and NIfTI without a mode."""
+def file_format(path: Path) -> str:
+    """Return the format and colour mode from the content, such as `JPEG L`; DICOM and NIfTI without a mode."""
     with path.open("rb") as stream:
         if is_dicom(stream, path.suffix.lower()):
             return "DICOM"
@@ -79,43 +85,46 @@ def kind(path: Path) -> str:
         return "NIfTI"  # the only other format that `read_image` knows
 
 
-def shortcuts(
-    measured: list[Measured], labels: list[str], groups: list[str], sources: list[str], seed: int
+def probe_shortcuts(
+    measured: list[FileFacts], labels: list[str], groups: list[str], sources: list[str], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """How well each of PROBES tells the label of pictures it has not seen.
+    """Measure how well each of PROBES predicts the label of unseen images.
 
-    A random forest on the probe's features alone, out of fold over groups, so that copies and other pictures of a
-    patient don't help; the interval is a bootstrap over groups. With more than two labels the AUC is the mean over
-    labels, each against the rest.
+    A random forest on the probe's features alone is evaluated out of fold with grouped folds, so that copies and other
+    images of a patient don't help; the interval is a bootstrap over groups. With more than two labels, the AUC is the
+    mean over labels, one versus rest.
 
     Args:
-        measured, labels, groups, sources: (n,) of each picture.
-        seed: of folds, forest and bootstrap.
+        measured: (n,) properties of each image.
+        labels: (n,) label of each image.
+        groups: (n,) group of each image.
+        sources: (n,) source of each image.
+        seed: Random seed of folds, forest and bootstrap.
 
     Returns:
-        Probe -> `auc`, `low`, `high` (95 %), `n`, `by_label` (more than two labels), `constant`; or `reason` why there
-        is none.
+        Probe -> `auc`, `low`, `high` (95 %), `n`, `by_label` (more than two labels), `constant`; or the `reason` why it
+        can't be computed.
     """
     label, group = np.asarray(labels), np.asarray(groups)
     number = {name: len(set(group[label == name])) for name in sorted(set(labels))}
     enough = [name for name, count in number.items() if count >= MIN_GROUPS]
     if len(enough) < 2:
         few = ", ".join(f"{name} {count}" for name, count in number.items() if count < MIN_GROUPS)
-        reason = f"not computable: fewer than {MIN_GROUPS} independent groups of pictures ({few})"
+        reason = f"not computable: fewer than {MIN_GROUPS} independent groups of images ({few})"
         return {probe: {"reason": reason} for probe in PROBES}
     keep = np.isin(label, enough)
     return {
         probe: (
             {"reason": "not computable: only one source"}
             if probe == "source" and len(set(sources)) < 2
-            else predictability(values[keep], label[keep], group[keep], seed)
+            else _predictability(values[keep], label[keep], group[keep], seed)
         )
-        for probe, values in features(measured, sources).items()
+        for probe, values in probe_features(measured, sources).items()
     }
 
 
-def features(measured: list[Measured], sources: list[str]) -> dict[str, Floats]:
-    """Probe -> (n, number of features)."""
+def probe_features(measured: list[FileFacts], sources: list[str]) -> dict[str, Floats]:
+    """Return probe -> (n, number of features)."""
     size, width, height, mean, spread = (
         np.array([getattr(item, name) for item in measured], dtype=np.float64)[:, None]
         for name in ("size", "width", "height", "mean", "spread")
@@ -128,20 +137,20 @@ def features(measured: list[Measured], sources: list[str]) -> dict[str, Floats]:
         "file_size": size,
         "dimensions": np.hstack([width, height, width / height]),
         "compression": size / (width * height),
-        "mode": one_hot([item.kind for item in measured]),
+        "mode": _one_hot([item.kind for item in measured]),
         "grey": np.hstack([mean, spread]),
         "border": half[:, ~inner],
-        "source": one_hot(sources),
+        "source": _one_hot(sources),
     }
 
 
-def one_hot(names: list[str]) -> Floats:
-    """(n, number of different names)."""
+def _one_hot(names: list[str]) -> Floats:
+    """Return (n, number of different names)."""
     return (np.asarray(names)[:, None] == np.unique(names)).astype(np.float64)
 
 
-def predictability(values: Floats, label: NDArray[np.str_], group: NDArray[np.str_], seed: int) -> dict[str, Any]:
-    """AUC of the label out of fold from `values` (n, features), with its 95 % interval; see `shortcuts`."""
+def _predictability(values: Floats, label: NDArray[np.str_], group: NDArray[np.str_], seed: int) -> dict[str, Any]:
+    """Return the out-of-fold AUC of the label from `values` (n, features); see `probe_shortcuts`."""
     if (values == values[0]).all():
         return {"auc": 0.5, "low": 0.5, "high": 0.5, "n": len(values), "constant": True}
     names, target = np.unique(label, return_inverse=True)
@@ -151,12 +160,12 @@ def predictability(values: Floats, label: NDArray[np.str_], group: NDArray[np.st
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores = cross_val_predict(forest, values, target, groups=group, cv=folds, method="predict_proba")
     positives = [1] if len(names) == 2 else list(range(len(names)))
-    weights = resamples(group, seed)
+    weights = bootstrap_weights(group, seed)
     areas = np.array([weighted_auc(scores[:, k].round(6), target == k, weights) for k in positives])  # (labels, 1 + R)
-    found = areas.mean(axis=0)
-    low, high = np.nanpercentile(found[1:], [2.5, 97.5])
+    means = areas.mean(axis=0)
+    low, high = np.nanpercentile(means[1:], [2.5, 97.5])
     result: dict[str, Any] = {
-        "auc": round(float(found[0]), 4),
+        "auc": round(float(means[0]), 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
         "n": len(values),
@@ -168,15 +177,24 @@ def predictability(values: Floats, label: NDArray[np.str_], group: NDArray[np.st
     return result
 
 
-def resamples(group: NDArray[np.str_], seed: int) -> NDArray[np.int16]:
-    """(1 + RESAMPLES, n) how often each picture counts: once, then as often as its group was drawn."""
+def bootstrap_weights(group: NDArray[np.str_], seed: int) -> NDArray[np.int16]:
+    """Return (1 + RESAMPLES, n) weights of the images: first 1, then how often their group was sampled."""
     names, index = np.unique(group, return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     return np.vstack([np.ones((1, len(index)), np.int16), drawn.astype(np.int16)[:, index]])
 
 
 def weighted_auc(score: Floats, positive: NDArray[np.bool_], weights: NDArray[np.int16]) -> Floats:
-    """(rows of `weights`,) area under the ROC curve, ties counted half; nan where a resample lacks one of the two."""
+    """Return the area under the ROC curve for each row of weights, counting ties half.
+
+    Args:
+        score: (n,) scores.
+        positive: (n,) true for positive images.
+        weights: (rows, n) how often each image counts.
+
+    Returns:
+        (rows,) areas; NaN if a resample lacks positives or negatives.
+    """
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
     areas = []

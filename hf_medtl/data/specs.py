@@ -1,4 +1,4 @@
-"""The data sets: each is a row of DATASETS, read by `load.py`."""
+"""Dataset specifications: `DATASETS` has one entry for each supported dataset, read by `loading.py`."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,42 +9,45 @@ KERMANY = (
     "Kermany, Zhang, Goldbaum. Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification. "
     "Mendeley Data v2, 2018, doi:10.17632/rscbjbr9sj.2."
 )
-CHILDREN = "Children of one to five years from one hospital (Guangzhou)."
+CHILDREN = "The patients are children aged one to five years from a single hospital (Guangzhou)."
+SYNTHETIC = "Synthetic images: results say nothing about patients."
+SPLIT_FOLDERS = {"train": "train", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What there is to know about a data set.
+    """Description of a dataset: file layout, labels, masks, patients, origin and known problems.
 
     Attributes:
-        name: key in DATASETS and value of `--dataset`.
-        title: what people call it.
-        task: name of the `transformers` pipeline that a model of it serves.
-        example: paths that fit, for error messages.
-        reader: how its files lie: "paths" fit a pattern, "folders" are discovered, "table" lists them (`readers.py`).
-        labels: in the order of the model's outputs; () where they are those that are found.
-        several: whether a picture can have any number of the labels, none included.
-        values: regular expression of what the data call a label -> label; the first that matches.
-        positive: the label whose probability the threshold is put on; None where there are more than two, or several.
-        pattern: regular expression of a picture's path below a root (with /), whose group `label` says the label and
-            whose groups `split` and `source`, where there are any, the official split and the source.
-        roots: places below the data folder to look, in this order. The first with a picture that fits is the only one
-            read: archives often hold the same pictures twice.
-        official: the archive's split -> ours, where the set has an official one that is worth keeping.
-        patient: regular expression on the file's name whose first group is the patient; None where nobody knows.
-        mask_shows: what the inside of a mask is, as a label; "mask" where nobody says.
-        masks: paths of a picture's mask below the data folder, the first that exists: {folder}, {name}, {stem} of the
-            picture; several with | between them, such as a left and a right lung, are one mask.
-        table: file with the rows, for the reader "table"; None where the user names it.
-        columns: ours (file_name, label, patient, source, mask, split) -> format string over the table's.
-        keep: the table's column -> regular expression; rows that don't fit are not meant.
-        copies_of: data sets whose pictures it holds too small or too cropped to be recognised: never to be tested on
-            one another.
+        name: Key in `DATASETS` and value of `--dataset`.
+        title: Human-readable name.
+        example: Example paths that match the layout, for error messages.
+        task: `transformers` pipeline task of a model trained on the dataset.
+        reader: File layout: "paths" match a pattern, "folders" are discovered, "table" lists files (`readers.py`).
+        labels: Labels in the order of the model's outputs; () if they are discovered in the data.
+        several: True for multilabel data, where an image has any number of the labels, including none.
+        values: Regular expression of a label in the data -> label; the first match wins.
+        positive: Label whose probability is thresholded; None with more than two labels or multilabel data.
+        pattern: Regular expression of an image's POSIX path below a root. Group `label` is the label; optional groups
+            `split` and `source` are the official split and the source.
+        roots: Folders below the data folder to search. Only the first one with the most labels is read, because
+            archives often contain the same images twice.
+        official: Split name in the archive -> our split name, if the official split is worth keeping.
+        patient: Regular expression of a file name whose first group is the patient; None if patients are unknown.
+        mask_shows: Name of the structure inside the masks; "mask" if unknown.
+        masks: Patterns of mask paths below the data folder with the image's {folder}, {name} and {stem}; the first
+            one that exists is used. Parts separated by | (such as left and right lung) form one mask.
+        table: Table file for the "table" reader; None if the user specifies it.
+        columns: Our column (file_name, label, patient, source, mask, split) -> format string over the table's columns.
+        keep: Table column -> regular expression; rows that do not match are dropped.
+        copies_of: Datasets whose images it contains too small or too cropped to be recognized. Neither dataset may be
+            used to test a model of the other.
         kaggle: `owner/name` on Kaggle.
-        phantom: kind of generated pictures (`phantoms.py`), where the data set is synthetic.
-        counts: label -> number of files in the complete set.
-        licence, citation, url: as far as known.
-        problems: what a reader of the numbers must know about the data.
+        phantom: Kind of synthetic images (`phantoms.py`); None for real data.
+        counts: Label -> number of files in the complete dataset.
+        licence: Licence identifier as on the Hub, or "unknown".
+        citation: Reference to cite.
+        problems: Known limitations that affect how results should be interpreted.
     """
 
     name: str
@@ -74,48 +77,53 @@ class DatasetSpec:
     problems: tuple[str, ...] = ()
 
     @property
-    def of_masks(self) -> bool:
-        """Whether a model learns the masks: a picture needs one then, and its labels only tell the kind of picture."""
+    def multilabel(self) -> bool:
+        """True if an image can have any number of the labels; the constructor field is called `several`."""
+        return self.several
+
+    @property
+    def is_segmentation(self) -> bool:
+        """True if a model learns the masks: every image then needs one, and labels only describe the image."""
         return self.task == "image-segmentation"
 
     @property
     def id(self) -> str:
-        """What model cards call the data set: its Kaggle slug, or its name where it has none."""
+        """Dataset name in model cards: the Kaggle slug, or `name` if there is none."""
         return self.kaggle or self.name
-
-    def label(self, found: str) -> str | None:
-        """The label that the data call `found`; None if they mean none of ours.
-
-        With several a picture: those of ours, in their order, with | between them; "" if there is none.
-        """
-        if self.several:
-            told = {self._one(part) for part in labels_of(found)}
-            return "|".join(label for label in self.labels if label in told)
-        return self._one(found)
-
-    def _one(self, found: str) -> str | None:
-        return next((label for rule, label in self.values.items() if re.fullmatch(rule, found)), None)
-
-    def patient_of(self, path: str) -> str:
-        """The patient whom a file's name tells; "" where nobody knows."""
-        match = re.match(self.patient, PurePosixPath(path).name) if self.patient else None
-        return match.group(1) if match else ""
 
     @property
     def hub_id(self) -> str:
-        """Its id on the Hub; "" of a set that is elsewhere."""
+        """Repository id on the Hub; "" for datasets from elsewhere."""
         return self.name if "/" in self.name else ""
 
     @property
     def url(self) -> str:
-        """Where to read about it and download it by hand; "" of a set of one's own."""
+        """Web page of the dataset; "" for a user's own data."""
         if self.kaggle:
             return f"https://www.kaggle.com/datasets/{self.kaggle}"
         return f"https://huggingface.co/datasets/{self.hub_id}" if self.hub_id else ""
 
+    def map_label(self, value: str) -> str | None:
+        """Return the label for `value`, as the data spell it; None if it matches no label.
 
-def labels_of(cell: str) -> tuple[str, ...]:
-    """The labels of a cell of the column `label`: one, or with | between them none or several."""
+        Multilabel values give the matching labels in the order of `labels`, joined by |, or "" if none matches.
+        """
+        if self.several:
+            mapped = {self._map_one(part) for part in split_labels(value)}
+            return "|".join(label for label in self.labels if label in mapped)
+        return self._map_one(value)
+
+    def _map_one(self, value: str) -> str | None:
+        return next((label for rule, label in self.values.items() if re.fullmatch(rule, value)), None)
+
+    def parse_patient(self, path: str) -> str:
+        """Return the patient encoded in a file name; "" if unknown."""
+        match = re.match(self.patient, PurePosixPath(path).name) if self.patient else None
+        return match.group(1) if match else ""
+
+
+def split_labels(cell: str) -> tuple[str, ...]:
+    """Return the labels in a cell of the column `label`: one, or any number separated by |."""
     return tuple(dict.fromkeys(part for part in cell.split("|") if part))
 
 
@@ -135,11 +143,11 @@ DATASETS: dict[str, DatasetSpec] = {
             counts={"no_tumor": 98, "tumor": 155},
             citation="Navoneel Chakrabarty. Brain MRI Images for Brain Tumor Detection. Kaggle, 2019.",
             problems=(
-                "No patient identifiers: two different slices of one patient can be on both sides of the split.",
-                "Web-collected slices of mixed sequences and planes, without a stated reference standard; one, "
-                "yes/Y248.JPG, is not a brain but a CT slice of an abdomen.",
-                "51 of the 253 pictures are exact, near or cropped copies of another; copies stay on one side.",
-                "Size and colour mode differ between the classes and can serve as a shortcut.",
+                "No patient identifiers: different slices of one patient can be in different splits.",
+                "Slices of mixed sequences and planes collected from the web, without a stated reference standard; one "
+                "(yes/Y248.JPG) is not a brain but a CT slice of an abdomen.",
+                "51 of the 253 images are exact, near or cropped copies of another one; copies stay in the same split.",
+                "Image size and colour mode differ between the classes and can be exploited as shortcuts.",
             ),
         ),
         DatasetSpec(
@@ -159,10 +167,10 @@ DATASETS: dict[str, DatasetSpec] = {
             citation=KERMANY,
             problems=(
                 CHILDREN,
-                "170 person numbers are in the official train and test; their training pictures are left out here.",
-                "The official validation split has 16 pictures; validation is drawn from train by patient instead.",
-                "Prevalence is 74 % in train and 62.5 % in test: accuracy at 0.5 suffers, thresholds matter.",
-                "Colour mode and size differ between the classes and can serve as a shortcut.",
+                "170 person numbers occur in both official splits; their training images are excluded.",
+                "The official validation split has only 16 images; ours is sampled from train by patient instead.",
+                "Prevalence is 74 % in train and 62.5 % in test: accuracy at a threshold of 0.5 suffers.",
+                "Colour mode and image size differ between the classes and can be exploited as shortcuts.",
             ),
         ),
         DatasetSpec(
@@ -180,7 +188,10 @@ DATASETS: dict[str, DatasetSpec] = {
             counts={"normal": 1583, "bacterial": 2780, "viral": 1493},
             licence="cc-by-4.0",
             citation=KERMANY,
-            problems=(CHILDREN, "Bacterial or viral is read from file names; how it was established is not stated."),
+            problems=(
+                CHILDREN,
+                "Bacterial or viral is taken from the file names; how it was established is not documented.",
+            ),
         ),
         DatasetSpec(
             name="covid19-radiography",
@@ -207,10 +218,11 @@ DATASETS: dict[str, DatasetSpec] = {
             counts={"normal": 10192, "covid19": 3616, "lung_opacity": 6012, "viral_pneumonia": 1345},
             citation="Chowdhury et al., IEEE Access 8, 2020; Rahman et al., Comput Biol Med 132, 2021.",
             problems=(
-                "The classes come from different hospitals and ages: all viral pneumonias and 1,341 normals are the "
-                "children of chest-xray-pneumonia, the rest adults. A model can tell the source, not the disease.",
-                "No patient identifiers; 259 pictures are near copies of another one, most of them COVID-19.",
-                "Not external to chest-xray-pneumonia (2,686 shared pictures) nor to covid-chestxray-dataset (268).",
+                "The classes come from different hospitals and age groups: all viral pneumonias and 1,341 normals are "
+                "the children of chest-xray-pneumonia, the rest are adults. A model can learn the source instead of "
+                "the disease.",
+                "No patient identifiers; 259 images are near copies of another one, most of them COVID-19.",
+                "Not external to chest-xray-pneumonia (2,686 shared images) or to covid-chestxray-dataset (268).",
             ),
         ),
         DatasetSpec(
@@ -225,9 +237,10 @@ DATASETS: dict[str, DatasetSpec] = {
             kaggle="prashant268/chest-xray-covid19-pneumonia",
             counts={"normal": 1583, "covid19": 576, "pneumonia": 4273},
             problems=(
-                "A cut by number is the official split; 8 of 227 traceable COVID-19 patients are on both sides of it.",
-                "Normal and pneumonia are all of chest-xray-pneumonia, split anew: never test one on the other.",
-                "File size and resolution differ by class and can serve as a shortcut.",
+                "The official split cuts by file number; 8 of 227 traceable COVID-19 patients are in both splits.",
+                "All normal and pneumonia images are those of chest-xray-pneumonia with a new split: never test a "
+                "model of one dataset on the other.",
+                "File size and resolution differ between the classes and can be exploited as shortcuts.",
             ),
         ),
         DatasetSpec(
@@ -254,8 +267,8 @@ DATASETS: dict[str, DatasetSpec] = {
             licence="cc-by-nc-sa-4.0",
             citation="Jaeger et al., Quant Imaging Med Surg 4(6), 2014; Candemir et al., IEEE TMI 33(2), 2014.",
             problems=(
-                "Two hospitals with different devices: report results by source.",
-                "96 of the Shenzhen pictures have no mask.",
+                "Two hospitals with different devices: report results for each source.",
+                "96 of the Shenzhen images have no mask.",
             ),
         ),
         DatasetSpec(
@@ -266,12 +279,12 @@ DATASETS: dict[str, DatasetSpec] = {
             labels=("no_edema", "edema"),
             values={r"(?i)(?!no|without).*o?edema.*": "edema", r".*": "no_edema"},
             positive="edema",
-            official={"train": "train", "validation": "validation", "test": "test"},
-            patient=r"(\d{8})_\d{3}\.png",  # as NIH ChestX-ray14 names its pictures
+            official=SPLIT_FOLDERS,
+            patient=r"(\d{8})_\d{3}\.png",  # file names of NIH ChestX-ray14
             kaggle="vishalvrk/pulumnary-edema",
             problems=(
-                "The layout of the download is not documented: labels and splits are those that its folders name.",
-                "How edema was established, and who the patients are, is not stated.",
+                "The layout of the download is not documented: labels and splits are taken from its folder names.",
+                "How edema was established and who the patients are is not documented.",
             ),
         ),
         DatasetSpec(
@@ -291,14 +304,14 @@ DATASETS: dict[str, DatasetSpec] = {
             table="metadata.csv",
             columns={"file_name": "images/{filename}", "label": "{finding}", "patient": "{patientid}"},
             keep={"modality": "X-ray", "view": "PA|AP.*"},
-            licence="of each picture its own",
+            licence="different for each image",
             citation="Cohen et al. COVID-19 Image Data Collection: Prospective Predictions Are the Future. 2020, "
             "arXiv:2006.11988. https://github.com/ieee8023/covid-chestxray-dataset",
             problems=(
-                "Collected from publications and websites: pictures were chosen because they were worth publishing.",
-                "Not external to covid19-radiography (268 shared pictures) nor to chest-xray-covid19-pneumonia (374).",
-                "Each picture has a licence of its own, or none.",
-                "Findings other than COVID-19, pneumonia and none are left out.",
+                "Collected from publications and websites, so the images were selected for being worth publishing.",
+                "Not external to covid19-radiography (268 shared images) or to chest-xray-covid19-pneumonia (374).",
+                "Each image has its own licence, or none.",
+                "Images with findings other than COVID-19, pneumonia or none are excluded.",
             ),
         ),
         DatasetSpec(
@@ -306,31 +319,31 @@ DATASETS: dict[str, DatasetSpec] = {
             title="MedMNIST",
             reader="folders",
             example="pneumoniamnist_224.npz",
-            official={"train": "train", "validation": "validation", "test": "test"},
+            official=SPLIT_FOLDERS,
             copies_of=(
                 *("chest-xray-pneumonia", "chest-xray-pneumonia-3"),
                 *("covid19-radiography", "chest-xray-covid19-pneumonia"),
             ),
             citation="Yang et al. MedMNIST v2. Scientific Data 10, 2023, doi:10.1038/s41597-022-01721-8.",
             problems=(
-                "No patient identifiers, and small pictures: not all copies can be recognised.",
-                "PneumoniaMNIST is chest-xray-pneumonia, cropped and shrunk: no test for a model of that.",
+                "No patient identifiers, and images too small for every copy to be recognized.",
+                "PneumoniaMNIST is a cropped and downscaled chest-xray-pneumonia: never test one on the other.",
             ),
         ),
         DatasetSpec(
             name="imagefolder",
-            title="Folder of pictures",
+            title="Folder of images",
             reader="folders",
-            example="LABEL/picture.png or train/LABEL/picture.png, with or without a metadata.csv",
-            official={"train": "train", "validation": "validation", "test": "test"},
+            example="LABEL/image.png or train/LABEL/image.png, with or without a metadata.csv",
+            official=SPLIT_FOLDERS,
         ),
         DatasetSpec(
             name="table",
-            title="Table of pictures",
+            title="Table of images",
             reader="table",
-            example="a CSV or Parquet file: columns file_name, label (of several with | between them) and any of "
-            "patient, source, mask, split",
-            official={"train": "train", "validation": "validation", "test": "test"},
+            example="a CSV or Parquet file with the columns file_name, label (multiple labels separated by |) and "
+            "optionally patient, source, mask, split",
+            official=SPLIT_FOLDERS,
         ),
         DatasetSpec(
             name="brain-phantoms",
@@ -345,7 +358,7 @@ DATASETS: dict[str, DatasetSpec] = {
             masks=("{folder}/../masks/{name}",),
             phantom="brain",
             licence="cc0-1.0",
-            problems=("Synthetic: says nothing about patients.",),
+            problems=(SYNTHETIC,),
         ),
         DatasetSpec(
             name="chest-phantoms",
@@ -360,7 +373,7 @@ DATASETS: dict[str, DatasetSpec] = {
             masks=("{folder}/../masks/{name}",),
             phantom="chest",
             licence="cc0-1.0",
-            problems=("Synthetic: says nothing about patients.",),
+            problems=(SYNTHETIC,),
         ),
     )
 }

@@ -1,44 +1,47 @@
-"""Who is on which side: groups that belong together, and splits that never part them."""
+"""Group-aware train/validation/test splits: images of a patient and near-duplicates always stay in one split."""
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from hf_medtl.data.specs import labels_of
+from hf_medtl.common.text import abbreviate
+from hf_medtl.data.specs import split_labels
 from hf_medtl.errors import MedtlError
 
 SPLITS = ("train", "validation", "test")
 
 
 def join_groups(patients: Sequence[str], duplicates: NDArray[np.int64]) -> list[str]:
-    """Groups of pictures that must stay together: same patient or (near-)duplicates, transitively.
+    """Group images that must stay together: same patient or (near-)duplicates, transitively.
 
     Args:
-        patients: (n,) patient of each picture, "" where unknown.
-        duplicates: (n,) number of each picture's duplicate group.
+        patients: (n,) patient of each image, "" if unknown.
+        duplicates: (n,) number of each image's duplicate group.
 
     Returns:
-        (n,) names `g0001`, `g0002`, ... in order of appearance.
+        (n,) group names `g0001`, `g0002`, ... in order of appearance.
     """
     n = len(patients)
-    keys = [f"patient {patient}" if patient else f"picture {index}" for index, patient in enumerate(patients)]
-    numbers = {key: n + len(duplicates) + i for i, key in enumerate(dict.fromkeys(keys))}
-    pictures = np.arange(n)
-    left = np.concatenate([pictures, pictures])
-    right = np.concatenate([n + duplicates, [numbers[key] for key in keys]])
-    size = n + len(duplicates) + len(numbers)
+    keys = [f"patient {patient}" if patient else f"image {index}" for index, patient in enumerate(patients)]
+    nodes = {key: n + len(duplicates) + i for i, key in enumerate(dict.fromkeys(keys))}
+    images = np.arange(n)
+    left = np.concatenate([images, images])
+    right = np.concatenate([n + duplicates, [nodes[key] for key in keys]])
+    size = n + len(duplicates) + len(nodes)
     links = coo_array((np.ones(2 * n, bool), (left, right)), shape=(size, size))
     component = connected_components(links, directed=False)[1][:n]
     order = {c: i for i, c in enumerate(dict.fromkeys(component.tolist()), start=1)}
     return [f"g{order[c]:04d}" for c in component.tolist()]
 
 
-def pseudonyms(patients: Sequence[str]) -> list[str]:
-    """`p0001`, `p0002`, ... in order of appearance for patients, "" where unknown: what is written down about them."""
+def pseudonymize_patients(patients: Sequence[str]) -> list[str]:
+    """Replace patient identifiers by `p0001`, `p0002`, ... in order of appearance; "" (unknown) stays."""
     numbers = {patient: i for i, patient in enumerate(dict.fromkeys(filter(None, patients)), start=1)}
     return [f"p{numbers[patient]:04d}" if patient else "" for patient in patients]
 
@@ -50,52 +53,56 @@ def split_groups(
     seed: int,
     sources: Sequence[str] | None = None,
 ) -> NDArray[np.str_]:
-    """Give each picture a split so that no group is in two and each has about its share of every label and source.
+    """Assign each image to a split, never dividing a group and stratifying by label and source.
 
-    Greedy, as scikit-learn's StratifiedGroupKFold: the largest groups first, each to the split that lacks most of the
-    group's labels; ties in an order drawn from `seed`. A picture of several labels counts for each, rare ones more, as
-    in iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10): combinations need no share.
+    Greedy, as scikit-learn's `StratifiedGroupKFold`: the largest groups first, each to the split that lacks most of
+    the group's labels, ties in an order sampled from `seed`. A multilabel image counts for each of its labels, with
+    rare labels weighted more, as in iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10):
+    label combinations need not be balanced.
 
     Args:
-        labels, groups: (n,) of each picture, in an order that is the same on every machine; several labels with |
-            between them.
-        fractions: split -> share of the pictures; the shares sum to 1.
-        seed: of the draw.
-        sources: (n,) hospital or collection of each picture.
+        labels: (n,) label of each image, multiple labels separated by |, in an order that is the same everywhere.
+        groups: (n,) group of each image.
+        fractions: Split -> fraction of the images; they must sum to 1.
+        seed: Random seed.
+        sources: (n,) hospital or collection of each image.
 
     Returns:
-        (n,) names of splits.
+        (n,) split names.
 
     Raises:
-        MedtlError: a label has too few groups to be in every split.
+        MedtlError: The fractions are invalid, or a label has too few groups to be in every split.
     """
     names = list(fractions)
-    shares = np.array([fractions[name] for name in names])
-    if (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
+    target = np.array([fractions[name] for name in names])
+    if (target <= 0).any() or abs(target.sum() - 1) > 1e-6:
         raise MedtlError(f"Split fractions must be positive and sum to 1, found {fractions}.")
-    its = [labels_of(cell) for cell in labels]
-    for label in sorted(set(chain.from_iterable(its))):
-        number = len({group for group, some in zip(groups, its, strict=True) if label in some})
+    image_labels = [split_labels(cell) for cell in labels]
+    for label in sorted(set(chain.from_iterable(image_labels))):
+        number = len({group for group, own in zip(groups, image_labels, strict=True) if label in own})
         if number < len(names):
             raise MedtlError(
-                f"Label {str(label)!r} has {number} independent group(s) of pictures, too few for the splits "
-                f"{', '.join(names)}. Add pictures of other patients, or leave the label out."
+                f"Label {str(label)!r} has {number} independent group(s) of images, too few for the splits "
+                f"{', '.join(names)}. Add images of other patients, or remove the label."
             )
-    pictures = [picture for picture, some in enumerate(its) for _ in some or ("",)]
-    strata = [f"{source}/{label}" for source, some in zip(sources or [""] * len(its), its, strict=True)
-              for label in some or ("",)]  # fmt: skip
+    images = [image for image, own in enumerate(image_labels) for _ in own or ("",)]
+    strata = [
+        f"{source}/{label}"
+        for source, own in zip(sources or [""] * len(image_labels), image_labels, strict=True)
+        for label in own or ("",)
+    ]
     stratum_names, stratum_index = np.unique(np.asarray(strata), return_inverse=True)
     group_names, group_index = np.unique(np.asarray(groups), return_inverse=True)
     counts = np.zeros((len(group_names), len(stratum_names)))
-    np.add.at(counts, (group_index[pictures], stratum_index), 1)
+    np.add.at(counts, (group_index[images], stratum_index), 1)
     totals = counts.sum(axis=0)
-    missing = shares[:, None] * totals  # (splits, strata): how many pictures each split still lacks
+    missing = target[:, None] * totals  # (splits, strata): number of images each split still lacks
     order = np.random.default_rng(seed).permutation(len(group_names))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     assigned = np.empty(len(group_names), dtype=int)
     for group in order:
-        # Relative to the split's own share, so that a small split is not starved until the large one is full.
-        need = (missing / (shares[:, None] * totals) * (counts[group] / totals)).sum(axis=1)
+        # Relative to the split's own target, so that a small split is not starved until the large one is full.
+        need = (missing / (target[:, None] * totals) * (counts[group] / totals)).sum(axis=1)
         assigned[group] = int(np.argmax(need))
         missing[assigned[group]] -= counts[group]
     return np.asarray(names)[assigned[group_index]]
@@ -104,6 +111,100 @@ def split_groups(
 def fold_groups(
     labels: Sequence[str], groups: Sequence[str], folds: int, seed: int, sources: Sequence[str] | None = None
 ) -> NDArray[np.int64]:
-    """(n,) number, from 0, of each picture's fold: as `split_groups` with equal shares."""
+    """Return the (n,) fold number of each image, from 0: as `split_groups` with equal fractions."""
     names = split_groups(labels, groups, {str(fold): 1 / folds for fold in range(folds)}, seed, sources)
     return names.astype(np.int64)
+
+
+def stratification_columns(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Return the labels, groups and sources of a dataset's table."""
+    labels, groups, sources = (table[column].tolist() for column in ("label", "group", "source"))
+    return labels, groups, sources
+
+
+def random_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:
+    """Return the (n,) split of each row: `split_groups` by group, stratified by label and source."""
+    labels, groups, sources = stratification_columns(table)
+    return split_groups(labels, groups, fractions, seed, sources)
+
+
+def fold_splits(table: pd.DataFrame, folds: int, fold: int, validation: float, seed: int) -> NDArray[np.str_]:
+    """Return the (n,) split of each row with fold number `fold` as the test split.
+
+    Args:
+        table: Rows with the columns label, group and source.
+        folds: Number of folds, at least 2.
+        fold: Number of the test fold, from 0.
+        validation: Fraction of all images in the validation split.
+        seed: Random seed.
+
+    Raises:
+        MedtlError: Invalid numbers, or a label with too few groups.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise MedtlError(f"Expected at least 2 folds and a fold from 0 to folds - 1, found fold {fold} of {folds}.")
+    labels, groups, sources = stratification_columns(table)
+    test = fold_groups(labels, groups, folds, seed, sources) == fold
+    fraction = validation / (1 - 1 / folds)
+    split = np.full(len(table), "test", dtype="<U10")
+    split[~test] = random_splits(table[~test], {"train": 1 - fraction, "validation": fraction}, seed)
+    return split
+
+
+def official_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> NDArray[np.str_]:
+    """Return the (n,) official split of each row; "" for images that share a group with test (or validation).
+
+    Validation is sampled from the rest, in the ratio of `fractions`, if the archive has no validation split or one
+    that lacks a label.
+    """
+    official, group = table["official"].to_numpy(), table["group"]
+    test = official == "test"
+    leaks = ~test & group.isin(group[test]).to_numpy()
+    validation = (official == "validation") & ~leaks
+    split = np.where(test, "test", "train").astype("<U10")
+    if labels_present(table[validation]) == labels_present(table):
+        split[validation] = "validation"
+        leaks |= ~test & ~validation & group.isin(group[validation]).to_numpy()
+    else:
+        rest = ~test & ~leaks
+        fraction = fractions["validation"] / sum(fractions.values())
+        split[rest] = random_splits(table[rest], {"train": 1 - fraction, "validation": fraction}, seed)
+    split[leaks] = ""
+    return split
+
+
+def read_splits(table: pd.DataFrame, path: Path) -> NDArray[np.str_]:
+    """Return the (n,) split of each row according to the splits.csv of another run; "" for images not listed.
+
+    Raises:
+        MedtlError: The file can't be read, lists images that are missing or have changed, or divides a group.
+    """
+    try:
+        given = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image_id")[["split", "sha256"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise MedtlError(
+            f"{path} is not the splits.csv of a run ({type(error).__name__}): expected columns image_id, split, sha256."
+        ) from error
+    hashes = table.set_index("image_id")["sha256"]
+    absent = sorted(set(given.index) - set(hashes.index))
+    changed = [name for name in given.index if name in hashes.index and hashes[name] != given.at[name, "sha256"]]
+    if absent or changed or not given.index.is_unique or not set(given["split"]) <= set(SPLITS):
+        raise MedtlError(
+            f"{path} does not fit these images: {len(absent)} are missing ({abbreviate(absent, 3)}), {len(changed)} "
+            f"have different contents ({abbreviate(changed, 3)}). Use the dataset that the file was made with."
+        )
+    split = table["image_id"].map(given["split"]).fillna("").to_numpy()
+    listed = table.assign(split=split)[split != ""]
+    divided = listed[listed.groupby("group")["split"].transform("nunique") > 1]
+    if len(divided):
+        raise MedtlError(
+            f"{path} puts images of the same patient (or copies) into different splits: {divided['group'].nunique()} "
+            f"groups, such as {abbreviate(divided['image_id'].tolist(), 4)}. Results would be too optimistic. Create a "
+            "new split."
+        )
+    return split
+
+
+def labels_present(table: pd.DataFrame) -> set[str]:
+    """Return the labels that a table's images have."""
+    return set(chain.from_iterable(map(split_labels, table["label"])))

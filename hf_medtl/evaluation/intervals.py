@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_medtl.evaluation.delong import auc_interval
-from hf_medtl.evaluation.metrics import BLOCK_CELLS, REPORTED, classification_metrics
+from hf_medtl.evaluation.metrics import BLOCK_CELLS, METRICS, REPORTED, classification_metrics
 from hf_medtl.evaluation.resampling import (
     Jackknife,
     bootstrap_group_counts,
@@ -23,25 +23,11 @@ from hf_medtl.evaluation.resampling import (
 from hf_medtl.evaluation.score_intervals import Interval, check_level, component_intervals, mean_of_components
 
 # The default method of each metric; `metric_intervals` describes the methods and their coverage.
-METHODS = {
-    "accuracy": "wilson",
-    "balanced_accuracy": "jackknife",
-    "sensitivity": "wilson",
-    "specificity": "wilson",
-    "ppv": "wilson",
-    "npv": "wilson",
-    "f1": "jackknife",
-    "roc_auc": "delong",
-    "average_precision": "jackknife",
-    "brier": "jackknife",
-    "ece": "basic",
-    "youden": "jackknife",
-    "mcc": "jackknife",
-    "kappa": "jackknife",
-    "lr_positive": "jackknife",
-    "lr_negative": "jackknife",
-    "log_loss": "jackknife",
-}
+METHODS = (
+    dict.fromkeys(METRICS, "jackknife")
+    | dict.fromkeys(("accuracy", "sensitivity", "specificity", "ppv", "npv"), "wilson")
+    | {"roc_auc": "delong", "ece": "basic"}
+)
 METHOD_DESCRIPTIONS = {
     "delong": "DeLong's standard error over groups (Obuchowski) with Student's t, on the logit scale",
     "wilson": "Wilson score interval at the effective number of images",
@@ -112,12 +98,10 @@ def metric_intervals(
     chosen = _chosen(methods, names, names if p.shape[1] == 2 else ["accuracy"])
     group = group_index(groups, y.size)
     samples = _Samples.of(chosen, majority_strata(y, group), group, resamples, seed)
-    draws, left_out = samples.measure(y, p, positive, threshold)
+    resampled = samples.measure(y, p, positive, threshold)
     components = component_intervals(y, p, group, positive, threshold, level)
     intervals = {
-        name: samples.limits(
-            name, float(value), draws.get(name), left_out.get(name), components.get(name), level, p.shape[1]
-        )
+        name: samples.limits(name, float(value), resampled.get(name), components.get(name), level, p.shape[1])
         for name, value in values.items()
     }
     if chosen.get("roc_auc") == "delong":
@@ -168,19 +152,17 @@ def multilabel_metric_intervals(
         both = np.column_stack([1 - p, p])
         values = classification_metrics(target, both, 1, threshold, names=names)
         components = component_intervals(target, both, group, 1, threshold, level)
-        measured.append((values, *samples.measure(target, both, 1, threshold), components))
+        measured.append((values, samples.measure(target, both, 1, threshold), components))
         per_label.append(metric_intervals(target, both, groups, 1, threshold, resamples, level, seed, names, methods))
-
-    def mean(tables: list[dict[str, Any]], name: str) -> NDArray | None:
-        return np.mean([table[name] for table in tables], axis=0) if name in tables[0] else None
 
     means = {}
     for name in names:
         defined = [label for label in measured if not math.isnan(float(label[0][name]))] or measured
-        own, drawn, left_out, rates = (list(column) for column in zip(*defined, strict=True))
+        own, resampled, components_of = zip(*defined, strict=True)
         value = float(np.mean([float(label[name]) for label in own]))
-        all_rates = np.concatenate([label[name] for label in rates]) if name in rates[0] else None
-        means[name] = samples.limits(name, value, mean(drawn, name), mean(left_out, name), all_rates, level, 2)
+        mean = np.mean([label[name] for label in resampled], axis=0) if name in resampled[0] else None
+        rates = np.concatenate([label[name] for label in components_of]) if name in components_of[0] else None
+        means[name] = samples.limits(name, value, mean, rates, level, 2)
     return means, per_label
 
 
@@ -203,7 +185,7 @@ def describe_methods(multilabel: bool, n_classes: int, names: Sequence[str] = RE
 
 
 class _Samples(NamedTuple):
-    """Resamples and leave-group-out samples, each None if no chosen method needs it."""
+    """Case weights of resamples and of leave-group-out samples, each None if no chosen method needs them."""
 
     chosen: Mapping[str, str]
     left_out: Jackknife | None
@@ -219,23 +201,20 @@ class _Samples(NamedTuple):
             bootstrap_group_counts(strata, resamples, seed)[:, group] if "basic" in chosen.values() else None,
         )
 
-    def measure(self, y: NDArray, p: NDArray, positive: int, threshold: float | NDArray | None) -> list[dict[str, Any]]:
-        """Return metrics of the resamples, and of the samples with groups left out, where their method needs them."""
-        return [
-            {}
-            if weights is None
-            else classification_metrics(
-                y, p, positive, threshold, weights, names=[name for name, m in self.chosen.items() if m == method]
-            )
-            for method, weights in (("basic", self.draws), ("jackknife", self.left_out and self.left_out.weights))
-        ]
+    def measure(self, y: NDArray, p: NDArray, positive: int, threshold: float | NDArray | None) -> dict[str, Any]:
+        """Return the values of each metric in the samples that its method needs; none for wilson and delong."""
+        values: dict[str, Any] = {}
+        for method, weights in (("basic", self.draws), ("jackknife", self.left_out and self.left_out.weights)):
+            if weights is not None:
+                names = [name for name, chosen in self.chosen.items() if chosen == method]
+                values |= classification_metrics(y, p, positive, threshold, weights, names=names)
+        return values
 
     def limits(
         self,
         name: str,
         value: float,
-        draws: NDArray | None,
-        left_out: NDArray | None,
+        resampled: NDArray | None,
         components: NDArray | None,
         level: float,
         n_classes: int,
@@ -245,12 +224,12 @@ class _Samples(NamedTuple):
             return Interval(value, math.nan, math.nan)
         low = high = math.nan
         bounds = (0, 1) if name == "brier" and n_classes == 2 else BOUNDS.get(name, (0, 1))
-        if left_out is not None and self.left_out is not None:
-            low, high = transformed_t_interval(value, *self.left_out.variance(left_out), bounds, level)
-        elif draws is not None:
+        if resampled is not None and self.chosen[name] == "jackknife" and self.left_out is not None:
+            low, high = transformed_t_interval(value, *self.left_out.variance(resampled), bounds, level)
+        elif resampled is not None:
             # Resampling biases a calibration error as the sample itself does: reflect it (Davison & Hinkley 1997, 5.2).
             # The plain percentile interval often lies wholly above the value.
-            low, high = percentile_limits(np.clip(2 * value - draws, *bounds), level)
+            low, high = percentile_limits(np.clip(2 * value - resampled, *bounds), level)
         if components is not None:
             below, above = mean_of_components(value, components)
             if self.chosen[name] == "wilson" or math.isnan(low) or high - low < 1e-12:

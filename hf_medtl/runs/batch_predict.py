@@ -110,7 +110,9 @@ def predict_files(
                 blended.save(target)
                 label = prediction.label
                 caption = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
-                objects[target.with_suffix(".sc.dcm")] = partial(make_overlay, picture=blended, told=caption, **made_by)
+                objects[target.with_suffix(".sc.dcm")] = partial(
+                    make_overlay, image=blended, description=caption, **made_by
+                )
             if dicom and objects:
                 row["error"] = save_dicom_outputs(prediction.name, objects)
             stream.write(json.dumps(row) + "\n")

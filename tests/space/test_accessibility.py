@@ -1,4 +1,4 @@
-"""Who can use the Space's page: on which screens, in which light, and without a mouse."""
+"""Accessibility of the Space's page: screen sizes, colour schemes and keyboard."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_page_fits_every_screen(visit, width, scale):
     check_no_overflow(page)
     upload_files(page, ("wide.png", encode_image(draw_image(200, 60))), ("tall.png", encode_image(draw_image(60, 200))))
     expect_answer(page, 200, 60)
-    if width == 390:  # the image came into sight by itself, and its answer with it
+    if width == 390:  # the page scrolled to the image and its answer
         expect(page.locator("figure.viewer")).to_be_in_viewport()
         expect(page.locator("#says .decision").or_(page.locator("#says .bars"))).not_to_have_count(0)
         expect(page.locator("#says section > *").first).to_be_in_viewport()
@@ -59,30 +59,30 @@ def test_page_fits_every_screen(visit, width, scale):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_has_no_wcag_violation(visit, scheme):
-    """WCAG 2.1, A and AA, as far as axe-core can tell."""
+    """Check WCAG 2.1 A and AA with axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = visit(color_scheme=scheme)
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
     def violations(where: str) -> list[str]:
-        page.wait_for_function(  # Gradio fades what comes and what is about to change
+        page.wait_for_function(  # wait for Gradio's fade animations
             """() => !document.querySelector(".html-container.pending")
               && !document.getAnimations().some((each) => each.playState === "running")"""
         )
-        found = axe.run(page, options=rules).response["violations"]
+        problems = axe.run(page, options=rules).response["violations"]
         return [
-            f"{where}: {its['id']}: {node['failureSummary'][:300]} {node['html'][:120]}"
-            for its in found
-            for node in its["nodes"]
+            f"{where}: {violation['id']}: {node['failureSummary'][:300]} {node['html'][:120]}"
+            for violation in problems
+            for node in violation["nodes"]
         ]
 
-    found = violations("start")
+    problems = violations("start")
     upload_files(page, ("frames.dcm", encode_ct(96, 90, frames=3)), ("b.png", encode_image(draw_image(60, 60))))
     expect_answer(page, 96, 90)
-    found += violations("Classify")
+    problems += violations("Classify")
     select_option(page, "#method", "attention of one head")
     expect(page.locator("#says")).to_contain_text("Head 1")
-    found += violations("head")
+    problems += violations("head")
     for name, sign in {"Segment": "lungs at", "Compare": "cnn at", "Batch": "", "About": ""}.items():
         open_tab(page, name)
         expect(page.locator("#says")).to_contain_text(sign) if sign else None
@@ -91,21 +91,21 @@ def test_page_has_no_wcag_violation(visit, scheme):
             expect(page.locator("#many")).to_contain_text(re.compile(r"b\s*\.png"))
             page.locator("#start").click()
             expect(page.get_by_role("link", name="Download CSV")).to_be_visible()
-        found += violations(name)
+        problems += violations(name)
     open_tab(page, "Classify")
     upload_files(page, ("bad.png", b"text"))
     expect(page.get_by_role("alert").filter(has_text="That did not work")).to_be_visible()
-    found += violations("bad file")
-    assert not found, "\n".join(found)
+    problems += violations("bad file")
+    assert not problems, "\n".join(problems)
 
 
 def test_keyboard_reaches_every_control(visit):
-    """From the first control to the viewer in the order of the page, each with a focus that is seen."""
+    """Tab reaches each control up to the viewer in page order, with a visible focus."""
     page = visit()
     order, shown = [], []
     for _ in range(40):
         page.keyboard.press("Tab")
-        place, outline = page.evaluate(
+        control, outline = page.evaluate(
             """() => {
               const at = document.activeElement, shown = at.closest("label:has(:focus-visible)") ?? at;
               const style = getComputedStyle(shown), wrap = getComputedStyle(at.closest(".wrap") ?? at);
@@ -114,16 +114,16 @@ def test_keyboard_reaches_every_control(visit):
                       style.outlineStyle !== "none" || style.boxShadow !== "none" || wrap.boxShadow !== "none"];
             }"""
         )
-        if place == "examples" and "examples" not in order:
+        if control == "examples" and "examples" not in order:
             page.keyboard.press("Enter")
             expect_answer(page, 256, 256)
-        order += [place] if place not in order else []
-        shown.append((place, outline))
+        order += [control] if control not in order else []
+        shown.append((control, outline))
         if at_viewer := page.evaluate("document.activeElement.classList.contains('stages')"):
             break
     assert at_viewer
     wanted = ["upload", "examples", "tab", "classifier", "method", "label", "view"]
-    assert [place for place in order if place in wanted] == wanted
-    assert [place for place, seen in shown if not seen] == []
+    assert [control for control in order if control in wanted] == wanted
+    assert [control for control, seen in shown if not seen] == []
     page.keyboard.press("+")
     page.wait_for_function("document.querySelector('figure.viewer').hasAttribute('data-zoomed')")

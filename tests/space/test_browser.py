@@ -1,4 +1,4 @@
-"""The Space in a browser: what people do on its page, and what they see then."""
+"""The Space in a browser: user actions and their visible results."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def test_every_format_gets_an_answer(visit):
         upload_files(page, (name, content))
         expect_answer(page, width, height)
         expect(page.locator("#preset")).to_be_visible(visible=name in ("deep.png", "a.dcm"))
-        expect(page.locator("#told")).to_have_text(re.compile("lesion"))  # to those who can't see it
+        expect(page.locator("#told")).to_have_text(re.compile("lesion"))  # for screen readers
         assert page.locator(".viewer .base").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [
             width,
             height,
@@ -95,7 +95,7 @@ def test_frames_and_images_can_be_selected(visit):
     expect(frame).to_have_value("3")  # the middle one
     frame.focus()
     expect_change(page, lambda: frame.press("End"))
-    expect(page.locator(".reset-button")).to_have_count(0)  # Gradio's knows the values of the first picture alone
+    expect(page.locator(".reset-button")).to_have_count(0)  # Gradio's only knows the values of the first image
     number = page.locator("#frame input[type=number]")
     expect(number).to_have_value("4")
     number.fill("1")
@@ -160,7 +160,7 @@ def test_viewer_overlay_swipe_zoom_and_pan(visit):
     page.wait_for_function("new DOMMatrix(getComputedStyle(document.querySelector('.sheet')).transform).a > 2.3")
     before = zoom()
     expect_change(page, lambda: select_option(page, "#method", "attention rollout"), ".viewer .layer")
-    assert zoom() == pytest.approx(before)  # the same image: where one looks stays
+    assert zoom() == pytest.approx(before)  # the view stays for the same image
     expect(opacity).to_have_value("20")
     page.mouse.move(*centre(stages))
     page.mouse.down()
@@ -185,7 +185,7 @@ def test_models_heatmaps_and_labels_can_be_selected(visit):
     expect(page.locator("#says")).to_contain_text("Head 2 of layer 2")
     select_option(page, "#classifier", "cnn")
     expect(page.locator("#says")).to_contain_text("cnn at ")
-    expect(page.locator("#method input")).to_have_value("Grad-CAM")  # it has no heads
+    expect(page.locator("#method input")).to_have_value("Grad-CAM")  # the CNN has no attention heads
     expect(page.locator("#head")).to_be_hidden()
     select_option(page, "#label", "no lesion")
     expect(page.locator("#says em")).to_have_text("no lesion")
@@ -216,12 +216,12 @@ def test_segment_and_download_mask(visit):
     assert mask.shape == (72, 88)
     assert set(np.unique(mask)) <= {0, 255}
     assert (mask > 0).sum() == pixels > 0
-    made = dcmread(io.BytesIO(download(page, "Mask as DICOM SEG (names the patient)", "mask.dcm")))
-    assert made.Modality == "SEG"
-    assert made.pixel_array.sum() == pixels
+    dataset = dcmread(io.BytesIO(download(page, "Mask as DICOM SEG (names the patient)", "mask.dcm")))
+    assert dataset.Modality == "SEG"
+    assert dataset.pixel_array.sum() == pixels
     upload_files(page, ("plain.png", encode_image(draw_image(66, 60))))
     expect_answer(page, 66, 60)
-    expect(page.locator("#says .downloads a")).to_have_count(1)  # no DICOM of what was none
+    expect(page.locator("#says .downloads a")).to_have_count(1)  # no DICOM output for other formats
 
 
 def test_compare_two_models(visit):
@@ -234,11 +234,13 @@ def test_compare_two_models(visit):
     select_option(page, "#other", "many-findings")
     expect(page.locator("#says")).to_contain_text("Only one of them has the labels")
     page.locator("#other input").click()
-    expect(page.get_by_role("option")).to_have_text([re.compile("cnn"), re.compile("many-findings")])  # of its kind
+    expect(page.get_by_role("option")).to_have_text(
+        [re.compile("cnn"), re.compile("many-findings")]
+    )  # models of the same task
     page.get_by_role("option", name="cnn", exact=True).click()
     expect(page.get_by_role("option")).to_have_count(0)
     select_option(page, "#one", "cnn")
-    expect(page.locator("#other input")).to_have_value("vit")  # not twice the same
+    expect(page.locator("#other input")).to_have_value("vit")  # not the same model twice
     expect(page.locator(".viewer .badge")).to_have_text(["cnn", "vit"])
     open_tab(page, "Classify")
     expect(page.locator("#says .bars")).to_be_visible()
@@ -268,7 +270,7 @@ def test_batch_table_and_csv(visit):
     assert any(HOSTILE in row["path"] for row in rows)
     expect(page.locator("#table")).to_contain_text("4 images, 1 with an error")
     expect(page.locator("#table .bad td")).to_contain_text("This is text, not an image")
-    expect(page.locator("#stop")).to_be_disabled()  # nothing goes on
+    expect(page.locator("#stop")).to_be_disabled()  # no batch is running
     expect(page.locator("#told")).to_contain_text("4 images, 1 with an error")
     check_no_overflow(page)
 
@@ -276,15 +278,15 @@ def test_batch_table_and_csv(visit):
 def test_batch_shows_progress_and_stops(visit, monkeypatch):
     from hf_medtl.space import handlers
 
-    go, answer = threading.Semaphore(1), handlers.predict_row
+    permits, answer = threading.Semaphore(1), handlers.predict_row
 
-    def slowly(*arguments):
-        assert go.acquire(timeout=SECONDS)
-        seen.append(1)
+    def answer_slowly(*arguments):
+        assert permits.acquire(timeout=SECONDS)
+        answered.append(1)
         return answer(*arguments)
 
-    seen = []
-    monkeypatch.setattr(handlers, "predict_row", slowly)
+    answered = []
+    monkeypatch.setattr(handlers, "predict_row", answer_slowly)
     page = visit()
     open_tab(page, "Batch")
     upload_files(page, *((f"{number}.png", encode_image(draw_image(40, 40))) for number in range(9)), to=BATCH_UPLOAD)
@@ -294,13 +296,13 @@ def test_batch_shows_progress_and_stops(visit, monkeypatch):
     with page.expect_response("**/run/predict**"):
         page.locator("#stop").click()
     for _ in range(9):
-        go.release()
+        permits.release()
     expect(page.get_by_role("link", name="Download CSV")).to_be_visible()
-    assert page.locator("#table tbody tr").count() == len(seen) < 9  # what was answered stays
-    expect(page.locator("#table")).to_contain_text(f"Stopped: {len(seen)} image")
+    assert page.locator("#table tbody tr").count() == len(answered) < 9  # finished rows stay
+    expect(page.locator("#table")).to_contain_text(f"Stopped: {len(answered)} image")
     expect(page.locator("#table progress")).to_have_count(0)
     open_tab(page, "Classify")
-    open_example(page)  # whoever comes next is answered
+    open_example(page)  # the next request is answered
 
 
 def test_bad_file_shows_message_and_next_works(visit):
@@ -324,21 +326,21 @@ def test_bad_file_shows_message_and_next_works(visit):
 def test_late_answer_does_not_replace_newer_one(visit, monkeypatch):
     from hf_medtl.space import handlers
 
-    go, began, answer = threading.Event(), threading.Event(), handlers.handle_request
+    proceed, started, answer = threading.Event(), threading.Event(), handlers.handle_request
 
-    def late(registry, upload, wish):
-        if wish.mode == "classify":
-            began.set()
-            assert go.wait(SECONDS)
-        return answer(registry, upload, wish)
+    def answer_late(registry, upload, request):
+        if request.mode == "classify":
+            started.set()
+            assert proceed.wait(SECONDS)
+        return answer(registry, upload, request)
 
-    monkeypatch.setattr(handlers, "handle_request", late)
+    monkeypatch.setattr(handlers, "handle_request", answer_late)
     page = visit()
     page.locator("#examples button").first.click()
-    assert began.wait(SECONDS)
+    assert started.wait(SECONDS)
     open_tab(page, "Segment")
     expect(page.locator("#says caption")).to_have_text("Areas")
-    go.set()
+    proceed.set()
     expect(page.locator(".html-container.pending")).to_have_count(0)
     page.wait_for_timeout(500)
     expect(page.locator("#says caption")).to_have_text("Areas")
@@ -347,12 +349,12 @@ def test_late_answer_does_not_replace_newer_one(visit, monkeypatch):
 def test_queue_position_is_shown(visit, monkeypatch):
     from hf_medtl.space import handlers
 
-    go, answer = threading.Event(), handlers.handle_request
-    monkeypatch.setattr(handlers, "handle_request", lambda *arguments: (go.wait(SECONDS), answer(*arguments))[1])
+    proceed, answer = threading.Event(), handlers.handle_request
+    monkeypatch.setattr(handlers, "handle_request", lambda *arguments: (proceed.wait(SECONDS), answer(*arguments))[1])
     pages = [visit() for _ in range(4)]  # two are answered at a time
     for page in pages:
         page.locator("#examples button").first.click()
     expect(pages[-1].locator("#view")).to_contain_text("queue: ")
-    go.set()
+    proceed.set()
     for page in pages:
         expect_answer(page, 256, 256)

@@ -1,4 +1,4 @@
-"""The small models of a Space that is given none; what stands for their training takes no time here."""
+"""Demonstration models of a Space without models; a fast script stands in for their training."""
 
 import os
 import signal
@@ -33,8 +33,8 @@ time.sleep(float(os.environ.get("SECONDS", "0")))
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """Where the models go."""
+def model_folder(tmp_path, monkeypatch) -> Path:
+    """Return the folder of the demonstration models; training is replaced by a script."""
     program = tmp_path / "training"
     program.write_text(TRAINING.format(python=sys.executable, calls=tmp_path / "calls"))
     program.chmod(0o755)
@@ -47,68 +47,68 @@ def calls(tmp_path: Path) -> list[str]:
     return [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
 
 
-def whole(place: Path) -> set[str]:
-    """What is there; nothing of it may be half."""
-    found = {path.name for path in place.iterdir() if path.name != ".lock"}
-    assert found <= set(NAMES)
-    assert all((place / name / "results.json").is_file() for name in found)
-    return found
+def complete_models(model_folder: Path) -> set[str]:
+    """Return the names of the models; assert that each is complete."""
+    names = {path.name for path in model_folder.iterdir() if path.name != ".lock"}
+    assert names <= set(NAMES)
+    assert all((model_folder / name / "results.json").is_file() for name in names)
+    return names
 
 
-def test_models_are_trained_once(place, tmp_path, capfd):
-    assert demo.demo_models() == [str(place / name) for name in NAMES]
+def test_models_are_trained_once(model_folder, tmp_path, capfd):
+    assert demo.demo_models() == [str(model_folder / name) for name in NAMES]
     assert sorted(calls(tmp_path)) == sorted(NAMES)
-    assert whole(place) == set(NAMES)
-    assert not list(place.glob("*/checkpoint-*"))
+    assert complete_models(model_folder) == set(NAMES)
+    assert not list(model_folder.glob("*/checkpoint-*"))
     assert "Training small models on synthetic images" in capfd.readouterr().err
     demo.demo_models()
     assert len(calls(tmp_path)) == 3
     assert capfd.readouterr().err == ""
 
 
-def test_failed_training_raises_and_next_start_resumes(place, tmp_path, monkeypatch):
+def test_failed_training_raises_and_next_start_resumes(model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "drawn-brains-cnn")
     monkeypatch.setenv("SECONDS", "0.5")
     with pytest.raises(MedtlError, match=r"(?s)the demonstration model drawn-brains-cnn failed: .*Killed by the test"):
         demo.demo_models()
-    kept = whole(place)
+    kept = complete_models(model_folder)
     assert "drawn-brains-cnn" not in kept
     monkeypatch.setenv("FAILS", "")
     demo.demo_models()
-    assert whole(place) == set(NAMES)
+    assert complete_models(model_folder) == set(NAMES)
     assert not set(calls(tmp_path)[-3 + len(kept) :]) & kept
 
 
-def test_unwritable_folder_raises(place, tmp_path):
+def test_unwritable_folder_raises(model_folder, tmp_path):
     (tmp_path / "home").write_text("a file")
     with pytest.raises(MedtlError, match=r"Cannot write to .*HF_HOME to another folder"):
         demo.demo_models()
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-def test_interruption_leaves_no_partial_model(place, tmp_path, sign):
+def test_interruption_leaves_no_partial_model(model_folder, tmp_path, sign):
     code = (
         "import signal, sys; from types import SimpleNamespace; from hf_medtl.space import demo; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # what runs in the background ignores it
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # background processes ignore it
         "demo.sys = SimpleNamespace(executable=sys.argv[1]); demo.demo_models()"
     )
-    places = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "SECONDS": "30"}
+    environment = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "SECONDS": "30"}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "training")], env=os.environ | places, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, str(tmp_path / "training")], env=os.environ | environment, stderr=subprocess.PIPE
     )
     while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 2:
         assert process.poll() is None
         time.sleep(0.05)
-    began = time.monotonic()
+    start = time.monotonic()
     process.send_signal(sign)
     process.communicate(timeout=60)
     assert process.returncode
-    assert time.monotonic() - began < 20  # not the thirty seconds of what it waited for
-    assert len(calls(tmp_path)) == 2  # the third was not begun
+    assert time.monotonic() - start < 20  # not the 30 seconds of the training
+    assert len(calls(tmp_path)) == 2  # the third was not started
     if sign == signal.SIGINT:
-        assert whole(place) == set()
+        assert complete_models(model_folder) == set()
     else:
         for line in (tmp_path / "calls").read_text().splitlines():
             os.kill(int(line.split()[1]), signal.SIGKILL)
     demo.demo_models()
-    assert whole(place) == set(NAMES)
+    assert complete_models(model_folder) == set(NAMES)

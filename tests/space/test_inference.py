@@ -1,4 +1,4 @@
-"""The Space without a browser: what it says of an image, its models, its tables, and what programs get."""
+"""Inference, model registry and batch tables of the Space, without a browser."""
 
 import csv
 import io
@@ -32,34 +32,34 @@ def registry(model_folders) -> ModelRegistry:
 
 def test_classify_matches_predictor(registry, model_folders):
     image = brain_image(1)
-    found = inference.classify(registry["vit"], image)
+    result = inference.classify(registry["vit"], image)
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([image])[0]
-    assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
-    assert (found["label"], found["decision"]) == (truth.label, truth.decision)
-    assert (found["model"], found["revision"], found["width"], found["height"]) == (
+    assert result["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
+    assert (result["label"], result["decision"]) == (truth.label, truth.decision)
+    assert (result["model"], result["revision"], result["width"], result["height"]) == (
         "vit",
-        truth_of(model_folders),
+        expected_revision(model_folders),
         64,
         64,
     )
-    assert (found["threshold"], found["positive_label"], found["calibrated"]) == (0.4, "lesion", True)
-    assert found["coverage"] == pytest.approx(0.9)
-    assert found["candidates"] == list(truth.candidates)
-    assert found["wording"] == ({"lesion": "A sentence."} if truth.decision == "lesion" else {})
-    assert found["notice"] == NOTICE
-    json.dumps(found)  # plain values
+    assert (result["threshold"], result["positive_label"], result["calibrated"]) == (0.4, "lesion", True)
+    assert result["coverage"] == pytest.approx(0.9)
+    assert result["candidates"] == list(truth.candidates)
+    assert result["wording"] == ({"lesion": "A sentence."} if truth.decision == "lesion" else {})
+    assert result["notice"] == NOTICE
+    json.dumps(result)  # JSON-serializable
 
 
-def truth_of(model_folders) -> str | None:
+def expected_revision(model_folders) -> str | None:
     return Predictor.from_pretrained(model_folders["vit"]).revision
 
 
 def test_model_without_decision_settings_claims_none(registry):
-    found = inference.classify(registry["cnn"], brain_image(1))
-    assert set(found["probabilities"]) == {*LABELS, "=cow"}
-    assert not found["calibrated"]
-    assert not found["abstain"]
-    assert [found[key] for key in ("threshold", "candidates", "coverage", "outlier")] == [None] * 4
+    result = inference.classify(registry["cnn"], brain_image(1))
+    assert set(result["probabilities"]) == {*LABELS, "=cow"}
+    assert not result["calibrated"]
+    assert not result["abstain"]
+    assert [result[key] for key in ("threshold", "candidates", "coverage", "outlier")] == [None] * 4
 
 
 def test_reasons_are_sentences():
@@ -74,15 +74,15 @@ def test_reasons_are_sentences():
 
 def test_abstains_on_noise_and_on_large_prediction_sets(registry, monkeypatch):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    found = inference.classify(registry["vit"], noise)
-    assert found["abstain"]
-    assert found["outlier"] > 1
-    assert found["reasons"][-1].startswith("The image is unlike those")
+    result = inference.classify(registry["vit"], noise)
+    assert result["abstain"]
+    assert result["outlier"] > 1
+    assert result["reasons"][-1].startswith("The image is unlike those")
     lowest = {"alpha": 0.1, "lowest": {"lesion": 0.0, "no_lesion": 0.0}}
     monkeypatch.setattr(registry["vit"].predictor.config, "conformal", lowest)
-    found = inference.classify(registry["vit"], brain_image(1))
-    assert found["candidates"] == list(LABELS)
-    assert found["reasons"][0].startswith("More than one label is possible")
+    result = inference.classify(registry["vit"], brain_image(1))
+    assert result["candidates"] == list(LABELS)
+    assert result["reasons"][0].startswith("More than one label is possible")
 
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "eigencam", "rollout", ATTENTION_HEAD])
@@ -115,7 +115,7 @@ def test_verdict_belongs_to_shown_heatmap(registry):
 
 
 @pytest.mark.parametrize(
-    ("name", "wish", "words"),
+    ("name", "request", "words"),
     [
         ("vit", HeatmapRequest("scorecam"), "vit has no heatmaps by 'scorecam'. Available: gradcam, "),
         ("cnn", HeatmapRequest("rollout"), "cnn has no heatmaps by"),
@@ -126,9 +126,9 @@ def test_verdict_belongs_to_shown_heatmap(registry):
         ("lungs", HeatmapRequest(), "lungs has no heatmaps by .gradcam.. Available: none"),
     ],
 )
-def test_unknown_heatmap_raises(registry, name, wish, words):
+def test_unknown_heatmap_raises(registry, name, request, words):
     with pytest.raises(MedtlError, match=words):
-        inference.heatmap(registry[name], brain_image(1), wish)
+        inference.heatmap(registry[name], brain_image(1), request)
 
 
 def test_segment_matches_predictor(registry, model_folders):
@@ -155,7 +155,7 @@ def test_right_and_left_lung_are_the_patients():
     mirrored = inference.lung_sides(mask[:, ::-1])
     assert (mirrored["right"]["pixels"], mirrored["left"]["pixels"]) == (400, 600)
     one = mask.copy()
-    one[10:30, 40:60] = True  # they touch
+    one[10:30, 40:60] = True  # the lungs touch
     assert inference.lung_sides(one) is None
     speck = np.zeros((40, 100), bool)
     speck[10:30, 10:40], speck[5, 90] = True, True
@@ -164,14 +164,14 @@ def test_right_and_left_lung_are_the_patients():
 
 
 def test_compare_reports_differences_and_dice(registry):
-    found = inference.compare(registry["vit"], registry["cnn"], brain_image(1))
-    one, other = found["models"]
+    result = inference.compare(registry["vit"], registry["cnn"], brain_image(1))
+    one, other = result["models"]
     assert [one["model"], other["model"]] == ["vit", "cnn"]
-    assert found["agree"] == (one["decision"] == other["decision"])
-    assert found["difference"] == {
+    assert result["agree"] == (one["decision"] == other["decision"])
+    assert result["difference"] == {
         label: one["probabilities"][label] - other["probabilities"][label] for label in LABELS
     }
-    assert found["only_one"] == ["=cow"]
+    assert result["only_one"] == ["=cow"]
     masks = inference.compare(registry["lungs"], registry["other-lungs"], chest_image())
     first, second = masks["masks"]
     assert masks["disagreement"] == (first != second).mean() > 0
@@ -189,7 +189,7 @@ def test_wrong_task_raises(registry):
         inference.segment(registry["vit"], chest_image())
 
 
-# The shelf
+# Registry
 
 
 def test_unique_names(tmp_path):
@@ -235,14 +235,14 @@ def test_hub_model_without_run_files_has_no_results(hub, tiny_checkpoint):
     assert inference.classify(model, brain_image(1))["candidates"] is None
 
 
-# What the page does
+# Handlers
 
 
 def test_batch_has_row_for_each_image_good_or_bad(registry, model_folders, tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("deep/two.png", encode_image(brain_image(2)))
-        archive.writestr("=cmd|calc.png", b"no picture")
+        archive.writestr("=cmd|calc.png", b"no image")
     for name, content in (
         ("=1+1.png", encode_image(brain_image(1))),
         ("bad.png", b"<svg>"),
@@ -255,10 +255,12 @@ def test_batch_has_row_for_each_image_good_or_bad(registry, model_folders, tmp_p
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     assert [row["path"] for row in rows] == ["=1+1.png", "bad.png", "deep/two.png", "=cmd|calc.png"]
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1), brain_image(2)])
-    for row, its in zip((rows[0], rows[2]), truth, strict=True):
+    for row, prediction in zip((rows[0], rows[2]), truth, strict=True):
         numbers = {key for key in row if key.startswith("p_")}
-        assert {key: row[key] for key in numbers} == pytest.approx({key: its.row()[key] for key in numbers}, abs=1e-6)
-        assert {row[key] == its.row()[key] for key in row.keys() - numbers - {"path"}} == {True}
+        assert {key: row[key] for key in numbers} == pytest.approx(
+            {key: prediction.row()[key] for key in numbers}, abs=1e-6
+        )
+        assert {row[key] == prediction.row()[key] for key in row.keys() - numbers - {"path"}} == {True}
     assert [bool(row["error"]) for row in rows] == [False, True, False, True]
     assert rows[1]["decision"] is None
     names = list(rows[0])
@@ -271,8 +273,8 @@ def test_batch_has_row_for_each_image_good_or_bad(registry, model_folders, tmp_p
 
 @pytest.mark.parametrize("cell", ["=1", "+1", "-1+cmd", "@x", "\t=1", "\r=1", "\n=1", " =1", "＝1"])
 def test_csv_escapes_formulas(cell):
-    found = next(csv.DictReader(io.StringIO(handlers.to_csv([{"path": cell}], ["path"]), newline="")))["path"]
-    assert found == "'" + cell
+    escaped = next(csv.DictReader(io.StringIO(handlers.to_csv([{"path": cell}], ["path"]), newline="")))["path"]
+    assert escaped == "'" + cell
     assert next(csv.DictReader(io.StringIO(handlers.to_csv([{"path": -0.5}], ["path"]))))["path"] == "-0.5"
 
 
@@ -288,19 +290,19 @@ def test_batch_pages_end_with_csv(registry, tmp_path):
 
 def test_unavailable_answer_shows_message(registry):
     upload = parse_upload("a.png", encode_image(brain_image(1)))
-    wish = handlers.AnalysisRequest("segment", "vit", "vit", "vit", "lungs")
-    view, says = handlers.handle_request(registry, upload, wish)
+    request = handlers.AnalysisRequest("segment", "vit", "vit", "vit", "lungs")
+    view, message = handlers.handle_request(registry, upload, request)
     assert "viewer" in view
-    assert "is a classifier" in says
-    view, says = handlers.handle_request(
+    assert "is a classifier" in message
+    view, message = handlers.handle_request(
         registry, upload, handlers.AnalysisRequest("compare", "vit", None, "vit", "<i>")
     )
-    assert "There is no model of that name" in says
-    view, says = handlers.handle_request(
+    assert "There is no model of that name" in message
+    view, message = handlers.handle_request(
         registry, upload, handlers.AnalysisRequest("classify", "vit", None, None, None, frame=7)
     )
     assert view == ""
-    assert "There is no frame 7" in says
+    assert "There is no frame 7" in message
     assert isinstance(handlers.error_row(registry["vit"], "x", "y")["error"], str)
     assert handlers.predict_row(registry["vit"], RejectedFile("x", "y")) == handlers.error_row(
         registry["vit"], "x", "y"

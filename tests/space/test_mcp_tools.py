@@ -1,4 +1,4 @@
-"""The Space's tools for language models: what they answer, and what they refuse to read."""
+"""MCP tools of the Space: their answers, and inputs they refuse to read."""
 
 import asyncio
 import base64
@@ -52,28 +52,28 @@ def url(app):
 
 @pytest.fixture
 def call(url):
-    """Call a tool as a client does: (its text, its images), or the sentence of a failure."""
+    """Return a function that calls a tool and returns its JSON and images, or the error message."""
 
-    def called(name: str, **given: object) -> tuple[dict, list[Image.Image]] | str:
+    def call_tool(name: str, **arguments: object) -> tuple[dict, list[Image.Image]] | str:
         async def ask():
             async with Client(url + MCP_PATH) as client:
-                return await client.call_tool(name, given)
+                return await client.call_tool(name, arguments)
 
-        found = asyncio.run(ask())
-        if found.is_error:
-            return found.content[0].text
-        text, *images = found.content
-        return json.loads(text.text), [Image.open(io.BytesIO(base64.b64decode(its.data))) for its in images]
+        result = asyncio.run(ask())
+        if result.is_error:
+            return result.content[0].text
+        text, *images = result.content
+        return json.loads(text.text), [Image.open(io.BytesIO(base64.b64decode(image.data))) for image in images]
 
-    return called
+    return call_tool
 
 
 @pytest.fixture
 def upload(url):
-    def sent(name: str, content: bytes) -> Path:
+    def upload_file(name: str, content: bytes) -> Path:
         return Path(httpx.post(url + API + "upload", files={"files": (name, content)}, trust_env=False).json()[0])
 
-    return sent
+    return upload_file
 
 
 def test_tool_descriptions_and_schemas(url):
@@ -81,25 +81,25 @@ def test_tool_descriptions_and_schemas(url):
         async with Client(url + MCP_PATH) as client:
             return client.instructions, (await client.list_tools()).tools
 
-    said, found = asyncio.run(ask())
-    assert [its.name for its in found] == ["classify", "explain", "segment", "compare", "batch"]
-    assert "vit: no_lesion, lesion" in said
-    for its in found:
-        assert "research and education" in its.description
-        assert its.annotations.read_only_hint
-        properties = its.input_schema["properties"]
+    instructions, listed = asyncio.run(ask())
+    assert [tool.name for tool in listed] == ["classify", "explain", "segment", "compare", "batch"]
+    assert "vit: no_lesion, lesion" in instructions
+    for tool in listed:
+        assert "research and education" in tool.description
+        assert tool.annotations.read_only_hint
+        properties = tool.input_schema["properties"]
         assert "no URL" in (properties.get("file") or properties["files"])["description"]
-    assert "One of vit, cnn, lungs, other-lungs" in found[0].input_schema["properties"]["model"]["description"]
-    assert found[0].input_schema["required"] == ["file"]
+    assert "One of vit, cnn, lungs, other-lungs" in listed[0].input_schema["properties"]["model"]["description"]
+    assert listed[0].input_schema["required"] == ["file"]
 
 
 def test_classify_tool_matches_predictor(call, model_folders, upload):
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1)])[0]
     path = upload(f"{NAME}.png", encode_image(brain_image(1)))
-    for given in (uri(encode_image(brain_image(1))), str(path)):
-        found, images = call("classify", file=given)
-        assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
-        assert found["decision"] == truth.decision
+    for file in (uri(encode_image(brain_image(1))), str(path)):
+        result, images = call("classify", file=file)
+        assert result["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
+        assert result["decision"] == truth.decision
         assert images == []
     assert not path.exists()
     again = call("classify", file=str(path))
@@ -108,41 +108,41 @@ def test_classify_tool_matches_predictor(call, model_folders, upload):
 
 def test_images_of_an_answer_are_returned_as_images(call):
     large = uri(encode_image(brain_image(1).resize((1500, 1200))))
-    found, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
-    assert found["pictures"] == ["map", "overlay"]
-    assert found["method"] == "rollout"
+    result, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
+    assert result["pictures"] == ["map", "overlay"]
+    assert result["method"] == "rollout"
     assert heat.mode == "RGBA"
     assert max(over.size) == 1024
-    found, images = call("segment", file=uri(encode_image(brain_image(1))))
-    assert sorted(found["pictures"]) == ["mask", "overlay", "uncertainty"]
+    result, images = call("segment", file=uri(encode_image(brain_image(1))))
+    assert sorted(result["pictures"]) == ["mask", "overlay", "uncertainty"]
     assert len(images) == 3
-    found, masks = call("compare", file=large, one="lungs", other="other-lungs")
-    assert found["pictures"] == ["masks", "masks"]
+    result, masks = call("compare", file=large, one="lungs", other="other-lungs")
+    assert result["pictures"] == ["masks", "masks"]
     assert len(masks) == 2
-    assert "image/png" not in json.dumps(found)
+    assert "image/png" not in json.dumps(result)
 
 
 def test_batch_tool_reads_zip_and_dicom(call, upload):
     stream = io.BytesIO()
     make_dicom(np.asarray(brain_image(2).convert("L"))).save_as(stream, enforce_file_format=True)
-    slice_ = upload("slice.dcm", stream.getvalue())
+    slice_path = upload("slice.dcm", stream.getvalue())
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("one.png", encode_image(brain_image(1)))
-        archive.writestr("two.txt", "not a picture")
-    place = str(upload("many.zip", stream.getvalue()))
-    # Gradio's tool for uploads tells the address at which a file could be read.
-    found, _ = call("batch", files=[place, f"http://127.0.0.1{API}file={slice_}"], model="vit")
-    assert [row["name"] for row in found["rows"]] == ["one.png", "two.txt", "slice.dcm"]
-    assert [bool(row["error"]) for row in found["rows"]] == [False, True, False]
+        archive.writestr("two.txt", "not an image")
+    archive_path = str(upload("many.zip", stream.getvalue()))
+    # Gradio's upload tool returns the URL of the file.
+    result, _ = call("batch", files=[archive_path, f"http://127.0.0.1{API}file={slice_path}"], model="vit")
+    assert [row["name"] for row in result["rows"]] == ["one.png", "two.txt", "slice.dcm"]
+    assert [bool(row["error"]) for row in result["rows"]] == [False, True, False]
 
 
 def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
 
         do_HEAD = do_GET
 
@@ -154,12 +154,12 @@ def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
     own.write_bytes(encode_image(brain_image(1)))
     link = f"{app.incoming}/../own.png"
     address = f"http://127.0.0.1:{server.server_port}/a.png"
-    for given in (address, str(secret), f"file://{secret}", str(own), link, "", "data:,", "data:image/png;base64,!!",
+    for file in (address, str(secret), f"file://{secret}", str(own), link, "", "data:,", "data:image/png;base64,!!",
                   "data:image/png;base64,", f"{address}/gradio_api/file={secret}"):  # fmt: skip
-        assert "Give an image as a data URI" in call("classify", file=given), given
-        assert "Give for each image" in call("batch", files=[given]), given
+        assert "Give an image as a data URI" in call("classify", file=file), file
+        assert "Give for each image" in call("batch", files=[file]), file
     server.shutdown()
-    assert asked == []
+    assert requests == []
     assert secret.exists()
     assert own.exists()
     own.unlink()
@@ -167,7 +167,7 @@ def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("tool", "given", "said"),
+    ("tool", "arguments", "message"),
     [
         ("classify", {"file": uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, "This is a drawing"),
         ("classify", {"model": "lungs"}, "is a segmentation model"),
@@ -179,22 +179,22 @@ def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
         ("batch", {"files": []}, "No files were given"),
     ],
 )
-def test_tool_errors_are_plain_and_not_logged(tool, given, said, call, caplog):
+def test_tool_errors_are_plain_and_not_logged(tool, arguments, message, call, caplog):
     caplog.set_level(logging.DEBUG)
-    assert said in call(tool, **({"file": uri(encode_image(brain_image(1)))} | given))
-    assert not [its for its in caplog.records if its.name.startswith(("mcp", "hf_medtl"))]
+    assert message in call(tool, **({"file": uri(encode_image(brain_image(1)))} | arguments))
+    assert not [record for record in caplog.records if record.name.startswith(("mcp", "hf_medtl"))]
 
 
 @pytest.mark.parametrize("failure", [ValueError, MemoryError, SystemExit, KeyboardInterrupt])
 def test_internal_error_leaks_nothing_and_stops_nothing(failure, call, monkeypatch, caplog):
-    def fails(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise failure(NAME)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tools, "parse_upload", fails)
-        said = call("classify", file=uri(encode_image(brain_image(1))))
-    assert "Something went wrong" in said
-    assert NAME not in said + caplog.text
+        patch.setattr(tools, "parse_upload", fail)
+        message = call("classify", file=uri(encode_image(brain_image(1))))
+    assert "Something went wrong" in message
+    assert NAME not in message + caplog.text
     assert f"{failure.__name__} at test_mcp_tools.py" in caplog.text
     assert "label" in call("classify", file=uri(encode_image(brain_image(1))))[0]
 
@@ -205,7 +205,7 @@ def test_too_many_waiting_calls_are_refused(call, monkeypatch):
 
 
 def test_mcp_route_checks_host_origin_method_and_size(url):
-    """One route, for those who name this machine, and no more than so much."""
+    """One route, for local host names only, with a size limit."""
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
     with httpx.Client(base_url=url, trust_env=False, headers=headers) as client:
@@ -221,8 +221,8 @@ def test_mcp_route_checks_host_origin_method_and_size(url):
 @pytest.mark.parametrize(
     "files",
     [
-        "[" + "1," * 3000 + "1]",  # pydantic and mcp would make a sentence of each
-        json.dumps("[" + "1," * 3000 + "1]"),  # which mcp reads as the list in it
+        "[" + "1," * 3000 + "1]",  # pydantic and mcp would write an error for each value
+        json.dumps("[" + "1," * 3000 + "1]"),  # mcp parses the list inside the string
         '"[' + "1\\u002c" * 3000 + '1]"',
         '["x", {' + ",".join(f'"{number}": 1' for number in range(3000)) + "}]",
         "[" * 3000 + "]" * 3000,
@@ -239,7 +239,7 @@ def test_json_with_many_values_is_refused(files, url):
 
 
 def test_subscriptions_are_refused(url):
-    """A client that listened to changes of tools would hold a connection for ever."""
+    """A subscribed client would hold a connection for ever."""
     method, version = "subscriptions/listen", "2026-07-28"
     meta = {"protocolVersion": version, "clientCapabilities": {}}
     meta = {f"io.modelcontextprotocol/{name}": value for name, value in meta.items()}

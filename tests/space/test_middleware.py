@@ -1,4 +1,4 @@
-"""The guard around a small Gradio page on loopback: what gets through, what does not, and what is logged."""
+"""Security middleware around a small Gradio page on loopback: allowed requests, refused requests and logs."""
 
 import asyncio
 import http.server
@@ -35,7 +35,7 @@ META = {"meta": {"_type": "gradio.FileData"}}
 
 @dataclass
 class Page:
-    """A page that is served."""
+    """A served page."""
 
     url: str
     folder: Path
@@ -51,7 +51,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    """A page with an upload, whose function fails in two ways, too."""
+    """Serve a page with an upload whose function can also fail in three ways."""
     import gradio
 
     before = os.environ.get("GRADIO_TEMP_DIR")
@@ -59,7 +59,7 @@ def page() -> Iterator[Page]:
 
     def answer(file: str | None, low: float) -> object:
         if low == 1:
-            raise MedtlError("The picture is too dark. Send another.")
+            raise MedtlError("The image is too dark. Send another.")
         if low == 2:
             raise ValueError(f"{NAME} can't be read")
         if low == 3:
@@ -72,8 +72,8 @@ def page() -> Iterator[Page]:
         file = gradio.File(label="Picture")
         low = gradio.Slider(0, 9, 0, label="low")
         button = gradio.Button("Go")
-        image, said = gradio.Image(label="Out", format="png", interactive=False), gradio.Textbox(label="Said")
-        button.click(answer, [file, low], [image, said], api_name="answer")
+        image, message = gradio.Image(label="Out", format="png", interactive=False), gradio.Textbox(label="Said")
+        button.click(answer, [file, low], [image, message], api_name="answer")
     app = secure_page(
         demo, {"posts_per_minute": 10_000, "upload_bytes": 3_000_000, "body_bytes": 20_000, "behind_proxy": False}
     )
@@ -87,22 +87,22 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture
 def internal() -> Iterator[tuple[str, list[str]]]:
-    """Address of a server that nobody may be sent to, and what was asked of it."""
-    asked: list[str] = []
+    """Return the URL of a server that must not be contacted, and the list of its requests."""
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(404)
 
         do_HEAD = do_POST = do_GET
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_address[1]}", asked
+        yield f"http://127.0.0.1:{serving.server_address[1]}", requests
         serving.shutdown()
 
 
@@ -114,7 +114,7 @@ def png(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def ask(page: Page, file: object, low: float = 0) -> tuple[int, dict]:
-    """Status of joining the queue, and what the function gave."""
+    """Return the status of joining the queue and the output of the function."""
     session = f"s{time.monotonic_ns()}"
     body = {"data": [file, low], "fn_index": 0, "session_hash": session}
     with page.client() as client:
@@ -149,11 +149,11 @@ def test_every_response_has_security_headers(page, png):
     status, output = ask(page, {"path": str(page.upload(png)), **META})
     assert status == 200
     with page.client() as client:
-        made = client.get(API + "file=" + output["data"][0]["path"], headers={"Range": "bytes=0-9", "X-Evil": "1"})
-        assert made.headers["content-type"] == "image/png"
-        assert made.status_code == 200
-        assert "x-evil" not in made.headers  # which Gradio's answers to a range repeat
-        check_headers(made)
+        served = client.get(API + "file=" + output["data"][0]["path"], headers={"Range": "bytes=0-9", "X-Evil": "1"})
+        assert served.headers["content-type"] == "image/png"
+        assert served.status_code == 200
+        assert "x-evil" not in served.headers  # Gradio's range responses repeat request headers
+        check_headers(served)
 
 
 def test_answers_are_not_cached(page, png):
@@ -162,7 +162,7 @@ def test_answers_are_not_cached(page, png):
         uploaded = client.post(API + "upload", files={"files": ("a.png", png)})
         joined = client.post(API + "queue/join", json={"data": [None, 1], "fn_index": 0} | session)
         answers = [uploaded, joined, client.get(API + "queue/data", params=session), client.get("/"), client.get("/no")]
-        assert {its.headers["cache-control"] for its in answers} == {"no-store"}
+        assert {response.headers["cache-control"] for response in answers} == {"no-store"}
         assert "no-store" not in client.get("/theme.css").headers.get("cache-control", "")
 
 
@@ -171,10 +171,10 @@ def test_forwarded_headers_are_ignored_without_proxy(page):
         assert "evil.example" not in client.get("/").text
 
 
-@pytest.mark.parametrize("place", ["/etc/passwd", str(Path(__file__)), "{folder}/../{file}", "{folder}"])
-def test_files_outside_are_not_served(page, place):
-    place = place.format(folder=page.folder, file=os.path.relpath(__file__, page.folder.parent))
-    dotted = os.path.relpath(place, Path.cwd())
+@pytest.mark.parametrize("path", ["/etc/passwd", str(Path(__file__)), "{folder}/../{file}", "{folder}"])
+def test_files_outside_are_not_served(page, path):
+    path = path.format(folder=page.folder, file=os.path.relpath(__file__, page.folder.parent))
+    dotted = os.path.relpath(path, Path.cwd())
     with page.client() as client:
         for route in (
             "gradio_api/file=",
@@ -185,16 +185,16 @@ def test_files_outside_are_not_served(page, place):
             "svelte/",
             "gradio_api/file=file://",
         ):
-            for written in (place, dotted, place.lstrip("/")):
-                for coded in (
-                    written,
-                    written.replace("..", "%2e%2e"),
-                    written.replace("/", "%2f"),
-                    written.replace("..", "%252e%252e"),
-                    written + "%00.png",
-                    written.replace("/", "\\"),
+            for variant in (path, dotted, path.lstrip("/")):
+                for encoded in (
+                    variant,
+                    variant.replace("..", "%2e%2e"),
+                    variant.replace("/", "%2f"),
+                    variant.replace("..", "%252e%252e"),
+                    variant + "%00.png",
+                    variant.replace("/", "\\"),
                 ):
-                    url = httpx.URL(page.url).copy_with(raw_path=f"/{route}{coded}".encode())
+                    url = httpx.URL(page.url).copy_with(raw_path=f"/{route}{encoded}".encode())
                     response = client.send(httpx.Request("GET", url))
                     assert response.status_code in {403, 404, 422}, url
                     assert b"root:" not in response.content
@@ -202,15 +202,15 @@ def test_files_outside_are_not_served(page, place):
 
 
 def test_urls_are_not_fetched(page, internal):
-    address, asked = internal
+    address, requests = internal
     with page.client() as client:
         for route in ("file=", "file/", "proxy="):
             for url in (f"{address}/x", f"{address}/x".replace("127.0.0.1", "localhost"), "file:///etc/passwd"):
                 assert client.get(f"{API}{route}{url}").status_code == 404
     named = address.replace("127.0.0.1", "localhost")
-    for place in (f"{address}/x", f"{named}/x", "//127.0.0.1/x", "file:///etc/passwd", "/etc/passwd",
+    for path in (f"{address}/x", f"{named}/x", "//127.0.0.1/x", "file:///etc/passwd", "/etc/passwd",
                   "../../etc/passwd", f"{page.folder}/../x", f"{page.folder}\0", str(page.folder)):  # fmt: skip
-        for file in ({"path": place, **META}, {"path": place}, [{"deep": {"path": place}}]):
+        for file in ({"path": path, **META}, {"path": path}, [{"deep": {"path": path}}]):
             assert ask(page, file)[0] == 403, file
     link = page.folder / "incoming" / "link"
     link.parent.mkdir(exist_ok=True)
@@ -220,19 +220,19 @@ def test_urls_are_not_fetched(page, internal):
     status, output = ask(page, {"path": None, "url": f"{address}/x", **META})
     assert status == 200
     assert not output["success"]
-    assert asked == []
+    assert requests == []
 
 
 def test_mounted_gradio_checks_file_locations(tmp_path, monkeypatch):
-    """Mounted, it does not: the function would be given the file. See `guarded`."""
+    """A mounted Gradio app does not check them by itself: see `secure_page`."""
     import gradio
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "own"))
     secret = tmp_path / "secret.txt"
     secret.write_text("planted")
     with gradio.Blocks(analytics_enabled=False) as demo:
-        file, said = gradio.File(), gradio.Textbox()
-        gradio.Button().click(lambda path: Path(path).read_text(), file, said, api_name="answer", queue=False)
+        file, text = gradio.File(), gradio.Textbox()
+        gradio.Button().click(lambda path: Path(path).read_text(), file, text, api_name="answer", queue=False)
     app = secure_page(demo).app
 
     async def directly() -> httpx.Response:
@@ -283,7 +283,7 @@ def test_upload_has_neutral_name_and_is_not_served(page, png, capfd):
     assert path.name == "upload.png"
     assert path.read_bytes() == png
     assert path.parent.parent == page.folder.resolve() / "incoming"
-    assert path.parent.name not in page.upload(png).parts  # the same image of another user
+    assert path.parent.name not in page.upload(png).parts  # the same image from another user
     with page.client() as client:
         assert client.get(f"{API}file={path}").status_code == 404
         assert client.get(API + "upload_progress", params={"upload_id": "x"}).text == 'data: {"msg": "done"}\n\n'
@@ -292,12 +292,12 @@ def test_upload_has_neutral_name_and_is_not_served(page, png, capfd):
 
     status, output = ask(page, {"path": str(path), "orig_name": f"{NAME}.PNG", **META})
     assert (status, output["success"]) == (200, True)
-    assert output["data"][1] == f"read ../{NAME}.PNG"  # its user sees the name
+    assert output["data"][1] == f"read ../{NAME}.PNG"  # the user sees the name
     assert not path.parent.exists()
-    assert pop_name(path) == "upload.png"  # told once
+    assert pop_name(path) == "upload.png"  # the name is returned once
     assert not [path for path in page.folder.rglob("*") if NAME in path.name]
-    said = capfd.readouterr()
-    assert NAME not in said.out + said.err
+    printed = capfd.readouterr()
+    assert NAME not in printed.out + printed.err
 
 
 @pytest.mark.parametrize("path", ["upload", "queue/join"])
@@ -306,18 +306,18 @@ def test_oversized_body_is_refused_while_it_arrives(path, page):
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     before = sorted(page.folder.rglob("*"))
     with page.client() as client:
-        for content in (bytes(4_000_000), iter([head, *[bytes(100_000)] * 60])):  # the second tells no length
+        for content in (bytes(4_000_000), iter([head, *[bytes(100_000)] * 60])):  # the second has no Content-Length
             response = client.post(API + path, content=content, headers=kind)
             assert response.status_code == 413
             assert "MB" in response.text
             check_headers(response)
 
-    taken = 0
+    received = 0
 
     async def receive() -> dict:
-        nonlocal taken
-        taken += 1
-        return {"type": "http.request", "body": head if taken == 1 else bytes(10_000), "more_body": True}
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": head if received == 1 else bytes(10_000), "more_body": True}
 
     async def send(message: dict) -> None:
         sent.append(message)
@@ -327,7 +327,7 @@ def test_oversized_body_is_refused_while_it_arrives(path, page):
     scope = {"type": "http", "method": "POST", "path": API + path, "headers": headers, "query_string": b""}
     asyncio.run(page.app(scope, receive, send))
     assert sent[0]["status"] == 413
-    assert taken <= {"upload": 3_000_000, "queue/join": 20_000}[path] / 10_000 + 2
+    assert received <= {"upload": 3_000_000, "queue/join": 20_000}[path] / 10_000 + 2
     assert sorted(page.folder.rglob("*")) == before
 
 
@@ -373,14 +373,14 @@ def test_failure_is_a_sentence_and_log_has_no_name(page, png, low, words, capfd,
         status, output = ask(page, {"path": str(page.upload(png)), "orig_name": NAME, **META}, low)
     assert status == 200
     assert words in output["error"]
-    said = capfd.readouterr()
-    assert NAME not in said.out + said.err + caplog.text
-    assert "Traceback" not in said.out + said.err
+    printed = capfd.readouterr()
+    assert NAME not in printed.out + printed.err + caplog.text
+    assert "Traceback" not in printed.out + printed.err
     logged = [
         error for error in ("ValueError", "SystemExit") if re.search(rf"{error} at test_middleware.py:\d+", caplog.text)
     ]
     assert logged == {1: [], 2: ["ValueError"], 3: ["SystemExit"]}[low]
-    assert ask(page, {"path": str(page.upload(png)), **META})[1]["success"]  # the app goes on
+    assert ask(page, {"path": str(page.upload(png)), **META})[1]["success"]  # the app still works
 
 
 @pytest.mark.parametrize("data", [[f"{NAME}.png", 0], [{"path": None, "orig_name": NAME}, 0], [None, NAME], [NAME] * 9])
@@ -390,9 +390,9 @@ def test_gradio_validation_error_is_a_sentence_and_not_logged(page, data, capfd,
         answer = client.get(f"{API}call/answer/{event}").text
     assert "event: error" in answer
     assert "Something went wrong" in answer
-    said = capfd.readouterr()
-    assert NAME not in said.out + said.err + caplog.text + answer
-    assert "Traceback" not in said.out + said.err
+    printed = capfd.readouterr()
+    assert NAME not in printed.out + printed.err + caplog.text + answer
+    assert "Traceback" not in printed.out + printed.err
 
 
 def test_endpoints_work_by_plain_http(page, png):
@@ -462,13 +462,13 @@ def test_original_names_do_not_reach_gradio(tmp_path):
 
 
 def test_long_session_names_are_refused(tmp_path):
-    for given, passed in (("a" * 36, True), ("a" * 900_000, False), (["a" * 900_000], False), (None, True)):
-        body = json.dumps({"data": [], "session_hash": given}).encode()
-        assert (middleware.sanitize_json(body, tmp_path) == body) == passed
+    for name, accepted in (("a" * 36, True), ("a" * 900_000, False), (["a" * 900_000], False), (None, True)):
+        body = json.dumps({"data": [], "session_hash": name}).encode()
+        assert (middleware.sanitize_json(body, tmp_path) == body) == accepted
 
 
 def test_long_paths_are_not_resolved(tmp_path, monkeypatch):
-    """It would be looked for at each of its slashes, while nobody is answered."""
+    """Resolving checks each path component and would block all other requests."""
     monkeypatch.setattr(upload_store.os.path, "realpath", lambda path, **_: pytest.fail("followed"))
     assert not upload_store.is_inside("/a" * 4000, tmp_path)
     assert middleware.sanitize_json(json.dumps({"path": f"{tmp_path}/" + "a/" * 4000}).encode(), tmp_path) is None
@@ -479,11 +479,11 @@ def test_page_works_in_browser_with_content_security_policy(page, png, tmp_path)
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no chromium here")
+        pytest.skip("there is no chromium on the PATH")
     image = tmp_path / f"{NAME}.png"
     image.write_bytes(png)
-    with playwright.sync_playwright() as its:
-        browser = its.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         tab = browser.new_page()
         problems, hosts = [], set()
         tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -492,7 +492,7 @@ def test_page_works_in_browser_with_content_security_policy(page, png, tmp_path)
         tab.goto(page.url)
         tab.wait_for_selector("button:has-text('Go')")
         tab.locator("input[type=file]").first.set_input_files(image)
-        tab.wait_for_selector("text=Muster")  # the user's own name
+        tab.wait_for_selector("text=Muster")  # the original file name
         tab.click("button:has-text('Go')")
         tab.wait_for_selector("img[src*='image.png']")
         tab.wait_for_function("document.querySelector(\"img[src*='image.png']\").naturalWidth == 64")

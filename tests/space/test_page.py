@@ -1,4 +1,4 @@
-"""What the page shows, without a browser: sliders, sentences, examples."""
+"""Contents of the page without a browser: sliders, sentences, examples."""
 
 import io
 
@@ -23,7 +23,7 @@ UNSURE = FACTS | {"abstain": True, "reasons": ["Unlike <others>."], "outlier": 1
     "ends", [(0, 1), (-1000.5, 3000.25), (0, 0), (0, 65535), (-0.35, 0.4), (0, 100.6), (0.1, 0.3), (1e-5, 2e-5)]
 )
 def test_sliders_cover_every_window(ends):
-    """Also those beyond the values of the image, which are usual in DICOM."""
+    """Windows beyond the pixel values of the image are common in DICOM."""
     windows = {"bone": (-500.0, 1300.0), "all": ends, "brain": (0.0, 80.0)} if ends[1] > 1000 else {"all": ends}
     windowing = Windowing(*ends, ends, "", windows)
     low, high, step = window_controls.slider_range(windowing)
@@ -44,7 +44,7 @@ def test_abstention_hides_finding_sentence():
 
 
 def test_prediction_set_is_shown_once_and_only_if_not_empty():
-    """Why the model can not say tells of the set already; an empty one holds the true label in no image."""
+    """The reasons for abstention already mention the set; an empty set never contains the true label."""
     assert "in at least 90 % of images" in views.render("classify", FACTS, None)
     for candidates in ([], ["no_lesion", "lesion"]):
         unsure = FACTS | {"abstain": True, "candidates": candidates, "reasons": ["Because."]}
@@ -67,7 +67,7 @@ def test_batch_row_shows_abstention():
     shown = views.render("batch", [row, row | {"abstain": False}, bad], list(row), 3, 1, None)
     assert shown.count("<td>can’t say (no lesion)</td>") == 1
     assert shown.count("<td>no lesion</td>") == 3
-    assert "a_b" in shown  # names are as they are
+    assert "a_b" in shown  # file names are not changed
     assert '<td colspan="4"><span>Text.</span></td>' in shown and ">error</th>" not in shown
     assert "Stopped" not in shown and "the CSV has all" not in shown
     shown = views.render("batch", [row], list(row), 3, 1, "data:", True)
@@ -84,8 +84,8 @@ def test_batch_row_shows_abstention():
     ],
 )
 def test_models_agree_only_if_neither_abstains(one, other, agree, sentence, doubt):
-    found = {"models": [one, other | {"model": "n"}], "agree": agree, "difference": {"lesion": 0.1}, "only_one": []}
-    shown = views.render("compare", found)
+    result = {"models": [one, other | {"model": "n"}], "agree": agree, "difference": {"lesion": 0.1}, "only_one": []}
+    shown = views.render("compare", result)
     assert f'data-announce="{sentence}' in shown
     assert ("decision unsure" in shown) == doubt
 
@@ -100,7 +100,7 @@ def test_many_labels_are_sorted_by_probability():
 
 def test_example_dicom_has_exact_grey_values():
     """TRAP: 16 bits are too few for grey * 1640."""
-    its = examples.generate_examples()[-1]
-    pixels = dcmread(io.BytesIO(its.content)).pixel_array
-    grey = np.asarray(Image.fromarray(its.pixels).convert("L"))
+    example = examples.generate_examples()[-1]
+    pixels = dcmread(io.BytesIO(example.content)).pixel_array
+    grey = np.asarray(Image.fromarray(example.pixels).convert("L"))
     assert np.array_equal(pixels, 600 + grey.astype(int) * 1640 // 255)

@@ -1,4 +1,4 @@
-"""What the guard of a Space allows to come, and how much of it: around apps of a few lines."""
+"""Rate limits, upload budgets and cleanup of the Space's middleware, around minimal apps."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ NAME = "Mustermann_Erika"
 
 
 async def echo(scope, receive, send) -> None:
-    """An app that answers with nothing, or fails with a name."""
+    """Answer with "ok", or fail with a name in the error."""
     if scope["path"] == "/config":
         raise ValueError(NAME)
     await send(
@@ -26,7 +26,7 @@ async def echo(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def asked(app: SecurityMiddleware, method: str, path: str, **options: object) -> httpx.Response:
+def send_request(app: SecurityMiddleware, method: str, path: str, **options: object) -> httpx.Response:
     async def once() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.request(method, path, **options)
@@ -35,12 +35,12 @@ def asked(app: SecurityMiddleware, method: str, path: str, **options: object) ->
 
 
 def test_allow_eval_sets_policy(tmp_path):
-    response = asked(SecurityMiddleware(echo, tmp_path, allow_eval=True), "GET", "/")
+    response = send_request(SecurityMiddleware(echo, tmp_path, allow_eval=True), "GET", "/")
     assert "script-src 'self' 'unsafe-eval';" in response.headers["content-security-policy"]
 
 
 def test_app_error_hides_its_text(tmp_path, caplog):
-    response = asked(SecurityMiddleware(echo, tmp_path), "GET", "/config")
+    response = send_request(SecurityMiddleware(echo, tmp_path), "GET", "/config")
     assert response.status_code == 500
     check_headers(response)
     assert "ValueError" in caplog.text
@@ -53,39 +53,41 @@ def test_rate_limit_returns_429_with_retry_after(tmp_path, monkeypatch):
     app = SecurityMiddleware(echo, tmp_path, posts_per_minute=30, behind_proxy=True, exempt_clients=["7.7.7.7"])
     first, second = {"X-Forwarded-For": "1.2.3.4, 8.8.8.8"}, {"X-Forwarded-For": "1.2.3.4, 9.9.9.9"}
     join = API + "queue/join"
-    assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [429]
-    refused = asked(app, "POST", join, json={}, headers=first)
+    assert [send_request(app, "POST", join, json={}, headers=first).status_code for _ in range(31)] == [200] * 30 + [
+        429
+    ]
+    refused = send_request(app, "POST", join, json={}, headers=first)
     assert refused.headers["retry-after"] == "2"
     assert "2 seconds" in refused.json()["detail"]
     check_headers(refused)
-    assert asked(app, "POST", join, json={}, headers=second).status_code == 200
-    spared = {"X-Forwarded-For": "7.7.7.7"}
-    assert {asked(app, "POST", join, json={}, headers=spared).status_code for _ in range(40)} == {200}
-    assert asked(app, "GET", "/assets/a.js", headers=first).status_code == 200
+    assert send_request(app, "POST", join, json={}, headers=second).status_code == 200
+    exempt = {"X-Forwarded-For": "7.7.7.7"}
+    assert {send_request(app, "POST", join, json={}, headers=exempt).status_code for _ in range(40)} == {200}
+    assert send_request(app, "GET", "/assets/a.js", headers=first).status_code == 200
     now += 2
-    assert [asked(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]
+    assert [send_request(app, "POST", join, json={}, headers=first).status_code for _ in range(2)] == [200, 429]
 
 
 BODY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(600) + b"\r\n--b--\r\n"
 
 
-async def sends(app: SecurityMiddleware, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
-    """Status of a POST whose body stops short of its last part until `then`."""
-    left = list(parts)
+async def send_body(app: SecurityMiddleware, path: str, *parts: bytes, then: asyncio.Event | None = None) -> int:
+    """Return the status of a POST whose last body part is only sent after `then`."""
+    remaining = list(parts)
 
     async def receive() -> dict:
-        if then and len(left) == 1:
+        if then and len(remaining) == 1:
             await then.wait()
-        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+        return {"type": "http.request", "body": remaining.pop(0), "more_body": bool(remaining)}
 
     async def send(message: dict) -> None:
-        said.append(message.get("status"))
+        statuses.append(message.get("status"))
 
-    said: list[int | None] = []
+    statuses: list[int | None] = []
     headers = [(b"content-type", b"multipart/form-data; boundary=b")]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
     await app(scope, receive, send)
-    return said[0]
+    return statuses[0]
 
 
 @pytest.mark.parametrize("path", [API + "upload", middleware.MCP_PATH, API + "queue/join"])
@@ -95,26 +97,26 @@ def test_slow_bodies_stay_within_budget(path, tmp_path, monkeypatch):
     app = SecurityMiddleware(echo, tmp_path, posts_per_minute=99, mcp=True)
     body = BODY if path.endswith("upload") else b"{" + b" " * 700 + b"}"
 
-    async def all_of() -> tuple[list[int], list[int], int]:
-        rest = asyncio.Event()
-        slow = [asyncio.create_task(sends(app, path, body[:-5], body[-5:], then=rest)) for _ in range(2)]
+    async def send_all() -> tuple[list[int], list[int], int]:
+        resume = asyncio.Event()
+        slow = [asyncio.create_task(send_body(app, path, body[:-5], body[-5:], then=resume)) for _ in range(2)]
         await asyncio.sleep(0)
         while app.upload_budget.used_bytes + app.call_budget.used_bytes + app.event_budget.used_bytes < 2 * (
             len(body) - 5
         ):
             await asyncio.sleep(0.01)
-        refused = [await sends(app, path, body) for _ in range(3)]
-        rest.set()
-        return await asyncio.gather(*slow), refused, await sends(app, path, body)
+        refused = [await send_body(app, path, body) for _ in range(3)]
+        resume.set()
+        return await asyncio.gather(*slow), refused, await send_body(app, path, body)
 
-    assert asyncio.run(all_of()) == ([200, 200], [503] * 3, 200)
+    assert asyncio.run(send_all()) == ([200, 200], [503] * 3, 200)
     assert app.upload_budget.used_bytes == app.call_budget.used_bytes == app.event_budget.used_bytes == 0
 
 
 def test_tool_calls_hold_budget_until_answered(tmp_path, monkeypatch):
     monkeypatch.setattr(middleware, "MAX_CALLS", 1500)
 
-    async def all_of() -> tuple[list[int], int, int]:
+    async def send_all() -> tuple[list[int], int, int]:
         end = asyncio.Event()
 
         async def slow(scope, receive, send) -> None:
@@ -122,28 +124,28 @@ def test_tool_calls_hold_budget_until_answered(tmp_path, monkeypatch):
             await echo(scope, receive, send)
 
         app, call = SecurityMiddleware(slow, tmp_path, mcp=True), b" " * 700
-        waiting = [asyncio.create_task(sends(app, middleware.MCP_PATH, call)) for _ in range(2)]
+        waiting = [asyncio.create_task(send_body(app, middleware.MCP_PATH, call)) for _ in range(2)]
         while app.call_budget.used_bytes < 1400:
             await asyncio.sleep(0.01)
-        refused = await sends(app, middleware.MCP_PATH, call)
+        refused = await send_body(app, middleware.MCP_PATH, call)
         end.set()
-        return await asyncio.gather(*waiting), refused, await sends(app, middleware.MCP_PATH, call)
+        return await asyncio.gather(*waiting), refused, await send_body(app, middleware.MCP_PATH, call)
 
-    assert asyncio.run(asyncio.wait_for(all_of(), 20)) == ([200, 200], 503, 200)
+    assert asyncio.run(asyncio.wait_for(send_all(), 20)) == ([200, 200], 503, 200)
 
 
 @pytest.mark.parametrize("path", [API + "upload", middleware.MCP_PATH, API + "queue/join"])
 def test_endless_body_times_out(path, tmp_path, monkeypatch):
     monkeypatch.setattr(upload_budget, "MAX_SECONDS", 0.1)
     app = SecurityMiddleware(echo, tmp_path, mcp=True)
-    assert asyncio.run(asyncio.wait_for(sends(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
+    assert asyncio.run(asyncio.wait_for(send_body(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
     assert app.upload_budget.used_bytes == app.call_budget.used_bytes == app.event_budget.used_bytes == 0
 
 
 def test_open_responses_per_client_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(middleware, "MAX_OPEN", 2)
 
-    async def all_of() -> list[list[int]]:
+    async def send_all() -> list[list[int]]:
         end = asyncio.Event()
 
         async def stream(scope, receive, send) -> None:
@@ -153,19 +155,19 @@ def test_open_responses_per_client_are_limited(tmp_path, monkeypatch):
         app = SecurityMiddleware(stream, tmp_path, behind_proxy=True, exempt_clients=["7.7.7.7"])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
 
-            def opened(who: str) -> list[asyncio.Task]:
-                get = [client.get(f"{API}heartbeat/a", headers={"X-Forwarded-For": who}) for _ in range(4)]
-                return [asyncio.create_task(its) for its in get]
+            def open_responses(address: str) -> list[asyncio.Task]:
+                get = [client.get(f"{API}heartbeat/a", headers={"X-Forwarded-For": address}) for _ in range(4)]
+                return [asyncio.create_task(coroutine) for coroutine in get]
 
-            several = [opened(who) for who in ("8.8.8.8", "9.9.9.9", "7.7.7.7")]
+            clients = [open_responses(address) for address in ("8.8.8.8", "9.9.9.9", "7.7.7.7")]
             await asyncio.sleep(0.1)
             end.set()
-            several = [await asyncio.gather(*tasks) for tasks in several]
-            several.append([await client.get("/robots.txt", headers={"X-Forwarded-For": "8.8.8.8"})])
+            clients = [await asyncio.gather(*tasks) for tasks in clients]
+            clients.append([await client.get("/robots.txt", headers={"X-Forwarded-For": "8.8.8.8"})])
         assert not app.open_responses
-        return [[its.status_code for its in answers] for answers in several]
+        return [[response.status_code for response in answers] for answers in clients]
 
-    assert asyncio.run(all_of()) == [[200, 200, 429, 429], [200, 200, 429, 429], [200] * 4, [200]]
+    assert asyncio.run(send_all()) == [[200, 200, 429, 429], [200, 200, 429, 429], [200] * 4, [200]]
 
 
 def test_rate_limiter_table_is_bounded(monkeypatch):
@@ -197,15 +199,15 @@ def test_old_files_are_removed(tmp_path, monkeypatch):
     for name in ("a/b/old.png", "c/old.png", "page.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-        os.utime(tmp_path / name, (0, 0))  # as of a copy
-    spared = [tmp_path / "page.png"]
-    remove_old_files(tmp_path, 60, spared)
+        os.utime(tmp_path / name, (0, 0))  # modification times of copied files can be old
+    kept = [tmp_path / "page.png"]
+    remove_old_files(tmp_path, 60, kept)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
     now = time.time()
-    for hour in (1, 2, 3, 4):  # a folder that lost its file is as old as that
+    for hour in (1, 2, 3, 4):  # an emptied folder is as old as its last change
         monkeypatch.setattr(upload_store.time, "time", lambda hour=hour: now + hour * 3600)
-        remove_old_files(tmp_path, 60, spared)
-    assert list(tmp_path.iterdir()) == spared
+        remove_old_files(tmp_path, 60, kept)
+    assert list(tmp_path.iterdir()) == kept
 
 
 def test_sweeper_runs_during_lifespan(tmp_path):

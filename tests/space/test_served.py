@@ -1,4 +1,4 @@
-"""What programs and browsers get of a running Space."""
+"""Endpoints and page events of a running Space."""
 
 import csv
 import gc
@@ -42,7 +42,7 @@ def session_store() -> sessions.SessionStore:
 
 @pytest.fixture(scope="module")
 def url(model_folders, session_store, tmp_path_factory):
-    import gradio  # noqa: F401  its own folder is asked for before `site`
+    import gradio  # noqa: F401  reads its temporary folder at import, before `serve`
 
     from hf_medtl.space import app as page
     from hf_medtl.space.serve import create_app
@@ -70,42 +70,42 @@ def image(tmp_path) -> str:
 
 def test_classify_endpoint(client, image, model_folders):
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([image])[0]
-    for found in (
+    for result in (
         client.predict(handle_file(image), api_name="/classify"),
         client.predict(handle_file(image), "vit", api_name="/classify"),
         client.predict(file=handle_file(image), model="vit", api_name="/classify"),
     ):
-        assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
-        assert found["outlier"] == pytest.approx(truth.outlier, abs=1e-6)
-        assert (found["decision"], found["model"]) == (truth.decision, "vit")
+        assert result["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
+        assert result["outlier"] == pytest.approx(truth.outlier, abs=1e-6)
+        assert (result["decision"], result["model"]) == (truth.decision, "vit")
     assert client.predict(handle_file(image), "cnn", api_name="/classify")["model"] == "cnn"
 
 
 def test_explain_endpoint(client, image):
     for method, label in (("", ""), ("rollout", ""), ("gradcam", "lesion")):
-        found = client.predict(handle_file(image), "vit", method, label, api_name="/explain")
-        assert found["method"] == (method or "gradcam")
-        assert decode_data_uri(found["map"]).size == decode_data_uri(found["overlay"]).size == (64, 64)
-        assert decode_data_uri(found["map"]).mode == "RGBA"
-    assert found["verdict"] == {"passed": False, "summary": "Such maps miss the lesion."}
+        result = client.predict(handle_file(image), "vit", method, label, api_name="/explain")
+        assert result["method"] == (method or "gradcam")
+        assert decode_data_uri(result["map"]).size == decode_data_uri(result["overlay"]).size == (64, 64)
+        assert decode_data_uri(result["map"]).mode == "RGBA"
+    assert result["verdict"] == {"passed": False, "summary": "Such maps miss the lesion."}
 
 
 def test_segment_endpoint(client, tmp_path, model_folders):
     chest_image().save(tmp_path / "chest.png")
-    found = client.predict(handle_file(tmp_path / "chest.png"), "lungs", api_name="/segment")
+    result = client.predict(handle_file(tmp_path / "chest.png"), "lungs", api_name="/segment")
     truth = Predictor.from_pretrained(model_folders["lungs"]).predict([tmp_path / "chest.png"])[0]
-    assert np.array_equal(np.asarray(decode_data_uri(found["mask"])) == 255, truth.mask == 1)
-    assert found["regions"][0]["share"] == pytest.approx(truth.area["lungs"], abs=1e-6)
-    assert decode_data_uri(found["overlay"]).mode == "RGB"
-    assert decode_data_uri(found["uncertainty"]).size == (64, 64)
+    assert np.array_equal(np.asarray(decode_data_uri(result["mask"])) == 255, truth.mask == 1)
+    assert result["regions"][0]["share"] == pytest.approx(truth.area["lungs"], abs=1e-6)
+    assert decode_data_uri(result["overlay"]).mode == "RGB"
+    assert decode_data_uri(result["uncertainty"]).size == (64, 64)
 
 
 def test_compare_endpoint(client, image):
-    found = client.predict(handle_file(image), "vit", "cnn", api_name="/compare")
-    assert [its["model"] for its in found["models"]] == ["vit", "cnn"]
-    assert found["masks"] == []
-    found = client.predict(handle_file(image), "lungs", "other-lungs", api_name="/compare")
-    assert [decode_data_uri(mask).size for mask in found["masks"]] == [(64, 64)] * 2
+    result = client.predict(handle_file(image), "vit", "cnn", api_name="/compare")
+    assert [model["model"] for model in result["models"]] == ["vit", "cnn"]
+    assert result["masks"] == []
+    result = client.predict(handle_file(image), "lungs", "other-lungs", api_name="/compare")
+    assert [decode_data_uri(mask).size for mask in result["masks"]] == [(64, 64)] * 2
 
 
 def test_batch_endpoint(client, image, tmp_path, model_folders):
@@ -113,13 +113,13 @@ def test_batch_endpoint(client, image, tmp_path, model_folders):
         archive.writestr("two.png", encode_image(brain_image(2)))
     (tmp_path / "bad.png").write_bytes(b"no")
     files = [handle_file(image), handle_file(tmp_path / "bad.png"), handle_file(tmp_path / "all.zip")]
-    found = client.predict(files, "vit", api_name="/batch")
+    result = client.predict(files, "vit", api_name="/batch")
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1), brain_image(2)])
-    assert [row["name"] for row in found["rows"]] == ["a.png", "bad.png", "two.png"]
-    assert [bool(row["error"]) for row in found["rows"]] == [False, True, False]
-    for row, its in zip(found["rows"][::2], truth, strict=True):
-        assert row["p_lesion"] == pytest.approx(its.probabilities["lesion"], abs=1e-6)
-    assert len(list(csv.DictReader(io.StringIO(found["csv"])))) == 3
+    assert [row["name"] for row in result["rows"]] == ["a.png", "bad.png", "two.png"]
+    assert [bool(row["error"]) for row in result["rows"]] == [False, True, False]
+    for row, prediction in zip(result["rows"][::2], truth, strict=True):
+        assert row["p_lesion"] == pytest.approx(prediction.probabilities["lesion"], abs=1e-6)
+    assert len(list(csv.DictReader(io.StringIO(result["csv"])))) == 3
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_endpoint_errors_are_one_sentence(client, url, image, tmp_path, argument
     (tmp_path / "svg.png").write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'></svg>")
     files = {"good": image, "svg": str(tmp_path / "svg.png")}
     first, *rest = arguments
-    given = [handle_file(files[its]) for its in first] if isinstance(first, list) else first
-    given = handle_file(files[first]) if first in ("good", "svg") else given
+    argument = [handle_file(files[key]) for key in first] if isinstance(first, list) else first
+    argument = handle_file(files[first]) if first in ("good", "svg") else argument
     with pytest.raises(AppError, match=re.escape(words)) as caught:
-        client.predict(given, *rest, api_name=f"/{name}")
+        client.predict(argument, *rest, api_name=f"/{name}")
     assert "Traceback" not in str(caught.value)
     assert client.predict(handle_file(image), "vit", api_name="/classify")["model"] == "vit"
 
@@ -164,8 +164,8 @@ def test_plain_http_and_openapi(url, model_folders):
         assert plain.get(API + "mcp/").status_code == plain.post(API + "mcp/", json={}).status_code == 404
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1)])[0]
     for text in (answer, other):
-        found = json.loads(text.rpartition("data: ")[2])[0]
-        assert found["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
+        result = json.loads(text.rpartition("data: ")[2])[0]
+        assert result["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
 
 
 def test_readme_example_runs(url, tmp_path, monkeypatch, capsys):
@@ -175,78 +175,78 @@ def test_readme_example_runs(url, tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "spaces/examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     exec(code.replace("http://127.0.0.1:7860", url), {})
-    said = capsys.readouterr().out
-    assert "p_lesion" in said or "'lesion'" in said
+    printed = capsys.readouterr().out
+    assert "p_lesion" in printed or "'lesion'" in printed
     assert Image.open(tmp_path / "map.png").format == "PNG"
 
 
 def test_page_events(url):
-    one = Visitor(url, "page1")
-    one.opens()
-    came = one.gives(
+    visitor = Visitor(url, "page1")
+    visitor.load_page()
+    uploaded = visitor.drop_files(
         ("a.png", encode_image(brain_image(1))), ("bad.png", b"<svg>"), ("b.png", encode_image(brain_image(2)))
     )
-    assert came["success"]
-    shown = one.asks()
+    assert uploaded["success"]
+    shown = visitor.read_page()
     assert "viewer" in shown
     assert "% of images like those" in shown
-    assert one.asks(chosen=1) != shown
-    assert "Head 2 of layer 1" in one.asks(method=ATTENTION_HEAD, layer=1, head=2)
-    bad = one.gives(("bad.png", b"<svg>"))
+    assert visitor.read_page(chosen=1) != shown
+    assert "Head 2 of layer 1" in visitor.read_page(method=ATTENTION_HEAD, layer=1, head=2)
+    bad = visitor.drop_files(("bad.png", b"<svg>"))
     assert "This is a drawing" in str(bad["data"])
-    none = one.asks()
-    assert "viewer" not in none
+    empty = visitor.read_page()
+    assert "viewer" not in empty
 
 
 def test_gradio_keeps_no_copy_of_answers(url):
-    """It would for an hour after the page was closed, and one more after each change; changed components, too."""
+    """Gradio would keep answers and changed components for an hour after the page was closed."""
     visitor, sizes = Visitor(url, "repeats"), []
     for number in range(3):
-        visitor.gives(("a.png", encode_image(brain_image(number))))
-        assert "viewer" in visitor.asks()
+        visitor.drop_files(("a.png", encode_image(brain_image(number))))
+        assert "viewer" in visitor.read_page()
         gc.collect()
-        kept = [its for its in gc.get_objects() if type(its).__name__ == "SessionState"]
+        kept = [state for state in gc.get_objects() if type(state).__name__ == "SessionState"]
         assert kept
-        sizes.append(sum(len(its.blocks_config.blocks) for its in kept))
+        sizes.append(sum(len(state.blocks_config.blocks) for state in kept))
     assert sizes[0] == sizes[-1]
-    assert not any("data:image/png;base64" in str(config) for its in kept for config in its.config_values.values()
+    assert not any("data:image/png;base64" in str(config) for state in kept for config in state.config_values.values()
                    if (config or {}).get("props", {}).get("elem_id") in ("view", "says"))  # fmt: skip
 
 
 def test_expired_session_shows_message(url, session_store):
     one, other = Visitor(url, "forgotten"), Visitor(url, "stays")
     for visitor in (one, other):
-        visitor.gives(("a.png", encode_image(brain_image(1))))
+        visitor.drop_files(("a.png", encode_image(brain_image(1))))
     session_store.remove("forgotten")
-    assert "Your images were removed" in one.asks()
-    assert "viewer" in other.asks()
-    one.gives(("a.png", encode_image(brain_image(1))))
-    assert "viewer" in one.asks()
+    assert "Your images were removed" in one.read_page()
+    assert "viewer" in other.read_page()
+    one.drop_files(("a.png", encode_image(brain_image(1))))
+    assert "viewer" in one.read_page()
 
 
 def test_session_dropped_by_gradio_shows_message(url):
-    """It keeps so many sessions; a page that is open still has the choice of an image."""
-    assert "Your images were removed" in Visitor(url, "evicted").asks(chosen=0)
-    assert "were removed" not in Visitor(url, "new").asks()
+    """Gradio keeps a limited number of sessions; an open page still sends its selected image."""
+    assert "Your images were removed" in Visitor(url, "evicted").read_page(chosen=0)
+    assert "were removed" not in Visitor(url, "new").read_page()
 
 
 def test_outdated_control_values_get_an_answer(url):
-    """Values of controls that are none of the choices any more."""
+    """Control values that are no longer among the choices."""
     visitor = Visitor(url, "quick")
-    visitor.gives(("a.png", encode_image(brain_image(1))))
-    assert "viewer" in visitor.asks(chosen=3, frame=9, label="", preset="gone")
-    assert "has no label" in visitor.asks(label="gone")
+    visitor.drop_files(("a.png", encode_image(brain_image(1))))
+    assert "viewer" in visitor.read_page(chosen=3, frame=9, label="", preset="gone")
+    assert "has no label" in visitor.read_page(label="gone")
 
 
 def test_closing_the_page_expires_the_session(url, session_store):
     visitor = Visitor(url, "closes")
-    visitor.gives(("a.png", encode_image(brain_image(1))))
-    hand = session_store._sessions["closes"]
-    with visitor.client.stream("GET", API + "heartbeat/closes") as beats:
-        lines = beats.iter_lines()  # that nothing holds would close the connection
+    visitor.drop_files(("a.png", encode_image(brain_image(1))))
+    session = session_store._sessions["closes"]
+    with visitor.client.stream("GET", API + "heartbeat/closes") as heartbeat:
+        lines = heartbeat.iter_lines()  # without a reference the connection would close
         next(lines)
-        assert hand.uploads
-    wait_until(lambda: hand.expired)
+        assert session.uploads
+    wait_until(lambda: session.expired)
     assert "closes" not in session_store._sessions
 
 
@@ -259,17 +259,17 @@ def test_concurrent_visitors_get_their_own_answers(url, model_folders):
     def visit(number: int) -> None:
         client = Client(url, verbose=False, analytics_enabled=False)
         page = Visitor(url, f"visitor{number}")
-        for turn in range(3):
-            its = (number + 4 * turn) % 12
-            path = model_folders["vit"].parent / f"{number}-{turn}.png"
+        for attempt in range(3):
+            its = (number + 4 * attempt) % 12
+            path = model_folders["vit"].parent / f"{number}-{attempt}.png"
             path.write_bytes(encode_image(images[its]))
-            found = client.predict(handle_file(path), "vit", api_name="/classify")
-            if abs(found["probabilities"]["lesion"] - truths[its].probabilities["lesion"]) > 1e-6:
-                wrong.append((number, turn))
-            page.gives((f"{its}.png", encode_image(images[its])))
-            shown = page.asks(classifier="vit")
+            result = client.predict(handle_file(path), "vit", api_name="/classify")
+            if abs(result["probabilities"]["lesion"] - truths[its].probabilities["lesion"]) > 1e-6:
+                wrong.append((number, attempt))
+            page.drop_files((f"{its}.png", encode_image(images[its])))
+            shown = page.read_page(classifier="vit")
             if f"{100 * truths[its].probabilities['lesion']:.1f} %" not in shown:
-                wrong.append((number, turn, "page"))
+                wrong.append((number, attempt, "page"))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(visit, range(4)))

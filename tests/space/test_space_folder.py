@@ -1,4 +1,4 @@
-"""The folder of a Space: what it says of itself, how it gets to the Hub, and that it stands alone."""
+"""The folder of a Space: metadata, push to the Hub, and a self-contained start."""
 
 import contextlib
 import json
@@ -46,30 +46,30 @@ FILES = {"README.md", "app.py", "requirements.txt", "examples/brain.png", "examp
 
 @pytest.fixture(scope="module")
 def published(hub, finished_run, tmp_path_factory):
-    """Id of a model on the Hub."""
+    """Return the id of a model on the Hub."""
     push(shutil.copytree(finished_run, tmp_path_factory.mktemp("published") / "run"), "ci-user/for-a-space")
     return "ci-user/for-a-space"
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def commits(name: str) -> int:
-    """Of a Space, besides the Hub's own first one."""
+def count_commits(name: str) -> int:
+    """Return the number of commits of a Space after the initial one."""
     return len(HfApi().list_repo_commits(name, repo_type="space")) - 1
 
 
-def there(name: str) -> set[str]:
+def list_space_files(name: str) -> set[str]:
     return set(HfApi().list_repo_files(name, repo_type="space")) - {".gitattributes"}
 
 
-# What it says of itself
+# Metadata
 
 
 def test_repository_folder_equals_written_space(tmp_path):
     assert set(write_space(tmp_path / "space")) == FILES
-    assert content(tmp_path / "space") == content(ROOT / "spaces")
+    assert read_files(tmp_path / "space") == read_files(ROOT / "spaces")
 
 
 def test_metadata_follow_hub_rules(hub):
@@ -78,7 +78,9 @@ def test_metadata_follow_hub_rules(hub):
     data = card.data
     assert data.sdk == "gradio"
     assert str(data.sdk_version) == GRADIO_VERSION == PINS["gradio"]
-    gradio = next(its for its in map(Requirement, PROJECT["dependencies"]) if its.name == "gradio")
+    gradio = next(
+        requirement for requirement in map(Requirement, PROJECT["dependencies"]) if requirement.name == "gradio"
+    )
     assert str(gradio.specifier) == "<7,>=6"
     assert Version(str(data.sdk_version)) in gradio.specifier
     assert isinstance(data.python_version, str)  # TRAP: unquoted, YAML reads 3.10 as 3.1
@@ -96,10 +98,10 @@ def test_requirement_names_this_package_and_extras():
     assert (line.name, line.extras) == (PROJECT["name"], {"dicom-out", "explain", "nifti"})
     assert line.extras <= PROJECT["optional-dependencies"].keys()
     for extra in line.extras:
-        assert all(Requirement(its).name in PINS for its in PROJECT["optional-dependencies"][extra])
+        assert all(Requirement(requirement).name in PINS for requirement in PROJECT["optional-dependencies"][extra])
 
 
-# To the Hub
+# Push to the Hub
 
 
 def test_runs_are_copied_and_hub_models_are_named(publishable_run, published, tmp_path):
@@ -110,11 +112,11 @@ def test_runs_are_copied_and_hub_models_are_named(publishable_run, published, tm
     printed = run_cli("space", "push", name, "--models", publishable_run, published, "--title", 'A "page" of: ours')
     assert f"Pushed to {os.environ['HF_ENDPOINT']}/spaces/{name}" in printed
     assert "model.safetensors" in printed
-    assert commits(name) == 1
-    along = {file.removeprefix("models/ready/") for file in there(name) - FILES}
+    assert count_commits(name) == 1
+    copied = {file.removeprefix("models/ready/") for file in list_space_files(name) - FILES}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "results.json", "README.md",
-            "outliers.safetensors"} <= along  # fmt: skip
-    assert not [file for file in along if file.endswith(".csv") or file.startswith(("export/", "figures/", "models/"))]
+            "outliers.safetensors"} <= copied  # fmt: skip
+    assert not [file for file in copied if file.endswith(".csv") or file.startswith(("export/", "figures/", "models/"))]
 
     card = SpaceCard.load(name)
     assert card.data.models == [published]
@@ -125,19 +127,19 @@ def test_runs_are_copied_and_hub_models_are_named(publishable_run, published, tm
     assert [model.name for model in ModelRegistry(models)] == ["ready", "for-a-space"]
 
     run_cli("space", "push", name, "--models", publishable_run, published, "--title", 'A "page" of: ours')
-    assert commits(name) == 1  # nothing has changed
+    assert count_commits(name) == 1  # unchanged files give no commit
 
     HfApi().upload_file(repo_id=name, repo_type="space", path_or_fileobj=b"All rights.", path_in_repo="LICENSE")
     run_cli("space", "push", name, "--models", published)
-    assert there(name) == FILES | {"LICENSE"}
-    assert commits(name) == 3
+    assert list_space_files(name) == FILES | {"LICENSE"}
+    assert count_commits(name) == 3
 
 
 def test_dry_run_sends_nothing_and_out_keeps_files(published, hub_changes, tmp_path):
     out = tmp_path / "out"
     printed = run_cli("space", "push", "ci-user/dry", "--models", published, "--dry_run", "--out", out)
     assert "Nothing was sent" in printed
-    assert set(content(out)) == FILES
+    assert set(read_files(out)) == FILES
     assert not hub_changes()
     with pytest.raises(MedtlError, match="is not empty"):
         run_cli("space", "push", "ci-user/dry", "--out", out)
@@ -151,21 +153,21 @@ def test_private_space(hub):
 
 
 def test_invalid_input_writes_nothing(publishable_run, tmp_path, hub_changes):
-    def refused(words: str, *more: object) -> None:
+    def expect_error(words: str, *arguments: object) -> None:
         with pytest.raises(MedtlError, match=words):
-            run_cli("space", "push", "ci-user/refused", *more)
+            run_cli("space", "push", "ci-user/refused", *arguments)
         assert not hub_changes()
 
-    refused("ci-user/nowhere is neither a folder nor a model", "--models", "ci-user/nowhere")
-    refused("/nowhere is neither a folder nor a model", "--models", "/nowhere")
-    refused("given twice", "--models", publishable_run, publishable_run)
-    refused("requirements.txt holds an access token", "--requirement", f"hf_medtl @ https://{TOKEN}@host/x.zip")
+    expect_error("ci-user/nowhere is neither a folder nor a model", "--models", "ci-user/nowhere")
+    expect_error("/nowhere is neither a folder nor a model", "--models", "/nowhere")
+    expect_error("given twice", "--models", publishable_run, publishable_run)
+    expect_error("requirements.txt holds an access token", "--requirement", f"hf_medtl @ https://{TOKEN}@host/x.zip")
     (publishable_run / "recipe.yaml").write_text(f"note: {TOKEN}\n")
-    refused("recipe.yaml holds an access token", "--models", publishable_run)
+    expect_error("recipe.yaml holds an access token", "--models", publishable_run)
     (publishable_run / "recipe.yaml").write_text("seed: 1\n")
     card = (publishable_run / "README.md").read_text()
     (publishable_run / "README.md").write_text(card.replace("## Limits", "## Bounds"))
-    refused("does not give limits", "--models", publishable_run)
+    expect_error("does not give limits", "--models", publishable_run)
     run_cli("space", "push", "ci-user/waived", "--models", publishable_run, "--waive", "limits=they are in the paper")
     path = hf_hub_download("ci-user/waived", "models/ready/README.md", repo_type="space")
     assert "- limits is not given: they are in the paper" in Path(path).read_text()
@@ -188,7 +190,7 @@ def test_metadata_refused_by_hub_creates_no_space(fail_requests, hub_changes):
 def test_bundled_wheel_can_be_downloaded(hub, wheel, tmp_path):
     name = "ci-user/with-wheel"
     run_cli("space", "push", name, "--requirement", wheel)
-    assert wheel.name in there(name)
+    assert wheel.name in list_space_files(name)
     lines = hf_hub_download(name, "requirements.txt", repo_type="space")
     assert Path(lines).read_text().startswith(f"{PACKAGE} @ {hub}/spaces/{name}/resolve/main/{wheel.name}#sha256=")
     command = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "-r", lines)
@@ -197,12 +199,12 @@ def test_bundled_wheel_can_be_downloaded(hub, wheel, tmp_path):
     assert (tmp_path / "got" / wheel.name).read_bytes() == wheel.read_bytes()
     with pytest.raises(MedtlError, match="private Space"):
         run_cli("space", "push", "ci-user/shut", "--requirement", wheel, "--private")
-    other = tmp_path / wheel.name
-    other.write_bytes(b"another")
-    (tmp_path / "place").mkdir()
+    other_wheel = tmp_path / wheel.name
+    other_wheel.write_bytes(b"another")
+    (tmp_path / "copy").mkdir()
     assert (
-        bundle_wheel(other, tmp_path / "place", name) not in Path(lines).read_text()
-    )  # or pip would be asked once only
+        bundle_wheel(other_wheel, tmp_path / "copy", name) not in Path(lines).read_text()
+    )  # another file gives another hash, so that pip installs it again
 
 
 def test_refused_push_raises_without_token(hub, tmp_path, monkeypatch):
@@ -215,7 +217,7 @@ def test_refused_push_raises_without_token(hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["cnn", "smp"])
 def test_hub_model_code_is_not_run(kind, hub, tmp_path):
-    """Classes of hf_medtl come with it, and not from the repository that brings them for others."""
+    """Model classes come from hf_medtl, not from the code in the repository."""
     if kind == "cnn":
         save_tiny("cnn", tmp_path)
     else:
@@ -256,10 +258,12 @@ def test_models_option_accepts_several_values():
 
 
 def test_help_lists_options():
-    said = " ".join(run_cli("space", "--help").split())
-    assert all(word in said for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
-    said = " ".join(run_cli("space", "push", "--help").split())
-    assert all(word in said for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement"))
+    printed = " ".join(run_cli("space", "--help").split())
+    assert all(word in printed for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
+    printed = " ".join(run_cli("space", "push", "--help").split())
+    assert all(
+        word in printed for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement")
+    )
 
 
 def test_port_and_model_errors_before_loading(hub, monkeypatch):
@@ -276,18 +280,18 @@ def test_port_and_model_errors_before_loading(hub, monkeypatch):
         run_cli("space", "--models", "ci-user/nowhere", "--port", free_port())
 
 
-# The page, as others start it
+# The page, started as users do
 
 
 def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
-def started(command: list[object], port: int, cwd: Path, end: signal.Signals, **env: str) -> Iterator[str]:
-    """A page in a process of its own, stopped while a client is there: no word of that, and nothing is left behind."""
+def run_page(command: list[object], port: int, cwd: Path, end: signal.Signals, **env: str) -> Iterator[str]:
+    """Serve a page in a separate process; assert that it stops cleanly while a client is connected."""
     temporary = cwd.with_name(f"{cwd.name}-tmp")
     temporary.mkdir()
     log = cwd.with_name(f"{cwd.name}.log")
@@ -322,49 +326,49 @@ def test_command_serves_several_models(finished_run, published, tmp_path):
     port, cwd = free_port(), tmp_path / "cwd"
     cwd.mkdir()
     command = [COMMAND, "space", "--models", finished_run, published, "--port", port]
-    with started(command, port, cwd, signal.SIGINT, PYTHONPATH=str(ROOT)) as url:
+    with run_page(command, port, cwd, signal.SIGINT, PYTHONPATH=str(ROOT)) as url:
         client = Client(url, verbose=False)
         image = handle_file(str(ROOT / "spaces" / "examples" / "brain.png"))
         answers = [client.predict(image, name, api_name="/classify") for name in ("finished", "for-a-space")]
         assert answers[0]["probabilities"] == answers[1]["probabilities"]
-    assert not content(cwd)
+    assert not read_files(cwd)
     assert f"Open http://127.0.0.1:{port} in a browser" in (tmp_path / "cwd.log").read_text()
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The wheel of this checkout."""
-    place = tmp_path_factory.mktemp("wheel")
+    """Return the wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        (place / "source").mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, place / "source")
-    shutil.copytree(ROOT / "hf_medtl", place / "source" / "hf_medtl", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "source").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source")
+    shutil.copytree(ROOT / "hf_medtl", folder / "source" / "hf_medtl", ignore=shutil.ignore_patterns("__pycache__"))
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check")
     # setuptools is in the environment: torch needs it.
-    done = run_command(*command, "--no-build-isolation", "--wheel-dir", place / "wheels", place / "source")
+    done = run_command(*command, "--no-build-isolation", "--wheel-dir", folder / "wheels", folder / "source")
     assert done.returncode == 0, done.stderr
-    return next((place / "wheels").glob("hf_medtl-*.whl"))
+    return next((folder / "wheels").glob("hf_medtl-*.whl"))
 
 
 def test_wheel_has_all_data_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = {".css", ".js", ".jinja", ".md", ".txt", ".typed"}
-    wanted = {its.relative_to(ROOT).as_posix() for its in (ROOT / "hf_medtl").rglob("*") if its.suffix in kinds}
+    suffixes = {".css", ".js", ".jinja", ".md", ".txt", ".typed"}
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hf_medtl").rglob("*") if path.suffix in suffixes}
     assert {"hf_medtl/space/space.css", "hf_medtl/space/viewer.js", "hf_medtl/space/app.py.jinja"} <= wanted
     assert wanted <= names
 
 
 @pytest.fixture
 def environment(request, wheel, tmp_path) -> Iterator[Path]:
-    """Python of a new environment, in which the requirements of spaces/ were installed.
+    """Return the Python of a new environment with the requirements of spaces/.
 
-    hf_medtl comes from the wheel alone. Other packages are those of the environment of the tests, or, where that was
-    asked for, installed as on the Hub, which takes minutes and gigabytes.
+    hf_medtl comes from the wheel. Other packages come from the test environment or, with HF_MEDTL_INSTALL, are
+    installed as on the Hub, which takes minutes and gigabytes.
     """
     if request.param == "whole" and "HF_MEDTL_INSTALL" not in os.environ:
-        pytest.skip("HF_MEDTL_INSTALL is not set: torch and all the others are not installed again")
-    folder, own = tmp_path / "environment", request.param == "whole"
-    venv.create(folder, symlinks=True, with_pip=own)
+        pytest.skip("HF_MEDTL_INSTALL is not set: torch and the other packages are not installed again")
+    folder, complete = tmp_path / "environment", request.param == "whole"
+    venv.create(folder, symlinks=True, with_pip=complete)
     python = folder / "bin" / "python"
     install = (
         sys.executable,
@@ -377,19 +381,21 @@ def environment(request, wheel, tmp_path) -> Iterator[Path]:
         "--no-cache-dir",
     )
     listed = ("--find-links", wheel.parent, "-r", ROOT / "spaces" / "requirements.txt")
-    if own:
+    if complete:
         commands = [(*install, "--constraint", ROOT / "constraints.txt", *listed)]
     else:
-        place = next(folder.glob("lib/python*/site-packages"))
-        # Plain paths, so that no .pth file of theirs is read: it could show the checkout.
-        (place / "others.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
-        # First the wheel, since hf_medtl seems to be there where the tests' environment has it; then all is there.
+        site_packages = next(folder.glob("lib/python*/site-packages"))
+        # Plain paths: .pth files in these folders are not read, since they could add the checkout.
+        (site_packages / "others.pth").write_text(
+            "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        )
+        # The wheel first: pip would take hf_medtl of the test environment for installed.
         commands = [(*install, "--no-deps", "--ignore-installed", wheel), (*install, "--no-index", *listed)]
     for command in commands:
         done = run_command(*command, timeout=3000, PYTHONPATH="")
         assert done.returncode == 0, done.stderr
     yield python
-    shutil.rmtree(folder)  # gigabytes, maybe
+    shutil.rmtree(folder)  # possibly gigabytes
 
 
 @pytest.mark.slow
@@ -398,31 +404,33 @@ def test_whole_folder_is_self_contained(environment, finished_run, published, tm
     folder, cwd, port = tmp_path / "space", tmp_path / "cwd", free_port()
     cwd.mkdir()
     write_space(folder, [str(finished_run), published])
-    before = content(folder)
+    before = read_files(folder)
     assert before["requirements.txt"] == (ROOT / "spaces" / "requirements.txt").read_bytes()
     done = run_command(environment, "-I", "-c", "import hf_medtl; print(hf_medtl.__file__)")
     assert Path(done.stdout.strip()).is_relative_to(environment.parents[1]), done
     command = [environment, "-I", folder / "app.py"]
-    with started(command, port, cwd, signal.SIGTERM, GRADIO_SERVER_PORT=str(port)) as url:
+    with run_page(command, port, cwd, signal.SIGTERM, GRADIO_SERVER_PORT=str(port)) as url:
         code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         assert code
         (tmp_path / "client").mkdir()
         (tmp_path / "client" / "examples").symlink_to(folder / "examples")
         example = code[1].replace("http://127.0.0.1:7860", url)
-        ran = subprocess.run([sys.executable, "-c", example], cwd=tmp_path / "client", capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        assert "lesion" in ran.stdout
+        finished = subprocess.run(
+            [sys.executable, "-c", example], cwd=tmp_path / "client", capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert "lesion" in finished.stdout
         assert Image.open(tmp_path / "client" / "map.png").format == "PNG"
         client = Client(url, verbose=False)
-        for given in (*sorted((folder / "examples").iterdir()), volume(tmp_path)):
-            said = client.predict(handle_file(str(given)), "for-a-space", api_name="/classify")
-            assert said["probabilities"].keys() == {"lesion", "no_lesion"}
-    assert not content(cwd)
-    assert content(folder) == before
+        for file in (*sorted((folder / "examples").iterdir()), volume(tmp_path)):
+            answer = client.predict(handle_file(str(file)), "for-a-space", api_name="/classify")
+            assert answer["probabilities"].keys() == {"lesion", "no_lesion"}
+    assert not read_files(cwd)
+    assert read_files(folder) == before
 
 
 def volume(folder: Path) -> Path:
-    """A NIfTI file, which needs a package that hf_medtl alone does not."""
+    """Write a NIfTI file, which needs an optional dependency."""
     nibabel = pytest.importorskip("nibabel")
     values = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0)).numpy()
     nibabel.save(nibabel.Nifti1Image(values, None), folder / "volume.nii.gz")
@@ -430,7 +438,7 @@ def volume(folder: Path) -> Path:
 
 
 def test_app_files_of_earlier_spaces_find_main():
-    """They import it from `hf_medtl.space.site`."""
+    """Earlier app files import `main` from `hf_medtl.space.site`."""
     from hf_medtl.space import serve, site
 
     assert site.main is serve.main

@@ -1,4 +1,4 @@
-"""A Space in a process of its own: nothing of a visitor stays on its disk or in what it prints."""
+"""A Space in a separate process: no visitor data stays on disk or in its output."""
 
 import io
 import os
@@ -33,7 +33,7 @@ serve(create_app(sys.argv[2:]), port=int(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Address and folder of a process that may write below the folder alone, as far as it asks where to."""
+    """Return the URL, folder and process of a Space whose temporary, home and working folders lie in that folder."""
     folder = tmp_path_factory.mktemp("served")
     models = write_models(folder / "models")
     for name in ("tmp", "home", "work"):
@@ -41,11 +41,15 @@ def served(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "home")}
+    environment = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "home")}
     command = [sys.executable, "-c", SERVE, str(port), str(models["vit"]), str(models["cnn"]), str(models["lungs"])]
-    with (folder / "said.txt").open("wb") as said:
+    with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder / "work", stdout=said, stderr=said, env=os.environ | {"PYTHONPATH": str(ROOT)} | places
+            command,
+            cwd=folder / "work",
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         )
     url = f"http://127.0.0.1:{port}"
     for _ in range(600):
@@ -53,7 +57,7 @@ def served(tmp_path_factory):
             httpx.get(url + "/config", trust_env=False)
             break
         except httpx.TransportError:
-            assert process.poll() is None, (folder / "said.txt").read_text()
+            assert process.poll() is None, (folder / "log.txt").read_text()
             time.sleep(0.1)
     yield url, folder, process
     process.terminate()
@@ -61,48 +65,48 @@ def served(tmp_path_factory):
 
 
 def noise(seed: int) -> np.ndarray:
-    """What no compression makes shorter, so that its bytes can be looked for."""
+    """Return incompressible pixels, so that their bytes can be searched for."""
     return np.random.default_rng(seed).integers(1, 256, (64, 64), dtype=np.uint8)
 
 
-def planted(seed: int) -> bytes:
-    """A PNG that is not compressed, with a name in its header."""
+def make_png_with_name(seed: int) -> bytes:
+    """Return an uncompressed PNG with a name in its header."""
     stream, header = io.BytesIO(), PngInfo()
     header.add_text("Patient", NAME)
     Image.fromarray(noise(seed)).save(stream, "PNG", compress_level=0, pnginfo=header)
     return stream.getvalue()
 
 
-def planted_dicom(seed: int) -> bytes:
+def make_dicom_with_name(seed: int) -> bytes:
     stream = io.BytesIO()
-    made = make_dicom(noise(seed).astype(np.uint16) * 16)
-    made.PatientName = NAME
-    made.save_as(stream, enforce_file_format=True)
+    dataset = make_dicom(noise(seed).astype(np.uint16) * 16)
+    dataset.PatientName = NAME
+    dataset.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
 
 
-def traces(folder: Path, images: list[bytes]) -> list[str]:
-    """Files below a folder that hold a name, or rows of an image, in any order of bytes."""
+def find_traces(folder: Path, images: list[bytes]) -> list[str]:
+    """Return the files below a folder that contain the name or rows of an image."""
     rows = [noise(seed)[30, :40].tobytes() for seed in range(9)]
     signs = [NAME.encode(), *(image[2000:2040] for image in images), *rows]
-    found = []
+    matches = []
     for path in folder.rglob("*"):
         if NAME in path.name:
-            found.append(f"{path} by its name")
+            matches.append(f"{path} by its name")
         if path.is_file() and any(sign in path.read_bytes() for sign in signs):
-            found.append(f"{path} by its content")
-    return found
+            matches.append(f"{path} by its content")
+    return matches
 
 
 def test_nothing_of_a_visitor_stays_on_disk_or_in_logs(served, tmp_path):
     url, folder, process = served
-    contents = {f"{NAME}.png": planted(1), f"{NAME}.dcm": planted_dicom(2), f"{NAME}.txt": NAME.encode(),
-                f"{NAME}-cut.png": planted(3)[:3000]}  # fmt: skip
+    contents = {f"{NAME}.png": make_png_with_name(1), f"{NAME}.dcm": make_dicom_with_name(2), f"{NAME}.txt": NAME.encode(),
+                f"{NAME}-cut.png": make_png_with_name(3)[:3000]}  # fmt: skip
     paths = {name: tmp_path / name for name in contents}
     for name, path in paths.items():
         path.write_bytes(contents[name])
     images = [content for content in contents.values() if len(content) > 2000]
-    assert len(traces(tmp_path, images)) == 8  # they would be found
+    assert len(find_traces(tmp_path, images)) == 8  # the search detects them
 
     client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path / "down")
     for path in paths.values():
@@ -120,32 +124,32 @@ def test_nothing_of_a_visitor_stays_on_disk_or_in_logs(served, tmp_path):
         client.predict(files, NAME, api_name="/batch")
 
     page = Visitor(url, "somebody")
-    page.opens()
-    page.gives(*contents.items())
-    tabs = [its for its in page.events if its["targets"][0][1] == "select"]
+    page.load_page()
+    page.drop_files(*contents.items())
+    tabs = [event for event in page.events if event["targets"][0][1] == "select"]
     shown = []
     for tab in tabs[:3]:
         page.fire(tab)
-        shown.append(page.asks())
+        shown.append(page.read_page())
     assert len(set(shown)) == 3
-    assert all("viewer" in its for its in shown)
+    assert all("viewer" in event for event in shown)
     many = page.upload(*contents.items())
     shown = page.fire(page.after(page.event("start", "click")), {page.ids["many"]: many})
-    assert NAME in str(shown)  # its own visitor sees the name
+    assert NAME in str(shown)  # the visitor sees the name
     page.client.post(API + "queue/join", json={"data": [NAME], "fn_index": 999, "session_hash": NAME})
     page.client.post(API + "call/classify", json={"data": [{"path": f"/{NAME}", **META}, ""]})
     page.client.post(API + "call/classify", json={"data": [NAME, {"orig_name": NAME}]})
     page.client.get(f"/{NAME}", params={"name": NAME})
 
     assert process.poll() is None
-    assert traces(folder, images) == []
+    assert find_traces(folder, images) == []
     uploads = next((folder / "tmp").glob("hf_medtl-space-*"))
     assert [path for path in uploads.rglob("*") if path.is_file() and "incoming" in path.parts] == []
-    assert "Traceback" not in (folder / "said.txt").read_text()
+    assert "Traceback" not in (folder / "log.txt").read_text()
 
 
 def test_start_removes_abandoned_folders(tmp_path, monkeypatch):
-    """And nothing that somebody uses, or that was made just now; no link is followed."""
+    """Folders in use, new folders and targets of links stay."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
@@ -153,22 +157,22 @@ def test_start_removes_abandoned_folders(tmp_path, monkeypatch):
     other = tmp_path / "other"
     for folder in (killed, running, new, other):
         (folder / "incoming").mkdir(parents=True)
-        (folder / "incoming" / "upload.png").write_bytes(planted(1))
+        (folder / "incoming" / "upload.png").write_bytes(make_png_with_name(1))
     (tmp_path / "hf_medtl-space-link").symlink_to(other)
     for folder in (killed, running, other):
         os.utime(folder, (0, 0))
-    hold = "import sys; from pathlib import Path; from hf_medtl.space.serve import lock_folder\n"
-    hold += "print(lock_folder(Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from hf_medtl.space.serve import lock_folder\n"
+    code += "print(lock_folder(Path(sys.argv[1])), flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", hold, str(running)], **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", code, str(running)], **pipes) as process:
         assert process.stdout.readline() == b"True\n"
-        mine = create_temp_folder()
-        assert {path for path in tmp_path.iterdir() if not path.is_symlink()} == {running, new, other, mine}
+        own = create_temp_folder()
+        assert {path for path in tmp_path.iterdir() if not path.is_symlink()} == {running, new, other, own}
         assert (other / "incoming" / "upload.png").exists()
         process.kill()
     remove_abandoned_folders(tmp_path)
     assert not running.exists()
-    assert mine.exists()
+    assert own.exists()
 
 
 def test_shutdown_removes_folder(served):

@@ -1,4 +1,4 @@
-"""What people upload to the Space: an image, or one plain sentence; nothing stays on disk, nothing gets out."""
+"""Uploads to the Space: each gives an image or a plain error; nothing stays on disk or is logged."""
 
 import contextlib
 import gzip
@@ -48,7 +48,7 @@ def as_nifti(values: np.ndarray, packed: bool = False) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces a size, and has the code of one row."""
+    """Return a PNG whose header declares a size and whose data has one row."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">L", len(data)) + name + data + struct.pack(">L", zlib.crc32(name + data))
@@ -129,7 +129,7 @@ GOOD = {
 
 @pytest.fixture
 def upload(tmp_path):
-    """Write a file as Gradio does: in a folder of its own."""
+    """Return a function that writes a file as Gradio does, in its own folder."""
 
     def write(name: str, content: bytes) -> Path:
         path = tmp_path / "gradio" / "5f2a" / name
@@ -141,7 +141,7 @@ def upload(tmp_path):
 
 
 def check_sentence(text: str) -> None:
-    """One or two plain sentences, without a path, a class, or what was planted."""
+    """Assert one or two plain sentences without a path, a class name or planted text."""
     assert re.fullmatch(r"[A-Z][^\n]{10,200}\.", text), text
     assert not re.search(r"/|\\|<|>|Error|Exception|Mustermann|alert|bytes:|\w\.(png|dcm)", text), text
 
@@ -154,11 +154,11 @@ def test_bad_upload_is_one_sentence_and_next_works(name, upload, caplog, capfd, 
         load_upload(path)
     check_sentence(str(caught.value))
     assert type(caught.value) is MedtlError
-    assert caught.value.__context__ is None  # a traceback would quote it
+    assert caught.value.__context__ is None  # a traceback would print it
     assert not path.parent.exists()
     assert path.parent.parent.exists()
-    said = [caplog.text, *capfd.readouterr(), *(str(w.message) for w in recwarn)]
-    assert not any("Mustermann" in text or name in text for text in said)
+    texts = [caplog.text, *capfd.readouterr(), *(str(w.message) for w in recwarn)]
+    assert not any("Mustermann" in text or name in text for text in texts)
     assert load_upload(upload("good.png", PNG)).image().size == SMALL.size
 
 
@@ -178,7 +178,7 @@ def test_good_upload_equals_read_image(name, upload, caplog, capfd):
     assert kept.name == name
     assert kept.dicom == name.endswith(".dcm")
     assert (kept.windowing is not None) == (name in {"deep.png", "float.tif", "a.dcm", "a.nii", "a.nii.gz"})
-    if kept.windowing:  # the sliders, untouched, show what the model was trained on
+    if kept.windowing:  # the default sliders reproduce the image that the model gets
         again = kept.image(kept.windowing.window)
         assert np.abs(np.asarray(again).astype(int) - np.asarray(expected)).max() <= 1
     assert not any("Mustermann" in text or name in text for text in (caplog.text, *capfd.readouterr(), repr(kept)))
@@ -260,7 +260,7 @@ def test_frame_count_equals_pillow_in_bounded_time():
     loop = struct.pack("<2sHLHL", b"II", 42, 8, 0, 8)
     assert frames.count_frames(loop) == 1
     chain = b"II*\0\x08\0\0\0" + b"".join(struct.pack("<HL", 0, 8 + 6 * i) for i in range(1, 1_000_000))
-    assert frames.count_frames(chain) == 1  # too many to be offered
+    assert frames.count_frames(chain) == 1  # too many frames to offer
     assert frames.count_frames(b"GIF89a" + bytes(7) + b"\x21\xfe\0" * 1_000_000) == 1
 
 
@@ -332,16 +332,16 @@ def test_zip_yields_images_and_rejected_files(upload, caplog):
         archive.writestr("damaged.png", PNG)
         archive.writestr("ward/2.dcm", GOOD["a.dcm"])
     content = bytearray(buffer.getvalue())
-    at = content.index(b"damaged.png") + 11 + 300
-    content[at : at + 50] = bytes(50)
+    start = content.index(b"damaged.png") + 11 + 300
+    content[start : start + 50] = bytes(50)
 
     path = upload("ward.zip", bytes(content))
     with caplog.at_level(logging.DEBUG):
-        each = load_batch(path)
-        assert not path.parent.exists()  # before the first is asked for
-        found = list(each)
-    assert [one.name for one in found if isinstance(one, Upload)] == ["ward/1.png", "ward/2.dcm"]
-    reasons = {one.name: one.reason for one in found if isinstance(one, RejectedFile)}
+        batch = load_batch(path)
+        assert not path.parent.exists()  # removed before the first image is read
+        results = list(batch)
+    assert [one.name for one in results if isinstance(one, Upload)] == ["ward/1.png", "ward/2.dcm"]
+    reasons = {one.name: one.reason for one in results if isinstance(one, RejectedFile)}
     for reason in reasons.values():
         check_sentence(reason)
     expected = {
@@ -365,7 +365,7 @@ def test_zip_yields_images_and_rejected_files(upload, caplog):
 
 def test_password_protected_entry_is_rejected(upload):
     content = bytearray(zipped({"a.png": PNG, "b.png": PNG}))
-    content[6] |= 1  # the flag of the first, in its own header and in the directory
+    content[6] |= 1  # the encryption flag of the first entry, in its header and in the directory
     content[content.index(b"PK\x01\x02") + 8] |= 1
     first, second = load_batch(upload("a.zip", bytes(content)))
     assert "password" in first.reason
@@ -399,10 +399,10 @@ def test_single_file_is_batch_of_one(upload):
 
 def test_zip_limits(upload, monkeypatch):
     many = zipped({f"{i}.png": PNG for i in range(archives.MAX_FILES + 5)})
-    found = list(load_batch(upload("many.zip", many)))
-    assert sum(isinstance(one, Upload) for one in found) == archives.MAX_FILES
-    assert "205 files; the first 200" in found[-1].reason
-    assert found[-1].name == "many.zip"
+    results = list(load_batch(upload("many.zip", many)))
+    assert sum(isinstance(one, Upload) for one in results) == archives.MAX_FILES
+    assert "205 files; the first 200" in results[-1].reason
+    assert results[-1].name == "many.zip"
 
     monkeypatch.setattr(archives, "MAX_CONTENTS", 3 * len(PNG) + 9)
     *read, last = load_batch(upload("some.zip", many))
@@ -459,13 +459,13 @@ def test_bombs_stay_within_400_megabytes(tmp_path):
     assert [word in line for word, line in zip(["40 million"] * 2, lines, strict=False)] == [True, True], lines
     assert lines[3].count("bomb") == 3, lines
     assert lines[4] == "good.png picture", lines
-    assert "same value" in lines[2], lines  # of one slice of 480 MB
+    assert "same value" in lines[2], lines  # one slice of 480 MB
     assert not tmp_path.exists()
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY  # only the child was limited
 
 
 def test_header_values_are_not_logged(upload, caplog, capfd, recwarn):
-    """They quote values that they do not understand."""
+    """Libraries quote values that they cannot parse."""
     content = bytearray(as_dicom(RAMP, WindowCenter=2000, WindowWidth=1000, RescaleIntercept="-1024", RescaleSlope="1"))
     at = content.index(b"-1024")
     content[at : at + 6] = b"Muster"

@@ -1,4 +1,4 @@
-"""A browser that visits a Space of tiny models, and what people do on its page."""
+"""Playwright fixtures and page actions for browser tests of the Space."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,13 @@ MARKS = [
 ]
 TABS = ("Classify", "Segment", "Compare", "Batch", "About")
 UPLOAD, BATCH_UPLOAD = "#upload input[type=file]", "#many input[type=file]"
-SECONDS = 20  # for an answer, on a machine that does other things, too
+SECONDS = 20  # timeout of an answer, generous for loaded machines
 expect.set_options(timeout=1000 * SECONDS)
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A running Space of tiny models."""
+    """Return the URL of a running Space of tiny models."""
     from hf_medtl.space.serve import create_app
 
     with run_server(
@@ -35,37 +35,42 @@ def address(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(address):
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture
 def visit(browser, address):
-    """Open the page; at the end nothing went wrong in it, and it asked nobody else."""
-    wrong, contexts = [], []
+    """Return a function that opens the page; fail at the end on any browser error or request to another host."""
+    problems, contexts = [], []
 
-    def opened(width: int = 1280, height: int = 900, **options) -> Page:
+    def open_page(width: int = 1280, height: int = 900, **options) -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * SECONDS)
-        page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda its: its.url.startswith((address, "data:", "blob:")) or wrong.append(its.url))
-        page.on("response", lambda its: its.status >= 400 and wrong.append(f"{its.status} {its.url}"))
+        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((address, "data:", "blob:")) or problems.append(request.url),
+        )
+        page.on(
+            "response", lambda response: response.status >= 400 and problems.append(f"{response.status} {response.url}")
+        )
         page.goto(address)
         expect(page.locator("#examples button")).to_have_count(5)
         expect(page.locator("#method input")).to_have_value("Grad-CAM")
         return page
 
-    yield opened
+    yield open_page
     for context in contexts:
         for page in context.pages:
-            assert page.title() == "hf_medtl"  # what is a label or a name did not run
+            assert page.title() == "hf_medtl"  # labels and file names were not executed as HTML
         context.close()
-    assert wrong == []
+    assert problems == []
 
 
 def upload_files(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
@@ -73,7 +78,7 @@ def upload_files(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> Non
 
 
 def expect_answer(page: Page, width: int, height: int) -> None:
-    """The answer is that to the image of this size."""
+    """Wait for the answer to the image of this size."""
     expect(page.locator("#says")).to_contain_text(f"{width} × {height} pixels")
 
 
@@ -87,10 +92,10 @@ def select_option(page: Page, control: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def expect_change(page: Page, act, selector: str = ".viewer .base") -> None:
-    """`act` leads to another image at `selector`."""
+def expect_change(page: Page, action, selector: str = ".viewer .base") -> None:
+    """Run `action` and wait until the image at `selector` changes."""
     before = page.locator(selector).first.get_attribute("src")
-    act()
+    action()
     expect(page.locator(selector).first).not_to_have_attribute("src", before)
 
 
@@ -116,9 +121,9 @@ def download(page: Page, link: str, name: str) -> bytes:
 
 
 def check_no_overflow(page: Page) -> None:
-    """Nothing makes the page wider than the window, and nothing of it is beyond its edges."""
-    wide, seen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert wide <= seen
+    """Assert that no element makes the page wider than the window or extends beyond its edges."""
+    width, visible_width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert width <= visible_width
     beyond = page.evaluate(
         """() => [...document.querySelectorAll("main *")].filter((each) => {
           const box = each.getBoundingClientRect();

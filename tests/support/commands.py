@@ -1,4 +1,4 @@
-"""Arguments of quick runs, and ways to start commands in tests."""
+"""Arguments of quick runs, and functions that run commands."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-WAIVED = dict.fromkeys(  # what --model_card would give
+WAIVED = dict.fromkeys(  # fields that --model_card would provide
     ("intended_use", "out_of_scope", "limits", "population", "reference_standard"), "a test"
 )
 COMMAND = Path(sys.executable).with_name("hf-medtl")  # the environment need not be activated
 
 
 def options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dict[str, object]:
-    """A Recipe's arguments for a run of seconds."""
+    """Return the arguments of a Recipe whose run takes seconds."""
     return {
         "dataset": "brain-phantoms",
         "data_dir": str(phantoms),
@@ -33,20 +33,20 @@ def options(phantoms: Path, backbone: Path, output: Path, **more: object) -> dic
 
 
 def flags(**values: object) -> list[str]:
-    """The same as command-line flags."""
+    """Return the arguments as command-line flags."""
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
-def configure_hub(hub: str, path: str, what: object) -> None:
-    """Tell the loopback Hub how to behave."""
-    request = urllib.request.Request(f"{hub}/{path}", json.dumps(what).encode(), method="POST")
+def configure_hub(hub: str, path: str, settings: object) -> None:
+    """Send a control request to the loopback Hub."""
+    request = urllib.request.Request(f"{hub}/{path}", json.dumps(settings).encode(), method="POST")
     urllib.request.urlopen(request, timeout=10).close()
 
 
 def run_command(
     *command: object, timeout: float = 600, input: str | None = None, **env: str
 ) -> subprocess.CompletedProcess:
-    """Run a command at the project's root and capture what it prints."""
+    """Run a command in the project root and capture its output."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
@@ -59,7 +59,7 @@ def run_command(
 
 
 def run_cli(*words: object) -> str:
-    """Run `hf-medtl` in this process and return what it printed."""
+    """Run `hf-medtl` in this process and return its output."""
     from hf_medtl.cli.main import app
 
     result = CliRunner().invoke(app, [str(word) for word in words])

@@ -22,7 +22,7 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 def make_dicom(
     pixels: np.ndarray | None, *, frames: int = 0, syntax: str = ExplicitVRLittleEndian, **elements
 ) -> Dataset:
-    """A data set of pixels ([frames,] H, W[, 3]) with a patient's name."""
+    """Return a DICOM dataset of pixels ([frames,] H, W[, 3]) with a patient name."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = CTImageStorage

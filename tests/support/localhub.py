@@ -73,7 +73,7 @@ PREFIX = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 
 
 async def torn():
-    """A body whose connection breaks off."""
+    """Yield a body whose connection breaks off."""
     yield b"x"
     raise ConnectionResetError("asked for by a test")
 
@@ -437,7 +437,7 @@ class Hub:
                 if fault["status"]:
                     body = {"error": "asked for by a test"}
                     return JSONResponse(body, fault["status"], fault.get("headers"))
-                async for _ in request.stream():  # in the middle of what is sent, if it is longer
+                async for _ in request.stream():  # cut the connection in the middle of a longer body
                     break
                 return StreamingResponse(torn(), headers={"Content-Length": "1000"})
         try:
@@ -477,7 +477,7 @@ class Hub:
         if seg[0] == "__lfs-part" and method == "PUT":
             return await self.store(request, "", self.root / "tmp" / f"{seg[1]}.{int(seg[2])}", check=False)
         if seg[0] == "__lfs-complete":
-            parts = [self.root / "tmp" / f"{seg[1]}.{its['partNumber']}" for its in (await request.json())["parts"]]
+            parts = [self.root / "tmp" / f"{seg[1]}.{part['partNumber']}" for part in (await request.json())["parts"]]
             content = b"".join(part.read_bytes() for part in parts)
             if hashlib.sha256(content).hexdigest() != seg[1]:
                 raise HubError(400, "BadRequest", "content does not match its oid")
@@ -634,7 +634,7 @@ class Hub:
         raise HubError(404, "NotFound", f"not implemented: {method} {raw}")
 
     def collection(self, seg, q, authed):
-        """Make one, add to one, or show one."""
+        """Create a collection, add an item to one, or return one."""
         slug = "/".join(seg[:2])
         if not seg:
             slug = f"{q['namespace']}/{re.sub('[^a-z0-9]+', '-', q['title'].lower())}-{0:024x}"
@@ -647,13 +647,13 @@ class Hub:
         elif slug not in self.collections or (self.collections[slug]["private"] and not authed):
             raise HubError(404, "NotFound", "no such collection")
         elif q:
-            items, its = self.collections[slug]["items"], q["item"]
-            if not self.path(its["type"] + "s", its["id"]).exists():
+            items, entry = self.collections[slug]["items"], q["item"]
+            if not self.path(entry["type"] + "s", entry["id"]).exists():
                 raise HubError(404, "NotFound", "no such repo")
-            if its["id"] in [item["id"] for item in items]:
+            if entry["id"] in [item["id"] for item in items]:
                 raise HubError(409, "Conflict", "It is in the collection")
-            place = {"_id": uuid.uuid4().hex[:24], "position": len(items)}
-            items.append({"id": its["id"], "type": its["type"], "note": {"text": q.get("note", "")}} | place)
+            position = {"_id": uuid.uuid4().hex[:24], "position": len(items)}
+            items.append({"id": entry["id"], "type": entry["type"], "note": {"text": q.get("note", "")}} | position)
         return JSONResponse(self.collections[slug])
 
     def expand(self, repo, sha, items, expand):

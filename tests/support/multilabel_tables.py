@@ -1,4 +1,4 @@
-"""Drawn images with any combination of two labels, and their table."""
+"""Synthetic images with any combination of two labels, and their table."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def draw_image(path: Path, seed: int, marks: str) -> None:
-    """Noise with a bright bar at the top, a bright disc below, both or none."""
+    """Write noise with a bright bar at the top, a bright disc below, both or neither."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 120, (6, 6), dtype=np.uint8))
     pixels = np.asarray(small.resize((48, 48), Image.Resampling.BICUBIC)).copy()
@@ -24,7 +24,7 @@ def draw_image(path: Path, seed: int, marks: str) -> None:
 def write_table(
     folder: Path, n: int = 96, offset: int = 0, cells: tuple[str, ...] = ("", "bar", "disc", "bar | disc")
 ) -> Path:
-    """A table of n pictures, two a patient, each with every combination in turn."""
+    """Write a table of n images, two per patient, that cycles through the label combinations; return its path."""
     rows = []
     for i in range(n):
         label = cells[i // 2 % len(cells)]

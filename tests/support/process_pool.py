@@ -1,6 +1,6 @@
-"""Runs of recipes as processes that are forked when everything is imported: each costs a second, not ten.
+"""Recipe runs in processes forked after all imports: each starts in one second instead of ten.
 
-As a script it reads a line of JSON a command from stdin and answers with one.
+Run as a script, it reads one JSON request per line from stdin and writes one JSON answer per line.
 """
 
 import json
@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 class ProcessPool:
-    """The script's other end."""
+    """Client of the fork server in this module."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -30,26 +30,28 @@ class ProcessPool:
             text=True,
         )
 
-    def _ask(self, **question: object) -> list[int]:
-        self.process.stdin.write(json.dumps(question) + "\n")
+    def _ask(self, **request: object) -> list[int]:
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
     def start(self, log: Path, *argv: str, processes: int = 1, code: str = "") -> list[int]:
-        """Start a run of so many processes, each of which writes to `log`.rank; return their ids.
+        """Start a run and return its process ids.
 
         Args:
-            argv: the recipe's flags.
-            code: Python to be executed before; `rank` is there.
+            log: Path prefix of the logs; each process writes to `log`.rank.
+            *argv: Flags of the recipe.
+            processes: Number of processes.
+            code: Python code executed before the run, with `rank` defined.
         """
         return self._ask(log=str(log), argv=argv, processes=processes, code=code)
 
     def wait(self, pids: list[int]) -> list[int]:
-        """Exit codes, -number of the signal where one ended the process."""
+        """Return exit codes; a negative code is the number of the signal that ended the process."""
         return self._ask(wait=pids)
 
     def run(self, log: Path, *argv: str, processes: int = 1, code: str = "") -> None:
-        """Start and wait; all must end with 0."""
+        """Run to completion and assert that all processes exit with 0."""
         codes = self.wait(self.start(log, *argv, processes=processes, code=code))
         assert codes == [0] * processes, "\n".join(p.read_text()[-3000:] for p in log.parent.glob(f"{log.name}.*"))
 
@@ -59,24 +61,24 @@ class ProcessPool:
 
 
 def count_threads(name: str) -> int:
-    """How many of this process's threads have that name."""
+    """Return the number of threads of this process with a name."""
     return sum((task / "comm").read_text().strip() == name for task in Path("/proc/self/task").iterdir())
 
 
-def run_child(question: dict, rank: int, port: int) -> None:
-    """One process of a run; does not return."""
+def run_child(request: dict, rank: int, port: int) -> None:
+    """Run one process of a run; does not return."""
     os.setpgid(0, 0)
-    with Path(f"{question['log']}.{rank}").open("wb", buffering=0) as stream:
+    with Path(f"{request['log']}.{rank}").open("wb", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    if question["processes"] > 1:
-        many = str(question["processes"])
+    if request["processes"] > 1:
+        many = str(request["processes"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    sys.argv = ["recipe", *question["argv"]]
+    sys.argv = ["recipe", *request["argv"]]
     status = 1
     try:
-        exec(question["code"], {"rank": rank})
+        exec(request["code"], {"rank": rank})
         main({})
         status = 0
     except SystemExit as end:
@@ -86,9 +88,7 @@ def run_child(question: dict, rank: int, port: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        if status != 1 and (
-            left := count_threads("pt_gloo_runloop")
-        ):  # at the interpreter's end they may abort the process
+        if status != 1 and (left := count_threads("pt_gloo_runloop")):  # they may abort the process at interpreter exit
             print(f"{left} threads of the process group are left", file=sys.stderr)
             status = 70
         sys.stdout.flush()
@@ -105,14 +105,14 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        question = json.loads(line)
-        if "wait" in question:
-            answer = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in question["wait"]]
+        request = json.loads(line)
+        if "wait" in request:
+            answer = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in request["wait"]]
         else:
             answer, port = [], free_port()
-            for rank in range(question["processes"]):
+            for rank in range(request["processes"]):
                 pid = os.fork()
                 if pid == 0:
-                    run_child(question, rank, port)
+                    run_child(request, rank, port)
                 answer.append(pid)
         print(json.dumps(answer), flush=True)

@@ -25,7 +25,7 @@ for folder in sys.argv[2:]:
     except ValueError as error:
         assert "trust_remote_code=True" in str(error)
     else:
-        raise AssertionError("a stock processor took the place of ours without a word")
+        raise AssertionError("a stock processor was loaded silently instead of ours")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     classify = pipeline("image-classification", folder, trust_remote_code=True, device="cpu")
     assert type(processor).__name__ == type(classify.image_processor).__name__ == "MedicalImageProcessor"
@@ -35,7 +35,7 @@ print(json.dumps(answers))
 
 
 def save_model_and_processor(model, processor, folder):
-    """As a run does."""
+    """Save model and processor as a run does."""
     model.save_pretrained(folder)
     if not hasattr(processor, "data_config"):
         processor.save_pretrained(folder)
@@ -43,7 +43,7 @@ def save_model_and_processor(model, processor, folder):
 
 
 def make_model_and_processor(checkpoint, **kwargs):
-    """Model, whose head tells pictures apart, and processor."""
+    """Return a model whose random head gives images different logits, and its processor."""
     torch.manual_seed(1)
     model, processor = build_classifier(str(checkpoint), LABELS, **kwargs)
     torch.nn.init.normal_(find_head(model).weight)
@@ -51,7 +51,7 @@ def make_model_and_processor(checkpoint, **kwargs):
 
 
 def train_logits(model, processor, path):
-    """What the Trainer would compute from the prepared picture."""
+    """Return the logits that the Trainer would compute for the prepared image."""
     mean, std = normalisation(processor)
     uint8 = torch.from_numpy(to_uint8(processor, [read_image(path)])).permute(0, 3, 1, 2)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from tests.support.commands import options
 
 
 def segmentation_recipe(data: Path, output: Path, **more: object) -> Recipe:
-    """A run of seconds."""
+    """Return a segmentation recipe whose run takes seconds."""
     return Recipe(
         **options(
             data,

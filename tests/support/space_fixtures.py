@@ -1,4 +1,4 @@
-"""Tiny models with all that hf_medtl saves with one, made from configurations, and a Space that serves them."""
+"""Tiny models with all files that hf_medtl saves beside them, and a running Space that serves them."""
 
 import base64
 import contextlib
@@ -33,7 +33,7 @@ CARD = "# T\n\n## Intended use\n\nFor tests.\n\n## Training\n\nNone.\n\n## Limit
 
 
 def brain_image(number: int, lesion: bool = True) -> Image.Image:
-    """A drawn slice that no other number has."""
+    """Return a synthetic brain slice that is unique to a number."""
     return Image.fromarray(phantoms.draw_brain(number, 0, lesion, seed=3, size=64).image).convert("RGB")
 
 
@@ -42,20 +42,20 @@ def chest_image() -> Image.Image:
 
 
 def write_models(folder: Path) -> dict[str, Path]:
-    """Folders of a ViT with decisions, a CNN of other labels and two U-Nets, by name."""
-    made = {name: folder / name for name in ("vit", "cnn", "lungs", "other-lungs")}
+    """Write a ViT with a decision rule, a CNN of other labels and two U-Nets; return their folders by name."""
+    model_folders = {name: folder / name for name in ("vit", "cnn", "lungs", "other-lungs")}
     torch.manual_seed(0)
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    decided: dict[str, Any] = {
+    decisions: dict[str, Any] = {
         "positive_label": "lesion", "threshold": 0.4, "folded_temperature": 1.5, "wording": {"lesion": "A sentence."},
         "conformal": {"alpha": 0.1, "lowest": {"lesion": 0.3, "no_lesion": 0.8}, "pictures": [9, 9]},
     }  # fmt: skip
     vit = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes, **names))
     with torch.no_grad():
-        vit.classifier.weight.mul_(40)  # images differ
-    vit.config.update(decided)
-    save_model(vit, made["vit"])
+        vit.classifier.weight.mul_(40)  # so that images get different probabilities
+    vit.config.update(decisions)
+    save_model(vit, model_folders["vit"])
     predictor = Predictor(vit, ViTImageProcessor(**PROCESSOR))
     images = [brain_image(number, bool(number % 2)) for number in range(24)]
     features = []
@@ -64,25 +64,28 @@ def write_models(folder: Path) -> dict[str, Path]:
             pixels = predictor.processor(image, return_tensors="pt")["pixel_values"]
             features.append(vit.vit(pixels).last_hidden_state[0, 0].numpy())
     outliers = OutOfDistributionScorer.fit(np.array(features), np.arange(24) % 2)
-    outliers.save(made["vit"])
+    outliers.save(model_folders["vit"])
     vit.config.update({"outliers": {"threshold": 1.2 * float(outliers.score(np.array(features)).max())}})
-    vit.config.save_pretrained(made["vit"])
+    vit.config.save_pretrained(model_folders["vit"])
     verdict = {"lesion": {"passed": False, "summary": "Such maps miss the lesion."}}
-    (made["vit"] / "explanations.json").write_text(json.dumps({"method": "gradcam", "verdict": verdict}))
-    (made["vit"] / "README.md").write_text(CARD)
+    (model_folders["vit"] / "explanations.json").write_text(json.dumps({"method": "gradcam", "verdict": verdict}))
+    (model_folders["vit"] / "README.md").write_text(CARD)
 
     labels = {
         "id2label": {0: "no_lesion", 1: "lesion", 2: "=cow"},
         "label2id": {"no_lesion": 0, "lesion": 1, "=cow": 2},
     }
-    save_model(MedicalCnnForImageClassification(MedicalCnnConfig(widths=(8, 16), image_size=32, **labels)), made["cnn"])
+    save_model(
+        MedicalCnnForImageClassification(MedicalCnnConfig(widths=(8, 16), image_size=32, **labels)),
+        model_folders["cnn"],
+    )
     for name in ("lungs", "other-lungs"):
         model, processor = build_tiny(labels=("background", "lungs"))
         with torch.no_grad():
             model.segmentation_head[0].bias.add_(torch.tensor([0.0, 0.2 if name == "lungs" else -0.1]))
         model.config.update({"postprocessing": {"largest_components": 2}} if name == "lungs" else {})
-        save_model(model, made[name], processor)
-    return made
+        save_model(model, model_folders[name], processor)
+    return model_folders
 
 
 def save_model(model: Any, folder: Path, processor: Any = None) -> None:
@@ -91,14 +94,14 @@ def save_model(model: Any, folder: Path, processor: Any = None) -> None:
 
 
 def decode_data_uri(uri: str) -> Image.Image:
-    """The image in a data URI."""
+    """Return the image of a data URI."""
     assert uri.startswith("data:image/png;base64,")
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
 @pytest.fixture(scope="module")
 def model_folders(tmp_path_factory) -> dict[str, Path]:
-    """Those of `write_models`, by name."""
+    """Return the folders of `write_models` by name."""
     return write_models(tmp_path_factory.mktemp("models"))
 
 
@@ -119,65 +122,69 @@ def run_server(app: SecurityMiddleware) -> Iterator[str]:
 
 
 class Visitor:
-    """Somebody with a browser: the events of the page, without one."""
+    """A visitor of the page: fires its Gradio events over HTTP, without a browser."""
 
     def __init__(self, url: str, session: str) -> None:
         self.client, self.session = httpx.Client(base_url=url, timeout=60, trust_env=False), session
         config = self.client.get("/config").json()
-        self.ids = {its["props"].get("elem_id"): its["id"] for its in config["components"]}
+        self.ids = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
         self.events = config["dependencies"]
-        self.values = {its["id"]: its["props"].get("value") for its in config["components"]}
+        self.values = {component["id"]: component["props"].get("value") for component in config["components"]}
 
     def event(self, name: str, kind: str) -> dict[str, Any]:
-        """The event of a component with an `elem_id`."""
-        return next(its for its in self.events if [self.ids[name], kind] in its["targets"])
+        """Return the event of the component with an `elem_id`."""
+        return next(event for event in self.events if [self.ids[name], kind] in event["targets"])
 
     def after(self, event: dict[str, Any]) -> dict[str, Any]:
-        return next(its for its in self.events if its["trigger_after"] == event["id"])
+        return next(candidate for candidate in self.events if candidate["trigger_after"] == event["id"])
 
     def upload(self, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
         paths = self.client.post(API + "upload", files=[("files", file) for file in files]).json()
         return [{"path": path, "orig_name": name, **META} for path, (name, _) in zip(paths, files, strict=True)]
 
     def fire(self, event: dict[str, Any], changed: dict[int, Any] | None = None, data: Any = None) -> dict[str, Any]:
-        """What an event of the page brings: the last message of its stream."""
+        """Fire an event of the page and return the output of its final message."""
         values = self.values | (changed or {})
-        body = {"data": [values.get(its) for its in event["inputs"]], "fn_index": event["id"], "event_data": data}
+        body = {
+            "data": [values.get(component) for component in event["inputs"]],
+            "fn_index": event["id"],
+            "event_data": data,
+        }
         joined = self.client.post(API + "queue/join", json=body | {"session_hash": self.session})
         joined.raise_for_status()
-        found = {}
+        output = {}
         with self.client.stream("GET", API + "queue/data", params={"session_hash": self.session}) as lines:
             for line in lines.iter_lines():
                 message = json.loads(line.removeprefix("data: ")) if line else {}
                 if message.get("msg") == "process_completed":
-                    found = message["output"] | {"success": message["success"]}
-        for component, value in zip(event["outputs"], found.get("data", ()), strict=False):
+                    output = message["output"] | {"success": message["success"]}
+        for component, value in zip(event["outputs"], output.get("data", ()), strict=False):
             update = isinstance(value, dict) and value.get("__type__") == "update"
             if not update or "value" in value:
                 self.values[component] = value["value"] if update else value
-        return found
+        return output
 
-    def opens(self) -> None:
-        """What the page does when it is there."""
-        self.fire(next(its for its in self.events if its["targets"][0][1] == "load"))
+    def load_page(self) -> None:
+        """Fire the load event of the page."""
+        self.fire(next(event for event in self.events if event["targets"][0][1] == "load"))
 
-    def gives(self, *files: tuple[str, bytes]) -> dict[str, Any]:
-        """Drop files on the page."""
+    def drop_files(self, *files: tuple[str, bytes]) -> dict[str, Any]:
+        """Upload files to the page."""
         return self.fire(self.event("upload", "upload"), {self.ids["upload"]: self.upload(*files)})
 
-    def asks(self, **changed: Any) -> str:
-        """All that the page shows then; values by the `elem_id` of their controls."""
-        asked = self.after(self.event("upload", "upload"))
+    def read_page(self, **changed: Any) -> str:
+        """Return all that the page shows; set controls by their `elem_id` first."""
+        event = self.after(self.event("upload", "upload"))
         values = {self.ids[name]: value for name, value in changed.items()}
-        found = self.fire(asked, values)
-        assert found["success"], found
-        return "".join(map(str, found["data"]))
+        output = self.fire(event, values)
+        assert output["success"], output
+        return "".join(map(str, output["data"]))
 
 
-def wait_until(true) -> None:
-    """Wait at most ten seconds."""
+def wait_until(condition) -> None:
+    """Wait at most ten seconds for a condition."""
     for _ in range(500):
-        if true():
+        if condition():
             return
         threading.Event().wait(0.02)
     raise AssertionError("it did not happen")

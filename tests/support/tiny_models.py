@@ -17,7 +17,7 @@ from hf_medtl.models.segmenter import build_segmenter
 
 
 def save_tiny(family: str, folder: Path) -> Path:
-    """A tiny checkpoint with random weights and labels of its own, as it would come from the Hub."""
+    """Save a tiny checkpoint with random weights and its own labels, as it would come from the Hub."""
     from transformers import (
         BitImageProcessor,
         ConvNextConfig,
@@ -73,7 +73,7 @@ TINY = {"decoder_channels": (16, 16, 8, 8, 8)}
 
 
 def build_tiny(encoder: str = "tu-test_resnet", labels=LABELS, **more):
-    """A small U-Net with random weights, and statistics of batch norm that are not those of a new one."""
+    """Return a small U-Net with random weights and non-default batch norm statistics."""
     torch.manual_seed(0)
     more = {"encoder": encoder, "encoder_weights": "none", "image_size": 64, "model_args": TINY} | more
     model, processor = build_segmenter("unet", labels, **more)
@@ -85,7 +85,7 @@ def build_tiny(encoder: str = "tu-test_resnet", labels=LABELS, **more):
 
 
 def save_segformer(folder):
-    """A tiny SegFormer of transformers, with labels of its own, as it would come from the Hub."""
+    """Save a tiny SegFormer of transformers with its own labels, as it would come from the Hub."""
     sizes = {
         "hidden_sizes": [8, 8, 16, 16],
         "depths": [1] * 4,
@@ -98,12 +98,12 @@ def save_segformer(folder):
     return folder
 
 
-def save_foreign_classifier(folder, labels, kind=ViTForImageClassification):
-    """A tiny model that was not made by a run: no results.json, no splits.csv, no threshold."""
+def save_foreign_classifier(folder, labels, model_class=ViTForImageClassification):
+    """Save a tiny model that no run produced: no results.json, no splits.csv, no threshold."""
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16,
         id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
     )  # fmt: skip
-    kind(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

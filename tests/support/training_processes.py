@@ -1,4 +1,4 @@
-"""Training in a process of its own, and its checkpoints."""
+"""Training in a separate process, and its checkpoints."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def start_process(arguments: list[str]) -> subprocess.Popen:
 
 
 def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
-    """Until a whole checkpoint of `step` or later is there."""
+    """Wait until a complete checkpoint of `step` or later exists."""
     for _ in range(60000):
         done = [int(p.parent.name.split("-")[1]) for p in output.glob("checkpoint-*/trainer_state.json")]
         if max(done, default=0) >= step:
@@ -45,5 +45,5 @@ def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
 
 
 def same_weights(weights: dict[str, torch.Tensor], output: Path) -> bool:
-    mine = load_file(output / "model.safetensors")
-    return weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in weights)
+    own = load_file(output / "model.safetensors")
+    return weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in weights)
