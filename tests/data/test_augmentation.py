@@ -59,9 +59,9 @@ def test_grey_image_of_one_channel_gives_same_result(name):
 
 def test_other_processes_and_workers_augment_identically():
     code = (
-        "import hashlib, numpy as np; from hf_medtl.data.augmentation import NAMES, augmentation\n"
+        "import hashlib, numpy as np; from hf_medtl.data.augmentation import AUGMENTATIONS, get_augmentation\n"
         "pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)\n"
-        "print(*[hashlib.sha256(augmentation(n)(pixels, 7).tobytes()).hexdigest() for n in NAMES[1:]])"
+        "print(*[hashlib.sha256(get_augmentation(n)(pixels, 7).tobytes()).hexdigest() for n in AUGMENTATIONS[1:]])"
     )
     done = run_command(sys.executable, "-c", code)
     expected = [hashlib.sha256(get_augmentation(name)(noise(), 7).tobytes()).hexdigest() for name in SETS]
@@ -205,5 +205,5 @@ def test_resumed_run_mixes_identically(make_trainer):
 
 def test_rejects_negative_mixup(tmp_path):
     for option in ("mixup", "cutmix"):
-        with pytest.raises(MedtlError, match=f"--{option} is the a of Beta"):
+        with pytest.raises(MedtlError, match=f"--{option} is the alpha of Beta"):
             Recipe(output_dir=str(tmp_path), use_cpu=True, **{option: -0.1})
