@@ -100,8 +100,12 @@ def find_traces(folder: Path, images: list[bytes]) -> list[str]:
 
 def test_nothing_of_a_visitor_stays_on_disk_or_in_logs(served, tmp_path):
     url, folder, process = served
-    contents = {f"{NAME}.png": make_png_with_name(1), f"{NAME}.dcm": make_dicom_with_name(2), f"{NAME}.txt": NAME.encode(),
-                f"{NAME}-cut.png": make_png_with_name(3)[:3000]}  # fmt: skip
+    contents = {
+        f"{NAME}.png": make_png_with_name(1),
+        f"{NAME}.dcm": make_dicom_with_name(2),
+        f"{NAME}.txt": NAME.encode(),
+        f"{NAME}-cut.png": make_png_with_name(3)[:3000],
+    }
     paths = {name: tmp_path / name for name in contents}
     for name, path in paths.items():
         path.write_bytes(contents[name])
