@@ -6,7 +6,7 @@ class MedtlError(Exception):
 
 
 class UnreadableImage(MedtlError):
-    """A file that gives no picture: empty, truncated, of another kind, or too large to open safely."""
+    """A file that is not a readable image: empty, truncated, of another kind, or too large to open safely."""
 
 
 class Interrupted(Exception):

@@ -78,7 +78,7 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
     copies = table["sha256"].value_counts()
     plain = near_duplicates(survey.fingerprints, crops=False)
     near = np.bincount(plain)
-    known = table.loc[table["patient"] != "", "patient"]
+    patients = table.loc[table["patient"] != "", "patient"]
     damaged = survey.excluded["label"] != ""
     across = table.groupby("duplicate")["label"].transform("nunique") > 1
     return {
@@ -108,15 +108,15 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
         "crops": _cropped_copies(table, plain),
         "distinct": int(table["duplicate"].nunique()),
         "patients": {
-            "known": int(known.nunique()),
-            "pictures": len(known),
-            "most": int(known.value_counts().max()) if len(known) else 0,
+            "known": int(patients.nunique()),
+            "pictures": len(patients),
+            "most": int(patients.value_counts().max()) if len(patients) else 0,
         },
         "split_leaks": _split_leaks(table),
         "formats": {
-            label: {str(kind): int(count) for kind, count in pd.Series(kinds).value_counts().items()}
+            label: {str(kind): int(count) for kind, count in pd.Series(names).value_counts().items()}
             for label in survey.labels
-            for kinds in [[m.kind for m, own in zip(measured, table["label"], strict=True) if own == label]]
+            for names in [[m.kind for m, own in zip(measured, table["label"], strict=True) if own == label]]
         },
         "sizes": _size_histograms(measured, table["label"].tolist(), survey.labels),
         "shortcuts": probe_shortcuts(
@@ -299,8 +299,8 @@ def verdicts(findings: Findings) -> list[tuple[str, str]]:
 
 def _single_label_formats(formats: Counts) -> list[tuple[str, str, int]]:
     """Return (format and mode, label, number of images) of formats that only one label has, at least FEW times."""
-    kinds = sorted({kind for counts in formats.values() for kind in counts})
-    by_format = {kind: [(label, counts[kind]) for label, counts in formats.items() if kind in counts] for kind in kinds}
+    names = sorted({kind for counts in formats.values() for kind in counts})
+    by_format = {kind: [(label, counts[kind]) for label, counts in formats.items() if kind in counts] for kind in names}
     return [(kind, *uses[0]) for kind, uses in by_format.items() if len(uses) == 1 and uses[0][1] >= FEW]
 
 

@@ -57,8 +57,8 @@ def select_masked(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[p
             "%s: %d masks belong to none of these images: %s. Is an image missing, or named differently?",
             *(spec.name, len(unused), abbreviate(unused, 3)),
         )
-    known = table["label"].isin(spec.labels) | spec.multilabel
-    table = table.assign(label=table["label"].where(known, ""))
+    usable = table["label"].isin(spec.labels) | spec.multilabel
+    table = table.assign(label=table["label"].where(usable, ""))
     others = table.loc[bare, ["path", "label"]].assign(kind="without a mask", reason="no mask was found")
     return table[~bare].reset_index(drop=True), others
 

@@ -47,15 +47,15 @@ class Fingerprint:
     error: str = ""
 
 
-def compute_fingerprint(path: Path, known: dict[str, Fingerprint] | None = None) -> Fingerprint:
-    """Hash the bytes of a file and, unless `known` (by sha256) contains it, decode and hash its image."""
+def compute_fingerprint(path: Path, cached: dict[str, Fingerprint] | None = None) -> Fingerprint:
+    """Hash the bytes of a file and, unless `cached` (by sha256) contains it, decode and hash its image."""
     try:
         content = path.read_bytes()
     except OSError as error:
         return Fingerprint("", error=f"can't be read ({error.strerror})")
     sha256 = hashlib.sha256(content).hexdigest()
-    if known and sha256 in known:
-        return known[sha256]
+    if cached and sha256 in cached:
+        return cached[sha256]
     try:
         image = read_image(content)
     except UnreadableImage as error:
@@ -75,9 +75,9 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
         cache_name: Name of the cache file; images are decoded only if their sha256 is not in it.
     """
     cache = cache_dir() / "fingerprints" / f"{cache_name}-{VERSION}.parquet"
-    known = _read_cache(cache) if cache.exists() else {}
+    cached = _read_cache(cache) if cache.exists() else {}
     results = thread_map(
-        lambda path: compute_fingerprint(path, known),
+        lambda path: compute_fingerprint(path, cached),
         paths,
         desc="Reading images",
         unit="file",
@@ -85,8 +85,8 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
         disable=None,
         leave=False,
     )
-    merged = {item.sha256: item for item in results if item.sha256} | known
-    if len(merged) > len(known):
+    merged = {item.sha256: item for item in results if item.sha256} | cached
+    if len(merged) > len(cached):
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
         table = pd.DataFrame([vars(item) for item in merged.values()]).astype({"phash": "uint64"})
@@ -97,10 +97,10 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
 
 def cached_fingerprints(hashes: list[str]) -> list[Fingerprint]:
     """Return the fingerprints with these sha256 from all cache files, without thumbnails if none has them."""
-    known: dict[str, Fingerprint] = {}
+    cached: dict[str, Fingerprint] = {}
     for cache in sorted((cache_dir() / "fingerprints").glob(f"*-{VERSION}.parquet")) if hashes else []:
-        known |= _read_cache(cache, [("sha256", "in", hashes)])
-    return [known.get(sha256, Fingerprint(sha256)) for sha256 in hashes]
+        cached |= _read_cache(cache, [("sha256", "in", hashes)])
+    return [cached.get(sha256, Fingerprint(sha256)) for sha256 in hashes]
 
 
 def _read_cache(cache: Path, filters: list[Any] | None = None) -> dict[str, Fingerprint]:

@@ -107,9 +107,9 @@ def binarize_mask(grey: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     between = ((grey >= 64) & (grey < 192)).mean() if bright else 0.0
     # Smooth edges and JPEG artifacts are grey, but make up less than a tenth of a mask.
     if between > 0.1 or (not bright and np.unique(grey).size > 3):
-        found = f"{between:.0%} grey pixels" if bright else f"{np.unique(grey).size} dark values"
+        values = f"{between:.0%} grey pixels" if bright else f"{np.unique(grey).size} dark values"
         raise UnreadableImage(
-            f"{name}: expected a mask in black and white, or with labels 0 to 2, found {found}. Is it the image "
+            f"{name}: expected a mask in black and white, or with labels 0 to 2, found {values}. Is it the image "
             "itself, or a mask with more classes?"
         )
     return (grey > (127 if bright else 0)).astype(np.uint8) * 255

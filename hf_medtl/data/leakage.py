@@ -134,21 +134,23 @@ def load_external(
             f"{spec.name} is never external to {loaded.spec.name}: one contains images of the other, cropped or "
             "downscaled so that not all can be recognized and dropped. Test on another dataset."
         )
-    table, known = (_check_masks if is_segmentation else _map_labels)(loaded, external, dict(labels or {}), option)
-    kept = known.copy()
-    others = external.table.loc[~known, ["path", "label"]]
+    table, usable = (_check_masks if is_segmentation else _map_labels)(loaded, external, dict(labels or {}), option)
+    kept = usable.copy()
+    others = external.table.loc[~usable, ["path", "label"]]
     excluded = [others.assign(kind="of another label", reason="the model does not have the label " + others["label"])]
 
     shared = shared_images(keep_seen(loaded), replace(external, table=table))
-    shared = shared[shared["path"].isin(table.loc[known, "path"])]
+    shared = shared[shared["path"].isin(table.loc[usable, "path"])]
     if len(shared) and not drop_overlap:
         examples = "; ".join(f"{row.path} is {row.copy_of} ({row.reason})" for row in shared.head(5).itertuples())
         raise MedtlError(
-            f"{dataset} is not external to {loaded.spec.name}: {len(shared)} of its {known.sum()} images are among "
+            f"{dataset} is not external to {loaded.spec.name}: {len(shared)} of its {usable.sum()} images are among "
             f"those seen in training: {examples}{' ...' * (len(shared) > 5)}. Use --drop_overlap to test on the others."
         )
     if len(shared):
-        logger.warning("%s: %d of %d images were seen in training and are excluded.", dataset, len(shared), known.sum())
+        logger.warning(
+            "%s: %d of %d images were seen in training and are excluded.", dataset, len(shared), usable.sum()
+        )
         kept &= ~table["path"].isin(shared["path"]).to_numpy()
         reasons = shared.merge(table[["path", "label"]], on="path").assign(kind="seen in training")
         reasons["reason"] += " as " + reasons["copy_of"]
@@ -203,7 +205,7 @@ def _map_labels(
     mapping = {label: label for label in external.labels if label in loaded.labels} | mapping
     mapped = [{mapping.get(label) for label in split_labels(cell)} for cell in external.table["label"]]
     table = external.table.assign(label=["|".join(label for label in loaded.labels if label in m) for m in mapped])
-    known = (table["label"] != "").to_numpy() | other.multilabel
+    usable = (table["label"] != "").to_numpy() | other.multilabel
     if own.multilabel != other.multilabel:
         raise MedtlError(
             f"One of {own.name} and {other.name} is multilabel, the other is not. A | in any cell of a table's column "
@@ -216,7 +218,7 @@ def _map_labels(
             f"{other.name} does not annotate {', '.join(unannotated)}: it has {other_labels}. State which labels mean "
             f"the same, such as {option} oedema=edema, or test on a dataset with all labels."
         )
-    if table.loc[known, "label"].nunique() < 2:
+    if table.loc[usable, "label"].nunique() < 2:
         raise MedtlError(
             f"{other.name} has the labels {other_labels}, the model {own_labels}: fewer than two in common. State "
             f"which labels mean the same, such as {option} viral_pneumonia=pneumonia."
@@ -230,7 +232,7 @@ def _map_labels(
             f"exclude these images with nothing after the sign: {option} "
             f"{','.join(f'{label}=' for label in unmapped)}"
         )
-    return table, known
+    return table, usable
 
 
 def _check_masks(

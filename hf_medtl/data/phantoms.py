@@ -217,11 +217,11 @@ def draw_brain(patient: int, index: int, lesion: bool, *, seed: int = 0, size: i
     waves = own.normal(0, 0.10, (4, 2)) / np.arange(1, 5)[:, None]
     blob = _blob(x, y, cx, cy, radius * np.exp(shot.normal(0, 0.06)), waves)
     parenchyma = _in(-depth + 0.01, 0.006) * _in(-space, 0.01)
-    found = image + 0.35 * contrast * _in(blob - halo, 0.03)  # oedema
-    found = _mix(found, white + contrast * (1 + 0.1 * _at(fine, y, x)), 0.85 * _in(blob, 0.012))
+    lesion_image = image + 0.35 * contrast * _in(blob - halo, 0.03)  # oedema
+    lesion_image = _mix(lesion_image, white + contrast * (1 + 0.1 * _at(fine, y, x)), 0.85 * _in(blob, 0.012))
     if style < 0.3:  # ring enhancement around a necrotic centre
-        found = _mix(found, fluid + 0.15, 0.85 * _in(blob + rim, 0.012))
-    image = _mix(image, found, parenchyma) if lesion else image
+        lesion_image = _mix(lesion_image, fluid + 0.15, 0.85 * _in(blob + rim, 0.012))
+    image = _mix(image, lesion_image, parenchyma) if lesion else image
     mask = (blob < 0) & (depth > 0.01) & (space > 0) & lesion
 
     image = _mix(fluid, image, _in(-depth, 0.008))
@@ -385,12 +385,12 @@ def _holds(folder: Path, wanted: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
+        made = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = "no readable phantoms.json"
-    if found != wanted:
+        made = "no readable phantoms.json"
+    if made != wanted:
         raise FileExistsError(
-            f"{folder}: expected phantoms made with {wanted}, found {found}; "
+            f"{folder}: expected phantoms made with {wanted}, found {made}; "
             "pass another folder, or remove this one to recreate it"
         )
     return True

@@ -150,8 +150,8 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     file = root / spec.table if spec.table else root
     folder = file.parent
     if not file.is_file():
-        found = _list_folder(root) if root.is_dir() else "no such file"
-        raise MedtlError(f"{spec.title}: expected the table {file}, found {found}. Specify it with --data_dir.")
+        content = _list_folder(root) if root.is_dir() else "no such file"
+        raise MedtlError(f"{spec.title}: expected the table {file}, found {content}. Specify it with --data_dir.")
     frame = _read_columns(spec, file, "", SAME_NAMES | spec.columns)
     images = frame["file_name"].tolist()
     paths = _list_paths(spec, folder)

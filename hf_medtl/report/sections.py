@@ -249,9 +249,9 @@ def data_section(run: RunFolder) -> Section:
         note = "From splits.csv. A group is never divided: copies, near-duplicates and images of one patient."
         blocks.append(Table("Images", ("", *tables), rows, note))
     if (run.path / "excluded.csv").is_file():
-        kinds = Counter(pd.read_csv(run.path / "excluded.csv", dtype=str, keep_default_na=False)["kind"])
-        if kinds:
-            counts = "; ".join(f"{kind}: {count:,}" for kind, count in kinds.items())
+        reasons = Counter(pd.read_csv(run.path / "excluded.csv", dtype=str, keep_default_na=False)["kind"])
+        if reasons:
+            counts = "; ".join(f"{kind}: {count:,}" for kind, count in reasons.items())
             blocks.append(Prose(f"Files in no split: {counts}."))
     audits = [path for path in (run.path / "audit.json", run.path / "audit" / "audit.json") if path.is_file()]
     if audits:
