@@ -115,7 +115,7 @@ def test_verdict_belongs_to_shown_heatmap(registry):
 
 
 @pytest.mark.parametrize(
-    ("name", "request", "words"),
+    ("name", "heatmap_request", "words"),
     [
         ("vit", HeatmapRequest("scorecam"), "vit has no heatmaps by 'scorecam'. Available: gradcam, "),
         ("cnn", HeatmapRequest("rollout"), "cnn has no heatmaps by"),
@@ -126,9 +126,9 @@ def test_verdict_belongs_to_shown_heatmap(registry):
         ("lungs", HeatmapRequest(), "lungs has no heatmaps by .gradcam.. Available: none"),
     ],
 )
-def test_unknown_heatmap_raises(registry, name, request, words):
+def test_unknown_heatmap_raises(registry, name, heatmap_request, words):
     with pytest.raises(MedtlError, match=words):
-        inference.heatmap(registry[name], brain_image(1), request)
+        inference.heatmap(registry[name], brain_image(1), heatmap_request)
 
 
 def test_segment_matches_predictor(registry, model_folders):
