@@ -29,6 +29,7 @@ COMPATIBLE: dict[str, dict[str, str]] = {
     "data/audit.html.jinja": {"pictures": "key of audit.json"},
     "data/audit.py": {"pictures": "key of audit.json"},
     "data/cache.py": {"pictures": "folder of the cache"},
+    "data/loading.py": {"picture": "key of results.json"},
     "data/phantoms.py": {"pictures": "key of phantoms.json"},
     "explain/report.py": {"picture": "key of explanations.json"},
     "export/export.py": {"pictures": "key of export.json"},

@@ -219,7 +219,7 @@ def load(
         rule = f"fold {fold} of 0 to {folds - 1} for testing, {_percent(validation_fraction)} for validation; {sampled}"
     elif official_split and {"train", "test"} <= set(table["official"]):
         split = official_splits(table, fractions, seed)
-        left_out = "same patient or image as in another official split"
+        left_out = "same patient or picture as one of another official split"  # a key of results.json
         rule = f"the dataset's own test split, and its validation split if worth keeping; the rest is {sampled}"
     else:
         split = random_splits(table, {**fractions, "test": test_fraction}, seed)

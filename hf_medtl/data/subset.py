@@ -37,7 +37,7 @@ def subsample_training(loaded: LoadedDataset, fraction: float, seed: int) -> Loa
     unused = loaded.table[~kept].reset_index(drop=True)
     used_groups = len(set(loaded.table["group"][train & kept]))
     logger.info("%s: %d of %d training groups are used.", loaded.spec.name, used_groups, len(set(groups)))
-    excluded = unused[["path", "label"]].assign(kind="not in the training fraction", reason="--train_fraction")
+    excluded = unused[["path", "label"]].assign(kind="not in the share for training", reason="--train_fraction")
     return loaded.select(kept, excluded=pd.concat([loaded.excluded, excluded], ignore_index=True), unused=unused)
 
 

@@ -68,7 +68,7 @@ def test_subsampling_changes_only_training_split(phantoms):
         its, all_ = (x.table[x.table["split"] == split].reset_index(drop=True) for x in (part, whole))
         pd.testing.assert_frame_equal(its, all_)
     assert len(part.fingerprints) == len(part.table)
-    assert part.excluded["kind"].value_counts()["not in the training fraction"] == len(whole.table) - len(part.table)
+    assert part.excluded["kind"].value_counts()["not in the share for training"] == len(whole.table) - len(part.table)
     pd.testing.assert_frame_equal(part.with_unused().table, whole.table)
     assert subsample_training(whole, 1.0, 3) is whole
 
