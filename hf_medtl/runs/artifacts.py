@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerState
 
-from hf_medtl.common.files import write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.evaluation import plots
@@ -73,11 +73,12 @@ def write_artifacts(
         "environment": environment(precision, recipe.world_size),
     }
     table = task.prediction_table(loaded, predictions)
-    write_atomic(folder / "predictions.csv", table.to_csv(index=False))
+    run = RunFolder(folder)
+    run.write("predictions.csv", table.to_csv(index=False))
     for data, values in external:
         gap = generalization_gap(measured[0]["metrics"], measured[1]["metrics"])
         results["external"] = measured[1] | {"drop": gap, "excluded": count_excluded(data)}
-        write_atomic(folder / "external.csv", task.prediction_table(data, values).to_csv(index=False))
+        run.write("external.csv", task.prediction_table(data, values).to_csv(index=False))
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
@@ -113,8 +114,8 @@ def write_artifacts(
         "recipe_yaml": recipe.to_yaml(),
         "wording": sentences,
     }
-    write_atomic(folder / "README.md", render_card(facts, prose))
-    write_atomic(folder / "results.json", results)
+    run.write("README.md", render_card(facts, prose))
+    run.write("results.json", results)
     return results
 
 

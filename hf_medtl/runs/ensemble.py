@@ -13,7 +13,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
-from hf_medtl.common.files import write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
@@ -95,17 +94,17 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         save()
         predictions = task.predict(folder, loaded, "test")
         result |= task.measure(loaded, predictions, model.config)
-        write_atomic(folder / "predictions.csv", task.prediction_table(loaded, predictions).to_csv(index=False))
+        RunFolder(folder).write("predictions.csv", task.prediction_table(loaded, predictions).to_csv(index=False))
         task.draw_figures(folder, figures, loaded, predictions, result)
     elif not soup and same_test:
         table = _mean_predictions([member.predictions for member in members])
         result |= task.pool_folds(table, [results[0] | thresholds], figures, "test split")
-        write_atomic(folder / "predictions.csv", table.to_csv(index=False))
+        RunFolder(folder).write("predictions.csv", table.to_csv(index=False))
     else:
         logger.warning("No results are written: %s", _why_no_results(soup, same_split))
     if "metrics" in result:
         result["temperature"] = model.config.folded_temperature
-        write_atomic(folder / "results.json", result)
+        RunFolder(folder).write("results.json", result)
         if same_split:  # otherwise the members share only the test images
             shutil.copyfile(members[0].path / "splits.csv", folder / "splits.csv")
     facts = {
@@ -227,8 +226,9 @@ def _mean_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _split_text(run: RunFolder) -> str:
     """Return the split of each image of a run as text."""
-    splits = pd.read_csv(run.path / "splits.csv", dtype=str)
-    return splits[["sha256", "split"]].sort_values("sha256").to_csv(index=False)
+    if run.splits is None:
+        raise MedtlError(f"{run.path} has no splits.csv, so the split of its images is unknown. Leave that run out.")
+    return run.splits[["sha256", "split"]].sort_values("sha256").to_csv(index=False)
 
 
 def _why_no_results(soup: bool, same_split: bool) -> str:
@@ -276,4 +276,4 @@ def _write_card(folder: Path, model: PreTrainedModel, processor: Any, licence: s
         "thresholds": getattr(config, "thresholds", {}),
         "own_code": sorted(path.name for path in folder.glob("*.py")),
     }
-    write_atomic(folder / "README.md", f"---\n{metadata.to_yaml()}\n---\n\n{render('ensemble', facts)}")
+    RunFolder(folder).write("README.md", f"---\n{metadata.to_yaml()}\n---\n\n{render('ensemble', facts)}")

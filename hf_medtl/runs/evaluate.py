@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils.hub import cached_file
 
-from hf_medtl.common.files import write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
 from hf_medtl.data.leakage import keep_seen, load_external, shared_images, training_footprint
 from hf_medtl.data.loading import LoadedDataset
@@ -274,15 +274,16 @@ def evaluate_model(
     if robust:
         plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
     task.draw_figures(pipeline, figures, external, predictions, results, external.spec.name)
-    write_atomic(folder / "predictions.csv", task.prediction_table(external, predictions).to_csv(index=False))
+    output = RunFolder(folder)
+    output.write("predictions.csv", task.prediction_table(external, predictions).to_csv(index=False))
     facts = {
         "results": results,
         "spec": external.spec,
         "figures": sorted(path.name for path in figures.glob("*.png")),
         "shown": [name for name in SHOWN if name in results["metrics"]],
     }
-    write_atomic(folder / "README.md", render("evaluation", facts))
-    write_atomic(folder / "results.json", results)
+    output.write("README.md", render("evaluation", facts))
+    output.write("results.json", results)
     if (Path(model) / "README.md").is_file() and (Path(model) / "results.json").is_file():
         write_evaluation(Path(model), results, external.spec.title, SHOWN)
     return folder, results

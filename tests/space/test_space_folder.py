@@ -78,9 +78,8 @@ def test_metadata_follow_hub_rules(hub):
     data = card.data
     assert data.sdk == "gradio"
     assert str(data.sdk_version) == GRADIO_VERSION == PINS["gradio"]
-    gradio = next(
-        requirement for requirement in map(Requirement, PROJECT["dependencies"]) if requirement.name == "gradio"
-    )
+    extra = map(Requirement, PROJECT["optional-dependencies"]["space"])
+    gradio = next(requirement for requirement in extra if requirement.name == "gradio")
     assert str(gradio.specifier) == "<7,>=6"
     assert Version(str(data.sdk_version)) in gradio.specifier
     assert isinstance(data.python_version, str)  # TRAP: unquoted, YAML reads 3.10 as 3.1
@@ -95,7 +94,7 @@ def test_metadata_follow_hub_rules(hub):
 
 def test_requirement_names_this_package_and_extras():
     line = Requirement((ROOT / "spaces" / "requirements.txt").read_text().strip())
-    assert (line.name, line.extras) == (PROJECT["name"], {"dicom-out", "explain", "nifti"})
+    assert (line.name, line.extras) == (PROJECT["name"], {"dicom-out", "explain", "nifti", "space"})
     assert line.extras <= PROJECT["optional-dependencies"].keys()
     for extra in line.extras:
         assert all(Requirement(requirement).name in PINS for requirement in PROJECT["optional-dependencies"][extra])
@@ -259,7 +258,7 @@ def test_models_option_accepts_several_values():
 
 def test_help_lists_options():
     printed = " ".join(run_cli("space", "--help").split())
-    assert all(word in printed for word in ("MODEL ...", "--port", "--host", "push", "Serve a page"))
+    assert all(word in printed for word in ("MODEL ...", "--port", "--host", "push", "Serve a web page"))
     printed = " ".join(run_cli("space", "push", "--help").split())
     assert all(
         word in printed for word in ("OWNER/NAME", "MODEL ...", "--private", "--dry_run", "--out", "--requirement")
