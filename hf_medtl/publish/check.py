@@ -1,4 +1,4 @@
-"""Publication checks: complete files, required card fields, licence, exports, no access tokens."""
+"""Publication checks that refuse a push: incomplete files, card fields, licence, exports, access tokens."""
 
 import hashlib
 import math

@@ -48,7 +48,7 @@ MAX_WAIT = 60.0  # seconds between two attempts
 
 
 def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """Check a run and return the files that would be uploaded, by their names in the repository; nothing is sent.
+    """Check a run, refuse an incomplete one, and return the files to upload by their names in the repository.
 
     `handler.py` and `requirements.txt` are written to the folder.
 
