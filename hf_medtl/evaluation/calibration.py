@@ -94,8 +94,13 @@ def brier_decomposition(outcome: ArrayLike, probability: ArrayLike, bins: int = 
     reliability is the squared distance of a bin's mean probability from its event rate, resolution that of its event
     rate from the overall one, uncertainty the score of predicting the overall rate. `within` is the contribution of
     the spread of probabilities inside bins (Stephenson et al. 2008, Weather Forecast 23:752-757), so that the four give
-    the Brier score; 0 where each bin has one value. Arguments and errors as for `calibration_line`, and ValueError for
-    fewer than one bin.
+    the Brier score; 0 where each bin has one value. Errors as for `calibration_line`, and ValueError for fewer than one
+    bin.
+
+    Args:
+        outcome: (n,) True for images of the positive class.
+        probability: (n,) predicted probability of it.
+        bins: number of equal-mass bins.
     """
     y, p = _checked(outcome, probability)
     weight, mean, rate = _binned(y, p, bins)
@@ -114,7 +119,12 @@ def calibration_error(outcome: ArrayLike, probability: ArrayLike, bins: int = 10
     (Bröcker 2012, Clim Dyn 39:655-667; Kumar et al. 2019, NeurIPS, `debiased`); negative results are given as 0. Being
     a root mean square, it is above the mean absolute error that `ece` estimates.
 
-    Arguments and errors as for `calibration_line`; NaN where a bin has a single image, whose noise can't be estimated.
+    Errors as for `calibration_line`; NaN where a bin has a single image, whose noise can't be estimated.
+
+    Args:
+        outcome: (n,) True for images of the positive class.
+        probability: (n,) predicted probability of it.
+        bins: number of equal-mass bins.
     """
     y, p = _checked(outcome, probability)
     weight, mean, rate = _binned(y, p, bins)

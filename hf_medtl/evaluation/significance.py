@@ -34,8 +34,15 @@ def auc_difference(
     """Test the difference in ROC AUC of two scores of the same images (DeLong et al. 1988).
 
     The test statistic is normal as published, or with groups Student's t with the fewest groups of a class less one as
-    degrees of freedom. Where both scores rank all images alike the difference is 0 with a p-value of 1. Arguments and
-    errors as for `delong`; `level` is the two-sided confidence.
+    degrees of freedom. Where both scores rank all images alike the difference is 0 with a p-value of 1. Errors as for
+    `delong`.
+
+    Args:
+        positive: (n,) True for images of the positive class.
+        one: (n,) scores, higher for positive images.
+        other: (n,) likewise.
+        groups: (n,) patient or duplicate group of each image; None for independent images.
+        level: two-sided confidence.
     """
     check_level(level)
     aucs = delong(positive, np.column_stack([one, other]), groups)

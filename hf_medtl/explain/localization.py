@@ -35,7 +35,12 @@ class EnergyInRegion(NamedTuple):
 
 
 def energy_in_region(values: Heatmaps, region: NDArray[np.bool_]) -> EnergyInRegion | None:
-    """Return the fractions for a map (H, W), see `energy_fraction`; None where the region is empty."""
+    """Return the fractions for a map, see `energy_fraction`; None where the region is empty.
+
+    Args:
+        values: (H, W) heatmap.
+        region: (H, W) True inside the region.
+    """
     return EnergyInRegion(*energy_fraction(values, region)) if region.any() else None
 
 

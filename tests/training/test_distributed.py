@@ -100,7 +100,7 @@ def test_multiple_gpus_without_launcher_keep_the_batch(monkeypatch, tmp_path, ca
     monkeypatch.setattr(Recipe, "world_size", 1)
     recipe = Recipe(output_dir=str(tmp_path), per_device_train_batch_size=8)
     assert (recipe.n_gpu, recipe.train_batch_size) == (1, 8)
-    assert "4 GPUs are here and one is used" in caplog.text
+    assert "Only one of 4 GPUs is used" in caplog.text
 
 
 def test_rejects_jit_checkpoint_and_distributed_auto_batch_size(tmp_path, monkeypatch):
@@ -174,7 +174,7 @@ def test_distributed_training_matches_one_process(processes, batch, accumulation
     assert_equal_runs(tmp_path / "run1", tmp_path / f"run{processes}", least=6)
     assert yaml.safe_load((tmp_path / "run1" / "recipe.yaml").read_text())["per_device_train_batch_size"] == batch
     output = (tmp_path / f"log{processes}.0").read_text()
-    assert f"batch {batch * accumulation} ({processes} process(es) x " in output
+    assert f"batch size {batch * accumulation} ({processes} process(es) x " in output
 
 
 # Batch means differ by process; each image on its own gives equal results.
