@@ -275,7 +275,7 @@ def test_published_model_is_served_over_http(family, published, snippet_outputs,
         output = json.load(urllib.request.urlopen(address, path.read_bytes(), timeout=60))
         deep = io.BytesIO()
         Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep, "png")
-        for content, message in ((b"no picture", "no picture"), (deep.getvalue(), "apply a window")):
+        for content, message in ((b"no image", "not a readable image"), (deep.getvalue(), "apply a window")):
             with pytest.raises(urllib.error.HTTPError) as error:
                 urllib.request.urlopen(address, content, timeout=60)
             assert error.value.code == 400

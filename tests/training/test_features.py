@@ -83,7 +83,7 @@ def test_no_cache_if_logits_change_after_the_head(make_trainer, caplog):
     trainer.model.forward = odd
     with caplog.at_level(logging.WARNING, "hf_medtl"):
         trainer.train()
-    assert "each epoch runs the body" in caplog.text
+    assert "every epoch runs the body" in caplog.text
 
 
 def test_full_model_accepts_features(make_trainer):
