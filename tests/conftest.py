@@ -41,6 +41,42 @@ pytest.register_assert_rewrite("tests.support")
 from tests.support.commands import ROOT, configure_hub, options  # noqa: E402
 from tests.support.tiny_models import save_tiny  # noqa: E402
 
+# Fixtures that train, serve or start processes: the tests that use one are slow.
+SLOW_FIXTURES = {
+    "address",
+    "arguments",
+    "downloads",
+    "explained",
+    "finished_run",
+    "hub",
+    "lung_model",
+    "make_multilabel_trainer",
+    "make_trainer",
+    "marks",
+    "model_folders",
+    "native",
+    "nursery",
+    "published",
+    "quick",
+    "recorded",
+    "runs",
+    "segmented",
+    "studied",
+    "three_runs",
+    "tracked",
+    "trained",
+    "uninterrupted",
+    "validated",
+    "wheel",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow by their fixtures, so that `make test-fast` leaves them out."""
+    for item in items:
+        if SLOW_FIXTURES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("slow")
+
 
 @pytest.fixture(scope="session")
 def hub() -> Iterator[str]:

@@ -267,7 +267,7 @@ def test_command_draws_overlays(folder, files, tmp_path):
         COMMAND, "predict", folder, files[0], "--out", tmp_path / "other.csv", "--maps", tmp_path / "maps"
     )
     assert process.returncode == 1
-    assert "give both" in process.stderr
+    assert "must be given together" in process.stderr
 
 
 def test_command_prints_prediction(folder, files):
