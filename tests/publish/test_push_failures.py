@@ -160,7 +160,7 @@ def test_full_disk_during_download_raises_and_leaves_no_partial_files(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes, fewer than the weights have
     try:
-        with pytest.raises(MedtlError, match=r"no room for .* Free some, or set HF_HOME"):
+        with pytest.raises(MedtlError, match=r"The disk is full: .* Free some space, or set HF_HOME"):
             Predictor.from_pretrained(name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
