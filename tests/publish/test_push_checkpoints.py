@@ -147,7 +147,7 @@ def test_checkpoints_during_an_upload_are_skipped_or_queued(strategy, always, ex
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hub_strategy": "every_save"}, "Give --push_to_hub, too"),
+        ({"hub_strategy": "every_save"}, "has no effect without --push_to_hub. Add --push_to_hub"),
         ({"push_to_hub": True, "hub_revision": "v2"}, "--hub_revision: finished runs go to the branch main"),
     ],
 )
