@@ -167,7 +167,9 @@ def finished_run(phantoms: Path, tiny_checkpoint, tmp_path_factory: pytest.TempP
 
     card = ROOT / "model_cards" / "brain.md"
     output = tmp_path_factory.mktemp("runs") / "finished"
-    return run(Recipe(**options(phantoms, tiny_checkpoint("vit"), output, model_card=str(card))))
+    folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), output, model_card=str(card))))
+    shutil.copytree(folder, folder.with_name("untouched"))  # commands that tests try add files to a run
+    return folder
 
 
 @pytest.fixture
