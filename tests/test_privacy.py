@@ -45,6 +45,7 @@ def files_with_patient_data(*folders: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_patient_name_and_number_reach_no_output(folder, tiny_checkpoint, tmp_path):
     assert len(files_with_patient_data(folder)) == 40
     processes = []

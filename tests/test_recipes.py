@@ -86,6 +86,7 @@ def test_recipe_is_short_and_its_dry_run_passes(recipe, downloads, tiny_checkpoi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_of_timm_recipe_from_scratch_needs_no_network(downloads, tmp_path, monkeypatch, capsys):
     data = downloads["pulmonary-edema"]
     changes = {"from_scratch": True, "strategy": "full", "data_dir": data, "output_dir": tmp_path}

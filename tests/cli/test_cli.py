@@ -18,6 +18,7 @@ from tests.support.commands import COMMAND, run_cli, run_command
 from tests.support.image_files import write_noise_image
 
 
+@pytest.mark.slow
 def test_help_names_every_command_and_errors_have_no_traceback(tmp_path):
     assert all(word in run_cli("data", "--help") for word in ("list", "fetch", "audit", "preview", "push"))
     process = run_command(COMMAND, "data", "audit", "brain-tumor-mri", "--data_dir", tmp_path)
@@ -43,6 +44,7 @@ def test_help_shows_one_spelling_of_each_option():
     assert count > 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--data_dir", "--data-dir"])
 def test_options_take_dashes_and_underscores(option, phantoms):
     assert "48 images" in run_cli("data", "audit", "brain-phantoms", option, phantoms)
@@ -62,6 +64,7 @@ def test_lists_and_fetches_datasets(tmp_path, monkeypatch):
     assert run_cli("data", "fetch", "brain-phantoms").startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_audit_writes_json_and_html(phantoms, tmp_path):
     shutil.copytree(phantoms, tmp_path / "brain")
     first, second = sorted((tmp_path / "brain" / "lesion").iterdir())[:2]
@@ -87,6 +90,7 @@ def test_preview_writes_a_grid_and_rejects_unknown_steps(phantoms, tmp_path):
         run_cli("data", "preview", "brain-phantoms", "--data_dir", phantoms, "--preprocessing", "crop_brain")
 
 
+@pytest.mark.slow
 def test_pushed_dataset_loads_equal(hub, phantoms, tmp_path):
     repo = "ci/phantoms"
     run_cli("data", "push", "brain-phantoms", repo, "--data_dir", phantoms)
@@ -110,6 +114,7 @@ def test_pushed_dataset_loads_equal(hub, phantoms, tmp_path):
     assert {"README.md", "splits.csv", "audit/audit.json", "audit/audit.html"} <= files
 
 
+@pytest.mark.slow
 def test_push_requires_licence_or_rights_and_strips_metadata(hub, tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "Erika Mustermann"

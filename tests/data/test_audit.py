@@ -56,6 +56,7 @@ def plain(tmp_path_factory):
     return root, findings(root)
 
 
+@pytest.mark.slow
 def test_clean_dataset_has_no_findings(plain):
     found = plain[1]
     assert set(found) >= KEYS
@@ -71,6 +72,7 @@ def test_clean_dataset_has_no_findings(plain):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+@pytest.mark.slow
 def test_finds_duplicates_within_and_across_labels(tmp_path):
     root = folders(tmp_path, 20)
     shutil.copy(root / "a" / "001.png", root / "a" / "copy.png")
@@ -86,6 +88,7 @@ def test_finds_duplicates_within_and_across_labels(tmp_path):
     assert summary(found)[0] == "1 image has two labels, one of which must be wrong."
 
 
+@pytest.mark.slow
 def test_finds_cropped_duplicates_by_alignment(phantoms, tmp_path):
     root = folders(tmp_path, 20)
     whole = Image.open(phantoms / "lesion" / "brain-0001_0.png")
@@ -100,6 +103,7 @@ def test_finds_cropped_duplicates_by_alignment(phantoms, tmp_path):
     assert (found["n"], found["near_distinct"], found["distinct"]) == (43, 43, 42)
 
 
+@pytest.mark.slow
 def test_finds_patients_and_duplicates_across_official_splits(tmp_path):
     root = tmp_path / "chest_xray"
     for i in range(20):
@@ -117,6 +121,7 @@ def test_finds_patients_and_duplicates_across_official_splits(tmp_path):
     assert summary(found)[0].startswith("The official train and test splits share 1 patient and 1 image: 4 of 44 ")
 
 
+@pytest.mark.slow
 def test_finds_planted_shortcuts(tmp_path):
     root = folders(tmp_path, a={"border": 20}, b={"border": 235, "size": (44, 48), "pnginfo": PngInfo()})
     for path in (root / "b").iterdir():
@@ -130,6 +135,7 @@ def test_finds_planted_shortcuts(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_finds_source_and_colour_mode_that_predict_label(tmp_path):
     root = folders(tmp_path, 30)
     for path in sorted((root / "b").iterdir())[:10]:
@@ -158,6 +164,7 @@ def test_reports_too_few_groups_and_unreadable_files(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_audits_three_labels(tmp_path):
     root = folders(tmp_path, 15)
     for i in range(15):
@@ -167,6 +174,7 @@ def test_audits_three_labels(tmp_path):
     assert found["by_label"]["c"] > 0.95 > found["by_label"]["a"]
 
 
+@pytest.mark.slow
 def test_finds_overlap_of_two_datasets(plain, tmp_path):
     root = folders(tmp_path, 12)
     for label in "ab":
@@ -194,6 +202,7 @@ def test_weighted_auc_equals_auc_of_repeated_images():
         assert areas[row] == pytest.approx(roc_auc_score(positive[index], score[index]))
 
 
+@pytest.mark.slow
 def test_page_is_self_contained_escaped_and_without_metadata(tmp_path):
     root = folders(tmp_path / "data", 20)
     nasty = "<img src=x onerror=alert(1)>&'.png"

@@ -57,6 +57,7 @@ def test_grey_image_of_one_channel_gives_same_result(name):
         assert np.array_equal(np.repeat(augment(grey, seed), 3, axis=2), augment(np.repeat(grey, 3, axis=2), seed))
 
 
+@pytest.mark.slow
 def test_other_processes_and_workers_augment_identically():
     code = (
         "import hashlib, numpy as np; from hf_medtl.data.augmentation import AUGMENTATIONS, get_augmentation\n"
@@ -89,6 +90,7 @@ def test_masks_are_transformed_and_keep_their_values(name):
     assert moved > 10
 
 
+@pytest.mark.slow
 def test_brain_is_mirrored_and_chest_is_not():
     """The heart is on the left: a bright half must stay where it is."""
     pixels = np.full((64, 64, 3), 60, np.uint8)

@@ -135,6 +135,7 @@ def test_key_depends_on_files_order_and_preprocessing(place, tmp_path, monkeypat
     assert len(list(place.glob("*.arrow"))) == 5
 
 
+@pytest.mark.slow
 def test_two_concurrent_processes_prepare_once(place, tmp_path):
     write(tmp_path / "data", 150)
     processes = [start(BUILDER, tmp_path / "data", 0.01) for _ in range(2)]
@@ -145,6 +146,7 @@ def test_two_concurrent_processes_prepare_once(place, tmp_path):
     assert not list(place.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_cache_of_killed_process_is_rebuilt(place, tmp_path):
     paths = write(tmp_path / "data", 200)
     process = start(BUILDER, tmp_path / "data", 0.02)
@@ -162,6 +164,7 @@ def test_cache_of_killed_process_is_rebuilt(place, tmp_path):
     assert time.monotonic() - began < 10  # no waiting for the dead
 
 
+@pytest.mark.slow
 def test_partial_file_of_running_process_is_kept(place, tmp_path):
     write(tmp_path / "data", 200)
     process = start(BUILDER, tmp_path / "data", 0.02)
@@ -224,6 +227,7 @@ def test_unused_files_are_removed(place, tmp_path):
     assert len(list(place.glob("*.arrow"))) == 2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_images(place, tmp_path):
     write(tmp_path / "data", 4, (224, 224))
     process = start(MEASURED, tmp_path / "data")
@@ -232,6 +236,7 @@ def test_memory_does_not_grow_with_images(place, tmp_path):
     assert grown < 100, grown  # 300 MB of pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_give_same_batches_in_every_epoch(place, tmp_path, context):
     paths = write(tmp_path / "data", 100)
@@ -373,6 +378,7 @@ def test_masks_that_do_not_fit_raise(place, tmp_path):
     assert not list(place.glob("*.arrow")) + list(place.glob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["none", "fork", "spawn"])
 def test_augmentation_moves_image_and_mask_together(place, tmp_path, context):
     paths, masks = pairs(tmp_path / "data", 6, size=(120, 160))

@@ -273,6 +273,7 @@ def test_header_data_does_not_leave_with_image(tmp_path, caplog, capfd, recwarn)
     assert logging.getLogger("pydicom").level == logging.NOTSET or logging.getLogger("pydicom").level < logging.CRITICAL
 
 
+@pytest.mark.slow
 def test_rejects_deflated_bomb(tmp_path):
     data = make_dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
     data.add_new(0x00091001, "OB", bytes(300 << 20))

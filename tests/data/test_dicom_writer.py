@@ -210,6 +210,7 @@ def segmenter(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_command_writes_segmentations_beside_masks(segmenter, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -105,6 +105,7 @@ def test_damaged_file_error_names_the_file(content, tmp_path):
         read_image(path)
 
 
+@pytest.mark.slow
 def test_rejects_decompression_bomb(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)

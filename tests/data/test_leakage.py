@@ -73,6 +73,7 @@ def test_images_of_training_patients_are_shared(phantoms):
     assert "same patient" in set(both["reason"])  # others are near copies of their patient's other picture
 
 
+@pytest.mark.slow
 def test_run_reports_internal_and_external_results(tmp_path, phantoms, tiny_checkpoint):
     from hf_medtl.data.phantoms import write_phantoms
 

@@ -41,6 +41,7 @@ def test_image_shape_and_label_names(kind, size):
     assert 25 < phantom.image.std() < 100
 
 
+@pytest.mark.slow
 def test_lesion_mask_is_inside_head_and_empty_without_lesion():
     for patient in range(40):
         without, found = (draw_brain(patient, 0, lesion, size=SIZE) for lesion in (False, True))
@@ -50,6 +51,7 @@ def test_lesion_mask_is_inside_head_and_empty_without_lesion():
         assert head[found.mask > 0].all()
 
 
+@pytest.mark.slow
 def test_lung_mask_is_two_dark_lungs():
     for patient in range(40):
         normal, found = (draw_chest(patient, 0, opacity, size=SIZE) for opacity in (False, True))
@@ -71,6 +73,7 @@ def test_label_changes_only_the_finding(kind):
         assert not (changed & ~binary_dilation(found.mask > 0, iterations=SIZE // 8)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("measure", [np.mean, np.max])
 def test_brightness_does_not_predict_label(kind, measure):

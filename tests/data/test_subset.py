@@ -83,6 +83,7 @@ def test_rejects_fraction_outside_0_1(fraction, tmp_path):
         Recipe(train_fraction=0.5, splits="splits.csv", output_dir=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_run_on_subset_keeps_test_split_and_reuses_cache(phantoms, tiny_checkpoint, tmp_path, finished_run):
     """Same test images as the whole; nothing is prepared again; its splits.csv repeats it."""
     prepared = {path.name for path in (cache_dir() / "pictures").glob("*.arrow")}

@@ -175,6 +175,7 @@ def test_risk_decreases_with_confidence():
     assert error[np.searchsorted(coverage, 0.5)] < 0.3 * error[-1]
 
 
+@pytest.mark.slow
 def test_run_saves_decision_rule(phantoms, tiny_checkpoint, tmp_path):
     more = {"threshold": "sensitivity=0.8", "conformal_alpha": 0.2, "num_train_epochs": 3, "learning_rate": 1e-3}
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more)))

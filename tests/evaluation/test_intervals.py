@@ -215,6 +215,7 @@ def test_invalid_arguments_raise():
             metric_intervals(**{"labels": labels, "probabilities": p, "groups": groups, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pictures", "sd_patient"), [(1, 0.0), (3, 0.8)])
 def test_intervals_reach_nominal_coverage(pictures, sd_patient):
     """Of 200 studies of 100 patients nine in ten at least hold the truth, correlated pictures or not."""

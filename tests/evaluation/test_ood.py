@@ -66,6 +66,7 @@ def test_save_and_load_round_trip(tmp_path):
     assert (tmp_path / OOD_FILE).stat().st_size < 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "timm"])
 def test_run_separates_chests_from_brains(family, phantoms, tiny_checkpoint, tmp_path):
     """By the features of its own test pictures, computed anew; weights are nearly random, and yet chests are far."""

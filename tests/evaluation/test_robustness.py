@@ -82,6 +82,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_evaluates_robustness_against_baseline(data, tmp_path):
     one, other = (save_foreign_classifier(tmp_path / name, ["normal", "ill"]) for name in ("one", "other"))
     more = {"robust": True, "baseline": other}

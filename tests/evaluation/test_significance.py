@@ -137,6 +137,7 @@ def test_mcnemar_equals_hand_calculation():
     assert binomtest(10, 12).pvalue == pytest.approx(2 * 79 / 4096)
 
 
+@pytest.mark.slow
 def test_holm_equals_statsmodels():
     rng = np.random.default_rng(0)
     for m in (1, 2, 5, 20):

@@ -84,6 +84,7 @@ def test_worse_than_scratch_is_stated():
     assert any("choose a, scratch.**" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_absent_differences_are_not_stated():
     """In at most 5 % of studies without any difference one is stated: Holm's promise."""
     truth = {(arm, percent): 0.8 for arm in ARMS for percent in SIZES}

@@ -110,6 +110,7 @@ def explained(finished_run, phantoms, tmp_path_factory):
     return run, root / "new", printed
 
 
+@pytest.mark.slow
 def test_command_explains_run(explained):
     finished, out, printed = explained
     explanations = json.loads((out / "explanations.json").read_text())
@@ -155,6 +156,7 @@ def test_energy_is_mean_over_maps_with_interval_over_patients():
     assert "times as much as expected from a map that is independent of the region (n = 5)" in a["summary"]
 
 
+@pytest.mark.slow
 def test_command_measures_energy_inside_dataset_masks(finished_run, phantoms, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     printed = run_cli("explain", run, "--data_dir", phantoms, "--sample", 9, "--number", 1, "--masks")
@@ -174,6 +176,7 @@ def test_command_measures_energy_inside_dataset_masks(finished_run, phantoms, tm
     assert any("energy" in verdict["checks"] for verdict in explanations["verdict"].values())
 
 
+@pytest.mark.slow
 def test_lung_region_comes_from_segmentation_model(finished_run, phantoms, tmp_path):
     model, processor = build_tiny(labels=("background", "heart", "left lung", "right lung"))
     model.save_pretrained(tmp_path / "unet")

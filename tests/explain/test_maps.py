@@ -87,6 +87,7 @@ def equal_states(state_a, state_b):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_families_have_heatmaps_and_keep_state(family, loaded, images):
     model, processor = loaded(family)

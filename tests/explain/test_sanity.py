@@ -80,11 +80,13 @@ def ratio(model, images, masks):
     return np.mean([inside / area for inside, area in fractions])
 
 
+@pytest.mark.slow
 def test_trained_heatmaps_lie_on_lesion(trained, lesions):
     assert ratio(trained, *lesions) >= 5
     assert np.mean([ratio(randomised(trained, seed), *lesions) for seed in range(5)]) < 1.5
 
 
+@pytest.mark.slow
 def test_verdict_separates_trained_from_random_and_constant(trained, lesions):
     images, masks = lesions
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
@@ -107,6 +109,7 @@ def test_verdict_separates_trained_from_random_and_constant(trained, lesions):
     assert blind["summary"].startswith("Do not trust the heatmaps of uniform: 5 of 6 checks fail")
 
 
+@pytest.mark.slow
 def test_integrated_gradients_fail_randomisation_check(trained, lesions):
     result = verdict(trained, PROCESSOR, lesions[0][:4], "lesion", "integrated_gradients", others=())
     assert "weights_spearman" in result["failed"]  # a result of Adebayo et al.

@@ -67,6 +67,7 @@ def build_model(family: str, tiny_checkpoint, folder: Path) -> torch.nn.Module:
 FAMILIES = ["vit", "swin", "timm-vit", "timm-convnext", "timm-efficientnet", "cnn", "ensemble", "smp", "segformer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_formats_match_torch_for_any_batch_size(family, tiny_checkpoint, tmp_path):
     model = build_model(family, tiny_checkpoint, tmp_path / "tiny")
@@ -119,6 +120,7 @@ def exported_formats(card: Path) -> list[str]:
     return re.findall(r"^\| `export/(.*?)`", card.read_text(), flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_export_json_and_card_report_the_verification(folder, exported, results):
     assert json.loads((folder / "export" / "onnx" / "export.json").read_text()) == exported
     assert exported["pictures"] == results["n"]
@@ -168,6 +170,7 @@ def test_code_on_the_card_gives_the_predictions(folder, exported, phantoms, monk
     assert eval(capsys.readouterr().out) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_openvino_and_int8_exports_get_their_own_rows(folder, exported, phantoms):
     export_folder, report = export_run(folder, "openvino", data_dir=phantoms)
     assert {path.name for path in export_folder.iterdir()} == {
@@ -186,6 +189,7 @@ def test_openvino_and_int8_exports_get_their_own_rows(folder, exported, phantoms
     assert f"{report['largest_logit_difference']:.2g}" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_openvino_int8_export_in_another_folder(folder, phantoms, tmp_path):
     export_folder, report = export_run(
         folder, "openvino", int8=True, out=tmp_path / "new", data_dir=phantoms, force=True
@@ -198,6 +202,7 @@ def test_openvino_int8_export_in_another_folder(folder, phantoms, tmp_path):
         export_run(folder, "onnx", out=tmp_path / "new", data_dir=phantoms)
 
 
+@pytest.mark.slow
 def test_rejects_export_with_other_decisions_unless_forced(folder, exported, phantoms, monkeypatch, capsys, tmp_path):
     export_other_weights(monkeypatch)
     changed = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("export"))
@@ -212,6 +217,7 @@ def test_rejects_export_with_other_decisions_unless_forced(folder, exported, pha
     assert "**kept with --force**" in (changed / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_rejects_nan_outputs(folder, phantoms, monkeypatch, tmp_path):
     broken = Format("onnxruntime", FORMATS["onnx"].write, lambda *_: lambda x: np.full((len(x), 2), np.nan))
     monkeypatch.setitem(export_module.FORMATS, "onnx", broken)
@@ -230,6 +236,7 @@ def test_rejects_unknown_format_missing_model_and_missing_extra(folder, tmp_path
         write_onnx(AutoModelForImageClassification.from_pretrained(folder), 32, 32, tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_ensemble_is_verified_on_shared_test_images_or_given_ones(finished_run, phantoms, tmp_path):
     member = shutil.copytree(finished_run, tmp_path / "one")
     ensemble([finished_run, member], tmp_path / "both")
@@ -247,6 +254,7 @@ def test_ensemble_is_verified_on_shared_test_images_or_given_ones(finished_run, 
     assert "not tested: no split is known" in (tmp_path / "both" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_masks_are_compared_at_image_size(tmp_path):
     chests = write_phantoms(tmp_path / "chest", "chest", patients=12, images=1, size=72)
     values = {
@@ -292,6 +300,7 @@ def native(tmp_path_factory) -> tuple[Path, Path, Path]:
     return folder, chests, next(chests.glob("normal/*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "format", "metric", "activation"),
     [("marks", "onnx", "roc_auc", "sigmoid"), ("native", "onnx", "dice", "softmax"),
@@ -330,6 +339,7 @@ def test_multilabel_and_segformer_exports_match_the_run(
         assert list(output) == result["labels"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["marks", "native"])
 def test_int8_exports_of_multilabel_and_segformer(kind, request, tmp_path):
     original, data, _ = request.getfixturevalue(kind)

@@ -32,6 +32,7 @@ print(json.dumps([next(row["score"] for row in rows if row["label"] == "lesion")
 """
 
 
+@pytest.mark.slow
 def test_fresh_process_reproduces_logits(tiny_checkpoint, tmp_path):
     torch.manual_seed(0)
     pixels, expected = torch.randn(2, 3, 64, 64), {}
@@ -54,6 +55,7 @@ def test_fresh_process_reproduces_logits(tiny_checkpoint, tmp_path):
         assert (torch.tensor(logits) - expected[folder]).abs().max() < 1e-4, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "statistics"),
     [
@@ -161,6 +163,7 @@ def test_cnn_keeps_weights_and_loss_after_loading(tmp_path):
     assert loss == out.loss
 
 
+@pytest.mark.slow
 def test_cnn_learns_a_bright_square():
     torch.manual_seed(0)
     pixels, labels = torch.randn(8, 3, 16, 16), torch.tensor([0, 1] * 4)
@@ -176,6 +179,7 @@ def test_cnn_learns_a_bright_square():
         assert loss < 0.2
 
 
+@pytest.mark.slow
 def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
     values = options(phantoms, "cnn_baseline", tmp_path / "run", num_train_epochs=1, head_dropout=0.5)
     folder = run(Recipe(**values))
@@ -199,6 +203,7 @@ def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
         assert actual == pytest.approx(rows["p_lesion"].tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
     [

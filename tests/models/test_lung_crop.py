@@ -56,6 +56,7 @@ def image(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_crop_surrounds_lungs(lung_model):
     processor = MedicalImageProcessor(steps=["lung_crop"], lung_model=lung_model)
     assert np.abs(np.subtract(processor.lungs.box(chest()), BOX)).max() <= 7  # two of the lung_model's 64 pixels
@@ -86,6 +87,7 @@ def test_lung_model_is_saved_and_loaded_with_classifier(family, lung_model, tiny
         assert path.read_bytes() == (again / LUNG_MODEL / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_lung_crop_loads_from_hub_without_hf_medtl(hub, lung_model, tiny_checkpoint, image, tmp_path):
     model, processor = make_model_and_processor(tiny_checkpoint("vit"), steps=["lung_crop"], lung_model=str(lung_model))
     folder = save_model_and_processor(model, processor, tmp_path / "classifier")
@@ -128,6 +130,7 @@ def test_replaced_lung_model_raises(lung_model, tmp_path):
         AutoImageProcessor.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_run_trains_on_cropped_images(phantoms, lung_model, tiny_checkpoint, tmp_path):
     overrides = {"preprocessing": "lung_crop", "lung_model": str(lung_model), "num_train_epochs": 1}
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **overrides)))

@@ -304,6 +304,7 @@ def test_handler_equals_predictor(finished_run, phantoms):
             handler({"inputs": nothing})
 
 
+@pytest.mark.slow
 def test_card_of_unchanged_run_keeps_tag(hub, finished_run, phantoms, tmp_path):
     """The card names the tag of its push; after another push all references name the new tag."""
     folder = shutil.copytree(finished_run, tmp_path / "ready")

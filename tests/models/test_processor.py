@@ -78,6 +78,7 @@ def test_pipeline_equals_training_path(family, steps, fit, tiny_checkpoint, file
         assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4, path.name
 
 
+@pytest.mark.slow
 def test_processor_loads_without_hf_medtl(hub, tiny_checkpoint, files, tmp_path):
     expected, folders = [], []
     for family in FAMILIES:

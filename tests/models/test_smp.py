@@ -114,6 +114,7 @@ def test_logits_have_image_size(size):
         assert torch.equal(logits, model.segmentation_head(model.decoder(model.encoder(pixels))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architectures_save_and_load(architecture, tmp_path, no_network):
     torch.manual_seed(0)
@@ -130,6 +131,7 @@ def test_architectures_save_and_load(architecture, tmp_path, no_network):
     assert torch.equal(loaded(pixel_values=pixels).logits, logits)
 
 
+@pytest.mark.slow
 def test_unsaved_buffers_are_initialised_after_loading(tmp_path):
     """TRAP: unsaved buffers, such as relative positions, are undefined after from_pretrained."""
     model, _ = build_tiny("tu-test_maxvit", model_args={**TINY, "img_size": 64})
@@ -156,6 +158,7 @@ def test_loss_ignores_unlabelled_pixels():
     assert (half.logits.dtype, half.loss.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.slow
 def test_segmenter_learns_a_bright_square():
     model, _ = build_tiny()
     pixels, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, 32, 32, dtype=torch.long)
@@ -171,6 +174,7 @@ def test_segmenter_learns_a_bright_square():
     assert (model.eval()(pixel_values=pixels).logits.argmax(1) == labels).float().mean() > 0.95
 
 
+@pytest.mark.slow
 def test_fresh_process_reproduces_logits_and_masks(tmp_path):
     torch.manual_seed(0)
     pixels, models = torch.randn(1, 3, 50, 37), {}
@@ -332,6 +336,7 @@ def test_imagenet_weights_come_from_smp(monkeypatch):
         build_segmenter("unet", LABELS, encoder="resnet18", model_args=TINY)
 
 
+@pytest.mark.slow
 def test_saved_model_keeps_head_only_for_same_labels(saved):
     model, processor, folder = saved
     head = "segmentation_head.0.weight"
@@ -403,6 +408,7 @@ def test_folder_without_segmentation_model_raises(tiny_checkpoint, tmp_path, hub
         build_segmenter(str(tmp_path), LABELS)
 
 
+@pytest.mark.slow
 def test_auto_classes_load_smp_and_import_stays_light(tmp_path):
     build_tiny()[0].save_pretrained(tmp_path)
     code = f"""import hf_medtl, sys

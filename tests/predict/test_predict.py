@@ -45,6 +45,7 @@ def files(phantoms):
     return sorted(phantoms.glob("*lesion/*.png"))[:9]
 
 
+@pytest.mark.slow
 def test_predictor_equals_pipeline(folder, files):
     predictor = Predictor.from_pretrained(folder)
     stock = pipeline("image-classification", str(folder), device="cpu")
@@ -219,6 +220,7 @@ def test_heatmaps_equal_explain(folder, files):
         predictor.predict(files, explain="tea leaves")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
     images = tmp_path / "images"
@@ -242,6 +244,7 @@ def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
     assert "already exists" in again.stderr
 
 
+@pytest.mark.slow
 def test_command_draws_overlays(folder, files, tmp_path):
     process = run_command(
         COMMAND,
@@ -270,6 +273,7 @@ def test_command_draws_overlays(folder, files, tmp_path):
     assert "must be given together" in process.stderr
 
 
+@pytest.mark.slow
 def test_command_prints_prediction(folder, files):
     process = run_command(COMMAND, "predict", folder, files[0])
     assert process.returncode == 0, process.stderr
@@ -277,6 +281,7 @@ def test_command_prints_prediction(folder, files):
     assert "not for diagnosis" in process.stdout
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_table_has_each_image_once(folder, files, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
@@ -343,6 +348,7 @@ def test_thousands_of_images_killed_twice_in_constant_memory(tiny_checkpoint, tm
     assert 0 < late < 1.15 * early, f"{early} KiB after 1,000 images, {late} at the end"
 
 
+@pytest.mark.slow
 def test_parts_of_another_model_raise(folder, files, tmp_path):
     out = tmp_path / "out.csv"
     (tmp_path / "out.csv.part-0.jsonl").write_text(json.dumps({"model": "other@1"}) + "\n")

@@ -83,6 +83,7 @@ def trained(phantoms, tiny_checkpoint, tmp_path_factory):
 ALL_KINDS = pytest.mark.parametrize("kind", ["labels", "several", "masks"])
 
 
+@pytest.mark.slow
 @ALL_KINDS
 def test_metadata_match_results_and_pass_hub_validation(kind, trained, hub):
     folder, _ = trained(kind)
@@ -219,6 +220,7 @@ def test_card_reports_no_wrong_decision(trained):
     assert "There was no wrong decision on a test image." in render_card(facts | {"worst": []})
 
 
+@pytest.mark.slow
 def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, tiny_checkpoint, tmp_path):
     overrides = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
     folder = run(
@@ -241,6 +243,7 @@ def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, 
     assert "Split: as in the splits.csv of another run." in (again / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_card_links_base_model_with_commit_licence_and_citation(hub, phantoms, tmp_path, monkeypatch):
     api, base_folder = HfApi(), save_tiny("vit", tmp_path / "base")
     (base_folder / "README.md").write_text(BASE_CARD)

@@ -26,6 +26,7 @@ def pushed(hub, phantoms, tiny_checkpoint, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_uploads_only_files_of_a_model_page(pushed):
     files = set(HfApi().list_repo_files("ci-user/phantom-vit"))
     assert files == {
@@ -36,6 +37,7 @@ def test_uploads_only_files_of_a_model_page(pushed):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stock_code_reproduces_metrics_by_repo_id(pushed, phantoms, tmp_path):
     import json
 

@@ -153,6 +153,7 @@ def test_rejects_card_without_prose_before_training(phantoms, tiny_checkpoint, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_push_makes_one_commit_and_tag_and_names_the_repo(hub, publishable_run, phantoms):
     api = HfApi()
     replace("README.md", "## Limits", "## Bounds")(publishable_run)
@@ -187,6 +188,7 @@ def test_other_errors_are_not_retried():
     assert issubclass(HfHubHTTPError, OSError)
 
 
+@pytest.mark.slow
 def test_push_and_card_check_commands(hub, publishable_run):
     process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--dry_run")
     assert process.returncode == 0, process.stderr

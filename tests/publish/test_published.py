@@ -139,6 +139,7 @@ def test_predictor_gives_the_published_predictions(folder):
         assert prediction.outlier is not None
 
 
+@pytest.mark.slow
 def test_stock_pipeline_gives_the_published_predictions():
     jobs = [[str(folder), *(str(path) for path, _ in stored_images(folder))] for folder in RUNS]
     process = run_command(sys.executable, "-I", "-c", STOCK_CODE, input=json.dumps(jobs))

@@ -38,6 +38,7 @@ def load_weights(source: object, **hub: object) -> dict[str, torch.Tensor]:
     return AutoModelForImageClassification.from_pretrained(source, **hub).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "folders"),
     [
@@ -79,6 +80,7 @@ def test_branch_has_checkpoints_of_the_strategy(strategy, folders, train_and_pus
     assert not [*folder.rglob("*.bin")]
 
 
+@pytest.mark.slow
 def test_main_is_empty_until_the_run_is_finished(train_and_push, monkeypatch, hub_changes):
     def killed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -92,6 +94,7 @@ def test_main_is_empty_until_the_run_is_finished(train_and_push, monkeypatch, hu
     assert hub_changes().count("/api/repos/create") == 1
 
 
+@pytest.mark.slow
 def test_resumes_from_downloaded_checkpoint_to_the_same_weights(train_and_push, tmp_path, phantoms, tiny_checkpoint):
     folder, repo = train_and_push("all_checkpoints", "deit")
     snapshot_download(repo, revision=BRANCH, allow_patterns="checkpoint-4/*", local_dir=tmp_path / "resumed")
@@ -101,6 +104,7 @@ def test_resumes_from_downloaded_checkpoint_to_the_same_weights(train_and_push, 
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_weights(folder).items())
 
 
+@pytest.mark.slow
 def test_second_run_deletes_checkpoints_of_the_first(train_and_push):
     _, repo = train_and_push("all_checkpoints", "convnext", "first", num_train_epochs=2)
     assert "checkpoint-8/config.json" in list_files(repo, BRANCH)
@@ -108,6 +112,7 @@ def test_second_run_deletes_checkpoints_of_the_first(train_and_push):
     assert {name.partition("/")[0] for name in list_files(repo, BRANCH) if "/" in name} == {"checkpoint-4"}
 
 
+@pytest.mark.slow
 def test_failed_uploads_do_not_stop_training(train_and_push, fail_requests, caplog):
     fail_requests({"path": f"/commit/{BRANCH}", "status": 403, "times": 99})
     with caplog.at_level(logging.WARNING, "hf_medtl"):

@@ -33,6 +33,7 @@ def repo_name(request: pytest.FixtureRequest) -> str:
     return f"ci-user/failing-{zlib.crc32(request.node.name.encode())}"
 
 
+@pytest.mark.slow
 def test_each_storage_backend_returns_the_same_weights(new_run, phantoms, set_hub_storage, request):
     image, names = next(phantoms.glob("lesion/*.png")), {}
     for store in STORES:
@@ -46,6 +47,7 @@ def test_each_storage_backend_returns_the_same_weights(new_run, phantoms, set_hu
     assert Predictor.from_pretrained(names["xet"]).predict(image)[0].probabilities == expected  # over plain HTTP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("store", "fault", "waits"),
     [
@@ -77,6 +79,7 @@ def test_retries_temporary_failures(store, fault, waits, fail_requests, set_hub_
         assert ("README.md" in files) == ("model.safetensors" in files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("store", "fault", "message"),
     [

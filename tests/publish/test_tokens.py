@@ -22,6 +22,7 @@ def planted(hub, monkeypatch):
     configure_hub(hub, "__set", {"token": "hf_ci"})
 
 
+@pytest.mark.slow
 def test_token_is_in_no_output_file_or_upload(planted, phantoms, tiny_checkpoint, tmp_path):
     folder, config, api = tmp_path / "run", tmp_path / "mine.yaml", HfApi()
     config.write_text(f"hub_token: {PLANTED}\nhub_model_id: ci-user/kept\n")

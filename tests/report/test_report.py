@@ -172,6 +172,7 @@ def three_runs(tmp_path_factory) -> tuple[list[Path], Path]:
     return runs, folder
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_results_json(three_runs):
     runs, folder = three_runs
     page = Page(folder / "report.html")
@@ -239,6 +240,7 @@ def test_learning_curve_of_runs_with_different_training_sizes(three_runs):
     assert {trace["name"]: trace["x"] for trace in points} == {"model-0": [50, 200], "model-1": [100]}
 
 
+@pytest.mark.slow
 def test_slides_and_pdf_have_the_same_content(three_runs, tmp_path):
     from pptx import Presentation
 
@@ -265,6 +267,7 @@ def test_slides_and_pdf_have_the_same_content(three_runs, tmp_path):
     assert b"/Outlines" in pdf
 
 
+@pytest.mark.slow
 def test_compares_cross_validations(tmp_path):
     runs = [write_folds(tmp_path / "a", 0), write_folds(tmp_path / "b", 5)]
     shuffled = pd.read_csv(runs[1] / "predictions.csv").iloc[::-1]  # folds of another seed have another order
@@ -290,6 +293,7 @@ def test_runs_with_other_test_images_are_not_compared(tmp_path):
     assert [row[0] for row in page.tables["Runs"][1:]] == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_segmentation_runs_have_mask_metrics(tmp_path):
     runs = [write_masks(tmp_path / "a"), write_masks(tmp_path / "b", 1)]
     write_report(runs, tmp_path / "report.html", tmp_path / "report.pptx", tmp_path / "report.pdf")
@@ -302,6 +306,7 @@ def test_segmentation_runs_have_mask_metrics(tmp_path):
     assert len(page.figures[dots["id"]]["data"][0]["y"]) == 24
 
 
+@pytest.mark.slow
 def test_multilabel_and_multiclass_runs_have_label_tables(tmp_path):
     rng = np.random.default_rng(0)
     has = rng.random((60, 3)) < 0.4
@@ -325,6 +330,7 @@ def test_multilabel_and_multiclass_runs_have_label_tables(tmp_path):
     assert page.tables["Confusion matrix"][0][1:] == ["one", "two", "three", "four"]
 
 
+@pytest.mark.slow
 def test_report_shows_test_images_without_metadata(finished_run, phantoms, tmp_path):
     folder = tmp_path / "finished"
     shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
@@ -363,6 +369,7 @@ def test_images_of_other_data_are_not_shown(finished_run, phantoms, tmp_path, ca
     assert "its images are not shown" in caplog.text
 
 
+@pytest.mark.slow
 def test_report_outlines_masks_of_a_trained_run(chest_phantoms, tmp_path):
     folder = run(segmentation_recipe(chest_phantoms, tmp_path / "run", num_train_epochs=1))
     write_report([folder], tmp_path / "r.html", data_dir=[str(chest_phantoms)])

@@ -311,6 +311,7 @@ def runs_with_images(phantoms, tiny_checkpoint, tmp_path) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_command_writes_a_page(runs_with_images, phantoms, tmp_path):
     printed = run_cli(
         "compare",
@@ -346,6 +347,7 @@ def test_command_writes_a_page(runs_with_images, phantoms, tmp_path):
         run_cli("compare", *runs_with_images, "--out", runs_with_images[0])
 
 
+@pytest.mark.slow
 def test_images_of_other_data_are_not_shown(runs_with_images, phantoms, tmp_path):
     comparison = compare_runs(runs_with_images)
     costs = measure_costs(comparison.runs, None)
@@ -385,6 +387,7 @@ def meters(monkeypatch) -> list[SimpleNamespace]:
     return trackers
 
 
+@pytest.mark.slow
 def test_records_energy_with_codecarbon(meters, phantoms, tiny_checkpoint, tmp_path):
     overrides = {"num_train_epochs": 1, "folds": 2}
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "run", **overrides)))

@@ -43,6 +43,7 @@ def read(folder: Path) -> tuple[dict, pd.DataFrame]:
     return read_json(folder), pd.read_csv(folder / "predictions.csv")
 
 
+@pytest.mark.slow
 def test_every_image_is_tested_once_with_the_threshold_of_its_fold(validated):
     result, table = read(validated)
     assert sorted(table["image_id"]) == sorted(pd.read_csv(validated / "fold-0" / "splits.csv")["image_id"])
@@ -81,6 +82,7 @@ def test_summary_page_has_results_and_warnings(validated, phantoms):
     assert not (validated / "UNFINISHED").exists()
 
 
+@pytest.mark.slow
 def test_fold_equals_a_single_run_of_it(validated, phantoms, tiny_checkpoint, tmp_path):
     """In a separate process: no state of fold 0 may reach fold 1."""
     values = fold_options(phantoms, tiny_checkpoint, tmp_path / "fold-1", fold=1)
@@ -159,6 +161,7 @@ def test_dry_run_shows_all_folds_and_writes_nothing(validated, phantoms, tiny_ch
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["fold-1"]
 
 
+@pytest.mark.slow
 def test_models_of_finished_folds_are_freed(phantoms, tiny_checkpoint, tmp_path):
     """Trainer, model and callbacks refer to each other, so only a collection frees them."""
     alive = []
@@ -223,6 +226,7 @@ def test_two_processes_write_one_summary(phantoms, tiny_checkpoint, tmp_path):
     assert len(table) == result["n"] == 48
 
 
+@pytest.mark.slow
 def test_multilabel_folds_use_own_thresholds_and_average_external_results(tiny_checkpoint, tmp_path):
     data, external_data = write_table(tmp_path / "marks", 48), write_table(tmp_path / "other", 24, 5000)
     overrides = {"dataset": "table", "folds": 2, "external_dataset": "table", "external_data_dir": str(external_data)}
@@ -241,6 +245,7 @@ def test_multilabel_folds_use_own_thresholds_and_average_external_results(tiny_c
     assert "On table, mean over the folds' models" in (output / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_segmentation_folds_pool_mask_metrics(chest_phantoms, tmp_path):
     values = segmentation_recipe(chest_phantoms, tmp_path / "all", folds=2, num_train_epochs=1)
     result, table = read(run(values))
@@ -256,6 +261,7 @@ def test_decide_takes_a_threshold_for_each_case():
         decide(p, 1, np.array([0.3, 0.5]))
 
 
+@pytest.mark.slow
 def test_folds_benchmark_compares_cross_validations(validated, phantoms, tiny_checkpoint, tmp_path):
     other = run(
         Recipe(**fold_options(phantoms, tiny_checkpoint, tmp_path / "other", seed=2, split_seed=1, learning_rate=1e-3))

@@ -68,12 +68,14 @@ def predict(folder: Path, phantoms: Path) -> np.ndarray:
     return predict_probabilities(folder, [loaded.root / path for path in paths], read_image)
 
 
+@pytest.mark.slow
 def test_pipeline_returns_the_mean_of_the_members(runs, joined, phantoms):
     probabilities = [predict(folder, phantoms) for folder in runs.values()]
     assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-3
     assert np.abs(predict(joined, phantoms) - np.mean(probabilities, axis=0)).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_loads_without_hf_medtl(joined, phantoms):
     loaded = load("brain-phantoms", phantoms, seed=1)
     paths = [loaded.root / path for path in loaded.table.loc[loaded.table["split"] == "test", "path"]]
@@ -116,6 +118,7 @@ def test_results_are_of_the_shared_test_images(runs, joined, phantoms):
     assert {"n", "n_groups", "metrics", "confusion_matrix", "labels", "split", "dataset", "task"} <= set(result)
 
 
+@pytest.mark.slow
 def test_ensemble_of_folds_has_no_results(phantoms, tiny_checkpoint, tmp_path):
     folds = run(Recipe(**options(phantoms, tiny_checkpoint("cnn"), tmp_path / "all", folds=2, num_train_epochs=1)))
     printed = run_cli("ensemble", folds, "--output_dir", tmp_path / "both")
@@ -148,6 +151,7 @@ def test_soup_averages_weights(runs, phantoms, tmp_path):
     assert torch.allclose(head * config["folded_temperature"], mean["classifier.weight"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_multilabel_ensemble_averages_members_and_keeps_thresholds(tiny_checkpoint, tmp_path):
     data = write_table(tmp_path / "marks", 48)
     overrides = {"dataset": "table", "split_seed": 1}
@@ -165,6 +169,7 @@ def test_multilabel_ensemble_averages_members_and_keeps_thresholds(tiny_checkpoi
     }
 
 
+@pytest.mark.slow
 def test_rejects_members_that_differ(runs, phantoms, tiny_checkpoint, tmp_path):
     def assert_rejected(message: str, *members: Path, soup: bool = False) -> None:
         with pytest.raises(MedtlError, match=message):
@@ -187,6 +192,7 @@ def test_rejects_members_that_differ(runs, phantoms, tiny_checkpoint, tmp_path):
         ensemble([runs["vit"], runs["again"]], runs["cnn"])
 
 
+@pytest.mark.slow
 def test_timm_members_get_a_processor_of_the_ensemble(phantoms, tiny_checkpoint, tmp_path):
     """A timm model saves no processor; the ensemble gets a MedicalImageProcessor that gives the same pixels."""
     members = [

@@ -184,6 +184,7 @@ def test_multilabel_model_gets_results_per_label(tmp_path):
         evaluate_model(tmp_path / "single", "table", tmp_path / "table.csv", out=tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_published_run_is_compared_with_its_own_results(finished_run, phantoms, hub, tmp_path):
     push(finished_run, "someone/published")
     options = {"out": tmp_path / "out", "drop_overlap": True}

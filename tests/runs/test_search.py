@@ -81,6 +81,7 @@ def recorded(phantoms, tiny_checkpoint, tmp_path_factory) -> tuple[Path, set[int
     return folder, read_rows
 
 
+@pytest.mark.slow
 def test_search_writes_its_files_and_starts_with_the_recipe(recorded):
     folder, _ = recorded
     assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
@@ -101,6 +102,7 @@ def test_search_does_not_read_the_test_split(recorded):
     assert "test" in set(splits)
 
 
+@pytest.mark.slow
 def test_run_of_best_yaml_reproduces_the_best_value(recorded, phantoms, tiny_checkpoint, tmp_path):
     folder, _ = recorded
     best = yaml.safe_load((folder / "best.yaml").read_text())
@@ -120,6 +122,7 @@ def test_yaml_has_values_set_back_to_their_defaults(tmp_path):
     assert yaml.safe_load(recipe.variant(mixup=0.0).to_yaml())["mixup"] == 0
 
 
+@pytest.mark.slow
 def test_finished_search_can_be_repeated_and_extended(recorded, phantoms, tiny_checkpoint, capsys):
     folder, _ = recorded
     before = (folder / "trials.csv").read_text()
@@ -208,6 +211,7 @@ def quick(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     return run_search
 
 
+@pytest.mark.slow
 def test_trials_depend_only_on_seed_and_ended_trials(quick, tmp_path):
     first = quick("first")
     assert len(first) == 20
@@ -226,6 +230,7 @@ def test_rejects_simultaneous_searches_in_one_folder(quick, phantoms, tiny_check
         quick("run")
 
 
+@pytest.mark.slow
 def test_failed_trials_do_not_end_the_search(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     forced_values = [{"learning_rate": 1e-3}, {"learning_rate": 1e30}, {"strategy": "lp_ft", "probe_epochs": 9}]
 

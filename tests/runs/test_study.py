@@ -52,6 +52,7 @@ def studied(phantoms, tiny_checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_cell_is_an_ordinary_run(studied):
     assert names(studied) == {f"tiny-vit-{arm}-{percent}-seed1" for arm in ("full", "scratch") for percent in (25, 100)}
     for cell in (studied / "cells").glob("*/"):
@@ -144,6 +145,7 @@ def test_time_is_estimated_from_finished_cells(studied, phantoms, tiny_checkpoin
     assert [*estimated.values()] == pytest.approx([sum(taken) / 2] * 2)
 
 
+@pytest.mark.slow
 def test_failed_cell_is_logged_and_retried(phantoms, tiny_checkpoint, tmp_path):
     def fail_small(recipe: Recipe) -> Path:
         if recipe.train_fraction < 1:
@@ -162,6 +164,7 @@ def test_failed_cell_is_logged_and_retried(phantoms, tiny_checkpoint, tmp_path):
     assert json.loads((tmp_path / "study" / "study.json").read_text())["failed"] == {}
 
 
+@pytest.mark.slow
 def test_study_without_a_finished_cell_raises(phantoms, tiny_checkpoint, tmp_path):
     def fail(recipe: Recipe) -> Path:
         raise MedtlError("nothing works")
@@ -197,6 +200,7 @@ def test_killed_study_resumes(phantoms, tiny_checkpoint, tmp_path):
     assert "2/2" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_segmentation_study_reports_dice(chest_phantoms, tmp_path):
     recipe = segmentation_recipe(chest_phantoms, tmp_path / "study", num_train_epochs=1, encoder=None)
     random = {"tu-test_resnet": {"encoder_weights": "none"}}

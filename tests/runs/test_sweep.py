@@ -18,6 +18,7 @@ class Cell:
         self.is_finished = True
 
 
+@pytest.mark.slow
 def test_runs_missing_cells_in_order():
     cells, ran = [Cell("a"), Cell("b", is_finished=True), Cell("c")], []
     Sweep(cells, "cells").run_missing(lambda cell: (ran.append(cell.name), cell.run()))

@@ -24,6 +24,7 @@ METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv",
 # Code of a user with stock transformers and scikit-learn, without hf_medtl.
 
 
+@pytest.mark.slow
 def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny_checkpoint, tmp_path):
     for family, fit in (("vit", "pad"), ("timm", "squash")):
         overrides = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
@@ -84,6 +85,7 @@ def test_saved_split_keeps_groups_together(finished_run):
     assert set(rows["split"]) == {"train", "validation", "test"}
 
 
+@pytest.mark.slow
 def test_stock_code_reproduces_the_reported_metrics(finished_run, results, phantoms):
     metrics = evaluate_without_hf_medtl(finished_run, finished_run, phantoms)
     assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
@@ -173,6 +175,7 @@ def test_rejects_resuming_with_other_images(phantoms, tiny_checkpoint, tmp_path)
         run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", resume_from_checkpoint="auto")))
 
 
+@pytest.mark.slow
 def test_user_errors_have_no_traceback(phantoms, tmp_path):
     process = run_command(
         sys.executable,
@@ -184,6 +187,7 @@ def test_user_errors_have_no_traceback(phantoms, tmp_path):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.slow
 def test_recipe_runs_two_steps(phantoms, tiny_checkpoint, tmp_path):
     values = options(
         phantoms,

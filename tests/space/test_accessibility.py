@@ -24,6 +24,7 @@ from tests.support.space_samples import draw_image, encode_ct, encode_image
 pytestmark = MARKS
 
 
+@pytest.mark.slow
 def test_notice_stays_in_viewport(visit):
     page = visit(1280, 500)
     open_example(page)
@@ -34,6 +35,7 @@ def test_notice_stays_in_viewport(visit):
         expect(page.get_by_text("For research and education only").first).to_be_in_viewport()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scale"), [(390, 1), (720, 2), (768, 1), (1440, 1), (1920, 1)])
 def test_page_fits_every_screen(visit, width, scale):
     page = visit(
@@ -57,6 +59,7 @@ def test_page_fits_every_screen(visit, width, scale):
     assert len(widths) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_has_no_wcag_violation(visit, scheme):
     """Check WCAG 2.1 A and AA with axe-core."""
@@ -99,6 +102,7 @@ def test_page_has_no_wcag_violation(visit, scheme):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.slow
 def test_keyboard_reaches_every_control(visit):
     """Tab reaches each control up to the viewer in page order, with a visible focus."""
     page = visit()

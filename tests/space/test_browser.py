@@ -42,6 +42,7 @@ from tests.support.space_samples import (
 pytestmark = MARKS
 
 
+@pytest.mark.slow
 def test_every_format_gets_an_answer(visit):
     page = visit()
     files = {
@@ -63,6 +64,7 @@ def test_every_format_gets_an_answer(visit):
         ]
 
 
+@pytest.mark.slow
 def test_window_changes_image_and_answer(visit):
     page = visit()
     upload_files(page, ("ct.dcm", encode_ct(96, 90)))
@@ -81,6 +83,7 @@ def test_window_changes_image_and_answer(visit):
     expect(page.locator("#says .number").first).to_have_text(numbers)
 
 
+@pytest.mark.slow
 def test_frames_and_images_can_be_selected(visit):
     page = visit()
     upload_files(
@@ -111,6 +114,7 @@ def test_frames_and_images_can_be_selected(visit):
     expect(page.locator("#chosen input").nth(1)).to_be_focused()
 
 
+@pytest.mark.slow
 def test_image_can_be_pasted(visit):
     page = visit()
     paste = """bytes => {
@@ -125,6 +129,7 @@ def test_image_can_be_pasted(visit):
     expect(page.locator("#many")).to_contain_text(re.compile(r"image\s*\.png"))
 
 
+@pytest.mark.slow
 def test_viewer_overlay_swipe_zoom_and_pan(visit):
     page = visit()
     open_example(page)
@@ -174,6 +179,7 @@ def test_viewer_overlay_swipe_zoom_and_pan(visit):
     assert zoom() == 1
 
 
+@pytest.mark.slow
 def test_models_heatmaps_and_labels_can_be_selected(visit):
     page = visit()
     open_example(page)
@@ -199,6 +205,7 @@ def test_models_heatmaps_and_labels_can_be_selected(visit):
     check_no_overflow(page)
 
 
+@pytest.mark.slow
 def test_segment_and_download_mask(visit):
     page = visit()
     upload_files(page, ("scan.dcm", encode_dicom(88, 72)))
@@ -224,6 +231,7 @@ def test_segment_and_download_mask(visit):
     expect(page.locator("#says .downloads a")).to_have_count(1)  # no DICOM output for other formats
 
 
+@pytest.mark.slow
 def test_compare_two_models(visit):
     page = visit()
     open_example(page, 1)
@@ -246,6 +254,7 @@ def test_compare_two_models(visit):
     expect(page.locator("#says .bars")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_batch_table_and_csv(visit):
     page = visit()
     open_tab(page, "Batch")
@@ -275,6 +284,7 @@ def test_batch_table_and_csv(visit):
     check_no_overflow(page)
 
 
+@pytest.mark.slow
 def test_batch_shows_progress_and_stops(visit, monkeypatch):
     from hf_medtl.space import handlers
 
@@ -305,6 +315,7 @@ def test_batch_shows_progress_and_stops(visit, monkeypatch):
     open_example(page)  # the next request is answered
 
 
+@pytest.mark.slow
 def test_bad_file_shows_message_and_next_works(visit):
     page = visit()
     for name, content, sentence in (
@@ -323,6 +334,7 @@ def test_bad_file_shows_message_and_next_works(visit):
     expect(page.locator(".toast-body")).to_contain_text(f"{HOSTILE}.png: ")  # which one, as text
 
 
+@pytest.mark.slow
 def test_late_answer_does_not_replace_newer_one(visit, monkeypatch):
     from hf_medtl.space import handlers
 
@@ -346,6 +358,7 @@ def test_late_answer_does_not_replace_newer_one(visit, monkeypatch):
     expect(page.locator("#says caption")).to_have_text("Areas")
 
 
+@pytest.mark.slow
 def test_queue_position_is_shown(visit, monkeypatch):
     from hf_medtl.space import handlers
 

@@ -85,6 +85,7 @@ def test_unwritable_folder_raises(model_folder, tmp_path):
         demo.demo_models()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_interruption_leaves_no_partial_model(model_folder, tmp_path, sign):
     code = (

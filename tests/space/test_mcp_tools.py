@@ -76,6 +76,7 @@ def upload(url):
     return upload_file
 
 
+@pytest.mark.slow
 def test_tool_descriptions_and_schemas(url):
     async def ask():
         async with Client(url + MCP_PATH) as client:
@@ -106,6 +107,7 @@ def test_classify_tool_matches_predictor(call, model_folders, upload):
     assert "no longer there" in again
 
 
+@pytest.mark.slow
 def test_images_of_an_answer_are_returned_as_images(call):
     large = uri(encode_image(brain_image(1).resize((1500, 1200))))
     result, (heat, over) = call("explain", file=large, method="rollout", label="lesion")
@@ -137,6 +139,7 @@ def test_batch_tool_reads_zip_and_dicom(call, upload):
     assert [bool(row["error"]) for row in result["rows"]] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_urls_and_other_files_are_not_read(call, app, tmp_path, caplog):
     requests: list[str] = []
 

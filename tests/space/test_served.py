@@ -68,6 +68,7 @@ def image(tmp_path) -> str:
     return str(tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_classify_endpoint(client, image, model_folders):
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([image])[0]
     for result in (
@@ -122,6 +123,7 @@ def test_batch_endpoint(client, image, tmp_path, model_folders):
     assert len(list(csv.DictReader(io.StringIO(result["csv"])))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "name", "words"),
     [
@@ -198,6 +200,7 @@ def test_page_events(url):
     assert "viewer" not in empty
 
 
+@pytest.mark.slow
 def test_gradio_keeps_no_copy_of_answers(url):
     """Gradio would keep answers and changed components for an hour after the page was closed."""
     visitor, sizes = Visitor(url, "repeats"), []
@@ -250,6 +253,7 @@ def test_closing_the_page_expires_the_session(url, session_store):
     assert "closes" not in session_store._sessions
 
 
+@pytest.mark.slow
 def test_concurrent_visitors_get_their_own_answers(url, model_folders):
     images = [brain_image(100 + number) for number in range(12)]
     truths = Predictor.from_pretrained(model_folders["vit"]).predict(images)

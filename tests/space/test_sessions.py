@@ -1,5 +1,7 @@
 """Session store of the Space."""
 
+import pytest
+
 from hf_medtl.space import sessions
 from hf_medtl.space.uploads import Upload
 from tests.support.space_fixtures import wait_until
@@ -23,6 +25,7 @@ def test_store_expires_least_recently_used_beyond_max_bytes():
     assert not any(session.uploads for session in visitors)
 
 
+@pytest.mark.slow
 def test_idle_sessions_expire():
     table = sessions.SessionStore(max_age=2)
     idle, busy = make_session(1), make_session(1)

@@ -103,6 +103,7 @@ def test_requirement_names_this_package_and_extras():
 # Push to the Hub
 
 
+@pytest.mark.slow
 def test_runs_are_copied_and_hub_models_are_named(publishable_run, published, tmp_path):
     name = "ci-user/page"
     shutil.copytree(publishable_run, tmp_path / "kept" / "vit")
@@ -186,6 +187,7 @@ def test_metadata_refused_by_hub_creates_no_space(fail_requests, hub_changes):
     assert not hub_changes()
 
 
+@pytest.mark.slow
 def test_bundled_wheel_can_be_downloaded(hub, wheel, tmp_path):
     name = "ci-user/with-wheel"
     run_cli("space", "push", name, "--requirement", wheel)
@@ -214,6 +216,7 @@ def test_refused_push_raises_without_token(hub, tmp_path, monkeypatch):
     assert "hf_wrong" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cnn", "smp"])
 def test_hub_model_code_is_not_run(kind, hub, tmp_path):
     """Model classes come from hf_medtl, not from the code in the repository."""
@@ -321,6 +324,7 @@ def run_page(command: list[object], port: int, cwd: Path, end: signal.Signals, *
         process.wait()
 
 
+@pytest.mark.slow
 def test_command_serves_several_models(finished_run, published, tmp_path):
     port, cwd = free_port(), tmp_path / "cwd"
     cwd.mkdir()

@@ -98,6 +98,7 @@ def find_traces(folder: Path, images: list[bytes]) -> list[str]:
     return matches
 
 
+@pytest.mark.slow
 def test_nothing_of_a_visitor_stays_on_disk_or_in_logs(served, tmp_path):
     url, folder, process = served
     contents = {
@@ -179,6 +180,7 @@ def test_start_removes_abandoned_folders(tmp_path, monkeypatch):
     assert own.exists()
 
 
+@pytest.mark.slow
 def test_shutdown_removes_folder(served):
     _, folder, process = served
     process.terminate()

@@ -436,6 +436,7 @@ for path in sorted(folder.iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_bombs_stay_within_400_megabytes(tmp_path):
     header = as_nifti(np.zeros((8, 8, 8)))[:352].replace(
         struct.pack("<3h", 8, 8, 8), struct.pack("<3h", 2000, 2000, 15)

@@ -270,6 +270,7 @@ def test_mixup_mixes_multilabel_targets(make_multilabel_trainer):
     assert batch["labels"].dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{}, {"class_weights": "balanced", "loss": "focal"}])
 def test_accumulated_batches_match_one_batch(overrides, make_multilabel_trainer):
     """The loss is divided by the targets of the whole optimizer step."""
@@ -301,6 +302,7 @@ def test_accumulated_batches_match_one_batch(overrides, make_multilabel_trainer)
     assert logs[0]["loss"] < 3  # the mean over images and labels
 
 
+@pytest.mark.slow
 def test_cached_features_and_resume(make_multilabel_trainer):
     overrides = {
         "strategy": "feature_extraction",
@@ -451,6 +453,7 @@ def finished_run(multilabel_csv, tiny_checkpoint, tmp_path_factory) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_run_folder_is_complete(finished_run):
     result = json.loads((finished_run / "results.json").read_text())
     assert result["labels"] == list(LABELS)
@@ -482,11 +485,13 @@ def test_run_folder_is_complete(finished_run):
         Predictions.read(finished_run)
 
 
+@pytest.mark.slow
 def test_stock_pipeline_gives_the_same_probabilities(finished_run, multilabel_csv):
     process = run_command(sys.executable, "-I", "-c", STOCK_CODE, finished_run, multilabel_csv.parent)
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["timm", "cnn"])
 def test_timm_and_cnn_runs_with_an_unfitted_threshold(
     family, multilabel_csv, tiny_checkpoint, tmp_path, capsys, caplog

@@ -85,6 +85,7 @@ def measured(segmented) -> dict:
     return json.loads((segmented / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_run_folder_is_complete(segmented, measured):
     assert measured["task"] == "image-segmentation"
     assert measured["labels"] == ["background", "lungs"]
@@ -116,6 +117,7 @@ def test_model_card_tables_are_valid_markdown(segmented):
     assert all(line.startswith("| ") for line in lines[rule + 1 : rule + 6])
 
 
+@pytest.mark.slow
 def test_stock_pipeline_gives_the_measured_masks(segmented, chest_phantoms):
     table = pd.read_csv(segmented / "predictions.csv")
     files = [
@@ -179,6 +181,7 @@ def test_resizes_smaller_logits_to_masks():
     assert TASKS["segmentation"].reduce_logits(logits, masks)[0].shape == (2, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
 def test_frozen_encoder_stays_bit_identical(strategy, epochs, chest_phantoms, tmp_path):
     weights = tmp_path / "weights"
@@ -211,6 +214,7 @@ def test_decoder_and_head_get_the_head_learning_rate(chest_phantoms, tmp_path):
         assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
 
 
+@pytest.mark.slow
 def test_resume_matches_uninterrupted_run(chest_phantoms, tmp_path):
     uninterrupted = make_trainer(
         segmentation_recipe(chest_phantoms, tmp_path / "one", num_train_epochs=3, augmentation="chest")
@@ -230,6 +234,7 @@ def test_resume_matches_uninterrupted_run(chest_phantoms, tmp_path):
         assert torch.equal(resumed_weights[name], tensor), name
 
 
+@pytest.mark.slow
 def test_checkpoints_restore_every_tensor(chest_phantoms, tmp_path):
     """TRAP: plain load_state_dict leaves missing tensors as they are."""
     trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path, num_train_epochs=1))
@@ -284,6 +289,7 @@ def test_rejects_invalid_mask_values(mask_values, tmp_path):
         segmentation_recipe(tmp_path, tmp_path / "run", mask_values=mask_values)
 
 
+@pytest.mark.slow
 def test_recipe_and_card_contain_no_encoder_path(chest_phantoms, segmented, tmp_path):
     weights = tmp_path / "secret-place" / "encoder"
     trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
@@ -309,6 +315,7 @@ def copy_with_masks(chest_phantoms: Path, folder: Path, change) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_images_without_mask_are_excluded_and_listed(chest_phantoms, tmp_path):
     data = copy_with_masks(
         chest_phantoms, tmp_path / "data", lambda name, mask: None if name.endswith("0001_0.png") else mask
@@ -327,6 +334,7 @@ def test_rejects_dataset_without_masks(chest_phantoms, tmp_path):
         run(segmentation_recipe(data, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_mask_values_define_multiple_classes(chest_phantoms, tmp_path):
     def two_lungs(name: str, mask: np.ndarray) -> np.ndarray:
         left = np.arange(mask.shape[1]) < mask.shape[1] // 2
@@ -348,6 +356,7 @@ def test_mask_values_define_multiple_classes(chest_phantoms, tmp_path):
         run(segmentation_recipe(data, tmp_path / "other", mask_values="0=background,255=lungs"))
 
 
+@pytest.mark.slow
 def test_external_dataset_needs_matching_masks_but_no_labels(chest_phantoms, segmented, tmp_path):
     external_data = write_phantoms(tmp_path / "other", "chest", patients=6, images=2, size=96, seed=7)
     (tmp_path / "renamed").mkdir()
@@ -408,6 +417,7 @@ def test_own_images_need_no_labels(layout, chest_phantoms, tmp_path):
         load(dataset, data)
 
 
+@pytest.mark.slow
 def test_segformer_trains_and_loads_without_custom_code(chest_phantoms, tmp_path):
     folder = save_segformer(tmp_path / "tiny-segformer")
     overrides = {"model_name_or_path": str(folder), "encoder": None, "encoder_weights": "imagenet", "image_size": None}
@@ -438,6 +448,7 @@ def test_rejects_bad_external_mask_before_training(chest_phantoms, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_reads_masks_with_other_size_gray_edges_color_or_empty(chest_phantoms, tmp_path):
     """Images of 299 pixels with masks of 256, as in covid19-radiography."""
     empty = {f"chest-{patient:04}_{i}.png" for patient in range(0, 18, 2) for i in (0, 1)}

@@ -160,6 +160,7 @@ def assert_equal_runs(one: Path, many: Path, least: int) -> None:
     assert (one / "recipe.yaml").read_text() == (many / "recipe.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "batch", "accumulation"),
     [(2, 10, 1), (3, 1, 9)],
@@ -184,6 +185,7 @@ torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x,
 """
 
 
+@pytest.mark.slow
 def test_segmentation_in_two_processes_matches_one(nursery, tmp_path):
     data = write_phantoms(tmp_path / "chest", "chest", patients=15, images=1, size=64)
     for count in (1, 2):
@@ -195,6 +197,7 @@ def test_segmentation_in_two_processes_matches_one(nursery, tmp_path):
     assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=2)
 
 
+@pytest.mark.slow
 def test_multilabel_in_two_processes_matches_one(nursery, vit, tmp_path):
     rows = []
     for i in range(30):
@@ -231,6 +234,7 @@ raise RuntimeError("training failed")
 """
 
 
+@pytest.mark.slow
 def test_workers_survive_signals_but_not_the_run():
     """A worker that ignored SIGTERM would keep a failing run alive: multiprocessing waits for its workers."""
     process = run_command(sys.executable, "-c", WORKERS, timeout=600)
@@ -277,6 +281,7 @@ def arguments(phantoms, vit):
     return make_flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "step"), [(1, 2), (1, 3), (2, 4)])
 def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
     """The signal comes in the middle of an epoch, at its end, and to one of two processes."""
@@ -297,6 +302,7 @@ def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes,
     assert evaluated == evaluated2  # evaluated only after epochs, and after each
 
 
+@pytest.mark.slow
 def test_resumes_on_another_number_of_processes(nursery, arguments, tmp_path):
     nursery.run(tmp_path / "log", *arguments(tmp_path / "run1"))
     code = signal_at(4, signal.SIGTERM, "1")

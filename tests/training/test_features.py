@@ -25,6 +25,7 @@ def add_dropout(model: torch.nn.Module, rate: float = 0.5) -> None:
         model.classifier = torch.nn.Sequential(torch.nn.Dropout(rate), model.classifier)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn"])
 @pytest.mark.parametrize("augmentation", ["none", "brain"])
 def test_head_matches_training_without_cache(family, augmentation, make_trainer):
@@ -47,6 +48,7 @@ def test_head_matches_training_without_cache(family, augmentation, make_trainer)
     assert calls.count(True) < calls.count(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "timm"])
 def test_dropout_before_head_stays_active(family, make_trainer):
     heads = []
@@ -99,6 +101,7 @@ def test_full_model_accepts_features(make_trainer):
     assert model.forward.__func__ is type(model).forward
 
 
+@pytest.mark.slow
 def test_epochs_cycle_through_views(make_trainer):
     trainer = make_trainer("vit", **FROZEN, feature_views=2, augmentation="brain", dataloader_num_workers=2)
     trainer.train()
@@ -111,6 +114,7 @@ def test_epochs_cycle_through_views(make_trainer):
         assert torch.equal(data[3]["features"], data.values[view, 3])
 
 
+@pytest.mark.slow
 def test_lp_ft_uses_features_then_images(make_trainer):
     heads = []
     for cached in (True, False):
@@ -128,12 +132,14 @@ def test_no_cache_with_mixup(make_trainer):
     assert not make_trainer("vit", **FROZEN, mixup=0.2).sets
 
 
+@pytest.mark.slow
 def test_resumes_exactly_with_cached_features(make_trainer):
     through, again = train_and_resume(make_trainer, "timm", 5, strategy="feature_extraction")
     weights, resumed_weights = copy_weights(through), copy_weights(again)
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_saved_model_is_the_full_model(phantoms, tiny_checkpoint, tmp_path):
     saved = []
     for cached in (True, False):
@@ -146,6 +152,7 @@ def test_saved_model_is_the_full_model(phantoms, tiny_checkpoint, tmp_path):
     assert torch.allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["timm"])
 def test_feature_cache_benchmark_runs(family, tiny_checkpoint):
     process = run_command(

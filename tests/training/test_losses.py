@@ -100,6 +100,7 @@ def test_recipe_options_reach_the_loss(phantoms, tiny_checkpoint, tmp_path):
     assert (loss.gamma, loss.smoothing) == (2.0, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "timm"])
 @pytest.mark.parametrize("overrides", [{}, {"class_weights": "balanced", "loss": "focal", "mixup": 0.2}])
 def test_accumulated_batches_match_one_batch(family, overrides, make_trainer):
@@ -149,6 +150,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", OPTIMIZERS, ids=lambda overrides: "-".join(map(str, overrides.values()))[:30])
 def test_optimizers_and_schedules_run_and_resume_exactly(overrides, make_trainer):
     through, again = train_and_resume(make_trainer, "timm", 5, **overrides)
@@ -171,6 +173,7 @@ def test_step_schedule_lowers_learning_rate(make_trainer):
     assert rates == pytest.approx([0.1] * 4 + [0.05] * 4)
 
 
+@pytest.mark.slow
 def test_ema_weights_are_evaluated_and_saved(make_trainer):
     overrides = {"ema_decay": 0.5, "max_steps": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1,
             "eval_steps": 1, "learning_rate": 0.01, "save_total_limit": None}  # fmt: skip

@@ -75,6 +75,7 @@ def trains(overrides: dict, depth: int, blocks: int) -> bool:
     return overrides["strategy"] != "feature_extraction"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("overrides", STRATEGIES, ids=lambda m: "-".join(map(str, m.values())))
 def test_frozen_parameters_stay_bit_identical(family, overrides, make_trainer):
@@ -96,6 +97,7 @@ def test_frozen_parameters_stay_bit_identical(family, overrides, make_trainer):
             assert not changed, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext"])
 def test_lora_keeps_the_body_and_merges_to_a_plain_model(family, make_trainer, tiny_checkpoint):
     trainer = make_trainer(family, strategy="lora", lora_rank=2, lora_alpha=4, **FAST)
@@ -159,6 +161,7 @@ def test_progressive_schedule():
     assert [explicit.trainable_blocks(epoch, 4) for epoch in range(8)] == [0, 0, 1, 1, 3, 3, 5, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -177,6 +180,7 @@ def test_resumes_to_the_same_weights(overrides, make_trainer):
     assert same_weights(through, again)
 
 
+@pytest.mark.slow
 def test_best_lora_checkpoint_has_merged_weights(make_trainer):
     trainer = make_trainer("vit", strategy="lora", ema_decay=0.9, max_steps=2, save_strategy="steps", save_steps=1,
                          eval_strategy="steps", eval_steps=1)  # fmt: skip
@@ -187,6 +191,7 @@ def test_best_lora_checkpoint_has_merged_weights(make_trainer):
     assert all(torch.equal(current[name], saved[name]) for name in saved)
 
 
+@pytest.mark.slow
 def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
     folder = run(
         Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", strategy="lora", learning_rate=0.01))
@@ -285,6 +290,7 @@ def test_rejects_unsupported_strategies_before_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_rejects_resuming_with_another_strategy(phantoms, tiny_checkpoint, tmp_path):
     values = options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", num_train_epochs=1)
     folder = run(Recipe(**values))

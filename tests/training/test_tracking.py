@@ -32,6 +32,7 @@ def secrets(phantoms: Path, tiny_checkpoint) -> list[str]:
     return [str(phantoms.parent), str(tiny_checkpoint("vit").parent), "hf_ci", str(Path.home())]
 
 
+@pytest.mark.slow
 def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny_checkpoint):
     logs = Path(os.environ["TRACKIO_DIR"])  # set in conftest.py: Trackio reads it when it is imported
     folder = tracked("trackio", project="wards")
@@ -55,6 +56,7 @@ def test_trackio_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny_che
             assert path.is_dir() or secret.encode() not in path.read_bytes(), (path, secret)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_metrics_but_no_paths_or_tokens(tracked, phantoms, tiny_checkpoint):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -92,6 +94,7 @@ def test_missing_tracker_names_the_extra(monkeypatch):
     tracking.check_trackers([])
 
 
+@pytest.mark.slow
 def test_trackers_are_closed_when_a_run_fails(tracked, monkeypatch):
     closed = []
     monkeypatch.setattr("hf_medtl.runs.train.write_artifacts", lambda *args: 1 / 0)

@@ -23,6 +23,7 @@ from hf_medtl.training.checkpoints import find_checkpoint
 from tests.support.training_processes import load_weights, same_weights, start_process, training_command, wait_for_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin", "convnext", "timm", "cnn"])
 def test_best_checkpoint_and_resume_restore_every_tensor(family, make_trainer):
     """TRAP A: transformers silently restores only 8 of a ViT's 40 tensors."""
@@ -73,6 +74,7 @@ def test_checkpoints_hold_no_pickled_arguments(make_trainer):
     assert not list(Path(trainer.args.output_dir).rglob("training_args.bin"))
 
 
+@pytest.mark.slow
 def test_early_stopping_patience_continues_after_resume(make_trainer):
     """TRAP K: the patience of early stopping would restart at 0."""
     stuck = {"learning_rate": 0.0, "num_train_epochs": 8, "early_stopping_patience": 3, "save_total_limit": None}
@@ -175,6 +177,7 @@ def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(
     assert same_weights(uninterrupted, output)
 
 
+@pytest.mark.slow
 def test_rejects_damaged_checkpoints(make_trainer, caplog):
     trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
     output, labels = Path(trainer.args.output_dir), ("no_lesion", "lesion")
