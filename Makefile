@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo       fine-tune a small ViT on synthetic brain slices and show the resulting run folder"
 	@echo "make test       run all tests"
-	@echo "make test-fast  run the tests that take less than about a second each"
+	@echo "make test-fast  run the tests that do not train, serve or take long"
 	@echo "make check      check format, lint, docstrings, spelling, types and import directions"
 	@echo "make format     fix format and lint where that is safe"
 	@echo "make clean      remove the virtual environment and caches (runs/ stays)"
