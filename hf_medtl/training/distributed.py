@@ -147,7 +147,10 @@ def keep_workers(loader: DataLoader) -> DataLoader:
     Ctrl-C and schedulers signal all processes of a run. The workers would end, and training would fail for lack of data
     before its checkpoint is written.
     """
-    loader.worker_init_fn = partial(_init_worker, os.getpid(), loader.worker_init_fn)
+    init = partial(_init_worker, os.getpid(), loader.worker_init_fn)
+    loader.worker_init_fn = init
+    if isinstance(base := getattr(loader, "base_dataloader", None), DataLoader):
+        base.worker_init_fn = init  # accelerate's loader copies the attributes of this one, which starts the workers
     return loader
 
 

@@ -3,6 +3,7 @@
 Run as a script, it reads one JSON request per line from stdin and writes one JSON answer per line.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -62,7 +63,11 @@ class ProcessPool:
 
 def count_threads(name: str) -> int:
     """Return the number of threads of this process with a name."""
-    return sum((task / "comm").read_text().strip() == name for task in Path("/proc/self/task").iterdir())
+    count = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            count += (task / "comm").read_text().strip() == name
+    return count
 
 
 def run_child(request: dict, rank: int, port: int) -> None:

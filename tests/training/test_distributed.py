@@ -218,28 +218,36 @@ def test_multilabel_in_two_processes_matches_one(nursery, vit, tmp_path):
 # ---- signals and kills
 
 WORKERS = """
-import os, time
+import multiprocessing, os, sys, time
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from hf_medtl.training.distributed import keep_workers
-rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
+def loader():
+    rows = DataLoader(range(100), num_workers=1)
+    return keep_workers(Accelerator(cpu=True).prepare(rows) if sys.argv[1] == "prepared" else rows)
+rows = iter(loader())
 next(rows)
-(worker,) = rows._workers
+(worker,) = multiprocessing.active_children()
 for name in ("INT", "TERM"):
     os.system(f"kill -{name} {worker.pid}")
 time.sleep(0.5)
 assert sum(1 for row in rows) == 99, "the worker died"
-rows = iter(keep_workers(DataLoader(range(100), num_workers=1)))
+rows = iter(loader())
 next(rows)
 raise RuntimeError("training failed")
 """
 
 
 @pytest.mark.slow
-def test_workers_survive_signals_but_not_the_run():
-    """A worker that ignored SIGTERM would keep a failing run alive: multiprocessing waits for its workers."""
-    process = run_command(sys.executable, "-c", WORKERS, timeout=600)
+@pytest.mark.parametrize("loader", ["plain", "prepared"])
+def test_workers_survive_signals_but_not_the_run(loader):
+    """A worker that ignored SIGTERM would keep a failing run alive: multiprocessing waits for its workers.
+
+    Trainer's loader is prepared by accelerate, whose class wraps the one that starts the workers.
+    """
+    process = run_command(sys.executable, "-c", WORKERS, loader, timeout=600)
     assert process.returncode == 1
-    assert process.stderr.strip().endswith("RuntimeError: training failed")
+    assert process.stderr.strip().endswith("RuntimeError: training failed"), process.stderr
 
 
 def signal_at(step: int, number: int, rank: str = "0") -> str:
