@@ -2,23 +2,23 @@
 
 import gzip
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hf_medtl.data.header_privacy import without_header_text
 from hf_medtl.data.pixels import MAX_PIXELS, GreyRange, apply_window
 from hf_medtl.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image
 
-T = TypeVar("T")
 MAX_BYTES = 2 << 30  # of one volume: a gzipped one is decompressed up to the slice
 
 
+@without_header_text("NIfTI file", "volume")
 def read(
     stream: BinaryIO, name: str, window: tuple[float, float] | None = None, frame: int | None = None
 ) -> Image.Image:
@@ -36,16 +36,13 @@ def read(
     Raises:
         UnreadableImage: nibabel is missing, or the file is damaged, too large or has no such slice.
     """
-    return _without_header_text(name, lambda: _to_rgb(_slice(stream, name, frame), window))
-
-
-def _to_rgb(plane: NDArray[Any], window: tuple[float, float] | None) -> Image.Image:
-    """Convert values (H, W) to an RGB image."""
+    plane = _slice(stream, name, frame)
     if plane.dtype.names:  # RGB or RGBA voxels
         return Image.fromarray(np.ascontiguousarray(np.stack([plane[channel] for channel in "RGB"], axis=-1)))
     return Image.fromarray(apply_window(plane, window)).convert("RGB")
 
 
+@without_header_text("NIfTI file", "volume")
 def read_dimensions(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
     """Return the columns, rows and slices of a volume as displayed, and its bytes, without decoding it.
 
@@ -56,46 +53,25 @@ def read_dimensions(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
     Raises:
         UnreadableImage: As for `read`, as far as the header and the file size reveal it.
     """
-
-    def read_header() -> tuple[int, int, int, int]:
-        image = _open(stream, name)
-        shape = _shape_3d(image)
-        right, anterior, superior = _anatomical_axes(image)[0]
-        return shape[right], shape[anterior], shape[superior], int(np.prod(shape)) * image.get_data_dtype().itemsize
-
-    return _without_header_text(name, read_header)
+    image = _open(stream, name)
+    shape = _shape_3d(image)
+    right, anterior, superior = _anatomical_axes(image)[0]
+    return shape[right], shape[anterior], shape[superior], int(np.prod(shape)) * image.get_data_dtype().itemsize
 
 
-def read_grey_range(stream: BinaryIO, name: str, frame: int | None = None) -> GreyRange | None:
-    """Return the range of grey values of one slice; None for a colour slice.
+@without_header_text("NIfTI file", "volume")
+def read_grey_range(stream: BinaryIO, name: str) -> GreyRange | None:
+    """Return the range of grey values of the middle slice; None for a colour slice.
 
     Args:
         stream: The file.
         name: Name of the file in errors.
-        frame: As for `read`.
 
     Raises:
         UnreadableImage: As for `read`.
     """
-
-    def measure() -> GreyRange | None:
-        plane = _slice(stream, name, frame)
-        return None if plane.dtype.names else GreyRange.from_pixels(plane)
-
-    return _without_header_text(name, measure)
-
-
-def _without_header_text(name: str, work: Callable[[], T]) -> T:
-    """Call `work`, converting exceptions to UnreadableImage without text from the header."""
-    try:
-        return work()
-    except UnreadableImage as error:
-        reason = str(error)
-    except ImportError:
-        reason = f"{name}: reading a NIfTI volume needs nibabel. Install it: pip install hf_medtl[nifti]"
-    except Exception as error:  # header fields hold free text, so nibabel's message is dropped
-        reason = f"{name}: the NIfTI file can't be decoded ({type(error).__name__}). Export the volume again."
-    raise UnreadableImage(reason)
+    plane = _slice(stream, name, None)
+    return None if plane.dtype.names else GreyRange.from_pixels(plane)
 
 
 def _shape_3d(image: "Nifti1Image") -> tuple[int, ...]:
@@ -119,8 +95,13 @@ def _anatomical_axes(image: "Nifti1Image") -> tuple[list[int], list[int]]:
 
 def _open(stream: BinaryIO, name: str) -> "Nifti1Image":
     """Read the header, and check it against the size limit and the file size."""
-    import nibabel
-    from nibabel.fileholders import FileHolder
+    try:
+        import nibabel
+        from nibabel.fileholders import FileHolder
+    except ImportError as error:
+        raise UnreadableImage(
+            f"{name}: reading a NIfTI volume needs nibabel. Install it: pip install hf_medtl[nifti]"
+        ) from error
 
     image_class = nibabel.Nifti2Image if stream.read(8)[4:] == b"n+2\0" else nibabel.Nifti1Image
     stream.seek(0)
