@@ -33,7 +33,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_medtl.common.system import cores
 from hf_medtl.data import phantoms
 from hf_medtl.data.augmentation import get_augmentation
-from hf_medtl.data.cache import PreparedImages, prepare_images
+from hf_medtl.data.cache import prepare_images
+from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
 
 NATIVE, SIZE = (1500, 1200), (224, 224)

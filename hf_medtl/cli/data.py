@@ -50,7 +50,8 @@ def audit(
     """Check a dataset for duplicates, leaks between splits, shortcuts and overlap with other datasets."""
     from rich.console import Console
 
-    from hf_medtl.data.audit import audit, summary, write_audit
+    from hf_medtl.data.audit import audit
+    from hf_medtl.data.audit_page import summary, write_audit
     from hf_medtl.data.loading import survey
 
     surveyed = survey(name, data_dir)
@@ -118,7 +119,8 @@ def push(
     seed: Annotated[int, typer.Option(help="Random seed of the split, if the dataset has none.")] = 42,
 ) -> None:
     """Publish a dataset as Parquet with a card, leak-free splits and the audit."""
-    from hf_medtl.data.audit import audit, summary, write_audit
+    from hf_medtl.data.audit import audit
+    from hf_medtl.data.audit_page import summary, write_audit
     from hf_medtl.data.loading import load, survey
     from hf_medtl.data.publish import check_licence, folder_size_mb, upload_dataset, write_parquet
 

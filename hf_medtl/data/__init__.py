@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "DATASETS": "hf_medtl.data.specs",
         "DatasetSpec": "hf_medtl.data.specs",
-        "LoadedDataset": "hf_medtl.data.loading",
-        "Survey": "hf_medtl.data.loading",
+        "LoadedDataset": "hf_medtl.data.dataset",
+        "Survey": "hf_medtl.data.dataset",
         "get_augmentation": "hf_medtl.data.augmentation",
         "load": "hf_medtl.data.loading",
         "load_external": "hf_medtl.data.leakage",
@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "read_mask": "hf_medtl.data.images",
         "subsample_training": "hf_medtl.data.subset",
         "survey": "hf_medtl.data.loading",
-        "write_audit": "hf_medtl.data.audit",
+        "write_audit": "hf_medtl.data.audit_page",
         "write_phantoms": "hf_medtl.data.phantoms",
     },
 )

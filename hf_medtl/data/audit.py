@@ -1,33 +1,25 @@
-"""Dataset audit: copies, leakage between splits, shortcuts and overlap, as numbers and as an HTML page."""
+"""Dataset audit: copies, leakage between splits, shortcuts and overlap with other datasets, as numbers."""
 
 import importlib.metadata
-import importlib.resources
-import inspect
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from hf_medtl.data.audit_plots import AVERAGED, render_figures
-from hf_medtl.data.fingerprints import CROP_AGREEMENT, THUMBNAIL, near_duplicates
+from hf_medtl.data.dataset import Survey
+from hf_medtl.data.fingerprints import BITS, CORRELATION, THUMBNAIL, near_duplicates
 from hf_medtl.data.leakage import shared_images
-from hf_medtl.data.loading import Survey
-from hf_medtl.data.shortcuts import BORDER, FOLDS, PROBES, RESAMPLES, SIDE, FileFacts, measure_all, probe_shortcuts
+from hf_medtl.data.shortcuts import FOLDS, RESAMPLES, SIDE, FileFacts, measure_all, probe_shortcuts
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 
 LISTED = 50  # examples of each kind in the findings; counts are always complete
-FEW = 5  # images of a colour mode from which it is reported that only one label has them
-SERIOUS, CLEAR = 0.8, 0.6  # AUC of a probe above which it is a serious, or a clear, shortcut
 
 Findings = dict[str, Any]
 Counts = dict[str, dict[str, int]]
@@ -131,7 +123,8 @@ def audit(survey: Survey, others: Sequence[Survey] = (), seed: int = 0) -> Findi
             "seed": seed,
             "folds": FOLDS,
             "resamples": RESAMPLES,
-            **{name: inspect.signature(near_duplicates).parameters[name].default for name in ("bits", "correlation")},
+            "bits": BITS,
+            "correlation": CORRELATION,
             "thumbnail": THUMBNAIL,
             "side": SIDE,
             "versions": {
@@ -227,126 +220,3 @@ def _cropped_copies(table: pd.DataFrame, plain: NDArray[np.int64]) -> dict[str, 
     parts = table.assign(plain=plain).drop_duplicates("plain").groupby("duplicate")["path"]
     examples = [paths.tolist() for _, paths in parts if len(paths) > 1]
     return {"redundant": sum(len(paths) - 1 for paths in examples), "examples": examples[:LISTED]}
-
-
-def summary(findings: Findings) -> list[str]:
-    """Return the most important findings as sentences, most severe first."""
-    return [sentence for _, sentence in verdicts(findings)]
-
-
-def verdicts(findings: Findings) -> list[tuple[str, str]]:
-    """Return (severity, sentence) pairs, most severe first; severities are serious, warning, note and good."""
-    results: list[tuple[str, str]] = []
-    n = findings["n"]
-    twice = findings["duplicates_across_labels"]["groups"]
-    if twice:
-        results.append(
-            (
-                "serious",
-                f"{_plural(twice, 'image has', 'images have')} two labels, one of which must be wrong.",
-            )
-        )
-    for pair, leak in findings["split_leaks"].items():
-        first, second = pair.split("/")
-        shared = [_plural(leak[key], *words) for key, words in LEAKS.items() if leak[key]]
-        if leak["pictures"]:
-            rate = f"{leak['pictures']:,} of {leak['of']:,} {second} images ({leak['pictures'] / leak['of']:.0%})"
-            results.append(
-                ("serious", f"The official {first} and {second} splits share {' and '.join(shared)}: {rate} leak.")
-            )
-        else:
-            checked = "patient or copy" if findings["patients"]["known"] else "copy"
-            results.append(("good", f"No {checked} is in both the official {first} and {second} splits."))
-    clear = [(probe, result) for probe, result in findings["shortcuts"].items() if result.get("low", 0) > 0.5]
-    if findings["shortcuts"]["dimensions"].get("constant"):
-        clear = [item for item in clear if item[0] != "compression"]  # it would only repeat the file size
-    for probe, result in sorted(clear, key=lambda item: -item[1]["auc"]):
-        if result["auc"] >= CLEAR:
-            severity = "serious" if result["auc"] >= SERIOUS else "warning"
-            results.append(
-                (severity, f"A model can predict the label from {PROBES[probe]} alone: AUC {_format_interval(result)}.")
-            )
-    for kind, label, count in _single_label_formats(findings["formats"]):
-        results.append(("warning", f"All {count:,} images in {kind} format are {label}."))
-    for name, overlap in findings["overlap"].items():
-        if overlap["near"]:
-            results.append(("serious", f"{overlap['near']:,} of {overlap['of']:,} images are also in {name}: neither "
-                         "dataset is external to the other."))  # fmt: skip
-        else:
-            results.append(("good", f"No image is also in {name}."))
-    copies = n - findings["distinct"]
-    if copies:
-        equal, distinct = findings["exact_redundant"], findings["distinct"]
-        results.append(("warning", f"{copies:,} of {n:,} images ({copies / n:.1%}) are copies of another one, "
-                     f"{equal:,} of them identical files: {distinct:,} images are distinct."))  # fmt: skip
-    else:
-        results.append(("good", "No image is a copy of another one."))
-    if findings["unreadable"]:
-        results.append(("warning", f"{_plural(len(findings['unreadable']), 'file is', 'files are')} unreadable."))
-    if not findings["patients"]["known"]:
-        results.append(("warning", "Patients are unknown, so images of one patient can be in different splits."))
-    elif findings["patients"]["pictures"] < n:
-        results.append(
-            ("warning", f"The patient is unknown for {n - findings['patients']['pictures']:,} of {n:,} images.")
-        )
-    total = sum(findings["expected"].values())
-    if total and findings["labels"] != findings["expected"]:
-        results.append(("note", f"The data folder has {n:,} images; the complete dataset has {total:,}."))
-    if all("reason" in result for result in findings["shortcuts"].values()):
-        results.append(("note", f"Shortcuts: {findings['shortcuts']['file_size']['reason']}."))
-    return sorted(results, key=lambda item: ["serious", "warning", "note", "good"].index(item[0]))
-
-
-def _single_label_formats(formats: Counts) -> list[tuple[str, str, int]]:
-    """Return (format and mode, label, number of images) of formats that only one label has, at least FEW times."""
-    names = sorted({kind for counts in formats.values() for kind in counts})
-    by_format = {kind: [(label, counts[kind]) for label, counts in formats.items() if kind in counts] for kind in names}
-    return [(kind, *uses[0]) for kind, uses in by_format.items() if len(uses) == 1 and uses[0][1] >= FEW]
-
-
-LEAKS = {"patients": ("patient", "patients"), "near": ("image", "images")}
-
-
-def _plural(number: int, one: str, many: str) -> str:
-    """Format a count such as `1 patient` or `1,170 patients`."""
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def _format_interval(result: dict[str, float]) -> str:
-    """Format an AUC such as `0.93 [0.90, 0.96]`."""
-    return f"{result['auc']:.2f} [{result['low']:.2f}, {result['high']:.2f}]"
-
-
-def write_audit(survey: Survey, findings: Findings, out: Path) -> Path:
-    """Write audit.json and the self-contained audit.html, and return the path of the latter.
-
-    Images in it are small, re-encoded from pixels and without metadata; it contains file names.
-
-    Args:
-        survey: The dataset.
-        findings: Result of `audit`.
-        out: Folder, created if necessary.
-    """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
-    template = importlib.resources.files("hf_medtl.data").joinpath("audit.html.jinja").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
-        f=findings,
-        p=render_figures(survey, findings, findings["measured"]["seed"]),
-        verdicts=verdicts(findings),
-        probes=PROBES,
-        interval=_format_interval,
-        by_label=next(
-            (list(result["by_label"]) for result in findings["shortcuts"].values() if "by_label" in result), []
-        ),
-        averaged=AVERAGED,
-        agreement=CROP_AGREEMENT,
-        border=BORDER,
-        clear=CLEAR,
-        serious=SERIOUS,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(findings, indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "audit.json").write_text(text + "\n", encoding="utf-8")
-    path = out / "audit.html"
-    path.write_text(page, encoding="utf-8")
-    return path

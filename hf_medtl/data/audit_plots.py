@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import Survey
+from hf_medtl.data.dataset import Survey
+from hf_medtl.data.images import encode_image, read_image
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito
 SAMPLES = 8  # per label
@@ -111,6 +111,4 @@ def _histogram(name: str, sizes: dict[str, Any]) -> str | None:
 
 def data_uri(image: Image.Image) -> str:
     """Return an image as `data:image/jpeg;base64,...`."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(image, "JPEG", quality=82)).decode()

@@ -78,12 +78,8 @@ def unpack_medmnist(path: Path) -> Path:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(file)
                 if multilabel:
-                    rows.append(
-                        {
-                            "file_name": f"{split}/{file.name}",
-                            "label": _join_labels(map(name, np.flatnonzero(label).tolist())),
-                        }
-                    )
+                    names = _join_labels(map(name, np.flatnonzero(label).tolist()))
+                    rows.append({"file_name": f"{split}/{file.name}", "label": names})
                 yield
         if rows:
             pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
@@ -91,7 +87,7 @@ def unpack_medmnist(path: Path) -> Path:
     return _create_once(f"medmnist/{path.stem}-{content}", write, sum(len(images) for images, _ in splits.values()))
 
 
-def download_from_hub(name: str, revision: str | None = None) -> Path:
+def download_from_hub(name: str) -> Path:
     """Download a dataset from the Hub into a folder `split/label/number` with a metadata.csv, and return the folder.
 
     Images are taken from the column `image` or else the first image column, labels (one, or a list for multilabel
@@ -100,13 +96,12 @@ def download_from_hub(name: str, revision: str | None = None) -> Path:
 
     Args:
         name: Repository id, `owner/name`.
-        revision: Branch, tag or commit.
 
     Raises:
         MedtlError: No such dataset, no network, or no column of images or labels.
     """
     try:
-        builder = datasets.load_dataset_builder(name, revision=revision)
+        builder = datasets.load_dataset_builder(name)
         builder.download_and_prepare()
         splits: Any = builder.as_dataset()
     except Exception as error:  # datasets passes on what its HTTP client, its readers or the disk raise

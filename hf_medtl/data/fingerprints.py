@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import imagehash
@@ -20,7 +22,11 @@ from hf_medtl.common.system import cache_dir, cores
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import UnreadableImage
 
+T = TypeVar("T")
+Result = TypeVar("Result")
+
 THUMBNAIL, SMALL = 24, 64  # height and width of the two thumbnails
+BITS, CORRELATION = 6, 0.985  # copies differ in at most so many bits of the hash, and correlate above that
 # Which pairs are aligned, and the correlation above which they are copies.
 CROP_BITS, CROP_CORRELATION, CROP_AGREEMENT = 8, 0.8, 0.99
 VERSION = 3  # of the computations in this file: part of the cache file's name
@@ -47,14 +53,14 @@ class Fingerprint:
     error: str = ""
 
 
-def compute_fingerprint(path: Path, cached: dict[str, Fingerprint] | None = None) -> Fingerprint:
+def _compute_fingerprint(path: Path, cached: dict[str, Fingerprint]) -> Fingerprint:
     """Hash the bytes of a file and, unless `cached` (by sha256) contains it, decode and hash its image."""
     try:
         content = path.read_bytes()
     except OSError as error:
         return Fingerprint("", error=f"can't be read ({error.strerror})")
     sha256 = hashlib.sha256(content).hexdigest()
-    if cached and sha256 in cached:
+    if sha256 in cached:
         return cached[sha256]
     try:
         image = read_image(content)
@@ -76,23 +82,34 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
     """
     cache = cache_dir() / "fingerprints" / f"{cache_name}-{VERSION}.parquet"
     cached = _read_cache(cache) if cache.exists() else {}
-    results = thread_map(
-        lambda path: compute_fingerprint(path, cached),
-        paths,
-        desc="Reading images",
-        unit="file",
-        max_workers=cores(),
-        disable=None,
-        leave=False,
-    )
+    results = map_threads(lambda path: _compute_fingerprint(path, cached), paths, "Reading images", "file")
     merged = {item.sha256: item for item in results if item.sha256} | cached
     if len(merged) > len(cached):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}")
         table = pd.DataFrame([vars(item) for item in merged.values()]).astype({"phash": "uint64"})
-        table.to_parquet(partial, index=False)
-        partial.replace(cache)
+        with _replacing(cache) as partial:
+            table.to_parquet(partial, index=False)
     return results
+
+
+def map_threads(function: Callable[[T], Result], items: Sequence[T], title: str, unit: str) -> list[Result]:
+    """Return the results of a function for all items, from one thread per core, with a progress bar.
+
+    Args:
+        function: Called for each item.
+        items: (n,) items.
+        title: Title of the progress bar.
+        unit: Name of an item in it.
+    """
+    return thread_map(function, items, desc=title, unit=unit, max_workers=cores(), disable=None, leave=False)
+
+
+@contextmanager
+def _replacing(cache: Path) -> Iterator[Path]:
+    """Yield a file to write, which then becomes the cache file."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(f".{os.getpid()}{cache.suffix}")
+    yield partial
+    partial.replace(cache)
 
 
 def cached_fingerprints(hashes: list[str]) -> list[Fingerprint]:
@@ -109,18 +126,14 @@ def _read_cache(cache: Path, filters: list[Any] | None = None) -> dict[str, Fing
     return {row["sha256"]: Fingerprint(**{str(key): value for key, value in row.items()}) for row in rows}
 
 
-def near_duplicates(
-    items: list[Fingerprint], bits: int = 6, correlation: float = 0.985, crops: bool = True
-) -> NDArray[np.int64]:
+def near_duplicates(items: list[Fingerprint], crops: bool = True) -> NDArray[np.int64]:
     """Group images with the same content.
 
-    Two images are linked if their 64-bit DCT hashes (Zauner 2010, `imagehash.phash`) differ in at most `bits` bits and
-    their 24 × 24 grey thumbnails correlate above `correlation`; identical files always are. Links are transitive.
+    Two images are linked if their 64-bit DCT hashes (Zauner 2010, `imagehash.phash`) differ in at most BITS bits and
+    their 24 × 24 grey thumbnails correlate above CORRELATION; identical files always are. Links are transitive.
 
     Args:
         items: (n,) fingerprints without error.
-        bits: Largest Hamming distance of the hashes.
-        correlation: Smallest correlation of the thumbnails.
         crops: Also align less similar pairs, and link them if they then agree; see `_link_aligned`.
 
     Returns:
@@ -136,11 +149,11 @@ def near_duplicates(
     rows, columns, candidates = [np.arange(n)], [first], [np.zeros((0, 3))]
     for start in range(0, n, 1024):  # bounded memory: 1,024 × n distances at a time
         distance = np.bitwise_count(hashes[start : start + 1024, None] ^ hashes[None])
-        left, right = np.nonzero(np.triu(distance <= max(bits, CROP_BITS), k=start + 1))
+        left, right = np.nonzero(np.triu(distance <= max(BITS, CROP_BITS), k=start + 1))
         pair_distance = distance[left, right]
         left += start
         similarity = np.einsum("ij,ij->i", thumbnails[left], thumbnails[right])
-        copies = (pair_distance <= bits) & (similarity > correlation)
+        copies = (pair_distance <= BITS) & (similarity > CORRELATION)
         rows.append(left[copies])
         columns.append(right[copies])
         possible = ~copies & (similarity > CROP_CORRELATION)
@@ -185,21 +198,12 @@ def _link_aligned(
     if cache.exists():
         matches = np.load(cache)
     else:
-        matches = np.array(
-            thread_map(
-                lambda pair: _align_and_match(items[pair[0]], items[pair[1]]),
-                pairs,
-                desc="Comparing similar images",
-                unit="pair",
-                max_workers=cores(),
-                disable=None,
-                leave=False,
-            )
+        agree = map_threads(
+            lambda p: _align_and_match(items[p[0]], items[p[1]]), pairs, "Comparing similar images", "pair"
         )
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.npy")
-        np.save(partial, matches)
-        partial.replace(cache)
+        matches = np.array(agree)
+        with _replacing(cache) as partial:
+            np.save(partial, matches)
     linked = np.array(pairs, dtype=np.int64)[matches]
     return linked[:, 0], linked[:, 1]
 

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +90,7 @@ def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | N
         name = "bytes" if isinstance(part, bytes) else str(part)
         # With this window a mask with more than 8 bits keeps its values up to 255; percentiles would stretch them.
         grey = np.asarray(read_image(part, window=(0, 255)).convert("L"))
-        current = binarize_mask(grey, name) if values is None else index_mask(grey, values, name)
+        current = _binarize_mask(grey, name) if values is None else _index_mask(grey, values, name)
         if combined is not None and current.shape != combined.shape:
             raise UnreadableImage(
                 f"{name}: {current.shape} pixels, but the other part of the mask has {combined.shape}."
@@ -101,7 +101,7 @@ def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | N
     return Image.fromarray(combined)
 
 
-def binarize_mask(grey: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+def _binarize_mask(grey: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     """Map a mask (H, W) with two values to 255 inside and 0 outside; `name` is for the error."""
     bright = grey.max() > 127
     between = ((grey >= 64) & (grey < 192)).mean() if bright else 0.0
@@ -115,7 +115,7 @@ def binarize_mask(grey: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     return (grey > (127 if bright else 0)).astype(np.uint8) * 255
 
 
-def index_mask(grey: NDArray[np.uint8], values: Mapping[int, int], name: str) -> NDArray[np.uint8]:
+def _index_mask(grey: NDArray[np.uint8], values: Mapping[int, int], name: str) -> NDArray[np.uint8]:
     """Map a mask (H, W) with declared grey values to class indices; `name` is for the error."""
     others = sorted(set(np.unique(grey).tolist()) - set(values))
     if others:
@@ -149,6 +149,13 @@ def _read_with_pillow(
         rgb = image.convert("RGB")
         rgb.info = {}  # EXIF, text chunks and the like
         return rgb
+
+
+def encode_image(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    """Return an image as the content of a file; `options` are those of Pillow."""
+    stream = io.BytesIO()
+    image.save(stream, file_format, **options)
+    return stream.getvalue()
 
 
 def open_binary(source: str | Path | bytes) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Leakage between datasets: external test sets without images that a model has seen in training."""
+"""Leakage between datasets: external test sets without the images that a model was trained on."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_medtl.common.text import abbreviate
+from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.fingerprints import cached_fingerprints, near_duplicates
-from hf_medtl.data.loading import COLUMNS, LoadedDataset, Survey, load, survey
+from hf_medtl.data.loading import load, survey
 from hf_medtl.data.specs import DatasetSpec, split_labels
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
@@ -20,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def shared_images(seen: Survey, other: Survey) -> pd.DataFrame:
-    """Find the images of `other` that are (near) copies of one in `seen`, or show one of its patients.
+    """Find the images of `other` that are (near) copies of an image in `seen`, or show one of its patients.
 
-    Patient names are compared only if both datasets are the same collection, since the numbers of two hospitals are
-    unrelated; but if a patient of `other` has a copy in `seen`, all images of that patient count. For an image in
-    `seen` without a thumbnail (see `training_footprint`), only identical files are found.
+    Patients are compared by name only within one collection, since the numbers of two hospitals are unrelated. But if
+    one image of a patient in `other` is a copy, all images of that patient count as shared. An image in `seen` without
+    a thumbnail (see `training_footprint`) matches identical files only.
 
     Args:
         seen: Images of the first dataset.
-        other: Images to look for in it.
+        other: Images to look up in it.
 
     Returns:
         One row per shared image of `other`: path, copy_of (path in `seen`), reason (same file, near copy or same
@@ -60,13 +61,13 @@ def shared_images(seen: Survey, other: Survey) -> pd.DataFrame:
 
 
 def training_footprint(spec: DatasetSpec, splits: Path | None, data_dir: str | Path | None = None) -> LoadedDataset:
-    """Return what a finished model was trained on, as far as its splits.csv and the images reveal it.
+    """Return the images that a finished model was trained on, reconstructed from its splits.csv.
 
     Args:
         spec: Specification of the dataset, with the model's labels.
-        splits: The model's splits.csv; if None, nothing is known to have been seen.
+        splits: The model's splits.csv; None for a model whose training images are unknown.
         data_dir: The images listed in it. Without them, near copies are found only for images whose fingerprints are
-            in the cache because they were read on this machine before; the others have no thumbnail.
+            still in this machine's cache; the others have no thumbnail.
 
     Raises:
         MedtlError: `splits` is not a splits.csv, or `load` fails with it.
@@ -114,20 +115,20 @@ def load_external(
         data_dir: As for `load`.
         labels: Label of the second dataset -> label of the first, if their names differ; "" excludes its images.
         drop_overlap: Exclude images seen in training instead of raising an error.
-        sources: As for `load`, so that a model can be trained on one hospital of a dataset and tested on another.
-        split: "all", or one of the archive's own splits to test on.
-        option: Option with which a user gives `labels`, for error messages.
+        sources: As for `load`; a model can be trained on one hospital of a dataset and tested on another.
+        split: "all", or the official split to test on.
+        option: Command-line option that sets `labels`, for error messages.
 
     Returns:
         The second dataset with all its images in the test split.
 
     Raises:
-        MedtlError: The second dataset contains training images, or is known to contain unrecognizable ones; fewer than
-            two labels in common, a label that the model lacks, or (multilabel) one that the second dataset does not
-            annotate; masks of something else; no such split; or `load` fails.
+        MedtlError: The second dataset contains training images, or is known to contain altered ones that can't be
+            recognized; fewer than two labels are shared; the model lacks a label, or (multilabel) the second dataset
+            does not annotate one; the masks show another structure; there is no such split; or `load` fails.
     """
     is_segmentation = loaded.spec.is_segmentation
-    external = select_official_split(survey(dataset, data_dir, task=loaded.spec.task, sources=sources), split)
+    external = _select_official_split(survey(dataset, data_dir, task=loaded.spec.task, sources=sources), split)
     spec = external.spec
     if loaded.spec.name in spec.copies_of or spec.name in loaded.spec.copies_of:
         raise MedtlError(
@@ -167,8 +168,8 @@ def load_external(
     )
 
 
-def select_official_split(dataset: Survey, split: str) -> Survey:
-    """Return the images of one of the archive's own splits; all of them for "all".
+def _select_official_split(dataset: Survey, split: str) -> Survey:
+    """Return the images of one official split; all of them for "all".
 
     Raises:
         MedtlError: There is no such split.
@@ -183,14 +184,14 @@ def select_official_split(dataset: Survey, split: str) -> Survey:
 
 
 def _first_paths(keys: "pd.Series | np.ndarray", paths: pd.Series) -> dict[object, str]:
-    """Return key -> the first path that has it."""
+    """Return key -> first path with that key."""
     return dict(reversed(list(zip(keys, paths, strict=True))))
 
 
 def _map_labels(
     loaded: LoadedDataset, external: Survey, mapping: dict[str, str], option: str
 ) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
-    """Return the external table with labels of the first dataset, and (n,) which images have one.
+    """Return the external table with labels of the first dataset, and (n,) true for images that have one.
 
     Raises:
         MedtlError: As for `load_external`.
@@ -211,7 +212,7 @@ def _map_labels(
             f"One of {own.name} and {other.name} is multilabel, the other is not. A | in any cell of a table's column "
             "label marks a dataset as multilabel."
         )
-    # Otherwise findings that nobody looked for would count as absent.
+    # Otherwise findings that were never annotated would count as absent.
     unannotated = [label for label in loaded.labels if label not in mapping.values()] if other.multilabel else []
     if unannotated:
         raise MedtlError(
@@ -238,7 +239,7 @@ def _map_labels(
 def _check_masks(
     loaded: LoadedDataset, external: Survey, mapping: dict[str, str], option: str
 ) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
-    """Return the external table, of which all images count; reject masks of something else, and a label mapping."""
+    """Return the external table, and (n,) true for all images; reject masks of another structure, and a label map."""
     own, other = loaded.spec.mask_shows, external.spec.mask_shows
     if mapping:
         raise MedtlError(f"{option} is for labels, which a segmentation model ignores. Remove it.")

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.loading import Survey, locate_dataset
+from hf_medtl.data.dataset import Survey
+from hf_medtl.data.loading import locate_dataset
 from hf_medtl.data.readers import read_metadata
 from hf_medtl.errors import MedtlError
 

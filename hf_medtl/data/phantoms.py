@@ -53,9 +53,9 @@ def _rng(seed: int, kind: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([seed, list(LABELS).index(kind), *numbers, 1])
 
 
-def _texture(rng: np.random.Generator, sigma: float, cells: int = 192) -> Array:
+def _texture(rng: np.random.Generator, sigma: float) -> Array:
     """Return smooth periodic noise with unit standard deviation over [-1, 1)², band-passed around `sigma` cells."""
-    noise = rng.standard_normal((cells, cells))
+    noise = rng.standard_normal((192, 192))
     field = gaussian_filter(noise, sigma, mode="wrap") - gaussian_filter(noise, 2 * sigma, mode="wrap")
     return field / field.std()
 
@@ -99,10 +99,10 @@ def _lines(wave: Array) -> Array:
     return np.abs(wave) / (np.hypot(*np.gradient(wave, 2 / len(wave))) + 4)
 
 
-def _place(rng: np.random.Generator, size: int, turn: float, shift: float) -> tuple[Array, Array]:
+def _place(rng: np.random.Generator, size: int, turn: float) -> tuple[Array, Array]:
     """Return the pixel grid in the anatomy's coordinates: rotated (degrees), shifted and scaled."""
     angle, scale = np.radians(rng.uniform(-turn, turn)), rng.uniform(0.93, 1.07)
-    dx, dy = rng.uniform(-shift, shift, 2)
+    dx, dy = rng.uniform(-0.04, 0.04, 2)
     line = (np.arange(size) + 0.5) * 2 / size - 1
     x, y = np.meshgrid((line - dx) / scale, (line - dy) / scale)
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -157,7 +157,7 @@ def draw_brain(patient: int, index: int, lesion: bool, *, seed: int = 0, size: i
     """
     _check(patient=patient, index=index, seed=seed, size=size)
     own, shot = _rng(seed, "brain", patient), _rng(seed, "brain", patient, index)
-    x, y = _place(shot, size, 10, 0.04)
+    x, y = _place(shot, size, 10)
     half, length, squareness, egg = own.uniform([0.68, 0.84, 2.05, 0.02], [0.76, 0.92, 2.4, 0.10])
     scalp, skull, swell = own.uniform([0.030, 0.045, 0.018], [0.07, 0.065, 0.06])
     lean, bow = own.normal(0, 0.015, 2)
@@ -250,7 +250,7 @@ def draw_chest(patient: int, index: int, opacity: bool, *, seed: int = 0, size: 
     """
     _check(patient=patient, index=index, seed=seed, size=size)
     own, shot = _rng(seed, "chest", patient), _rng(seed, "chest", patient, index)
-    x, y = _place(shot, size, 4, 0.04)
+    x, y = _place(shot, size, 4)
     u = np.abs(x)
     wide, top, base, heart, thick = own.uniform([0.66, 1.26, 0.48, 0.22, 0.88], [0.80, 1.36, 0.64, 0.36, 1.15])
     gap, hila, breast, knob, full = own.uniform([0.15, 0.7, 0.0, 0.07, 0.29], [0.18, 1.3, 0.16, 0.10, 0.40])

@@ -2,12 +2,10 @@
 
 import hashlib
 import importlib.resources
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_medtl.data.images import read_image, read_mask
-from hf_medtl.data.loading import COLUMNS, LoadedDataset
+from hf_medtl.data.dataset import COLUMNS, LoadedDataset
+from hf_medtl.data.images import encode_image, read_image, read_mask
 from hf_medtl.data.splits import SPLITS, pseudonymize_patients
 from hf_medtl.errors import MedtlError
 
@@ -54,7 +52,7 @@ def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: s
     Args:
         loaded: The dataset.
         out: Folder, created if necessary.
-        findings: Sentences of `audit.summary` for the card.
+        findings: Sentences of `audit_page.summary` for the card.
         name: Repository id for the card.
 
     Returns:
@@ -65,14 +63,7 @@ def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: s
     """
     if loaded.spec.multilabel:
         raise MedtlError(f"{loaded.spec.title} is multilabel. Only datasets with one label per image can be written.")
-    features = datasets.Features(
-        image=datasets.Image(),
-        mask=datasets.Image(),
-        label=datasets.ClassLabel(names=list(loaded.labels)),
-        patient=datasets.Value("string"),
-        source=datasets.Value("string"),
-        image_id=datasets.Value("string"),
-    )
+    schema = loaded.features().arrow_schema
     table = loaded.table.assign(patient=pseudonymize_patients(loaded.table["patient"].tolist()))
     (out / "data").mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(table), desc="Encoding images", unit="image", leave=False, disable=None) as progress:
@@ -80,7 +71,6 @@ def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: s
             rows = table[table["split"] == split]
             if rows.empty:
                 continue
-            schema = features.arrow_schema
             with pq.ParquetWriter(out / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
                 for start in range(0, len(rows), _BATCH_ROWS):
                     batch = list(_encode_rows(loaded, rows.iloc[start : start + _BATCH_ROWS]))
@@ -101,8 +91,8 @@ def _encode_rows(loaded: LoadedDataset, rows: pd.DataFrame) -> Iterator[dict[str
             image = image.getchannel(0)
         parts = [loaded.root / part for part in row["mask"].split("|") if part]
         yield {
-            "image": encode_png(image, row["image_id"]),
-            "mask": encode_png(read_mask(parts), row["image_id"]) if parts else None,
+            "image": _encode_png(image, row["image_id"]),
+            "mask": _encode_png(read_mask(parts), row["image_id"]) if parts else None,
             "label": loaded.labels.index(row["label"]),
             "patient": row["patient"],
             "source": row["source"],
@@ -110,11 +100,9 @@ def _encode_rows(loaded: LoadedDataset, rows: pd.DataFrame) -> Iterator[dict[str
         }
 
 
-def encode_png(image: Image.Image, image_id: str) -> dict[str, Any]:
+def _encode_png(image: Image.Image, image_id: str) -> dict[str, Any]:
     """Return an image as the `Image` feature stores it."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return {"bytes": content.getvalue(), "path": f"{Path(image_id).stem}.png"}
+    return {"bytes": encode_image(image), "path": f"{Path(image_id).stem}.png"}
 
 
 def render_card(loaded: LoadedDataset, findings: list[str], name: str, splits: str) -> str:
@@ -122,7 +110,7 @@ def render_card(loaded: LoadedDataset, findings: list[str], name: str, splits: s
 
     Args:
         loaded: The dataset.
-        findings: Sentences of `audit.summary`.
+        findings: Sentences of `audit_page.summary`.
         name: Repository id.
         splits: Content of splits.csv.
     """

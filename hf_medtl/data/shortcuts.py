@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from tqdm.contrib.concurrent import thread_map
 
 from hf_medtl.common.system import cores
+from hf_medtl.data.fingerprints import map_threads
 from hf_medtl.data.images import FORMATS, QUIET, is_dicom, read_image
 
 PROBES = {
@@ -55,25 +55,16 @@ def measure(path: Path) -> FileFacts:
     grey = read_image(path).convert("L")
     pixels = np.asarray(grey)
     small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
-    return FileFacts(
-        path.stat().st_size,
-        grey.width,
-        grey.height,
-        file_format(path),
-        float(pixels.mean()),
-        float(pixels.std()),
-        small,
-    )
+    size, kind = path.stat().st_size, _file_format(path)
+    return FileFacts(size, grey.width, grey.height, kind, float(pixels.mean()), float(pixels.std()), small)
 
 
 def measure_all(paths: list[Path]) -> list[FileFacts]:
     """Measure all files, in their order."""
-    return thread_map(
-        measure, paths, desc="Measuring images", unit="file", max_workers=cores(), disable=None, leave=False
-    )
+    return map_threads(measure, paths, "Measuring images", "file")
 
 
-def file_format(path: Path) -> str:
+def _file_format(path: Path) -> str:
     """Return the format and colour mode from the content, such as `JPEG L`; DICOM and NIfTI without a mode."""
     with path.open("rb") as stream:
         if is_dicom(stream, path.suffix.lower()):
@@ -119,11 +110,11 @@ def probe_shortcuts(
             if probe == "source" and len(set(sources)) < 2
             else _predictability(values[keep], label[keep], group[keep], seed)
         )
-        for probe, values in probe_features(measured, sources).items()
+        for probe, values in _probe_features(measured, sources).items()
     }
 
 
-def probe_features(measured: list[FileFacts], sources: list[str]) -> dict[str, Floats]:
+def _probe_features(measured: list[FileFacts], sources: list[str]) -> dict[str, Floats]:
     """Return probe -> (n, number of features)."""
     size, width, height, mean, spread = (
         np.array([getattr(item, name) for item in measured], dtype=np.float64)[:, None]
@@ -160,24 +151,18 @@ def _predictability(values: Floats, label: NDArray[np.str_], group: NDArray[np.s
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores = cross_val_predict(forest, values, target, groups=group, cv=folds, method="predict_proba")
     positives = [1] if len(names) == 2 else list(range(len(names)))
-    weights = bootstrap_weights(group, seed)
+    weights = group_weights(group, seed)
     areas = np.array([weighted_auc(scores[:, k].round(6), target == k, weights) for k in positives])  # (labels, 1 + R)
     means = areas.mean(axis=0)
     low, high = np.nanpercentile(means[1:], [2.5, 97.5])
-    result: dict[str, Any] = {
-        "auc": round(float(means[0]), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-        "n": len(values),
-    }
+    interval = {"auc": means[0], "low": low, "high": high}
+    result: dict[str, Any] = {key: round(float(value), 4) for key, value in interval.items()} | {"n": len(values)}
     if len(names) > 2:
-        result["by_label"] = {
-            str(names[k]): round(float(area), 4) for k, area in zip(positives, areas[:, 0], strict=True)
-        }
+        result["by_label"] = {str(name): round(float(area), 4) for name, area in zip(names, areas[:, 0], strict=True)}
     return result
 
 
-def bootstrap_weights(group: NDArray[np.str_], seed: int) -> NDArray[np.int16]:
+def group_weights(group: NDArray[np.str_], seed: int) -> NDArray[np.int16]:
     """Return (1 + RESAMPLES, n) weights of the images: first 1, then how often their group was sampled."""
     names, index = np.unique(group, return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)

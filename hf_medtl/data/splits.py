@@ -108,14 +108,6 @@ def split_groups(
     return np.asarray(names)[assigned[group_index]]
 
 
-def fold_groups(
-    labels: Sequence[str], groups: Sequence[str], folds: int, seed: int, sources: Sequence[str] | None = None
-) -> NDArray[np.int64]:
-    """Return the (n,) fold number of each image, from 0: as `split_groups` with equal fractions."""
-    names = split_groups(labels, groups, {str(fold): 1 / folds for fold in range(folds)}, seed, sources)
-    return names.astype(np.int64)
-
-
 def stratification_columns(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
     """Return the labels, groups and sources of a dataset's table."""
     labels, groups, sources = (table[column].tolist() for column in ("label", "group", "source"))
@@ -143,8 +135,7 @@ def fold_splits(table: pd.DataFrame, folds: int, fold: int, validation: float, s
     """
     if folds < 2 or not 0 <= fold < folds:
         raise MedtlError(f"Expected at least 2 folds and a fold from 0 to folds - 1, found fold {fold} of {folds}.")
-    labels, groups, sources = stratification_columns(table)
-    test = fold_groups(labels, groups, folds, seed, sources) == fold
+    test = random_splits(table, {str(i): 1 / folds for i in range(folds)}, seed) == str(fold)
     fraction = validation / (1 - 1 / folds)
     split = np.full(len(table), "test", dtype="<U10")
     split[~test] = random_splits(table[~test], {"train": 1 - fraction, "validation": fraction}, seed)

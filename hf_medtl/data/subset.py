@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.specs import split_labels
 from hf_medtl.data.splits import stratification_columns
 from hf_medtl.errors import MedtlError

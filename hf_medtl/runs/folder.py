@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import COLUMNS
+from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.splits import pseudonymize_patients
 from hf_medtl.errors import MedtlError
 from hf_medtl.training.recipe import Recipe, default_value
