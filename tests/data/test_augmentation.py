@@ -1,4 +1,4 @@
-"""Augmentation: same seed same pixels everywhere, masks follow, hearts stay on the left; mixup and CutMix."""
+"""Augmentation: determinism, masks, mirroring of some presets only; mixup and CutMix."""
 
 import hashlib
 import sys
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_medtl import MedtlError, Recipe
 from hf_medtl.data.augmentation import AUGMENTATIONS, get_augmentation, save_preview
-from hf_medtl.training.trainer import mix_batch
+from hf_medtl.training.mixing import mix_batch
 from tests.support.commands import run_command
 
 SETS = [name for name in AUGMENTATIONS if name != "none"]
@@ -23,7 +23,7 @@ def noise(height: int = 40, width: int = 30) -> np.ndarray:
 
 
 def disc(size: int = 96) -> np.ndarray:
-    """(size, size) with 1 in a disc that is off the centre."""
+    """Return (size, size) with 1 in a disc off the centre."""
     y, x = np.mgrid[:size, :size]
     return ((y - size * 0.45) ** 2 + (x - size * 0.4) ** 2 < (size / 5) ** 2).astype(np.uint8)
 
@@ -42,7 +42,7 @@ class Augmented(Dataset):
 @pytest.mark.parametrize("name", SETS)
 def test_same_seed_gives_same_pixels_and_shape(name):
     augment, pixels = get_augmentation(name), noise()
-    pixels.setflags(write=False)  # as memory-mapped pictures are
+    pixels.setflags(write=False)  # as memory-mapped images are
     first = [augment(pixels, seed) for seed in range(20)]
     assert {(out.shape, out.dtype) for out in first} == {((40, 30, 3), np.dtype(np.uint8))}
     assert all(np.array_equal(out, get_augmentation(name)(pixels, seed)) for seed, out in enumerate(first))
@@ -68,8 +68,8 @@ def test_other_processes_and_workers_augment_identically():
     expected = [hashlib.sha256(get_augmentation(name)(noise(), 7).tobytes()).hexdigest() for name in SETS]
     assert done.stdout.split() == expected, done.stderr
     for name in ("chest", "randaugment"):
-        here = torch.cat(list(DataLoader(Augmented(name), batch_size=2)))
-        assert torch.equal(here, torch.cat(list(DataLoader(Augmented(name), batch_size=2, num_workers=2))))
+        alone = torch.cat(list(DataLoader(Augmented(name), batch_size=2)))
+        assert torch.equal(alone, torch.cat(list(DataLoader(Augmented(name), batch_size=2, num_workers=2))))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -81,7 +81,7 @@ def test_masks_are_transformed_and_keep_their_values(name):
         image, followed = augment(pixels, seed, mask)
         assert (followed.shape, followed.dtype) == (mask.shape, mask.dtype)
         assert set(np.unique(followed)) <= {0, 1}
-        assert np.array_equal(image, augment(pixels, seed))  # a mask beside it changes no draw
+        assert np.array_equal(image, augment(pixels, seed))  # a mask does not change the random numbers
         shown = image[..., 0] > (np.median(image[followed == 0]) + np.median(image[followed == 1])) / 2
         overlaps.append((shown & (followed == 1)).sum() / (shown | (followed == 1)).sum())
         moved += not np.array_equal(followed, mask)
@@ -92,7 +92,7 @@ def test_masks_are_transformed_and_keep_their_values(name):
 
 @pytest.mark.slow
 def test_brain_is_mirrored_and_chest_is_not():
-    """The heart is on the left: a bright half must stay where it is."""
+    """A bright half must stay on its side in presets for chests, where the heart is on the left."""
     pixels = np.full((64, 64, 3), 60, np.uint8)
     pixels[:, 40:] = 200
     mirrored = {
@@ -106,7 +106,7 @@ def test_brain_is_mirrored_and_chest_is_not():
 
 
 def test_transforms_are_sampled_independently():
-    """Albumentations' own set_random_seed gives each step the same seed: they would come and go together."""
+    """TRAP: albumentations' set_random_seed gives all transforms the same seed, so they would always coincide."""
     pixels = np.full((32, 32, 3), 60, np.uint8)
     pixels[:, 20:] = 200
     outs = [get_augmentation("brain")(pixels, seed) for seed in range(300)]
@@ -149,15 +149,15 @@ def test_preview_writes_figure(tmp_path):
 def test_soft_labels_equal_mixing_proportions(alphas):
     shades = torch.arange(4.0)
     pixels, labels = shades.view(4, 1, 1, 1).expand(4, 3, 20, 30).clone(), torch.eye(4)
-    kinds = set()
+    methods = set()
     for seed in range(30):
         mixed, soft = mix_batch(pixels, labels, *alphas, np.random.default_rng(seed))
         assert torch.allclose(soft.sum(1), torch.ones(4))
         assert torch.allclose(mixed.mean((1, 2, 3)), soft @ shades, atol=1e-4)
         cut = set(mixed.unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
-        kinds.add("cut" if cut else "blend")
-    assert kinds == {kind for kind, alpha in zip(("blend", "cut"), alphas, strict=True) if alpha}
-    assert torch.equal(pixels[:, 0, 0, 0], shades)  # the input is left alone
+        methods.add("cut" if cut else "blend")
+    assert methods == {method for method, alpha in zip(("blend", "cut"), alphas, strict=True) if alpha}
+    assert torch.equal(pixels[:, 0, 0, 0], shades)  # the input is unchanged
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -198,8 +198,8 @@ def test_resumed_run_mixes_identically(make_trainer):
     expected = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     again = make_trainer(**steps)
     again.train(resume_from_checkpoint=str(Path(str(trainer.args.output_dir)) / "checkpoint-2"))
-    found = again.model.state_dict()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    resumed = again.model.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
     assert trainer.model.config.problem_type in (None, "single_label_classification")
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert all(0.2 < loss < 2 for loss in losses)  # a mean, whatever the accumulation

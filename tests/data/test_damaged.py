@@ -1,10 +1,9 @@
-"""A thousand damaged files: each gives a picture or one error that names it, in bounded time and memory.
+"""A thousand damaged files: each gives an image or one error that names the file, in bounded time and memory.
 
-As a program (`python tests/test_damaged.py FOLDER COUNT`) it damages and reads the files, in a process of its own whose
-memory is limited: a crash or hang in a decoder of C would take the tests with it.
+As a program (`python tests/data/test_damaged.py FOLDER COUNT`) it damages and reads the files in a process with limited
+memory: a crash or hang in a decoder written in C would end the tests.
 """
 
-import io
 import json
 import os
 import random
@@ -23,37 +22,29 @@ SECONDS = 10  # for one file; damaged ones take milliseconds
 GIGABYTE = 1 << 30
 
 
-def whole(real: Path | None) -> dict[str, bytes]:
-    """Undamaged files of all kinds, by name."""
-    from tests.support.dicom_files import COLOUR, RAMP, make_dicom, make_encapsulated_dicom
+def undamaged_files(real: Path | None) -> dict[str, bytes]:
+    """Return name -> content of files of all formats; `real` is a folder of further DICOM files."""
+    from hf_medtl.data.images import encode_image
+    from tests.support.dicom_files import COLOUR, RAMP, encode_dicom, make_dicom, make_encapsulated_dicom
 
-    rng = np.random.default_rng(0)
-    small = np.sort(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), axis=0)
-    files = {}
-
-    def add(name: str, picture: Image.Image, kind: str, **options: object) -> None:
-        buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
-        files[name] = buffer.getvalue()
-
+    small = np.sort(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8), axis=0)
     rgb, deep = Image.fromarray(small), Image.fromarray(RAMP)
     exif = Image.Exif()
     exif[274] = 6
-    for name, kind, options in [
-        ("a.png", "PNG", {}),
-        ("a.jpg", "JPEG", {"exif": exif}),
-        ("progressive.jpg", "JPEG", {"progressive": True}),
-        ("a.tif", "TIFF", {}),
-        ("lzw.tif", "TIFF", {"compression": "tiff_lzw"}),
-        ("jpeg.tif", "TIFF", {"compression": "jpeg"}),
-        ("a.webp", "WEBP", {}),
-        ("lossless.webp", "WEBP", {"lossless": True}),
-        ("a.bmp", "BMP", {}),
-        ("a.gif", "GIF", {}),
-    ]:
-        add(name, rgb, kind, **options)
-    add("deep.png", deep, "PNG")
-    add("deep.tif", deep, "TIFF", compression="tiff_adobe_deflate")
+    files = {
+        "a.png": encode_image(rgb),
+        "a.jpg": encode_image(rgb, "JPEG", exif=exif),
+        "progressive.jpg": encode_image(rgb, "JPEG", progressive=True),
+        "a.tif": encode_image(rgb, "TIFF"),
+        "lzw.tif": encode_image(rgb, "TIFF", compression="tiff_lzw"),
+        "jpeg.tif": encode_image(rgb, "TIFF", compression="jpeg"),
+        "a.webp": encode_image(rgb, "WEBP"),
+        "lossless.webp": encode_image(rgb, "WEBP", lossless=True),
+        "a.bmp": encode_image(rgb, "BMP"),
+        "a.gif": encode_image(rgb, "GIF"),
+        "deep.png": encode_image(deep),
+        "deep.tif": encode_image(deep, "TIFF", compression="tiff_adobe_deflate"),
+    }
 
     from pydicom.uid import (
         DeflatedExplicitVRLittleEndian,
@@ -65,8 +56,7 @@ def whole(real: Path | None) -> dict[str, bytes]:
 
     rle = make_dicom(RAMP)
     rle.compress(RLELossless)
-    add("code.jpg", rgb.convert("L"), "JPEG")
-    add("code.j2k", rgb, "JPEG2000", no_jp2=True)
+    jpeg, jpeg2000 = encode_image(rgb.convert("L"), "JPEG"), encode_image(rgb, "JPEG2000", no_jp2=True)
     photometric = {"PhotometricInterpretation": "YBR_RCT"}
     for name, data in {
         "a.dcm": make_dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000),
@@ -75,48 +65,46 @@ def whole(real: Path | None) -> dict[str, bytes]:
         "rgb.dcm": make_dicom(COLOUR),
         "frames.dcm": make_dicom(np.stack([RAMP] * 3), frames=3),
         "rle.dcm": rle,
-        "jpeg.dcm": make_encapsulated_dicom(files.pop("code.jpg"), small[..., 0], JPEGBaseline8Bit),
-        "j2k.dcm": make_encapsulated_dicom(files.pop("code.j2k"), small, JPEG2000Lossless, **photometric),
+        "jpeg.dcm": make_encapsulated_dicom(jpeg, small[..., 0], JPEGBaseline8Bit),
+        "j2k.dcm": make_encapsulated_dicom(jpeg2000, small, JPEG2000Lossless, **photometric),
     }.items():
-        buffer = io.BytesIO()
-        data.save_as(buffer, enforce_file_format=True)
-        files[name] = buffer.getvalue()
+        files[name] = encode_dicom(data)
     if real:
         files |= {f"real-{path.name}": path.read_bytes() for path in sorted(real.glob("*.dcm"))}
     return files
 
 
-def damage(content: bytes, chance: random.Random) -> bytes:
-    """One kind of damage, drawn by chance."""
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Return the content with one kind of damage, sampled from `rng`."""
     size = len(content)
     data = bytearray(content)
-    kind = chance.choice(["bits", "header bits", "cut", "zeros", "noise", "header of another", "lengths", "sizes"])
+    kind = rng.choice(["bits", "header bits", "cut", "zeros", "noise", "header of another", "lengths", "sizes"])
     if kind == "bits":
-        for _ in range(chance.choice([1, 10, 100])):
-            data[chance.randrange(size)] ^= 1 << chance.randrange(8)
+        for _ in range(rng.choice([1, 10, 100])):
+            data[rng.randrange(size)] ^= 1 << rng.randrange(8)
     elif kind == "header bits":
-        for _ in range(chance.choice([1, 3, 10])):
-            data[chance.randrange(min(size, 1500))] ^= 1 << chance.randrange(8)
+        for _ in range(rng.choice([1, 3, 10])):
+            data[rng.randrange(min(size, 1500))] ^= 1 << rng.randrange(8)
     elif kind == "cut":
-        del data[chance.choice([0, chance.randrange(200), chance.randrange(size)]) :]
+        del data[rng.choice([0, rng.randrange(200), rng.randrange(size)]) :]
     elif kind == "zeros":
-        start = chance.randrange(size)
-        end = min(size, start + chance.choice([4, 64, 4096]))
+        start = rng.randrange(size)
+        end = min(size, start + rng.choice([4, 64, 4096]))
         data[start:end] = bytes(end - start)
     elif kind == "noise":
-        start = chance.randrange(size)
-        end = min(size, start + chance.choice([4, 64, 4096]))
-        data[start:end] = chance.randbytes(end - start)
+        start = rng.randrange(size)
+        end = min(size, start + rng.choice([4, 64, 4096]))
+        data[start:end] = rng.randbytes(end - start)
     elif kind == "header of another":
-        data[:8] = chance.choice(
+        data[:8] = rng.choice(
             [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JF", b"II*\0\x08\0\0\0", b"GIF89a\xff\xff"]
         )
     elif kind == "lengths":
-        data[(at := chance.randrange(min(size - 4, 1500))) : at + 4] = b"\xff\xff\xff\xff"
+        data[(at := rng.randrange(min(size - 4, 1500))) : at + 4] = b"\xff\xff\xff\xff"
     else:  # impossible rows, columns, frames where DICOM has them, else 16 bits anywhere in the header
-        places = [p + 8 for tag in (b"\x28\0\x10\0", b"\x28\0\x11\0", b"\x28\0\x08\0") if (p := content.find(tag)) > 0]
-        at = chance.choice(places or [chance.randrange(min(size - 2, 200))])
-        data[at : at + 2] = chance.choice([b"\xff\xff", b"\0\0", b"\0\x40", b"99"])
+        offsets = [p + 8 for tag in (b"\x28\0\x10\0", b"\x28\0\x11\0", b"\x28\0\x08\0") if (p := content.find(tag)) > 0]
+        at = rng.choice(offsets or [rng.randrange(min(size - 2, 200))])
+        data[at : at + 2] = rng.choice([b"\xff\xff", b"\0\0", b"\0\x40", b"99"])
     return bytes(data)
 
 
@@ -129,50 +117,50 @@ def main(folder: Path, count: int, seed: int = 0) -> None:
     from hf_medtl.errors import UnreadableImage
 
     shared = os.environ.get("HF_MEDTL_SHARED")
-    files = whole(Path(shared, "data/dicom-samples") if shared else None)
+    files = undamaged_files(Path(shared, "data/dicom-samples") if shared else None)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-        read_image(folder / name)  # a picture before the damage
+        read_image(folder / name)  # readable before the damage
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + GIGABYTE, virtual + GIGABYTE))
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     names = sorted(files)
-    pictures, errors, slowest = 0, 0, 0.0
+    readable, errors, slowest = 0, 0, 0.0
     for number in range(count):
         path = folder / f"{number}-{names[number % len(names)]}"
-        path.write_bytes(damage(files[names[number % len(names)]], chance))
-        print(path.name, file=sys.stderr, flush=True)  # the last line tells which file ended the process
+        path.write_bytes(damage(files[names[number % len(names)]], rng))
+        print(path.name, file=sys.stderr, flush=True)  # the last line names the file that ended the process
         signal.alarm(SECONDS)
         begun = time.perf_counter()
         try:
-            picture = read_image(path)
+            image = read_image(path)
         except UnreadableImage as error:
             errors += 1
             assert path.name in str(error), str(error)
         else:
-            pictures += 1
-            assert picture.mode == "RGB"
-            assert not picture.info
+            readable += 1
+            assert image.mode == "RGB"
+            assert not image.info
         slowest = max(slowest, time.perf_counter() - begun)
         signal.alarm(0)
         path.unlink()
-    # Not ru_maxrss: a new process inherits that of the one that started it.
+    # Not ru_maxrss, which a new process inherits from its parent.
     peak = 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    print(json.dumps({"pictures": pictures, "errors": errors, "slowest": slowest, "peak": peak}))
+    print(json.dumps({"images": readable, "errors": errors, "slowest": slowest, "peak": peak}))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit of memory is set by way of /proc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory limit needs /proc")
 def test_damaged_files_neither_crash_nor_hang_nor_exhaust_memory(tmp_path):
     from tests.support.commands import run_command
 
     done = run_command(sys.executable, __file__, tmp_path, COUNT, OPENBLAS_NUM_THREADS="1")
     last = done.stderr[-1500:]
     assert done.returncode == 0, f"return code {done.returncode} (-11: crash, -14: more than {SECONDS} s): {last}"
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["pictures"] + found["errors"] == COUNT
-    assert min(found["pictures"], found["errors"]) > COUNT / 10  # neither does all damage show, nor none
-    assert found["peak"] < GIGABYTE
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["images"] + summary["errors"] == COUNT
+    assert min(summary["images"], summary["errors"]) > COUNT / 10  # some damage is harmless, some is not
+    assert summary["peak"] < GIGABYTE
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""DICOM and NIfTI become what a viewer shows, and nothing of their headers gets out."""
+"""DICOM and NIfTI readers: images as displayed by a viewer, and no data from the header in logs or errors."""
 
-import io
 import logging
 import sys
 import warnings
@@ -21,17 +20,18 @@ from pydicom.uid import (
 )
 
 from hf_medtl import read_image
-from hf_medtl.data.dicom import compressed_size
+from hf_medtl.data.dicom_checks import compressed_size
+from hf_medtl.data.images import encode_image
 from hf_medtl.errors import UnreadableImage
-from tests.support.dicom_files import COLOUR, NAME, RAMP, make_dicom, make_encapsulated_dicom, save_dicom
+from tests.support.dicom_files import COLOUR, NAME, RAMP, logged_text, make_dicom, make_encapsulated_dicom, save_dicom
 
 
 def grey(path: Path, **arguments) -> np.ndarray:
-    """The picture's grey values, after checking that it is grey and bare."""
-    picture = read_image(path, **arguments)
-    assert picture.mode == "RGB"
-    assert not picture.info
-    pixels = np.asarray(picture).astype(int)
+    """Return the grey values of an image; assert that it is grey and has no metadata."""
+    image = read_image(path, **arguments)
+    assert image.mode == "RGB"
+    assert not image.info
+    pixels = np.asarray(image).astype(int)
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0]
 
@@ -51,13 +51,13 @@ def test_rescale_and_first_window_of_file_are_applied(function, tmp_path):
     elements = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": [40, 300], "WindowWidth": [80, 1500]}
     if function:
         elements["VOILUTFunction"] = function
-    found = grey(save_dicom(make_dicom(stored, **elements), tmp_path / "ct.dcm"))
+    actual = grey(save_dicom(make_dicom(stored, **elements), tmp_path / "ct.dcm"))
     expected = {  # PS3.3 C.11.2.1
         None: (hounsfield - 39.5) / 79 + 0.5,
         "LINEAR_EXACT": (hounsfield - 40) / 80 + 0.5,
         "SIGMOID": 1 / (1 + np.exp(-4 * (hounsfield - 40) / 80)),
     }[function]
-    assert np.abs(found - 255 * expected.clip(0, 1)).max() <= 0.51
+    assert np.abs(actual - 255 * expected.clip(0, 1)).max() <= 0.51
 
 
 def test_explicit_window_in_rescaled_units_overrides_file(tmp_path):
@@ -77,10 +77,10 @@ def test_explicit_window_in_rescaled_units_overrides_file(tmp_path):
 def test_signed_and_padded_pixels_without_window(tmp_path):
     signed = np.linspace(-900, 900, 48 * 64).reshape(48, 64).astype(np.int16)
     signed[:12] = -2000
-    found = grey(save_dicom(make_dicom(signed, PixelPaddingValue=-2000), tmp_path / "padded.dcm"))
-    assert (found[:12] == 0).all()
+    actual = grey(save_dicom(make_dicom(signed, PixelPaddingValue=-2000), tmp_path / "padded.dcm"))
+    assert (actual[:12] == 0).all()
     low, high = np.percentile(signed[12:], [0.5, 99.5])
-    assert np.abs(found - 255 * ((signed - low) / (high - low)).clip(0, 1)).max() <= 0.51
+    assert np.abs(actual - 255 * ((signed - low) / (high - low)).clip(0, 1)).max() <= 0.51
 
 
 def test_8_bits_without_window_are_unchanged(tmp_path):
@@ -171,12 +171,11 @@ def test_reads_compressed_pixels(tmp_path):
     rle.compress(RLELossless)
     assert np.array_equal(grey(save_dicom(rle, tmp_path / "rle.dcm")), plain)
 
-    jpeg, jpeg2000 = io.BytesIO(), io.BytesIO()
-    Image.fromarray(COLOUR[..., 0]).save(jpeg, "JPEG", quality=100)
-    data = make_encapsulated_dicom(jpeg.getvalue(), COLOUR[..., 0], JPEGBaseline8Bit)
+    jpeg = encode_image(Image.fromarray(COLOUR[..., 0]), "JPEG", quality=100)
+    data = make_encapsulated_dicom(jpeg, COLOUR[..., 0], JPEGBaseline8Bit)
     assert np.abs(grey(save_dicom(data, tmp_path / "jpeg.dcm")) - COLOUR[..., 0]).max() <= 3
-    Image.fromarray(COLOUR).save(jpeg2000, "JPEG2000", no_jp2=True, mct=1)
-    data = make_encapsulated_dicom(jpeg2000.getvalue(), COLOUR, JPEG2000Lossless, PhotometricInterpretation="YBR_RCT")
+    jpeg2000 = encode_image(Image.fromarray(COLOUR), "JPEG2000", no_jp2=True, mct=1)
+    data = make_encapsulated_dicom(jpeg2000, COLOUR, JPEG2000Lossless, PhotometricInterpretation="YBR_RCT")
     assert np.array_equal(read_image(save_dicom(data, tmp_path / "jpeg2000.dcm")), COLOUR)
 
 
@@ -205,11 +204,7 @@ def test_content_not_name_decides_format(tmp_path):
     assert np.array_equal(read_image(tmp_path / "photo.dcm"), COLOUR)
 
 
-def coded(kind: str) -> bytes:
-    """A picture of 5000 × 5000 pixels."""
-    buffer = io.BytesIO()
-    Image.new("L", (5000, 5000)).save(buffer, kind, **({"no_jp2": True} if kind == "JPEG2000" else {}))
-    return buffer.getvalue()
+LARGE = Image.new("L", (5000, 5000))
 
 
 def text_for_a_number() -> Dataset:
@@ -229,8 +224,10 @@ BROKEN = {
     "bits": lambda: make_dicom(RAMP, BitsAllocated=13),
     "colour space": lambda: make_dicom(RAMP, PhotometricInterpretation=NAME),
     "text for a number": text_for_a_number,
-    "another size in the JPEG": lambda: make_encapsulated_dicom(coded("JPEG"), GREY, JPEGBaseline8Bit),
-    "another size in the JPEG 2000": lambda: make_encapsulated_dicom(coded("JPEG2000"), GREY, JPEG2000Lossless),
+    "another size in the JPEG": lambda: make_encapsulated_dicom(encode_image(LARGE, "JPEG"), GREY, JPEGBaseline8Bit),
+    "another size in the JPEG 2000": lambda: make_encapsulated_dicom(
+        encode_image(LARGE, "JPEG2000", no_jp2=True), GREY, JPEG2000Lossless
+    ),
     "run lengths without end": lambda: make_encapsulated_dicom(
         b"\1\0\0\0\x40" + bytes(59) + b"\x81\0" * 10**6, GREY, RLELossless
     ),
@@ -249,9 +246,7 @@ def test_unreadable_files_raise_error_without_header_data(kind, tmp_path, caplog
     with caplog.at_level(logging.DEBUG), pytest.raises(UnreadableImage, match=r"broken\.dcm") as caught:
         read_image(path)
     assert caught.value.__cause__ is caught.value.__context__ is None  # nothing for a traceback to print
-    out = capfd.readouterr()
-    said = " ".join([str(caught.value), caplog.text, out.out, out.err, *(str(w.message) for w in recwarn)])
-    assert "Mustermann" not in said
+    assert "Mustermann" not in str(caught.value) + logged_text(caplog, capfd, recwarn)
 
 
 def test_header_data_does_not_leave_with_image(tmp_path, caplog, capfd, recwarn):
@@ -260,16 +255,13 @@ def test_header_data_does_not_leave_with_image(tmp_path, caplog, capfd, recwarn)
     data.PerFrameFunctionalGroupsSequence[0].PatientName = NAME
     path = save_dicom(data, tmp_path / "named.dcm")
     with caplog.at_level(logging.DEBUG):
-        pictures = [read_image(path), *ThreadPoolExecutor(4).map(read_image, [path] * 40)]
-    out = capfd.readouterr()
+        images = [read_image(path), *ThreadPoolExecutor(4).map(read_image, [path] * 40)]
     assert not recwarn.list
-    for picture in pictures:
-        assert not picture.info
-        assert not picture.getexif()
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        assert b"Mustermann" not in buffer.getvalue() + repr(vars(picture)).encode()
-    assert "Mustermann" not in caplog.text + out.out + out.err
+    for image in images:
+        assert not image.info
+        assert not image.getexif()
+        assert b"Mustermann" not in encode_image(image) + repr(vars(image)).encode()
+    assert "Mustermann" not in logged_text(caplog, capfd, recwarn)
     assert logging.getLogger("pydicom").level == logging.NOTSET or logging.getLogger("pydicom").level < logging.CRITICAL
 
 
@@ -282,10 +274,8 @@ def test_rejects_deflated_bomb(tmp_path):
 
 
 def test_compressed_size_is_read_from_codestream():
-    for options in ({"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "JPEG2000"}):
-        buffer = io.BytesIO()
-        Image.new("RGB", (70, 50)).save(buffer, **options)
-        assert compressed_size(buffer.getvalue()) == (50, 70, 3)
+    for kind, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG2000", {})):
+        assert compressed_size(encode_image(Image.new("RGB", (70, 50)), kind, **options)) == (50, 70, 3)
     assert compressed_size(b"") is compressed_size(b"\xff\xd8\xff") is compressed_size(b"text" * 99) is None
 
 
@@ -299,7 +289,7 @@ assert not {"pydicom", "nibabel", "scipy"} & set(sys.modules)"""
     assert done.returncode == 0, done.stderr
 
 
-VOLUME = np.random.default_rng(2).integers(-1000, 1000, (9, 12, 7)).astype(np.int16)  # right, front, up
+VOLUME = np.random.default_rng(2).integers(-1000, 1000, (9, 12, 7)).astype(np.int16)  # right, anterior, superior
 
 
 def nifti(volume: np.ndarray, path: Path, affine: np.ndarray | None = None, kind: str = "Nifti1Image") -> Path:
@@ -311,7 +301,7 @@ def nifti(volume: np.ndarray, path: Path, affine: np.ndarray | None = None, kind
 
 
 def upright(volume: np.ndarray, slice_: int) -> np.ndarray:
-    """Patient's right on the left, front at the top, percentiles of the slice."""
+    """Return the grey values of a slice: patient's right on the left, anterior at the top, windowed by percentiles."""
     plane = volume[::-1, ::-1, slice_].T.astype(float)
     low, high = np.percentile(plane, [0.5, 99.5])
     return 255 * ((plane - low) / (high - low)).clip(0, 1)
@@ -361,15 +351,15 @@ def test_reads_real_files(shared):
     folder = shared / "data" / "dicom-samples"
     files = sorted(folder.glob("*.dcm"))
     assert len(files) == 14
-    pictures = {path.name: read_image(path) for path in files}
-    for picture in pictures.values():
-        assert picture.mode == "RGB"
-        assert not picture.info
-        assert np.ptp(np.asarray(picture)) > 40
-    air = np.asarray(pictures["693_UNCI.dcm"])[:20]
+    images = {path.name: read_image(path) for path in files}
+    for image in images.values():
+        assert image.mode == "RGB"
+        assert not image.info
+        assert np.ptp(np.asarray(image)) > 40
+    air = np.asarray(images["693_UNCI.dcm"])[:20]
     assert (air == 0).all()
-    lossy, plain = (np.asarray(pictures[f"RG1_{kind}.dcm"]).astype(int) for kind in ("J2KI", "UNCI"))
+    lossy, plain = (np.asarray(images[f"RG1_{kind}.dcm"]).astype(int) for kind in ("J2KI", "UNCI"))
     assert np.abs(lossy - plain).mean() < 2
     names = ("1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819.dcm", "Fake_MONOHR1.dcm")
-    two, one = (np.asarray(pictures[name]) for name in names)
+    two, one = (np.asarray(images[name]) for name in names)
     assert np.array_equal(one, 255 - two)

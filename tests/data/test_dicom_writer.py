@@ -1,4 +1,4 @@
-"""Masks and maps of DICOM files as DICOM: right pixels, right references, and the patient named there only."""
+"""DICOM output: correct pixels and references, and patient data nowhere else."""
 
 import logging
 import sys
@@ -14,8 +14,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 
 from hf_medtl import MedtlError
 from hf_medtl.data.dicom_writer import make_overlay, make_segmentation, read_header, save_dicom_outputs, segment_concept
-from tests.support.commands import COMMAND, run_cli, run_command
-from tests.support.dicom_files import COLOUR, NAME, RAMP, make_dicom, save_dicom
+from tests.support.commands import COMMAND, run_cli
+from tests.support.dicom_files import COLOUR, NAME, RAMP, logged_text, make_dicom, save_dicom
 from tests.support.tiny_models import build_tiny
 
 highdicom = pytest.importorskip("highdicom")
@@ -26,7 +26,7 @@ MASK[5:20, 3:30], MASK[25:40, 50:] = 1, 2  # no heart
 
 
 def radiograph(pixels=RAMP, **elements):
-    """A chest radiograph that has what the standard demands of one."""
+    """Return a chest radiograph with the attributes that the standard requires."""
     study, series = generate_uid(), generate_uid()
     named = {"SOPClassUID": RADIOGRAPH, "StudyInstanceUID": study, "SeriesInstanceUID": series, "Modality": "CR"}
     return make_dicom(
@@ -35,13 +35,13 @@ def radiograph(pixels=RAMP, **elements):
 
 
 def slice_(**elements):
-    """A slice of a CT with its place in the patient."""
-    place = {"FrameOfReferenceUID": generate_uid(), "ImagePositionPatient": [-10, -20, 30.5], "SliceThickness": 2,
+    """Return a CT slice with its position in the patient."""
+    position = {"FrameOfReferenceUID": generate_uid(), "ImagePositionPatient": [-10, -20, 30.5], "SliceThickness": 2,
              "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.7, 0.7]}  # fmt: skip
-    return radiograph(**({"SOPClassUID": CTImageStorage, "Modality": "CT", "InstanceNumber": 7} | place | elements))
+    return radiograph(**({"SOPClassUID": CTImageStorage, "Modality": "CT", "InstanceNumber": 7} | position | elements))
 
 
-def written(made: Dataset, path):
+def save(made: Dataset, path):
     made.save_as(path, enforce_file_format=True)
     return path
 
@@ -50,31 +50,31 @@ def written(made: Dataset, path):
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_segmentation_matches_mask_of_stored_pixels(kind, photometric, tmp_path):
     source = read_header(save_dicom(kind(PhotometricInterpretation=photometric), tmp_path / "scan.dcm"))
-    path = written(make_segmentation(source, MASK, LABELS, "owner/unet", "abc123"), tmp_path / "scan.seg.dcm")
-    found = highdicom.seg.segread(path)
-    frames = found.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)[0]
+    path = save(make_segmentation(source, MASK, LABELS, "owner/unet", "abc123"), tmp_path / "scan.seg.dcm")
+    saved = highdicom.seg.segread(path)
+    frames = saved.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)[0]
     assert np.array_equal(frames, np.stack([i == MASK for i in (1, 2, 3)], axis=-1))
-    assert found.NumberOfFrames == 3  # the heart has a frame that says there is none
-    assert (found.StudyInstanceUID, found.PatientName) == (source.StudyInstanceUID, NAME)
-    assert found.SeriesInstanceUID != source.SeriesInstanceUID
-    assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
-    referenced = found.SourceImageSequence[0]
+    assert saved.NumberOfFrames == 3  # the heart, which is absent, has an empty frame
+    assert (saved.StudyInstanceUID, saved.PatientName) == (source.StudyInstanceUID, NAME)
+    assert saved.SeriesInstanceUID != source.SeriesInstanceUID
+    assert saved.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+    referenced = saved.SourceImageSequence[0]
     assert referenced.ReferencedSOPInstanceUID == source.SOPInstanceUID
     assert referenced.ReferencedSOPClassUID == source.SOPClassUID
-    assert [segment.SegmentLabel for segment in found.SegmentSequence] == list(LABELS[1:])
-    lungs = found.SegmentSequence[0]
+    assert [segment.SegmentLabel for segment in saved.SegmentSequence] == list(LABELS[1:])
+    lungs = saved.SegmentSequence[0]
     assert lungs.SegmentedPropertyTypeCodeSequence[0].CodeValue == "39607008"
     algorithm = lungs.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("owner/unet", "abc123")
     assert "hf_medtl" in algorithm.AlgorithmSource
-    assert "not for diagnosis" in found.SeriesDescription
+    assert "not for diagnosis" in saved.SeriesDescription
     if kind is slice_:
-        places = found.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
-        assert list(places.ImagePositionPatient) == [-10, -20, 30.5]
-        assert found.FrameOfReferenceUID == source.FrameOfReferenceUID
-        assert found.InstanceNumber == 7
+        plane = saved.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+        assert list(plane.ImagePositionPatient) == [-10, -20, 30.5]
+        assert saved.FrameOfReferenceUID == source.FrameOfReferenceUID
+        assert saved.InstanceNumber == 7
     else:
-        assert list(found.PatientOrientation) == ["L", "F"]
+        assert list(saved.PatientOrientation) == ["L", "F"]
 
 
 def test_slices_of_one_series_become_one_mask_series():
@@ -108,25 +108,25 @@ def test_overlay_belongs_to_study(tmp_path):
     )  # fmt: skip
     source = read_header(save_dicom(source, tmp_path / "scan.dcm"))
     made = make_overlay(source, Image.fromarray(COLOUR), "pneumonia 0.930 by gradcam", "owner/vit", "abc123")
-    found = dcmread(written(made, tmp_path / "over.dcm"))
-    assert np.array_equal(found.pixel_array, COLOUR)
-    assert found.PhotometricInterpretation == "RGB"
-    assert found.SOPClassUID.name == "Secondary Capture Image Storage"
-    assert str(found.PatientName) == "Müßtermann^Jürgen"
-    assert (found.StudyInstanceUID, found.PatientID) == (source.StudyInstanceUID, source.PatientID)
-    assert found.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
-    assert "pneumonia 0.930 by gradcam" in found.DerivationDescription
-    assert all("not for diagnosis" in text for text in (found.DerivationDescription, found.SeriesDescription))
-    assert (found.BurnedInAnnotation, found.LossyImageCompression) == ("NO", "01")
-    assert list(found.PatientOrientation) == ["L", "F"]
+    saved = dcmread(save(made, tmp_path / "over.dcm"))
+    assert np.array_equal(saved.pixel_array, COLOUR)
+    assert saved.PhotometricInterpretation == "RGB"
+    assert saved.SOPClassUID.name == "Secondary Capture Image Storage"
+    assert str(saved.PatientName) == "Müßtermann^Jürgen"
+    assert (saved.StudyInstanceUID, saved.PatientID) == (source.StudyInstanceUID, source.PatientID)
+    assert saved.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert "pneumonia 0.930 by gradcam" in saved.DerivationDescription
+    assert all("not for diagnosis" in text for text in (saved.DerivationDescription, saved.SeriesDescription))
+    assert (saved.BurnedInAnnotation, saved.LossyImageCompression) == ("NO", "01")
+    assert list(saved.PatientOrientation) == ["L", "F"]
 
 
 def test_missing_header_values_stay_empty():
     source = radiograph()
     for key in ("PatientName", "PatientID", "PatientSex", "PatientOrientation"):
         delattr(source, key)
-    pictures = make_segmentation(source, MASK, LABELS, "m"), make_overlay(source, Image.fromarray(COLOUR), "", "m")
-    for made in pictures:
+    outputs = make_segmentation(source, MASK, LABELS, "m"), make_overlay(source, Image.fromarray(COLOUR), "", "m")
+    for made in outputs:
         empty = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber")
         assert not any(made[key].value for key in (*empty, "PatientOrientation"))
         assert "BurnedInAnnotation" not in made
@@ -157,7 +157,7 @@ def test_errors_contain_no_header_data(reason, overlay, tmp_path, caplog, capfd,
         warnings.simplefilter("ignore")
         path = save_dicom(BAD[reason](), tmp_path / "bad.dcm", enforce_file_format=False)
     if overlay and "FrameOfReference" in reason:
-        pytest.skip("a picture in colour has no place in the patient")
+        pytest.skip("a colour image has no position in the patient")
     caplog.clear()
     recwarn.clear()
     with caplog.at_level(logging.DEBUG), pytest.raises(MedtlError, match=reason) as caught:
@@ -166,9 +166,7 @@ def test_errors_contain_no_header_data(reason, overlay, tmp_path, caplog, capfd,
         else:
             make_segmentation(read_header(path), MASK, LABELS, "m")
     assert caught.value.__cause__ is caught.value.__context__ is None  # nothing for a traceback to print
-    out = capfd.readouterr()
-    said = " ".join([str(caught.value), caplog.text, out.out, out.err, *(str(w.message) for w in recwarn)])
-    assert "mustermann" not in said.lower()
+    assert "mustermann" not in (str(caught.value) + logged_text(caplog, capfd, recwarn)).lower()
 
 
 def test_highdicom_warning_about_name_is_not_logged(caplog, recwarn):
@@ -211,16 +209,15 @@ def segmenter(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_command_writes_segmentations_beside_masks(segmenter, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_command_writes_segmentations_beside_masks(process_pool, segmenter, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
     for name, photometric in (("one", "MONOCHROME1"), ("two", "MONOCHROME2")):
-        save_dicom(radiograph(PhotometricInterpretation=photometric), pictures / f"{name}.dcm")
-    save_dicom(radiograph(StudyInstanceUID="", PatientComments=NAME), pictures / "nostudy.dcm")
-    Image.fromarray(COLOUR).save(pictures / "photo.png")
-    done = run_command(
-        COMMAND, "predict", segmenter, pictures, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks"
-    )
+        save_dicom(radiograph(PhotometricInterpretation=photometric), images / f"{name}.dcm")
+    save_dicom(radiograph(StudyInstanceUID="", PatientComments=NAME), images / "nostudy.dcm")
+    Image.fromarray(COLOUR).save(images / "photo.png")
+    paths = (segmenter, images, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks")
+    done = process_pool.run_script(COMMAND, "predict", *paths)
     assert done.returncode == 1
     assert "4 images, 1 of them with an error" in done.stdout
     table = pd.read_csv(tmp_path / "t.csv").set_index(pd.Index(["nostudy", "one", "photo", "two"]))
@@ -245,12 +242,12 @@ def test_command_writes_overlays_beside_heatmaps_unless_disabled(tiny_checkpoint
     source = save_dicom(radiograph(), tmp_path / "scan.dcm")
     command = "predict", tiny_checkpoint("vit"), source, "--explain", "gradcam", "--out"
     printed = run_cli(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps")
-    found = dcmread(tmp_path / "maps" / "scan.dcm.sc.dcm")
-    assert np.array_equal(found.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "scan.dcm.png")))
+    saved = dcmread(tmp_path / "maps" / "scan.dcm.sc.dcm")
+    assert np.array_equal(saved.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "scan.dcm.png")))
     label = pd.read_csv(tmp_path / "t.csv")["label"][0]
-    assert f"{label} 0." in found.DerivationDescription
-    assert "by gradcam" in found.DerivationDescription
-    assert found.PatientName == NAME
+    assert f"{label} 0." in saved.DerivationDescription
+    assert "by gradcam" in saved.DerivationDescription
+    assert saved.PatientName == NAME
     assert "Mustermann" not in printed + (tmp_path / "t.csv").read_text()
     run_cli(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare", "--no_dicom")
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["scan.dcm.png"]
@@ -258,10 +255,10 @@ def test_command_writes_overlays_beside_heatmaps_unless_disabled(tiny_checkpoint
 
 @pytest.mark.real
 def test_segmentations_of_real_radiographs_round_trip(shared, tmp_path):
-    """In stored coordinates, at their own size, from JPEG 2000 and with MONOCHROME1 too."""
+    """Masks are on the grid of the stored pixels, also with JPEG 2000 and MONOCHROME1."""
     for name in ("RG1_J2KI.dcm", "CT_small.dcm", "MR_small.dcm"):
         source = read_header(shared / "data" / "dicom-samples" / name)
         mask = (np.random.default_rng(0).random((source.Rows, source.Columns)) > 0.5).astype(np.uint8)
-        found = highdicom.seg.segread(written(make_segmentation(source, mask, LABELS[:2], "m", "1"), tmp_path / name))
-        assert np.array_equal(found.pixel_array.reshape(mask.shape), mask)
-        assert found.StudyInstanceUID == source.StudyInstanceUID
+        saved = highdicom.seg.segread(save(make_segmentation(source, mask, LABELS[:2], "m", "1"), tmp_path / name))
+        assert np.array_equal(saved.pixel_array.reshape(mask.shape), mask)
+        assert saved.StudyInstanceUID == source.StudyInstanceUID

@@ -1,6 +1,4 @@
-"""Any file becomes the right 8-bit RGB picture, or an error that names it."""
-
-import io
+"""Image reader: 8-bit RGB equal to stock pipelines, windowing, masks, and errors that name the file."""
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformers.image_utils import load_image
 
 from hf_medtl import read_image
-from hf_medtl.data.images import read_mask
+from hf_medtl.data.images import encode_image, read_mask
 from hf_medtl.errors import UnreadableImage
 
 RNG = np.random.default_rng(0)
@@ -28,11 +26,11 @@ def ordinary(mode: str) -> Image.Image:
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "RGB", "LA", "1"])
 @pytest.mark.parametrize("extension", ["png", "jpg"])
 def test_ordinary_files_equal_stock_pipelines(mode, extension, tmp_path):
-    path = tmp_path / f"picture.{extension}"
-    ordinary(mode).save(path, format="PNG")  # also under a false name: the header decides
-    picture = read_image(path)
-    assert picture.mode == "RGB"
-    assert np.array_equal(picture, load_image(str(path)))
+    path = tmp_path / f"image.{extension}"
+    ordinary(mode).save(path, format="PNG")  # also with a wrong extension: the header decides
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert np.array_equal(image, load_image(str(path)))
 
 
 def test_palette_with_transparency_equals_load_image(tmp_path):
@@ -46,15 +44,15 @@ def test_exif_rotation_is_applied_and_metadata_are_dropped(tmp_path):
     exif[274], exif[315] = 6, "Jane Doe"  # orientation, artist
     path = tmp_path / "rotated.jpg"
     Image.fromarray(COLOUR).save(path, exif=exif)
-    picture = read_image(path)
-    assert picture.size == (37, 53)
-    assert np.array_equal(picture, load_image(str(path)))
+    rotated = read_image(path)
+    assert rotated.size == (37, 53)
+    assert np.array_equal(rotated, load_image(str(path)))
     text = PngInfo()
     text.add_text("PatientName", "Jane Doe")
     Image.fromarray(GREY).save(tmp_path / "text.png", pnginfo=text)
-    for read in (picture, read_image(tmp_path / "text.png")):
-        assert not read.info
-        assert not read.getexif()
+    for image in (rotated, read_image(tmp_path / "text.png")):
+        assert not image.info
+        assert not image.getexif()
 
 
 @pytest.mark.parametrize("kind", ["I;16 PNG", "I;16 TIFF", "I TIFF", "F TIFF"])
@@ -89,14 +87,11 @@ def test_reads_constant_and_non_finite_16_bit_images(tmp_path):
     assert read_image(tmp_path / "nan.tiff").size == (8, 8)
 
 
-def whole() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(COLOUR).save(buffer, "JPEG")
-    return buffer.getvalue()
+JPEG = encode_image(Image.fromarray(COLOUR), "JPEG")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"this is text", whole()[:400], whole()[: len(whole()) // 2], b"\x89PNG\r\n\x1a\n" + b"\0" * 50]
+    "content", [b"", b"this is text", JPEG[:400], JPEG[: len(JPEG) // 2], b"\x89PNG\r\n\x1a\n" + b"\0" * 50]
 )
 def test_damaged_file_error_names_the_file(content, tmp_path):
     path = tmp_path / "damaged.jpg"
@@ -117,9 +112,8 @@ def test_rejects_decompression_bomb(tmp_path):
 
 
 def as_file(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
-    content, image = io.BytesIO(), Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(content, kind)
-    return content.getvalue()
+    image = Image.fromarray(pixels)
+    return encode_image(image.convert(mode) if mode else image, kind)
 
 
 DISC = (np.hypot(*np.meshgrid(np.arange(40) - 15, np.arange(30) - 12)) < 9).astype(np.uint8)
@@ -128,8 +122,6 @@ DISC = (np.hypot(*np.meshgrid(np.arange(40) - 15, np.arange(30) - 12)) < 9).asty
 def test_masks_of_any_encoding_are_equal():
     palette = Image.fromarray(DISC, "P")
     palette.putpalette([0, 0, 0, 128, 0, 0])  # as VOC's masks: dark red
-    content = io.BytesIO()
-    palette.save(content, "PNG")
     files = {
         "black and white": as_file(DISC * 255),
         "one bit": as_file(DISC * 255, "1"),
@@ -137,14 +129,13 @@ def test_masks_of_any_encoding_are_equal():
         "labels": as_file(DISC),
         "labels 1 and 2": as_file(DISC * (1 + (np.arange(40) > 15)).astype(np.uint8)),
         "grey": as_file(DISC * 200 + 20),
-        "dark palette": content.getvalue(),
+        "dark palette": encode_image(palette),
         "16 bits": as_file(DISC.astype(np.uint16) * 65535),
         "labels in 16 bits": as_file(DISC.astype(np.uint16)),
         "JPEG": as_file(DISC * 255, kind="JPEG"),
     }
     for name, file in files.items():
-        found = np.asarray(read_mask([file]))
-        assert np.array_equal(found, DISC * 255), name
+        assert np.array_equal(read_mask([file]), DISC * 255), name
     left, right = DISC * (np.arange(40) < 15), DISC * (np.arange(40) >= 15)
     assert np.array_equal(read_mask([as_file(part.astype(np.uint8)) for part in (left, right)]), DISC * 255)
     assert np.asarray(read_mask([as_file(DISC * 0)])).max() == 0

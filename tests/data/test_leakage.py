@@ -1,4 +1,4 @@
-"""A second data set is external, or it is said which of its pictures are not."""
+"""External datasets: shared images and patients are found, refused or excluded."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.support.image_files import write_noise_image
 
 @pytest.fixture
 def two(tmp_path):
-    """24 pictures of two labels, and a second set of 16 others under other names."""
+    """Write a dataset of 24 images with two labels, and one of 16 other images with other label names."""
     for i in range(12):
         write_noise_image(tmp_path / "one" / "healthy" / f"{i}.png", i)
         write_noise_image(tmp_path / "one" / "sick" / f"{i}.png", 100 + i)
@@ -61,16 +61,11 @@ def test_training_images_are_refused_or_dropped(two, caplog):
 def test_images_of_training_patients_are_shared(phantoms):
     loaded = load("brain-phantoms", phantoms)
     assert set(shared_images(loaded, survey("brain-phantoms", phantoms))["reason"]) == {"same file"}
-    every = survey("brain-phantoms", phantoms)
-    first = every.table["path"].str.endswith("_0.png").to_numpy()
-    half = [
-        type(every)(every.spec, every.root, every.labels, every.table[side].reset_index(drop=True), every.excluded,
-                    [p for p, s in zip(every.fingerprints, side, strict=True) if s])
-        for side in (first, ~first)
-    ]  # fmt: skip
-    both = shared_images(*half)
+    whole = survey("brain-phantoms", phantoms)
+    first = whole.table["path"].str.endswith("_0.png").to_numpy()
+    both = shared_images(whole.select(first), whole.select(~first))
     assert len(both) == 24
-    assert "same patient" in set(both["reason"])  # others are near copies of their patient's other picture
+    assert "same patient" in set(both["reason"])  # the others are near copies of their patient's other image
 
 
 @pytest.mark.slow
@@ -82,7 +77,7 @@ def test_run_reports_internal_and_external_results(tmp_path, phantoms, tiny_chec
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more)))
     results = json.loads((folder / "results.json").read_text())
     assert results["external"]["n"] == 20
-    assert 10 <= results["external"]["n_groups"] <= 20  # a patient's two pictures can be near copies
+    assert 10 <= results["external"]["n_groups"] <= 20  # a patient's two images can be near copies
     assert results["external"]["threshold"] == results["threshold"]
     assert (folder / "external.csv").read_text().count("\n") == 21
     assert "On another data set" in (folder / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Folders -> a table split without leaks, or an error that says what was expected and found."""
+"""Dataset loading: canonical columns, splits without leaks, and errors with what was expected and found."""
 
 import shutil
 
@@ -8,28 +8,21 @@ import pytest
 from PIL import Image
 
 from hf_medtl import DATASETS, MedtlError, load
-from hf_medtl.data.loading import COLUMNS
+from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.readers import READERS
 from hf_medtl.data.splits import join_groups, split_groups
+from tests.support.image_files import write_noise_image
 
 FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
 
 
-def picture(path, seed, size=(40, 48)):
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small.resize(size, Image.Resampling.BICUBIC).save(path)
-    return path
-
-
 @pytest.fixture
 def brain(tmp_path):
-    """A folder laid out as the Kaggle archive: two identical roots, mixed names."""
+    """Return a folder with the layout of the Kaggle archive: two identical roots, mixed names."""
     root = tmp_path / "brain"
     for i in range(20):
-        picture(root / "yes" / f"Y{i}.{'JPG' if i % 3 else 'png'}", i)
-        picture(root / "no" / f"{i} no.jpeg", 100 + i)
+        write_noise_image(root / "yes" / f"Y{i}.{'JPG' if i % 3 else 'png'}", i)
+        write_noise_image(root / "no" / f"{i} no.jpeg", 100 + i)
     shutil.copytree(root / "yes", root / "brain_tumor_dataset" / "yes")
     shutil.copytree(root / "no", root / "brain_tumor_dataset" / "no")
     (root / "yes" / ".DS_Store").write_bytes(b"x")
@@ -99,9 +92,9 @@ def test_greedy_split_keeps_fractions_with_large_groups(seed):
     table = pd.DataFrame({"group": groups, "label": labels, "split": split})
     assert groups_in_two_splits(table) == 0
     for label, rows in table.groupby("label"):
-        shares = rows["split"].value_counts(normalize=True)
-        for name, wanted in FRACTIONS.items():
-            assert abs(shares[name] - wanted) < 0.06, (label, name)
+        actual = rows["split"].value_counts(normalize=True)
+        for name, fraction in FRACTIONS.items():
+            assert abs(actual[name] - fraction) < 0.06, (label, name)
 
 
 def test_folds_test_each_image_once_and_keep_groups_whole(brain):
@@ -130,7 +123,7 @@ def test_saved_split_is_restored(brain, tmp_path):
     assert fewer.table["image_id"].tolist() == first["image_id"].tolist()[5:]
     assert fewer.excluded["path"].tolist() == first["path"].tolist()[:5]
 
-    picture(brain / "yes" / "Y4.JPG", 999)
+    write_noise_image(brain / "yes" / "Y4.JPG", 999)
     with pytest.raises(MedtlError, match=r"1 have different contents \(yes/Y4.JPG\)"):
         load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
     (brain / "yes" / "Y4.JPG").unlink()
@@ -178,15 +171,15 @@ def test_unexpected_layout_error_lists_expected_and_actual_files(tmp_path):
 
 
 def test_label_without_images_raises(brain):
-    for place in ("no", "brain_tumor_dataset/no"):
-        shutil.rmtree(brain / place)
-        (brain / place).mkdir()
+    for folder in ("no", "brain_tumor_dataset/no"):
+        shutil.rmtree(brain / folder)
+        (brain / folder).mkdir()
     with pytest.raises(MedtlError, match="has no images of 'no_tumor'"):
         load("brain-tumor-mri", brain)
 
 
 def test_damaged_files_are_logged_and_excluded(brain, caplog):
-    (brain / "no" / "text.jpg").write_text("not a picture")
+    (brain / "no" / "text.jpg").write_text("not an image")
     (brain / "no" / "empty.png").write_bytes(b"")
     loaded = load("brain-tumor-mri", brain)
     assert len(loaded.table) == 40
@@ -211,7 +204,7 @@ def test_missing_network_and_folder_raise(monkeypatch, tmp_path):
 
 def test_changed_file_gets_new_sha256(brain):
     before = load("brain-tumor-mri", brain).table.set_index("image_id")
-    picture(brain / "yes" / "Y0.png", 999)
+    write_noise_image(brain / "yes" / "Y0.png", 999)
     after = load("brain-tumor-mri", brain).table.set_index("image_id")
     assert before.loc["yes/Y0.png", "sha256"] != after.loc["yes/Y0.png", "sha256"]
 
@@ -232,17 +225,18 @@ def test_loads_real_brain_dataset(real_brain):
 
 
 def test_official_test_split_is_kept_and_leaking_images_are_excluded(tmp_path):
+    archive = tmp_path / "chest_xray"
     for i in range(30):
-        picture(tmp_path / "chest_xray" / "train" / "NORMAL" / f"IM-{i:04d}-0001.jpeg", i)
-        picture(tmp_path / "chest_xray" / "train" / "PNEUMONIA" / f"person{i}_virus_{i}.jpeg", 100 + i)
-    picture(tmp_path / "chest_xray" / "val" / "NORMAL" / "NORMAL2-IM-0900-0001.jpeg", 300)
-    picture(tmp_path / "chest_xray" / "val" / "PNEUMONIA" / "person900_bacteria_1.jpeg", 301)
+        write_noise_image(archive / "train" / "NORMAL" / f"IM-{i:04d}-0001.jpeg", i)
+        write_noise_image(archive / "train" / "PNEUMONIA" / f"person{i}_virus_{i}.jpeg", 100 + i)
+    write_noise_image(archive / "val" / "NORMAL" / "NORMAL2-IM-0900-0001.jpeg", 300)
+    write_noise_image(archive / "val" / "PNEUMONIA" / "person900_bacteria_1.jpeg", 301)
     for i in range(8):
-        picture(tmp_path / "chest_xray" / "test" / "NORMAL" / f"NORMAL2-IM-{i:04d}-0001.jpeg", 400 + i)
-        picture(tmp_path / "chest_xray" / "test" / "PNEUMONIA" / f"person{i + 500}_bacteria_{i}.jpeg", 500 + i)
-    picture(tmp_path / "chest_xray" / "test" / "PNEUMONIA" / "person3_bacteria_77.jpeg", 600)  # patient 3 is in train
-    shutil.copytree(tmp_path / "chest_xray", tmp_path / "chest_xray" / "chest_xray")
-    junk = tmp_path / "chest_xray" / "__MACOSX" / "chest_xray" / "train" / "NORMAL"
+        write_noise_image(archive / "test" / "NORMAL" / f"NORMAL2-IM-{i:04d}-0001.jpeg", 400 + i)
+        write_noise_image(archive / "test" / "PNEUMONIA" / f"person{i + 500}_bacteria_{i}.jpeg", 500 + i)
+    write_noise_image(archive / "test" / "PNEUMONIA" / "person3_bacteria_77.jpeg", 600)  # patient 3 is in train
+    shutil.copytree(archive, archive / "chest_xray")
+    junk = archive / "__MACOSX" / "chest_xray" / "train" / "NORMAL"
     junk.mkdir(parents=True)
     (junk / "._IM-0001-0001.jpeg").write_bytes(b"x")
     loaded = load("chest-xray-pneumonia", tmp_path)
@@ -262,25 +256,17 @@ def test_official_test_split_is_kept_and_leaking_images_are_excluded(tmp_path):
     assert three["label"].value_counts().to_dict() == {"normal": 39, "viral": 30, "bacterial": 10}
 
 
-# Kaggle set, its folder here, its pictures by label (SOURCE.md of each folder), and those with a mask.
+# Dataset, folder, images by label (SOURCE.md of each folder), images with a mask.
 REAL = [
     ("chest-xray-pneumonia", "chest-xray-pneumonia", {"normal": 348, "pneumonia": 588}, 0),
     ("chest-xray-pneumonia", "chest-xray-pneumonia-native", {"normal": 120, "pneumonia": 158}, 0),
     ("chest-xray-pneumonia-3", "chest-xray-pneumonia", {"normal": 348, "bacterial": 358, "viral": 230}, 0),
-    (
-        "covid19-radiography",
-        "covid19-radiography-database",
-        {"covid19": 158, "normal": 150, "viral_pneumonia": 150},
-        150,
-    ),
-    (
-        "chest-xray-covid19-pneumonia",
-        "chest-xray-covid19-pneumonia",
-        {"covid19": 108, "normal": 100, "pneumonia": 100},
-        0,
-    ),
+    ("covid19-radiography", "covid19-radiography-database",
+     {"covid19": 158, "normal": 150, "viral_pneumonia": 150}, 150),
+    ("chest-xray-covid19-pneumonia", "chest-xray-covid19-pneumonia",
+     {"covid19": 108, "normal": 100, "pneumonia": 100}, 0),
     ("lung-masks", "chest-xray-masks-and-labels", {"normal": 74, "tuberculosis": 70}, 134),
-]
+]  # fmt: skip
 
 
 @pytest.mark.real
@@ -290,8 +276,8 @@ def test_real_datasets_have_published_counts_and_no_leaks(name, folder, counts, 
     everything = pd.concat([loaded.table, loaded.excluded])
     assert everything["label"].value_counts().to_dict() == counts
     assert groups_in_two_splits(loaded.table) == 0
-    known = loaded.table[loaded.table["patient"] != ""]
-    assert (known.groupby("patient")["split"].nunique() == 1).all()
+    identified = loaded.table[loaded.table["patient"] != ""]
+    assert (identified.groupby("patient")["split"].nunique() == 1).all()
     assert (loaded.table["mask"] != "").sum() == masks
     assert all((loaded.root / path).is_file() for path in loaded.table["mask"] if path)
     assert set(loaded.table["split"]) == {"train", "validation", "test"}

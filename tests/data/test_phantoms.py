@@ -1,4 +1,4 @@
-"""Synthetic pictures: the same everywhere, honest masks, no shortcut to the label, written whole or not at all."""
+"""Phantoms: deterministic images, exact masks, no shortcut to the label, atomic writing."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
+from hf_medtl.common.files import list_files
 from hf_medtl.data import phantoms
 from hf_medtl.data.phantoms import LABELS, draw_brain, draw_chest, draw_cohort, write_phantoms
 
@@ -16,17 +17,17 @@ SIZE = 64
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in list_files(folder).items()}
 
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_same_arguments_give_same_bytes_in_any_order(kind):
-    asked = [(patient, picture) for patient in range(3) for picture in range(2)]
-    first = {key: DRAW[kind](*key, True, size=SIZE) for key in asked}
-    again = {key: DRAW[kind](*key, True, size=SIZE) for key in reversed(asked)}
-    assert all(np.array_equal(first[key].image, again[key].image) for key in asked)
-    assert all(np.array_equal(first[key].mask, again[key].mask) for key in asked)
-    assert len({phantom.image.tobytes() for phantom in first.values()}) == len(asked)
+    keys = [(patient, index) for patient in range(3) for index in range(2)]
+    first = {key: DRAW[kind](*key, True, size=SIZE) for key in keys}
+    again = {key: DRAW[kind](*key, True, size=SIZE) for key in reversed(keys)}
+    assert all(np.array_equal(first[key].image, again[key].image) for key in keys)
+    assert all(np.array_equal(first[key].mask, again[key].mask) for key in keys)
+    assert len({phantom.image.tobytes() for phantom in first.values()}) == len(keys)
     assert not np.array_equal(first[0, 0].image, DRAW[kind](0, 0, True, seed=1, size=SIZE).image)
 
 
@@ -44,42 +45,42 @@ def test_image_shape_and_label_names(kind, size):
 @pytest.mark.slow
 def test_lesion_mask_is_inside_head_and_empty_without_lesion():
     for patient in range(40):
-        without, found = (draw_brain(patient, 0, lesion, size=SIZE) for lesion in (False, True))
+        without, with_lesion = (draw_brain(patient, 0, lesion, size=SIZE) for lesion in (False, True))
         assert not without.mask.any()
-        assert 0.002 < (found.mask > 0).mean() < 0.1
+        assert 0.002 < (with_lesion.mask > 0).mean() < 0.1
         head = binary_fill_holes(without.image > 60)
-        assert head[found.mask > 0].all()
+        assert head[with_lesion.mask > 0].all()
 
 
 @pytest.mark.slow
 def test_lung_mask_is_two_dark_lungs():
     for patient in range(40):
-        normal, found = (draw_chest(patient, 0, opacity, size=SIZE) for opacity in (False, True))
-        assert np.array_equal(normal.mask, found.mask)
+        normal, opaque = (draw_chest(patient, 0, opacity, size=SIZE) for opacity in (False, True))
+        assert np.array_equal(normal.mask, opaque.mask)
         lungs, count = label(normal.mask)
-        shares = np.bincount(lungs.ravel())[1:] / lungs.size
+        areas = np.bincount(lungs.ravel())[1:] / lungs.size
         assert count == 2
-        assert shares.min() > 0.04
-        assert 0.1 < shares.sum() < 0.5
+        assert areas.min() > 0.04
+        assert 0.1 < areas.sum() < 0.5
         assert normal.image[normal.mask > 0].mean() < normal.image[normal.mask == 0].mean()
 
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_label_changes_only_the_finding(kind):
     for patient in range(12):
-        without, found = (DRAW[kind](patient, 0, finding, size=SIZE) for finding in (False, True))
-        changed = np.abs(found.image.astype(int) - without.image) > 2
+        without, with_finding = (DRAW[kind](patient, 0, finding, size=SIZE) for finding in (False, True))
+        changed = np.abs(with_finding.image.astype(int) - without.image) > 2
         assert changed.any()
-        assert not (changed & ~binary_dilation(found.mask > 0, iterations=SIZE // 8)).any()
+        assert not (changed & ~binary_dilation(with_finding.mask > 0, iterations=SIZE // 8)).any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("measure", [np.mean, np.max])
 def test_brightness_does_not_predict_label(kind, measure):
-    pictures = list(draw_cohort(kind, patients=60, images=1, size=SIZE))
+    cohort = list(draw_cohort(kind, patients=60, images=1, size=SIZE))
     with_finding, without = (
-        np.array([measure(phantom.image) for phantom in pictures if phantom.label == name], float)
+        np.array([measure(phantom.image) for phantom in cohort if phantom.label == name], float)
         for name in reversed(LABELS[kind])
     )
     above = with_finding[:, None] - without
@@ -138,10 +139,10 @@ def test_refuses_folder_of_other_files(tmp_path):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, stop):
-    def stops(patient, picture, lesion, **more):
+    def stops(patient, index, lesion, **more):
         if patient == 1:
             raise stop
-        return draw_brain(patient, picture, lesion, **more)
+        return draw_brain(patient, index, lesion, **more)
 
     with monkeypatch.context() as patch, pytest.raises(stop):
         patch.setattr(phantoms, "draw_brain", stops)
@@ -153,10 +154,10 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, stop):
 def test_concurrent_writer_of_same_folder_is_accepted(tmp_path, monkeypatch):
     asked = {"kind": "brain", "patients": 2, "images": 1, "size": 32}
 
-    def overtaken(patient, picture, lesion, **more):
+    def overtaken(patient, index, lesion, **more):
         monkeypatch.setattr(phantoms, "draw_brain", draw_brain)
         write_phantoms(tmp_path / "brain", **asked)
-        return draw_brain(patient, picture, lesion, **more)
+        return draw_brain(patient, index, lesion, **more)
 
     monkeypatch.setattr(phantoms, "draw_brain", overtaken)
     assert len(files(write_phantoms(tmp_path / "brain", **asked))) == 6

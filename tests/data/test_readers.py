@@ -1,4 +1,4 @@
-"""Folders, tables, MedMNIST files and data sets on the Hub -> the same table."""
+"""Dataset readers: folders, tables, MedMNIST files and datasets on the Hub give the same table."""
 
 import shutil
 
@@ -14,9 +14,9 @@ from hf_medtl.data.loading import survey
 from tests.support.image_files import write_noise_image
 
 
-def disc(path, side, size=(40, 48)):
-    """A mask in the left or right half."""
-    mask = np.zeros(size[::-1], np.uint8)
+def write_mask(path, side):
+    """Write a mask with a rectangle in the left or right half."""
+    mask = np.zeros((48, 40), np.uint8)
     mask[10:30, 5:15] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask if side == "left" else mask[:, ::-1]).save(path)
@@ -24,15 +24,15 @@ def disc(path, side, size=(40, 48)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """12 pictures of each of two labels below a wrapping folder."""
+    """Write 12 images of each of two labels below a wrapping folder, and return its parent."""
     for i in range(12):
         write_noise_image(tmp_path / "download" / "healthy" / f"h{i}.png", i)
         write_noise_image(tmp_path / "download" / "sick" / f"s{i}.png", 100 + i)
     return tmp_path
 
 
-def split_up(folder):
-    """The same with train, Val and test."""
+def make_split_folders(folder):
+    """Move the images to the split folders train, Val and test."""
     for split, numbers in {"train": range(6), "Val": range(6, 9), "test": range(9, 12)}.items():
         for label, letter in (("healthy", "h"), ("sick", "s")):
             (folder / "data" / split / label).mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_reads_class_folders(folder):
 
 
 def test_split_folders_are_kept_and_unknown_folders_reported(folder, caplog):
-    split_up(folder)
+    make_split_folders(folder)
     write_noise_image(folder / "data" / "extra" / "sick" / "x.png", 7)
     shutil.copy(folder / "data" / "Val" / "sick" / "s7.png", folder / "data" / "train" / "sick" / "copy.png")
     shutil.copy(folder / "data" / "test" / "sick" / "s9.png", folder / "data" / "Val" / "sick" / "copy.png")
@@ -74,7 +74,7 @@ def test_split_folders_are_kept_and_unknown_folders_reported(folder, caplog):
 
 
 def test_validation_split_without_a_label_is_resampled(folder):
-    split_up(folder)
+    make_split_folders(folder)
     shutil.rmtree(folder / "data" / "Val" / "sick")
     counts = load("imagefolder", folder).counts()
     assert counts["test"] == {"healthy": 3, "sick": 3}
@@ -85,7 +85,7 @@ def test_metadata_csv_gives_patients_masks_and_splits(folder):
     rows = []
     for label, letter in (("healthy", "h"), ("sick", "s")):
         for i in range(12):
-            disc(folder / "download" / "lungs" / f"{letter}{i}.png", "left")
+            write_mask(folder / "download" / "lungs" / f"{letter}{i}.png", "left")
             rows.append(
                 {
                     "file_name": f"{label}/{letter}{i}.png",
@@ -132,15 +132,15 @@ def test_reads_table(folder, suffix):
             for i in range(12)
         ]
     )
-    file = folder / f"pictures.{suffix}"
+    file = folder / f"images.{suffix}"
     (table.to_csv if suffix == "csv" else table.to_parquet)(file, index=False)
     loaded = load("table", file)
     assert loaded.labels == ("healthy", "sick")
     assert loaded.root == folder
     assert loaded.table["group"].nunique() == 12
-    missing = table.rename(columns={"file_name": "picture"})
+    missing = table.rename(columns={"file_name": "image"})
     missing.to_csv(folder / "wrong.csv", index=False)
-    with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*found the columns picture, label, patient"):
+    with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*found the columns image, label, patient"):
         load("table", folder / "wrong.csv")
     table.assign(file_name="../" + table["file_name"]).to_csv(folder / "outside.csv", index=False)
     with pytest.raises(MedtlError, match="inside the folder of the file"):
@@ -171,11 +171,8 @@ def test_reads_medmnist(tmp_path, size):
     np.savez(file, **arrays)
     loaded = load("medmnist", file)
     assert loaded.labels == ("normal", "pneumonia")
-    assert {split: sum(labels.values()) for split, labels in loaded.counts().items()} == {
-        "train": 30,
-        "validation": 8,
-        "test": 10,
-    }
+    counts = {split: sum(labels.values()) for split, labels in loaded.counts().items()}
+    assert counts == {"train": 30, "validation": 8, "test": 10}
     assert unpack_medmnist(file) == loaded.root
     np.savez(tmp_path / "mixed.npz", **arrays | {"train_labels": np.zeros((30, 14), int)})
     with pytest.raises(MedtlError, match="same number of labels in each split"):
@@ -217,9 +214,9 @@ def test_reads_two_hospitals_and_masks_of_two_lungs(tmp_path):
         write_noise_image(china / "CXR_png" / f"CHNCXR_{i:04d}_{i % 2}.png", i)
         name = f"MCUCXR_{i:04d}_{i % 2}.png"
         write_noise_image(montgomery / "CXR_png" / name, 100 + i)
-        disc(montgomery / "ManualMask" / "leftMask" / name, "left")
-        disc(montgomery / "ManualMask" / "rightMask" / name, "right")
-        disc(tmp_path / "mask" / "mask" / f"CHNCXR_{i:04d}_{i % 2}_mask.png", "left")
+        write_mask(montgomery / "ManualMask" / "leftMask" / name, "left")
+        write_mask(montgomery / "ManualMask" / "rightMask" / name, "right")
+        write_mask(tmp_path / "mask" / "mask" / f"CHNCXR_{i:04d}_{i % 2}_mask.png", "left")
     loaded = load("lung-masks", tmp_path)
     assert loaded.table["source"].value_counts().to_dict() == {"CHNCXR": 12, "MCUCXR": 12}
     assert (loaded.table["mask"] != "").all()
@@ -239,7 +236,7 @@ def test_reads_dicom_files_without_extension(tmp_path):
     assert len(survey("imagefolder", tmp_path).table) == 4
 
 
-# Data set, its folder here, its pictures by label with those left out, and with a mask.
+# Dataset, folder or file, images by label, excluded images, images with a mask.
 REAL = [
     ("pulmonary-edema", "nih-edema-mini", {"no_edema": 46, "edema": 31}, 0, 0),
     ("covid-chestxray", "covid-chestxray-dataset", {"covid19": 100, "pneumonia": 54, "normal": 8}, 3, 100),
@@ -250,12 +247,12 @@ REAL = [
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "folder", "counts", "others", "masks"), REAL, ids=[row[0] for row in REAL])
 def test_reads_real_datasets(name, folder, counts, others, masks, shared):
-    found = survey(name, shared / "data" / folder)
-    assert found.table["label"].value_counts().to_dict() == counts
-    assert len(found.excluded) == others
-    assert (found.table["mask"] != "").sum() == masks
+    surveyed = survey(name, shared / "data" / folder)
+    assert surveyed.table["label"].value_counts().to_dict() == counts
+    assert len(surveyed.excluded) == others
+    assert (surveyed.table["mask"] != "").sum() == masks
     loaded = load(name, shared / "data" / folder)
     assert (loaded.table.groupby("group")["split"].nunique() == 1).all()
-    known = loaded.table[loaded.table["patient"] != ""]
-    assert (known.groupby("patient")["split"].nunique() == 1).all()
+    identified = loaded.table[loaded.table["patient"] != ""]
+    assert (identified.groupby("patient")["split"].nunique() == 1).all()
     assert set(loaded.table["split"]) == {"train", "validation", "test"}

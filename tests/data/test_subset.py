@@ -1,7 +1,6 @@
-"""Shares of the training split: by group, nested, of each label; runs of them share what is prepared."""
+"""Nested subsets of the training split, by group and label; their runs fraction the cache of prepared images."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,11 +11,11 @@ from hf_medtl.common.system import cache_dir
 from hf_medtl.data.subset import nested_subset, subsample_training
 from tests.support.commands import options
 
-SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 def groups_of(n_patients: int, seed: int) -> pd.DataFrame:
-    """Patients of one to four pictures, a rare label, two sources."""
+    """Return a table of patients with one to four images each, a rare label and two sources."""
     rng = np.random.default_rng(seed)
     rows = []
     for patient in range(n_patients):
@@ -29,20 +28,21 @@ def groups_of(n_patients: int, seed: int) -> pd.DataFrame:
 def test_subsets_are_nested_stratified_and_keep_groups_whole(seed):
     table = groups_of(300, seed)
     before: set[int] = set()
-    for share in SHARES:
-        part = nested_subset(table["label"].tolist(), table["group"].tolist(), share, seed, table["source"].tolist())
+    for fraction in FRACTIONS:
+        part = nested_subset(table["label"].tolist(), table["group"].tolist(), fraction, seed, table["source"].tolist())
         rows = set(np.flatnonzero(part))
         assert before < rows
         before = rows
         chosen = table[part]
         assert set(chosen["label"]) == {"a", "b", "c"}
         assert set(chosen["group"]).isdisjoint(table[~part]["group"])
-        assert chosen["group"].nunique() == max(3, round(300 * share))
-        if share >= 0.1:
+        assert chosen["group"].nunique() == max(3, round(300 * fraction))
+        if fraction >= 0.1:
             for column in ("label", "source"):
-                every = table.drop_duplicates("group")[column].value_counts()
-                its = chosen.drop_duplicates("group")[column].value_counts().reindex(every.index)
-                assert (its - every * share).abs().max() <= 3  # of six kinds, each off by less than one, and the first
+                total = table.drop_duplicates("group")[column].value_counts()
+                selected = chosen.drop_duplicates("group")[column].value_counts().reindex(total.index)
+                # Each of six strata is off by less than one, and the first group of each label comes in addition.
+                assert (selected - total * fraction).abs().max() <= 3
     assert len(before) == len(table)
 
 
@@ -56,8 +56,8 @@ def test_subset_depends_only_on_seed():
 def test_multilabel_and_unlabeled_subsets():
     cells, groups = ["p|q", "", "q", "", "r", "q"], list("abcdef")
     part = nested_subset(cells, groups, 0.01, 0)
-    found = {label for cell, its in zip(cells, part, strict=True) if its for label in cell.split("|")}
-    assert {"p", "q", "r"} <= found
+    selected = {label for cell, kept in zip(cells, part, strict=True) if kept for label in cell.split("|")}
+    assert {"p", "q", "r"} <= selected
     assert nested_subset(["", ""], ["a", "b"], 0.01, 0).sum() == 1  # masks need no labels
 
 
@@ -65,8 +65,8 @@ def test_subsampling_changes_only_training_split(phantoms):
     whole = load("brain-phantoms", phantoms, seed=3)
     part = subsample_training(whole, 0.25, 3)
     for split in ("validation", "test"):
-        its, all_ = (x.table[x.table["split"] == split].reset_index(drop=True) for x in (part, whole))
-        pd.testing.assert_frame_equal(its, all_)
+        after, before = (x.table[x.table["split"] == split].reset_index(drop=True) for x in (part, whole))
+        pd.testing.assert_frame_equal(after, before)
     assert len(part.fingerprints) == len(part.table)
     assert part.excluded["kind"].value_counts()["not in the share for training"] == len(whole.table) - len(part.table)
     pd.testing.assert_frame_equal(part.with_unused().table, whole.table)
@@ -85,13 +85,15 @@ def test_rejects_fraction_outside_0_1(fraction, tmp_path):
 
 @pytest.mark.slow
 def test_run_on_subset_keeps_test_split_and_reuses_cache(phantoms, tiny_checkpoint, tmp_path, finished_run):
-    """Same test images as the whole; nothing is prepared again; its splits.csv repeats it."""
+    """The test split is that of the complete run, nothing is prepared again, and splits.csv restores the subset."""
     prepared = {path.name for path in (cache_dir() / "pictures").glob("*.arrow")}
     folder = run(
         Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "part", train_fraction=0.3, num_train_epochs=1))
     )
     assert {path.name for path in (cache_dir() / "pictures").glob("*.arrow")} == prepared
-    whole, part = (pd.read_csv(Path(its) / "splits.csv").set_index("image_id") for its in (finished_run, folder))
+    whole, part = (
+        pd.read_csv(run_folder / "splits.csv").set_index("image_id") for run_folder in (finished_run, folder)
+    )
     assert (whole["split"][part.index] == part["split"]).all()
     lost = whole.drop(part.index)
     assert set(lost["split"]) == {"train"}

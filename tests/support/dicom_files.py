@@ -1,21 +1,14 @@
-"""DICOM files with a patient name in the header."""
+"""DICOM files with a patient name in the header, and all text in which that name could appear."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    CTImageStorage,
-    ExplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 NAME = "Mustermann^Erika"
-
-
 RAMP = np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)  # 12 bits in 16
-
-
 COLOUR = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
@@ -54,6 +47,18 @@ def make_dicom(
 def save_dicom(data: Dataset, path: Path, **options) -> Path:
     data.save_as(path, **({"enforce_file_format": True} | options))
     return path
+
+
+def encode_dicom(data: Dataset) -> bytes:
+    """Return the content of a DICOM file."""
+    stream = io.BytesIO()
+    data.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def logged_text(caplog, capfd, recwarn) -> str:
+    """Return all that was logged, printed or warned."""
+    return " ".join([caplog.text, *capfd.readouterr(), *(str(warning.message) for warning in recwarn)])
 
 
 def make_encapsulated_dicom(code: bytes, pixels: np.ndarray, syntax: str, **elements) -> Dataset:

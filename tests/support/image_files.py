@@ -4,10 +4,13 @@ import numpy as np
 from PIL import Image
 
 
-def write_noise_image(path, seed, size=(40, 48)):
-    """Write smooth noise of a seed as an image file and return its path."""
+def write_noise_image(path, seed, size=(40, 48), border=None, **options):
+    """Write smooth noise of a seed, optionally with a border of one grey value, as an image file; return its path."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 5), dtype=np.uint8))
+    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).copy()
+    if border is not None:
+        pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:] = (border,) * 4
     path.parent.mkdir(parents=True, exist_ok=True)
-    small.resize(size, Image.Resampling.BICUBIC).save(path)
+    Image.fromarray(pixels).save(path, **options)
     return path
