@@ -1,10 +1,19 @@
-"""Interrupted and resumed training, and comparison of weights."""
+"""Trainers without a run around them, their interrupted and resumed training, and comparison of weights."""
 
 from pathlib import Path
 
 import torch
 
+from hf_medtl import Recipe, load
+from hf_medtl.runs.preflight import build
+from hf_medtl.runs.train import make_trainer
 from hf_medtl.training.trainer import MedicalTrainer
+
+
+def build_trainer(recipe: Recipe) -> MedicalTrainer:
+    """Return the trainer of a recipe, as `run` builds it."""
+    loaded = load(recipe.dataset, recipe.data_dir, task=recipe.task)
+    return make_trainer(recipe, loaded, *build(recipe, loaded))
 
 
 def copy_weights(trainer: MedicalTrainer) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,13 @@ from hf_medtl.data.splits import split_groups
 from hf_medtl.evaluation.calibration import fit_multilabel_temperature
 from hf_medtl.evaluation.evaluate import multilabel_results
 from hf_medtl.evaluation.intervals import metric_intervals, multilabel_metric_intervals
-from hf_medtl.runs.train import prepare_splits
-from hf_medtl.tasks import TASKS, task_for_dataset
+from hf_medtl.tasks import TASKS
 from hf_medtl.training.losses import MultiLabelLoss
-from hf_medtl.training.trainer import MedicalTrainer, mix_batch
-from tests.support.commands import options, run_command
+from hf_medtl.training.mixing import mix_batch
+from hf_medtl.training.trainer import MedicalTrainer
+from tests.support.commands import options
 from tests.support.multilabel_tables import draw_image, write_table
+from tests.support.resumed_training import build_trainer, same_weights
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
 TARGETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
@@ -46,16 +46,8 @@ def multilabel_csv(tmp_path_factory):
 @pytest.fixture
 def make_multilabel_trainer(multilabel_csv, tiny_checkpoint, tmp_path):
     def make(family: str = "vit", **overrides: object) -> MedicalTrainer:
-        recipe = Recipe(
-            **options(multilabel_csv, tiny_checkpoint(family), tmp_path / "run", dataset="table", **overrides)
-        )
-        loaded = load("table", multilabel_csv)
-        torch.manual_seed(0)
-        task = task_for_dataset(loaded)
-        model, processor = task.build(recipe, loaded.labels)
-        loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
-        split = prepare_splits(recipe, loaded, processor)
-        return MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
+        values = options(multilabel_csv, tiny_checkpoint(family), tmp_path / "run", dataset="table", **overrides)
+        return build_trainer(Recipe(**values))
 
     return make
 
@@ -318,8 +310,7 @@ def test_cached_features_and_resume(make_multilabel_trainer):
     again = make_multilabel_trainer(**overrides)
     checkpoint = min(Path(again.args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     again.train(resume_from_checkpoint=str(checkpoint))
-    resumed_weights = again.model.state_dict()
-    assert all(torch.equal(tensor, resumed_weights[name]) for name, tensor in through.model.state_dict().items())
+    assert same_weights(through, again)
     rows = [row for row in through.state.log_history if "eval_loss" in row]
     assert rows[-1]["eval_roc_auc"] > rows[0]["eval_roc_auc"] - 0.2
     assert rows[-1]["eval_auc_labels"] == 2
@@ -486,15 +477,15 @@ def test_run_folder_is_complete(finished_run):
 
 
 @pytest.mark.slow
-def test_stock_pipeline_gives_the_same_probabilities(finished_run, multilabel_csv):
-    process = run_command(sys.executable, "-I", "-c", STOCK_CODE, finished_run, multilabel_csv.parent)
+def test_stock_pipeline_gives_the_same_probabilities(stock_pool, finished_run, multilabel_csv):
+    process = stock_pool.run_code(STOCK_CODE, finished_run, multilabel_csv.parent)
     assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["timm", "cnn"])
 def test_timm_and_cnn_runs_with_an_unfitted_threshold(
-    family, multilabel_csv, tiny_checkpoint, tmp_path, capsys, caplog
+    family, stock_pool, multilabel_csv, tiny_checkpoint, tmp_path, capsys, caplog
 ):
     """The validation split lacks one label; the printed summary names it."""
     rows = pd.read_csv(multilabel_csv, keep_default_na=False)
@@ -516,9 +507,7 @@ def test_timm_and_cnn_runs_with_an_unfitted_threshold(
     output = capsys.readouterr().out
     for word in ("(none)", "means over the labels", "rare"):
         assert word in output
-    process = run_command(
-        sys.executable, "-I", "-c", STOCK_CODE, folder, file.parent, *(["trust"] if family == "cnn" else [])
-    )
+    process = stock_pool.run_code(STOCK_CODE, folder, file.parent, *(["trust"] if family == "cnn" else []))
     assert process.returncode == 0, process.stderr
     # A single-label model initialised from it must not keep the sigmoid.
     recipe = Recipe(**options(file, folder, tmp_path / "next"))

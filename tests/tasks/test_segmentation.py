@@ -1,7 +1,6 @@
 """Segmentation from masks on disk to a folder that stock code loads, on synthetic chest radiographs."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,9 @@ from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.models.smp import SmpForSemanticSegmentation
 from hf_medtl.runs.evaluate import evaluate_model
-from hf_medtl.runs.train import prepare_splits
 from hf_medtl.tasks import TASKS
-from hf_medtl.training.trainer import MedicalTrainer
-from tests.support.commands import options, run_command
+from tests.support.commands import options
+from tests.support.resumed_training import build_trainer
 from tests.support.segmentation_runs import segmentation_recipe
 from tests.support.tiny_models import save_segformer
 
@@ -57,20 +55,6 @@ class StopAfter(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_training_stop = round(state.epoch) >= self.epochs
-
-
-def make_trainer(recipe_values: Recipe) -> MedicalTrainer:
-    """Return a trainer as `run` builds it."""
-    loaded = load(recipe_values.dataset, recipe_values.data_dir, task=recipe_values.task)
-    task = TASKS["segmentation"]
-    labels = task.output_labels(recipe_values, loaded)
-    torch.manual_seed(0)
-    model, processor = task.build(recipe_values, labels)
-    split = prepare_splits(recipe_values, loaded, processor, task.mask_options(model.config, loaded))
-    loss = task.loss(recipe_values, labels, None)
-    return MedicalTrainer(
-        recipe_values, model, processor, **split, loss=loss, metrics=task.validation_metrics, reduce=task.reduce_logits
-    )
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +102,14 @@ def test_model_card_tables_are_valid_markdown(segmented):
 
 
 @pytest.mark.slow
-def test_stock_pipeline_gives_the_measured_masks(segmented, chest_phantoms):
+def test_stock_pipeline_gives_the_measured_masks(stock_pool, segmented, chest_phantoms):
     table = pd.read_csv(segmented / "predictions.csv")
     files = [
         str(path)
         for name in table["image_id"]
         for path in (chest_phantoms / name, chest_phantoms / "masks" / Path(name).name)
     ]
-    process = run_command(sys.executable, "-I", "-c", STOCK_CODE, segmented, *files)
+    process = stock_pool.run_code(STOCK_CODE, segmented, *files)
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == pytest.approx(table["raw_dice"].tolist(), abs=1e-9)
 
@@ -144,7 +128,7 @@ def test_predictor_applies_saved_postprocessing(segmented, chest_phantoms):
 def test_training_and_pipeline_agree(segmented, chest_phantoms, tmp_path):
     """Validation Dice at the model's size equals that of the pipeline for images of this size."""
     loaded = load("chest-phantoms", chest_phantoms, task="image-segmentation")
-    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path))
+    trainer = build_trainer(segmentation_recipe(chest_phantoms, tmp_path))
     trainer.model.load_state_dict(load_file(segmented / "model.safetensors"))
     predictions = TASKS["segmentation"].predict(segmented, loaded, "validation")
     assert trainer.evaluate()["eval_dice"] == pytest.approx(predictions["raw_dice"].mean(), abs=1e-6)
@@ -152,7 +136,7 @@ def test_training_and_pipeline_agree(segmented, chest_phantoms, tmp_path):
 
 def test_validation_keeps_no_logits(chest_phantoms, tmp_path):
     """TRAP: Trainer would keep the logits and masks of the whole validation split in memory."""
-    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path))
+    trainer = build_trainer(segmentation_recipe(chest_phantoms, tmp_path))
     output = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
     assert np.asarray(output.predictions).shape == (8, 1, 2)
     assert np.asarray(output.label_ids).shape == (8, 1)
@@ -185,12 +169,12 @@ def test_resizes_smaller_logits_to_masks():
 @pytest.mark.parametrize(("strategy", "epochs"), [("full", 1), ("feature_extraction", 1), ("lp_ft", 1), ("lp_ft", 2)])
 def test_frozen_encoder_stays_bit_identical(strategy, epochs, chest_phantoms, tmp_path):
     weights = tmp_path / "weights"
-    first = make_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
+    first = build_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
     first.model.save_pretrained(weights)
     first.processing_class.save_pretrained(weights)
     overrides = {"encoder": None, "encoder_weights": str(weights), "strategy": strategy, "num_train_epochs": 2}
     overrides |= {"probe_epochs": 1} if strategy == "lp_ft" else {}
-    trainer = make_trainer(
+    trainer = build_trainer(
         segmentation_recipe(
             chest_phantoms, tmp_path / "run", load_best_model_at_end=False, early_stopping_patience=0, **overrides
         )
@@ -208,7 +192,7 @@ def test_frozen_encoder_stays_bit_identical(strategy, epochs, chest_phantoms, tm
 
 
 def test_decoder_and_head_get_the_head_learning_rate(chest_phantoms, tmp_path):
-    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path, head_learning_rate=0.01))
+    trainer = build_trainer(segmentation_recipe(chest_phantoms, tmp_path, head_learning_rate=0.01))
     rates = {id(p): group["peak"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
     for name, parameter in trainer.model.named_parameters():
         assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
@@ -216,13 +200,13 @@ def test_decoder_and_head_get_the_head_learning_rate(chest_phantoms, tmp_path):
 
 @pytest.mark.slow
 def test_resume_matches_uninterrupted_run(chest_phantoms, tmp_path):
-    uninterrupted = make_trainer(
+    uninterrupted = build_trainer(
         segmentation_recipe(chest_phantoms, tmp_path / "one", num_train_epochs=3, augmentation="chest")
     )
     uninterrupted.train()
     steps = uninterrupted.state.max_steps // 3
     checkpoint = tmp_path / "one" / f"checkpoint-{2 * steps}"
-    resumed = make_trainer(
+    resumed = build_trainer(
         segmentation_recipe(chest_phantoms, tmp_path / "one", num_train_epochs=3, augmentation="chest", seed=1)
     )
     with torch.no_grad():
@@ -237,7 +221,7 @@ def test_resume_matches_uninterrupted_run(chest_phantoms, tmp_path):
 @pytest.mark.slow
 def test_checkpoints_restore_every_tensor(chest_phantoms, tmp_path):
     """TRAP: plain load_state_dict leaves missing tensors as they are."""
-    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path, num_train_epochs=1))
+    trainer = build_trainer(segmentation_recipe(chest_phantoms, tmp_path, num_train_epochs=1))
     trainer.train()
     folder = next(tmp_path.glob("checkpoint-*"))
     saved = SmpForSemanticSegmentation.from_pretrained(folder).state_dict()
@@ -292,7 +276,7 @@ def test_rejects_invalid_mask_values(mask_values, tmp_path):
 @pytest.mark.slow
 def test_recipe_and_card_contain_no_encoder_path(chest_phantoms, segmented, tmp_path):
     weights = tmp_path / "secret-place" / "encoder"
-    trainer = make_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
+    trainer = build_trainer(segmentation_recipe(chest_phantoms, tmp_path / "first"))
     trainer.model.save_pretrained(weights)
     trainer.processing_class.save_pretrained(weights)
     overrides = {"encoder": None, "encoder_weights": str(weights), "num_train_epochs": 1}
