@@ -17,7 +17,7 @@ from hf_medtl.evaluation.score_intervals import Interval
 Pixels = NDArray[np.uint8]
 Scores = dict[str, list[NDArray[np.float64]]]  # corruption -> probabilities (n, K) at each level; "clean" has one
 LEVELS = (1, 2, 3, 4, 5)
-METRICS = ("balanced_accuracy", "roc_auc")
+ROBUSTNESS_METRICS = ("balanced_accuracy", "roc_auc")
 
 
 def _noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
@@ -97,14 +97,13 @@ CORRUPTIONS: dict[str, tuple[Callable[..., Pixels], tuple[float, ...]]] = {
 }
 
 
-def corrupt(image: Image.Image, name: str, level: int, seed: int = 0) -> Image.Image:
+def corrupt(image: Image.Image, name: str, level: int) -> Image.Image:
     """Return a corrupted RGB image; the same image is always corrupted in the same way.
 
     Args:
         image: as read, before any processor.
         name: key of CORRUPTIONS.
         level: 1 (hardly visible) to 5.
-        seed: of random directions and positions.
 
     Raises:
         KeyError: no such corruption.
@@ -114,7 +113,7 @@ def corrupt(image: Image.Image, name: str, level: int, seed: int = 0) -> Image.I
     if level not in LEVELS:
         raise ValueError(f"expected a level of 1 to 5, found {level}")
     pixels = np.asarray(image.convert("RGB"))
-    rng = np.random.default_rng([seed, zlib.crc32(pixels.tobytes())])  # the same position and direction at all levels
+    rng = np.random.default_rng([0, zlib.crc32(pixels.tobytes())])  # the same position and direction at all levels
     return Image.fromarray(function(pixels, parameters[level - 1], rng))
 
 
@@ -148,24 +147,24 @@ def robustness_results(
         seed: of the draws.
 
     Returns:
-        clean and corruptions (name -> levels, METRICS each with value, low, high; relative_drop, and with a baseline
-        corruption_error and relative_corruption_error); means over corruptions as mean_relative_drop and so on.
+        clean and corruptions (name -> levels, ROBUSTNESS_METRICS each with value, low, high; relative_drop, and with a
+        baseline corruption_error and relative_corruption_error); means over corruptions as mean_relative_drop and so
+        on.
     """
     group = group_index(groups, len(labels))
     weights = bootstrap_weights(labels, group, resamples, seed)
     weights = np.concatenate([np.ones((1, len(labels)), weights.dtype), weights])  # the sample itself first
 
     def with_limits(p: NDArray[np.float64], threshold: float | None) -> dict[str, Any]:
-        intervals = metric_intervals(labels, p, groups, positive, threshold, names=METRICS)
+        intervals = metric_intervals(labels, p, groups, positive, threshold, names=ROBUSTNESS_METRICS)
         return {name: to_json(interval) for name, interval in intervals.items()}
 
     def resampled(scores: Scores, threshold: float | None) -> dict[str, NDArray[np.float64]]:
         """Return the balanced accuracy of each corruption, (levels, 1 + B)."""
 
         def accuracy(p: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.asarray(
-                classification_metrics(labels, p, positive, threshold, weights, names=METRICS[:1])[METRICS[0]]
-            )
+            names = ["balanced_accuracy"]
+            return np.asarray(classification_metrics(labels, p, positive, threshold, weights, names=names)[names[0]])
 
         return {name: np.stack([accuracy(p) for p in levels]) for name, levels in scores.items()}
 
