@@ -23,9 +23,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
-    pipeline,
 )
-from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.common.system import cores, is_disk_full
@@ -33,6 +31,7 @@ from hf_medtl.data.augmentation import MIRRORING
 from hf_medtl.data.inputs import ImageSource, iter_sources, read_source
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
+from hf_medtl.evaluation.evaluate import quiet_pipeline
 from hf_medtl.evaluation.ood import OOD_FILE, OutOfDistributionScorer
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.explain.geometry import find_geometry, restore
@@ -173,8 +172,12 @@ class Predictor:
                 f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "
                 "initialised randomly. Fine-tune it first, or use a fine-tuned model."
             )
-        revision = _digest(Path(name)) if Path(name).is_dir() else _commit(str(name), revision)
-        return cls(model.to(device or _device()), processor, outliers, revision)
+        if Path(name).is_dir():
+            revision = _digest(Path(name))
+        else:  # the commit of the files in the Hub's cache
+            revision = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+        device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        return cls(model.to(device), processor, outliers, revision)
 
     def predict(
         self,
@@ -287,12 +290,7 @@ class Predictor:
     def pipeline(self) -> Any:
         """Return a stock `pipeline()` of the loaded model."""
         task: Any = "image-segmentation" if self.is_segmentation else "image-classification"
-        level = logging.get_verbosity()
-        logging.set_verbosity(logging.CRITICAL)  # else it logs that our classes are not supported, although they work
-        try:
-            return pipeline(task, model=self.model, image_processor=self.processor, device=self.model.device)
-        finally:
-            logging.set_verbosity(level)
+        return quiet_pipeline(task, model=self.model, image_processor=self.processor, device=self.model.device)
 
     def _passes(self, inputs: Any, copies: Sequence[AffineView], mc_dropout: int) -> Iterator[torch.Tensor]:
         """Yield logits (n, K), or (n, K, h, w) for masks, of the images, of augmented copies, and with dropout."""
@@ -358,18 +356,9 @@ def prediction_columns(predictor: Predictor, spread: bool = False) -> list[str]:
     return ["path", "label", *specific, "decision", "abstain", "reason", "error"]
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    """Return the commit of the files in the Hub's cache."""
-    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
-
-
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:12]
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

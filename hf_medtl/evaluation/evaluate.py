@@ -32,15 +32,22 @@ from hf_medtl.evaluation.paired import mean_difference
 from hf_medtl.evaluation.score_intervals import rate_interval
 from hf_medtl.evaluation.significance import paired_bootstrap, paired_jackknife
 
+BATCH_SIZE = 16  # images in memory at a time
+
 
 def load_pipeline(model: str | Path | Pipeline, task: Any) -> Any:
     """Return stock `pipeline(task, model)` of a folder or Hub id; a pipeline is returned unchanged."""
     if isinstance(model, Pipeline):
         return model
+    return quiet_pipeline(task, model=str(model), device=PartialState().device)
+
+
+def quiet_pipeline(task: Any, **options: Any) -> Any:
+    """Return stock `pipeline(task, **options)` without the log message that our classes, which work, are not known."""
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # else it logs that our custom class is not supported, though it works
+    logging.set_verbosity(logging.CRITICAL)
     try:
-        return transformers.pipeline(task, model=str(model), device=PartialState().device)
+        return transformers.pipeline(task, **options)
     finally:
         logging.set_verbosity(level)
 
@@ -50,7 +57,6 @@ def predict_probabilities(
     paths: Sequence[Path],
     read: Callable[[Path], Image.Image],
     task: Any = "image-classification",
-    batch_size: int = 16,
 ) -> NDArray[np.float64]:
     """Return probabilities (n, K), in the order of the model's labels, from stock `pipeline(task, model)`.
 
@@ -59,7 +65,6 @@ def predict_probabilities(
         paths: (n,) image files; each process of a distributed run predicts a shard, and all get the whole result.
         read: function from a file to an RGB image.
         task: name of the pipeline.
-        batch_size: number of images in a batch.
     """
     state = PartialState()
     classify = load_pipeline(model, task)
@@ -67,7 +72,7 @@ def predict_probabilities(
 
     rows = []
     with state.split_between_processes(list(paths)) as shard:
-        answers = classify((read(path) for path in shard), top_k=None, batch_size=batch_size)
+        answers = classify((read(path) for path in shard), top_k=None, batch_size=BATCH_SIZE)
         for answer in tqdm(answers, "Evaluating", len(shard), unit="image", leave=False, disable=None):
             score = {item["label"]: item["score"] for item in answer}
             rows.append([score[name] for name in names])
@@ -101,7 +106,6 @@ def classification_results(
     names: Sequence[str],
     positive: str | None = None,
     threshold: float | NDArray[np.float64] | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return the part of results.json that depends on predictions: metrics with 95 % intervals over groups.
 
@@ -113,7 +117,6 @@ def classification_results(
         positive: positive one of two labels.
         threshold: probability from which `positive` is decided, or (n,) thresholds if images were predicted by
             different models. With more than two labels the decision is the argmax.
-        seed: seed of the bootstrap.
 
     Returns:
         n, n_groups, positive_label, threshold (null if there are n), metrics (name -> value, low, high; null where
@@ -122,7 +125,7 @@ def classification_results(
     """
     index = list(names).index(positive) if positive is not None else len(names) - 1
     decisions = decide(probabilities, index, threshold)
-    intervals = metric_intervals(labels, probabilities, groups, index, threshold, seed=seed)
+    intervals = metric_intervals(labels, probabilities, groups, index, threshold)
     reasons = undefined_reasons(labels, probabilities, index, threshold)
     group = np.unique(groups, return_inverse=True)[1]
     recall = [rate_interval(decisions == i, labels == i, group) for i in range(len(names))]
@@ -181,7 +184,6 @@ def multilabel_results(
     probabilities: NDArray[np.float64],
     groups: Sequence[str],
     thresholds: Mapping[str, float | NDArray[np.float64]],
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return the part of results.json that depends on predictions, for multilabel classification.
 
@@ -190,7 +192,6 @@ def multilabel_results(
         probabilities: (n, K).
         groups: (n,) patient or duplicate group of each image.
         thresholds: label, in output order, -> probability from which it is decided, or (n,) of them.
-        seed: seed of the bootstrap.
 
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high of the mean over
@@ -198,7 +199,7 @@ def multilabel_results(
         metrics (null where undefined, with a reason) and confusion_matrix (rows true, columns decided; absent first);
         interval_methods: name -> description of the mean's method.
     """
-    means, by_label = multilabel_metric_intervals(targets, probabilities, groups, list(thresholds.values()), seed=seed)
+    means, by_label = multilabel_metric_intervals(targets, probabilities, groups, list(thresholds.values()))
     per_label = {}
     columns = zip(thresholds.items(), targets.T, probabilities.T, by_label, strict=True)
     for (label, threshold), has, p, metrics in columns:
@@ -228,9 +229,7 @@ def multilabel_results(
     }
 
 
-def segmentation_results(
-    table: pd.DataFrame, names: Sequence[str], steps: Mapping[str, Any], seed: int = 0
-) -> dict[str, Any]:
+def segmentation_results(table: pd.DataFrame, names: Sequence[str], steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of results.json that depends on predictions, for segmentation.
 
     Metrics are means over images, with 95 % intervals by bootstrap over groups within each source.
@@ -240,7 +239,6 @@ def segmentation_results(
             for each of MASK_METRICS of the mask before them.
         names: (K,) labels in output order, the background first.
         steps: postprocessing of predicted masks, see `postprocess`.
-        seed: seed of the bootstrap.
 
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; interval_methods:
@@ -251,7 +249,7 @@ def segmentation_results(
     classes = names[1:] if len(names) > 2 else ()
     class_columns = {name: [f"{metric}_{name}" for metric in MASK_METRICS] for name in classes}
     columns = [*MASK_METRICS, *chain.from_iterable(class_columns.values())]
-    parts = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"], seed=seed)
+    parts = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"])
 
     def metrics(part: dict[str, Any], columns: Sequence[str] = MASK_METRICS) -> dict[str, Any]:
         return {name: to_json(part["metrics"][column]) for name, column in zip(MASK_METRICS, columns, strict=True)}
@@ -277,7 +275,7 @@ def segmentation_results(
         result["per_class"] = {name: metrics(overall, columns) for name, columns in class_columns.items()}
     if steps:
         raw = {f"raw_{name}": name for name in MASK_METRICS}
-        gains = mean_difference(table, table.drop(columns=[*MASK_METRICS]).rename(columns=raw), MASK_METRICS, seed=seed)
+        gains = mean_difference(table, table.drop(columns=[*MASK_METRICS]).rename(columns=raw), MASK_METRICS)
         result["postprocessing_gain"] = {name: to_json(interval) for name, interval in gains.items()}
     return result
 

@@ -172,16 +172,15 @@ def rarest_label(targets: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.where(targets, rarity, targets.shape[1]).min(axis=1)
 
 
-def describe_methods(multilabel: bool, n_classes: int, names: Sequence[str] = REPORTED) -> dict[str, str]:
+def describe_methods(multilabel: bool, n_classes: int) -> dict[str, str]:
     """Describe the default interval method of each metric, for results.json and the card.
 
     Args:
         multilabel: True if metrics are means over labels.
         n_classes: K.
-        names: metrics.
     """
-    single = [] if multilabel else names if n_classes == 2 else ["accuracy"]
-    return {name: METHOD_DESCRIPTIONS[method] for name, method in _chosen(METHODS, names, single).items()}
+    single = [] if multilabel else REPORTED if n_classes == 2 else ["accuracy"]
+    return {name: METHOD_DESCRIPTIONS[method] for name, method in _chosen(METHODS, REPORTED, single).items()}
 
 
 class _Samples(NamedTuple):
@@ -311,14 +310,7 @@ def _grouped(table: NDArray, groups: ArrayLike, strata: ArrayLike | None, resamp
     return group_index(groups, n), np.zeros(n, np.int64) if strata is None else group_index(strata, n)
 
 
-def intervals_by_source(
-    values: Mapping[str, ArrayLike],
-    groups: ArrayLike,
-    sources: ArrayLike,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Any]:
+def intervals_by_source(values: Mapping[str, ArrayLike], groups: ArrayLike, sources: ArrayLike) -> dict[str, Any]:
     """Compute `mean_intervals` of all images, stratified by source, and of each source by itself.
 
     Returns:
@@ -332,7 +324,7 @@ def intervals_by_source(
 
     def measure(rows: NDArray[np.bool_], strata: NDArray | None = None) -> dict[str, Any]:
         selected = {name: column[rows] for name, column in columns.items()}
-        metrics = mean_intervals(selected, group[rows], strata, resamples, level, seed)
+        metrics = mean_intervals(selected, group[rows], strata)
         return {"n": int(rows.sum()), "n_groups": len(set(group[rows])), "metrics": metrics}
 
     overall = measure(np.ones(len(group), bool), source)  # checks lengths and missing names first

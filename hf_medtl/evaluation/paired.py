@@ -152,8 +152,6 @@ def mean_difference(
     other: pd.DataFrame,
     metrics: Sequence[str],
     names: tuple[str, str] = ("One run", "the other"),
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> dict[str, Interval]:
     """Return the mean over images of one run's values minus the other's, paired by image, with 95 % limits.
 
@@ -165,8 +163,6 @@ def mean_difference(
         other: the other run's table, likewise.
         metrics: columns to compare.
         names: names of the two runs, for errors.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap.
 
     Raises:
         MedtlError: The images differ, or the tables disagree about group or source; a metric is missing or not finite.
@@ -182,7 +178,7 @@ def mean_difference(
     if not one[facts].equals(other[facts]) or one["image_id"].duplicated().any() or one.empty:
         raise different_images(*names)
     gains = one[list(metrics)].to_numpy(np.float64) - other[list(metrics)].to_numpy(np.float64)
-    draws = bootstrap_means(gains, one["group"], one["source"] if "source" in facts else None, resamples, seed)
+    draws = bootstrap_means(gains, one["group"], one["source"] if "source" in facts else None)
     return {
         name: Interval(float(gain.mean()), *percentile_limits(column, 0.95))
         for name, gain, column in zip(metrics, gains.T, draws.T, strict=True)

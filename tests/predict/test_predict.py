@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +13,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from PIL import Image, ImageOps
-from transformers import (
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-    pipeline,
-)
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.data.phantoms import write_phantoms
@@ -28,6 +21,7 @@ from hf_medtl.explain.maps import explain
 from hf_medtl.publish.hub import push
 from tests.support.commands import COMMAND, WAIVED, options, run_command
 from tests.support.dicom_files import make_dicom, save_dicom
+from tests.support.process_pool import ForkedProcess
 from tests.support.tiny_models import build_tiny
 
 
@@ -172,9 +166,8 @@ def test_tta_and_dropout_give_means_and_spread(folder, files, tmp_path):
     (mirrored,) = predictor.predict(files[0], tta=1)
     both = predictor.predict([files[0], ImageOps.mirror(Image.open(files[0]))])
     mean = np.mean([p.probabilities["lesion"] for p in both])
-    assert mirrored.probabilities["lesion"] == pytest.approx(
-        mean, abs=0.02
-    )  # the crop box comes from the image before flipping
+    # The crop box comes from the image before flipping.
+    assert mirrored.probabilities["lesion"] == pytest.approx(mean, abs=0.02)
     drops, never = (
         Predictor(
             ViTForImageClassification(
@@ -222,14 +215,14 @@ def test_heatmaps_equal_explain(folder, files):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
+def test_command_writes_row_per_image(process_pool, folder, files, suffix, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for path in files[:4]:
         Image.open(path).save(images / path.name)
     (images / "broken.png").write_bytes(b"PNG")
     out = tmp_path / f"out.{suffix}"
-    process = run_command(COMMAND, "predict", folder, images, "--out", out, "--batch_size", "2")
+    process = process_pool.run_script(COMMAND, "predict", folder, images, "--out", out, "--batch_size", "2")
     assert process.returncode == 1, process.stderr
     assert "5 images, 1 of them with an error" in process.stdout
     table = pd.read_json(out, lines=True) if suffix == "jsonl" else getattr(pd, f"read_{suffix}")(out)
@@ -239,36 +232,23 @@ def test_command_writes_row_per_image(folder, files, suffix, tmp_path):
     assert table["path"].tolist() == sorted(map(str, images.iterdir()))
     assert table["error"].fillna("").astype(bool).tolist() == ["broken" in path for path in table["path"]]
     assert [*tmp_path.glob("*part*")] == []
-    again = run_command(COMMAND, "predict", folder, images, "--out", out)
+    again = process_pool.run_script(COMMAND, "predict", folder, images, "--out", out)
     assert again.returncode == 1
     assert "already exists" in again.stderr
 
 
 @pytest.mark.slow
-def test_command_draws_overlays(folder, files, tmp_path):
-    process = run_command(
-        COMMAND,
-        "predict",
-        folder,
-        *files[:2],
-        "--out",
-        tmp_path / "out.csv",
-        "--maps",
-        tmp_path / "maps",
-        "--explain",
-        "eigencam",
-        "--tta",
-        "1",
-    )
+def test_command_draws_overlays(process_pool, folder, files, tmp_path):
+    words = ("--out", tmp_path / "out.csv", "--maps", tmp_path / "maps", "--explain", "eigencam", "--tta", 1)
+    process = process_pool.run_script(COMMAND, "predict", folder, *files[:2], *words)
     assert process.returncode == 0, process.stderr
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{path.name}.png" for path in files[:2]]
     over, plain = (Image.open(path) for path in (tmp_path / "maps" / f"{files[0].name}.png", files[0]))
     assert over.size == plain.size
     assert np.ptp(np.asarray(over), axis=2).max() > 30  # colour over grey
     assert (pd.read_csv(tmp_path / "out.csv")["spread"] > 0).all()
-    process = run_command(
-        COMMAND, "predict", folder, files[0], "--out", tmp_path / "other.csv", "--maps", tmp_path / "maps"
-    )
+    words = ("--out", tmp_path / "other.csv", "--maps", tmp_path / "maps")
+    process = process_pool.run_script(COMMAND, "predict", folder, files[0], *words)
     assert process.returncode == 1
     assert "must be given together" in process.stderr
 
@@ -282,7 +262,7 @@ def test_command_prints_prediction(folder, files):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_table_has_each_image_once(folder, files, tmp_path):
+def test_killed_and_resumed_table_has_each_image_once(process_pool, folder, files, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     content = files[0].read_bytes()
@@ -291,24 +271,24 @@ def test_killed_and_resumed_table_has_each_image_once(folder, files, tmp_path):
     out = tmp_path / "out.csv"
     command = [COMMAND, "predict", folder, images, "--out", out, "--batch_size", "4"]
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        part, before = tmp_path / "out.csv.part-0.jsonl", 0
+        process = process_pool.start_script(*command)
+        part = tmp_path / "out.csv.part-0.jsonl"
         before = len(part.read_bytes()) if part.exists() else 0
         while process.poll() is None and not (part.exists() and len(part.read_bytes()) > before + 2000):
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         assert not out.exists()
         with part.open("a") as stream:
             stream.write('{"path": "torn')
-    resumed = run_command(*command)
+    resumed = process_pool.run_script(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert "images are already done" in resumed.stderr
     assert pd.read_csv(out)["path"].tolist() == sorted(map(str, images.iterdir()))
 
 
 @pytest.mark.slow
-def test_thousands_of_images_killed_twice_in_constant_memory(tiny_checkpoint, tmp_path):
+def test_thousands_of_images_killed_twice_in_constant_memory(process_pool, tiny_checkpoint, tmp_path):
     images, out, part = tmp_path / "images", tmp_path / "out.csv", tmp_path / "out.csv.part-0.jsonl"
     images.mkdir()
     # If all images stayed in memory, the last 4,000 would take 750 MiB.
@@ -317,10 +297,10 @@ def test_thousands_of_images_killed_twice_in_constant_memory(tiny_checkpoint, tm
         os.link(tmp_path / "image.png", images / f"{i:04}.png")
     command = [COMMAND, "predict", tiny_checkpoint("vit"), images, "--out", out, "--batch_size", "25"]
 
-    def started_until(count: int) -> subprocess.Popen:
-        """Start the command and wait until it has predicted `more` images."""
+    def started_until(count: int) -> ForkedProcess:
+        """Start the command and wait until it has predicted `count` more images."""
         goal = rows() + count
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = process_pool.start_script(*command)
         while process.poll() is None and rows() < goal:
             time.sleep(0.02)
         assert process.returncode is None
@@ -349,9 +329,9 @@ def test_thousands_of_images_killed_twice_in_constant_memory(tiny_checkpoint, tm
 
 
 @pytest.mark.slow
-def test_parts_of_another_model_raise(folder, files, tmp_path):
+def test_parts_of_another_model_raise(process_pool, folder, files, tmp_path):
     out = tmp_path / "out.csv"
     (tmp_path / "out.csv.part-0.jsonl").write_text(json.dumps({"model": "other@1"}) + "\n")
-    process = run_command(COMMAND, "predict", folder, files[0], "--out", out)
+    process = process_pool.run_script(COMMAND, "predict", folder, files[0], "--out", out)
     assert process.returncode == 1
     assert "was started with other@1" in process.stderr
