@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.intervals import mean_intervals, to_json
 from hf_medtl.explain.maps import Heatmaps
-from hf_medtl.explain.sanity import energy_fraction
 
 
 class Region(NamedTuple):
@@ -34,6 +34,23 @@ class EnergyInRegion(NamedTuple):
     area: float
 
 
+def energy_fraction(values: Heatmaps, mask: NDArray[Any]) -> EnergyInRegion:
+    """Return the fraction of a map's sum inside a mask, and the mask's fraction of the image, both (H, W).
+
+    A map without any energy counts as uniform: it is independent of the mask.
+
+    Source: Wang et al. 2020, Score-CAM, the energy-based pointing game, https://arxiv.org/abs/1910.01279.
+
+    Raises:
+        MedtlError: the sizes differ.
+    """
+    if values.shape != mask.shape:
+        raise MedtlError(f"A mask must have the size of its image: found {mask.shape} for an image of {values.shape}.")
+    inside, total = mask > 0, float(values.sum())
+    area = float(inside.mean())
+    return EnergyInRegion(float(values[inside].sum()) / total if total > 0 else area, area)
+
+
 def energy_in_region(values: Heatmaps, region: NDArray[np.bool_]) -> EnergyInRegion | None:
     """Return the fractions for a map, see `energy_fraction`; None where the region is empty.
 
@@ -41,7 +58,7 @@ def energy_in_region(values: Heatmaps, region: NDArray[np.bool_]) -> EnergyInReg
         values: (H, W) heatmap.
         region: (H, W) True inside the region.
     """
-    return EnergyInRegion(*energy_fraction(values, region)) if region.any() else None
+    return energy_fraction(values, region) if region.any() else None
 
 
 def summarise_energy(

@@ -1,6 +1,5 @@
 """Explanation report of a split: gallery pages, a sanity verdict for each label, and heatmap statistics."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_medtl.common.files import write_atomic
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.metrics import decide
@@ -159,7 +159,7 @@ def write_report(
     if region:
         sampled_groups = [str(i) if groups is None else groups[i] for i in rows]
         result["energy"] = summarise_energy(region, energies, predicted, sampled_groups, seed)
-    (out / "explanations.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomic(out / "explanations.json", result)
     return result
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.faithfulness import deletion_insertion_curves, random_maps, road
 from hf_medtl.explain.geometry import find_geometry, restore
+from hf_medtl.explain.localization import energy_fraction
 from hf_medtl.explain.maps import (
     Heatmaps,
     Method,
@@ -181,23 +182,6 @@ def stability(
     """
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
     return _mean_rank(maps, compute_maps(pixels + NOISE * pixels.std(dim=(1, 2, 3), keepdim=True) * noise))
-
-
-def energy_fraction(values: Heatmaps, mask: NDArray[Any]) -> tuple[float, float]:
-    """Return the fraction of a map's sum inside a mask, and the mask's fraction of the image, both (H, W).
-
-    A map without any energy counts as uniform: it is independent of the mask.
-
-    Source: Wang et al. 2020, Score-CAM, the energy-based pointing game, https://arxiv.org/abs/1910.01279.
-
-    Raises:
-        MedtlError: the sizes differ.
-    """
-    if values.shape != mask.shape:
-        raise MedtlError(f"A mask must have the size of its image: found {mask.shape} for an image of {values.shape}.")
-    inside, total = mask > 0, float(values.sum())
-    area = float(inside.mean())
-    return (float(values[inside].sum()) / total if total > 0 else area), area
 
 
 def mean_energy_in_masks(

@@ -12,9 +12,10 @@ from scipy.stats import spearmanr
 from hf_medtl import MedtlError
 from hf_medtl.data.phantoms import draw_brain
 from hf_medtl.explain.faithfulness import deletion_insertion_curves, pixel_ranks, random_maps, road
+from hf_medtl.explain.localization import energy_fraction
 from hf_medtl.explain.maps import explain, to_pixel_values
 from hf_medtl.explain.randomisation import _randomise, cascading_randomisation, similarity, ssim
-from hf_medtl.explain.sanity import CHECKS, energy_fraction, verdict
+from hf_medtl.explain.sanity import CHECKS, verdict
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
 
@@ -128,12 +129,8 @@ def test_cascade_starts_at_head(trained, lesions):
 
 
 def test_similarity_of_equal_random_inverted_and_constant_maps():
-    rng = np.random.default_rng(0)
-    first, second, flat = (
-        rng.random((40, 50), np.float32),
-        rng.random((40, 50), np.float32),
-        np.zeros((40, 50), np.float32),
-    )
+    first, second = np.random.default_rng(0).random((2, 40, 50), np.float32)
+    flat = np.zeros_like(first)
     assert similarity(first, first) == pytest.approx((1, 1))
     assert abs(similarity(first, second).spearman) < 0.1
     assert similarity(first, 1 - first).spearman == pytest.approx(-1)
