@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit
-
-from hf_medtl.evaluation.metrics import calibration_bins
+from sklearn.linear_model import LogisticRegression
 
 FloatArray = NDArray[np.float64]
 
@@ -80,12 +79,20 @@ def calibration_line(outcome: ArrayLike, probability: ArrayLike) -> CalibrationL
     if y.all() or not y.any():
         return CalibrationLine(np.nan, np.nan, np.nan)
     x = logit(np.clip(p, CERTAIN, 1 - CERTAIN))
-    in_the_large = float(_fit_logistic(np.ones((y.size, 1)), x, y)[0])
+    in_the_large = offset_to_mean(x, float(y.mean()))
     events, others = x[y], x[~y]
     if events.min() >= others.max() or others.min() >= events.max():
         return CalibrationLine(np.nan, np.nan, in_the_large)
-    intercept, slope = _fit_logistic(np.column_stack([np.ones(y.size), x]), np.zeros(y.size), y)
-    return CalibrationLine(float(slope), float(intercept), in_the_large)
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-12).fit(x[:, None], y)
+    return CalibrationLine(float(model.coef_[0, 0]), float(model.intercept_[0]), in_the_large)
+
+
+def offset_to_mean(log_odds: FloatArray, mean: float) -> float:
+    """Return the number to add to log-odds (n,) so that the mean of their probabilities is `mean`, in 0..1 exclusive.
+
+    The maximum likelihood estimate of an intercept at slope 1, if `mean` is the proportion of events.
+    """
+    return float(brentq(lambda offset: float(expit(log_odds + offset).mean() - mean), -40, 40))
 
 
 def brier_decomposition(outcome: ArrayLike, probability: ArrayLike, bins: int = 10) -> BrierDecomposition:
@@ -135,6 +142,19 @@ def calibration_error(outcome: ArrayLike, probability: ArrayLike, bins: int = 10
     return float(np.sqrt(max(squared, 0.0)))
 
 
+def calibration_bins(confidence: FloatArray, bins: int = 10) -> NDArray[np.int64]:
+    """Return the equal-mass bin of each case, (n,) in 0..bins-1; equal values are always in one bin.
+
+    Raises:
+        ValueError: fewer than one bin.
+    """
+    if bins < 1:
+        raise ValueError(f"expected at least 1 bin, got {bins}")
+    # By the count of smaller values, an integer: no case gets into the wrong bin by rounding.
+    n_smaller = np.searchsorted(np.sort(confidence), confidence, side="left")
+    return n_smaller * bins // confidence.size
+
+
 def _most_probable(log_likelihood: Callable[[float], float]) -> float:
     """Return the temperature of the highest posterior density between 0.05 and 20."""
 
@@ -149,26 +169,6 @@ def _binned(y: NDArray[np.bool_], p: FloatArray, bins: int) -> tuple[FloatArray,
     index = np.unique(calibration_bins(p, bins), return_inverse=True)[1]
     count = np.bincount(index)
     return count / y.size, np.bincount(index, p) / count, np.bincount(index, y) / count
-
-
-def _fit_logistic(design: FloatArray, offset: FloatArray, y: NDArray[np.bool_]) -> FloatArray:
-    """Return the maximum-likelihood coefficients of a logistic regression, by Newton's method."""
-
-    def likelihood(beta: FloatArray) -> float:
-        eta = offset + design @ beta
-        return float((y * eta - np.logaddexp(0, eta)).sum())
-
-    beta = np.zeros(design.shape[1])
-    for _ in range(100):
-        p = expit(offset + design @ beta)
-        weight = np.maximum(p * (1 - p), 1e-12)
-        step = np.linalg.solve(design.T @ (weight[:, None] * design), design.T @ (y - p))
-        while likelihood(beta + step) < likelihood(beta) and np.abs(step).max() > 1e-12:
-            step = step / 2  # full steps overshoot where probabilities are extreme
-        beta = beta + step
-        if np.abs(step).max() < 1e-10:
-            break
-    return beta
 
 
 def _checked(outcome: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.bool_], FloatArray]:

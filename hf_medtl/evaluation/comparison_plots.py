@@ -1,7 +1,6 @@
 """Figures of a comparison of runs: metrics and differences with intervals, costs, and disputed images."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from hf_medtl.evaluation.plots import BLUE, COLOURS, GREY
+from hf_medtl.evaluation.matplotlib_backend import BLUE, GREY, series_styles
 
-MARKERS = "osD^vP*"  # distinct in greyscale, too
 COLUMNS = 4  # of an image grid
 
 
@@ -62,7 +60,7 @@ def part_metrics(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> N
     height = 1.2 + 0.18 * len(parts) * (len(runs) + 1)
     figure = Figure(figsize=(1.5 + 2.7 * len(names), max(2.6, height)), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
-        for number, (run, colour, marker) in enumerate(zip(runs, cycle(COLOURS), cycle(MARKERS), strict=False)):
+        for number, (run, (colour, marker)) in enumerate(zip(runs, series_styles(), strict=False)):
             shift = (number - (len(runs) - 1) / 2) * 0.8 / len(runs)
             for y, part in enumerate(parts):
                 chosen = (table["run"] == run) & (table["part"] == part) & (table["metric"] == metric)
@@ -97,7 +95,7 @@ def pareto_front(
     for axes, (column, caption) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         cost = costs[column]
         rows = zip(*(metrics[key] for key in ("run", "value", "low", "high")), strict=True)
-        for (run, y, low, high), colour, marker in zip(rows, cycle(COLOURS), cycle(MARKERS), strict=False):
+        for (run, y, low, high), (colour, marker) in zip(rows, series_styles(), strict=False):
             axes.plot([cost[run]] * 2, [low, high], color=colour, linewidth=1.5, alpha=0.6, zorder=1)
             axes.plot(cost[run], y, marker, color=colour, markersize=7, label=run, zorder=3)
         order = pd.DataFrame({"cost": cost[rank.index], "rank": -rank}).sort_values(["cost", "rank"]).index

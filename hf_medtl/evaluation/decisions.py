@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.calibration import offset_to_mean
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.evaluation.score_intervals import wilson
 
@@ -153,8 +153,7 @@ def youden(scores: Scores, positive: NDArray[np.bool_]) -> float:
     """
     log_odds = logit(np.clip(scores, 1e-6, 1 - 1e-6).astype(np.float64))
     prevalence = (positive.sum() + 0.5) / (len(positive) + 1)  # never 0 or 1
-    offset = brentq(lambda c: float(expit(log_odds + c).mean() - prevalence), -40, 40)
-    return float(expit(logit(prevalence) - offset))
+    return float(expit(logit(prevalence) - offset_to_mean(log_odds, prevalence)))
 
 
 def _at_sensitivity(scores: Scores, positive: NDArray[np.bool_], target: float) -> float:
@@ -300,23 +299,3 @@ def proportion(hits: NDArray[np.bool_]) -> dict[str, float | None]:
         return {"value": None, "low": None, "high": None}
     low, high = wilson(int(hits.sum()), len(hits))
     return {"value": float(hits.mean()), "low": low, "high": high}
-
-
-def risk_coverage(confidence: Scores, correct: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the risk-coverage curve: error rate among the most confident images, for each coverage.
-
-    Images of equal confidence are decided together. The mean of the error rates is the area under the curve (Geifman &
-    El-Yaniv 2017, Selective classification for deep neural networks).
-
-    Args:
-        confidence: (n,) higher is more certain.
-        correct: (n,) True where the decision is correct.
-
-    Returns:
-        coverage (m,) and error rate (m,), m at most n.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    decided = np.arange(1, len(order) + 1)
-    errors = (~correct[order]).cumsum()
-    last = np.append(confidence[order][1:] != confidence[order][:-1], True)
-    return decided[last] / len(order), (errors / decided)[last]

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score
 
+from hf_medtl.evaluation.calibration import calibration_bins
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -222,19 +224,6 @@ def confusion_matrix(labels: ArrayLike, decisions: ArrayLike, n_classes: int) ->
     labels = _checked_classes(labels, n_classes, "labels")
     decisions = _checked_classes(decisions, n_classes, "decisions", labels.size)
     return np.bincount(labels * n_classes + decisions, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-def calibration_bins(confidence: FloatArray, bins: int = 10) -> IntArray:
-    """Return the equal-mass bin of each case, (n,) in 0..bins-1; equal values are always in one bin.
-
-    Raises:
-        ValueError: fewer than one bin.
-    """
-    if bins < 1:
-        raise ValueError(f"expected at least 1 bin, got {bins}")
-    # By the count of smaller values, an integer: no case gets into the wrong bin by rounding.
-    n_smaller = np.searchsorted(np.sort(confidence), confidence, side="left")
-    return n_smaller * bins // confidence.size
 
 
 def _ranking(scores: FloatArray) -> tuple[IntArray, IntArray]:

@@ -18,3 +18,8 @@ METRIC_NAMES = {
     "hausdorff95": "95 % Hausdorff distance in pixels (lower is better)",
     "ece": "Expected calibration error (lower is better)",
 }
+
+
+def short_name(metric: str) -> str:
+    """Return a metric's display name without its direction."""
+    return METRIC_NAMES[metric].split(" (")[0]

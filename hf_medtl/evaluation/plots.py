@@ -1,45 +1,28 @@
 """Figures of runs: training history, confusion matrix, ROC, reliability, masks, folds, search, study, robustness."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
+from sklearn.metrics import ConfusionMatrixDisplay
 
-from hf_medtl.evaluation.curves import reliability_points
-from hf_medtl.evaluation.decisions import risk_coverage
+from hf_medtl.evaluation.marks import Plot
+from hf_medtl.evaluation.matplotlib_backend import BLUE, COLOURS, GREY, ORANGE, save_figure
+from hf_medtl.evaluation.metric_charts import dice_plot, fold_plot, history_plots, interval_arrays
 from hf_medtl.evaluation.metrics import decide
+from hf_medtl.evaluation.probability_charts import (
+    Scores,
+    operating_point,
+    pool_labels,
+    reliability_plot,
+    risk_coverage_plot,
+    roc_plot,
+    top_label_scores,
+)
 from hf_medtl.evaluation.study_statements import LearningCurvePoint
-
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito: distinct for colour-blind readers
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-def training_history(
-    log: Sequence[dict[str, Any]], best_step: int | None, path: Path, metric: str = "roc_auc", title: str = "ROC AUC"
-) -> None:
-    """Plot training and validation loss, and a validation metric, by epoch; `log` is the Trainer's log_history."""
-    train = [(row["epoch"], row["loss"]) for row in log if "loss" in row]
-    valid = [(row["epoch"], row["eval_loss"], row[f"eval_{metric}"], row["step"]) for row in log if "eval_loss" in row]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, other = figure.subplots(1, 2)
-    if train:
-        loss.plot(*zip(*train, strict=True), color=GREY, label="training")
-    if valid:
-        epochs, losses, values, steps = (list(column) for column in zip(*valid, strict=True))
-        loss.plot(epochs, losses, "o-", color=BLUE, label="validation")
-        other.plot(epochs, values, "o-", color=BLUE)
-        if best_step in steps:
-            for axes in (loss, other):
-                axes.axvline(epochs[steps.index(best_step)], color=ORANGE, linestyle="--", label="selected")
-    loss.set(xlabel="epoch", ylabel="loss", title="Loss", ylim=(0, None))
-    other.set(xlabel="epoch", ylabel=title, title=f"Validation {title}", ylim=(None, 1.01))
-    loss.legend()
-    figure.savefig(path, dpi=120)
 
 
 def confusion_matrix(
@@ -53,6 +36,14 @@ def confusion_matrix(
     figure.savefig(path, dpi=120)
 
 
+def training_history(
+    log: Sequence[dict[str, Any]], best_step: int | None, path: Path, metric: str = "roc_auc", title: str = "ROC AUC"
+) -> None:
+    """Plot training and validation loss, and a validation metric, by epoch; `log` is the Trainer's log_history."""
+    plots = history_plots({"validation": (log, best_step)}, metric, "", "")
+    save_figure(path, plots, ["Loss", f"Validation {title}"], 9, 3.8)
+
+
 def roc(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
@@ -63,18 +54,17 @@ def roc(
     where: str = "test split",
 ) -> None:
     """Plot the ROC curve of the positive label with the saved threshold's point, or of each label against the rest."""
-    lines = [
-        (labels == index, probabilities[:, index], name)
+    scores = [
+        Scores(name, labels == index, probabilities[:, index])
         for index, name in enumerate(names)
-        if positive is None or name == positive
+        if positive in (None, name)
     ]
     point = None
     if positive is not None:
         index = list(names).index(positive)
-        called, actual = decide(probabilities, index, threshold) == index, labels == index
-        caption = "own thresholds" if isinstance(threshold, np.ndarray) else f"threshold {threshold:.2f}"
-        point = called[~actual].mean(), called[actual].mean(), caption
-    _roc(lines, path, where, point)
+        common_threshold = None if isinstance(threshold, np.ndarray) else threshold
+        point = operating_point(decide(probabilities, index, threshold) == index, labels == index, common_threshold)
+    _save(roc_plot(scores, point), path, where)
 
 
 def multilabel_roc(
@@ -85,27 +75,7 @@ def multilabel_roc(
     where: str = "test split",
 ) -> None:
     """Plot the ROC curve of each label (n, K) that some images have and some do not."""
-    lines = zip(targets.T, probabilities.T, names, strict=True)
-    _roc([line for line in lines if line[0].any() and not line[0].all()], path, where, None, 8 if len(names) < 8 else 5)
-
-
-def _roc(
-    lines: Iterable[tuple[NDArray[np.bool_], NDArray[np.float64], str]],
-    path: Path,
-    where: str,
-    point: tuple[float, float, str] | None,
-    fontsize: int | None = None,
-) -> None:
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for outcome, score, name in lines:
-        RocCurveDisplay.from_predictions(outcome, score, ax=axes, name=name)
-    if point:
-        axes.plot(*point[:2], "o", color=ORANGE, label=point[2])
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=where.capitalize(), aspect="equal")
-    axes.legend(loc="lower right", fontsize=fontsize)
-    figure.savefig(path, dpi=120)
+    _save(roc_plot(list(map(Scores, names, targets.T, probabilities.T))), path, where)
 
 
 def reliability(
@@ -119,32 +89,18 @@ def reliability(
 
     If `index` is None, plot the proportion of correct answers against the probability of the most probable label.
     """
-    if index is None:
-        score, outcome = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    else:
-        score, outcome = probabilities[:, index], labels == index
-    _reliability(score, outcome, f"{len(labels)} images", path, where)
+    scores = top_label_scores(labels, probabilities)
+    if index is not None:
+        scores = Scores("the positive label", labels == index, probabilities[:, index])
+    _save(reliability_plot(scores), path, where)
 
 
 def multilabel_reliability(
     targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, where: str = "test split"
 ) -> None:
     """Plot the observed proportion against the predicted probability of all labels of all images (n, K) together."""
-    _reliability(probabilities.ravel(), targets.ravel(), "{} images x {} labels".format(*targets.shape), path, where)
-
-
-def _reliability(score: NDArray[np.float64], outcome: NDArray[np.bool_], caption: str, path: Path, where: str) -> None:
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
-    bins = reliability_points(outcome, score, np.arange(len(score)))
-    axes.plot(bins.predicted, bins.observed, "o-", color=BLUE, label=caption)
-    for x, y, n in zip(bins.predicted, bins.observed, bins.n, strict=True):
-        axes.annotate(str(n), (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8, color=GREY)
-    axes.set(xlabel="predicted probability", ylabel="observed proportion", title=f"Reliability on the {where}")
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    scores = pool_labels([Scores("", has, p) for has, p in zip(targets.T, probabilities.T, strict=True)])
+    _save(reliability_plot(scores, f"labels of {len(targets):,} images"), path, where)
 
 
 def risk_coverage_curve(
@@ -159,15 +115,25 @@ def risk_coverage_curve(
         path: file to write.
         where: the data that was predicted, for the title.
     """
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    coverage, error = risk_coverage(confidence, correct)
-    axes.step(coverage, error, where="post", color=BLUE, label=f"{len(correct)} images, most confident first")
-    axes.axvline(1 - abstained, color=ORANGE, linestyle="--", label="conformal sets of one label")
-    axes.set(xlabel="fraction of images decided", ylabel="error rate", title=f"{where.capitalize()}: abstaining")
-    axes.set(xlim=(0, 1.02), ylim=(0, max(0.1, 1.1 * error.max())))
-    axes.legend(loc="upper left")
-    figure.savefig(path, dpi=120)
+    _save(risk_coverage_plot(confidence, correct, 1 - abstained, f"{len(correct):,} images"), path, where)
+
+
+def by_source(
+    values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path, where: str = "test split"
+) -> None:
+    """Plot the Dice of each image by source, with the mean and its interval from `by_source` of results.json."""
+    _save(dice_plot(values, sources, results, (), f"{len(values):,} images"), path, where, 2.5 + 1.3 * len(results))
+
+
+def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str, title: str, path: Path) -> None:
+    """Plot a metric with its interval for each fold and for the pooled folds, from their `metrics` in results.json."""
+    plot = fold_plot({str(k): fold[metric] for k, fold in enumerate(folds)}, pooled[metric], metric, "")
+    save_figure(path, [plot], [f"{title} with 95 % intervals"], 2.5 + 0.6 * len(folds), 3.8)
+
+
+def _save(plot: Plot, path: Path, where: str, width: float = 4.8) -> None:
+    """Save a plot; its title names the data and the number of images, too."""
+    save_figure(path, [plot], [f"{plot.title}, {where}\n{plot.count}"], width, 4.8)
 
 
 def mask_outlines(
@@ -192,41 +158,6 @@ def mask_outlines(
         axes.set_axis_off()
     figure.supxlabel("outlines: true (blue) and predicted (orange)", fontsize=10)
     figure.savefig(path, dpi=120)
-
-
-def by_source(
-    values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path, where: str = "test split"
-) -> None:
-    """Plot the Dice of each image by source, with the mean and its interval from `by_source` of results.json."""
-    figure = Figure(figsize=(2.5 + 1.3 * len(results), 3.8), layout="constrained")
-    axes, rng = figure.subplots(), np.random.default_rng(0)
-    for x, (source, part) in enumerate(results.items()):
-        points = values[np.asarray(sources) == source]
-        axes.plot(x + rng.uniform(-0.15, 0.15, len(points)), points, ".", color=GREY, zorder=1)
-        _interval(axes, x, part["metrics"]["dice"], BLUE)
-    axes.set_xticks(range(len(results)), [f"{name}\n{part['n']} images" for name, part in results.items()])
-    axes.set(ylabel="Dice", title=f"{where.capitalize()}: mean and 95 % interval")
-    axes.set(xlim=(-0.5, len(results) - 0.5), ylim=(None, 1.01))
-    figure.savefig(path, dpi=120)
-
-
-def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str, title: str, path: Path) -> None:
-    """Plot a metric with its interval for each fold and for the pooled folds, from their `metrics` in results.json."""
-    figure = Figure(figsize=(2.5 + 0.6 * len(folds), 3.6), layout="constrained")
-    axes = figure.subplots()
-    for x, (metrics, colour) in enumerate([*((fold, GREY) for fold in folds), (pooled, BLUE)]):
-        _interval(axes, x, metrics[metric], colour)
-    axes.set_xticks(range(len(folds) + 1), [*map(str, range(len(folds))), "pooled"])
-    axes.set(xlabel="fold", ylabel=title, title=f"{title} with 95 % intervals", xlim=(-0.5, len(folds) + 0.5))
-    figure.savefig(path, dpi=120)
-
-
-def _interval(axes: Axes, x: float, metric: dict[str, Any], colour: str) -> None:
-    """Draw a value and a vertical line between its limits, where they are defined."""
-    if metric["low"] is not None:
-        axes.plot([x, x], [metric["low"], metric["high"]], color=colour, linewidth=2, zorder=2)
-    if metric["value"] is not None:
-        axes.plot(x, metric["value"], "o", color=colour, zorder=3)
 
 
 def search_trials(
@@ -278,7 +209,7 @@ def learning_curve(points: Sequence[LearningCurvePoint], title: str, path: Path)
     backbones = list(dict.fromkeys(backbone for _, backbone, _ in arms))
     for index, (arm, backbone, scratch) in enumerate(arms):
         curve = sorted((point for point in points if point.arm == arm), key=lambda point: point.groups)
-        colour = COLOURS[backbones.index(backbone) % len(COLOURS)]
+        colour = list(COLOURS.values())[backbones.index(backbone) % len(COLOURS)]
         marker = "osD^vPX*"[sum(other[1:] == (backbone, scratch) for other in arms[:index]) % 8]
         shift = 1 + 0.03 * (index - (len(arms) - 1) / 2)  # so that intervals do not hide each other
         x = np.array([point.groups for point in curve]) * shift
@@ -308,10 +239,7 @@ def robustness(result: dict[str, Any], path: Path, where: str) -> None:
         if "baseline" in result:
             lines.append(("baseline", GREY, [*result["baseline"]["clean"], *result["baseline"][name]]))
         for caption, colour, levels in lines:
-            intervals = [level["balanced_accuracy"] for level in levels]
-            value, low, high = (
-                np.array([interval[key] for interval in intervals], np.float64) for key in ("value", "low", "high")
-            )
+            value, low, high = interval_arrays(level["balanced_accuracy"] for level in levels)
             axes.plot(range(len(levels)), value, "o-", color=colour, label=caption)
             axes.fill_between(range(len(levels)), low, high, color=colour, alpha=0.2)
         axes.set(title=name, ylim=(0, 1.02), xticks=range(6))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hf_medtl.evaluation.intervals import metric_intervals
 from hf_medtl.evaluation.metrics import REPORTED
@@ -34,7 +34,7 @@ def subgroup_metrics(
     groups: ArrayLike,
     column: ArrayLike,
     positive: int = 1,
-    threshold: float | None = None,
+    threshold: float | NDArray[np.float64] | None = None,
     names: Sequence[str] = REPORTED,
     resamples: int = 2000,
     level: float = 0.95,
@@ -51,7 +51,7 @@ def subgroup_metrics(
         groups: (n,) patient or duplicate group of each image.
         column: (n,) value of each image; missing ones (None, NaN) form a subgroup "(missing)".
         positive: index of the positive one of two classes.
-        threshold: probability from which it is decided.
+        threshold: probability from which it is decided, or (n,) of them.
         names: metrics.
         resamples: number of bootstrap resamples.
         level: confidence of the limits.
@@ -71,9 +71,8 @@ def subgroup_metrics(
     subgroups = {}
     for text in sorted(set(texts)):
         rows = texts == text
-        metrics = metric_intervals(
-            y[rows], p[rows], group[rows], positive, threshold, resamples, level, seed, names=names
-        )
+        cut = threshold[rows] if isinstance(threshold, np.ndarray) else threshold
+        metrics = metric_intervals(y[rows], p[rows], group[rows], positive, cut, resamples, level, seed, names=names)
         of_class = [np.unique(group[rows & (y == k)]).size for k in range(p.shape[1])]
         warning = small_sample_warning({f"class {k}": count for k, count in enumerate(of_class)})
         subgroups[text] = Subgroup(int(rows.sum()), np.unique(group[rows]).size, of_class, metrics, warning)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -13,6 +14,8 @@ from PIL import Image
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.maps import Heatmaps
 from hf_medtl.explain.statistics import COLORMAP
+
+COLUMNS = 4  # images per row of a page, each with its overlay
 
 
 class GalleryItem(NamedTuple):
@@ -56,7 +59,11 @@ def overlay(image: Image.Image, values: Heatmaps, opacity: float = 0.6) -> Image
 
 
 def select_examples(
-    truth: NDArray[np.int64], decided: NDArray[np.int64], certainty: NDArray[np.float64], number: int
+    truth: NDArray[np.int64],
+    decided: NDArray[np.int64],
+    certainty: NDArray[np.float64],
+    number: int,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, NDArray[np.int64]]:
     """Select images for each page: page name -> indices, the most typical first; empty if there are none.
 
@@ -65,25 +72,27 @@ def select_examples(
         decided: (n,) decided class indices.
         certainty: (n,) certainty of the decisions.
         number: images per page, at most.
+        groups: (n,) of the images, to show at most one image of each, so that copies do not fill a page.
     """
     correct, descending = decided == truth, np.argsort(-certainty, kind="stable")
-    return {
-        "most_certain_right": descending[correct[descending]][:number],
-        "most_certain_wrong": descending[~correct[descending]][:number],
-        "least_certain": descending[::-1][:number],
+    names = pd.Index(range(len(truth)) if groups is None else groups)
+    pages = {
+        "most_certain_right": descending[correct[descending]],
+        "most_certain_wrong": descending[~correct[descending]],
+        "least_certain": descending[::-1],
     }
+    return {page: rows[~names[rows].duplicated()][:number] for page, rows in pages.items()}
 
 
-def draw_page(items: Sequence[GalleryItem], path: Path, title: str, columns: int = 4) -> None:
+def draw_page(items: Sequence[GalleryItem], path: Path, title: str) -> None:
     """Draw each image side by side with its overlay.
 
     Args:
         items: at least one.
         path: file to write.
         title: title of the page.
-        columns: number of pairs per row.
     """
-    columns = min(columns, len(items))
+    columns = min(COLUMNS, len(items))
     rows = -(-len(items) // columns)
     aspect = float(np.median([item.image.height / item.image.width for item in items]))
     figure = Figure(figsize=(3.6 * columns, (1.8 * aspect + 0.35) * rows + 0.5), layout="constrained")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.plots import BLUE, GREY, ORANGE
+from hf_medtl.evaluation.matplotlib_backend import GREY, series_styles
 from hf_medtl.explain.maps import Heatmaps
 
 GRID = 64  # rows and columns of the common grid on which maps of all sizes are compared
@@ -104,11 +104,9 @@ def draw_figures(maps: Sequence[Heatmaps], labels: Sequence[str], folder: Path) 
     axes = figure.subplots()
     axes.axhline(0.5, color=GREY, linestyle=":")
     axes.axvline(0.5, color=GREY, linestyle=":")
-    styles = [(BLUE, "o"), (ORANGE, "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
     gridded, names = common_grid(maps), np.asarray(labels)
-    for i, name in enumerate(means):
+    for name, (colour, marker) in zip(means, series_styles(), strict=False):
         x, y, _ = _centres(gridded[(names == name) & (gridded.sum(axis=(1, 2)) > 0)])
-        colour, marker = styles[i % len(styles)]
         axes.plot(x, y, marker, color=colour, alpha=0.7, label=name, linestyle="none")
     axes.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", **POSITION_LABELS)
     axes.set_title("Centre of mass of each map")

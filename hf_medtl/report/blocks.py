@@ -5,29 +5,12 @@ All text is plain. The page, the slides and the PDF escape it themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-Values = Sequence[Any] | NDArray[Any]
+from hf_medtl.evaluation.marks import Plot
 
 NOTICE = (
     "For research and education only. Not a medical device: not for diagnosis, and not for any decision about a person."
 )
-
-# Names of colours in the colour-blind-safe palette of Okabe and Ito. Every output has its own values for them.
-SERIES = ("blue", "orange", "green", "purple", "sky", "yellow")
-# Dashes and symbols differ, too, so that no plot depends on colour alone.
-DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = dict(
-    zip((*SERIES, "grey"), ("circle", "diamond", "square", "triangle-up", "cross", "star", "circle"), strict=True)
-)
-
-
-def line_style(index: int) -> dict[str, Any]:
-    """Return the colour and dash of the index-th line of a plot."""
-    return {"colour": SERIES[index % len(SERIES)], "dash": DASHES[index % len(DASHES)]}
 
 
 @dataclass(frozen=True)
@@ -64,80 +47,6 @@ class Matrix:
     labels: Sequence[str]
     counts: Sequence[Sequence[int]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of a plot from `low` to `high` (None: from the data); `ticks` name the positions 0, 1, 2, ..."""
-
-    title: str
-    low: float | None = None
-    high: float | None = None
-    ticks: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line through x and y (n,), with a marker at each point if `markers`. An empty name omits it from the legend."""
-
-    name: str
-    x: Values
-    y: Values
-    colour: str = "blue"
-    dash: str = "solid"
-    markers: bool = False
-    texts: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Band:
-    """The area between low and high (n,) along x."""
-
-    x: Values
-    low: Values
-    high: Values
-    colour: str = "blue"
-
-
-@dataclass(frozen=True)
-class Points:
-    """Markers at x and y (n,) with optional error bars from `low` to `high` (NaN: no bar) and texts shown on hover.
-
-    The error bars are vertical, or horizontal if `horizontal`.
-    """
-
-    name: str
-    x: Values
-    y: Values
-    low: Values = ()
-    high: Values = ()
-    colour: str = "blue"
-    horizontal: bool = False
-    small: bool = False
-    texts: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Marks on two axes.
-
-    Attributes:
-        title: of the plot.
-        marks: drawn in this order.
-        x: horizontal axis.
-        y: vertical axis.
-        caption: n, the meaning of bands and bars, and the method.
-        alt: alternative text, which describes what can be seen.
-        wide: use the full width of the page.
-    """
-
-    title: str
-    marks: Sequence[Line | Band | Points]
-    x: Axis
-    y: Axis
-    caption: str
-    alt: str
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,8 +96,3 @@ class Report:
     facts: dict[str, str]
     runs: Sequence[str]
     sections: Sequence[Section] = field(default_factory=tuple)
-
-
-def json_numbers(values: ArrayLike) -> list[float | None]:
-    """Return values for JSON: rounded to five significant digits, None where not finite."""
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in np.asarray(values, np.float64).ravel()]

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.evaluation.names import METRIC_NAMES, short_name
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import classification, multilabel, segmentation
 from hf_medtl.report.blocks import Prose, Report, Section, Table
@@ -20,7 +20,6 @@ from hf_medtl.report.sections import (
     initial_weights,
     main_metric,
     reproduce_section,
-    short_name,
     training_section,
 )
 from hf_medtl.runs.finished import load_run_data, read_runs

@@ -1,5 +1,6 @@
 """Report sections of a run with one label per image."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -7,21 +8,29 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.evaluation import probability_charts as charts
 from hf_medtl.evaluation.calibration import brier_decomposition, calibration_error, calibration_line
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.delong import auc_interval
+from hf_medtl.evaluation.intervals import Interval, to_json
 from hf_medtl.evaluation.metrics import decide
-from hf_medtl.evaluation.subgroups import Subgroup, subgroup_metrics
+from hf_medtl.evaluation.names import short_name
+from hf_medtl.evaluation.probability_charts import Scores
+from hf_medtl.evaluation.subgroups import subgroup_metrics
+from hf_medtl.explain.gallery import select_examples
 from hf_medtl.publish.templates import format_interval
-from hf_medtl.report import plots
 from hf_medtl.report.blocks import Block, Matrix, Prose, Section, Table
-from hf_medtl.report.images import gallery, select_examples
-from hf_medtl.report.plots import Scores
-from hf_medtl.report.sections import external_intro, folds_blocks, image_count, metrics_table, number, short_name
+from hf_medtl.report.images import PER_GALLERY, gallery
+from hf_medtl.report.sections import external_intro, folds_blocks, image_count, metrics_table, number
 
 SUBGROUP_METRICS = ("roc_auc", "accuracy", "sensitivity", "specificity")
 MAX_SOURCES = 12  # of which subgroups are shown
+GALLERIES = {
+    "most_certain_right": "Correct, most confident",
+    "most_certain_wrong": "Wrong, most confident",
+    "least_certain": "Least confident",
+}
 
 
 class Predictions:
@@ -122,14 +131,10 @@ def _ranking(predictions: Predictions) -> list[Block]:
         ]
         note = "One label against the rest. DeLong's standard error over groups (Obuchowski); from predictions.csv."
         table = Table("ROC AUC of each label", ("label", "images", "ROC AUC [95 % interval]"), rows, note)
-        return [*plots.ranking_plots(predictions.scores()), table]
+        return [*charts.ranking_plots(predictions.scores()), table]
     decided, positive = predictions.decided == predictions.positive, predictions.labels == predictions.positive
-    point = None
-    if positive.any() and not positive.all():
-        threshold = predictions.common_threshold
-        name = "folds' own thresholds" if threshold is None else f"threshold {threshold:.3f}"
-        point = float(decided[~positive].mean()), float(decided[positive].mean()), name
-    return [*plots.ranking_plots(predictions.scores(), point)]
+    point = charts.operating_point(decided, positive, predictions.common_threshold)
+    return [*charts.ranking_plots(predictions.scores(), point)]
 
 
 def _calibration(predictions: Predictions) -> list[Block]:
@@ -137,18 +142,15 @@ def _calibration(predictions: Predictions) -> list[Block]:
 
     They are of the positive label's probability, or, with more than two labels, of the most probable one's.
     """
-    results, top = predictions.results, predictions.probabilities.max(axis=1)
+    results = predictions.results
     if predictions.is_binary:
         scores = predictions.scores()[0]
-        event = scores.name
         classes = {name: scores.score[predictions.labels == k] for k, name in enumerate(predictions.names)}
         brier = "Brier score"
     else:
-        is_right = predictions.probabilities.argmax(axis=1) == predictions.labels
-        scores = Scores("top label", is_right, top, predictions.groups)
-        event = "the most probable label"
-        classes = {"correct": top[predictions.correct], "wrong": top[~predictions.correct]}
-        brier = f"Brier score of {event}"
+        scores = charts.top_label_scores(predictions.labels, predictions.probabilities, predictions.groups)
+        classes = {"correct": scores.score[scores.positive], "wrong": scores.score[~scores.positive]}
+        brier = f"Brier score of {scores.name}"
     line = calibration_line(scores.positive, scores.score)
     temperatures = [fold["temperature"] for fold in results.get("folds", [])] or [results.get("temperature")]
     fitted = ", ".join(f"{value:.3f}" for value in temperatures if value is not None)
@@ -168,12 +170,12 @@ def _calibration(predictions: Predictions) -> list[Block]:
         ),
     ]
     note = (
-        f"For the probability of {event}. Values with intervals are from results.json. The others are computed from "
-        "predictions.csv: Cox's calibration line on the logit, Murphy's decomposition over ten equal-mass bins."
+        f"For the probability of {scores.name}. Values with intervals are from results.json. The others are computed "
+        "from predictions.csv: Cox's calibration line on the logit, Murphy's decomposition over ten equal-mass bins."
     )
     return [
-        plots.reliability_plot(scores, event),
-        plots.histogram_plot(classes, event, predictions.common_threshold if predictions.is_binary else None),
+        charts.reliability_plot(scores),
+        charts.histogram_plot(classes, scores.name, predictions.common_threshold if predictions.is_binary else None),
         Table("Calibration", ("", "value"), rows, note),
     ]
 
@@ -183,12 +185,12 @@ def _decisions(predictions: Predictions) -> list[Block]:
     blocks: list[Block] = []
     scores = predictions.scores()[0]
     if predictions.is_binary and scores.has_both_classes:
-        blocks.append(plots.decision_plot(scores, predictions.common_threshold))
+        blocks.append(charts.decision_plot(scores, predictions.common_threshold))
     sets = predictions.results.get("conformal")
     abstained = sets["abstained"]["value"] if sets else None
     coverage, confidence = None if abstained is None else 1 - abstained, predictions.probabilities.max(axis=1)
-    n_groups = len(set(predictions.groups))
-    blocks.append(plots.risk_coverage_plot(confidence, predictions.correct, coverage, n_groups))
+    count = image_count(predictions.results)
+    blocks.append(charts.risk_coverage_plot(confidence, predictions.correct, coverage, count))
     if sets:
         rows = [
             ("Sets may miss the true label in at most", f"{100 * sets['alpha']:g} %"),
@@ -231,19 +233,10 @@ def _subgroups(predictions: Predictions, loaded: LoadedDataset | None, missing: 
     if not 1 < source.nunique() <= MAX_SOURCES:
         count = "a single source" if source.nunique() == 1 else f"{source.nunique()} sources, which are too many"
         return [Prose(f"No subgroups by source: the data have {count}.")]
-    subgroups: dict[str, Subgroup] = {}
-    for name in sorted(source.unique()):
-        rows = (source == name).to_numpy()
-        threshold: Any = predictions.threshold
-        subgroups |= subgroup_metrics(
-            predictions.labels[rows],
-            predictions.probabilities[rows],
-            np.array(predictions.groups, dtype=object)[rows],
-            source[rows],
-            predictions.positive,
-            threshold[rows] if isinstance(threshold, np.ndarray) else threshold,
-            SUBGROUP_METRICS,
-        )
+    subgroups = subgroup_metrics(
+        predictions.labels, predictions.probabilities, predictions.groups, source, predictions.positive,
+        predictions.threshold, SUBGROUP_METRICS,
+    )  # fmt: skip
     cells = [
         (name, str(part.n), str(part.n_groups), *(_interval(part.metrics[metric]) for metric in SUBGROUP_METRICS),
          part.warning.split(":")[0]) for name, part in subgroups.items()
@@ -265,10 +258,9 @@ def _gallery(predictions: Predictions, loaded: LoadedDataset | None, missing: st
         caption = f"true: {true}; decided: {decided} ({confidence[row]:.2f})"
         return predictions.table["image_id"].iloc[row], caption, bool(predictions.correct[row])
 
-    selected = select_examples(predictions.correct, confidence, predictions.groups)
-    return [
-        block for title, rows in selected.items() for block in gallery(loaded, title, list(map(example, rows)), note)
-    ]
+    selected = select_examples(predictions.labels, predictions.decided, confidence, PER_GALLERY, predictions.groups)
+    galleries = [gallery(loaded, title, list(map(example, selected[name])), note) for name, title in GALLERIES.items()]
+    return [*chain.from_iterable(galleries)]
 
 
 def _external_section(results: dict[str, Any], table: pd.DataFrame) -> Section:
@@ -286,5 +278,5 @@ def _external_section(results: dict[str, Any], table: pd.DataFrame) -> Section:
     )
 
 
-def _interval(values: Any) -> str:
-    return format_interval({key: value if np.isfinite(value) else None for key, value in values._asdict().items()})
+def _interval(values: Interval) -> str:
+    return format_interval(to_json(values))

@@ -6,15 +6,16 @@ import numpy as np
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.evaluation.marks import Axis, Line, Plot, Points, line_style
+from hf_medtl.evaluation.metric_charts import interval_arrays
+from hf_medtl.evaluation.names import METRIC_NAMES, short_name
+from hf_medtl.evaluation.probability_charts import Scores, ranking_plots
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.publish.templates import format_interval
-from hf_medtl.report import plots
-from hf_medtl.report.blocks import Axis, Block, Line, Plot, Points, Prose, Section, Table, line_style
-from hf_medtl.report.plots import Scores
-from hf_medtl.report.sections import image_count, initial_weights, main_metric, short_name
+from hf_medtl.report.blocks import Block, Prose, Section, Table
+from hf_medtl.report.sections import image_count, initial_weights, main_metric
 from hf_medtl.runs.compare import Comparison, check_same_task_and_images, compare_scores, run_scores
-from hf_medtl.runs.compare_page import interval_text, p_value_text
+from hf_medtl.runs.compare_tables import interval_text, p_value_text
 
 IN_PIXELS = ("hausdorff95",)  # metrics that do not fit on an axis of proportions
 
@@ -93,7 +94,7 @@ def _differences(comparison: Comparison, metrics: list[str], n: str) -> list[Blo
     shown = [metric for metric in metrics if metric not in IN_PIXELS][::-1]
     marks: list[Points | Line] = [Line("", [0, 0], [-0.6, len(shown) - 0.4], "grey", "dot")]
     for index, name in enumerate(others):
-        value, low, high = ([rows[name, metric][key] for metric in shown] for key in ("value", "low", "high"))
+        value, low, high = interval_arrays(rows[name, metric] for metric in shown)
         y = np.arange(len(shown)) - 0.15 * (index - (len(others) - 1) / 2)
         hover = [f"{short_name(metric)}: {texts[name, metric]}" for metric in shown]
         colour = line_style(index)["colour"]
@@ -105,7 +106,8 @@ def _differences(comparison: Comparison, metrics: list[str], n: str) -> list[Blo
             marks,
             Axis(f"difference from {comparison.reference}"),
             Axis("", -0.6, len(shown) - 0.4, [short_name(metric) for metric in shown]),
-            f"{n}. Bars: 95 % intervals, paired by image; methods as in the table.",
+            n,
+            "Bars: 95 % intervals, paired by image; methods as in the table.",
             "Differences: " + "; ".join(f"{name} {short_name(m)} {texts[name, m]}" for name in others for m in shown),
             wide=True,
         ),
@@ -119,7 +121,7 @@ def _ranking_plots(scores: Mapping[str, RunScores]) -> list[Plot]:
         for name, run in scores.items()
         if run.scores is not None
     ]
-    return plots.ranking_plots(lines)
+    return ranking_plots(lines)
 
 
 def _learning_curve(runs: Mapping[str, RunFolder]) -> list[Plot]:
@@ -139,13 +141,14 @@ def _learning_curve(runs: Mapping[str, RunFolder]) -> list[Plot]:
     for index, (name, points) in enumerate(curves.items()):
         points.sort(key=lambda point: point[0])
         x, values = zip(*points, strict=True)
-        y, low, high = (np.array([value[key] for value in values], np.float64) for key in ("value", "low", "high"))
+        y, low, high = interval_arrays(values)
         style = line_style(index)
         marks += [Line("", x, y, **style), Points(name, x, y, low, high, style["colour"])]
         texts.append(f"{name} " + ", ".join(f"{size}: {v:.3f}" for size, v in zip(x, y, strict=True) if v))
     return [
         Plot("Learning curve", marks, Axis("training images", 0), Axis(short_name(metric)),
-             f"The same {first.results['n']:,} test images. Bars: 95 % intervals over groups, from results.json; they "
-             "do not include the variation between training sets.",
+             f"The same {first.results['n']:,} test images",
+             "Bars: 95 % intervals over groups, from results.json; they do not include the variation between training "
+             "sets.",
              f"{short_name(metric)} by number of training images: {'; '.join(texts)}.", wide=True)
     ]  # fmt: skip

@@ -8,43 +8,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.report.blocks import Gallery, GalleryImage
 
 THUMBNAIL_SIDE, OUTLINED_SIDE = 200, 420  # pixels of the longer side
 PER_GALLERY = 6  # images
 TRUE, PREDICTED = (86, 180, 233), (240, 120, 20)  # colours of outlines, bright enough for a dark image
 REENCODED = "Images are re-encoded from their pixels, small and without metadata."
-
-
-def select_examples(
-    correct: NDArray[np.bool_], confidence: NDArray[np.float64], groups: Sequence[str]
-) -> dict[str, list[int]]:
-    """Select the most confident correct and wrong decisions, and the least confident ones.
-
-    At most one image of each group is selected, so that copies do not fill a gallery.
-
-    Args:
-        correct: (n,) decisions.
-        confidence: (n,).
-        groups: (n,) of the images.
-
-    Returns:
-        Title of a gallery -> at most PER_GALLERY rows, the most extreme first.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    selected = {}
-    for title, rows in {
-        "Correct, most confident": order[correct[order]],
-        "Wrong, most confident": order[~correct[order]],
-        "Least confident": order[::-1],
-    }.items():
-        first_of_group: dict[str, int] = {}
-        for row in rows.tolist():
-            first_of_group.setdefault(groups[row], row)
-        selected[title] = list(first_of_group.values())[:PER_GALLERY]
-    return selected
 
 
 def gallery(
@@ -68,9 +39,9 @@ def gallery(
     return [Gallery(title, images, f"{note} {REENCODED}".strip())] if images else []
 
 
-def draw_outlines(image: Image.Image, masks: Sequence[NDArray[np.uint8]], side: int = OUTLINED_SIDE) -> Image.Image:
+def draw_outlines(image: Image.Image, masks: Sequence[NDArray[np.uint8]]) -> Image.Image:
     """Draw the outlines of the true and the predicted mask, (H, W) class indices, on an image of the same size."""
-    scale = min(1.0, side / max(image.size))
+    scale = min(1.0, OUTLINED_SIDE / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     canvas = np.asarray(image.resize(size, Image.Resampling.LANCZOS).convert("RGB")).copy()
     for mask, colour in zip(masks, (TRUE, PREDICTED), strict=True):

@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.specs import split_labels
+from hf_medtl.evaluation import probability_charts as charts
+from hf_medtl.evaluation.names import short_name
+from hf_medtl.evaluation.probability_charts import Scores
 from hf_medtl.publish.templates import format_interval
-from hf_medtl.report import plots
 from hf_medtl.report.blocks import Block, Prose, Section, Table
 from hf_medtl.report.classification import ood_block
 from hf_medtl.report.images import PER_GALLERY, gallery
-from hf_medtl.report.plots import Scores
-from hf_medtl.report.sections import external_intro, folds_blocks, metrics_table, short_name
+from hf_medtl.report.sections import external_intro, folds_blocks, metrics_table
 
 LABEL_METRICS = ("roc_auc", "average_precision", "sensitivity", "specificity", "ppv")
 
@@ -30,14 +31,14 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
     results, scores = run.results, _scores(run.results, run.predictions)
     parts = [
         Section("Results", [*_results(results, "Metrics, means over labels"), *folds_blocks(run)]),
-        Section("Ranking", plots.ranking_plots(scores)),
+        Section("Ranking", charts.ranking_plots(scores)),
         Section("Calibration", _calibration(results, scores)),
         Section("Decisions", [_thresholds(results), ood_block(results)]),
         Section("Images", _gallery(run, scores, loaded, missing)),
     ]
     if run.external is not None and "external" in results:
         external = results["external"]
-        curves = plots.ranking_plots(_scores(external, run.external))
+        curves = charts.ranking_plots(_scores(external, run.external))
         blocks = [*external_intro(external), *_results(external, "Metrics on the external data"), *curves]
         parts.append(Section("External test", blocks))
     return parts
@@ -68,8 +69,7 @@ def _results(results: dict[str, Any], title: str) -> list[Block]:
 
 def _calibration(results: dict[str, Any], scores: list[Scores]) -> list[Block]:
     """Reliability and distribution of all labels' probabilities together."""
-    pooled = Scores("labels", np.concatenate([line.positive for line in scores]),
-                    np.concatenate([line.score for line in scores]), [*scores[0].groups] * len(scores))  # fmt: skip
+    pooled = charts.pool_labels(scores)
     rows = [("Temperature, fitted on validation", f"{results['temperature']:.3f}")] if "temperature" in results else []
     rows += [
         (f"{short_name(name)} [95 % interval], mean over labels", format_interval(results["metrics"][name]))
@@ -78,8 +78,8 @@ def _calibration(results: dict[str, Any], scores: list[Scores]) -> list[Block]:
     ]
     classes = {"label present": pooled.score[pooled.positive], "label absent": pooled.score[~pooled.positive]}
     return [
-        plots.reliability_plot(pooled, "a label", f"labels of {len(scores[0].score):,} images"),
-        plots.histogram_plot(classes, "a label", None),
+        charts.reliability_plot(pooled, f"labels of {len(scores[0].score):,} images"),
+        charts.histogram_plot(classes, pooled.name, None),
         Table("Calibration", ("", "value"), rows),
     ]
 

@@ -7,8 +7,9 @@ import re
 
 from markupsafe import Markup
 
+from hf_medtl.evaluation.marks import Plot
 from hf_medtl.publish.templates import template_environment
-from hf_medtl.report.blocks import NOTICE, Block, Matrix, Plot, Report
+from hf_medtl.report.blocks import NOTICE, Block, Matrix, Report
 from hf_medtl.report.interactive import plotly_figure
 from hf_medtl.version import __version__
 

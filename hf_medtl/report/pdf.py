@@ -16,8 +16,9 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import BaseDocTemplate, Frame, Image, PageBreak, PageTemplate, Paragraph, Spacer
 from reportlab.platypus import Table as Grid
 
-from hf_medtl.report.blocks import NOTICE, Block, Code, Gallery, Matrix, Plot, Prose, Report, Section, Table
-from hf_medtl.report.matplotlib_backend import plot_png
+from hf_medtl.evaluation.marks import Plot
+from hf_medtl.evaluation.matplotlib_backend import plot_png
+from hf_medtl.report.blocks import NOTICE, Block, Code, Gallery, Matrix, Prose, Report, Section, Table
 
 WIDTH, MARGIN = 17.4, 1.8  # cm, of the text and on either side of it
 FONT, BOLD = "DejaVuSans", "DejaVuSans-Bold"  # come with matplotlib and cover most alphabets
@@ -64,8 +65,8 @@ def render_pdf(report: Report) -> bytes:
     body = Frame(MARGIN * cm, 1.7 * cm, WIDTH * cm, 26.2 * cm, 0, 0, 0, 0)
     document.addPageTemplates(PageTemplate(frames=[body], onPage=_draw_footer))
     story: list[Any] = [
-        Paragraph(escape(report.title), STYLES["title"]),
-        Paragraph(escape(report.subtitle), STYLES["soft"]),
+        _paragraph(report.title, "title"),
+        _paragraph(report.subtitle, "soft"),
         Paragraph(f"<b>{escape(NOTICE)}</b>", STYLES["notice"]),
     ]
     for number, section in enumerate(report.sections):
@@ -84,8 +85,12 @@ def _draw_footer(canvas: Any, document: Any) -> None:
     canvas.drawRightString((MARGIN + WIDTH) * cm, 1.1 * cm, str(document.page))
 
 
+def _paragraph(text: str, style: str) -> Paragraph:
+    return Paragraph(escape(text), STYLES[style])
+
+
 def _section(section: Section, level: int) -> list[Any]:
-    heading = Paragraph(escape(section.title), STYLES[f"h{min(level, 1)}"])
+    heading = _paragraph(section.title, f"h{min(level, 1)}")
     heading.level = level
     flowables: list[Any] = [heading]
     for block_type, blocks in groupby(section.blocks, type):
@@ -99,12 +104,12 @@ def _section(section: Section, level: int) -> list[Any]:
 
 
 def _prose(block: Prose) -> list[Any]:
-    return [Paragraph(escape(block.text), STYLES["text"])]
+    return [_paragraph(block.text, "text")]
 
 
 def _code(block: Code) -> list[Any]:
     lines = "<br/>".join(escape(line).replace(" ", "&nbsp;") for line in block.text.strip().splitlines())
-    return [Paragraph(escape(block.title), STYLES["name"]), Paragraph(lines, STYLES["code"])]
+    return [_paragraph(block.title, "name"), Paragraph(lines, STYLES["code"])]
 
 
 def _table(block: Table) -> list[Any]:
@@ -131,7 +136,7 @@ def _grid(title: str, rows: list[list[str]], note: str) -> list[Any]:
         remaining = page_width - sum(width for width in widths if width <= even)
         scale = remaining / max(1e-9, sum(width for width in widths if width > even))
         widths = [width if width <= even else width * scale for width in widths]
-    cells = [[Paragraph(escape(cell), STYLES["cell" if i else "head"]) for cell in row] for i, row in enumerate(rows)]
+    cells = [[_paragraph(cell, "cell" if i else "head") for cell in row] for i, row in enumerate(rows)]
     rules = [
         ("LINEBELOW", (0, 0), (-1, 0), 0.8, SOFT),
         ("LINEBELOW", (0, 1), (-1, -1), 0.4, LINE),
@@ -140,8 +145,8 @@ def _grid(title: str, rows: list[list[str]], note: str) -> list[Any]:
         ("BOTTOMPADDING", (0, 0), (-1, -1), 2.5),
     ]
     grid = Grid(cells, colWidths=widths, repeatRows=1, hAlign="LEFT", style=CELL_PADDING + rules)
-    below = Paragraph(escape(note), STYLES["soft"]) if note else Spacer(0, 8)
-    return [Paragraph(escape(title), STYLES["name"]), grid, below]
+    below = _paragraph(note, "soft") if note else Spacer(0, 8)
+    return [_paragraph(title, "name"), grid, below]
 
 
 def _plots(plots: Sequence[Plot]) -> list[Any]:
@@ -159,11 +164,7 @@ def _plots(plots: Sequence[Plot]) -> list[Any]:
         for plot in row:
             png = plot_png(plot, (width - 0.3) / 2, height / 2, dpi=180)
             image = Image(io.BytesIO(png), (width - 0.3) * cm, height * cm, hAlign="LEFT")
-            title, caption = (
-                Paragraph(escape(plot.title), STYLES["name"]),
-                Paragraph(escape(plot.caption), STYLES["soft"]),
-            )
-            cells.append([title, image, caption])
+            cells.append([_paragraph(plot.title, "name"), image, _paragraph(plot.caption, "soft")])
         grids.append(Grid([cells], colWidths=[width * cm] * len(cells), hAlign="LEFT", style=CELL_PADDING))
     return grids
 
@@ -182,7 +183,7 @@ def _gallery(block: Gallery) -> list[Any]:
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     rows[-1] += [""] * (columns - len(rows[-1]))
     grid = Grid(rows, colWidths=[side] * columns, hAlign="LEFT", style=CELL_PADDING)
-    return [Paragraph(escape(block.title), STYLES["name"]), grid, Paragraph(escape(block.caption), STYLES["soft"])]
+    return [_paragraph(block.title, "name"), grid, _paragraph(block.caption, "soft")]
 
 
 RENDERERS: dict[type[Block], Any] = {Prose: _prose, Code: _code, Table: _table, Matrix: _matrix, Gallery: _gallery}

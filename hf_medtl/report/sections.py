@@ -1,7 +1,6 @@
 """Sections and tables of a run's report that do not depend on the task."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,37 +10,20 @@ from PIL import Image
 
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.audit import verdicts
+from hf_medtl.data.audit_page import verdicts
 from hf_medtl.data.specs import DATASETS, DatasetSpec, split_labels
 from hf_medtl.data.splits import SPLITS
-from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.evaluation.metric_charts import fold_plot, history_plots
+from hf_medtl.evaluation.names import METRIC_NAMES, short_name
 from hf_medtl.publish.templates import format_interval, format_range
-from hf_medtl.report.blocks import (
-    Axis,
-    Block,
-    Code,
-    Gallery,
-    GalleryImage,
-    Line,
-    Plot,
-    Points,
-    Prose,
-    Section,
-    Table,
-    line_style,
-)
+from hf_medtl.report.blocks import Block, Code, Gallery, GalleryImage, Prose, Section, Table
 from hf_medtl.report.images import to_jpeg
-from hf_medtl.runs.finished import read_splits
+from hf_medtl.runs.finished import run_splits
 from hf_medtl.tasks import task_for_results
 
 RECIPE_FACTS = ("strategy", "num_train_epochs", "learning_rate", "head_learning_rate", "augmentation",
                 "preprocessing", "loss", "seed")  # fmt: skip
 FOLD_METRICS = ("roc_auc", "accuracy", "sensitivity", "specificity", "dice", "iou")
-
-
-def short_name(metric: str) -> str:
-    """Return a metric's display name without its direction."""
-    return METRIC_NAMES[metric].split(" (")[0]
 
 
 def number(value: float | None) -> str:
@@ -124,10 +106,7 @@ def folds_blocks(run: RunFolder) -> list[Block]:
         for fold in results["folds"]
     ]
     means = [(METRIC_NAMES[name], format_range(values)) for name, values in results["mean_over_folds"].items()]
-    parts = {f"fold {fold['fold']}": fold["metrics"][metric] for fold in results["folds"]}
-    parts["pooled"] = results["metrics"][metric]
-    value, low, high = (np.array([part[key] for part in parts.values()], float) for key in ("value", "low", "high"))
-    last = len(parts) - 1
+    of_fold = {f"fold {fold['fold']}": fold["metrics"][metric] for fold in results["folds"]}
     return [
         Prose(
             "Each image was tested once, by the model of a fold whose training data contain neither it nor a copy of "
@@ -137,17 +116,7 @@ def folds_blocks(run: RunFolder) -> list[Block]:
         ),
         Table("Each fold", ("fold", "images", "groups", *map(short_name, shown)), rows,
               "Value [95 % interval over groups] on each fold's test images."),
-        Plot(
-            f"{short_name(metric)} by fold",
-            [
-                Points("folds", range(last), value[:-1], low[:-1], high[:-1], "grey"),
-                Points("pooled", [last], value[-1:], low[-1:], high[-1:], "blue"),
-            ],
-            Axis("", -0.5, last + 0.5, list(parts)),
-            Axis(short_name(metric)),
-            f"{image_count(results)}. Bars: 95 % intervals over groups, from results.json.",
-            f"{short_name(metric)}: " + "; ".join(f"{name} {v:.3f}" for name, v in zip(parts, value, strict=True)),
-        ),
+        fold_plot(of_fold, results["metrics"][metric], metric, image_count(results)),
         Table("Mean over folds", ("metric", "mean (lowest to highest)"), means, "From the folds' own values."),
     ]  # fmt: skip
 
@@ -170,36 +139,17 @@ def training_section(run: RunFolder) -> Section:
 
 def _history_plots(run: RunFolder) -> list[Block]:
     """Loss and main metric by epoch, from the newest checkpoint's trainer_state.json; nothing if none was kept."""
-    metric = main_metric(run)
-    losses: list[Line] = []
-    values: list[Line | Points] = []
-    for index, member in enumerate(run.models):
+    metric, keeps_best = main_metric(run), run.recipe.get("load_best_model_at_end", True)
+    histories = {}
+    for member in run.models:
         log, best_step = member.history()
-        name, style = (member.path.name if run.folds else "validation"), line_style(index)
-        train = [(row["epoch"], row["loss"]) for row in log if "loss" in row]
-        validation = [row for row in log if "eval_loss" in row]
-        if train and not run.folds:
-            losses.append(Line("training", [x for x, _ in train], [y for _, y in train], "grey", "dash"))
-        if not validation:
-            continue
-        epochs = [row["epoch"] for row in validation]
-        scores = [row.get(f"eval_{metric}", float("nan")) for row in validation]
-        losses.append(Line(name, epochs, [row["eval_loss"] for row in validation], markers=True, **style))
-        values.append(Line(name, epochs, scores, markers=True, **style))
-        best = [i for i, row in enumerate(validation) if row["step"] == best_step and not run.folds]
-        if best and run.recipe.get("load_best_model_at_end", True):
-            values.append(Points("kept", [epochs[best[0]]], [scores[best[0]]], colour="orange"))
-    if not values:
+        histories[member.path.name if run.folds else "validation"] = log, best_step if keeps_best else None
+    if not any("eval_loss" in row for log, _ in histories.values() for row in log):
         return []
     counts = [_validation_count(member) for member in run.models if member.splits is not None]
-    caption = f"{', '.join(dict.fromkeys(counts))} validation images" if counts else "Validation images"
-    caption += f", after each epoch; from trainer_state.json. {_no_band(metric)}"
-    return [
-        Plot("Loss", losses, Axis("epoch"), Axis("loss", 0), caption,
-             f"Loss by epoch, last {_last_value(losses):.3f}."),
-        Plot(f"Validation {short_name(metric)}", values, Axis("epoch"), Axis(short_name(metric), None, 1.01), caption,
-             f"Validation {short_name(metric)} by epoch, last {_last_value(values):.3f}."),
-    ]  # fmt: skip
+    count = f"{', '.join(dict.fromkeys(counts))} validation images" if counts else "Validation images"
+    method = f"After each epoch; from trainer_state.json. {_no_band(metric)}"
+    return [*history_plots(histories, metric, count, method)]
 
 
 def _history_image(run: RunFolder) -> list[Block]:
@@ -208,7 +158,7 @@ def _history_image(run: RunFolder) -> list[Block]:
     if not path.is_file():
         return [Prose("No training history: the run's folder has neither a checkpoint nor its figure.", "note")]
     jpeg = to_jpeg(Image.open(path).convert("RGB"))
-    count = "" if read_splits(run) is None else f"{_validation_count(run)} "
+    count = "" if run_splits(run) is None else f"{_validation_count(run)} "
     caption = (
         "The figure saved by the run; without a checkpoint there is no trainer_state.json with the numbers. "
         f"{count}validation images, after each epoch. {_no_band(main_metric(run))}"
@@ -222,18 +172,14 @@ def _no_band(metric: str) -> str:
 
 
 def _validation_count(run: RunFolder) -> str:
-    splits = read_splits(run)
+    splits = run_splits(run)
     return "" if splits is None else str((splits["split"] == "validation").sum())
-
-
-def _last_value(marks: Sequence[Line | Points]) -> float:
-    return float([mark for mark in marks if isinstance(mark, Line)][-1].y[-1])
 
 
 def data_section(run: RunFolder) -> Section:
     """Return the counts of each split, excluded files, the data audit and known problems of the data."""
     blocks: list[Block] = []
-    splits = read_splits(run)
+    splits = run_splits(run)
     if splits is not None:
         tables = {"all": splits} if run.folds else {split: splits[splits["split"] == split] for split in SPLITS}
         labels = [

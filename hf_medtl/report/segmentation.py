@@ -8,16 +8,19 @@ import numpy as np
 import pandas as pd
 
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.evaluation.curves import ecdf_band
+from hf_medtl.evaluation.marks import Axis, Band, Line, Plot
 from hf_medtl.evaluation.masks import MASK_METRICS
+from hf_medtl.evaluation.metric_charts import dice_plot
+from hf_medtl.evaluation.names import short_name
+from hf_medtl.evaluation.probability_charts import BAND_METHOD, RESAMPLES
 from hf_medtl.publish.templates import format_interval
-from hf_medtl.report.blocks import Axis, Band, Block, Gallery, GalleryImage, Line, Plot, Points, Prose, Section, Table
+from hf_medtl.report.blocks import Block, Gallery, GalleryImage, Prose, Section, Table
 from hf_medtl.report.images import draw_outlines, to_jpeg
-from hf_medtl.report.plots import BAND_METHOD, RESAMPLES
-from hf_medtl.report.sections import external_intro, folds_blocks, image_count, metrics_table, short_name
-from hf_medtl.tasks.segmentation import predict_and_measure
+from hf_medtl.report.sections import external_intro, folds_blocks, image_count, metrics_table
+from hf_medtl.tasks.mask_predictions import predict_and_measure
 
 logger = logging.getLogger("hf_medtl")
 
@@ -78,28 +81,16 @@ def _results(results: dict[str, Any], title: str) -> list[Block]:
 
 def _distributions(results: dict[str, Any], table: pd.DataFrame) -> list[Block]:
     """Dice of each image by source, and its cumulative distribution."""
-    dice, n = table["dice"].to_numpy(np.float64), image_count(results)
-    sources = results["by_source"]
-    ticks = [f"{source} ({part['n']})" for source, part in sources.items()]
-    jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(table))
-    x = table["source"].map(list(sources).index).to_numpy(np.float64) + jitter
+    dice, count = table["dice"].to_numpy(np.float64), image_count(results)
     texts = [f"{name}: Dice {value:.3f}" for name, value in zip(table["image_id"], dice, strict=True)]
-    metrics = [part["metrics"]["dice"] for part in sources.values()]
-    mean, low, high = (np.array([metric[key] for metric in metrics], np.float64) for key in ("value", "low", "high"))
     curve = ecdf_band(dice, table["group"], RESAMPLES)
     steps = np.repeat(curve.x, 2)[1:], np.repeat(curve.y, 2)[:-1]
     lowest = max(0.0, float(dice.min()) - 0.05)
     return [
-        Plot("Dice by source",
-             [Points("an image", x, dice, colour="grey", small=True, texts=texts),
-              Points("mean", range(len(sources)), mean, low, high, "blue")],
-             Axis("source (images)", -0.5, len(sources) - 0.5, ticks), Axis("Dice", None, 1.01),
-             f"{n}. Grey: images, jittered sideways. Blue: mean with its 95 % interval, studentised bootstrap over "
-             "groups, from results.json.",
-             "Dice by source. Means: " + ", ".join(f"{tick} {v:.3f}" for tick, v in zip(ticks, mean, strict=True))),
+        dice_plot(dice, table["source"], results["by_source"], texts, count),
         Plot("Cumulative distribution of Dice", [Band(curve.at, curve.low, curve.high), Line("", *steps)],
              Axis("Dice", lowest, 1.005), Axis("fraction with at most this Dice", -0.01, 1.01),
-             f"{n}. The further right and the steeper, the better. Band: {BAND_METHOD}.",
+             count, f"The further right and the steeper, the better. Band: {BAND_METHOD}.",
              f"Cumulative distribution of Dice. Lowest {dice.min():.3f}, median {np.median(dice):.3f}."),
     ]  # fmt: skip
 

@@ -9,8 +9,9 @@ from pptx.dml.color import RGBColor
 from pptx.enum.text import PP_ALIGN
 from pptx.util import Inches, Pt
 
-from hf_medtl.report.blocks import NOTICE, Plot, Prose, Report, Section, Table
-from hf_medtl.report.matplotlib_backend import plot_png
+from hf_medtl.evaluation.marks import Plot
+from hf_medtl.evaluation.matplotlib_backend import plot_png
+from hf_medtl.report.blocks import NOTICE, Prose, Report, Section, Table
 
 WIDTH, HEIGHT, MARGIN = 13.333, 7.5, 0.6  # inches
 MAX_PLOTS, MAX_ROWS = 3, 11  # on one slide

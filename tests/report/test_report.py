@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from hf_medtl import MedtlError, audit, run, survey
-from hf_medtl.data.audit import verdicts
+from hf_medtl.data.audit_page import verdicts
 from hf_medtl.evaluation.evaluate import classification_results, multilabel_results, segmentation_results
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import format_interval
@@ -331,7 +331,8 @@ def test_multilabel_and_multiclass_runs_have_label_tables(tmp_path):
 
 
 @pytest.mark.slow
-def test_report_shows_test_images_without_metadata(finished_run, phantoms, tmp_path):
+def test_report_shows_test_images_without_metadata(finished_run, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_medtl.data.shortcuts.TREES", 5)
     folder = tmp_path / "finished"
     shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
     findings = audit(survey("brain-phantoms", phantoms))

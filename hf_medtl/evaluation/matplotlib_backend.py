@@ -1,27 +1,52 @@
-"""Plots as PNG images for the slides and the PDF."""
+"""Plots as PNG images, for the figures of runs and for slides and PDFs."""
 
 import io
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
-from hf_medtl.report.blocks import SYMBOLS, Band, Line, Plot
+from hf_medtl.evaluation.marks import SYMBOLS, Band, Line, Plot
 
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A828A"
 COLOURS = {
-    "blue": "#0072B2",
-    "orange": "#D55E00",
+    "blue": BLUE,
+    "orange": ORANGE,
     "green": "#009E73",
     "purple": "#A34F80",
     "sky": "#3B8FC4",
     "yellow": "#B07C00",
-    "grey": "#7A828A",
+    "grey": GREY,
 }
 MARKERS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P", "star": "*"}
 LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
-def plot_png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> bytes:
-    """Draw a plot without its title and caption; width and height are in inches. No text is parsed as mathtext."""
+def series_styles() -> Iterator[tuple[str, str]]:
+    """Yield colours and markers for any number of series; both differ, so that a plot can be read in greyscale, too."""
+    return zip(cycle(COLOURS.values()), cycle(MARKERS.values()), strict=False)
+
+
+def save_figure(path: Path, plots: Sequence[Plot], titles: Sequence[str], width: float, height: float) -> None:
+    """Write plots beside each other, each with a title, as a PNG; width and height of all are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    for panel, plot, title in zip(figure.subfigures(1, len(plots), squeeze=False)[0], plots, titles, strict=True):
+        _draw(panel, plot, title)
+    figure.savefig(path, dpi=120)
+
+
+def plot_png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> bytes:
+    """Draw a plot without its title and caption; width and height are in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    _draw(figure, plot)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _draw(figure: Figure | SubFigure, plot: Plot, title: str = "") -> None:
+    """Draw a plot with its legend. No text is parsed as mathtext."""
     axes = figure.subplots()
     handles, names = [], []
     for mark in plot.marks:
@@ -52,6 +77,7 @@ def plot_png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170
         set_limits(axis.low, axis.high)
     axes.set_xlabel(plot.x.title, parse_math=False)
     axes.set_ylabel(plot.y.title, parse_math=False)
+    axes.set_title(title, parse_math=False)
     axes.grid(color="#E3E7EB", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -65,6 +91,3 @@ def plot_png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170
         texts += legend.get_texts()
     for text in texts:
         text.set_parse_math(False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
-    return stream.getvalue()
