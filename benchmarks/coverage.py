@@ -61,8 +61,8 @@ def truths(shift: float) -> dict[str, float]:
 
 def shared(rng: np.random.Generator, groups: np.ndarray, patients: int, clustered: bool) -> np.ndarray:
     """Standard normal, half of its variance the patient's where there are several images."""
-    own = rng.normal(size=groups.size)
-    return (own + rng.normal(size=patients)[groups]) / np.sqrt(2) if clustered else own
+    noise = rng.normal(size=groups.size)
+    return (noise + rng.normal(size=patients)[groups]) / np.sqrt(2) if clustered else noise
 
 
 def bootstrap_intervals(
@@ -127,16 +127,16 @@ def main() -> None:
         truth["dice"] = 0.93 * 40 / 43 + 0.07 * 0.4 if kind == "easy" else 4 / 6
         rng = np.random.default_rng([n, clustered, kind == "easy"])
         small = n <= options.slow_up_to
-        found = defaultdict(list)
+        covered_by = defaultdict(list)
         for study in range(options.studies):
             groups = np.repeat(np.arange(n), rng.integers(1, 6, n) if clustered else 1)
             labels = (rng.permutation(n) < round(PREVALENCE * n)).astype(int)[groups]
             score = shift * labels + shared(rng, groups, n, clustered)
             line = shift * score - shift**2 / 2 + logit(PREVALENCE)
-            both = np.column_stack([expit(-line), expit(line)])
+            probabilities = np.column_stack([expit(-line), expit(line)])
             same = {"resamples": options.resamples, "seed": study}
             names = CLASSIFIERS if small else CLASSIFIERS[:6]
-            rows = metric_intervals(labels, both, groups, names=names, **same)
+            rows = metric_intervals(labels, probabilities, groups, names=names, **same)
             u = norm.cdf(shared(rng, groups, n, clustered))
             dice = np.where(u < 0.07, u / 0.07 * 0.8, beta.ppf((u - 0.07) / 0.93, 40, 3)) if kind == "easy" else None
             rows |= mean_intervals({"dice": beta.ppf(u, 4, 2) if dice is None else dice}, groups, **same)
@@ -144,12 +144,14 @@ def main() -> None:
                 doubled = np.column_stack([expit(-OVERCONFIDENT * line), expit(OVERCONFIDENT * line)])
                 rows |= metric_intervals(labels, doubled, groups, names=["ece"], **same)
                 for method in COMPARED if options.compare else ():
-                    intervals = bootstrap_intervals(labels, both, groups, method, names=METRICS_COMPARED, **same)
+                    intervals = bootstrap_intervals(
+                        labels, probabilities, groups, method, names=METRICS_COMPARED, **same
+                    )
                     rows |= {f"{name}, {method}": interval for name, interval in intervals.items()}
             for name, interval in rows.items():
-                found[name].append(interval.low <= truth[name.split(",")[0]] <= interval.high)
-        for name, held in found.items():
-            table[name][n, kind, clustered] = f"{100 * np.mean(held):.1f}"
+                covered_by[name].append(interval.low <= truth[name.split(",")[0]] <= interval.high)
+        for name, covered in covered_by.items():
+            table[name][n, kind, clustered] = f"{100 * np.mean(covered):.1f}"
         shown = ", ".join(
             f"{name} {rows[n, kind, clustered]}" for name, rows in table.items() if (n, kind, clustered) in rows
         )

@@ -29,22 +29,22 @@ COMPARED = ("roc_auc", "accuracy", "brier")
 
 def read(folder: Path) -> Predictions:
     """Out-of-fold predictions by image_id, so that those of several folders pair up."""
-    found = Predictions.read(folder)
-    order = found.table["image_id"].argsort(kind="stable").to_numpy()
-    own = found.threshold[order] if isinstance(found.threshold, np.ndarray) else found.threshold
-    table = found.table.iloc[order].reset_index(drop=True)
-    return replace(found, table=table, labels=found.labels[order], probabilities=found.probabilities[order],
-                   threshold=own)  # fmt: skip
+    run = Predictions.read(folder)
+    order = run.table["image_id"].argsort(kind="stable").to_numpy()
+    threshold = run.threshold[order] if isinstance(run.threshold, np.ndarray) else run.threshold
+    table = run.table.iloc[order].reset_index(drop=True)
+    return replace(run, table=table, labels=run.labels[order], probabilities=run.probabilities[order],
+                   threshold=threshold)  # fmt: skip
 
 
 def check_same_folds(folders: Sequence[Path]) -> None:
     """Raise MedtlError unless fold k has the same test images everywhere."""
     for folder in folders:
-        sets = [sorted(path.name for path in place.glob("fold-*")) for place in (folders[0], folder)]
+        sets = [sorted(path.name for path in root.glob("fold-*")) for root in (folders[0], folder)]
         if not sets[0] or sets[0] != sets[1]:
             raise MedtlError(f"{folders[0]} and {folder} do not have the same number of folds.")
         for name in sets[0]:
-            one, other = (tested(place / name) for place in (folders[0], folder))
+            one, other = (tested(root / name) for root in (folders[0], folder))
             if one != other:
                 raise MedtlError(
                     f"{folders[0]}/{name} and {folder}/{name} have other test images: an average would mix in models "
@@ -64,8 +64,8 @@ def averages(runs: Sequence[Predictions]) -> list[Predictions]:
                    threshold=None)  # fmt: skip
     if runs[0].threshold is None:
         return [replace(mean, name="average")]
-    own = np.mean([run.threshold for run in runs], axis=0)
-    return [mean, replace(mean, name="average, at the mean of thresholds", threshold=own)]
+    threshold = np.mean([run.threshold for run in runs], axis=0)
+    return [mean, replace(mean, name="average, at the mean of thresholds", threshold=threshold)]
 
 
 def report(folders: Sequence[Path], resamples: int) -> str:
@@ -75,19 +75,19 @@ def report(folders: Sequence[Path], resamples: int) -> str:
     for run in runs[1:]:
         if not run.table.equals(runs[0].table):
             raise MedtlError(f"{runs[0].name} and {run.name} do not agree on labels or groups of the images.")
-    every = [*runs, *averages(runs)]
+    models = [*runs, *averages(runs)]
     lines = [f"{len(runs[0].labels)} images in {runs[0].table['group'].nunique()} groups, out of fold", ""]
     lines += [f"| model | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
-    for run in every:
-        its = metric_intervals(
+    for run in models:
+        intervals = metric_intervals(
             run.labels, run.probabilities, run.table["group"], run.positive, run.threshold, resamples
         )
-        lines.append(f"| {run.name} | {' | '.join(show(its[name]) for name in METRICS)} |")
+        lines.append(f"| {run.name} | {' | '.join(show(intervals[name]) for name in METRICS)} |")
     titles = [METRICS[name] for name in COMPARED]
     lines += ["", f"| first minus second | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-    for one, other in itertools.combinations(reversed(every), 2):
-        found = [show(difference([one], [other], name, resamples), "+") for name in COMPARED]
-        lines.append(f"| {one.name} minus {other.name} | {' | '.join(found)} |")
+    for one, other in itertools.combinations(reversed(models), 2):
+        differences = [show(difference([one], [other], name, resamples), "+") for name in COMPARED]
+        lines.append(f"| {one.name} minus {other.name} | {' | '.join(differences)} |")
     return "\n".join(lines)
 
 

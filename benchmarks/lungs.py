@@ -54,16 +54,16 @@ def read(row: Row, out: Path, name: str = "predictions.csv") -> pd.DataFrame:
 
 def means(table: pd.DataFrame) -> list[str]:
     """Cells: images, then the metrics with limits."""
-    found = mean_intervals({name: table[name] for name in OF_ALL}, table["group"], table["source"])
+    intervals = mean_intervals({name: table[name] for name in OF_ALL}, table["group"], table["source"])
     images = " + ".join(str(n) for n in table.groupby("seed").size())
     digits = {"hausdorff95": ".1f"}
-    return [images, *(show(interval, "", digits.get(name, ".3f")) for name, interval in found.items())]
+    return [images, *(show(interval, "", digits.get(name, ".3f")) for name, interval in intervals.items())]
 
 
 def table(out: Path) -> str:
     """Markdown of what is finished."""
     runs = {row.name: (row, read(row, out)) for row in ROWS}
-    runs = {name: (row, found) for name, (row, found) in runs.items() if len(found)}
+    runs = {name: (row, images) for name, (row, images) in runs.items() if len(images)}
     lines = ["| trained on, encoder | tested on | n | Dice | IoU | 95 % Hausdorff, pixels | Dice of each seed |"]
     lines += ["|---" * 7 + "|"]
     drops, gains = [], []
@@ -93,18 +93,18 @@ def table(out: Path) -> str:
     lines += gains
     if {"lungs/pretrained", "lungs/scratch"} <= set(runs):
         one, other = (runs[f"lungs/{name}"][1] for name in ("pretrained", "scratch"))
-        both = sorted({*one["seed"]} & {*other["seed"]})
-        one, other = (t[t["seed"].isin(both)] for t in (one, other))
-        found = mean_difference(one, other, OF_ALL, ("pretrained", "scratch"))
+        seeds = sorted({*one["seed"]} & {*other["seed"]})
+        one, other = (t[t["seed"].isin(seeds)] for t in (one, other))
+        gain = mean_difference(one, other, OF_ALL, ("pretrained", "scratch"))
         lines += [
             "",
             "| pretrained minus scratch, same images | Dice | IoU | 95 % Hausdorff, pixels |",
             "|---|---|---|---|",
         ]
-        lines += [f"| seeds {' '.join(map(str, both))} | {' | '.join(show(x, '+') for x in found.values())} |"]
+        lines += [f"| seeds {' '.join(map(str, seeds))} | {' | '.join(show(x, '+') for x in gain.values())} |"]
     lines += ["", "| | training, s | whole run, s | memory, MB |", "|---|---|---|---|"]
-    for name, (_, found) in runs.items():
-        for seed in sorted({*found["seed"]}):
+    for name, (_, images) in runs.items():
+        for seed in sorted({*images["seed"]}):
             result = json.loads((out / name / str(seed) / "results.json").read_text())
             note = json.loads((out / name / f"{seed}.json").read_text())
             lines.append(f"| {name}, seed {seed} | {result['train_seconds']:.0f} | {note['seconds']:.0f} | "

@@ -6,11 +6,16 @@ import statsmodels.api as sm
 from scipy.special import expit, logit
 from sklearn.metrics import brier_score_loss
 
-from hf_medtl.evaluation.calibration import brier_decomposition, calibration_error, calibration_line
+from hf_medtl.evaluation.calibration import (
+    brier_decomposition,
+    calibration_bins,
+    calibration_error,
+    calibration_line,
+)
 
 
 def forecasts(n=400, slope=1.0, shift=0.0, seed=0):
-    """Outcomes, and probabilities that are off by a slope and a shift of the logit."""
+    """Simulate outcomes, and probabilities that are off by a slope and a shift of the logit."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(-0.5, 1.5, n)
     return rng.random(n) < expit(truth), expit((truth - shift) / slope)
@@ -42,7 +47,7 @@ def test_calibration_line_of_separable_or_constant_is_nan():
     assert np.isnan(constant[:2]).all()
     assert constant.in_the_large == pytest.approx(logit(0.5) - logit(0.4))
     assert np.isnan(one_class).all()
-    # At 0 one of two, at 1 two of three come true: a line through logit(1 / 2) and logit(2 / 3).
+    # One of two events at p = 0, two of three at p = 1: a line through logit(1 / 2) and logit(2 / 3).
     assert extreme.slope == pytest.approx(logit(2 / 3) / (2 * logit(1 - 1e-7)))
 
 
@@ -53,7 +58,7 @@ def test_brier_decomposition_adds_up():
         brier_score_loss(y, p)
     )
     assert parts.uncertainty == pytest.approx(y.mean() * (1 - y.mean()))
-    # By hand: 0.2 said four times, true once; 0.8 said four times, true four times.
+    # By hand: 0.2 predicted four times with one event, 0.8 four times with four events.
     y, p = np.array([0, 0, 0, 1, 1, 1, 1, 1]), np.repeat([0.2, 0.8], 4)
     assert brier_decomposition(y, p) == pytest.approx(
         ((0.05**2 + 0.2**2) / 2, ((0.25 - 0.625) ** 2 + (1 - 0.625) ** 2) / 2, 0.625 * 0.375, 0)
@@ -61,19 +66,26 @@ def test_brier_decomposition_adds_up():
 
 
 def test_calibration_error_of_calibrated_is_unbiased():
-    """Its square, before it is cut at 0, has mean 0; the plain error of bins has not."""
-    found, plain = [], []
+    """The mean of its square, before clipping at 0, is 0; that of the plain binned error is not."""
+    debiased, plain = [], []
     for seed in range(300):
         y, p = forecasts(200, seed=seed)
-        found.append(calibration_error(y, p))
+        debiased.append(calibration_error(y, p))
         order = np.argsort(p).reshape(10, 20)
         plain.append(np.abs(p[order].mean(axis=1) - y[order].mean(axis=1)).mean())
     assert np.mean(plain) > 0.06
-    assert np.median(found) < 0.03
+    assert np.median(debiased) < 0.03
     y, p = forecasts(100_000, slope=0.5)
     truth = np.sqrt(np.mean((p - expit(logit(p) * 0.5)) ** 2))
     assert calibration_error(y, p, bins=50) == pytest.approx(truth, abs=0.005)
     assert np.isnan(calibration_error([0, 1, 1], [0.1, 0.5, 0.9]))
+
+
+def test_equal_confidences_share_a_bin():
+    assert calibration_bins(np.array([0.5] * 7 + [0.9] * 3), 10).tolist() == [0] * 7 + [7] * 3
+    assert np.bincount(calibration_bins(np.random.default_rng(0).permutation(1000) / 1000, 10)).tolist() == [100] * 10
+    with pytest.raises(ValueError, match="at least 1 bin"):
+        calibration_bins(np.array([0.5]), 0)
 
 
 def test_invalid_arguments_raise():

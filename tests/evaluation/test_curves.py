@@ -1,4 +1,4 @@
-"""Curves with bands over groups."""
+"""Tests of curves with bands over groups."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from hf_medtl.evaluation.operating_points import net_benefit
 
 @pytest.fixture(scope="module")
 def sample():
-    """200 pictures, two a group, with scores that tie."""
+    """Return 200 images, two in each group, with ties among scores."""
     rng = np.random.default_rng(0)
     groups = np.arange(200) // 2
     positive = (groups % 3) == 0
@@ -37,12 +37,12 @@ def test_band_contains_curve_and_resamples_groups(sample, curve_of):
     positive, score, groups = sample
     curve = curve_of(positive, score, groups, resamples=400)
     assert (curve.low <= curve.high).all()
-    # Of a step curve the height at a place is between those of its neighbours.
+    # The height of a step curve is between those of the neighbouring points.
     last = np.searchsorted(curve.x, curve.at, side="right") - 1
     first = np.searchsorted(curve.x, curve.at).clip(0, len(curve.y) - 1)
     beside = np.sort([curve.y[last], curve.y[first]], axis=0)
     assert ((curve.low <= beside[1] + 1e-9) & (beside[0] - 1e-9 <= curve.high)).mean() > 0.97
-    copies = np.repeat(positive, 4), np.repeat(score, 4)  # which are no more evidence
+    copies = np.repeat(positive, 4), np.repeat(score, 4)  # copies are no additional evidence
     wide = curve_of(*copies, np.repeat(np.arange(200), 4), resamples=400)
     narrow = curve_of(*copies, np.arange(800), resamples=400)
     assert (wide.high - wide.low).mean() > 1.5 * (narrow.high - narrow.low).mean()
@@ -65,12 +65,12 @@ def test_perfect_model_has_zero_width_band():
 
 def test_reliability_has_limits_without_any_error():
     probability = np.repeat([0.1, 0.9], 30)
-    found = reliability_points(probability > 0.5, probability, np.arange(60))
-    assert found.predicted == pytest.approx([0.1, 0.9])
-    assert found.observed.tolist() == [0, 1]
-    assert found.n.tolist() == [30, 30]
-    assert 0.05 < found.high[0] < 0.2
-    assert 0.8 < found.low[1] < 0.95
+    bins = reliability_points(probability > 0.5, probability, np.arange(60))
+    assert bins.predicted == pytest.approx([0.1, 0.9])
+    assert bins.observed.tolist() == [0, 1]
+    assert bins.n.tolist() == [30, 30]
+    assert 0.05 < bins.high[0] < 0.2
+    assert 0.8 < bins.low[1] < 0.95
 
 
 def test_fractions_of_images_rise_to_one(sample):

@@ -1,4 +1,4 @@
-"""DecisionRule: the same keys in config.json as ever, and the same decisions wherever it is read."""
+"""Tests of DecisionRule: stable keys of config.json, and equal decisions wherever it is read."""
 
 import json
 
@@ -20,7 +20,7 @@ MULTILABEL = DecisionRule(
 
 
 def config_of(rule, **more):
-    """The configuration of a saved and loaded model."""
+    """Return the configuration of a saved and loaded model."""
     config = PretrainedConfig(
         id2label=dict(enumerate(rule.labels)),
         label2id={label: i for i, label in enumerate(rule.labels)},
@@ -90,7 +90,7 @@ def test_prediction_sets_match_labels_by_name():
 
 @pytest.mark.parametrize("rule", [BINARY, THREE, MULTILABEL])
 def test_decides_as_the_published_handler(rule):
-    """handler.py imports nothing of hf_medtl, so the rule stands there a second time."""
+    """handler.py imports nothing of hf_medtl, so it implements the rule a second time."""
     import torch
 
     handler = EndpointHandler.__new__(EndpointHandler)
@@ -99,9 +99,9 @@ def test_decides_as_the_published_handler(rule):
     probabilities = (logits.sigmoid() if rule.multilabel else logits.softmax(1)).numpy()
     sets = rule.prediction_sets(probabilities)
     for i, decided in enumerate(rule.decide(probabilities)):
-        answer = handler.decide(logits[i])
-        assert answer["decision"] == "|".join(np.array(rule.labels)[decided])
-        assert answer["candidates"] == (None if sets is None else list(np.array(rule.labels)[sets[i]]))
+        output = handler.decide(logits[i])
+        assert output["decision"] == "|".join(np.array(rule.labels)[decided])
+        assert output["candidates"] == (None if sets is None else list(np.array(rule.labels)[sets[i]]))
 
 
 def test_sentence_describes_decision_rule():

@@ -1,4 +1,4 @@
-"""Decisions: thresholds by rule, conformal sets, abstention; and that they are fitted on validation pictures alone."""
+"""Tests of decisions: thresholds by rule, conformal sets and abstention, fitted on validation images alone."""
 
 import json
 
@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.evaluation.calibration import fit_temperature
+from hf_medtl.evaluation.curves import risk_coverage
 from hf_medtl.evaluation.decisions import (
     choose_threshold,
     conformal_quantiles,
@@ -18,7 +19,6 @@ from hf_medtl.evaluation.decisions import (
     conformal_sets,
     parse_rule,
     proportion,
-    risk_coverage,
     youden,
 )
 from hf_medtl.evaluation.evaluate import temperature_effect
@@ -29,14 +29,14 @@ RNG = np.random.default_rng(0)
 
 
 def study(n, prevalence=0.4, distance=2.0, rng=RNG):
-    """Calibrated probabilities of the positive label and whether it is there, for two normal distributions."""
+    """Simulate calibrated probabilities of the positive label and the true labels, from two normal distributions."""
     positive = rng.random(n) < prevalence
     x = rng.standard_normal(n) + np.where(positive, distance / 2, -distance / 2)
     return expit(distance * x + np.log(prevalence / (1 - prevalence))), positive
 
 
 def plain_youden(scores, positive):
-    """By trying every cut."""
+    """Return the empirically best threshold, by trying all."""
     edges = np.unique(np.concatenate([[0.0], scores, [1.0]]))
     cuts = np.append((edges[1:] + edges[:-1]) / 2, 0.5)
     decided = scores[None] >= cuts[:, None]
@@ -52,7 +52,7 @@ def gain(cut, scores, positive):
 @pytest.mark.parametrize("prevalence", [0.1, 0.4, 0.7])
 @pytest.mark.parametrize("offset", [0.0, 1.5])
 def test_youden_of_few_images_generalizes_better_than_empirical_maximum(prevalence, offset):
-    """Also of scores with an offset, such as class weights give."""
+    """Also for scores with an offset, as from class weights."""
 
     def draw(n, rng):
         scores, positive = study(n, prevalence, rng=rng)
@@ -60,9 +60,9 @@ def test_youden_of_few_images_generalizes_better_than_empirical_maximum(prevalen
 
     new = draw(50_000, np.random.default_rng(9))
     best = max(gain(cut, *new) for cut in np.linspace(0.01, 0.99, 99))
-    few = [draw(26, np.random.default_rng(seed)) for seed in range(80)]
-    few = [(scores, positive) for scores, positive in few if 1 < positive.sum() < 25]
-    gains = {rule: np.mean([gain(rule(*its), *new) for its in few]) for rule in (youden, plain_youden)}
+    samples = [draw(26, np.random.default_rng(seed)) for seed in range(80)]
+    samples = [(scores, positive) for scores, positive in samples if 1 < positive.sum() < 25]
+    gains = {rule: np.mean([gain(rule(*sample), *new) for sample in samples]) for rule in (youden, plain_youden)}
     assert gains[youden] > gains[plain_youden] + 0.015
     assert gains[youden] > best - 0.03
     many = draw(5_000, np.random.default_rng(7))
@@ -76,15 +76,15 @@ def test_youden_of_perfect_validation_split():
 
 @pytest.mark.parametrize(("name", "sign"), [("sensitivity", 1), ("specificity", -1)])
 def test_new_images_reach_sensitivity_target(name, sign):
-    """The expected share over studies is the target or a little more, though validation has few pictures."""
-    shares = []
+    """The expected rate over studies is the target or slightly more, although validation has few images."""
+    rates = []
     for seed in range(400):
         rng = np.random.default_rng(seed)
         cut = choose_threshold(f"{name}=0.9", *study(60, rng=rng))
         scores, positive = study(400, rng=rng)
-        of = positive if name == "sensitivity" else ~positive
-        shares.append((sign * scores[of] >= sign * cut).mean())
-    assert 0.895 < np.mean(shares) < 0.935
+        members = positive if name == "sensitivity" else ~positive
+        rates.append((sign * scores[members] >= sign * cut).mean())
+    assert 0.895 < np.mean(rates) < 0.935
 
 
 def test_too_few_images_give_no_guarantee(caplog):
@@ -104,7 +104,7 @@ def test_threshold_depends_on_costs_and_prevalence():
     assert cut == pytest.approx(1 / 6)
     costs = {t: 5 * (positive & (scores < t)).sum() + (~positive & (scores >= t)).sum() for t in (0.05, cut, 0.4)}
     assert min(costs, key=costs.get) == cut
-    # Where one of ten is positive, the same pictures with other weights.
+    # At a prevalence of 10 %: the same images with other weights.
     cut = choose_threshold("prevalence=0.1", scores, positive)
     weights = np.where(positive, 0.1 / positive.mean(), 0.9 / (1 - positive.mean()))
     right = {t: (weights * ((scores >= t) == positive)).sum() for t in (0.5, cut, 0.97)}
@@ -124,8 +124,8 @@ def test_unknown_rule_raises(rule, tmp_path, phantoms, tiny_checkpoint):
 
 
 def test_prediction_sets_reach_nominal_coverage():
-    """For each label, of very different numbers, over 300 studies."""
-    found = []
+    """For each label, although their numbers differ much, over 300 studies."""
+    coverages = []
     for seed in range(300):
         rng = np.random.default_rng(seed)
 
@@ -137,29 +137,29 @@ def test_prediction_sets_reach_nominal_coverage():
             return values / values.sum(axis=1, keepdims=True), labels
 
         lowest = conformal_quantiles(*draw(300), alpha=0.1)
-        chances, labels = draw(300)
-        held = conformal_sets(chances, lowest)[np.arange(300), labels]
-        found.append([held[labels == k].mean() for k in range(3)])
-    coverage = np.mean(found, axis=0)
+        probabilities, labels = draw(300)
+        covered = conformal_sets(probabilities, lowest)[np.arange(300), labels]
+        coverages.append([covered[labels == k].mean() for k in range(3)])
+    coverage = np.mean(coverages, axis=0)
     assert (coverage > 0.89).all()
     assert (coverage < 0.93).all()
 
 
 def test_label_of_few_images_is_in_every_set():
-    chances = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    assert conformal_quantiles(chances, np.array([0, 0, 1]), 0.1).tolist() == [0, 0]
-    assert conformal_quantiles(chances, np.array([0, 0, 1]), 0.4).tolist() == [0.8, 0]
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    assert conformal_quantiles(probabilities, np.array([0, 0, 1]), 0.1).tolist() == [0, 0]
+    assert conformal_quantiles(probabilities, np.array([0, 0, 1]), 0.4).tolist() == [0.8, 0]
 
 
 def test_set_metrics_equal_hand_calculation():
-    chances = np.array([[0.9, 0.1], [0.5, 0.5], [0.35, 0.65], [0.05, 0.95]])
+    probabilities = np.array([[0.9, 0.1], [0.5, 0.5], [0.35, 0.65], [0.05, 0.95]])
     labels, lowest = np.array([0, 0, 1, 0]), np.array([0.4, 0.5])
-    found = conformal_results(chances, labels, lowest, np.array([True, False, True, False]))
-    assert found["coverage"]["value"] == 0.75
-    assert found["coverage_by_label"] == [pytest.approx(2 / 3), 1.0]
-    assert found["mean_size"] == 1.25
-    assert found["abstained"]["value"] == 0.25
-    assert found["accuracy_of_the_rest"]["value"] == pytest.approx(2 / 3)
+    metrics = conformal_results(probabilities, labels, lowest, np.array([True, False, True, False]))
+    assert metrics["coverage"]["value"] == 0.75
+    assert metrics["coverage_by_label"] == [pytest.approx(2 / 3), 1.0]
+    assert metrics["mean_size"] == 1.25
+    assert metrics["abstained"]["value"] == 0.25
+    assert metrics["accuracy_of_the_rest"]["value"] == pytest.approx(2 / 3)
     assert proportion(np.array([], bool)) == {"value": None, "low": None, "high": None}
     # Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E: 81 of 263
     limits = proportion(np.arange(263) < 81)
@@ -183,8 +183,8 @@ def test_run_saves_decision_rule(phantoms, tiny_checkpoint, tmp_path):
     table = pd.read_csv(folder / "predictions.csv", float_precision="round_trip")
     assert config["threshold_rule"] == result["threshold_rule"] == "sensitivity=0.8"
     assert config["conformal"]["lowest"] == result["conformal"]["lowest"]
-    chances = table[[f"p_{label}" for label in result["labels"]]].to_numpy()
-    sets = conformal_sets(chances, np.array([config["conformal"]["lowest"][label] for label in result["labels"]]))
+    probabilities = table[[f"p_{label}" for label in result["labels"]]].to_numpy()
+    sets = conformal_sets(probabilities, np.array([config["conformal"]["lowest"][label] for label in result["labels"]]))
     truth = table["label"].map(result["labels"].index).to_numpy()
     assert result["conformal"]["coverage"]["value"] == sets[np.arange(len(table)), truth].mean()
     assert result["conformal"]["abstained"]["value"] == (sets.sum(axis=1) != 1).mean()
@@ -195,25 +195,25 @@ def test_run_saves_decision_rule(phantoms, tiny_checkpoint, tmp_path):
 
 
 def test_effect_of_temperature_is_reported_with_limits(finished_run, results):
-    """Of simulated overconfident scores it is seen; on a few pictures it is reported, whatever it is."""
+    """Simulated overconfident scores improve significantly; a run reports the effect on its few images."""
     rng = np.random.default_rng(0)
     p, positive = study(2_000, rng=rng)
     labels, groups = positive.astype(np.int64), [str(i) for i in range(2_000)]
-    right = np.column_stack([1 - p, p])
-    found = temperature_effect(labels, right, groups, temperature=3.0)  # the logits were three times as large
-    sharp = right**3 / (right**3).sum(axis=1, keepdims=True)
-    assert found["log_loss"]["before"] == pytest.approx(log_loss(labels, sharp), abs=1e-6)
-    assert found["log_loss"]["after"] == pytest.approx(log_loss(labels, right), abs=1e-6)
-    for its in found.values():
-        assert its["difference"]["value"] == pytest.approx(its["after"] - its["before"])
-        assert its["difference"]["low"] < its["difference"]["value"] < its["difference"]["high"] < 0
-    same = temperature_effect(labels, right, groups, temperature=1.0)
+    calibrated = np.column_stack([1 - p, p])
+    effects = temperature_effect(labels, calibrated, groups, temperature=3.0)  # the logits were three times as large
+    overconfident = calibrated**3 / (calibrated**3).sum(axis=1, keepdims=True)
+    assert effects["log_loss"]["before"] == pytest.approx(log_loss(labels, overconfident), abs=1e-6)
+    assert effects["log_loss"]["after"] == pytest.approx(log_loss(labels, calibrated), abs=1e-6)
+    for effect in effects.values():
+        assert effect["difference"]["value"] == pytest.approx(effect["after"] - effect["before"])
+        assert effect["difference"]["low"] < effect["difference"]["value"] < effect["difference"]["high"] < 0
+    same = temperature_effect(labels, calibrated, groups, temperature=1.0)
     assert same["log_loss"]["difference"]["value"] == pytest.approx(0, abs=1e-12)
-    told = results["calibration"]
-    assert told["brier"]["after"] == pytest.approx(results["metrics"]["brier"]["value"])
-    assert told["ece"]["after"] == pytest.approx(results["metrics"]["ece"]["value"])
+    calibration = results["calibration"]
+    assert calibration["brier"]["after"] == pytest.approx(results["metrics"]["brier"]["value"])
+    assert calibration["ece"]["after"] == pytest.approx(results["metrics"]["ece"]["value"])
     card = (finished_run / "README.md").read_text()
-    assert f"log loss from {told['log_loss']['before']:.3f} to {told['log_loss']['after']:.3f} (" in card
+    assert f"log loss from {calibration['log_loss']['before']:.3f} to {calibration['log_loss']['after']:.3f} (" in card
 
 
 @pytest.mark.parametrize("distance", [1.5, 2.5, 4.0])
@@ -243,10 +243,10 @@ def test_few_images_do_not_give_extreme_temperature():
 @pytest.mark.parametrize("overconfident", [0.4, 2.5])
 def test_calibration_error_of_many_cases_is_below_two_percent(overconfident):
     rng = np.random.default_rng(0)
-    (p, positive), (new, known) = (study(10_000, rng=rng) for _ in range(2))
+    (p, positive), (new, truth) = (study(10_000, rng=rng) for _ in range(2))
     logits, others = (np.column_stack([np.zeros(10_000), overconfident * logit(scores)]) for scores in (p, new))
-    after = softmax(others / fit_temperature(logits, positive.astype(np.int64)), axis=1)
-    error = [classification_metrics(known.astype(np.int64), chances, 1, 0.5, names=["ece"])["ece"]
-             for chances in (softmax(others, axis=1), after)]  # fmt: skip
+    rescaled = softmax(others / fit_temperature(logits, positive.astype(np.int64)), axis=1)
+    error = [classification_metrics(truth.astype(np.int64), probabilities, 1, 0.5, names=["ece"])["ece"]
+             for probabilities in (softmax(others, axis=1), rescaled)]  # fmt: skip
     assert error[0] > 0.04
     assert error[1] < 0.02

@@ -1,4 +1,4 @@
-"""Our metrics as modules of Hugging Face `evaluate`: offline by path, from a Space, combined, with the same numbers."""
+"""Tests of our metrics as modules of Hugging Face `evaluate`: loaded offline by path, from a Space, and combined."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ FOLDER = ROOT / "hf_medtl" / "evaluation" / "modules"
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Any connection is an error."""
+    """Make any connection an error."""
 
     def refuse(*args: object) -> None:
         raise AssertionError("the network was asked")
@@ -34,33 +34,33 @@ def offline(monkeypatch):
 
 
 def cases(classes: int, n: int = 40) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Probabilities, labels and patients of two pictures each."""
+    """Return probabilities, labels and patients with two images each."""
     rng = np.random.default_rng(classes)
     labels = np.arange(n) // 2 % classes
-    chances = rng.dirichlet(np.ones(classes), n) + np.eye(classes)[labels] * 0.4
-    return chances / chances.sum(axis=1, keepdims=True), labels, [f"patient {i // 2}" for i in range(n)]
+    probabilities = rng.dirichlet(np.ones(classes), n) + np.eye(classes)[labels] * 0.4
+    return probabilities / probabilities.sum(axis=1, keepdims=True), labels, [f"patient {i // 2}" for i in range(n)]
 
 
 @pytest.mark.parametrize(("classes", "more"), [(2, {"positive": 0, "threshold": 0.3}), (3, {})])
 def test_clinical_metrics_equal_package_metrics(offline, classes, more):
-    chances, labels, patients = cases(classes)
+    probabilities, labels, patients = cases(classes)
     metric = evaluate.load(str(FOLDER / "clinical_metrics"))
-    found = metric.compute(predictions=chances, references=labels, names=CLINICAL, groups=patients, **more)
-    expected = classification_metrics(labels, chances, **more, names=CLINICAL)
-    assert {name: found[name] for name in CLINICAL} == pytest.approx(expected, abs=0, nan_ok=True)
-    for name, interval in metric_intervals(labels, chances, patients, **more, names=CLINICAL).items():
-        both = found[f"{name}_low"], found[f"{name}_high"]
-        assert both == pytest.approx((interval.low, interval.high), abs=0, nan_ok=True), name
-    assert len(found) == 3 * len(CLINICAL)
+    results = metric.compute(predictions=probabilities, references=labels, names=CLINICAL, groups=patients, **more)
+    expected = classification_metrics(labels, probabilities, **more, names=CLINICAL)
+    assert {name: results[name] for name in CLINICAL} == pytest.approx(expected, abs=0, nan_ok=True)
+    for name, interval in metric_intervals(labels, probabilities, patients, **more, names=CLINICAL).items():
+        limits = results[f"{name}_low"], results[f"{name}_high"]
+        assert limits == pytest.approx((interval.low, interval.high), abs=0, nan_ok=True), name
+    assert len(results) == 3 * len(CLINICAL)
 
 
 def test_batches_and_single_additions_agree(offline):
-    chances, labels, _ = cases(2)
+    probabilities, labels, _ = cases(2)
     metric = evaluate.load(modules.path("clinical_metrics"))
-    metric.add_batch(predictions=chances[:30], references=labels[:30])
-    for row, label in zip(chances[30:], labels[30:], strict=True):
+    metric.add_batch(predictions=probabilities[:30], references=labels[:30])
+    for row, label in zip(probabilities[30:], labels[30:], strict=True):
         metric.add(prediction=row, reference=label)
-    assert metric.compute() == pytest.approx(classification_metrics(labels, chances), abs=0)
+    assert metric.compute() == pytest.approx(classification_metrics(labels, probabilities), abs=0)
 
 
 def test_undefined_metric_is_nan_and_invalid_input_raises(offline):
@@ -77,39 +77,39 @@ def test_segmentation_metrics_equal_package_metrics(offline, kind):
     true = [rng.integers(0, 3, size).astype(kind) for size in sizes]
     true[3][:] = 0
     true[1][0, :4] = 255  # left out
-    found = [np.where(rng.random(mask.shape) < 0.2, 1, mask % 3).astype(kind) for mask in true]
+    predicted = [np.where(rng.random(mask.shape) < 0.2, 1, mask % 3).astype(kind) for mask in true]
     groups, sources, spacing = [f"patient {i // 2}" for i in range(20)], ["x"] * 12 + ["y"] * 8, (0.5, 2.0)
-    rows = [mask_metrics(t, p, names, spacing) for t, p in zip(true, found, strict=True)]
+    rows = [mask_metrics(t, p, names, spacing) for t, p in zip(true, predicted, strict=True)]
     metric = evaluate.load(str(FOLDER / "segmentation_metrics"))
     options = {"labels": names, "spacing": spacing, "groups": groups, "sources": sources}
-    answer = metric.compute(predictions=found, references=true, **options)
+    results = metric.compute(predictions=predicted, references=true, **options)
     assert sum(row["one_empty"] for row in rows) > 0
     for name in rows[0]:
         column = [row[name] for row in rows]
         if name in ("both_empty", "one_empty"):
-            assert answer[name] == sum(column)
+            assert results[name] == sum(column)
             continue
-        assert answer[name] == pytest.approx(np.mean(column), abs=1e-15)
+        assert results[name] == pytest.approx(np.mean(column), abs=1e-15)
         interval = mean_intervals({name: column}, groups, sources)[name]
-        both = answer[f"{name}_low"], answer[f"{name}_high"]
-        assert both == pytest.approx((interval.low, interval.high), rel=1e-12, nan_ok=True)
-    assert answer["dice_low"] < answer["dice"] < answer["dice_high"]
+        limits = results[f"{name}_low"], results[f"{name}_high"]
+        assert limits == pytest.approx((interval.low, interval.high), rel=1e-12, nan_ok=True)
+    assert results["dice_low"] < results["dice"] < results["dice_high"]
 
 
 def test_boolean_masks_are_accepted(offline):
-    true, found = np.eye(6) > 0, np.ones((6, 6)) > 0
+    true, predicted = np.eye(6) > 0, np.ones((6, 6)) > 0
     metric = evaluate.load(modules.path("segmentation_metrics"))
-    answer = metric.compute(predictions=np.stack([found, true]), references=np.stack([true, true]))
-    rows = [mask_metrics(true, found), mask_metrics(true, true)]
-    assert {name: answer[name] for name in MASK_METRICS} == {n: (rows[0][n] + rows[1][n]) / 2 for n in MASK_METRICS}
-    assert not any(name.endswith("_low") for name in answer)
+    results = metric.compute(predictions=np.stack([predicted, true]), references=np.stack([true, true]))
+    rows = [mask_metrics(true, predicted), mask_metrics(true, true)]
+    assert {name: results[name] for name in MASK_METRICS} == {n: (rows[0][n] + rows[1][n]) / 2 for n in MASK_METRICS}
+    assert not any(name.endswith("_low") for name in results)
 
 
 def test_modules_can_be_combined(offline):
-    chances, labels, patients = cases(2)
-    both = evaluate.combine({"one": modules.path("clinical_metrics"), "two": modules.path("clinical_metrics")})
-    found = both.compute(predictions=chances, references=labels, names=["brier"], groups=patients)
-    assert found["one_brier"] == found["two_brier"] == classification_metrics(labels, chances)["brier"]
+    probabilities, labels, patients = cases(2)
+    combined = evaluate.combine({"one": modules.path("clinical_metrics"), "two": modules.path("clinical_metrics")})
+    results = combined.compute(predictions=probabilities, references=labels, names=["brier"], groups=patients)
+    assert results["one_brier"] == results["two_brier"] == classification_metrics(labels, probabilities)["brier"]
     masks = evaluate.combine([modules.path("segmentation_metrics")], force_prefix=True)
     masks.add(prediction=np.ones((4, 4), np.uint8), reference=np.eye(4, dtype=np.uint8))
     assert (
@@ -124,7 +124,7 @@ def test_unknown_module_raises():
 
 @pytest.mark.parametrize("name", modules.NAMES)
 def test_module_runs_as_space(name, hub, tmp_path):
-    """The folder as it is, pushed; then loaded by id, as a stranger would."""
+    """The folder is pushed as it is, then loaded by its id."""
     space = Path(shutil.copytree(modules.path(name), tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__")))
     metadata = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     assert metadata["sdk"] == "gradio"
@@ -142,15 +142,15 @@ def test_module_runs_as_space(name, hub, tmp_path):
 
 @pytest.mark.parametrize("name", modules.NAMES)
 def test_space_page_shows_metrics(name, tmp_path):
-    """TRAP: the widget of evaluate 0.4.6 asks Gradio for what Gradio 4 took away. A Space's folder is called app."""
+    """TRAP: the widget of evaluate 0.4.6 needs what Gradio 4 removed. A Space's folder is called app."""
     space = shutil.copytree(modules.path(name), tmp_path / "app")
     spec = importlib.util.spec_from_file_location(f"app_of_{name}", Path(space) / "app.py")
     app = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(app)
     if name == "clinical_metrics":
-        answer = app.compute(*app.EXAMPLE)
-        assert answer["roc_auc"] == 1
-        assert answer["specificity"] == 0.5
+        results = app.compute(*app.EXAMPLE)
+        assert results["roc_auc"] == 1
+        assert results["specificity"] == 0.5
         with pytest.raises(app.gr.Error, match="summing to 1"):
             app.compute("[[3, 1]]", "[0]", "", 0.5)
     else:

@@ -27,10 +27,10 @@ def two_columns(score):
     return np.column_stack([1 - np.asarray(score), score])
 
 
-def study(rng, patients=100, pictures=1, shift=1.5, sd_patient=0.0):
-    """Half of the patients positive; the pictures of a patient share a part of their score."""
-    labels = np.repeat(np.arange(patients) % 2, pictures)
-    groups = np.repeat(np.arange(patients), pictures)
+def study(rng, patients=100, images=1, shift=1.5, sd_patient=0.0):
+    """Simulate patients, half of them positive, whose images have correlated scores."""
+    labels = np.repeat(np.arange(patients) % 2, images)
+    groups = np.repeat(np.arange(patients), images)
     noise = np.sqrt(1 - sd_patient**2) * rng.normal(size=labels.size) + sd_patient * rng.normal(size=patients)[groups]
     logit = shift * (labels - 0.5) + noise
     return labels, two_columns(1 / (1 + np.exp(-2 * logit))), groups
@@ -70,11 +70,11 @@ def test_newcombe_at_the_boundary():
 
 
 def test_average_precision_floor_equals_worst_ranking():
-    """Of 1,000 negatives 50 above all positives: the AUC is 0.95."""
+    """50 of 1,000 negatives rank above all positives: the AUC is 0.95."""
     labels = np.repeat([0, 1, 0], [50, 2000, 950])
-    found = classification_metrics(labels, two_columns(np.linspace(1, 0, labels.size)))
-    assert found["roc_auc"] == pytest.approx(0.95)
-    assert average_precision_floor(0.95, 2000, 1000) == pytest.approx(found["average_precision"], abs=1e-3)
+    metrics = classification_metrics(labels, two_columns(np.linspace(1, 0, labels.size)))
+    assert metrics["roc_auc"] == pytest.approx(0.95)
+    assert average_precision_floor(0.95, 2000, 1000) == pytest.approx(metrics["average_precision"], abs=1e-3)
     assert average_precision_floor(1.0, 5, 5) == 1.0
 
 
@@ -94,19 +94,19 @@ def test_resampling_draws_whole_groups_within_each_label():
 def test_every_resample_contains_rare_class():
     rng = np.random.default_rng(0)
     labels = np.r_[np.ones(2, int), np.zeros(200, int)]
-    found = metric_intervals(labels, two_columns(rng.random(202)), np.arange(202), resamples=200)
-    assert all(isinstance(interval, Interval) for interval in found.values())
-    assert not np.isnan(list(found.values())).any()
+    intervals = metric_intervals(labels, two_columns(rng.random(202)), np.arange(202), resamples=200)
+    assert all(isinstance(interval, Interval) for interval in intervals.values())
+    assert not np.isnan(list(intervals.values())).any()
 
 
 def test_intervals_depend_on_seed_and_level():
     labels, p, groups = study(np.random.default_rng(1))
-    found = metric_intervals(labels, p, groups, resamples=300)
-    assert {name: interval.value for name, interval in found.items()} == classification_metrics(labels, p)
-    assert found == metric_intervals(labels, p, [f"patient {g}" for g in groups], resamples=300)
-    assert found != metric_intervals(labels, p, groups, resamples=300, seed=1)
+    intervals = metric_intervals(labels, p, groups, resamples=300)
+    assert {name: interval.value for name, interval in intervals.items()} == classification_metrics(labels, p)
+    assert intervals == metric_intervals(labels, p, [f"patient {g}" for g in groups], resamples=300)
+    assert intervals != metric_intervals(labels, p, groups, resamples=300, seed=1)
     narrow = metric_intervals(labels, p, groups, resamples=300, level=0.5)
-    for name, interval in found.items():
+    for name, interval in intervals.items():
         assert interval.low < narrow[name].low < narrow[name].high < interval.high
         if name != "ece":
             assert interval.low < interval.value < interval.high
@@ -114,8 +114,8 @@ def test_intervals_depend_on_seed_and_level():
 
 def test_agrees_with_wilson_away_from_boundary():
     labels, p, groups = study(np.random.default_rng(2), patients=1000)
-    found = metric_intervals(labels, p, groups)["accuracy"]
-    assert found[1:] == pytest.approx(wilson(round(found.value * 1000), 1000), abs=0.005)
+    interval = metric_intervals(labels, p, groups)["accuracy"]
+    assert interval[1:] == pytest.approx(wilson(round(interval.value * 1000), 1000), abs=0.005)
 
 
 def test_duplicate_images_do_not_narrow_interval():
@@ -127,8 +127,8 @@ def test_duplicate_images_do_not_narrow_interval():
     drawn, drawn_copies = (bootstrap_intervals(*x, resamples=500) for x in ((labels, p, groups), copied))
     assert drawn_copies["accuracy"] == pytest.approx(drawn["accuracy"])
     for name in ("accuracy", "sensitivity", "roc_auc", "average_precision", "brier"):
-        width, grouped_width, naive_width = (found[name].high - found[name].low for found in (once, grouped, naive))
-        assert grouped_width == pytest.approx(width, rel=0.05)  # where n is estimated t takes the place of z
+        width, grouped_width, naive_width = (result[name].high - result[name].low for result in (once, grouped, naive))
+        assert grouped_width == pytest.approx(width, rel=0.05)  # where n is estimated, t replaces z
         assert naive_width < 0.5 * grouped_width
 
 
@@ -136,7 +136,7 @@ def test_no_error_gives_interval_of_nonzero_width():
     labels = np.repeat([1, 0], [25, 26])
     rng = np.random.default_rng(0)
     score = np.where(labels == 1, 0.75, 0.25) + rng.uniform(-0.2, 0.2, 51)
-    found = metric_intervals(labels, two_columns(score), np.arange(51), resamples=200)
+    intervals = metric_intervals(labels, two_columns(score), np.arange(51), resamples=200)
     positives, negatives = wilson(25, 25)[0], wilson(26, 26)[0]
     lows = {
         "accuracy": wilson(51, 51)[0],
@@ -149,8 +149,8 @@ def test_no_error_gives_interval_of_nonzero_width():
         "roc_auc": newcombe_auc_interval(1.0, 25, 26)[0],
         "average_precision": average_precision_floor(newcombe_auc_interval(1.0, 25, 26)[0], 25, 26),
     }
-    assert {name: found[name].low for name in lows} == pytest.approx(lows)
-    assert all(found[name][::2] == (1.0, pytest.approx(1.0)) for name in lows)
+    assert {name: intervals[name].low for name in lows} == pytest.approx(lows)
+    assert all(intervals[name][::2] == (1.0, pytest.approx(1.0)) for name in lows)
     copies = metric_intervals(
         *(np.repeat(a, 4, axis=0) for a in (labels, two_columns(score), np.arange(51))), resamples=200
     )
@@ -163,25 +163,25 @@ def test_no_error_gives_interval_of_nonzero_width():
 
 def test_no_error_in_three_classes_gives_interval_of_nonzero_width():
     labels = np.arange(60) % 3
-    found = metric_intervals(labels, np.eye(3)[labels] * 0.7 + 0.1, np.arange(60), resamples=100)
-    assert found["accuracy"].low == pytest.approx(wilson(60, 60)[0])
-    assert found["sensitivity"].low == pytest.approx(1 - (1 - wilson(20, 20)[0]) / math.sqrt(3))
-    for name in set(found) - {"brier", "ece"}:
-        assert 0.5 < found[name].low < found[name].value == 1.0
+    intervals = metric_intervals(labels, np.eye(3)[labels] * 0.7 + 0.1, np.arange(60), resamples=100)
+    assert intervals["accuracy"].low == pytest.approx(wilson(60, 60)[0])
+    assert intervals["sensitivity"].low == pytest.approx(1 - (1 - wilson(20, 20)[0]) / math.sqrt(3))
+    for name in set(intervals) - {"brier", "ece"}:
+        assert 0.5 < intervals[name].low < intervals[name].value == 1.0
 
 
 def test_stratum_without_error_widens_interval():
-    """All 8 positives are found, 80 of 100 negatives are: sensitivity is as unsure as 8 of 8."""
+    """All 8 positives and 80 of 100 negatives are detected: sensitivity has the interval of 8 of 8."""
     labels = np.repeat([1, 0, 0], [8, 20, 80])
     score = np.repeat([0.9, 0.8, 0.1], [8, 20, 80])
-    found = metric_intervals(labels, two_columns(score), np.arange(108), resamples=500)
-    assert found["sensitivity"][1:] == wilson(8, 8)
-    assert found["balanced_accuracy"].low <= 0.9 - (1 - wilson(8, 8)[0]) / 2
-    assert 0.8 < found["specificity"].high < 0.9
+    intervals = metric_intervals(labels, two_columns(score), np.arange(108), resamples=500)
+    assert intervals["sensitivity"][1:] == wilson(8, 8)
+    assert intervals["balanced_accuracy"].low <= 0.9 - (1 - wilson(8, 8)[0]) / 2
+    assert 0.8 < intervals["specificity"].high < 0.9
 
 
 def test_class_of_one_patient_gives_widest_interval():
-    """Four pictures of one positive patient, three called: never drawn apart, and one patient is no evidence."""
+    """Four images of one positive patient, three decided positive, are always drawn together."""
     labels, groups = np.repeat([1, 0], [4, 50]), np.r_[[0] * 4, np.arange(1, 51)]
     score = np.r_[0.9, 0.8, 0.7, 0.4, np.random.default_rng(0).uniform(0, 0.6, 50)]
     sensitivity = metric_intervals(labels, two_columns(score), groups, resamples=200)["sensitivity"]
@@ -216,17 +216,17 @@ def test_invalid_arguments_raise():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pictures", "sd_patient"), [(1, 0.0), (3, 0.8)])
-def test_intervals_reach_nominal_coverage(pictures, sd_patient):
-    """Of 200 studies of 100 patients nine in ten at least hold the truth, correlated pictures or not."""
+@pytest.mark.parametrize(("images", "sd_patient"), [(1, 0.0), (3, 0.8)])
+def test_intervals_reach_nominal_coverage(images, sd_patient):
+    """At least 90 % of 200 studies of 100 patients cover the truth, whether images are correlated or not."""
     rng = np.random.default_rng(6)
     truth = {"accuracy": norm.cdf(0.75), "roc_auc": norm.cdf(1.5 / math.sqrt(2))}
-    held = dict.fromkeys(truth, 0)
+    covered = dict.fromkeys(truth, 0)
     for _ in range(200):
-        found = metric_intervals(*study(rng, 100, pictures, 1.5, sd_patient), resamples=300)
+        intervals = metric_intervals(*study(rng, 100, images, 1.5, sd_patient), resamples=300)
         for name, value in truth.items():
-            held[name] += found[name].low <= value <= found[name].high
-    for count in held.values():
+            covered[name] += intervals[name].low <= value <= intervals[name].high
+    for count in covered.values():
         assert 0.90 <= count / 200 <= 0.99
 
 
@@ -234,30 +234,30 @@ def test_means_equal_manual_patient_bootstrap():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), rng.integers(1, 5, 40))
     dice = np.clip(0.8 + rng.normal(0, 0.1, 40)[groups] + rng.normal(0, 0.02, groups.size), 0, 1)
-    found = mean_intervals({"dice": dice, "iou": dice / (2 - dice)}, groups)
-    assert found["dice"].value == pytest.approx(dice.mean())
+    intervals = mean_intervals({"dice": dice, "iou": dice / (2 - dice)}, groups)
+    assert intervals["dice"].value == pytest.approx(dice.mean())
     means = []
     for _ in range(2000):
         drawn = rng.integers(40, size=40)
         means.append(np.concatenate([dice[groups == g] for g in drawn]).mean())
-    assert found["dice"][1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
-    # As if each picture were a patient: pictures of one patient are alike, so that would be too narrow.
+    assert intervals["dice"][1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+    # With each image as its own patient the interval would be too narrow, since images of a patient are alike.
     alone = mean_intervals({"dice": dice}, np.arange(dice.size))["dice"]
-    assert found["dice"].high - found["dice"].low > 1.3 * (alone.high - alone.low)
-    assert mean_intervals({"iou": dice / (2 - dice)}, groups)["iou"] == pytest.approx(found["iou"])  # the same draws
+    assert intervals["dice"].high - intervals["dice"].low > 1.3 * (alone.high - alone.low)
+    assert mean_intervals({"iou": dice / (2 - dice)}, groups)["iou"] == pytest.approx(intervals["iou"])  # same draws
     narrow = mean_intervals({"dice": dice}, groups, level=0.5)["dice"]
-    assert found["dice"].low < narrow.low < narrow.high < found["dice"].high
+    assert intervals["dice"].low < narrow.low < narrow.high < intervals["dice"].high
 
 
 @pytest.mark.parametrize("scale", ["logit", "log", "plain"])
 def test_studentized_limits_equal_loop(scale):
-    """Each resample's mean and standard error group by group, as the docstring says, on the scale of the values."""
+    """Compare with each resample's mean and standard error, computed group by group, on the scale of the values."""
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(30), rng.integers(1, 4, 30))
     strata = (np.arange(30) >= 12).astype(int)
-    shares = rng.beta(5, 2, groups.size)
-    values = {"logit": shares, "log": 30 * shares, "plain": 30 * shares - 20}[scale]
-    there = {"logit": lambda m: np.log(m / (1 - m)), "log": np.log, "plain": lambda m: m}[scale]
+    fractions = rng.beta(5, 2, groups.size)
+    values = {"logit": fractions, "log": 30 * fractions, "plain": 30 * fractions - 20}[scale]
+    transform = {"logit": lambda m: np.log(m / (1 - m)), "log": np.log, "plain": lambda m: m}[scale]
     slope = {"logit": lambda m: 1 / (m * (1 - m)), "log": lambda m: 1 / m, "plain": lambda m: 1.0}[scale]
 
     def mean_and_error(drawn):
@@ -273,12 +273,12 @@ def test_studentized_limits_equal_loop(scale):
     mean, error = mean_and_error(np.arange(30))
     ratios = []
     for row in bootstrap_group_counts(strata, 300, seed=5):
-        other, its_error = mean_and_error(np.repeat(np.arange(30), row))
-        ratios.append((there(other) - there(mean)) / (slope(other) * its_error))
+        other, other_error = mean_and_error(np.repeat(np.arange(30), row))
+        ratios.append((transform(other) - transform(mean)) / (slope(other) * other_error))
     small, large = np.quantile(ratios, 0.025, method="lower"), np.quantile(ratios, 0.975, method="higher")
-    found = mean_intervals({"x": values}, groups, strata[groups], resamples=300, seed=5)["x"]
-    assert there(np.array(found[1:])) == pytest.approx(
-        [there(mean) - large * slope(mean) * error, there(mean) - small * slope(mean) * error]
+    interval = mean_intervals({"x": values}, groups, strata[groups], resamples=300, seed=5)["x"]
+    assert transform(np.array(interval[1:])) == pytest.approx(
+        [transform(mean) - large * slope(mean) * error, transform(mean) - small * slope(mean) * error]
     )
 
 
@@ -290,18 +290,18 @@ def test_limits_of_means_stay_in_value_range():
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = mean_intervals({"x": values}, range(len(values)))["x"]
-        assert low <= found.low <= found.value <= found.high <= high
+            interval = mean_intervals({"x": values}, range(len(values)))["x"]
+        assert low <= interval.low <= interval.value <= interval.high <= high
 
 
 def test_results_name_method_and_reason():
     labels, p, groups = study(np.random.default_rng(0), patients=40)
-    found = classification_results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
-    assert found["interval_methods"]["sensitivity"].startswith("Wilson")
-    assert found["interval_methods"]["roc_auc"].startswith("DeLong")
-    assert list(found["interval_methods"]) == list(found["metrics"])
-    assert found["metrics"]["ppv"]["reason"] == "no image is decided positive (class 1)"
-    assert "reason" not in found["metrics"]["npv"]
+    results = classification_results(labels, p, groups.tolist(), ["no", "yes"], "yes", 2.0)
+    assert results["interval_methods"]["sensitivity"].startswith("Wilson")
+    assert results["interval_methods"]["roc_auc"].startswith("DeLong")
+    assert list(results["interval_methods"]) == list(results["metrics"])
+    assert results["metrics"]["ppv"]["reason"] == "no image is decided positive (class 1)"
+    assert "reason" not in results["metrics"]["npv"]
     three = classification_results(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3], list(range(30)), ["a", "b", "c"])
     assert (
         three["interval_methods"]["sensitivity"]
@@ -323,23 +323,23 @@ def test_intervals_by_source():
     groups = np.array([f"p{i // 2}" for i in range(60)])
     sources = np.where(np.arange(60) < 20, "Montgomery", "Shenzhen")
     dice = np.random.default_rng(0).uniform(0.6, 1, 60)
-    found = intervals_by_source({"dice": dice}, groups, sources)
-    assert (found["overall"]["n"], found["overall"]["n_groups"]) == (60, 30)
-    assert list(found["sources"]) == ["Montgomery", "Shenzhen"]
-    one = found["sources"]["Montgomery"]
+    results = intervals_by_source({"dice": dice}, groups, sources)
+    assert (results["overall"]["n"], results["overall"]["n_groups"]) == (60, 30)
+    assert list(results["sources"]) == ["Montgomery", "Shenzhen"]
+    one = results["sources"]["Montgomery"]
     assert (one["n"], one["n_groups"]) == (20, 10)
     assert one["metrics"] == mean_intervals({"dice": dice[:20]}, groups[:20])
-    assert found["overall"]["metrics"] == mean_intervals({"dice": dice}, groups, sources)
+    assert results["overall"]["metrics"] == mean_intervals({"dice": dice}, groups, sources)
     same = intervals_by_source({"dice": dice}, groups, ["x"] * 60)
     assert same["overall"]["metrics"] == same["sources"]["x"]["metrics"]
 
 
 def test_sample_without_variance_has_no_limits():
     for values, groups in (([1.0] * 9, range(9)), ([0.5, 0.9, 0.7], ["p"] * 3), ([0.1] * 7, range(7))):
-        found = mean_intervals({"dice": values}, list(groups))["dice"]
-        assert found.value == pytest.approx(np.mean(values))
-        assert np.isnan(found.low)
-        assert np.isnan(found.high)
+        interval = mean_intervals({"dice": values}, list(groups))["dice"]
+        assert interval.value == pytest.approx(np.mean(values))
+        assert np.isnan(interval.low)
+        assert np.isnan(interval.high)
 
 
 @pytest.mark.parametrize(
@@ -356,10 +356,10 @@ def test_clustered_proportions_use_effective_sample_size():
     everyone = np.ones(60, bool)
     success = rng.random(60) < 0.7
     assert rate_interval(success, everyone, np.arange(60)) == (success.mean(), *wilson(success.sum(), 60))
-    # Three copies of each: as one each, but for t in place of z.
+    # Three copies of each give the same as one, except for t instead of z.
     copies = rate_interval(np.repeat(success, 3), np.repeat(everyone, 3), np.repeat(np.arange(60), 3))
     assert copies == pytest.approx((success.mean(), *wilson(success.sum(), 60, dof=59)))
-    # Groups of one success and one failure each vary less than pictures by themselves: no credit for that.
+    # Groups of one success and one failure vary less than single images; the interval is not narrower for that.
     balanced = rate_interval(np.tile([True, False], 20), np.ones(40, bool), np.repeat(np.arange(20), 2))
     assert balanced == pytest.approx((0.5, *wilson(20, 40, dof=19)))
     assert np.isnan(rate_interval(success, ~everyone, np.arange(60))[0])
@@ -373,12 +373,12 @@ def two_sample_auc(positives, negatives, axis=-1):
 def test_bca_equals_scipy():
     labels, p, groups = study(np.random.default_rng(8), patients=60)
     score = p[:, 1]
-    found = bootstrap_intervals(labels, p, groups, "bca", 9999, names=["roc_auc", "brier"])
+    intervals = bootstrap_intervals(labels, p, groups, "bca", 9999, names=["roc_auc", "brier"])
     samples = (score[labels == 1], score[labels == 0])
     reference = scipy.stats.bootstrap(samples, two_sample_auc, n_resamples=9999, vectorized=True, batch=500, rng=1)
     plain = bootstrap_intervals(labels, p, groups, "percentile", 9999, names=["roc_auc"])
-    assert found["roc_auc"][1:] == pytest.approx(reference.confidence_interval, abs=0.004)
-    assert abs(plain["roc_auc"].low - found["roc_auc"].low) > 0.006  # and not that of the percentiles
+    assert intervals["roc_auc"][1:] == pytest.approx(reference.confidence_interval, abs=0.004)
+    assert abs(plain["roc_auc"].low - intervals["roc_auc"].low) > 0.006  # and not that of the percentiles
     squares = (score - labels) ** 2
     once = bootstrap_intervals(np.zeros(60, int), two_columns(np.sqrt(squares)), groups, "bca", 9999, names=["brier"])[
         "brier"
@@ -388,8 +388,8 @@ def test_bca_equals_scipy():
 
 
 def test_jackknife_of_auc_equals_delong():
-    for pictures, sd in ((1, 0.0), (3, 0.8)):
-        labels, p, groups = study(np.random.default_rng(9), patients=200, pictures=pictures, sd_patient=sd)
+    for images, sd in ((1, 0.0), (3, 0.8)):
+        labels, p, groups = study(np.random.default_rng(9), patients=200, images=images, sd_patient=sd)
         default, left_out = (
             metric_intervals(labels, p, groups, names=["roc_auc"], methods=m)["roc_auc"] for m in ({}, "jackknife")
         )
@@ -416,15 +416,15 @@ def test_unknown_method_raises():
 
 
 def test_unobserved_failure_is_outside_limits_of_few_patients():
-    """No method can know: so the docstring says."""
+    """No method can account for it, as the docstring states."""
     rng = np.random.default_rng(0)
     truth = 0.93 * 40 / 43 + 0.07 * 0.4
-    held = 0
+    covered = 0
     for study in range(300):
         values = np.where(rng.random(20) < 0.07, rng.uniform(0, 0.8, 20), rng.beta(40, 3, 20))
-        found = mean_intervals({"dice": values}, np.arange(20), resamples=200, seed=study)["dice"]
-        held += found.low <= truth <= found.high
-    assert 0.64 < held / 300 < 0.84
+        interval = mean_intervals({"dice": values}, np.arange(20), resamples=200, seed=study)["dice"]
+        covered += interval.low <= truth <= interval.high
+    assert 0.64 < covered / 300 < 0.84
 
 
 def test_means_reject_invalid_input():

@@ -1,4 +1,4 @@
-"""Metrics of masks: by hand, against brute force, and where one or both are empty."""
+"""Tests of mask metrics: by hand, against brute force, and for empty masks."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def box(top: int, left: int, height: int, width: int, value: int = 1, on: np.nda
 
 
 def drawn(seed: int, classes: int = 2, size: tuple[int, int] = (23, 31)) -> np.ndarray:
-    """Boxes at random places, some at the picture's edge."""
+    """Draw boxes at random positions, some at the image's edge."""
     rng, mask = np.random.default_rng(seed), np.zeros(size, np.uint8)
     for _ in range(6):
         top, left = rng.integers(0, size[0]), rng.integers(0, size[1])
@@ -28,14 +28,14 @@ def drawn(seed: int, classes: int = 2, size: tuple[int, int] = (23, 31)) -> np.n
 
 def test_mask_metrics_equal_hand_calculation():
     # 4 × 10 true, 4 × 10 predicted, 6 columns to the right: 4 × 4 in common.
-    found = mask_metrics(box(5, 5, 4, 10), box(5, 11, 4, 10))
-    assert list(found) == [*MASK_METRICS, "both_empty", "one_empty"]
-    assert found["dice"] == pytest.approx(32 / 80)
-    assert found["iou"] == pytest.approx(16 / 64)
-    assert found["precision"] == found["recall"] == pytest.approx(0.4)
+    metrics = mask_metrics(box(5, 5, 4, 10), box(5, 11, 4, 10))
+    assert list(metrics) == [*MASK_METRICS, "both_empty", "one_empty"]
+    assert metrics["dice"] == pytest.approx(32 / 80)
+    assert metrics["iou"] == pytest.approx(16 / 64)
+    assert metrics["precision"] == metrics["recall"] == pytest.approx(0.4)
     # 24 surface pixels of the true box lie 6, 5, 4, ... columns outside the other; the farthest are 4 of 24.
-    assert found["hausdorff95"] == 6
-    assert found["both_empty"] == found["one_empty"] == 0
+    assert metrics["hausdorff95"] == 6
+    assert metrics["both_empty"] == metrics["one_empty"] == 0
     assert mask_metrics(box(5, 5, 4, 10), box(5, 5, 4, 5))["recall"] == 0.5
     assert mask_metrics(box(5, 5, 4, 5), box(5, 5, 4, 10))["precision"] == 0.5
     perfect = mask_metrics(box(5, 5, 4, 10), box(5, 5, 4, 10))
@@ -51,23 +51,23 @@ def test_spacing_is_rows_then_columns():
 
 
 def test_one_or_both_masks_empty():
-    some = box(5, 5, 4, 10)
-    both, missed, invented = mask_metrics(EMPTY, EMPTY), mask_metrics(some, EMPTY), mask_metrics(EMPTY, some)
+    lesion = box(5, 5, 4, 10)
+    both, missed, invented = mask_metrics(EMPTY, EMPTY), mask_metrics(lesion, EMPTY), mask_metrics(EMPTY, lesion)
     assert [both[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
     assert (both["both_empty"], both["one_empty"]) == (1, 0)
-    for found in (missed, invented):
-        assert [found[name] for name in MASK_METRICS] == [0, 0, 0, 0, 50]  # the diagonal of 30 × 40
-        assert (found["both_empty"], found["one_empty"]) == (0, 1)
-    assert mask_metrics(some, EMPTY, spacing=(2.0, 2.0))["hausdorff95"] == 100
-    assert mask_metrics(some, box(20, 20, 2, 2))["dice"] == 0  # beside it: no overlap, but a distance
-    assert mask_metrics(some, box(20, 20, 2, 2))["hausdorff95"] < 50
+    for metrics in (missed, invented):
+        assert [metrics[name] for name in MASK_METRICS] == [0, 0, 0, 0, 50]  # the diagonal of 30 × 40
+        assert (metrics["both_empty"], metrics["one_empty"]) == (0, 1)
+    assert mask_metrics(lesion, EMPTY, spacing=(2.0, 2.0))["hausdorff95"] == 100
+    assert mask_metrics(lesion, box(20, 20, 2, 2))["dice"] == 0  # separate: no overlap, but a distance
+    assert mask_metrics(lesion, box(20, 20, 2, 2))["hausdorff95"] < 50
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_overlap_equals_scikit_learn(seed):
     true, predicted = drawn(seed, 4), drawn(seed + 100, 4)
     names = ("background", "a", "b", "c")
-    found = mask_metrics(true, predicted, names)
+    metrics = mask_metrics(true, predicted, names)
     labels = [k for k in (1, 2, 3) if (true == k).any() or (predicted == k).any()]
     for metric, score in (("dice", f1_score), ("iou", jaccard_score), ("precision", precision_score),
                           ("recall", recall_score)):  # fmt: skip
@@ -75,12 +75,12 @@ def test_overlap_equals_scikit_learn(seed):
         expected[np.array(labels) - 1] = score(
             true.ravel(), predicted.ravel(), labels=labels, average=None, zero_division=0
         )
-        assert [found[f"{metric}_{name}"] for name in "abc"] == pytest.approx(expected)
-        assert found[metric] == pytest.approx(expected.mean())
+        assert [metrics[f"{metric}_{name}"] for name in "abc"] == pytest.approx(expected)
+        assert metrics[metric] == pytest.approx(expected.mean())
     for k, name in enumerate("abc", start=1):
         alone = mask_metrics(true == k, predicted == k)
-        assert found[f"hausdorff95_{name}"] == alone["hausdorff95"]
-        assert found[f"dice_{name}"] == pytest.approx(alone["dice"])
+        assert metrics[f"hausdorff95_{name}"] == alone["hausdorff95"]
+        assert metrics[f"dice_{name}"] == pytest.approx(alone["dice"])
 
 
 @pytest.mark.parametrize("spacing", [None, (0.7, 1.9)])
@@ -100,10 +100,10 @@ def test_distance_equals_brute_force(spacing):
             edge[tuple(boundary_pixels(mask).T)] = True
         maps = [distance_transform_edt(~edge, sampling=step) for edge in edges]
         by_maps = max(np.percentile(maps[1][edges[0]], 95), np.percentile(maps[0][edges[1]], 95))
-        found = hausdorff95(true, predicted, spacing)
-        assert found == pytest.approx(expected) == pytest.approx(by_maps)
-        assert found == hausdorff95(predicted, true, spacing)
-        assert found <= max(directed_hausdorff(one, other)[0], directed_hausdorff(other, one)[0]) + 1e-9
+        distance = hausdorff95(true, predicted, spacing)
+        assert distance == pytest.approx(expected) == pytest.approx(by_maps)
+        assert distance == hausdorff95(predicted, true, spacing)
+        assert distance <= max(directed_hausdorff(one, other)[0], directed_hausdorff(other, one)[0]) + 1e-9
         compared += 1
     assert compared > 30
 
@@ -119,8 +119,8 @@ def test_surface_equals_hand_calculation():
 def test_ignored_pixels_do_not_count():
     true, predicted = box(5, 5, 4, 10), box(5, 5, 4, 20)
     ignored = box(5, 15, 4, 10, IGNORE_INDEX, on=true)
-    found = mask_metrics(ignored, predicted)
-    assert [found[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
+    metrics = mask_metrics(ignored, predicted)
+    assert [metrics[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
     assert mask_metrics(true, predicted)["dice"] < 1
     nothing = mask_metrics(np.full_like(true, IGNORE_INDEX), predicted)
     assert (nothing["dice"], nothing["both_empty"]) == (1, 1)

@@ -6,7 +6,6 @@ from sklearn import metrics as sk
 
 from hf_medtl.evaluation.metrics import (
     METRICS,
-    calibration_bins,
     classification_metrics,
     confusion_matrix,
     decide,
@@ -29,7 +28,7 @@ NAMES = [
 
 
 def study(n_classes, seed, n=300):
-    """Labels, probabilities with many ties, integer weights with zeros."""
+    """Simulate labels, probabilities with many ties, and integer weights with zeros."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, n_classes, n)
     parts = rng.integers(1, 6, (n, n_classes)).astype(float)
@@ -38,7 +37,7 @@ def study(n_classes, seed, n=300):
 
 
 def binary_reference(labels, score, decided, weights):
-    """One class against the rest, by scikit-learn."""
+    """Compute metrics of one class against the rest with scikit-learn."""
     rates = {}
     for name, of, side in [
         ("sensitivity", sk.recall_score, 1),
@@ -63,24 +62,24 @@ def test_two_classes_agree_with_scikit_learn(seed, positive, threshold):
     expected["accuracy"] = sk.accuracy_score(y, decided, sample_weight=weights)
     expected["balanced_accuracy"] = sk.balanced_accuracy_score(y, decided, sample_weight=weights)
     expected["brier"] = sk.brier_score_loss(y, score, sample_weight=weights)
-    found = classification_metrics(labels, p, positive, threshold, weights)
-    assert list(found) == NAMES
-    assert all(type(value) is float for value in found.values())
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    metrics = classification_metrics(labels, p, positive, threshold, weights)
+    assert list(metrics) == NAMES
+    assert all(type(value) is float for value in metrics.values())
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_four_classes_agree_with_scikit_learn(seed):
     labels, p, weights = study(4, seed)
     decided = p.argmax(axis=1)
-    each = [binary_reference(labels == k, p[:, k], decided == k, weights) for k in range(4)]
-    expected = {name: np.mean([one[name] for one in each]) for name in each[0]}
+    by_class = [binary_reference(labels == k, p[:, k], decided == k, weights) for k in range(4)]
+    expected = {name: np.mean([metrics[name] for metrics in by_class]) for name in by_class[0]}
     expected["accuracy"] = sk.accuracy_score(labels, decided, sample_weight=weights)
     expected["balanced_accuracy"] = sk.balanced_accuracy_score(labels, decided, sample_weight=weights)
     expected["brier"] = np.average(((p - np.eye(4)[labels]) ** 2).sum(axis=1), weights=weights)
-    found = classification_metrics(labels, p, weights=weights)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert found["roc_auc"] == pytest.approx(
+    metrics = classification_metrics(labels, p, weights=weights)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert metrics["roc_auc"] == pytest.approx(
         sk.roc_auc_score(labels, p, multi_class="ovr", average="macro", sample_weight=weights)
     )
 
@@ -104,8 +103,8 @@ def test_weight_equals_repeated_case(n_classes):
     labels, p, weights = study(n_classes, 3)
     weighted = classification_metrics(labels, p, weights=weights)
     repeated = classification_metrics(np.repeat(labels, weights), np.repeat(p, weights, axis=0))
-    for found in (weighted, repeated):
-        found.pop("ece")  # its bins are those of the unweighted sample
+    for metrics in (weighted, repeated):
+        metrics.pop("ece")  # its bins are those of the unweighted sample
     assert weighted == pytest.approx(repeated, abs=1e-12)
     assert classification_metrics(labels, p) == classification_metrics(labels, p, weights=np.ones(300))
 
@@ -129,13 +128,6 @@ def test_calibration_error_uses_top_label():
     assert classification_metrics([0, 1, 0, 0], p, bins=2)["ece"] == pytest.approx((0.35 + 0.35) / 2)
 
 
-def test_equal_confidences_share_a_bin():
-    assert calibration_bins(np.array([0.5] * 7 + [0.9] * 3), 10).tolist() == [0] * 7 + [7] * 3
-    assert np.bincount(calibration_bins(np.random.default_rng(0).permutation(1000) / 1000, 10)).tolist() == [100] * 10
-    with pytest.raises(ValueError, match="at least 1 bin"):
-        calibration_bins(np.array([0.5]), 0)
-
-
 def test_undefined_metrics_are_nan_without_warning():
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     with warnings.catch_warnings():
@@ -147,7 +139,7 @@ def test_undefined_metrics_are_nan_without_warning():
         absent = classification_metrics([0, 0, 1], np.eye(3)[[0, 0, 1]])
         # 0.1 + 0.2 - 0.3 is not 0 in floating point: an absent class must still be seen as absent.
         rounding = classification_metrics([0, 1, 0], p, weights=[[0.1, 0, 0.2], [0, 0.3, 0]])
-    undefined = [[k for k, v in found.items() if np.isnan(v)] for found in (none_decided, no_positive, no_negative)]
+    undefined = [[k for k, v in metrics.items() if np.isnan(v)] for metrics in (none_decided, no_positive, no_negative)]
     assert undefined == [
         ["ppv"],
         ["balanced_accuracy", "sensitivity", "ppv", "f1", "roc_auc", "average_precision"],
@@ -216,7 +208,7 @@ def test_invalid_arguments_raise(labels, p, options, message):
 def test_optional_metrics_equal_scikit_learn(seed, n_classes):
     labels, p, weights = study(n_classes, seed)
     decided = decide(p)
-    found = classification_metrics(labels, p, weights=weights, names=METRICS)
+    metrics = classification_metrics(labels, p, weights=weights, names=METRICS)
     expected = {
         "mcc": sk.matthews_corrcoef(labels, decided, sample_weight=weights),
         "kappa": sk.cohen_kappa_score(labels, decided, sample_weight=weights),
@@ -226,20 +218,20 @@ def test_optional_metrics_equal_scikit_learn(seed, n_classes):
         expected["lr_positive"], expected["lr_negative"] = sk.class_likelihood_ratios(
             labels, decided, sample_weight=weights
         )
-        expected["youden"] = 2 * found["balanced_accuracy"] - 1
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert list(found) == list(METRICS)
+        expected["youden"] = 2 * metrics["balanced_accuracy"] - 1
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert list(metrics) == list(METRICS)
     assert classification_metrics(labels, p, names=["kappa", "brier"]) == pytest.approx(
         {"kappa": sk.cohen_kappa_score(labels, decided), "brier": classification_metrics(labels, p)["brier"]}
     )
     with pytest.raises(ValueError, match="found gini"):
         classification_metrics(labels, p, names=["gini"])
-    each = [sk.roc_auc_score(labels == k, p[:, k]) for k in range(n_classes)]
-    assert classification_metrics(labels, p, names=["roc_auc"])["roc_auc"] == pytest.approx(np.mean(each))
-    for k, expected in enumerate(each):
+    areas = [sk.roc_auc_score(labels == k, p[:, k]) for k in range(n_classes)]
+    assert classification_metrics(labels, p, names=["roc_auc"])["roc_auc"] == pytest.approx(np.mean(areas))
+    for k, expected in enumerate(areas):
         one_versus_rest = np.column_stack([1 - p[:, k], p[:, k]])
-        found = classification_metrics((np.asarray(labels) == k).astype(int), one_versus_rest, names=["roc_auc"])
-        assert found["roc_auc"] == pytest.approx(expected)
+        metrics = classification_metrics((np.asarray(labels) == k).astype(int), one_versus_rest, names=["roc_auc"])
+        assert metrics["roc_auc"] == pytest.approx(expected)
 
 
 def test_each_undefined_metric_has_a_reason():

@@ -1,4 +1,4 @@
-"""Outliers: what a model has not learnt from is told, by numbers that equal plain formulas."""
+"""Tests of out-of-distribution detection: scores equal plain formulas and separate unlike images."""
 
 import json
 
@@ -15,8 +15,8 @@ from tests.support.commands import options
 RNG = np.random.default_rng(0)
 
 
-def pictures(n, d=60, shift=0.0, directions=None):
-    """Features of two classes that differ along a few directions, with a little noise along all others."""
+def sample_features(n, d=60, shift=0.0, directions=None):
+    """Sample features of two classes that vary along a few directions, with a little noise along all others."""
     directions = np.linalg.qr(np.random.default_rng(5).standard_normal((d, 4)))[0] if directions is None else directions
     classes = RNG.integers(0, 2, n)
     centres = np.zeros((2, d))
@@ -27,9 +27,9 @@ def pictures(n, d=60, shift=0.0, directions=None):
 
 
 def test_score_is_mahalanobis_distance_with_shared_covariance():
-    """Of as many directions as there are features the formula is the plain one."""
-    features, classes = pictures(4000, d=6, directions=np.linalg.qr(RNG.standard_normal((6, 4)))[0])
-    found = OutOfDistributionScorer.fit(features, classes)
+    """With as many directions as features it equals the plain formula."""
+    features, classes = sample_features(4000, d=6, directions=np.linalg.qr(RNG.standard_normal((6, 4)))[0])
+    scorer = OutOfDistributionScorer.fit(features, classes)
     whitened = np.concatenate([features[classes == k] - features[classes == k].mean(axis=0) for k in (0, 1)])
     values, vectors = np.linalg.eigh(whitened.T @ whitened / (len(features) - 2))
     order = values.argsort()[::-1]
@@ -38,17 +38,17 @@ def test_score_is_mahalanobis_distance_with_shared_covariance():
     new = features[:50] + RNG.standard_normal((50, 6))
     gaps = [new - features[classes == k].mean(axis=0) for k in (0, 1)]
     expected = np.min([np.einsum("ni,ij,nj->n", gap, precision, gap) for gap in gaps], axis=0) / 6
-    assert found.score(new) == pytest.approx(expected, rel=1e-3)
+    assert scorer.score(new) == pytest.approx(expected, rel=1e-3)
 
 
 def test_out_of_distribution_scores_exceed_in_distribution_scores():
-    found = OutOfDistributionScorer.fit(*pictures(150))
-    threshold = ood_threshold(found.score(pictures(400)[0]))
-    assert 0.02 < (found.score(pictures(4000)[0]) > threshold).mean() < 0.09
-    assert (found.score(pictures(200, shift=0.5)[0]) > threshold).mean() > 0.95
+    scorer = OutOfDistributionScorer.fit(*sample_features(150))
+    threshold = ood_threshold(scorer.score(sample_features(400)[0]))
+    assert 0.02 < (scorer.score(sample_features(4000)[0]) > threshold).mean() < 0.09
+    assert (scorer.score(sample_features(200, shift=0.5)[0]) > threshold).mean() > 0.95
     # Another direction with the same spread in all.
     others = np.linalg.qr(np.random.default_rng(6).standard_normal((60, 4)))[0]
-    assert (found.score(pictures(200, directions=others)[0]) > threshold).mean() > 0.95
+    assert (scorer.score(sample_features(200, directions=others)[0]) > threshold).mean() > 0.95
 
 
 def test_threshold_of_few_images():
@@ -59,17 +59,17 @@ def test_threshold_of_few_images():
 
 
 def test_save_and_load_round_trip(tmp_path):
-    features, classes = pictures(60)
-    found = OutOfDistributionScorer.fit(features, classes)
-    found.save(tmp_path)
-    assert np.array_equal(OutOfDistributionScorer.load(tmp_path).score(features), found.score(features))
+    features, classes = sample_features(60)
+    scorer = OutOfDistributionScorer.fit(features, classes)
+    scorer.save(tmp_path)
+    assert np.array_equal(OutOfDistributionScorer.load(tmp_path).score(features), scorer.score(features))
     assert (tmp_path / OOD_FILE).stat().st_size < 20_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "timm"])
 def test_run_separates_chests_from_brains(family, phantoms, tiny_checkpoint, tmp_path):
-    """By the features of its own test pictures, computed anew; weights are nearly random, and yet chests are far."""
+    """The weights are nearly random, and yet the features of chests are far from those of brains."""
     chests = write_phantoms(tmp_path / "chests", "chest", patients=12, images=2, size=64)
     labels = {"external_labels": "normal=no_lesion,opacity=lesion"}
     more = {"external_dataset": "chest-phantoms", "external_data_dir": str(chests), "num_train_epochs": 1, **labels}
@@ -83,12 +83,12 @@ def test_run_separates_chests_from_brains(family, phantoms, tiny_checkpoint, tmp
 
 def test_features_are_inputs_of_the_head(make_trainer):
     trainer = make_trainer("vit")
-    seen = []
-    hook = find_head(trainer.model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs = []
+    hook = find_head(trainer.model).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     trainer.predict(trainer.eval_dataset)
     hook.remove()
-    found = trainer.head_inputs(trainer.eval_dataset)
-    assert torch.allclose(found, torch.cat(seen), atol=1e-6)
+    features = trainer.head_inputs(trainer.eval_dataset)
+    assert torch.allclose(features, torch.cat(inputs), atol=1e-6)
     assert trainer.eval_dataset.augment is None
-    assert trainer.head_inputs(trainer.train_dataset).shape == (len(trainer.train_dataset), found.shape[1])
+    assert trainer.head_inputs(trainer.train_dataset).shape == (len(trainer.train_dataset), features.shape[1])
     assert trainer.train_dataset.augment is not None

@@ -15,13 +15,13 @@ def test_operating_points_are_best_of_all_thresholds():
     for _ in range(20):
         y, s = rng.random(60) < 0.4, rng.integers(0, 12, 60) / 12
         points = [((s >= t)[y].mean(), (s < t)[~y].mean()) for t in (*np.unique(s), np.inf)]
-        for least in (0, 0.3, 0.8, 0.95, 1):
-            sensitivity, specificity = max(pair for pair in points if pair[1] >= least)
-            found = sensitivity_at(least, y, s)
-            assert found[1:] == pytest.approx((sensitivity, specificity))
-            assert ((s >= found.threshold)[y].mean(), (s < found.threshold)[~y].mean()) == pytest.approx(found[1:])
-            specificity, sensitivity = max((b, a) for a, b in points if a >= least)
-            assert sensitivity_at(least, ~y, -s)[1:] == pytest.approx((specificity, sensitivity))
+        for target in (0, 0.3, 0.8, 0.95, 1):
+            sensitivity, specificity = max(pair for pair in points if pair[1] >= target)
+            point = sensitivity_at(target, y, s)
+            assert point[1:] == pytest.approx((sensitivity, specificity))
+            assert ((s >= point.threshold)[y].mean(), (s < point.threshold)[~y].mean()) == pytest.approx(point[1:])
+            specificity, sensitivity = max((b, a) for a, b in points if a >= target)
+            assert sensitivity_at(target, ~y, -s)[1:] == pytest.approx((specificity, sensitivity))
 
 
 def test_operating_points_equal_hand_calculation():

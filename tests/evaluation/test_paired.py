@@ -1,4 +1,4 @@
-"""Means over runs and paired differences."""
+"""Tests of means over runs and of paired differences."""
 
 import json
 
@@ -13,9 +13,9 @@ from hf_medtl.evaluation.intervals import mean_intervals
 from hf_medtl.evaluation.paired import mean_difference
 
 
-def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None = None) -> Predictions:
-    """Scores of labels plus noise; picture i is the same in all runs, two pictures to a group."""
-    ids = np.array(pictures or range(n))
+def simulated_run(name: str, seed: int, noise: float, n: int = 60, images: range | None = None) -> Predictions:
+    """Simulate a run whose scores are labels plus noise; image i is the same in all runs, two images per group."""
+    ids = np.array(images or range(n))
     labels = ids // 2 % 2
     scores = 1 / (1 + np.exp(-(labels - 0.5) * 2 - np.random.default_rng(seed).normal(0, noise, ids.size)))
     table = pd.DataFrame({"image_id": ids.astype(str), "label": labels.astype(str), "group": (ids // 2).astype(str)})
@@ -23,40 +23,40 @@ def made(name: str, seed: int, noise: float, n: int = 60, pictures: range | None
 
 
 def test_single_run_equals_its_mean():
-    run = made("a", 0, 1.5)
+    run = simulated_run("a", 0, 1.5)
     usual = bootstrap_intervals(run.labels, run.probabilities, run.table["group"])
     for metric in ("roc_auc", "accuracy", "brier"):
         assert average([run], metric) == pytest.approx(usual[metric], abs=1e-12)
 
 
 def test_repeated_images_add_no_evidence():
-    run, other = made("a", 0, 1.5), made("b", 1, 1.5, pictures=range(100, 160))
+    run, other = simulated_run("a", 0, 1.5), simulated_run("b", 1, 1.5, images=range(100, 160))
     assert average([run, run], "roc_auc") == pytest.approx(average([run], "roc_auc"), abs=1e-12)
     once, twice = average([run], "accuracy"), average([run, other], "accuracy")
-    assert twice.high - twice.low < 0.85 * (once.high - once.low)  # but other pictures are: 1 / sqrt(2)
+    assert twice.high - twice.low < 0.85 * (once.high - once.low)  # but other images are: 1 / sqrt(2)
 
 
 def test_no_error_gives_interval_of_nonzero_width():
-    interval = average([made("a", 0, 0.01), made("b", 1, 0.01, pictures=range(100, 160))], "roc_auc")
+    interval = average([simulated_run("a", 0, 0.01), simulated_run("b", 1, 0.01, images=range(100, 160))], "roc_auc")
     assert interval.value == interval.high == 1
     assert 0.8 < interval.low < 0.99
 
 
 def test_difference_is_paired():
-    good, bad = [made("good", s, 1.0) for s in (0, 1)], [made("bad", s, 3.0) for s in (2, 3)]
-    found = difference(good, bad, "roc_auc")
-    assert found.value == pytest.approx(average(good, "roc_auc").value - average(bad, "roc_auc").value)
-    assert 0 < found.low < found.value < found.high
+    good, bad = [simulated_run("good", s, 1.0) for s in (0, 1)], [simulated_run("bad", s, 3.0) for s in (2, 3)]
+    interval = difference(good, bad, "roc_auc")
+    assert interval.value == pytest.approx(average(good, "roc_auc").value - average(bad, "roc_auc").value)
+    assert 0 < interval.low < interval.value < interval.high
     back = difference(bad, good, "roc_auc")
-    assert back == pytest.approx((-found.value, -found.high, -found.low), abs=1e-12)
+    assert back == pytest.approx((-interval.value, -interval.high, -interval.low), abs=1e-12)
     assert difference(good, good, "roc_auc") == (0, 0, 0)
-    # Models that err on the same pictures: pairing leaves nothing but what differs.
+    # Models that err on the same images: pairing leaves only what differs.
     shared = [Predictions("twin", r.table, r.labels, r.probabilities, 1, 0.5) for r in good]
     assert difference(good, shared, "accuracy").high == 0
 
 
 def test_rejects_runs_of_other_images():
-    run, other = made("one", 0, 1), made("two", 0, 1, pictures=range(2, 62))
+    run, other = simulated_run("one", 0, 1), simulated_run("two", 0, 1, images=range(2, 62))
     with pytest.raises(MedtlError, match="one and two were not tested on the same images"):
         difference([run], [other], "accuracy")
     with pytest.raises(MedtlError, match="there are 1 and 2"):
@@ -67,7 +67,7 @@ def test_rejects_runs_of_other_images():
 
 
 def test_reads_scores_of_run_folder(tmp_path):
-    run = made("run", 0, 1.0)
+    run = simulated_run("run", 0, 1.0)
     table = run.table.assign(label=np.array(["no", "yes"])[run.labels])
     table.assign(p_no=run.probabilities[:, 0], p_yes=run.probabilities[:, 1]).to_csv(
         tmp_path / "predictions.csv", index=False
@@ -81,7 +81,7 @@ def test_reads_scores_of_run_folder(tmp_path):
 
 
 def measured(seed: int, shift: float, n: int = 60) -> pd.DataFrame:
-    """Dice of pictures, two of a patient, some of them hard for every model; in an order of its own."""
+    """Simulate Dice of images, two per patient, some hard for all models, in random order."""
     ids, order = np.arange(n), np.random.default_rng(seed).permutation(n)
     hard = np.random.default_rng(99).uniform(0, 0.3, n)
     dice = 0.9 - hard + shift + np.random.default_rng(seed).normal(0, 0.005, n)
@@ -92,16 +92,16 @@ def measured(seed: int, shift: float, n: int = 60) -> pd.DataFrame:
 
 def test_difference_of_means_is_paired():
     good, bad = measured(0, 0.01), measured(1, 0.0)
-    found = mean_difference(good, bad, ["dice", "iou"])
-    assert found["dice"].value == pytest.approx(good["dice"].mean() - bad["dice"].mean())
-    assert 0.005 < found["dice"].low < found["dice"].value < found["dice"].high < 0.015
-    # Unpaired, what is hard for both would hide the gain.
+    intervals = mean_difference(good, bad, ["dice", "iou"])
+    assert intervals["dice"].value == pytest.approx(good["dice"].mean() - bad["dice"].mean())
+    assert 0.005 < intervals["dice"].low < intervals["dice"].value < intervals["dice"].high < 0.015
+    # Without pairing, images that are hard for both would hide the gain.
     alone = mean_intervals({"dice": good["dice"]}, good["group"])["dice"]
-    assert alone.high - alone.low > 5 * (found["dice"].high - found["dice"].low)
+    assert alone.high - alone.low > 5 * (intervals["dice"].high - intervals["dice"].low)
     back = mean_difference(bad, good, ["iou"])["iou"]
-    assert back == pytest.approx((-found["iou"].value, -found["iou"].high, -found["iou"].low), abs=1e-12)
+    assert back == pytest.approx((-intervals["iou"].value, -intervals["iou"].high, -intervals["iou"].low), abs=1e-12)
     assert mean_difference(good, good, ["dice"])["dice"] == (0, 0, 0)
-    assert mean_difference(good.drop(columns="source"), bad, ["dice"])["dice"].value == found["dice"].value
+    assert mean_difference(good.drop(columns="source"), bad, ["dice"])["dice"].value == intervals["dice"].value
 
 
 def test_difference_of_means_rejects_other_images():

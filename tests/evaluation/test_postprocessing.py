@@ -1,4 +1,4 @@
-"""Largest components and filled holes, on drawn masks."""
+"""Tests of largest components and filled holes, on drawn masks."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_keeps_largest_components():
     assert np.array_equal(largest_components(LUNGS, 2), LUNGS * (np.arange(8) // 2 % 3 == 0) * (LUNGS > 0))
     assert np.array_equal(largest_components(LUNGS, 9), LUNGS)
     assert largest_components(LUNGS, 1).sum() == 6
-    assert largest_components(LUNGS, 1)[0, 0] == 1  # of two of one size the first
+    assert largest_components(LUNGS, 1)[0, 0] == 1  # the first of two of equal size
 
 
 def test_diagonal_neighbours_are_connected():
@@ -43,7 +43,7 @@ def test_holes_are_filled_and_gaps_are_not():
         mask = drawn(open_ring)
         filled = fill_holes(mask)
         assert np.array_equal(filled, mask) == (open_ring != "01110 01010 01110 00000")
-    at_edge = drawn("010 010 111")  # enclosed by the picture's edge
+    at_edge = drawn("010 010 111")  # enclosed by the image's edge
     assert np.array_equal(fill_holes(at_edge), at_edge)
 
 
@@ -61,23 +61,23 @@ def test_classes_are_postprocessed_separately():
         1111102
         1111100""")
     assert np.array_equal(fill_holes(mask), filled)
-    kept = postprocess(mask, {"largest_components": 1})
-    assert (kept == 2).sum() == 3
-    assert np.array_equal(kept == 1, mask == 1)
-    # Components first: the small 2 inside goes, and its place is filled with what encloses it.
-    both = postprocess(mask, {"fill_holes": True, "largest_components": 1})
-    assert (both[1:4, 1:4] == 1).all()
+    largest = postprocess(mask, {"largest_components": 1})
+    assert (largest == 2).sum() == 3
+    assert np.array_equal(largest == 1, mask == 1)
+    # Components first: the small 2 inside is removed and filled with the class that encloses it.
+    processed = postprocess(mask, {"fill_holes": True, "largest_components": 1})
+    assert (processed[1:4, 1:4] == 1).all()
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8])
 def test_dtype_is_kept_and_argument_unchanged(dtype):
     mask = LUNGS.astype(dtype)
-    before = mask.copy()
+    original = mask.copy()
     steps = json.loads('{"largest_components": 2, "fill_holes": true}')  # as config.json gives them
-    found = postprocess(mask, steps)
-    assert found.dtype == dtype
-    assert np.array_equal(mask, before)
-    assert np.array_equal(found, largest_components(LUNGS, 2).astype(dtype))
+    processed = postprocess(mask, steps)
+    assert processed.dtype == dtype
+    assert np.array_equal(mask, original)
+    assert np.array_equal(processed, largest_components(LUNGS, 2).astype(dtype))
     empty = np.zeros((5, 6), dtype)
     assert np.array_equal(postprocess(empty, steps), empty)
     assert np.array_equal(postprocess(~empty if dtype is bool else empty + 1, steps), np.ones((5, 6), dtype))

@@ -12,8 +12,8 @@ from hf_medtl.evaluation.score_intervals import newcombe_auc_interval
 from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar, paired_bootstrap, paired_jackknife
 
 
-def scored(seed, n=80, patients=None, ties=False):
-    """Two scores of the same pictures that err together; pictures of a patient, too."""
+def correlated_scores(seed, n=80, patients=None, ties=False):
+    """Simulate two correlated scores of the same images; images of a patient are correlated, too."""
     rng = np.random.default_rng(seed)
     groups = np.arange(n) if patients is None else rng.integers(0, patients, n)
     y = rng.random(n) < 0.4
@@ -23,7 +23,7 @@ def scored(seed, n=80, patients=None, ties=False):
 
 
 def components(y, scores):
-    """DeLong's, pair by pair."""
+    """Compute DeLong's components pair by pair."""
     kernel = [(s[y][:, None] > s[~y]) + 0.5 * (s[y][:, None] == s[~y]) for s in scores.T]
     return np.array([k.mean() for k in kernel]), [k.mean(axis=1) for k in kernel], [k.mean(axis=0) for k in kernel]
 
@@ -31,18 +31,18 @@ def components(y, scores):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_midrank_auc_equals_all_pairs(seed, ties):
-    y, scores, _ = scored(seed, ties=ties)
+    y, scores, _ = correlated_scores(seed, ties=ties)
     auc, v10, v01 = components(y, scores)
-    found = delong(y, scores)
-    assert found.auc == pytest.approx(auc, abs=1e-12)
-    assert found.covariance == pytest.approx(np.cov(v10) / y.sum() + np.cov(v01) / (~y).sum(), abs=1e-12)
-    assert found.dof == min(y.sum(), (~y).sum()) - 1
+    result = delong(y, scores)
+    assert result.auc == pytest.approx(auc, abs=1e-12)
+    assert result.covariance == pytest.approx(np.cov(v10) / y.sum() + np.cov(v01) / (~y).sum(), abs=1e-12)
+    assert result.dof == min(y.sum(), (~y).sum()) - 1
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_clustered_variance_matches_obuchowski(seed):
-    """Her formulas of 1997, sum by sum; patients have pictures of both classes."""
-    y, scores, groups = scored(seed, n=90, patients=30, ties=True)
+    """Obuchowski's formulas of 1997, sum by sum; patients have images of both classes."""
+    y, scores, groups = correlated_scores(seed, n=90, patients=30, ties=True)
     auc, v10, v01 = components(y, scores)
     m, n = y.sum(), (~y).sum()
     patients = np.unique(groups)
@@ -89,22 +89,22 @@ def test_auc_interval_matches_delong():
 
 
 def test_auc_difference_is_paired():
-    y, scores, groups = scored(1, n=150)
-    found = auc_difference(y, *scores.T)
-    areas = delong(y, scores)
-    assert found.value == pytest.approx(areas.auc[0] - areas.auc[1])
-    z = found.value / math.sqrt(areas.covariance[0, 0] + areas.covariance[1, 1] - 2 * areas.covariance[0, 1])
-    assert found.p_value == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
-    assert (found.low > 0) == (found.p_value < 0.05)
+    y, scores, groups = correlated_scores(1, n=150)
+    difference = auc_difference(y, *scores.T)
+    aucs = delong(y, scores)
+    assert difference.value == pytest.approx(aucs.auc[0] - aucs.auc[1])
+    z = difference.value / math.sqrt(aucs.covariance[0, 0] + aucs.covariance[1, 1] - 2 * aucs.covariance[0, 1])
+    assert difference.p_value == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
+    assert (difference.low > 0) == (difference.p_value < 0.05)
     back = auc_difference(y, *scores.T[::-1])
-    assert back == pytest.approx((-found.value, -found.high, -found.low, found.p_value))
+    assert back == pytest.approx((-difference.value, -difference.high, -difference.low, difference.p_value))
     assert auc_difference(y, scores[:, 0], 3 * scores[:, 0] + 1) == (0, 0, 0, 1)
-    assert auc_difference(y, *scores.T, groups).p_value > found.p_value  # t in place of z
+    assert auc_difference(y, *scores.T, groups).p_value > difference.p_value  # t instead of z
     assert math.isnan(auc_difference([1, 0, 0], [3, 2, 1], [1, 2, 3]).p_value)
 
 
 def test_type_i_error_of_auc_difference_is_5_percent():
-    """Equally good scores of patients with several pictures: ignoring the patients rejects far more often."""
+    """With equally good scores of several images per patient, ignoring patients rejects far more often."""
     rng = np.random.default_rng(0)
     grouped = alone = 0
     for _ in range(400):
@@ -151,16 +151,16 @@ def test_holm_equals_statsmodels():
 
 
 def test_paired_bootstrap_agrees_with_delong():
-    y, scores, groups = scored(2, n=200)
-    both = [np.column_stack([1 - p, p]) for p in 1 / (1 + np.exp(-scores.T))]
+    y, scores, groups = correlated_scores(2, n=200)
+    probabilities = [np.column_stack([1 - p, p]) for p in 1 / (1 + np.exp(-scores.T))]
 
     def difference(weights):
-        areas = [classification_metrics(y, p, weights=weights, names=["roc_auc"])["roc_auc"] for p in both]
+        areas = [classification_metrics(y, p, weights=weights, names=["roc_auc"])["roc_auc"] for p in probabilities]
         return np.subtract(*areas)
 
-    found = paired_bootstrap(difference, y.astype(int), groups, resamples=1000)
+    result = paired_bootstrap(difference, y.astype(int), groups, resamples=1000)
     expected = auc_difference(y, *scores.T)
-    assert found == pytest.approx(expected, abs=0.02)
+    assert result == pytest.approx(expected, abs=0.02)
     same = paired_bootstrap(lambda w: 0.0 if w is None else np.zeros(len(w)), y.astype(int), groups, resamples=50)
     assert same == (0, 0, 0, 1)
     assert math.isnan(
@@ -176,17 +176,17 @@ def test_paired_jackknife_equals_paired_t_test():
     def difference(weights):
         return gains.mean() if weights is None else weights @ gains / weights.sum(axis=1)
 
-    found, classic = paired_jackknife(difference, one, np.arange(40)), ttest_1samp(gains, 0)
+    result, classic = paired_jackknife(difference, one, np.arange(40)), ttest_1samp(gains, 0)
     limits = classic.confidence_interval(0.95)
-    assert found == pytest.approx((gains.mean(), limits.low, limits.high, classic.pvalue))
+    assert result == pytest.approx((gains.mean(), limits.low, limits.high, classic.pvalue))
     same = paired_jackknife(lambda w: 0.0 if w is None else np.zeros(len(w)), one, np.arange(40))
     assert (same.value, same.p_value) == (0, 1)
     assert math.isnan(same.low)
 
 
 def test_paired_jackknife_keeps_its_level():
-    """Where two models are equally good it finds a difference in about 1 of 20 studies; the bootstrap in more."""
-    rng, found = np.random.default_rng(0), []
+    """Two equally good models differ significantly in about 1 of 20 studies; by the bootstrap in more."""
+    rng, rejected = np.random.default_rng(0), []
     for _ in range(300):
         y, shared = np.repeat([0, 1], [30, 15]), rng.normal(0, 0.5, 45)
         scores = [y + shared + rng.normal(0, 0.5, 45) for _ in range(2)]
@@ -197,5 +197,5 @@ def test_paired_jackknife_keeps_its_level():
             means = rows @ gain / rows.sum(axis=1)
             return means[0] if weights is None else means
 
-        found.append(paired_jackknife(difference, y, np.arange(45)).p_value < 0.05)
-    assert 0.01 < np.mean(found) < 0.08
+        rejected.append(paired_jackknife(difference, y, np.arange(45)).p_value < 0.05)
+    assert 0.01 < np.mean(rejected) < 0.08

@@ -1,4 +1,4 @@
-"""Sentences of a study: planted differences are stated, absent ones are not."""
+"""Tests of statements of a study: planted differences are stated, absent ones are not."""
 
 from dataclasses import replace
 
@@ -22,28 +22,28 @@ ARMS = {"a, full": ("a", False), "b, full": ("b", False), "a, scratch": ("a", Tr
 def study(
     truth: dict[tuple[str, float], float], n: int = 60, seeds: tuple[int, ...] = (1, 2), noise: float = 0.1, of: int = 0
 ) -> list[LearningCurvePoint]:
-    """Mean of a value that each of n test groups has; groups differ, and arms err in common and by themselves."""
+    """Simulate means over n test groups, whose values have a part common to all arms and one of each arm."""
     rng = np.random.default_rng(of)
     drawn = {seed: bootstrap_group_counts(np.zeros(n, int), 1000, seed) / n for seed in seeds}
     common = {seed: rng.normal(0, 2 * noise, n) for seed in seeds}
     points = []
     for (arm, percent), mean in truth.items():
-        its = {seed: mean + common[seed] + rng.normal(0, noise, n) for seed in seeds}
+        by_seed = {seed: mean + common[seed] + rng.normal(0, noise, n) for seed in seeds}
         points.append(
             LearningCurvePoint(
                 arm,
                 *ARMS[arm],
                 percent,
                 SIZES[percent],
-                {seed: float(column.mean()) for seed, column in its.items()},
-                {seed: drawn[seed] @ column for seed, column in its.items()},
+                {seed: float(column.mean()) for seed, column in by_seed.items()},
+                {seed: drawn[seed] @ column for seed, column in by_seed.items()},
                 dict.fromkeys(seeds, (0.0, 1.0)),
             )
         )
     return points
 
 
-def said(points: list[LearningCurvePoint], fewest: int = 60) -> list[str]:
+def statement_lines(points: list[LearningCurvePoint], fewest: int = 60) -> list[str]:
     return statements(points, contrasts(points, fewest), "Dice", fewest)
 
 
@@ -51,7 +51,7 @@ def test_planted_differences_are_stated():
     """Transfer helps with few groups and not with many; b is like a; scratch needs more groups."""
     truth = {("a, full", 5.0): 0.8, ("b, full", 5.0): 0.8, ("a, scratch", 5.0): 0.6}
     truth |= {(arm, 100.0): 0.85 for arm in ARMS}
-    lines = said(study(truth))
+    lines = statement_lines(study(truth))
     assert len(lines) == 6
     few = next(line for line in lines if line.startswith("**With 5 %"))
     assert few.startswith("**With 5 % (8 training groups): choose ")
@@ -75,34 +75,34 @@ def test_statement_contains_its_interval():
     gain = points[0].mean.value - points[1].mean.value
     assert contrast.value == pytest.approx(gain)
     numbers = f"{contrast.value:+.3f} [{contrast.low:+.3f}, {contrast.high:+.3f}] (p "
-    assert all(numbers in line for line in said(points))
+    assert all(numbers in line for line in statement_lines(points))
 
 
 def test_worse_than_scratch_is_stated():
-    lines = said(study({("a, full", 5.0): 0.6, ("a, scratch", 5.0): 0.8}))
+    lines = statement_lines(study({("a, full", 5.0): 0.6, ("a, scratch", 5.0): 0.8}))
     assert any("against a, scratch.** Lower Dice: with 5 %" in line for line in lines)
     assert any("choose a, scratch.**" in line for line in lines)
 
 
 @pytest.mark.slow
 def test_absent_differences_are_not_stated():
-    """In at most 5 % of studies without any difference one is stated: Holm's promise."""
+    """At most 5 % of studies without any difference state one, as Holm's correction guarantees."""
     truth = {(arm, percent): 0.8 for arm in ARMS for percent in SIZES}
     for n in (8, 60):
         stated = [any(c.is_reportable for c in contrasts(study(truth, n, of=of), n)) for of in range(200)]
         assert sum(stated) <= 16
-    lines = said(study(truth, of=stated.index(False)))
+    lines = statement_lines(study(truth, of=stated.index(False)))
     assert not any(word in line for line in lines for word in ("choose", "igher", "ower"))
     assert all("o reliable difference" in line for line in lines)
 
 
 def test_small_difference_of_twelve_patients_is_not_stated():
-    lines = said(study({("a, full", 5.0): 0.82, ("b, full", 5.0): 0.8}, n=12, seeds=(1,)), 12)
+    lines = statement_lines(study({("a, full", 5.0): 0.82, ("b, full", 5.0): 0.8}, n=12, seeds=(1,)), 12)
     assert [line.split("**")[1] for line in lines] == ["With 5 % (8 training groups): no reliable difference."]
 
 
 def test_identical_runs_have_no_difference():
-    """Nothing varies then but rounding."""
+    """Only rounding varies."""
     (one,) = study({("a, full", 5.0): 0.8})
     (contrast,) = contrasts(
         [one, replace(one, arm="b, full", values={s: v + 1e-17 for s, v in one.values.items()})], 60
@@ -121,7 +121,7 @@ def test_disagreeing_seeds_give_no_statement():
 
 
 def test_too_few_test_groups_give_no_statement():
-    lines = said(study({("a, full", 5.0): 0.9, ("a, scratch", 5.0): 0.1}, n=MIN_GROUPS - 1), MIN_GROUPS - 1)
+    lines = statement_lines(study({("a, full", 5.0): 0.9, ("a, scratch", 5.0): 0.1}, n=MIN_GROUPS - 1), MIN_GROUPS - 1)
     assert len(lines) == 1
     assert lines[0].startswith(
         f"**Too few test groups for conclusions.** The rarest class or source has {MIN_GROUPS - 1} test groups"
@@ -134,7 +134,7 @@ def test_p_values_are_holm_adjusted():
     alone = [contrasts([p for p in points if p.arm in (c.one[0], c.other[0])], 60)[0].p_value for c in at_once]
     assert sorted(c.p_value for c in at_once)[0] == pytest.approx(3 * min(alone))
     arms = {(arm, percent) for arm in ARMS for percent in SIZES}
-    assert len(contrast_pairs(arms)) == 9 + 6  # three arms at each of three shares; two smaller shares of each arm
+    assert len(contrast_pairs(arms)) == 9 + 6  # three arms at each of three percentages; two smaller ones of each arm
 
 
 def test_missing_cells_are_reported():
