@@ -20,6 +20,7 @@ from hf_medtl.runs.finished import read_runs
 from hf_medtl.tasks import task_for_results
 
 BEST = "best"
+MAX_IMAGES = 12  # shown of those on which the runs disagree
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class Comparison:
     def disagreements(self) -> pd.DataFrame:
         """Columns image_id, label, group, gap, answers (run -> words), the widest gap first."""
         return disagreements(self.scores)
+
+    @property
+    def shown_disagreements(self) -> pd.DataFrame:
+        """The widest disagreements, one image of each group: copies of an image would fill the table."""
+        return self.disagreements.drop_duplicates("group").head(MAX_IMAGES)
+
+    @property
+    def label_title(self) -> str:
+        """The heading of the labels: the truth of decisions, but only a description of an image with masks."""
+        return "true" if self.facts["decides"] else "label"
 
 
 class Costs(NamedTuple):

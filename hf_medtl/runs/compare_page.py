@@ -1,13 +1,11 @@
-"""Presentation of a comparison: tables, figures, README.md, comparison.json and console output."""
+"""Presentation of a comparison: figures, README.md, comparison.json and console output."""
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -21,110 +19,9 @@ from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.evaluation.paired import LOWER_IS_BETTER
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.compare import Comparison, Costs, image_files
+from hf_medtl.runs.compare_tables import UNKNOWN, tables
 
-UNKNOWN = "–"
-MAX_IMAGES = 12  # shown of those on which the runs disagree
 PART_METRICS = ("sensitivity", "ppv", "f1", "roc_auc", "dice", "iou")
-
-
-def tables(comparison: Comparison, costs: Costs) -> dict[str, pd.DataFrame]:
-    """Return metrics, differences, costs, parts and disagreements as tables of text; the last two may be empty."""
-    return {
-        "metrics": _wide(comparison.metrics, ["metric"]),
-        "differences": _differences_table(comparison),
-        "costs": _costs_table(comparison, costs),
-        "parts": _wide(comparison.parts, ["part", "metric"]),
-        "disagreements": _disagreements_table(comparison),
-    }
-
-
-def _wide(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """A row for each value of the keys and a column for each run, with `0.953 [0.871, 0.990]` in the cells."""
-    cells = table.assign(
-        cell=[interval_text(*row) for row in zip(table["value"], table["low"], table["high"], strict=True)],
-        metric=table["metric"].map(METRIC_NAMES),
-    )
-    runs = list(dict.fromkeys(table["run"]))
-    rows = {key: dict(zip(part["run"], part["cell"], strict=True)) for key, part in cells.groupby(keys, sort=False)}
-    return pd.DataFrame(
-        [[*key, *(by_run.get(run, UNKNOWN) for run in runs)] for key, by_run in rows.items()], columns=[*keys, *runs]
-    )
-
-
-def _differences_table(comparison: Comparison) -> pd.DataFrame:
-    """A row for each run and metric, tested metrics first."""
-    tested = list(comparison.tested)
-    rows = comparison.differences.sort_values(
-        "metric", key=lambda column: column.map(lambda name: [*tested, name].index(name)), kind="stable"
-    )
-    return pd.DataFrame(
-        [
-            {
-                "run": row["run"],
-                "metric": METRIC_NAMES[row["metric"]],
-                "difference [95 % interval]": interval_text(row["value"], row["low"], row["high"], "+.3f"),
-                "p": p_value_text(row["p_value"]),
-                "p, corrected": p_value_text(row["p_holm"]),
-                "test": row["test"] or UNKNOWN,
-            }
-            for row in rows.to_dict("records")
-        ]
-    )
-
-
-def _costs_table(comparison: Comparison, costs: Costs) -> pd.DataFrame:
-    """A row for each cost and a column for each run."""
-    all_folds = " of all folds" if comparison.facts["folds"] else ""
-    table, formats = costs.table, {
-        f"training{all_folds}, minutes": ("train_seconds", 60, ".1f"),
-        "peak memory in training, MB": ("peak_memory_mb", 1, ",.0f"),
-        "energy of training, kWh": ("energy_kwh", 1, ".3g"),
-        "parameters, millions": ("parameters", 1e6, ".3g"),
-        "multiply-accumulates per image, billions": ("macs", 1e9, ".3g"),
-        "weights on disk, MB": ("weights_mb", 1, ".3g"),
-    }  # fmt: skip
-    rows = {
-        title: [UNKNOWN if math.isnan(value) else format(value / unit, spec) for value in table[column]]
-        for title, (column, unit, spec) in formats.items()
-    }
-    times = zip(table["latency_ms"], table["latency_lower"], table["latency_upper"], strict=True)
-    rows["one image, ms [quartiles]"] = [interval_text(*time, ".1f") for time in times]
-    rows["trained on"] = [hardware or UNKNOWN for hardware in table["trained_on"]]
-    return pd.DataFrame([[title, *cells] for title, cells in rows.items()], columns=["cost", *table.index])
-
-
-def _disagreements_table(comparison: Comparison) -> pd.DataFrame:
-    """The images that are shown, with each run's decision."""
-    title = _label_title(comparison)
-    return pd.DataFrame(
-        [
-            {"image": row["image_id"], title: row["label"], **row["answers"]}
-            for row in _shown_disagreements(comparison).to_dict("records")
-        ]
-    )
-
-
-def _shown_disagreements(comparison: Comparison) -> pd.DataFrame:
-    """The widest disagreements, one image of each group: copies of an image would fill the table."""
-    return comparison.disagreements.drop_duplicates("group").head(MAX_IMAGES)
-
-
-def _label_title(comparison: Comparison) -> str:
-    """The heading of the labels: the truth of decisions, but only a description of an image with masks."""
-    return "true" if comparison.facts["decides"] else "label"
-
-
-def interval_text(value: float, low: float, high: float, spec: str = ".3f") -> str:
-    """Return `0.953 [0.871, 0.990]`, with – for unknown values."""
-    if math.isnan(value):
-        return UNKNOWN
-    limits = (UNKNOWN if math.isnan(limit) else format(limit, spec) for limit in (low, high))
-    return f"{value:{spec}} [{', '.join(limits)}]"
-
-
-def p_value_text(p: float) -> str:
-    """Return a p-value with three decimals, with – if nothing was tested."""
-    return UNKNOWN if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval_methods(comparison: Comparison) -> dict[str, str]:
@@ -207,7 +104,7 @@ def _read_disagreements(comparison: Comparison, data_dir: Path | None) -> tuple[
     try:
         root = locate_dataset(comparison.facts["dataset"], data_dir)[1]
         root = root.parent if root.is_file() else root
-        files = image_files(next(iter(comparison.runs.values()))).loc[_shown_disagreements(comparison)["image_id"]]
+        files = image_files(next(iter(comparison.runs.values()))).loc[comparison.shown_disagreements["image_id"]]
         for path, sha256 in zip(files["path"], files["sha256"], strict=True):
             if hashlib.sha256((root / path).read_bytes()).hexdigest() != sha256:
                 raise MedtlError(f"{path} has other contents than in the run.")
@@ -250,12 +147,12 @@ def write_comparison(comparison: Comparison, costs: Costs, out: Path, data_dir: 
     facts = comparison.facts | {
         "runs": list(comparison.runs),
         "reference": comparison.reference,
-        "chosen": comparison.reference_is_best,
+        "reference_is_best": comparison.reference_is_best,
         "tables": tables(comparison, costs),
         "methods": _interval_methods(comparison),
         "tests": _test_notes(comparison),
         "notes": _cost_notes(comparison, costs),
-        "dispute": _disagreement_summary(comparison),
+        "disagreement_summary": _disagreement_summary(comparison),
         "why_not": why_not,
     }
     write_atomic(out / "README.md", render("comparison", facts))
@@ -281,9 +178,9 @@ def _draw_figures(comparison: Comparison, costs: Costs, figures: Path, images: l
     if images:
         captions = [
             "\n".join(
-                [f"{_label_title(comparison)}: {row['label']}", *(f"{run}: {a}" for run, a in row["answers"].items())]
+                [f"{comparison.label_title}: {row['label']}", *(f"{run}: {a}" for run, a in row["answers"].items())]
             )
-            for row in _shown_disagreements(comparison).to_dict("records")
+            for row in comparison.shown_disagreements.to_dict("records")
         ]
         plots.image_grid(images, captions, "Where the runs disagree", figures / "disagreements.png")
 

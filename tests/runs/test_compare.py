@@ -15,12 +15,13 @@ from scipy.stats import ttest_rel
 from torch import nn
 
 from hf_medtl import MedtlError, Recipe, load, run
-from hf_medtl.data.loading import COLUMNS
+from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.evaluation.intervals import metric_intervals
 from hf_medtl.evaluation.significance import auc_difference, holm, mcnemar
 from hf_medtl.models.benchmark import count_macs, measure_latencies
 from hf_medtl.runs.compare import Comparison, compare_runs, measure_costs
-from hf_medtl.runs.compare_page import tables, write_comparison
+from hf_medtl.runs.compare_page import write_comparison
+from hf_medtl.runs.compare_tables import tables
 from hf_medtl.training.runtime import EnergyMeter
 from tests.support.commands import options, run_cli
 
