@@ -17,7 +17,8 @@ def check(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]
     Exit code 1: the run cannot be published.
     """
     from hf_medtl.common.run_folder import RunFolder
-    from hf_medtl.publish.check import CARD_FIELDS, check_card, check_exports, missing_fields
+    from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
+    from hf_medtl.publish.check import check_card, check_exports
 
     results = RunFolder(run).results
     if not results or not (run / "README.md").is_file():

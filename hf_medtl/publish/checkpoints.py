@@ -14,7 +14,8 @@ from transformers.trainer_utils import HubStrategy
 
 from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.hub import UPLOAD_PATTERNS, commit_files, hub_errors, select_files, with_retries
+from hf_medtl.publish.hub import UPLOAD_PATTERNS, commit_files, select_files
+from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.templates import render
 
 logger = logging.getLogger("hf_medtl")

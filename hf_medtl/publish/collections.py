@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, RepoUrl
 
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.publish.hub import hub_errors, with_retries
+from hf_medtl.publish.hub_errors import hub_errors, with_retries
 
 
 def publishable_models(folder: Path) -> dict[str, Path]:

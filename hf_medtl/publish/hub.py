@@ -1,50 +1,30 @@
-"""Hub uploads of run folders: one commit a push, tagged v1, v2, ..., with retries."""
+"""Hub uploads of run folders: one commit a push, tagged v1, v2, ..."""
 
 import hashlib
 import logging
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 
 from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.check import (
-    CARD_FIELDS,
-    check_card,
-    check_files,
-    check_run_files,
-    check_secrets,
-    contains_token,
-    missing_fields,
-)
+from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
+from hf_medtl.publish.check import check_card, check_files, check_run_files, check_secrets, contains_token
+from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.templates import replace_section
 
 logger = logging.getLogger("hf_medtl")
-T = TypeVar("T")
 UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
          "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
          "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*", "outliers.safetensors",
          "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
-ADVICE = {
-    401: "The Hub does not know the token: log in with `hf auth login`, or set HF_TOKEN.",
-    403: "The token has no write access here: use one that has, or another owner.",
-    404: "There is no such owner or repository, or the token has no access to it.",
-    409: "The repository changed during the upload: push again.",
-    412: "The repository changed during the upload: push again.",
-}
-# Conflicts are retried, too: no upload depends on what was there before.
-RETRIED_STATUSES = (408, 409, 412, 429, 500, 502, 503, 504)
-MAX_WAIT = 60.0  # seconds between two attempts
 
 
 def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
@@ -80,7 +60,7 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[st
             f"The card of {folder} does not give {', '.join(missing.values())}. Write it, or say why not: "
             f"--waive {next(iter(missing))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
-    write_handler(folder)
+    _write_handler(folder)
     files = select_files(folder)
     check_files(files)
     check_secrets(files)
@@ -132,17 +112,17 @@ def push(
         tags = {tag.name for tag in with_retries(lambda: api.list_repo_refs(repo.repo_id)).tags}
         number = max((int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdigit()), default=0)
         # The card names the tag of this push, so pushing the same files again must not change the tag.
-        set_card_repository(card, repo.repo_id, f"v{number}")
-        if number and with_retries(lambda: is_up_to_date(api, repo.repo_id, select_files(folder))):
+        _set_card_repository(card, repo.repo_id, f"v{number}")
+        if number and with_retries(lambda: _is_up_to_date(api, repo.repo_id, select_files(folder))):
             return str(repo)
-        set_card_repository(card, repo.repo_id, f"v{number + 1}")
+        _set_card_repository(card, repo.repo_id, f"v{number + 1}")
         oid = commit_files(api, repo.repo_id, select_files(folder), message)  # the last commit if only the tag failed
     with hub_errors(f"{repo_id} is uploaded, but could not be tagged", advice):
         with_retries(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
     return str(repo)
 
 
-def is_up_to_date(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
+def _is_up_to_date(api: HfApi, repo_id: str, files: Mapping[str, Path]) -> bool:
     """Return True if a repository has exactly these files (of UPLOAD_PATTERNS), so that a commit would be empty."""
     remote = {entry.path: entry for entry in api.list_repo_tree(repo_id, recursive=True) if isinstance(entry, RepoFile)}
     if set(filter_repo_objects(remote, allow_patterns=list(UPLOAD_PATTERNS))) - files.keys():
@@ -235,28 +215,7 @@ def validate_card(card: Path, repo_type: str = "model") -> None:
             raise MedtlError(f"The Hub refuses the metadata of {card} ({error}). Nothing was uploaded.") from error
 
 
-@contextmanager
-def hub_errors(what: str, then: str) -> Iterator[None]:
-    """Turn errors of the Hub client into one MedtlError: `what` failed, the reason, advice, and `then`."""
-    try:
-        yield
-    except (OSError, HTTPError, RuntimeError, ValueError) as error:  # RuntimeError: raised while a file is uploaded
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        lines = dict.fromkeys(str(raised).strip().partition("\n")[0] for raised in (error, cause))
-        reason = re.sub(r"\?[^\s']+", "", " ".join(lines))  # the query of a URL may hold a signature
-        advice = ADVICE.get(_http_status(cause), "Check the network, the name and `hf auth login`, then try again.")
-        raise MedtlError(f"{what} ({type(cause).__name__}: {reason}). {advice} {then}") from error
-
-
-def _http_status(error: BaseException) -> int:
-    """Return the HTTP status of an error; 0 if it has none."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code
-    match = re.search(r"HTTP status \w+ error \((\d{3}) ", str(error))  # the wording of hf-xet
-    return int(match[1]) if match else 0
-
-
-def set_card_repository(path: Path, repo_id: str, revision: str) -> None:
+def _set_card_repository(path: Path, repo_id: str, revision: str) -> None:
     """Rewrite the code examples of a card to load the model from a repository and revision on the Hub."""
     name = ModelCard.load(path).data.model_name
     if not name:
@@ -274,29 +233,10 @@ def set_card_repository(path: Path, repo_id: str, revision: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def with_retries(call: Callable[[], T], attempts: int = 5, sleep: Callable[[float], Any] = time.sleep) -> T:
-    """Return the result of `call`, repeating it after temporary failures of HTTP or of the connection.
-
-    Waits as long as the server asks for (Retry-After), or 1, 2, 4, ... seconds.
-    """
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except HTTPError as error:  # of the connection, too; HfHubHTTPError is a subclass
-            response = error.response if isinstance(error, HfHubHTTPError) else None
-            if attempt == attempts or (response is not None and response.status_code not in RETRIED_STATUSES):
-                raise
-            retry_after = response.headers.get("Retry-After", "") if response is not None else ""
-            seconds = min(MAX_WAIT, float(retry_after) if retry_after.isdigit() else 2.0 ** (attempt - 1))
-            logger.warning("The Hub did not answer (%s); retrying in %.0f s.", type(error).__name__, seconds)
-            sleep(seconds)
-    raise AssertionError("not reached")
-
-
 HANDLER = Path(__file__).with_name("handler.py")
 
 
-def write_handler(folder: Path) -> None:
+def _write_handler(folder: Path) -> None:
     """Copy `handler.py` into a run folder and write its `requirements.txt` (without torch)."""
     shutil.copyfile(HANDLER, folder / HANDLER.name)
     config = (folder / "config.json").read_text(encoding="utf-8")

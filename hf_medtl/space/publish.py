@@ -12,7 +12,8 @@ from huggingface_hub.errors import HFValidationError
 from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import check_secrets
-from hf_medtl.publish.hub import commit_files, hub_errors, plan_upload, validate_card, with_retries, write_waivers
+from hf_medtl.publish.hub import commit_files, plan_upload, validate_card, write_waivers
+from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.templates import template_environment
 from hf_medtl.space.examples import generate_examples
 from hf_medtl.space.registry import unique_names

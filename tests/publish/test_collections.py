@@ -6,23 +6,13 @@ import shutil
 import evaluate
 import pytest
 from huggingface_hub import HfApi
-from typer.testing import CliRunner
 
 from hf_medtl import MedtlError
-from hf_medtl.cli.main import app
 from hf_medtl.evaluation import modules
 from hf_medtl.publish.collections import collect, publishable_models
-from tests.support.commands import WAIVED
+from tests.support.commands import WAIVED, run_cli
 
 WAIVES = [part for name in WAIVED for part in ("--waive", f"{name}=a test")]
-
-
-def command(*args: object) -> str:
-    """Run `hf-medtl` and return its output."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    if result.exception:
-        raise result.exception
-    return result.stdout
 
 
 @pytest.fixture
@@ -53,12 +43,12 @@ def test_study_publishes_the_largest_fraction_of_the_first_seed(tmp_path):
 
 def test_folds_are_pushed_to_one_collection(folds, hub, hub_changes):
     args = ("push", folds, "ci-user/brains", "--collection", "Brains, two folds", "--private", *WAIVES)
-    output = command(*args, "--dry_run")
+    output = run_cli(*args, "--dry_run")
     assert "would go to ci-user/brains-fold-1" in output
     assert "2 models would be in the Collection 'Brains, two folds'" in output
     assert not hub_changes()
     for _ in range(2):  # the second push changes nothing
-        output = command(*args)
+        output = run_cli(*args)
     address = output.rpartition("Collected in ")[2].strip()
     collection = HfApi().get_collection(address.partition("/collections/")[2])
     assert (collection.title, collection.private) == ("Brains, two folds", True)
@@ -71,7 +61,7 @@ def test_folds_are_pushed_to_one_collection(folds, hub, hub_changes):
 def test_damaged_fold_prevents_every_upload(folds, hub_changes):
     (folds / "fold-1" / "model.safetensors").unlink()
     with pytest.raises(MedtlError, match=r"fold-1/model.safetensors is missing"):
-        command("push", folds, "ci-user/bad", *WAIVES)
+        run_cli("push", folds, "ci-user/bad", *WAIVES)
     assert not hub_changes()
 
 
@@ -84,26 +74,26 @@ def test_failed_collection_raises_the_reason(fail_requests):
 @pytest.mark.parametrize("name", modules.NAMES)
 def test_pushed_metric_loads_by_repo_id(name, hub, hub_changes):
     repo, api = f"ci-user/{name}", HfApi()
-    output = command("metric", "push", name, repo, "--dry_run")
+    output = run_cli("metric", "push", name, repo, "--dry_run")
     assert "app.py" in output
     assert f"{name}.py" in output
     assert not hub_changes()
-    assert f"/spaces/{repo}" in command("metric", "push", name, repo)
+    assert f"/spaces/{repo}" in run_cli("metric", "push", name, repo)
     commits = len(api.list_repo_commits(repo, repo_type="space"))
-    command("metric", "push", name, repo)
+    run_cli("metric", "push", name, repo)
     assert len(api.list_repo_commits(repo, repo_type="space")) == commits
     assert evaluate.load(repo).name == name
 
 
 def test_rejects_metric_repo_with_another_name(hub, hub_changes):
     with pytest.raises(MedtlError, match="give OWNER/clinical_metrics, found ci-user/mine"):
-        command("metric", "push", "clinical_metrics", "ci-user/mine")
+        run_cli("metric", "push", "clinical_metrics", "ci-user/mine")
     with pytest.raises(MedtlError, match="Expected a module among"):
-        command("metric", "push", "accuracy", "ci-user/accuracy")
+        run_cli("metric", "push", "accuracy", "ci-user/accuracy")
     assert not hub_changes()
 
 
 def test_metric_without_write_access_raises(fail_requests):
     fail_requests({"path": "/tree/", "status": 403, "times": 9})
     with pytest.raises(MedtlError, match=r"could not be uploaded .* no write access here"):
-        command("metric", "push", "clinical_metrics", "ci-user/clinical_metrics")
+        run_cli("metric", "push", "clinical_metrics", "ci-user/clinical_metrics")

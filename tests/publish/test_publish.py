@@ -10,9 +10,10 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
-from hf_medtl.publish.check import missing_fields
-from hf_medtl.publish.hub import commit_files, plan_upload, push, with_retries
-from tests.support.commands import COMMAND, options, run_command
+from hf_medtl.publish.card_fields import missing_fields
+from hf_medtl.publish.hub import commit_files, plan_upload, push
+from hf_medtl.publish.hub_errors import with_retries
+from tests.support.commands import COMMAND, options
 
 PLANTED = "hf_" + "Ab1" * 12
 
@@ -189,22 +190,22 @@ def test_other_errors_are_not_retried():
 
 
 @pytest.mark.slow
-def test_push_and_card_check_commands(hub, publishable_run):
-    process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--dry_run")
+def test_push_and_card_check_commands(hub, process_pool, publishable_run):
+    process = process_pool.run_script(COMMAND, "push", publishable_run, "ci-user/by-command", "--dry_run")
     assert process.returncode == 0, process.stderr
     assert "model.safetensors" in process.stdout
     assert "Nothing was sent" in process.stdout
     assert not HfApi().repo_exists("ci-user/by-command")
-    process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--private")
+    process = process_pool.run_script(COMMAND, "push", publishable_run, "ci-user/by-command", "--private")
     assert process.returncode == 0, process.stderr
     assert HfApi().model_info("ci-user/by-command").private
-    process = run_command(COMMAND, "card", "check", publishable_run)
+    process = process_pool.run_script(COMMAND, "card", "check", publishable_run)
     assert process.returncode == 0, process.stderr
     assert "not yet  external: a test on another data set" in process.stdout
     replace("README.md", "Out of scope:", "Beyond:")(publishable_run)
-    process = run_command(COMMAND, "card", "check", publishable_run)
+    process = process_pool.run_script(COMMAND, "card", "check", publishable_run)
     assert process.returncode == 1
     assert "MISSING  out_of_scope" in process.stdout
-    process = run_command(COMMAND, "push", publishable_run, "ci-user/by-command", "--waive", "scope=none")
+    process = process_pool.run_script(COMMAND, "push", publishable_run, "ci-user/by-command", "--waive", "scope=none")
     assert process.returncode == 1
     assert "--waive is FIELD=REASON" in process.stderr
