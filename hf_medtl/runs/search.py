@@ -22,7 +22,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.runs.folder import SEARCH_DB
 from hf_medtl.runs.search_space import SEARCHABLE, Space, belongs_to, own_value, sample, trial_recipe
-from hf_medtl.runs.sweep import Sweep, lock_folder
+from hf_medtl.runs.sweep import Sweep, lock_sweep
 from hf_medtl.training.recipe import MODEL_OPTIONS, Recipe
 from hf_medtl.training.trainer import MedicalTrainer
 
@@ -73,7 +73,7 @@ def search(recipe: Recipe, space: Space, make_trainer: MakeTrainer) -> Path:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(str(recipe.output_dir))
-    with lock_folder(folder, "search"):
+    with lock_sweep(folder, "search"):
         study = _open_study(recipe, space, folder)
         trials = [Trial(number, study) for number in range(1, recipe.search + 1)]
         Sweep(trials, "trials").run_missing(lambda trial: _run_trial(trial, recipe, space, make_trainer))

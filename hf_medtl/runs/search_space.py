@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
-from hf_medtl.tasks import check_recipe, get_task
+from hf_medtl.tasks import get_task
 from hf_medtl.training.recipe import STRATEGY_OPTIONS, Recipe
 
 Space = dict[str, list[Any]]  # option -> [low, high], [low, high, "log"], or choices
@@ -79,7 +79,7 @@ def check_search(recipe: Recipe) -> Space:
         raise MedtlError("--search compares trials by their evaluations. Give --eval_strategy epoch or steps.")
     if recipe.resume_from_checkpoint and Path(recipe.resume_from_checkpoint).exists():
         raise MedtlError("--search goes on from search.db of --output_dir. Give --resume_from_checkpoint auto or none.")
-    space = default_space(recipe) if recipe.search_space is None else read_space(recipe.search_space)
+    space = _default_space(recipe) if recipe.search_space is None else read_space(recipe.search_space)
     changed = [name for name in LOSS_OPTIONS if name in space]
     if changed and str(recipe.metric_for_best_model).endswith("loss"):
         raise MedtlError(
@@ -91,7 +91,7 @@ def check_search(recipe: Recipe) -> Space:
         owner = next(({"strategy": s} for s in strategies if s in STRATEGY_OPTIONS.get(name, ())), {})
         for value in values[:2] if is_range(name, values) else values:
             try:
-                check_recipe(trial_recipe(recipe, {**owner, name: value}))
+                get_task(recipe.task).check_recipe(trial_recipe(recipe, {**owner, name: value}))
             except (MedtlError, ValueError) as error:
                 raise MedtlError(f"--search_space, {name} {value}: {error}") from error
     return space
@@ -153,7 +153,7 @@ def is_range(name: str, values: list[Any]) -> bool:
     return SEARCHABLE[name] is not str and (len(values) == 2 or values[-1] == "log")
 
 
-def default_space(recipe: Recipe) -> Space:
+def _default_space(recipe: Recipe) -> Space:
     """Return the default space: learning rates within a factor of ten, weight decay, options of task and strategy."""
 
     def around(rate: float) -> list[Any]:

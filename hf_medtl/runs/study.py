@@ -25,9 +25,10 @@ from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import to_uint8
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.preflight import build
-from hf_medtl.runs.study_grid import Grid, StudyCell, count_passes, list_cells, make_parser
+from hf_medtl.runs.study_cells import StudyCell, count_passes, list_cells
+from hf_medtl.runs.study_grid import Grid, make_parser
 from hf_medtl.runs.study_summary import summarise
-from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_folder
+from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_sweep
 from hf_medtl.runs.train import run
 from hf_medtl.tasks import task_for_dataset
 from hf_medtl.training.recipe import Recipe
@@ -94,12 +95,13 @@ def study(recipe: Recipe, grid: Grid, run: Callable[[Recipe], Path] = run) -> in
     if recipe.dry_run:
         logger.info("Dry run: data, models and flags are fine. Nothing was written.")
         return 0
-    with lock_folder(folder, "study"):
-        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
-        write_atomic(folder / "grid.yaml", grid.to_yaml())
+    with lock_sweep(folder, "study"):
+        output = RunFolder(folder)
+        output.write("recipe.yaml", recipe.to_yaml())
+        output.write("grid.yaml", grid.to_yaml())
         (folder / "cells").mkdir(exist_ok=True)
         _run_missing(Sweep(cells, "cells"), run)
-        summarise(RunFolder(folder), recipe, grid, cells)
+        summarise(output, recipe, grid, cells)
     return sum(not cell.is_finished for cell in cells)
 
 

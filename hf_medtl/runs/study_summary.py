@@ -18,7 +18,8 @@ from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.evaluation.resampling import bootstrap_group_counts, majority_strata
 from hf_medtl.evaluation.study_statements import Contrast, LearningCurvePoint
 from hf_medtl.publish.templates import render
-from hf_medtl.runs.study_grid import Grid, StudyCell
+from hf_medtl.runs.study_cells import StudyCell
+from hf_medtl.runs.study_grid import Grid
 from hf_medtl.tasks import task_for_results
 from hf_medtl.training.recipe import Recipe
 

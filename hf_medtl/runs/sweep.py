@@ -10,7 +10,7 @@ from accelerate.utils.memory import clear_device_cache
 from filelock import FileLock, Timeout
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.runs.folder import changed_options, check_same_split
 from hf_medtl.training.recipe import Recipe
@@ -93,7 +93,7 @@ def check_sweep_folder(folder: Path, allowed: Sequence[str], contents: str, advi
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, sweep: str) -> Iterator[None]:
+def lock_sweep(folder: Path, sweep: str) -> Iterator[None]:
     """Make the output folder, and keep other processes from running a sweep in it.
 
     Args:

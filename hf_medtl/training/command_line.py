@@ -30,12 +30,12 @@ def read_options(
         MedtlError: an unknown key or flag, with the closest valid one; a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(cls, allow_abbrev=False, description="Fine-tune a model on medical images.")
-    finder = _Parser(add_help=False, allow_abbrev=False)
+    parser = OptionParser(cls, allow_abbrev=False, description="Fine-tune a model on medical images.")
+    finder = OptionParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     given = dict(defaults or {})
     if path := finder.parse_known_args(argv)[0].config:
-        given |= _read_yaml(Path(path))
+        given |= read_yaml(Path(path), "--config")
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in given:
         if key not in names:
@@ -48,16 +48,20 @@ def read_options(
     return vars(namespace), {*given}
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> Any:  # argparse prints two screens of usage before its message
+class OptionParser(HfArgumentParser):
+    """Parser of the fields of dataclasses, or of other options, that raises MedtlError."""
+
+    def error(self, message: str) -> Any:
+        """Raise the message alone: argparse would print two screens of usage before it."""
         raise MedtlError(f"{message[0].upper()}{message[1:]}. See --help.")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, option: str) -> dict[str, Any]:
+    """Read the YAML file that was given with `option`: a mapping."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise MedtlError(f"--config {path} cannot be read as YAML: {error}") from error
+        raise MedtlError(f"{option} {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise MedtlError(f"--config {path} must contain `key: value` lines, but contains a {type(content).__name__}.")
+        raise MedtlError(f"{option} {path} must contain `key: value` lines, but contains a {type(content).__name__}.")
     return content

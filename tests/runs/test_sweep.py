@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from hf_medtl.errors import Interrupted, MedtlError
-from hf_medtl.runs.sweep import Sweep, check_sweep_folder, lock_folder
+from hf_medtl.runs.sweep import Sweep, check_sweep_folder, lock_sweep
 
 
 class Cell:
@@ -50,14 +50,14 @@ def test_errors_of_a_cell_are_passed_on():
 def test_lock_refuses_a_second_process_and_is_released(tmp_path):
     folder = tmp_path / "new"
     with (
-        lock_folder(folder, "study"),
+        lock_sweep(folder, "study"),
         pytest.raises(MedtlError, match="Another process runs a study in"),
-        lock_folder(folder, "study"),
+        lock_sweep(folder, "study"),
     ):
         pass
-    with pytest.raises(ZeroDivisionError), lock_folder(folder, "study"):
+    with pytest.raises(ZeroDivisionError), lock_sweep(folder, "study"):
         _ = 1 / 0
-    with lock_folder(folder, "study"):
+    with lock_sweep(folder, "study"):
         assert (folder / ".study.lock").exists()
 
 
