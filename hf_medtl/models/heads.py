@@ -56,10 +56,10 @@ def _dropout_inputs(rate: float, head: nn.Module, inputs: tuple[Any, ...]) -> tu
     return (nn.functional.dropout(inputs[0], rate, head.training), *inputs[1:])
 
 
-def reset_head(model: PreTrainedModel, std: float = 0.02) -> None:
+def reset_head(model: PreTrainedModel) -> None:
     """Reinitialise the head for new labels."""
     head = find_head(model)
-    nn.init.normal_(head.weight, std=std)
+    nn.init.normal_(head.weight, std=0.02)
     if head.bias is not None:
         nn.init.zeros_(head.bias)
 

@@ -70,6 +70,11 @@ class Strategy:
         self.unfreeze_steps(1)  # raises for an invalid schedule
 
     @property
+    def by_blocks(self) -> bool:
+        """True if the strategy treats blocks of the model differently."""
+        return self.name in ("last_n", "progressive", "differential")
+
+    @property
     def staged(self) -> bool:
         """True if the set of trainable parameters changes during training."""
         return self.name in ("progressive", "lp_ft")
@@ -128,7 +133,7 @@ class Strategy:
         Raises:
             MedtlError: too few blocks, no ordered blocks, too few linear layers for LoRA, or peft is not installed.
         """
-        if self.name in ("last_n", "progressive", "differential"):
+        if self.by_blocks:
             blocks = count_blocks(parameter_depths(model))
             # With -1 blocks, "all" becomes 0.
             most = max([self.unfreeze_blocks if self.name == "last_n" else 0, *self.unfreeze_steps(-1).values()])

@@ -1,4 +1,4 @@
-"""Progress callback: epoch of the data, training time, checkpoint on signals."""
+"""Trainer callbacks: progress with a checkpoint on signals, and the fine-tuning strategy of each epoch."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 
@@ -76,3 +76,28 @@ class Progress(TrainerCallback, ExportableState):
         self.received = number
         if number == signal.SIGINT:  # a second Ctrl-C ends at once; SIGTERM is sent by both scheduler and launcher
             signal.signal(number, self.previous[number])
+
+
+class StrategyCallback(TrainerCallback):
+    """Apply the strategy at each epoch, update the EMA at each step."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the EMA and apply the strategy, or stop if training had already finished."""
+        stoppers = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        stopped = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in stoppers)
+        if stopped or state.global_step >= state.max_steps:  # killed after training: Trainer would train on
+            control.should_training_stop = True
+        self.trainer.start_ema()
+        self.trainer.apply_epoch_strategy(int((state.epoch or 0) + 1e-6))
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Apply the strategy of the epoch."""
+        self.trainer.apply_epoch_strategy(int((state.epoch or 0) + 1e-6))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Update the EMA."""
+        if self.trainer.ema:
+            self.trainer.ema.update(state.global_step)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_medtl.data.cache import PreparedImages
+from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import eval_frozen_modules
 from hf_medtl.training.distributed import keep_workers
@@ -56,10 +56,7 @@ def compute_features(
     data: FeatureSet,
     model: PreTrainedModel,
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world: int = 1,
+    args: TrainingArguments,
 ) -> None:
     """Fill `data.values` with the inputs of the head; each process computes its shard of the images.
 
@@ -67,13 +64,11 @@ def compute_features(
         data: dataset whose views are computed.
         model: model on its device; its body is run in eval mode.
         prepare: turns a batch of the data loader into the model's inputs on its device.
-        batch_size: images per batch.
-        workers: number of data loader workers.
-        rank: index of this process.
-        world: number of processes.
+        args: batch size of evaluation, number of data loader workers, and the processes.
     """
     head, epoch = find_head(model), int(data.epoch)
-    shard = list(range(rank, len(data), world))
+    shard = list(range(args.process_index, len(data), args.world_size))
+    size, workers = args.per_device_eval_batch_size, args.dataloader_num_workers
     inputs: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0].float()))
     model.eval()
@@ -83,14 +78,14 @@ def compute_features(
             data.epoch.fill_(view)
             inputs.clear()
             subset = torch.utils.data.Subset(data.images, shard)
-            for batch in keep_workers(DataLoader(subset, batch_size, num_workers=workers)):
+            for batch in keep_workers(DataLoader(subset, size, num_workers=workers)):
                 model(pixel_values=prepare(batch)["pixel_values"])
             if shard:
                 values[view, shard] = torch.cat(inputs)
     finally:
         hook.remove()
         data.epoch.fill_(epoch)
-    if world > 1:  # each process has zeros in the shards of the others
+    if args.world_size > 1:  # each process has zeros in the shards of the others
         torch.distributed.all_reduce(values)
     data.values = values.cpu().share_memory_()
 

@@ -16,7 +16,8 @@ from transformers.training_args import OptimizerNames
 
 from hf_medtl.common.text import parse_label_map, split_commas, suggest
 from hf_medtl.data import augmentation as augment
-from hf_medtl.data.loading import LoadedDataset, load
+from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.data.loading import load
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.subset import subsample_training
 from hf_medtl.errors import MedtlError
@@ -118,10 +119,8 @@ class Recipe(Options):
         check_steps(self.steps, self.fit, self.lung_model)
         check_postprocessing(self.postprocessing)
         self.mask_classes  # noqa: B018 - raises for an invalid value
-        if not 0 <= self.head_dropout < 1:
-            raise MedtlError(f"--head_dropout must be at least 0 and below 1, but is {self.head_dropout}.")
+        self._check_values()
         self._check_strategy()
-        self._check_loss()
         self._check_folds()
         if self.hub_strategy != "end" and not self.push_to_hub:
             raise MedtlError(
@@ -175,30 +174,30 @@ class Recipe(Options):
                 "FSDP and DeepSpeed cannot be combined with --ema_decay or with --strategy lora, progressive or lp_ft."
             )
 
-    def _check_loss(self) -> None:
-        if self.loss not in LOSSES:
-            raise MedtlError(f"--loss must be one of {', '.join(LOSSES)}, but is {self.loss!r}.")
-        if self.class_weights not in CLASS_WEIGHTS:
-            raise MedtlError(
-                f"--class_weights must be one of {', '.join(CLASS_WEIGHTS)}, but is {self.class_weights!r}."
-            )
-        for option, value, limit in (
-            ("effective_beta", self.effective_beta, 1),
-            ("focal_gamma", self.focal_gamma, float("inf")),
-            ("ema_decay", self.ema_decay, 1),
-            ("label_smoothing_factor", self.label_smoothing_factor, 1),
-            ("lr_step_epochs", self.lr_step_epochs, self.num_train_epochs),
+    def _check_values(self) -> None:
+        for option, choices in (("loss", LOSSES), ("class_weights", CLASS_WEIGHTS)):
+            value = getattr(self, option)
+            if value not in choices:
+                raise MedtlError(f"--{option} must be one of {', '.join(choices)}, but is {value!r}.")
+        for option, limit in (
+            ("head_dropout", 1),
+            ("effective_beta", 1),
+            ("focal_gamma", float("inf")),
+            ("ema_decay", 1),
+            ("label_smoothing_factor", 1),
+            ("lr_step_epochs", self.num_train_epochs),
         ):
+            value = getattr(self, option)
             if not 0 <= value < limit:
                 raise MedtlError(f"--{option} must be at least 0 and below {limit:g}, but is {value:g}.")
-        if not 0 < self.lr_step_factor <= 1:
-            raise MedtlError(f"--lr_step_factor must be above 0 and at most 1, but is {self.lr_step_factor:g}.")
+        for option in ("lr_step_factor", "train_fraction"):
+            value = getattr(self, option)
+            if not 0 < value <= 1:
+                raise MedtlError(f"--{option} must be above 0 and at most 1, but is {value:g}.")
 
     def _check_folds(self) -> None:
         if self.fold is not None and not self.folds:
             raise MedtlError(f"--fold {self.fold} needs the number of folds. Add --folds, such as --folds 5.")
-        if not 0 < self.train_fraction <= 1:
-            raise MedtlError(f"--train_fraction must be above 0 and at most 1, but is {self.train_fraction:g}.")
         if self.splits and self.train_fraction < 1:
             raise MedtlError("--splits already defines the training images. Remove --train_fraction, or set it to 1.")
         if not self.all_folds:

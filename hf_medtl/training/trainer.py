@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_medtl.data.cache import PreparedImages
+from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.heads import is_segmenter
 from hf_medtl.models.preprocessing import normalisation
@@ -32,9 +30,10 @@ from hf_medtl.models.strategies import (
     set_trainable,
 )
 from hf_medtl.training import features
-from hf_medtl.training.callbacks import Progress
+from hf_medtl.training.callbacks import Progress, StrategyCallback
 from hf_medtl.training.distributed import PADDING_EXAMPLE, keep_workers, shard_batches
 from hf_medtl.training.ema import Ema
+from hf_medtl.training.mixing import mix_batch
 from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
@@ -73,8 +72,7 @@ class MedicalTrainer(Trainer):
     ) -> None:
         self.strategy = recipe.plan
         self.strategy.check(model)
-        needs_depths = self.strategy.name in ("last_n", "progressive", "differential")
-        self.depths = parameter_depths(model) if needs_depths else None
+        self.depths = parameter_depths(model) if self.strategy.by_blocks else None
         self.blocks = count_blocks(self.depths) if self.depths else 0
         self.trained: int | None = None  # number of blocks that are trained now; None before training
         self.lora: Any = None
@@ -116,7 +114,7 @@ class MedicalTrainer(Trainer):
         """Do nothing: `publish.checkpoints` pushes checkpoints."""
 
     @property
-    def progress(self) -> "Progress":
+    def progress(self) -> Progress:
         """The active `Progress` callback: resuming replaces the original one."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Progress))
 
@@ -182,12 +180,13 @@ class MedicalTrainer(Trainer):
                 key = (*self._group(name.removeprefix("module."), head), name in decayed)
                 groups.setdefault(key, []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        weight_decay = {True: self.args.weight_decay, False: 0.0}
         self.optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
                     "lr": rate,
-                    "weight_decay": self.args.weight_decay if is_decayed else 0.0,
+                    "weight_decay": weight_decay[is_decayed],
                     "name": group,
                     "peak": rate,
                 }
@@ -271,15 +270,7 @@ class MedicalTrainer(Trainer):
                 self.sets = []
                 return
             for data in self.sets:
-                features.compute_features(
-                    data,
-                    self.model,
-                    self._prepare_inputs,
-                    self.args.per_device_eval_batch_size,
-                    self.args.dataloader_num_workers,
-                    self.args.process_index,
-                    self.args.world_size,
-                )
+                features.compute_features(data, self.model, self._prepare_inputs, self.args)
         self.undo_features = features.add_features_input(self.model, rate)
         logger.info(
             "Computed the features of %d training images (%d view(s) each) and %d validation images in %.1f s",
@@ -291,10 +282,7 @@ class MedicalTrainer(Trainer):
         plain = copy.copy(images)
         plain.augment = None
         data = features.FeatureSet(plain, views=1)
-        workers, batch = self.args.dataloader_num_workers, self.args.per_device_eval_batch_size
-        features.compute_features(
-            data, self.model, self._prepare_inputs, batch, workers, self.args.process_index, self.args.world_size
-        )
+        features.compute_features(data, self.model, self._prepare_inputs, self.args)
         return cast(torch.Tensor, data.values)[0]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -389,61 +377,3 @@ class MedicalTrainer(Trainer):
                 yield
             finally:
                 self.model = model
-
-
-def mix_batch(
-    pixels: torch.Tensor, labels: torch.Tensor, mixup: float, cutmix: float, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each image of a batch with its neighbor, by mixup, by CutMix, or by each in half of the batches.
-
-    Args:
-        pixels: (B, 3, H, W).
-        labels: (B, K), one-hot or soft.
-        mixup: alpha of the weight's Beta(alpha, alpha), 0 disables it (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
-        cutmix: alpha of the area's Beta(alpha, alpha), 0 disables it (Yun et al. 2019, https://arxiv.org/abs/1905.04899).
-        rng: source of all random numbers.
-
-    Returns:
-        Pixels and labels (B, K), which are mixed as the pixels are.
-    """
-    cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
-    alpha = cutmix if cut else mixup
-    kept = float(rng.beta(alpha, alpha))
-    other = pixels.roll(1, 0)
-    if cut:
-        height, width = pixels.shape[-2:]
-        half = math.sqrt(1 - kept) / 2
-        y, x = rng.random(2)  # center; the box is clipped to the image
-        top, bottom = (round(min(max(y + side, 0), 1) * height) for side in (-half, half))
-        left, right = (round(min(max(x + side, 0), 1) * width) for side in (-half, half))
-        pixels = pixels.clone()
-        pixels[..., top:bottom, left:right] = other[..., top:bottom, left:right]
-        kept = 1 - (bottom - top) * (right - left) / (height * width)
-    else:
-        pixels = torch.lerp(other, pixels, kept)
-    return pixels, torch.lerp(labels.roll(1, 0), labels, kept)
-
-
-class StrategyCallback(TrainerCallback):
-    """Apply the strategy at each epoch, update the EMA at each step."""
-
-    def __init__(self, trainer: "MedicalTrainer") -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the EMA and apply the strategy, or stop if training had already finished."""
-        stoppers = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
-        stopped = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in stoppers)
-        if stopped or state.global_step >= state.max_steps:  # killed after training: Trainer would train on
-            control.should_training_stop = True
-        self.trainer.start_ema()
-        self.trainer.apply_epoch_strategy(int((state.epoch or 0) + 1e-6))
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Apply the strategy of the epoch."""
-        self.trainer.apply_epoch_strategy(int((state.epoch or 0) + 1e-6))
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Update the EMA."""
-        if self.trainer.ema:
-            self.trainer.ema.update(state.global_step)
