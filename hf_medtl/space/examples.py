@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_medtl.data.images import read_image
+from hf_medtl.data.images import encode_image, read_image
 from hf_medtl.data.inputs import image_files
 from hf_medtl.data.phantoms import draw_brain, draw_chest
-from hf_medtl.space.rendering import to_png
 from hf_medtl.space.uploads import Upload, parse_upload
 
 SEED = 7  # of no image that a demonstration model is trained on
@@ -47,7 +46,7 @@ def generate_examples() -> list[Example]:
         "chest.png": ("chest", draw_chest(2, 0, False, seed=SEED, size=256)),
     }
     pngs = [
-        Example(caption, name, to_png(Image.fromarray(phantom.image)), phantom.image)
+        Example(caption, name, encode_image(Image.fromarray(phantom.image)), phantom.image)
         for name, (caption, phantom) in phantoms.items()
     ]
     pixels = draw_brain(3, 0, True, seed=SEED, size=256).image

@@ -56,7 +56,8 @@ def handle_request(registry: ModelRegistry, upload: Upload, request: AnalysisReq
     try:
         return HANDLERS[request.mode](registry, upload, image, request)
     except MedtlError as error:
-        return views.viewer([_viewer_image(image, "The image")], "The image."), views.render("problem", str(error))
+        view = views.render("viewer", [_viewer_image(image, "The image")], "The image.")
+        return view, views.render("problem", str(error))
 
 
 def _show_classification(
@@ -70,7 +71,7 @@ def _show_classification(
     caption = f"{alt}: brighter is more. The numbers are for the image as shown here."
     layer = _viewer_layer("map", alt, heatmap_overlay(values))
     return (
-        views.viewer([_viewer_image(image, "The image", layer)], caption),
+        views.render("viewer", [_viewer_image(image, "The image", layer)], caption),
         views.render("classify", answer, description),
     )
 
@@ -100,7 +101,7 @@ def _show_segmentation(
             href = "data:application/dicom," + quote(content)
             downloads.append({"name": "Mask as DICOM SEG (names the patient)", "file": "mask.dcm", "href": href})
     return (
-        views.viewer([_viewer_image(image, "The image", *layers)], caption),
+        views.render("viewer", [_viewer_image(image, "The image", *layers)], caption),
         views.render("segment", answer, downloads),
     )
 
@@ -128,7 +129,7 @@ def _show_comparison(
         ]
         caption = "Heatmaps of both models (Grad-CAM), each for the label that its model finds most probable."
     images = [_viewer_image(image, model.name, *own) for model, own in zip(models, layers, strict=True)]
-    return views.viewer(images, caption), views.render("compare", comparison)
+    return views.render("viewer", images, caption), views.render("compare", comparison)
 
 
 HANDLERS = {"classify": _show_classification, "segment": _show_segmentation, "compare": _show_comparison}
@@ -204,7 +205,7 @@ def _escape_formula(value: Any) -> Any:
 
 
 def _viewer_image(image: Image.Image, title: str, *layers: dict[str, str]) -> dict[str, Any]:
-    """Return an image with its layers as `views.viewer` takes it."""
+    """Return an image with its layers as the macro `viewer` takes it."""
     return {
         "title": title,
         "src": data_uri(image),

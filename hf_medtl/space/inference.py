@@ -114,7 +114,7 @@ def heatmap(model: ServedModel, image: Image.Image, request: HeatmapRequest) -> 
         )
         geometry = find_geometry(predictor.processor, image)
         values = restore(normalise(resized[0, 0].numpy()), geometry, (image.height, image.width))
-        head = {"layer": request.layer, "head": request.head, "verdict": verdict(model, request.method, None)}
+        head = {"layer": request.layer, "head": request.head, "verdict": saved_verdict(model, request.method, None)}
         return values, description | head
 
     if request.label is not None and request.label not in predictor.labels:
@@ -128,11 +128,11 @@ def heatmap(model: ServedModel, image: Image.Image, request: HeatmapRequest) -> 
         "label": explanation.label,
         "probability": explanation.probability,
         "outside": explanation.outside,
-        "verdict": verdict(model, request.method, explanation.label),
+        "verdict": saved_verdict(model, request.method, explanation.label),
     }
 
 
-def verdict(model: ServedModel, method: str, label: str | None) -> dict[str, Any]:
+def saved_verdict(model: ServedModel, method: str, label: str | None) -> dict[str, Any]:
     """Return `passed` (True, False, or None if not validated) and `summary` of the validation of such heatmaps."""
     if label in model.verdicts and method == model.verdict_method:
         return {key: model.verdicts[label][key] for key in ("passed", "summary")}

@@ -18,11 +18,12 @@ import anyio.to_thread
 from PIL import Image
 from starlette.applications import Starlette
 
+from hf_medtl.data.images import encode_image
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.sentences import NOTICE
 from hf_medtl.space.api import Api, read_upload
 from hf_medtl.space.registry import ModelRegistry
-from hf_medtl.space.rendering import downscale, to_png
+from hf_medtl.space.rendering import downscale
 from hf_medtl.space.security.hardening import GENERIC_ERROR, error_location
 from hf_medtl.space.security.middleware import API, MAX_MCP_BYTES, MCP_PATH
 from hf_medtl.space.security.upload_store import is_inside
@@ -56,10 +57,10 @@ def create_mcp_app(registry: ModelRegistry, uploads: Path, host: str) -> Starlet
     names = ", ".join(model.name for model in registry)
     Model = Annotated[str, Field(description=f"One of {names}; empty for the first one of the right task.")]
 
-    def encode_image(image: Image.Image) -> McpImage:
-        return McpImage(data=to_png(downscale(image)), format="png")  # small enough for a model to look at
+    def to_mcp_image(image: Image.Image) -> McpImage:
+        return McpImage(data=encode_image(downscale(image)), format="png")  # small enough for a model to look at
 
-    api = Api(registry, partial(decode_image, uploads=uploads), encode_image)
+    api = Api(registry, partial(_decode_image, uploads=uploads), to_mcp_image)
     limiter = anyio.CapacityLimiter(1)
 
     def to_content(answer: dict[str, Any]) -> list[Any]:
@@ -104,7 +105,7 @@ def create_mcp_app(registry: ModelRegistry, uploads: Path, host: str) -> Starlet
 
     async def batch(files: Files, model: Model = "") -> list[Any]:
         def checked(files: list[str], model: str) -> dict[str, Any]:
-            return api.batch([str(uploaded_path(file, uploads, BATCH_ADVICE)) for file in files], model)
+            return api.batch([str(_uploaded_path(file, uploads, BATCH_ADVICE)) for file in files], model)
 
         return await call(checked, files, model)
 
@@ -128,14 +129,14 @@ def create_mcp_app(registry: ModelRegistry, uploads: Path, host: str) -> Starlet
     )
 
 
-def decode_image(file: str, uploads: Path) -> Image.Image:
+def _decode_image(file: str, uploads: Path) -> Image.Image:
     """Return the image in a data URI, or of an uploaded file.
 
     Raises:
         MedtlError: it is neither, or not an image.
     """
     if not file.startswith("data:"):
-        return read_upload(str(uploaded_path(file, uploads)))
+        return read_upload(str(_uploaded_path(file, uploads)))
     head, _, text = file.partition(",")
     try:
         content = base64.b64decode(text, validate=True)
@@ -146,7 +147,7 @@ def decode_image(file: str, uploads: Path) -> Image.Image:
     return parse_upload("image", content).image()
 
 
-def uploaded_path(file: str, uploads: Path, advice: str = IMAGE_ADVICE) -> Path:
+def _uploaded_path(file: str, uploads: Path, advice: str = IMAGE_ADVICE) -> Path:
     """Return the path of an uploaded file, given as a path or as the URL that Gradio's upload tool makes of it.
 
     Raises:

@@ -138,9 +138,10 @@ def _attention_shape(predictor: Predictor, pixels: Any) -> tuple[int, int] | Non
         return None
 
 
-def card_sections(card: str, titles: Sequence[str] = ("Intended use", "Limits")) -> str:
-    """Return the sections of a Markdown card with the given titles."""
+def card_sections(card: str) -> str:
+    """Return the sections of a Markdown card about intended use and limits."""
     parts = re.split(r"^(?=#{1,2} )", card, flags=re.MULTILINE)
+    titles = ("Intended use", "Limits")
     return "\n".join(part for part in parts if part.partition("\n")[0].removeprefix("## ").strip() in titles)
 
 

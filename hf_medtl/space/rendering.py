@@ -1,7 +1,6 @@
 """Overlays of heatmaps and masks, as PNG inside the page: no file is written or served."""
 
 import base64
-import io
 from typing import Any
 
 import matplotlib
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
+from hf_medtl.data.images import encode_image
 from hf_medtl.explain.maps import Heatmaps
 from hf_medtl.explain.statistics import COLORMAP
 
@@ -25,14 +25,7 @@ def data_uri(image: Image.Image) -> str:
         pixels = np.asarray(image)
         if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
             image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-    return "data:image/png;base64," + base64.b64encode(to_png(image, compress_level=1)).decode("ascii")
-
-
-def to_png(image: Image.Image, **options: Any) -> bytes:
-    """Return an image as the content of a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG", **options)
-    return stream.getvalue()
+    return "data:image/png;base64," + base64.b64encode(encode_image(image, compress_level=1)).decode("ascii")
 
 
 def heatmap_overlay(values: Heatmaps) -> Image.Image:
@@ -45,7 +38,7 @@ def heatmap_overlay(values: Heatmaps) -> Image.Image:
 
 def mask_overlay(mask: NDArray[np.uint8]) -> Image.Image:
     """Return a mask (H, W) of class indices as RGBA in the colors of the classes, the background transparent."""
-    return render_overlay(np.asarray(downscale(Image.fromarray(mask), Image.Resampling.NEAREST)))
+    return _render_overlay(np.asarray(downscale(Image.fromarray(mask), Image.Resampling.NEAREST)))
 
 
 def outline_overlay(mask: NDArray[np.uint8]) -> Image.Image:
@@ -56,10 +49,10 @@ def outline_overlay(mask: NDArray[np.uint8]) -> Image.Image:
     for index in np.unique(small[small != 0]):
         region = small == index
         outlines[region & ~binary_erosion(region, iterations=width, border_value=0)] = index
-    return render_overlay(outlines)
+    return _render_overlay(outlines)
 
 
-def render_overlay(mask: NDArray[np.uint8]) -> Image.Image:
+def _render_overlay(mask: NDArray[np.uint8]) -> Image.Image:
     """Return class indices (H, W) as RGBA."""
     palette = np.zeros((256, 4), np.uint8)
     palette[1:] = [(*CLASS_COLORS[(index - 1) % len(CLASS_COLORS)], 255) for index in range(1, 256)]

@@ -25,6 +25,7 @@ from hf_medtl.data.pixels import GreyRange
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.space.archives import EMPTY, file_too_large, read_entries
 from hf_medtl.space.frames import count_frames
+from hf_medtl.space.windowing import CONSTANT, Windowing
 
 T = TypeVar("T")
 Format = Literal["dicom", "nifti", "image"]
@@ -39,7 +40,6 @@ NAME_LENGTH = 80
 
 DAMAGED = "The image is damaged or truncated. Save or download it again."
 UNKNOWN = "The file is not a supported image. Send PNG, JPEG, TIFF, WebP, BMP, GIF, DICOM or NIfTI."
-CONSTANT = "Every pixel of the image has the same value: it shows nothing. Choose another one."
 IMAGE_SIGNATURES = rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|BM"
 # Other files that people send, by how they begin; the first match counts.
 OTHER_FILE_TYPES = {
@@ -54,32 +54,6 @@ OTHER_FILE_TYPES = {
     rb"(?i)\s*<(.{0,4000}<)?(!doctype html|html|head|body|script)\b": "This is a web page. Send the image in it.",
     rb"[^\0-\x08\x0e-\x1f]+\Z": "This is text, not an image. Send an image.",
 }
-# Radiopaedia, "Windowing (CT)": level ± width / 2.
-CT_WINDOWS = {
-    "brain": (0.0, 80.0),
-    "lung": (-1350.0, 150.0),
-    "soft tissue": (-150.0, 250.0),
-    "bone": (-500.0, 1300.0),
-}
-
-
-@dataclass(frozen=True)
-class Windowing:
-    """Grey values and windows of an image with more than 8 bits, for the sliders of level and width.
-
-    Args:
-        low, high: lowest and highest grey value of the frame that is shown first.
-        window: (low, high) that is shown first. `Upload.image()` shows the same, except for a DICOM file with a curve
-            (VOI LUT) instead of a window: then this is close to it.
-        unit: "HU" for CT, otherwise "".
-        presets: name -> (low, high).
-    """
-
-    low: float
-    high: float
-    window: tuple[float, float]
-    unit: str
-    presets: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -142,20 +116,19 @@ def load_upload(path: str | Path, remove: bool = True, name: str = "") -> Upload
     return parse_upload(display_name(name or Path(path).name), _read_file(Path(path), MAX_BYTES, remove))
 
 
-def load_batch(path: str | Path, remove: bool = True, name: str = "") -> Iterator[Upload | RejectedFile]:
+def load_batch(path: str | Path, name: str = "") -> Iterator[Upload | RejectedFile]:
     """Yield the images of an uploaded zip, or a single uploaded image, one at a time. Nothing is written to disk.
 
     Unusable files are yielded as RejectedFile. Never raises.
 
     Args:
         path: uploaded file. It is read and removed at once, before the first image is requested.
-        remove: as for `load_upload`.
         name: as for `load_upload`.
     """
     path = Path(path)
     name = display_name(name or path.name)
     try:
-        content = _read_file(path, MAX_ARCHIVE, remove)
+        content = _read_file(path, MAX_ARCHIVE, remove=True)
     except MedtlError as error:
         return iter([RejectedFile(name, str(error))])
     if content[:2] == b"PK" and detect_format(content) == "image":
@@ -208,7 +181,7 @@ def parse_upload(name: str, content: bytes) -> Upload:
     format_ = detect_format(content)
     inspect = {"dicom": _inspect_dicom, "nifti": _inspect_nifti, "image": _inspect_image}[format_]
     frames, greys = _to_plain_error(format_, lambda: inspect(content))
-    return Upload(name, content, frames, None if greys is None else _windowing(greys), format_ == "dicom")
+    return Upload(name, content, frames, None if greys is None else Windowing.from_greys(greys), format_ == "dicom")
 
 
 def detect_format(content: bytes) -> Format:
@@ -313,21 +286,3 @@ def _check_not_constant(image: Image.Image) -> None:
     pixels = np.asarray(image)
     if (pixels == pixels[0, 0]).all():
         raise MedtlError(CONSTANT)
-
-
-def _windowing(greys: GreyRange) -> Windowing:
-    """Return the initial window and the presets, without those of zero width.
-
-    Raises:
-        MedtlError: no pixel has a finite value, or all have the same.
-    """
-    if not np.isfinite([greys.low, greys.high]).all():
-        raise MedtlError("No pixel has a finite value. Export the image again.")
-    if greys.low == greys.high:
-        raise MedtlError(CONSTANT)
-    own = {"as stored in the file": greys.window} if greys.window else {}
-    full = (greys.low, greys.high)
-    others = CT_WINDOWS if greys.unit == "HU" else {"percentiles 0.5 to 99.5": greys.percentiles, "full range": full}
-    presets = {name: (low, high) for name, (low, high) in (own | others).items() if low < high}
-    first = greys.window or greys.percentiles
-    return Windowing(*full, first if first[0] < first[1] else full, greys.unit, presets)

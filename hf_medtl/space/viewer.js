@@ -153,7 +153,7 @@
 
   // Announce answers to screen readers in a permanent live region: a replaced one is not read out.
   const announcer = document.createElement("p");
-  announcer.id = "told";
+  announcer.id = "announcer";
   announcer.className = "unseen";
   announcer.setAttribute("role", "status");
   document.querySelector(".gradio-container").append(announcer);

@@ -1,6 +1,6 @@
 """HTML views of answers. Names and labels are untrusted: the templates escape all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -34,16 +34,6 @@ def _macros() -> Template:
 def render(macro: str, *values: Any) -> str:
     """Return the HTML of a macro of views.html.jinja."""
     return str(getattr(_macros().module, macro)(*values))
-
-
-def viewer(images: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """Return the HTML of images side by side with layers over them. viewer.js adds zoom, opacity and swipe.
-
-    Args:
-        images: each with `title`, `src` (data URI), `width`, `height` and `layers`, each with `name`, `alt` and `src`.
-        caption: caption of all images, also for screen readers.
-    """
-    return render("viewer", images, caption)
 
 
 def class_color(index: int) -> str:

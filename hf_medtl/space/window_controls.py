@@ -9,7 +9,7 @@ import gradio as gr
 from hf_medtl.errors import MedtlError
 from hf_medtl.space.security.upload_store import deleting, pop_name
 from hf_medtl.space.sessions import Session
-from hf_medtl.space.uploads import Upload, Windowing, detect_format, display_name, load_upload
+from hf_medtl.space.uploads import Upload, detect_format, display_name, load_upload
 
 MAX_IMAGES = 12  # of a session; larger sets are for the tab Batch
 DEFAULT_WINDOW = "as the model was trained"
@@ -52,8 +52,8 @@ def window_updates(session: Session, index: int | None) -> list[Any]:
     if windowing is None:
         return [frame, gr.Group(visible=False), gr.skip(), gr.skip(), gr.skip()]
     unit = f" ({windowing.unit})" if windowing.unit else ""
-    low, high, step = slider_range(windowing)
-    level, width = level_and_width(windowing, windowing.window)
+    low, high, step = windowing.slider_range()
+    level, width = windowing.level_and_width(windowing.window)
     return [
         frame,
         gr.Group(visible=True),
@@ -63,32 +63,12 @@ def window_updates(session: Session, index: int | None) -> list[Any]:
     ]
 
 
-def slider_range(windowing: Windowing) -> tuple[float, float, float]:
-    """Return the lowest and highest grey value that the sliders need, and their step.
-
-    Windows may exceed the values of the image, and Gradio rejects values outside the range of a slider.
-    """
-    ends = [(windowing.low, windowing.high), windowing.window, *windowing.presets.values()]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    span = max(high - low, 1e-6)
-    step = 1.0 if span > 100 else 10.0 ** math.floor(math.log10(span / 100))
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return first * step, max(last, first + 1) * step, step
-
-
-def level_and_width(windowing: Windowing, window: tuple[float, float]) -> tuple[float, float]:
-    """Return level and width of a window (low, high), rounded to the steps of the sliders."""
-    low, high = window
-    step = slider_range(windowing)[-1]
-    return round((low + high) / 2 / step) * step, max(1, round((high - low) / step)) * step
-
-
 def preset_updates(session: Session, index: int | None, preset: str | None) -> list[Any]:
     """Return updates of level and width for a preset."""
     windowing = session[index].windowing if session.uploads else None
     if windowing is None:
         return [gr.skip(), gr.skip()]
-    return list(level_and_width(windowing, windowing.presets.get(preset or "", windowing.window)))
+    return list(windowing.level_and_width(windowing.presets.get(preset or "", windowing.window)))
 
 
 def selected_window(upload: Upload, preset: str | None, level: float, width: float) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from hf_medtl.data.images import encode_image
 from tests.support.browser import (
     BATCH_UPLOAD,
     MARKS,
@@ -28,16 +29,7 @@ from tests.support.browser import (
 from tests.support.browser import address as address
 from tests.support.browser import browser as browser
 from tests.support.browser import visit as visit
-from tests.support.space_samples import (
-    HOSTILE,
-    LONG,
-    draw_16_bit_image,
-    draw_image,
-    encode_ct,
-    encode_dicom,
-    encode_image,
-    zip_files,
-)
+from tests.support.space_samples import HOSTILE, LONG, draw_16_bit_image, draw_image, encode_ct, encode_mr, zip_files
 
 pytestmark = MARKS
 
@@ -51,13 +43,13 @@ def test_every_format_gets_an_answer(visit):
         "a.tiff": (encode_image(draw_image(92, 80), "TIFF"), 92, 80),
         "a.webp": (encode_image(draw_image(93, 80), "WEBP", lossless=True), 93, 80),
         "deep.png": (encode_image(draw_16_bit_image(94, 80)), 94, 80),
-        "a.dcm": (encode_dicom(95, 80), 95, 80),
+        "a.dcm": (encode_mr(95, 80), 95, 80),
     }
     for name, (content, width, height) in files.items():
         upload_files(page, (name, content))
         expect_answer(page, width, height)
         expect(page.locator("#preset")).to_be_visible(visible=name in ("deep.png", "a.dcm"))
-        expect(page.locator("#told")).to_have_text(re.compile("lesion"))  # for screen readers
+        expect(page.locator("#announcer")).to_have_text(re.compile("lesion"))  # for screen readers
         assert page.locator(".viewer .base").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [
             width,
             height,
@@ -208,7 +200,7 @@ def test_models_heatmaps_and_labels_can_be_selected(visit):
 @pytest.mark.slow
 def test_segment_and_download_mask(visit):
     page = visit()
-    upload_files(page, ("scan.dcm", encode_dicom(88, 72)))
+    upload_files(page, ("scan.dcm", encode_mr(88, 72)))
     expect_answer(page, 88, 72)
     open_tab(page, "Segment")
     expect(page.locator("#says caption")).to_have_text("Areas")
@@ -280,7 +272,7 @@ def test_batch_table_and_csv(visit):
     expect(page.locator("#table")).to_contain_text("4 images, 1 with an error")
     expect(page.locator("#table .bad td")).to_contain_text("This is text, not an image")
     expect(page.locator("#stop")).to_be_disabled()  # no batch is running
-    expect(page.locator("#told")).to_contain_text("4 images, 1 with an error")
+    expect(page.locator("#announcer")).to_contain_text("4 images, 1 with an error")
     check_no_overflow(page)
 
 

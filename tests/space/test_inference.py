@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hf_medtl import MedtlError, Predictor
+from hf_medtl.data.images import encode_image
 from hf_medtl.predict import Prediction
 from hf_medtl.publish.sentences import NOTICE
 from hf_medtl.space import handlers, inference
@@ -19,7 +19,7 @@ from hf_medtl.space.registry import ATTENTION_HEAD, ModelRegistry, card_sections
 from hf_medtl.space.uploads import RejectedFile, parse_upload
 from tests.support.space_fixtures import LABELS, brain_image, chest_image
 from tests.support.space_fixtures import model_folders as model_folders
-from tests.support.space_samples import encode_image
+from tests.support.space_samples import zip_files
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,14 @@ def test_classify_matches_predictor(registry, model_folders):
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([image])[0]
     assert result["probabilities"] == pytest.approx(truth.probabilities, abs=1e-6)
     assert (result["label"], result["decision"]) == (truth.label, truth.decision)
-    assert (result["model"], result["revision"], result["width"], result["height"]) == (
-        "vit",
-        expected_revision(model_folders),
-        64,
-        64,
-    )
+    assert [result[key] for key in ("model", "width", "height")] == ["vit", 64, 64]
+    assert result["revision"] == Predictor.from_pretrained(model_folders["vit"]).revision
     assert (result["threshold"], result["positive_label"], result["calibrated"]) == (0.4, "lesion", True)
     assert result["coverage"] == pytest.approx(0.9)
     assert result["candidates"] == list(truth.candidates)
     assert result["wording"] == ({"lesion": "A sentence."} if truth.decision == "lesion" else {})
     assert result["notice"] == NOTICE
     json.dumps(result)  # JSON-serializable
-
-
-def expected_revision(model_folders) -> str | None:
-    return Predictor.from_pretrained(model_folders["vit"]).revision
 
 
 def test_model_without_decision_settings_claims_none(registry):
@@ -108,10 +100,10 @@ def test_verdict_belongs_to_shown_heatmap(registry):
     }
     assert summaries["lesion"] == {"passed": False, "summary": "Such maps miss the lesion."}
     assert summaries["no_lesion"]["passed"] is None
-    other = inference.verdict(registry["vit"], "rollout", "lesion")
+    other = inference.saved_verdict(registry["vit"], "rollout", "lesion")
     assert other["passed"] is None
     assert "Those by Grad-CAM were" in other["summary"]
-    assert "hf-medtl explain" in inference.verdict(registry["cnn"], "gradcam", "lesion")["summary"]
+    assert "hf-medtl explain" in inference.saved_verdict(registry["cnn"], "gradcam", "lesion")["summary"]
 
 
 @pytest.mark.parametrize(
@@ -239,19 +231,11 @@ def test_hub_model_without_run_files_has_no_results(hub, tiny_checkpoint):
 
 
 def test_batch_has_row_for_each_image_good_or_bad(registry, model_folders, tmp_path):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("deep/two.png", encode_image(brain_image(2)))
-        archive.writestr("=cmd|calc.png", b"no image")
-    for name, content in (
-        ("=1+1.png", encode_image(brain_image(1))),
-        ("bad.png", b"<svg>"),
-        ("all.zip", stream.getvalue()),
-    ):
+    archive = zip_files({"deep/two.png": encode_image(brain_image(2)), "=cmd|calc.png": b"no image"})
+    files = {"=1+1.png": encode_image(brain_image(1)), "bad.png": b"<svg>", "all.zip": archive}
+    for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    rows = list(
-        handlers.predict_rows(registry["vit"], [str(tmp_path / name) for name in ("=1+1.png", "bad.png", "all.zip")])
-    )
+    rows = list(handlers.predict_rows(registry["vit"], [str(tmp_path / name) for name in files]))
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     assert [row["path"] for row in rows] == ["=1+1.png", "bad.png", "deep/two.png", "=cmd|calc.png"]
     truth = Predictor.from_pretrained(model_folders["vit"]).predict([brain_image(1), brain_image(2)])
@@ -294,16 +278,13 @@ def test_unavailable_answer_shows_message(registry):
     view, message = handlers.handle_request(registry, upload, request)
     assert "viewer" in view
     assert "is a classifier" in message
-    view, message = handlers.handle_request(
-        registry, upload, handlers.AnalysisRequest("compare", "vit", None, "vit", "<i>")
-    )
+    request = handlers.AnalysisRequest("compare", "vit", None, "vit", "<i>")
+    view, message = handlers.handle_request(registry, upload, request)
     assert "There is no model of that name" in message
-    view, message = handlers.handle_request(
-        registry, upload, handlers.AnalysisRequest("classify", "vit", None, None, None, frame=7)
-    )
+    request = handlers.AnalysisRequest("classify", "vit", None, None, None, frame=7)
+    view, message = handlers.handle_request(registry, upload, request)
     assert view == ""
     assert "There is no frame 7" in message
-    assert isinstance(handlers.error_row(registry["vit"], "x", "y")["error"], str)
-    assert handlers.predict_row(registry["vit"], RejectedFile("x", "y")) == handlers.error_row(
-        registry["vit"], "x", "y"
-    )
+    row = handlers.error_row(registry["vit"], "x", "y")
+    assert isinstance(row["error"], str)
+    assert handlers.predict_row(registry["vit"], RejectedFile("x", "y")) == row

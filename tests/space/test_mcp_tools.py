@@ -8,7 +8,6 @@ import json
 import logging
 import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import httpx
@@ -17,15 +16,15 @@ import pytest
 from PIL import Image
 
 from hf_medtl import Predictor
+from hf_medtl.data.images import encode_image
 from hf_medtl.errors import MedtlError
-from hf_medtl.space import mcp_tools as tools
-from hf_medtl.space import serve
+from hf_medtl.space import mcp_tools, serve
 from hf_medtl.space.publish import write_space
 from hf_medtl.space.security.middleware import API, MAX_MCP_BYTES, MCP_PATH
-from tests.support.dicom_files import make_dicom
+from tests.support.dicom_files import encode_dicom, make_dicom
 from tests.support.space_fixtures import brain_image, run_server
 from tests.support.space_fixtures import model_folders as model_folders
-from tests.support.space_samples import encode_image
+from tests.support.space_samples import zip_files
 
 Client = pytest.importorskip("mcp.client", reason="the package mcp is not installed").Client
 NAME = "Mustermann_Erika"
@@ -125,14 +124,9 @@ def test_images_of_an_answer_are_returned_as_images(call):
 
 
 def test_batch_tool_reads_zip_and_dicom(call, upload):
-    stream = io.BytesIO()
-    make_dicom(np.asarray(brain_image(2).convert("L"))).save_as(stream, enforce_file_format=True)
-    slice_path = upload("slice.dcm", stream.getvalue())
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("one.png", encode_image(brain_image(1)))
-        archive.writestr("two.txt", "not an image")
-    archive_path = str(upload("many.zip", stream.getvalue()))
+    slice_path = upload("slice.dcm", encode_dicom(make_dicom(np.asarray(brain_image(2).convert("L")))))
+    archive = zip_files({"one.png": encode_image(brain_image(1)), "two.txt": b"not an image"})
+    archive_path = str(upload("many.zip", archive))
     # Gradio's upload tool returns the URL of the file.
     result, _ = call("batch", files=[archive_path, f"http://127.0.0.1{API}file={slice_path}"], model="vit")
     assert [row["name"] for row in result["rows"]] == ["one.png", "two.txt", "slice.dcm"]
@@ -194,7 +188,7 @@ def test_internal_error_leaks_nothing_and_stops_nothing(failure, call, monkeypat
         raise failure(NAME)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tools, "parse_upload", fail)
+        patch.setattr(mcp_tools, "parse_upload", fail)
         message = call("classify", file=uri(encode_image(brain_image(1))))
     assert "Something went wrong" in message
     assert NAME not in message + caplog.text
@@ -203,7 +197,7 @@ def test_internal_error_leaks_nothing_and_stops_nothing(failure, call, monkeypat
 
 
 def test_too_many_waiting_calls_are_refused(call, monkeypatch):
-    monkeypatch.setattr(tools, "MAX_WAITING", 0)
+    monkeypatch.setattr(mcp_tools, "MAX_WAITING", 0)
     assert "The server is busy" in call("classify", file=uri(encode_image(brain_image(1))))
 
 

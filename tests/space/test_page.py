@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from hf_medtl.space import examples, views, window_controls
-from hf_medtl.space.uploads import Windowing
+from hf_medtl.space import examples, views
+from hf_medtl.space.windowing import Windowing
 
 FACTS = {
     "model": "m", "revision": None, "width": 9, "height": 9, "seconds": 0.1, "calibrated": True, "coverage": 0.9,
@@ -26,10 +26,10 @@ def test_sliders_cover_every_window(ends):
     """Windows beyond the pixel values of the image are common in DICOM."""
     windows = {"bone": (-500.0, 1300.0), "all": ends, "brain": (0.0, 80.0)} if ends[1] > 1000 else {"all": ends}
     windowing = Windowing(*ends, ends, "", windows)
-    low, high, step = window_controls.slider_range(windowing)
+    low, high, step = windowing.slider_range()
     widest = np.ceil((high - low) / step) * step
     for window in windows.values():
-        level, width = window_controls.level_and_width(windowing, window)
+        level, width = windowing.level_and_width(window)
         assert low <= level <= high
         assert step <= width <= widest
         assert abs(level - sum(window) / 2) <= step

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from hf_medtl import Predictor
+from hf_medtl.data.images import encode_image
 from hf_medtl.space import sessions
 from hf_medtl.space.registry import ATTENTION_HEAD
 from hf_medtl.space.security.middleware import API
@@ -32,7 +32,7 @@ from tests.support.space_fixtures import (
     wait_until,
 )
 from tests.support.space_fixtures import model_folders as model_folders
-from tests.support.space_samples import encode_image
+from tests.support.space_samples import zip_files
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def session_store() -> sessions.SessionStore:
 def url(model_folders, session_store, tmp_path_factory):
     import gradio  # noqa: F401  reads its temporary folder at import, before `serve`
 
-    from hf_medtl.space import app as page
+    from hf_medtl.space import app
     from hf_medtl.space.serve import create_app
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
-        patch.setattr(page, "SessionStore", lambda: session_store)
+        patch.setattr(app, "SessionStore", lambda: session_store)
         with run_server(
             create_app([str(folder) for folder in model_folders.values()], limits={"exempt_clients": ["127.0.0.1"]})
         ) as address:
@@ -110,8 +110,7 @@ def test_compare_endpoint(client, image):
 
 
 def test_batch_endpoint(client, image, tmp_path, model_folders):
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.writestr("two.png", encode_image(brain_image(2)))
+    (tmp_path / "all.zip").write_bytes(zip_files({"two.png": encode_image(brain_image(2))}))
     (tmp_path / "bad.png").write_bytes(b"no")
     files = [handle_file(image), handle_file(tmp_path / "bad.png"), handle_file(tmp_path / "all.zip")]
     result = client.predict(files, "vit", api_name="/batch")
@@ -257,22 +256,22 @@ def test_closing_the_page_expires_the_session(url, session_store):
 def test_concurrent_visitors_get_their_own_answers(url, model_folders):
     images = [brain_image(100 + number) for number in range(12)]
     truths = Predictor.from_pretrained(model_folders["vit"]).predict(images)
-    assert len({round(its.probabilities["lesion"], 5) for its in truths}) == 12
+    assert len({round(truth.probabilities["lesion"], 5) for truth in truths}) == 12
     wrong: list[object] = []
 
     def visit(number: int) -> None:
         client = Client(url, verbose=False, analytics_enabled=False)
         page = Visitor(url, f"visitor{number}")
         for attempt in range(3):
-            its = (number + 4 * attempt) % 12
+            index = (number + 4 * attempt) % 12
             path = model_folders["vit"].parent / f"{number}-{attempt}.png"
-            path.write_bytes(encode_image(images[its]))
+            path.write_bytes(encode_image(images[index]))
             result = client.predict(handle_file(path), "vit", api_name="/classify")
-            if abs(result["probabilities"]["lesion"] - truths[its].probabilities["lesion"]) > 1e-6:
+            if abs(result["probabilities"]["lesion"] - truths[index].probabilities["lesion"]) > 1e-6:
                 wrong.append((number, attempt))
-            page.drop_files((f"{its}.png", encode_image(images[its])))
+            page.drop_files((f"{index}.png", encode_image(images[index])))
             shown = page.read_page(classifier="vit")
-            if f"{100 * truths[its].probabilities['lesion']:.1f} %" not in shown:
+            if f"{100 * truths[index].probabilities['lesion']:.1f} %" not in shown:
                 wrong.append((number, attempt, "page"))
 
     with ThreadPoolExecutor(4) as pool:

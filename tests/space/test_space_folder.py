@@ -34,6 +34,7 @@ from hf_medtl.publish.licences import LICENCES
 from hf_medtl.space.publish import GRADIO_VERSION, PACKAGE, bundle_wheel, push_space, write_space
 from hf_medtl.space.registry import ModelRegistry
 from tests.support.commands import COMMAND, ROOT, run_cli, run_command
+from tests.support.process_pool import free_port
 from tests.support.tiny_models import build_tiny, save_tiny
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -239,23 +240,10 @@ def test_hub_model_code_is_not_run(kind, hub, tmp_path):
 
 
 def test_models_option_accepts_several_values():
-    assert repeat_models_option(["--models", "a", "b", "--port", "1"]) == [
-        "--models",
-        "a",
-        "--models",
-        "b",
-        "--port",
-        "1",
-    ]
-    assert repeat_models_option(["push", "o/n", "--models", "a", "b"]) == [
-        "push",
-        "o/n",
-        "--models",
-        "a",
-        "--models",
-        "b",
-    ]
-    assert repeat_models_option(["--models", "a", "--models", "b"]) == ["--models", "a", "--models", "b"]
+    twice = ["--models", "a", "--models", "b"]
+    assert repeat_models_option(["--models", "a", "b", "--port", "1"]) == [*twice, "--port", "1"]
+    assert repeat_models_option(["push", "o/n", "--models", "a", "b"]) == ["push", "o/n", *twice]
+    assert repeat_models_option(twice) == twice
     assert repeat_models_option(["--port", "1", "push"]) == ["--port", "1", "push"]
 
 
@@ -283,12 +271,6 @@ def test_port_and_model_errors_before_loading(hub, monkeypatch):
 
 
 # The page, started as users do
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

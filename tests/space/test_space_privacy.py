@@ -1,8 +1,6 @@
 """A Space in a separate process: no visitor data stays on disk or in its output."""
 
-import io
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,10 +15,12 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from hf_medtl.data.images import encode_image
 from hf_medtl.space.security.middleware import API
 from hf_medtl.space.serve import create_temp_folder, remove_abandoned_folders
 from tests.support.commands import ROOT
-from tests.support.dicom_files import make_dicom
+from tests.support.dicom_files import encode_dicom, make_dicom
+from tests.support.process_pool import free_port
 from tests.support.space_fixtures import META, Visitor, write_models
 
 NAME = "Mustermann_Erika"
@@ -38,9 +38,7 @@ def served(tmp_path_factory):
     models = write_models(folder / "models")
     for name in ("tmp", "home", "work"):
         (folder / name).mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "home")}
     command = [sys.executable, "-c", SERVE, str(port), str(models["vit"]), str(models["cnn"]), str(models["lungs"])]
     with (folder / "log.txt").open("wb") as log:
@@ -71,18 +69,13 @@ def noise(seed: int) -> np.ndarray:
 
 def make_png_with_name(seed: int) -> bytes:
     """Return an uncompressed PNG with a name in its header."""
-    stream, header = io.BytesIO(), PngInfo()
+    header = PngInfo()
     header.add_text("Patient", NAME)
-    Image.fromarray(noise(seed)).save(stream, "PNG", compress_level=0, pnginfo=header)
-    return stream.getvalue()
+    return encode_image(Image.fromarray(noise(seed)), compress_level=0, pnginfo=header)
 
 
 def make_dicom_with_name(seed: int) -> bytes:
-    stream = io.BytesIO()
-    dataset = make_dicom(noise(seed).astype(np.uint16) * 16)
-    dataset.PatientName = NAME
-    dataset.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+    return encode_dicom(make_dicom(noise(seed).astype(np.uint16) * 16, PatientName=NAME))
 
 
 def find_traces(folder: Path, images: list[bytes]) -> list[str]:

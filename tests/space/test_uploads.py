@@ -20,24 +20,19 @@ import pytest
 from PIL import Image, ImageSequence, PngImagePlugin
 
 from hf_medtl import read_image
+from hf_medtl.data.images import encode_image
 from hf_medtl.errors import MedtlError
 from hf_medtl.space import archives, frames, uploads
 from hf_medtl.space.uploads import RejectedFile, Upload, load_batch, load_upload
-from tests.support.dicom_files import COLOUR, NAME, RAMP, make_dicom
+from hf_medtl.space.windowing import CT_WINDOWS
+from tests.support.dicom_files import COLOUR, NAME, RAMP, encode_dicom, logged_text, make_dicom
+from tests.support.space_samples import zip_files
 
 SMALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 
 
-def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def as_dicom(*arguments: object, **elements: object) -> bytes:
-    buffer = io.BytesIO()
-    make_dicom(*arguments, **elements).save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    return encode_dicom(make_dicom(*arguments, **elements))
 
 
 def as_nifti(values: np.ndarray, packed: bool = False) -> bytes:
@@ -59,15 +54,7 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def zipped(files: dict[str, bytes], **options: object) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, **options) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-PNG = saved(SMALL)
+PNG = encode_image(SMALL)
 HTML = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
 SVG = b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 NAN = np.full((32, 32), np.nan, np.float32)
@@ -85,13 +72,13 @@ BAD = {
     "film.png": (b"\0\0\0\x18ftypisom" + bytes(99), "video"),
     "noise.png": (bytes(range(20, 200)) * 9, "PNG, JPEG"),
     "cut.png": (PNG[:500], "damaged"),
-    "cut.jpg": (saved(SMALL, "JPEG")[:-300], "damaged"),
+    "cut.jpg": (encode_image(SMALL, "JPEG")[:-300], "damaged"),
     "flipped.png": (PNG[:80] + bytes(200) + PNG[280:], "damaged"),
     "cut.gz": (as_nifti(np.zeros((32, 32, 4)), packed=True)[:20], "archive"),
     "bomb.png": (png_header(20_000, 20_000), "40 million"),
     "larger.png": (png_header(7_000, 7_000), "40 million"),
     "side.png": (png_header(30_000, 20), "30,000 × 20"),
-    "dot.png": (saved(SMALL.crop((0, 0, 1, 1))), "1 × 1"),
+    "dot.png": (encode_image(SMALL.crop((0, 0, 1, 1))), "1 × 1"),
     "narrow.dcm": (as_dicom(RAMP[:9]), "64 × 9"),
     "report.dcm": (as_dicom(None), "without pixels"),
     "cut.dcm": (as_dicom(RAMP)[:-999], "damaged"),
@@ -101,27 +88,27 @@ BAD = {
     "black.dcm": (as_dicom(np.zeros((32, 32), np.uint8)), "same value"),
     "vast.nii": (as_nifti(np.zeros((400, 400, 400), np.int8).repeat(8, 0), packed=False)[:400], "bytes of voxels"),
     "nan.nii": (as_nifti(np.full((32, 32, 3), np.nan)), "finite"),
-    "nan.tif": (saved(Image.fromarray(NAN), "TIFF"), "finite"),
-    "infinite.tif": (saved(Image.fromarray(NAN + np.inf), "TIFF"), "finite"),
-    "constant.png": (saved(Image.new("RGB", (32, 32), "red")), "same value"),
-    "constant16.png": (saved(Image.fromarray(np.full((32, 32), 999, np.uint16))), "same value"),
-    "pictures.zip": (zipped({"a.png": PNG}), "zip"),
+    "nan.tif": (encode_image(Image.fromarray(NAN), "TIFF"), "finite"),
+    "infinite.tif": (encode_image(Image.fromarray(NAN + np.inf), "TIFF"), "finite"),
+    "constant.png": (encode_image(Image.new("RGB", (32, 32), "red")), "same value"),
+    "constant16.png": (encode_image(Image.fromarray(np.full((32, 32), 999, np.uint16))), "same value"),
+    "pictures.zip": (zip_files({"a.png": PNG}), "zip"),
 }
 GOOD = {
     "a.png": PNG,
-    "a.jpg": saved(SMALL, "JPEG"),
-    "a.tif": saved(SMALL, "TIFF"),
-    "a.webp": saved(SMALL, "WEBP"),
-    "a.bmp": saved(SMALL, "BMP"),
-    "grey.gif": saved(SMALL.convert("L"), "GIF"),
-    "deep.png": saved(Image.fromarray(RAMP)),
-    "float.tif": saved(Image.fromarray(np.where(RAMP > 99, RAMP, np.nan).astype(np.float32)), "TIFF"),
+    "a.jpg": encode_image(SMALL, "JPEG"),
+    "a.tif": encode_image(SMALL, "TIFF"),
+    "a.webp": encode_image(SMALL, "WEBP"),
+    "a.bmp": encode_image(SMALL, "BMP"),
+    "grey.gif": encode_image(SMALL.convert("L"), "GIF"),
+    "deep.png": encode_image(Image.fromarray(RAMP)),
+    "float.tif": encode_image(Image.fromarray(np.where(RAMP > 99, RAMP, np.nan).astype(np.float32)), "TIFF"),
     "a.dcm": as_dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000),
     "colour.dcm": as_dicom(COLOUR),
     "eight.dcm": as_dicom(COLOUR[..., 0].copy()),
     "a.nii": as_nifti(np.random.default_rng(0).normal(size=(40, 50, 6))),
     "a.nii.gz": as_nifti(np.random.default_rng(0).normal(size=(40, 50, 6)), packed=True),
-    "zip behind.png": PNG + zipped({"a.html": HTML}),
+    "zip behind.png": PNG + zip_files({"a.html": HTML}),
     "html behind.png": PNG + HTML,
     "really a png.svg": PNG,
 }
@@ -157,8 +144,8 @@ def test_bad_upload_is_one_sentence_and_next_works(name, upload, caplog, capfd, 
     assert caught.value.__context__ is None  # a traceback would print it
     assert not path.parent.exists()
     assert path.parent.parent.exists()
-    texts = [caplog.text, *capfd.readouterr(), *(str(w.message) for w in recwarn)]
-    assert not any("Mustermann" in text or name in text for text in texts)
+    text = logged_text(caplog, capfd, recwarn)
+    assert "Mustermann" not in text and name not in text
     assert load_upload(upload("good.png", PNG)).image().size == SMALL.size
 
 
@@ -188,7 +175,7 @@ def test_windowing_of_ct_and_others(upload):
     hounsfield = {"RescaleSlope": 1, "RescaleIntercept": -1024, "Modality": "CT"}
     windowing = load_upload(upload("a.dcm", as_dicom(RAMP, **hounsfield))).windowing
     assert (windowing.low, windowing.high, windowing.unit) == (-1024, 3071, "HU")
-    assert windowing.presets == uploads.CT_WINDOWS
+    assert windowing.presets == CT_WINDOWS
     assert windowing.window == pytest.approx(np.percentile(RAMP, [0.5, 99.5]) - 1024)
     own = load_upload(upload("a.dcm", as_dicom(RAMP, **hounsfield, WindowCenter=40, WindowWidth=400))).windowing
     assert own.window == own.presets["as stored in the file"] == (-160, 239)
@@ -207,7 +194,7 @@ def test_windowing_of_ct_and_others(upload):
     turned = load_upload(upload("a.dcm", as_dicom(RAMP, RescaleSlope=-2, RescaleIntercept=10))).windowing
     assert (turned.low, turned.high) == (-8180, 10)
 
-    windowing = load_upload(upload("a.png", saved(Image.fromarray(RAMP)))).windowing
+    windowing = load_upload(upload("a.png", encode_image(Image.fromarray(RAMP)))).windowing
     assert (windowing.low, windowing.high, windowing.unit) == (0, 4095, "")
     assert windowing.presets == {"percentiles 0.5 to 99.5": windowing.window, "full range": (0, 4095)}
     assert load_upload(upload("a.tif", GOOD["float.tif"])).windowing.low > 99  # and not NaN
@@ -220,11 +207,11 @@ def test_frames_can_be_selected(upload):
     for name, content in {
         "a.dcm": as_dicom(stack, frames=5),
         "a.nii": as_nifti(stack.transpose(2, 1, 0)),
-        "a.tif": saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]),
-        "big.tif": saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], big_tiff=True),
-        "a.gif": saved(shades[0], "GIF", save_all=True, append_images=shades[1:]),
-        "a.webp": saved(pages[0], "WEBP", save_all=True, append_images=pages[1:], lossless=True),
-        "a.png": saved(pages[0], "PNG", save_all=True, append_images=pages[1:]),
+        "a.tif": encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:]),
+        "big.tif": encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:], big_tiff=True),
+        "a.gif": encode_image(shades[0], "GIF", save_all=True, append_images=shades[1:]),
+        "a.webp": encode_image(pages[0], "WEBP", save_all=True, append_images=pages[1:], lossless=True),
+        "a.png": encode_image(pages[0], "PNG", save_all=True, append_images=pages[1:]),
     }.items():
         kept = load_upload(upload(name, content))
         assert kept.frames == 5, name
@@ -241,7 +228,7 @@ def test_each_tiff_page_is_checked(upload):
     pages = [Image.new("L", size, i) for i, size in enumerate([(64, 48), (7000, 7000)])]
     pages[0].paste(9, (0, 0, 9, 9))
     kept = load_upload(
-        upload("a.tif", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw"))
+        upload("a.tif", encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw"))
     )
     assert kept.frames == 2
     with pytest.raises(MedtlError, match="40 million"):
@@ -251,7 +238,7 @@ def test_each_tiff_page_is_checked(upload):
 def test_frame_count_equals_pillow_in_bounded_time():
     images = [Image.new("P", (16, 16), i) for i in range(7)]
     for kind, more in (("GIF", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True})):
-        content = saved(images[0], kind, save_all=True, append_images=images[1:], **more)
+        content = encode_image(images[0], kind, save_all=True, append_images=images[1:], **more)
         opened = Image.open(io.BytesIO(content))
         assert frames.count_frames(content) == opened.n_frames == len(list(ImageSequence.Iterator(opened)))
         for end in range(4, len(content), 7):
@@ -324,7 +311,7 @@ def test_zip_yields_images_and_rejected_files(upload, caplog):
         archive.writestr(*link("/etc/passwd"))
         for name in ("__MACOSX/ward/._1.png", "ward/.DS_Store", "ward/._2.png", "Thumbs.db"):
             archive.writestr(name, b"nothing")
-        archive.writestr("nested.zip", zipped({"a.png": PNG}))
+        archive.writestr("nested.zip", zip_files({"a.png": PNG}))
         archive.writestr("odd.png", PNG, zipfile.ZIP_LZMA)
         archive.writestr("none.png", b"")
         archive.writestr("table.csv", f"name\n{NAME}\n")
@@ -364,7 +351,7 @@ def test_zip_yields_images_and_rejected_files(upload, caplog):
 
 
 def test_password_protected_entry_is_rejected(upload):
-    content = bytearray(zipped({"a.png": PNG, "b.png": PNG}))
+    content = bytearray(zip_files({"a.png": PNG, "b.png": PNG}))
     content[6] |= 1  # the encryption flag of the first entry, in its header and in the directory
     content[content.index(b"PK\x01\x02") + 8] |= 1
     first, second = load_batch(upload("a.zip", bytes(content)))
@@ -375,10 +362,10 @@ def test_password_protected_entry_is_rejected(upload):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (zipped({"a.png": PNG})[:-30], "damaged"),
+        (zip_files({"a.png": PNG})[:-30], "damaged"),
         (b"PK\x03\x04" + bytes(99), "damaged"),
-        (zipped({}), "no file"),
-        (zipped({"folder/": b""}), "no file"),
+        (zip_files({}), "no file"),
+        (zip_files({"folder/": b""}), "no file"),
         (b"", "empty"),
         (SVG, "drawing"),
     ],
@@ -398,7 +385,7 @@ def test_single_file_is_batch_of_one(upload):
 
 
 def test_zip_limits(upload, monkeypatch):
-    many = zipped({f"{i}.png": PNG for i in range(archives.MAX_FILES + 5)})
+    many = zip_files({f"{i}.png": PNG for i in range(archives.MAX_FILES + 5)})
     results = list(load_batch(upload("many.zip", many)))
     assert sum(isinstance(one, Upload) for one in results) == archives.MAX_FILES
     assert "205 files; the first 200" in results[-1].reason
@@ -446,7 +433,7 @@ def test_bombs_stay_within_400_megabytes(tmp_path):
         "a.png": png_header(20_000, 20_000),
         "b.png": png_header(65_000, 65_000),
         "c.nii.gz": vast,
-        "d.zip": zipped({f"{i}.bmp": bytes(90_000_000) for i in range(3)}),
+        "d.zip": zip_files({f"{i}.bmp": bytes(90_000_000) for i in range(3)}),
         "good.png": PNG,
     }
     for name, content in files.items():
@@ -485,7 +472,7 @@ def test_png_text_is_neither_kept_nor_logged(upload, caplog):
     info = PngImagePlugin.PngInfo()
     info.add_text("Patient", NAME)
     with caplog.at_level(logging.DEBUG):
-        image = load_upload(upload("a.png", saved(SMALL, pnginfo=info))).image()
+        image = load_upload(upload("a.png", encode_image(SMALL, pnginfo=info))).image()
     assert not image.info
-    assert NAME.encode() not in saved(image)
+    assert NAME.encode() not in encode_image(image)
     assert NAME not in caplog.text

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +20,11 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_medtl import Predictor
 from hf_medtl.data import phantoms
 from hf_medtl.evaluation.ood import OutOfDistributionScorer
+from hf_medtl.models.build import set_labels
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
 from hf_medtl.space.security.middleware import API, SecurityMiddleware
 from hf_medtl.space.serve import create_server
+from tests.support.process_pool import free_port
 from tests.support.tiny_models import build_tiny
 
 LABELS = ("no_lesion", "lesion")
@@ -45,13 +46,14 @@ def write_models(folder: Path) -> dict[str, Path]:
     """Write a ViT with a decision rule, a CNN of other labels and two U-Nets; return their folders by name."""
     model_folders = {name: folder / name for name in ("vit", "cnn", "lungs", "other-lungs")}
     torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     decisions: dict[str, Any] = {
         "positive_label": "lesion", "threshold": 0.4, "folded_temperature": 1.5, "wording": {"lesion": "A sentence."},
         "conformal": {"alpha": 0.1, "lowest": {"lesion": 0.3, "no_lesion": 0.8}, "pictures": [9, 9]},
     }  # fmt: skip
-    vit = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes, **names))
+    config = ViTConfig(image_size=32, patch_size=8, **sizes)
+    set_labels(config, LABELS)
+    vit = ViTForImageClassification(config)
     with torch.no_grad():
         vit.classifier.weight.mul_(40)  # so that images get different probabilities
     vit.config.update(decisions)
@@ -71,14 +73,9 @@ def write_models(folder: Path) -> dict[str, Path]:
     (model_folders["vit"] / "explanations.json").write_text(json.dumps({"method": "gradcam", "verdict": verdict}))
     (model_folders["vit"] / "README.md").write_text(CARD)
 
-    labels = {
-        "id2label": {0: "no_lesion", 1: "lesion", 2: "=cow"},
-        "label2id": {"no_lesion": 0, "lesion": 1, "=cow": 2},
-    }
-    save_model(
-        MedicalCnnForImageClassification(MedicalCnnConfig(widths=(8, 16), image_size=32, **labels)),
-        model_folders["cnn"],
-    )
+    config = MedicalCnnConfig(widths=(8, 16), image_size=32)
+    set_labels(config, (*LABELS, "=cow"))
+    save_model(MedicalCnnForImageClassification(config), model_folders["cnn"])
     for name in ("lungs", "other-lungs"):
         model, processor = build_tiny(labels=("background", "lungs"))
         with torch.no_grad():
@@ -108,9 +105,7 @@ def model_folders(tmp_path_factory) -> dict[str, Path]:
 @contextlib.contextmanager
 def run_server(app: SecurityMiddleware) -> Iterator[str]:
     """Serve an app in a thread."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serving = create_server(app, port=port)
     thread = threading.Thread(target=serving.run)
     thread.start()

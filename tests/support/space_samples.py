@@ -9,9 +9,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_medtl.data import phantoms
+from hf_medtl.models.build import set_labels
 from hf_medtl.space import examples
 from tests.support import space_fixtures
-from tests.support.dicom_files import make_dicom
+from tests.support.dicom_files import encode_dicom, make_dicom
 
 HOSTILE = "<img src=x onerror=document.title='run'>"  # as a label and in file names
 LONG = "a_label_whose_name_is_as_long_as_those_that_people_give_when_nobody_stops_them"
@@ -21,10 +22,10 @@ FINDINGS = [HOSTILE, LONG, *(f"finding_{number}" for number in range(3, 15))]  #
 def write_browser_models(folder: Path) -> list[str]:
     """Write two brain classifiers, a ViT of 14 labels with malicious names and a lung U-Net; return their folders."""
     model_folders = space_fixtures.write_models(folder)
-    labels = {"id2label": dict(enumerate(FINDINGS)), "label2id": {name: index for index, name in enumerate(FINDINGS)}}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     multilabel = {"problem_type": "multi_label_classification", "thresholds": dict.fromkeys(FINDINGS, 0.5)}
-    config = ViTConfig(image_size=32, patch_size=8, **sizes, **labels, **multilabel)
+    config = ViTConfig(image_size=32, patch_size=8, **sizes, **multilabel)
+    set_labels(config, FINDINGS)
     space_fixtures.save_model(ViTForImageClassification(config), folder / "many-findings")
     return [
         str(path)
@@ -37,21 +38,14 @@ def draw_image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(phantoms.draw_brain(seed, 0, True, seed=3, size=96).image).resize((width, height))
 
 
-def encode_image(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Return the bytes of an image file."""
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def draw_16_bit_image(width: int, height: int) -> Image.Image:
     """Return an image of 16 bits."""
     grey = np.asarray(draw_image(width, height).convert("L")).astype(np.uint16)
     return Image.fromarray(grey * 200)
 
 
-def encode_dicom(width: int, height: int) -> bytes:
-    """Return a DICOM file that a DICOM Segmentation can reference."""
+def encode_mr(width: int, height: int) -> bytes:
+    """Return an MR image as a DICOM file that a DICOM Segmentation can reference."""
     return examples.to_dicom(np.asarray(draw_image(width, height)))
 
 
@@ -61,17 +55,14 @@ def encode_ct(width: int, height: int, frames: int = 0) -> bytes:
     pixels = -1000 + 5 * grey
     if frames:
         pixels = np.stack([np.roll(pixels, 9 * number, axis=1) for number in range(frames)])
-    stream = io.BytesIO()
-    dataset = make_dicom(pixels, frames=frames, Modality="CT", RescaleIntercept=0, RescaleSlope=1)
-    dataset.WindowCenter, dataset.WindowWidth = 40, 400
-    dataset.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+    window = {"WindowCenter": 40, "WindowWidth": 400}
+    return encode_dicom(make_dicom(pixels, frames=frames, Modality="CT", RescaleIntercept=0, RescaleSlope=1, **window))
 
 
 def zip_files(files: dict[str, bytes]) -> bytes:
     """Return a zip archive of files."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return stream.getvalue()
