@@ -1,5 +1,7 @@
 """One preprocessing everywhere and plain artifacts, for each model family."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from hf_medtl import MedtlError, read_image
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import find_head, fold_temperature
-from hf_medtl.models.preprocessing import normalisation, to_uint8
+from hf_medtl.models.preprocessing import to_uint8
 from tests.support.model_families import FAMILIES, LABELS
+from tests.support.processors import train_logits, train_pixels
 
 # User code with stock transformers, in a process where hf_medtl can't be imported.
 
@@ -57,14 +60,12 @@ def test_loaded_model_gives_equal_logits(saved):
 
 def test_pipeline_equals_training_path(saved, odd_files):
     model, processor, folder = saved
-    mean, std = normalisation(processor)
     stock = pipeline("image-classification", model=str(folder), device="cpu")
     for path in odd_files:
-        uint8 = torch.from_numpy(to_uint8(processor, [read_image(path)])).permute(0, 3, 1, 2)
-        logits = model(pixel_values=(uint8.float() - mean) / std).logits[0]
+        logits = train_logits(model, processor, path)
         source = read_image(path) if path.name == "deep.png" else str(path)  # stock loading turns 16 bits white
         scores = {row["label"]: row["score"] for row in stock(source, top_k=None, function_to_apply="none")}
-        assert max(abs(scores[name] - logits[i].item()) for i, name in enumerate(LABELS)) < 1e-4, path.name
+        assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4, path.name
 
 
 def test_processor_crops_nothing(saved):
@@ -141,9 +142,7 @@ def test_incomplete_checkpoint_raises(tiny_checkpoint, tmp_path):
 
 def test_checkpoint_without_head_gets_new_head(tiny_checkpoint, tmp_path, caplog):
     AutoConfig.from_pretrained(tiny_checkpoint("vit")).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_bytes(
-        (tiny_checkpoint("vit") / "preprocessor_config.json").read_bytes()
-    )
+    shutil.copy(tiny_checkpoint("vit") / "preprocessor_config.json", tmp_path)
     weights = load_file(tiny_checkpoint("vit") / "model.safetensors")
     without_head = {name: t for name, t in weights.items() if "classifier" not in name}
     save_file(without_head, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -183,10 +182,8 @@ def test_real_backbones_and_images(name, shared, real_brain, tmp_path):
     model.eval().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     paths = sorted((real_brain / "no").iterdir())[:8]
-    mean, std = normalisation(processor)
-    uint8 = torch.from_numpy(to_uint8(processor, [read_image(p) for p in paths])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        logits = model(pixel_values=(uint8.float() - mean) / std).logits
+        logits = model(pixel_values=train_pixels(processor, [read_image(path) for path in paths])).logits
     stock = pipeline("image-classification", model=str(tmp_path), device="cpu")
     for path, row in zip(paths, logits, strict=True):
         scores = {r["label"]: r["score"] for r in stock(str(path), top_k=None, function_to_apply="none")}

@@ -5,10 +5,7 @@ import torch
 from hf_medtl import read_image
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import find_head
-from hf_medtl.models.preprocessing import (
-    normalisation,
-    to_uint8,
-)
+from hf_medtl.models.preprocessing import normalisation, to_uint8
 
 LABELS = ("healthy", "ill")
 
@@ -50,9 +47,13 @@ def make_model_and_processor(checkpoint, **kwargs):
     return model.eval(), processor
 
 
-def train_logits(model, processor, path):
-    """Return the logits that the Trainer would compute for the prepared image."""
+def train_pixels(processor, images):
+    """Return the inputs that the Trainer would compute for prepared images."""
     mean, std = normalisation(processor)
-    uint8 = torch.from_numpy(to_uint8(processor, [read_image(path)])).permute(0, 3, 1, 2)
+    return (torch.from_numpy(to_uint8(processor, images)).permute(0, 3, 1, 2).float() - mean) / std
+
+
+def train_logits(model, processor, path):
+    """Return the logits that the Trainer would compute for an image file."""
     with torch.no_grad():
-        return model(pixel_values=(uint8.float() - mean) / std).logits[0].tolist()
+        return model(pixel_values=train_pixels(processor, [read_image(path)])).logits[0].tolist()
