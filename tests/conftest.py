@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -34,12 +35,11 @@ for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.commands import ROOT, configure_hub, options  # noqa: E402
-from tests.support.tiny_models import save_tiny  # noqa: E402
+from tests.support.process_pool import ProcessPool  # noqa: E402
 
 # Fixtures that train, serve or start processes: the tests that use one are slow.
 SLOW_FIXTURES = {
@@ -52,15 +52,16 @@ SLOW_FIXTURES = {
     "lung_model",
     "make_multilabel_trainer",
     "make_trainer",
-    "marks",
     "model_folders",
-    "native",
-    "nursery",
+    "multilabel_run",
+    "process_pool",
     "published",
     "quick",
     "recorded",
     "runs",
+    "segformer_run",
     "segmented",
+    "stock_pool",
     "studied",
     "three_runs",
     "tracked",
@@ -76,6 +77,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW_FIXTURES & {*getattr(item, "fixturenames", ())}:
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules out of garbage collections, of which each run does several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +101,23 @@ def hub() -> Iterator[str]:
     yield os.environ["HF_ENDPOINT"]
     server.terminate()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def process_pool() -> Iterator[ProcessPool]:
+    """Return a pool that runs scripts in processes of their own, without the ten seconds of imports."""
+    modules = ("hf_medtl.cli.main", "hf_medtl.runs.batch_predict", "hf_medtl.runs.train")
+    pool = ProcessPool(*modules, "albumentations", "transformers.pipelines")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def stock_pool() -> Iterator[ProcessPool]:
+    """Return a pool that runs user code, in processes that have not imported hf_medtl."""
+    pool = ProcessPool("transformers.pipelines", "torchvision", "pandas", "sklearn.metrics", isolated=True)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +153,8 @@ def chest_phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory):
     """Return a function that creates the tiny checkpoint of a model family once and returns its folder."""
+    from tests.support.tiny_models import save_tiny
+
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
@@ -142,46 +168,52 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def make_trainer(phantoms, tiny_checkpoint, tmp_path):
     """Return a function that creates a trainer of a model family on phantoms."""
-    from hf_medtl import Recipe, load
-    from hf_medtl.runs.train import prepare_splits
-    from hf_medtl.tasks import task_for_dataset
-    from hf_medtl.training.trainer import MedicalTrainer
+    from hf_medtl import Recipe
+    from tests.support.resumed_training import build_trainer
 
     def make(family: str = "vit", **more: object):
-        recipe = Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **more))
-        loaded = load("brain-phantoms", phantoms)
-        torch.manual_seed(0)
-        task = task_for_dataset(loaded)
-        model, processor = task.build(recipe, loaded.labels)
-        loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
-        split = prepare_splits(recipe, loaded, processor)
-        return MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
+        return build_trainer(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / "run", **more)))
 
     return make
 
 
+_SHARED_RUNS: dict[Path, dict[str, int]] = {}  # folder -> file -> time of its last change
+
+
+def _file_times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="session")
 def finished_run(phantoms: Path, tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run of the tiny ViT on phantoms."""
+    """Return the folder of a finished run of the tiny ViT on phantoms, which tests only read."""
     from hf_medtl import Recipe, run
 
     card = ROOT / "model_cards" / "brain.md"
     output = tmp_path_factory.mktemp("runs") / "finished"
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), output, model_card=str(card))))
-    shutil.copytree(folder, folder.with_name("untouched"))  # commands that tests try add files to a run
+    _SHARED_RUNS[folder] = _file_times(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def check_shared_runs() -> Iterator[None]:
+    """Assert that a test has not changed the run that all tests share."""
+    yield
+    for folder, times in _SHARED_RUNS.items():
+        assert _file_times(folder) == times, f"{folder} is shared: change a copy, such as `publishable_run`"
 
 
 @pytest.fixture
 def publishable_run(finished_run: Path, tmp_path: Path) -> Path:
-    """Return a copy of a finished run that can be published."""
+    """Return a copy of the finished run, which a test may change."""
     return shutil.copytree(finished_run, tmp_path / "ready")
 
 
 @pytest.fixture
 def fail_requests(hub: str, monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes Hub requests with given paths fail; waits are recorded instead of slept."""
-    from hf_medtl.publish.hub import with_retries
+    from hf_medtl.publish.hub_errors import with_retries
 
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)

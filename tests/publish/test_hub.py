@@ -1,12 +1,15 @@
 """Push to a loopback Hub, and load from it with stock code in another process."""
 
+import json
+import sys
+
 import pytest
 from huggingface_hub import HfApi
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.publish.hub import push
-from tests.support.commands import ROOT, options
-from tests.support.evaluation_script import evaluate_without_hf_medtl
+from tests.support.commands import ROOT, options, run_command
+from tests.support.evaluation_script import EVALUATION_SCRIPT, printed_metrics
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,9 @@ def test_uploads_only_files_of_a_model_page(pushed):
 
 @pytest.mark.slow
 def test_stock_code_reproduces_metrics_by_repo_id(pushed, phantoms, tmp_path):
-    import json
-
     results = json.loads((pushed / "results.json").read_text())
-    metrics = evaluate_without_hf_medtl("ci-user/phantom-vit", pushed, phantoms, HF_HOME=str(tmp_path))
+    command = (sys.executable, "-I", "-c", EVALUATION_SCRIPT, "ci-user/phantom-vit", pushed, phantoms)
+    metrics = printed_metrics(run_command(*command, HF_HOME=str(tmp_path)))
     assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
 
 

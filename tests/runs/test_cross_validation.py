@@ -21,8 +21,9 @@ from hf_medtl.runs.cross_validation import cross_validate
 from hf_medtl.runs.folder import changed_options
 from tests.support.commands import flags, options, run_command
 from tests.support.multilabel_tables import write_table
+from tests.support.process_pool import RECIPE
 from tests.support.segmentation_runs import segmentation_recipe
-from tests.support.training_processes import same_weights, start_process, wait_for_step
+from tests.support.training_processes import same_weights, wait_for_step
 
 
 def fold_options(phantoms: Path, tiny_checkpoint, output: Path, **overrides: object) -> dict[str, object]:
@@ -83,11 +84,10 @@ def test_summary_page_has_results_and_warnings(validated, phantoms):
 
 
 @pytest.mark.slow
-def test_fold_equals_a_single_run_of_it(validated, phantoms, tiny_checkpoint, tmp_path):
+def test_fold_equals_a_single_run_of_it(validated, process_pool, phantoms, tiny_checkpoint, tmp_path):
     """In a separate process: no state of fold 0 may reach fold 1."""
     values = fold_options(phantoms, tiny_checkpoint, tmp_path / "fold-1", fold=1)
-    process = run_command(sys.executable, "-c", "import hf_medtl; hf_medtl.main({})", *flags(**values))
-    assert process.returncode == 0, process.stderr[-3000:]
+    process_pool.run(tmp_path / "log", *flags(**values))
     assert same_weights(load_file(tmp_path / "fold-1" / "model.safetensors"), validated / "fold-1")
     for name in ("splits.csv", "predictions.csv"):
         assert (tmp_path / "fold-1" / name).read_text() == (validated / "fold-1" / name).read_text(), name
@@ -178,24 +178,21 @@ def test_models_of_finished_folds_are_freed(phantoms, tiny_checkpoint, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_cross_validation_resumes_to_the_same_results(validated, phantoms, tiny_checkpoint, tmp_path):
+def test_killed_cross_validation_resumes_to_the_same_results(
+    validated, process_pool, phantoms, tiny_checkpoint, tmp_path
+):
     output = tmp_path / "all"
-    arguments = [
-        sys.executable,
-        "-c",
-        "import hf_medtl; hf_medtl.main({})",
-        *flags(**fold_options(phantoms, tiny_checkpoint, output)),
-    ]
-    process = start_process(arguments)
+    values = flags(**fold_options(phantoms, tiny_checkpoint, output))
+    process = process_pool.start_code(RECIPE, *values)
     wait_for_step(process, output / "fold-1", 1)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=600)
+    process.wait()
     assert (output / "fold-1" / "UNFINISHED").exists()
     modified = (output / "fold-0" / "model.safetensors").stat().st_mtime_ns
-    resumed = run_command(*arguments)  # like a single run, it resumes only on request
+    resumed = process_pool.run_code(RECIPE, *values)  # like a single run, it resumes only on request
     assert resumed.returncode == 1
     assert "--resume_from_checkpoint auto" in resumed.stderr
-    resumed = run_command(*arguments, "--resume_from_checkpoint", "auto")
+    resumed = process_pool.run_code(RECIPE, *values, "--resume_from_checkpoint", "auto")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert (output / "fold-0" / "model.safetensors").stat().st_mtime_ns == modified
     for fold in range(3):
@@ -262,11 +259,11 @@ def test_decide_takes_a_threshold_for_each_case():
 
 
 @pytest.mark.slow
-def test_folds_benchmark_compares_cross_validations(validated, phantoms, tiny_checkpoint, tmp_path):
+def test_folds_benchmark_compares_cross_validations(validated, process_pool, phantoms, tiny_checkpoint, tmp_path):
     other = run(
         Recipe(**fold_options(phantoms, tiny_checkpoint, tmp_path / "other", seed=2, split_seed=1, learning_rate=1e-3))
     )
-    process = run_command(sys.executable, "benchmarks/folds.py", validated, other, "--resamples", 100)
+    process = process_pool.run_script("benchmarks/folds.py", validated, other, "--resamples", 100)
     assert process.returncode == 0, process.stderr
     rows = {row.split("|")[1].strip(): row.split("|") for row in process.stdout.splitlines() if row.startswith("|")}
     (first, table), (second, second_table) = read(validated), read(other)
@@ -284,6 +281,6 @@ def test_folds_benchmark_compares_cross_validations(validated, phantoms, tiny_ch
     gain = first["metrics"]["roc_auc"]["value"] - second["metrics"]["roc_auc"]["value"]
     assert rows["other minus all"][2].split()[0] == f"{-gain:+.3f}"
 
-    mismatched = run_command(sys.executable, "benchmarks/folds.py", validated, validated / "fold-0")
+    mismatched = process_pool.run_script("benchmarks/folds.py", validated, validated / "fold-0")
     assert mismatched.returncode == 1
     assert "same number of folds" in mismatched.stderr

@@ -4,11 +4,8 @@ import gc
 import importlib
 import importlib.util
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from hf_medtl import MedtlError, Recipe, run
-from hf_medtl.data.cache import PreparedImages
+from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.runs import search, search_space
 from hf_medtl.runs.preflight import build
 from hf_medtl.runs.search_space import check_search, read_space, sample
@@ -144,33 +141,26 @@ def test_rejects_another_recipe_or_space_in_the_folder_of_a_search(recorded, pha
         run(Recipe(**options(phantoms, tiny_checkpoint("vit"), folder)))
 
 
-def start(values: dict[str, object]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "recipes/vit_brain.py", *flags(**values | {"search_space": json.dumps(SPACE)})],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 @pytest.mark.parametrize(
     ("number", "killed_in"), [pytest.param(4, 2, id="4"), pytest.param(20, 7, id="20", marks=pytest.mark.slow)]
 )
-def test_killed_search_resumes_and_equals_an_uninterrupted_one(number, killed_in, phantoms, tiny_checkpoint, tmp_path):
+def test_killed_search_resumes_and_equals_an_uninterrupted_one(
+    number, killed_in, process_pool, phantoms, tiny_checkpoint, tmp_path
+):
     """With 20 trials the sampler is past its random first trials, and trials are pruned."""
     # The recipe file sets these.
     overrides = {"search": number, "head_learning_rate": 1e-3, "num_train_epochs": 3}
     output = tmp_path / "killed"
-    process = start(search_options(phantoms, tiny_checkpoint("vit"), output, augmentation="light", **overrides))
+    values = search_options(phantoms, tiny_checkpoint("vit"), output, augmentation="light", **overrides)
+    process = process_pool.start_script("recipes/vit_brain.py", *flags(**values | {"search_space": json.dumps(SPACE)}))
     for _ in range(24000):
         if finished_trials(output) >= killed_in - 1:
             break
         assert process.poll() is None, "the search ended before it could be killed"
         time.sleep(0.01)
     time.sleep(0.2)  # until the next trial has started
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=600)
+    process.kill()
+    process.wait()
     finished = finished_trials(output)
     assert killed_in - 1 <= finished < number
     assert (output / "UNFINISHED").exists()

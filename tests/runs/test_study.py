@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,13 @@ from sklearn.metrics import roc_auc_score
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.runs.study import estimate_seconds, study
-from hf_medtl.runs.study_grid import Grid, list_arms, list_cells, match_steps
+from hf_medtl.runs.study_cells import list_arms, list_cells, match_steps
+from hf_medtl.runs.study_grid import Grid
 from hf_medtl.runs.sweep import check_same_run
 from hf_medtl.tasks import TASKS
-from tests.support.commands import flags, options, run_command
+from tests.support.commands import flags, options
 from tests.support.segmentation_runs import segmentation_recipe
-from tests.support.training_processes import start_process, wait_for_step
+from tests.support.training_processes import wait_for_step
 
 SMALL = {"fractions": [25, 100], "seeds": [1]}
 
@@ -176,23 +176,23 @@ def test_study_without_a_finished_cell_raises(phantoms, tiny_checkpoint, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_study_resumes(phantoms, tiny_checkpoint, tmp_path):
+def test_killed_study_resumes(process_pool, phantoms, tiny_checkpoint, tmp_path):
     """SIGKILL in the second cell, through the recipe's command line."""
     output = tmp_path / "study"
     values = study_options(phantoms, output)
     values.pop("use_cpu"), values.pop("disable_tqdm")
     grid = ["--models", tiny_checkpoint("cnn"), "--strategies", "full", "--fractions", 25, 100, "--seeds", 1]
     plain = {"augmentation": "light", "head_learning_rate": 1e-3}  # override the recipe file
-    command = [sys.executable, "recipes/study.py", *flags(**values | plain, use_cpu="true"), *grid]
-    process = start_process([str(part) for part in command])
+    command = ["recipes/study.py", *flags(**values | plain, use_cpu="true"), *grid]
+    process = process_pool.start_script(*command)
     wait_for_step(process, output / "cells" / "tiny-cnn-full-100-seed1", 1)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=600)
+    process.wait()
     first = output / "cells" / "tiny-cnn-full-25-seed1" / "model.safetensors"
     assert (output / "cells" / "tiny-cnn-full-100-seed1" / "UNFINISHED").exists()
     assert not (output / "study.json").exists()
     modified = first.stat().st_mtime_ns
-    resumed = run_command(*command)
+    resumed = process_pool.run_script(*command)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert first.stat().st_mtime_ns == modified
     summary = json.loads((output / "study.json").read_text())

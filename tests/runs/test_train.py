@@ -16,7 +16,7 @@ from PIL import Image
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.training.trainer import MedicalTrainer
 from tests.support.commands import flags, options, run_command
-from tests.support.evaluation_script import EVALUATION_SCRIPT, evaluate_without_hf_medtl
+from tests.support.evaluation_script import EVALUATION_SCRIPT, printed_metrics
 
 METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc",
            "average_precision", "brier", "ece"]  # fmt: skip
@@ -25,7 +25,7 @@ METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv",
 
 
 @pytest.mark.slow
-def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny_checkpoint, tmp_path):
+def test_run_with_medical_preprocessing_loads_with_its_own_code(stock_pool, phantoms, tiny_checkpoint, tmp_path):
     for family, fit in (("vit", "pad"), ("timm", "squash")):
         overrides = {"preprocessing": "brain_crop,clahe", "fit": fit, "num_train_epochs": 1}
         folder = run(Recipe(**options(phantoms, tiny_checkpoint(family), tmp_path / family, **overrides)))
@@ -34,9 +34,7 @@ def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny_c
         assert "cropped to the brain" in text
         results = json.loads((folder / "results.json").read_text())["metrics"]
         trusting = EVALUATION_SCRIPT.replace("model=model)", "model=model, trust_remote_code=True)")
-        process = run_command(sys.executable, "-I", "-c", trusting, folder, folder, phantoms)
-        assert process.returncode == 0, process.stderr
-        metrics = json.loads(process.stdout.splitlines()[-1])
+        metrics = printed_metrics(stock_pool.run_code(trusting, folder, folder, phantoms))
         assert metrics == {name: results[name]["value"] for name in ("accuracy", "roc_auc")}
     for order in ("import hf_medtl, transformers", "import transformers, hf_medtl"):
         code = f"{order}; print(type(transformers.AutoImageProcessor.from_pretrained({str(folder)!r})).__module__)"
@@ -45,17 +43,17 @@ def test_run_with_medical_preprocessing_loads_with_its_own_code(phantoms, tiny_c
 
 
 def test_run_folder_is_complete(finished_run):
-    folder = finished_run.with_name("untouched")
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "checkpoint-" not in str(p)}
+    paths = [path.relative_to(finished_run) for path in finished_run.rglob("*") if path.is_file()]
+    present = {str(path) for path in paths if "checkpoint-" not in str(path)}
     assert present == {
         "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "splits.csv", "results.json",
         "predictions.csv", "README.md", "figures/history.png", "figures/confusion_matrix.png", "figures/roc.png",
         "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors",
     }  # fmt: skip
-    for figure in (folder / "figures").iterdir():
+    for figure in (finished_run / "figures").iterdir():
         Image.open(figure).verify()
-    assert all((p / "trainer_state.json").exists() for p in folder.glob("checkpoint-*"))
-    assert len(list(folder.glob("checkpoint-*"))) == 2
+    assert all((p / "trainer_state.json").exists() for p in finished_run.glob("checkpoint-*"))
+    assert len(list(finished_run.glob("checkpoint-*"))) == 2
 
 
 def test_results_follow_the_schema(results):
@@ -86,8 +84,8 @@ def test_saved_split_keeps_groups_together(finished_run):
 
 
 @pytest.mark.slow
-def test_stock_code_reproduces_the_reported_metrics(finished_run, results, phantoms):
-    metrics = evaluate_without_hf_medtl(finished_run, finished_run, phantoms)
+def test_stock_code_reproduces_the_reported_metrics(stock_pool, finished_run, results, phantoms):
+    metrics = printed_metrics(stock_pool.run_code(EVALUATION_SCRIPT, finished_run, finished_run, phantoms))
     assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
 
 
@@ -176,12 +174,9 @@ def test_rejects_resuming_with_other_images(phantoms, tiny_checkpoint, tmp_path)
 
 
 @pytest.mark.slow
-def test_user_errors_have_no_traceback(phantoms, tmp_path):
-    process = run_command(
-        sys.executable,
-        "recipes/vit_brain.py",
-        *flags(**options(phantoms, Path("nobody/absent"), tmp_path / "run")),
-    )
+def test_user_errors_have_no_traceback(process_pool, phantoms, tmp_path):
+    values = options(phantoms, Path("nobody/absent"), tmp_path / "run")
+    process = process_pool.run_script("recipes/vit_brain.py", *flags(**values))
     assert process.returncode == 1
     assert "Error: Can't build an image classifier from 'nobody/absent'" in process.stderr
     assert "Traceback" not in process.stderr
@@ -205,18 +200,14 @@ def test_recipe_runs_two_steps(phantoms, tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_give_equal_metrics(phantoms, tiny_checkpoint, tmp_path):
+def test_one_and_two_processes_give_equal_metrics(process_pool, phantoms, tiny_checkpoint, tmp_path):
     """Images that pad the last batch must not count. With learning rate 0 rounding errors can't add up."""
     results = {}
     for processes in (1, 2):
         output = tmp_path / f"run{processes}"
         values = options(phantoms, tiny_checkpoint("convnext"), output, per_device_train_batch_size=8,
                          per_device_eval_batch_size=3, learning_rate=0.0, logging_steps=1)  # fmt: skip
-        # Without --multi_gpu accelerate starts a single process on a CPU, whatever --num_processes says.
-        multi_gpu = ["--multi_gpu", "--num_machines", 1] if processes > 1 else []
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", *multi_gpu, "--num_processes", processes]
-        process = run_command(*launcher, "recipes/vit_brain.py", *flags(**values))
-        assert process.returncode == 0, process.stderr[-3000:]
+        process_pool.run(tmp_path / f"log{processes}", *flags(**values), processes=processes)
         state = json.loads(next(output.glob("checkpoint-*/trainer_state.json")).read_text())
         result = json.loads((output / "results.json").read_text())
         assert result["environment"]["processes"] == processes
@@ -232,14 +223,15 @@ def test_one_and_two_processes_give_equal_metrics(phantoms, tiny_checkpoint, tmp
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_stock_code_reproduces_metrics_on_real_data(real_brain, shared, tmp_path):
+def test_stock_code_reproduces_metrics_on_real_data(process_pool, stock_pool, real_brain, shared, tmp_path):
     """Stock code reproduces the metrics of two training steps on real images and weights."""
     values = {"data_dir": real_brain, "model_name_or_path": shared / "weights" / "tf_efficientnet_lite0-in1k",
               "output_dir": tmp_path / "run", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
               "save_strategy": "steps", "save_steps": 2, "use_cpu": True}  # fmt: skip
-    process = run_command(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    process = process_pool.run_script("recipes/vit_brain.py", *flags(**values))
     assert process.returncode == 0, process.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["n"] == 51
-    metrics = evaluate_without_hf_medtl(tmp_path / "run", tmp_path / "run", real_brain)
+    run_folder = tmp_path / "run"
+    metrics = printed_metrics(stock_pool.run_code(EVALUATION_SCRIPT, run_folder, run_folder, real_brain))
     assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}

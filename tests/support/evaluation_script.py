@@ -1,10 +1,7 @@
 """A script that evaluates a finished run without hf_medtl."""
 
 import json
-import sys
-from pathlib import Path
-
-from tests.support.commands import run_command
+import subprocess
 
 EVALUATION_SCRIPT = """
 import json, sys
@@ -28,7 +25,7 @@ print(json.dumps({"accuracy": accuracy, "roc_auc": roc_auc_score(truth, score)})
 """
 
 
-def evaluate_without_hf_medtl(model: str | Path, folder: Path, data: Path, **env: str) -> dict[str, float]:
-    done = run_command(sys.executable, "-I", "-c", EVALUATION_SCRIPT, model, folder, data, **env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def printed_metrics(process: subprocess.CompletedProcess) -> dict[str, float]:
+    """Return the metrics that the script printed."""
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])

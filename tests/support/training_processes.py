@@ -1,8 +1,5 @@
 """Training in a separate process, and its checkpoints."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,29 +8,24 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from tests.support.commands import ROOT, flags, options
+from tests.support.process_pool import ForkedProcess
 
 
 def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageClassification.from_pretrained(folder).state_dict()
 
 
-def training_command(phantoms: Path, backbone: Path, output: Path, *more: str) -> list[str]:
+VIT_RECIPE = str(ROOT / "recipes" / "vit_brain.py")
+
+
+def training_flags(phantoms: Path, backbone: Path, output: Path, *more: str) -> list[str]:
+    """Return flags of a run of 40 steps with a checkpoint every five."""
     values = options(phantoms, backbone, output, num_train_epochs=10, save_strategy="steps", save_steps=5,
                      eval_strategy="steps", eval_steps=5, early_stopping_patience=0, augmentation="brain")  # fmt: skip
-    return [sys.executable, "recipes/vit_brain.py", *flags(**values), *more]
+    return [*flags(**values), *more]
 
 
-def start_process(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
+def wait_for_step(process: ForkedProcess, output: Path, step: int) -> None:
     """Wait until a complete checkpoint of `step` or later exists."""
     for _ in range(60000):
         done = [int(p.parent.name.split("-")[1]) for p in output.glob("checkpoint-*/trainer_state.json")]

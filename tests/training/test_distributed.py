@@ -25,16 +25,9 @@ from hf_medtl.runs.folder import check_shared_folder
 from hf_medtl.training.checkpoints import find_checkpoint, find_damage
 from hf_medtl.training.distributed import StepShardSampler, split_evenly
 from tests.support.commands import ROOT, flags, options, run_command
-from tests.support.process_pool import ProcessPool, free_port
+from tests.support.process_pool import free_port
 
 LABELS = ("no_lesion", "lesion")
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    nursery = ProcessPool()
-    yield nursery
-    nursery.close()
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +159,14 @@ def assert_equal_runs(one: Path, many: Path, least: int) -> None:
     [(2, 10, 1), (3, 1, 9)],
     ids=["an odd batch at the end", "accumulated, fewer pictures at the end than processes"],
 )
-def test_distributed_training_matches_one_process(processes, batch, accumulation, nursery, phantoms, vit, tmp_path):
+def test_distributed_training_matches_one_process(
+    processes, batch, accumulation, process_pool, phantoms, vit, tmp_path
+):
     for count in (1, processes):
         values = options(phantoms, vit, tmp_path / f"run{count}", learning_rate=3e-3, logging_steps=1,
                          per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
                          per_device_eval_batch_size=3)  # fmt: skip
-        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
+        process_pool.run(tmp_path / f"log{count}", *flags(**values), processes=count)
     assert_equal_runs(tmp_path / "run1", tmp_path / f"run{processes}", least=6)
     assert yaml.safe_load((tmp_path / "run1" / "recipe.yaml").read_text())["per_device_train_batch_size"] == batch
     output = (tmp_path / f"log{processes}.0").read_text()
@@ -186,19 +181,19 @@ torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.group_norm(x,
 
 
 @pytest.mark.slow
-def test_segmentation_in_two_processes_matches_one(nursery, tmp_path):
+def test_segmentation_in_two_processes_matches_one(process_pool, tmp_path):
     data = write_phantoms(tmp_path / "chest", "chest", patients=15, images=1, size=64)
     for count in (1, 2):
         values = options(data, Path("unet"), tmp_path / f"run{count}", dataset="chest-phantoms", logging_steps=1,
                          task="image-segmentation", encoder="tu-test_convnext", encoder_weights="none", image_size=64,
                          loss="bce_dice", learning_rate=1e-3, per_device_train_batch_size=4,
                          per_device_eval_batch_size=1, num_train_epochs=1)  # fmt: skip
-        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count, code=NO_BATCH_STATISTICS)
+        process_pool.run(tmp_path / f"log{count}", *flags(**values), processes=count, code=NO_BATCH_STATISTICS)
     assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=2)
 
 
 @pytest.mark.slow
-def test_multilabel_in_two_processes_matches_one(nursery, vit, tmp_path):
+def test_multilabel_in_two_processes_matches_one(process_pool, vit, tmp_path):
     rows = []
     for i in range(30):
         pixels = np.random.default_rng(i).integers(0, 120, (32, 32), dtype=np.uint8)
@@ -211,7 +206,7 @@ def test_multilabel_in_two_processes_matches_one(nursery, vit, tmp_path):
     for count in (1, 2):
         values = options(tmp_path / "table.csv", vit, tmp_path / f"run{count}", dataset="table", learning_rate=3e-3,
                          logging_steps=1, per_device_train_batch_size=7, per_device_eval_batch_size=2)  # fmt: skip
-        nursery.run(tmp_path / f"log{count}", *flags(**values), processes=count)
+        process_pool.run(tmp_path / f"log{count}", *flags(**values), processes=count)
     assert_equal_runs(tmp_path / "run1", tmp_path / "run2", least=4)
 
 
@@ -291,17 +286,19 @@ def arguments(phantoms, vit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "step"), [(1, 2), (1, 3), (2, 4)])
-def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes, step, nursery, arguments, tmp_path):
+def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(
+    processes, step, process_pool, arguments, tmp_path
+):
     """The signal comes in the middle of an epoch, at its end, and to one of two processes."""
-    nursery.run(tmp_path / "log", *arguments(tmp_path / "through"), processes=processes)
+    process_pool.run(tmp_path / "log", *arguments(tmp_path / "through"), processes=processes)
     code = signal_at(step, signal.SIGTERM, str(processes - 1))
-    pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run"), processes=processes, code=code)
-    assert nursery.wait(pids) == [128 + signal.SIGTERM] * processes, (tmp_path / "log.0").read_text()
+    pids = process_pool.start(tmp_path / "log", *arguments(tmp_path / "run"), processes=processes, code=code)
+    assert process_pool.wait(pids) == [128 + signal.SIGTERM] * processes, (tmp_path / "log.0").read_text()
     assert "--resume_from_checkpoint auto" in (tmp_path / "log.0").read_text()
     assert find_checkpoint("auto", tmp_path / "run", LABELS) == str(tmp_path / "run" / f"checkpoint-{step}")
     assert (tmp_path / "run" / "UNFINISHED").exists()
     resume = arguments(tmp_path / "run", "--resume_from_checkpoint", "auto")
-    nursery.run(tmp_path / "log", *resume, processes=processes)
+    process_pool.run(tmp_path / "log", *resume, processes=processes)
     assert equal_weights(tmp_path / "through", tmp_path / "run")
     evaluated, evaluated2 = (
         [(row["step"], row["eval_loss"]) for row in read_log(tmp_path / name) if "eval_loss" in row]
@@ -311,32 +308,32 @@ def test_sigterm_writes_a_checkpoint_that_resumes_to_the_same_weights(processes,
 
 
 @pytest.mark.slow
-def test_resumes_on_another_number_of_processes(nursery, arguments, tmp_path):
-    nursery.run(tmp_path / "log", *arguments(tmp_path / "run1"))
+def test_resumes_on_another_number_of_processes(process_pool, arguments, tmp_path):
+    process_pool.run(tmp_path / "log", *arguments(tmp_path / "run1"))
     code = signal_at(4, signal.SIGTERM, "1")
-    pids = nursery.start(tmp_path / "log", *arguments(tmp_path / "run2"), processes=2, code=code)
-    assert nursery.wait(pids) == [143, 143]
-    nursery.run(tmp_path / "log", *arguments(tmp_path / "run2", "--resume_from_checkpoint", "auto"))
+    pids = process_pool.start(tmp_path / "log", *arguments(tmp_path / "run2"), processes=2, code=code)
+    assert process_pool.wait(pids) == [143, 143]
+    process_pool.run(tmp_path / "log", *arguments(tmp_path / "run2", "--resume_from_checkpoint", "auto"))
     weights, weights2 = (load_file(tmp_path / run / "model.safetensors") for run in ("run1", "run2"))
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, weights2[name], rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow
-def test_resumes_after_twenty_kills_at_random_times(nursery, phantoms, vit, tmp_path):
+def test_resumes_after_twenty_kills_at_random_times(process_pool, phantoms, vit, tmp_path):
     """Half of the kills come while a checkpoint is being written."""
 
     def start(output: Path, *extra: str) -> list[int]:
-        values = options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=6, num_train_epochs=100,
+        values = options(phantoms, vit, output, learning_rate=3e-3, per_device_train_batch_size=6, num_train_epochs=80,
                          save_strategy="steps", eval_strategy="steps", save_steps=5, eval_steps=5, logging_steps=1,
                          early_stopping_patience=0)  # fmt: skip
-        return nursery.start(tmp_path / "log", *flags(**values), *extra)
+        return process_pool.start(tmp_path / "log", *flags(**values), *extra)
 
     def newest_step() -> int:
         """Return the step of the newest checkpoint, finished or not; older ones are deleted meanwhile."""
         return max((int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*")), default=0)
 
-    assert nursery.wait(start(tmp_path / "through")) == [0]
+    assert process_pool.wait(start(tmp_path / "through")) == [0]
     rng, output, torn = random.Random(0), tmp_path / "run", 0
     for kill in range(20):
         wanted = newest_step() + 5 * rng.randint(1, 2)
@@ -347,10 +344,10 @@ def test_resumes_after_twenty_kills_at_random_times(nursery, phantoms, vit, tmp_
             time.sleep(0.0005)
         time.sleep(rng.uniform(0, 0.02) if kill % 2 else rng.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
-        assert nursery.wait([pid]) == [-signal.SIGKILL], (tmp_path / "log.0").read_text()
+        assert process_pool.wait([pid]) == [-signal.SIGKILL], (tmp_path / "log.0").read_text()
         torn += find_damage(output / f"checkpoint-{newest_step()}") is not None
     assert torn >= 3
-    assert nursery.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
+    assert process_pool.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
     assert equal_weights(tmp_path / "through", output)
 
 
@@ -406,12 +403,12 @@ def test_launcher_forwards_sigterm(arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_match_a_single_process(nursery, phantoms, vit, tmp_path):
+def test_two_machines_match_a_single_process(process_pool, phantoms, vit, tmp_path):
     def values(name: str) -> list[str]:
         return flags(**options(phantoms, vit, tmp_path / name, learning_rate=3e-3, logging_steps=1,
                                per_device_train_batch_size=10, per_device_eval_batch_size=3))  # fmt: skip
 
-    nursery.run(tmp_path / "log", *values("one"))
+    process_pool.run(tmp_path / "log", *values("one"))
     port_flags = ("--num_processes", "2", "--main_process_port", str(free_port()))
     both = [
         launch("two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *port_flags) for rank in range(2)

@@ -1,8 +1,6 @@
 """Fine-tuning strategies: frozen parameters, learning rates, merged adapters and exact resuming."""
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import Strategy, add_lora, count_blocks, head_names, parameter_depths, remove_lora
-from tests.support.commands import ROOT, flags, options, run_command
+from tests.support.commands import flags, options
 from tests.support.resumed_training import same_weights, train_and_resume
 
 FAMILIES = ("vit", "dinov2", "deit", "swin", "convnext", "timm", "cnn")
@@ -192,7 +190,7 @@ def test_best_lora_checkpoint_has_merged_weights(make_trainer):
 
 
 @pytest.mark.slow
-def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
+def test_lora_run_loads_in_a_new_process(stock_pool, phantoms, tiny_checkpoint, tmp_path):
     folder = run(
         Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", strategy="lora", learning_rate=0.01))
     )
@@ -204,7 +202,7 @@ def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
         "assert 'hf_medtl' not in sys.modules and 'peft' not in sys.modules;"
         "print(m(pixel_values=x).logits.double().tolist())"
     )
-    process = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    process = stock_pool.run_code(code)
     assert process.returncode == 0, process.stderr
     expected = AutoModelForImageClassification.from_pretrained(folder).eval()(pixel_values=pixels).logits
     assert torch.allclose(torch.tensor(eval(process.stdout)), expected, atol=1e-6)
@@ -222,7 +220,7 @@ def test_lora_run_loads_in_a_new_process(phantoms, tiny_checkpoint, tmp_path):
     ],
     ids=lambda m: m["strategy"],
 )
-def test_two_processes_match_one(overrides, phantoms, tiny_checkpoint, tmp_path):
+def test_two_processes_match_one(overrides, process_pool, phantoms, tiny_checkpoint, tmp_path):
     """DDP waits for the gradient of every parameter that required one at the start; DINOv2 has one without."""
     weights = []
     for processes in (1, 2):
@@ -239,9 +237,7 @@ def test_two_processes_match_one(overrides, phantoms, tiny_checkpoint, tmp_path)
             **overrides,
         )
         values["per_device_train_batch_size"] = 4  # batch size of a step, divided between the processes
-        launch = (*("-m", "torch.distributed.run", "--nproc_per_node", processes), "--standalone")
-        process = run_command(sys.executable, *launch, "recipes/vit_brain.py", *flags(**values))
-        assert process.returncode == 0, process.stderr[-3000:]
+        process_pool.run(tmp_path / f"log{processes}", *flags(**values), processes=processes)
         weights.append(AutoModelForImageClassification.from_pretrained(output).state_dict())
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-3), name

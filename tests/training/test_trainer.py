@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,12 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback
 
-from hf_medtl import MedtlError
+from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.data.augmentation import get_augmentation
 from hf_medtl.models.heads import find_head
 from hf_medtl.training.checkpoints import find_checkpoint
-from tests.support.training_processes import load_weights, same_weights, start_process, training_command, wait_for_step
+from tests.support.commands import run_command
+from tests.support.training_processes import VIT_RECIPE, load_weights, same_weights, training_flags, wait_for_step
 
 
 @pytest.mark.slow
@@ -125,55 +128,50 @@ def test_augmentation_keeps_shape_and_type_and_changes_something(name):
 def uninterrupted(phantoms, tiny_checkpoint, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Return the final weights of an uninterrupted run."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert start_process(training_command(phantoms, tiny_checkpoint("vit"), output)).wait(timeout=600) == 0
+    process = run_command(sys.executable, VIT_RECIPE, *training_flags(phantoms, tiny_checkpoint("vit"), output))
+    assert process.returncode == 0, process.stderr
     return load_file(output / "model.safetensors")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["full", "lora", "lp_ft"])
-def test_killed_run_resumes_to_the_same_weights(strategy, uninterrupted, phantoms, tiny_checkpoint, tmp_path):
+def test_killed_run_resumes_to_the_same_weights(
+    strategy, uninterrupted, process_pool, phantoms, tiny_checkpoint, tmp_path
+):
     output, weights = tmp_path / "run", uninterrupted
-    flags = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
-    if flags:
-        assert (
-            start_process(training_command(phantoms, tiny_checkpoint("vit"), tmp_path / "through", *flags)).wait(
-                timeout=600
-            )
-            == 0
-        )
+    more = [] if strategy == "full" else ["--strategy", strategy, "--ema_decay", "0.9"]
+    if more:
+        through = training_flags(phantoms, tiny_checkpoint("vit"), tmp_path / "through", *more)
+        run(Recipe.from_cli(runpy.run_path(VIT_RECIPE)["RECIPE"], through))
         weights = load_file(tmp_path / "through" / "model.safetensors")
-    process = start_process(training_command(phantoms, tiny_checkpoint("vit"), output, *flags))
+    flags = training_flags(phantoms, tiny_checkpoint("vit"), output, *more)
+    process = process_pool.start_script(VIT_RECIPE, *flags)
     wait_for_step(process, output, 15)
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=600)
+    process.wait()
     assert (output / "UNFINISHED").exists()
     assert not (output / "results.json").exists()
-    assert (
-        start_process(training_command(phantoms, tiny_checkpoint("vit"), output, *flags)).wait(timeout=600) == 1
-    )  # does not overwrite the run
-    resume = training_command(phantoms, tiny_checkpoint("vit"), output, *flags, "--resume_from_checkpoint", "auto")
-    assert start_process(resume).wait(timeout=600) == 0
+    assert process_pool.run_script(VIT_RECIPE, *flags).returncode == 1  # does not overwrite the run
+    resumed = process_pool.run_script(VIT_RECIPE, *flags, "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
     assert same_weights(weights, output)
 
 
 @pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(
-    uninterrupted, phantoms, tiny_checkpoint, tmp_path
+    uninterrupted, process_pool, phantoms, tiny_checkpoint, tmp_path
 ):
     output = tmp_path / "run"
-    process = start_process(training_command(phantoms, tiny_checkpoint("vit"), output))
+    flags = training_flags(phantoms, tiny_checkpoint("vit"), output)
+    process = process_pool.start_script(VIT_RECIPE, *flags)
     wait_for_step(process, output, 10)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=600) == 130
+    assert process.wait() == 130
     assert (output / "UNFINISHED").exists()
     assert find_checkpoint("auto", output, ("no_lesion", "lesion")) is not None
-    assert (
-        start_process(
-            training_command(phantoms, tiny_checkpoint("vit"), output, "--resume_from_checkpoint", "auto")
-        ).wait(timeout=600)
-        == 0
-    )
+    resumed = process_pool.run_script(VIT_RECIPE, *flags, "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
     assert same_weights(uninterrupted, output)
 
 
