@@ -21,7 +21,7 @@ from transformers import AutoModelForImageClassification, set_seed
 def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -> tuple[float, float, Any]:
     """Seconds, accuracy on the validation split, and its images; the model is saved to `folder`."""
     from hf_medtl import Recipe, load
-    from hf_medtl.runs.train import prepare_splits
+    from hf_medtl.runs.preprocessing import preprocess_splits
     from hf_medtl.tasks import task_for_dataset
     from hf_medtl.training.trainer import MedicalTrainer
 
@@ -37,7 +37,7 @@ def train(cached: bool, options: argparse.Namespace, data: Path, folder: Path) -
     task = task_for_dataset(loaded)
     model, processor = task.build(recipe, loaded.labels)
     loss = task.loss(recipe, loaded.labels, task.targets(loaded, "train"))
-    split = prepare_splits(recipe, loaded, processor)
+    split = preprocess_splits(recipe, loaded, processor)
     trainer = MedicalTrainer(recipe, model, processor, **split, loss=loss, metrics=task.validation_metrics)
     started = time.monotonic()
     trainer.train()

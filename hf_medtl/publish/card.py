@@ -1,12 +1,12 @@
 """Model cards: Hub metadata, the author's prose, and the facts of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_medtl.common.files import read_json, write_atomic
+from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import format_interval, render, replace_section, template_environment
@@ -66,7 +66,7 @@ def write_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Se
     evaluations = read_json(path) if path.exists() else {}
     kept = {key: result[key] for key in EVALUATION_KEYS if key in result}
     evaluations[f"{result['dataset']}, {result['split']}"] = {"title": title} | kept
-    write_atomic(path, evaluations)
+    RunFolder(folder).write("evaluations.json", evaluations)
     lines = []
     for evaluation in evaluations.values():
         metrics = evaluation["metrics"]
@@ -120,18 +120,33 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
         tags=["medical", "hf_medtl", *(["synthetic-data"] if spec.phantom else [])],
         model_name=facts["name"],
         eval_results=[
-            EvalResult(
-                task_type=data.task,
-                dataset_type=data.id,
-                dataset_name=data.title,
-                dataset_split=measured["split"],
-                dataset_revision=revision,
-                metric_type=name,
-                metric_name=METRIC_NAMES[name],
-                metric_value=round(metric["value"], 4),
-            )
+            result
             for data, measured, revision in tested
-            for name, metric in measured["metrics"].items()
-            if metric["value"] is not None
+            for result in eval_results(measured, data.id, data.title, revision)
         ],
     )
+
+
+def eval_results(results: Mapping[str, Any], dataset: str, title: str, revision: str | None = None) -> list[EvalResult]:
+    """Return the entries of a model-index.
+
+    Args:
+        results: Content of results.json, or its part about an external data set.
+        dataset: Id of the data set.
+        title: Its title.
+        revision: Distinguishes two data sets of the same name.
+    """
+    return [
+        EvalResult(
+            task_type=results["task"],
+            dataset_type=dataset,
+            dataset_name=title,
+            dataset_split=results["split"],
+            dataset_revision=revision,
+            metric_type=name,
+            metric_name=METRIC_NAMES[name],
+            metric_value=round(metric["value"], 4),
+        )
+        for name, metric in results.get("metrics", {}).items()
+        if metric["value"] is not None
+    ]

@@ -7,9 +7,10 @@ from typing import Any
 from transformers import TrainerState
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.evaluation import plots
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.evaluation.subgroups import generalization_gap
 from hf_medtl.models.preprocessing import describe_processor
@@ -57,9 +58,9 @@ def write_artifacts(
         kwh: energy of training, if it was measured.
     """
     (loaded, predictions), *external = tested
+    rule = DecisionRule.from_config(trainer.model.config)
     measured = [
-        {"dataset": data.spec.name, "task": data.spec.task, "split": "test"}
-        | task.measure(data, values, trainer.model.config)
+        {"dataset": data.spec.name, "task": data.spec.task, "split": "test"} | task.measure(data, values, rule)
         for data, values in tested
     ]
     precision = trainer.accelerator.mixed_precision.replace("no", "float32")  # as accelerate was configured, too
@@ -131,13 +132,9 @@ def count_excluded(loaded: LoadedDataset) -> dict[str, int]:
 
 def _split_sizes(loaded: LoadedDataset) -> dict[str, dict[str, int]]:
     """Split -> number of groups and, as far as known, patients."""
-    parts = {split: loaded.table[loaded.table["split"] == split] for split in SPLITS}
     return {
-        split: {
-            "groups": rows["group"].nunique(),
-            "patients": rows.loc[rows["patient"] != "", "patient"].nunique(),
-        }
-        for split, rows in parts.items()
+        split: {"groups": rows["group"].nunique(), "patients": rows.loc[rows["patient"] != "", "patient"].nunique()}
+        for split, rows in ((split, loaded.rows(split)) for split in SPLITS)
     }
 
 

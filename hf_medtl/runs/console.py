@@ -7,12 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel
 
-from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import describe_processor
 from hf_medtl.publish.templates import format_interval, format_range
+from hf_medtl.runs.preflight import Plan
 from hf_medtl.tasks import task_for_results
 from hf_medtl.training.recipe import Recipe
 
@@ -21,33 +20,12 @@ LABEL_METRICS = ("roc_auc", "sensitivity", "specificity")
 SOURCE_METRICS = ("dice", "iou", "hausdorff95")
 
 
-def show_plan(
-    recipe: Recipe,
-    loaded: LoadedDataset,
-    outside: LoadedDataset | None,
-    model: PreTrainedModel,
-    start: str,
-    processor: Any,
-    needed: float,
-    checkpoint: str | None,
-) -> None:
-    """Print what will run: data and split, model, preprocessing, training, disk space.
-
-    Args:
-        recipe: the run's options.
-        loaded: the data set.
-        outside: external data set.
-        model: to be trained.
-        start: description of the initial weights.
-        processor: image processor.
-        needed: disk space, bytes.
-        checkpoint: the checkpoint to resume from.
-    """
-    parts = {
-        split: (counts, loaded.table.loc[loaded.table["split"] == split]) for split, counts in loaded.counts().items()
-    }
-    if outside:
-        parts[f"external: {outside.spec.name}"] = outside.counts()["test"], outside.table
+def show_plan(recipe: Recipe, plan: Plan) -> None:
+    """Print what will run: data and split, model, preprocessing, training, disk space."""
+    loaded, model = plan.loaded, plan.model
+    parts = {split: (counts, loaded.rows(split)) for split, counts in loaded.counts().items()}
+    if plan.external:
+        parts[f"external: {plan.external.spec.name}"] = plan.external.counts()["test"], plan.external.table
     table = _table(loaded.spec.title, "label", *parts)
     for label in loaded.counts()["train"]:  # one row each: there may be more labels than columns on a screen
         table.add_row(label, *(str(counts[label]) for counts, _ in parts.values()))
@@ -61,15 +39,16 @@ def show_plan(
             f"{recipe.per_device_train_batch_size})"
         )
     rates = f"{recipe.learning_rate:g}" + (f", head {recipe.head_learning_rate:g}" if recipe.head_learning_rate else "")
+    start = plan.task.describe_initial_weights(recipe, model)
     for name, value in {
         "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
-        "preprocessing": describe_processor(processor),
+        "preprocessing": describe_processor(plan.processor),
         "training": f"at most {recipe.num_train_epochs:g} epochs, batch size {math.prod(recipe.undivided)}{division}, "
         f"learning rate {rates}, strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, "
         f"seed {recipe.seed}",
         "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
-        "disk": f"up to {needed / 1e9:.2f} GB in {recipe.output_dir}",
-        "resuming": checkpoint,
+        "disk": f"up to {plan.disk_bytes / 1e9:.2f} GB in {recipe.output_dir}",
+        "resuming": plan.checkpoint,
     }.items():
         if value:
             console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)

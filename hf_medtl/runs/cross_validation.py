@@ -12,15 +12,15 @@ import pandas as pd
 from accelerate import PartialState
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.console import show_folds, show_folds_plan
-from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_folder
-from hf_medtl.tasks import Task, task_for_dataset
+from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_sweep
+from hf_medtl.tasks import task_for_dataset
 from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
@@ -77,7 +77,7 @@ def cross_validate(recipe: Recipe, run: Callable[[Recipe], Path]) -> Path:
             loaded = fold.recipe.load_data()
         if fold.is_finished:
             _check_fold(fold, loaded)
-        counts = {split: str((loaded.table["split"] == split).sum()) for split in SPLITS}
+        counts = {split: str(len(loaded.rows(split))) for split in SPLITS}
         plan.append({"fold": str(fold.recipe.fold), "state": fold.status, **counts})
     if recipe.should_save:
         show_folds_plan(plan, folder)
@@ -90,11 +90,11 @@ def cross_validate(recipe: Recipe, run: Callable[[Recipe], Path]) -> Path:
         for fold in sweep.missing[:1]:
             run_fold(fold)
         return folder
-    with lock_folder(folder, "cross-validation") if recipe.should_save else contextlib.nullcontext():
+    with lock_sweep(folder, "cross-validation") if recipe.should_save else contextlib.nullcontext():
         sweep.run_missing(run_fold)
         if recipe.should_save:
             runs = [fold.run for fold in folds]
-            show_folds(folder, summarise(RunFolder(folder), runs, recipe, task_for_dataset(loaded), loaded))
+            show_folds(folder, summarise(RunFolder(folder), runs, recipe, loaded))
     PartialState().wait_for_everyone()
     return folder
 
@@ -108,22 +108,19 @@ def _check_fold(fold: Fold, loaded: LoadedDataset) -> None:
     check_same_run(fold.run, fold.recipe, loaded, ignored=["fold"])
 
 
-def summarise(
-    summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, task: Task, loaded: LoadedDataset
-) -> dict[str, Any]:
+def summarise(summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, loaded: LoadedDataset) -> dict[str, Any]:
     """Write predictions.csv, figures/, recipe.yaml, README.md and, last, results.json of all folds.
 
     Args:
         summary: The folder to write to.
         runs: The finished folds, in order.
         recipe: The recipe of all folds.
-        task: The learning task.
         loaded: The data set, with any split.
 
     Returns:
         The content of results.json.
     """
-    folder, singles = summary.path, [run.results for run in runs]
+    folder, task, singles = summary.path, task_for_dataset(loaded), [run.results for run in runs]
     tables = [run.predictions.assign(fold=fold) for fold, run in enumerate(runs)]
     table = pd.concat(tables, ignore_index=True)
     summary.write("predictions.csv", table.to_csv(index=False))
@@ -160,9 +157,9 @@ def summarise(
         "results": result,
         "spec": loaded.spec,
         "external": recipe.external_dataset,
-        "decided": singles[0]["threshold"] is not None,
+        "has_threshold": singles[0]["threshold"] is not None,
         "shown": [name for name in ("roc_auc", "accuracy", "dice", "iou") if name in result["metrics"]],
-        "watched": metric,
+        "main_metric": metric,
         "figures": figure_names,
         "recipe_yaml": recipe_yaml,
     }

@@ -9,23 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.preprocessing import describe_processor, normalisation, shared_processor
+from hf_medtl.publish.card import eval_results
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.folder import check_output_dir
 from hf_medtl.tasks import task_for_dataset, task_for_results
 
 logger = logging.getLogger("hf_medtl")
-
-CLASSIFICATION = "image-classification"
 
 
 def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: Path | None = None) -> dict[str, Any]:
@@ -68,10 +66,9 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     task = task_for_results(results[0])
     positive = results[0]["positive_label"]
     thresholds = task.mean_thresholds(results)
-    model.config.update(
-        {"positive_label": positive, "folded_temperature": None} | task.threshold_config(thresholds, fitted=not soup)
-    )
+    model.config.update(task.decision_rule(results[0] | thresholds, fitted=not soup).to_config())
     folder.mkdir(parents=True, exist_ok=True)
+    output = RunFolder(folder)
 
     def save() -> None:
         model.save_pretrained(folder)
@@ -84,27 +81,27 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     same_split = len({_split_text(member) for member in members}) == 1
     columns = ["image_id", "label", "group"]
     same_test = all(member.predictions[columns].equals(members[0].predictions[columns]) for member in members)
-    result = {"dataset": results[0]["dataset"], "task": CLASSIFICATION, "split": "test"}
+    result = {"dataset": results[0]["dataset"], "task": task.pipeline, "split": "test"}
     if soup and same_split and data_dir:
         loaded = load(results[0]["dataset"], data_dir, splits=members[0].path / "splits.csv", positive=positive)
         task = task_for_dataset(loaded)
         rule, alpha = results[0].get("threshold_rule") or "youden", results[0].get("conformal", {}).get("alpha", 0.1)
-        decision_rule = task.calibrate(model, loaded, task.predict(folder, loaded, "validation"), rule, alpha)
-        model.config.update(decision_rule.to_config())
+        fitted = task.calibrate(model, loaded, task.predict(folder, loaded, "validation"), rule, alpha)
+        model.config.update(fitted.to_config())
         save()
         predictions = task.predict(folder, loaded, "test")
-        result |= task.measure(loaded, predictions, model.config)
-        RunFolder(folder).write("predictions.csv", task.prediction_table(loaded, predictions).to_csv(index=False))
+        result |= task.measure(loaded, predictions, fitted)
+        output.write("predictions.csv", task.prediction_table(loaded, predictions).to_csv(index=False))
         task.draw_figures(folder, figures, loaded, predictions, result)
     elif not soup and same_test:
         table = _mean_predictions([member.predictions for member in members])
         result |= task.pool_folds(table, [results[0] | thresholds], figures, "test split")
-        RunFolder(folder).write("predictions.csv", table.to_csv(index=False))
+        output.write("predictions.csv", table.to_csv(index=False))
     else:
         logger.warning("No results are written: %s", _why_no_results(soup, same_split))
     if "metrics" in result:
         result["temperature"] = model.config.folded_temperature
-        RunFolder(folder).write("results.json", result)
+        output.write("results.json", result)
         if same_split:  # otherwise the members share only the test images
             shutil.copyfile(members[0].path / "splits.csv", folder / "splits.csv")
     facts = {
@@ -131,7 +128,7 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
 
 def _classification_results(run: RunFolder) -> dict[str, Any]:
     """Return results.json of a finished classification run."""
-    if run.check_finished().task != CLASSIFICATION:
+    if not task_for_results(run.check_finished().results).has_probabilities:
         raise MedtlError(f"{run.path} is a run of {run.task}: only classifiers can be averaged.")
     return run.results
 
@@ -247,24 +244,11 @@ def _write_card(folder: Path, model: PreTrainedModel, processor: Any, licence: s
     metadata = ModelCardData(
         license=licence,
         datasets=[dataset] if "/" in dataset else None,
-        pipeline_tag=CLASSIFICATION,
+        pipeline_tag=facts["results"]["task"],
         library_name="transformers",
         tags=["medical", "hf_medtl", "model-soup" if facts["soup"] else "ensemble"],
         model_name=folder.name,
-        eval_results=[
-            EvalResult(
-                task_type=CLASSIFICATION,
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_split="test",
-                metric_type=name,
-                metric_name=METRIC_NAMES[name],
-                metric_value=round(metric["value"], 4),
-            )
-            for name, metric in facts["results"].get("metrics", {}).items()
-            if metric["value"] is not None
-        ]
-        or None,
+        eval_results=eval_results(facts["results"], dataset, dataset) or None,
     )
     config = AutoConfig.from_pretrained(folder)
     facts = facts | {

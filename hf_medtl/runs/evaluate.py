@@ -1,10 +1,8 @@
 """Evaluation of a finished or published model on another data set: `hf-medtl evaluate`."""
 
-import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,147 +10,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers.utils.hub import cached_file
 
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
-from hf_medtl.data.leakage import keep_seen, load_external, shared_images, training_footprint
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.leakage import keep_seen, load_external, shared_images
 from hf_medtl.data.metadata import subgroup_columns
-from hf_medtl.data.readers import NEGATIVE_LABELS
-from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import proportion
 from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustness_results
 from hf_medtl.evaluation.subgroups import generalization_gap, small_sample_warning
-from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_evaluation
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.artifacts import count_excluded
-from hf_medtl.tasks import Task, task_for_dataset, task_for_predictor
-from hf_medtl.training.recipe import strip_path
+from hf_medtl.runs.evaluated_model import EvaluatedModel
+from hf_medtl.tasks import Task, task_for_dataset
 from hf_medtl.training.runtime import environment
 
 logger = logging.getLogger("hf_medtl")
 
 SHOWN = ("roc_auc", "sensitivity", "specificity", "dice", "iou")  # metrics of subgroups, those that a task has
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """A model and the provenance that its folder records.
-
-    Attributes:
-        name: name of the folder, or Hub id.
-        predictor: the model, with a complete configuration of its decisions.
-        results: its results.json; empty if there is none.
-        seen: the data it was trained on, as far as known.
-        unsure: why copies of its training images may not be recognised, or "".
-    """
-
-    name: str
-    predictor: Predictor
-    results: dict[str, Any]
-    seen: LoadedDataset
-    unsure: str
-
-    @classmethod
-    def read(
-        cls,
-        model: str | Path,
-        training_data: str | Path | None = None,
-        positive: str | None = None,
-        revision: str | None = None,
-        device: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> "EvaluatedModel":
-        """Read a model from a run folder or the Hub; arguments as for `evaluate_model`.
-
-        Raises:
-            MedtlError: As `Predictor.from_pretrained` and `training_footprint`; a positive label that the model lacks.
-        """
-        predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
-        fill_decision_defaults(predictor, positive)
-        files = {
-            name: cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-            for name in ("results.json", "recipe.yaml", "splits.csv")
-        }
-        results = json.loads(Path(files["results.json"]).read_text("utf-8")) if files["results.json"] else {}
-        recipe = yaml.safe_load(Path(files["recipe.yaml"]).read_text("utf-8")) if files["recipe.yaml"] else {}
-        name = strip_path(str(model))
-        dataset = results.get("dataset") or recipe.get("dataset") or name
-        spec = DATASETS.get(dataset, replace(DATASETS["imagefolder"], name=dataset, title=dataset))
-        spec = replace(
-            task_for_predictor(predictor).dataset_spec(spec, predictor.labels),
-            positive=predictor.config.positive_label,
-        )
-        splits = Path(files["splits.csv"]) if files["splits.csv"] else None
-        if training_data and not splits:
-            raise MedtlError(
-                f"{name} has no splits.csv, so it is not known which of these images it was trained on. Remove "
-                "--training_data."
-            )
-        seen = training_footprint(spec, splits, training_data)
-        unsure, without_thumbnail = "", _count_without_thumbnail(seen)
-        if not splits:
-            unsure = "the model has no splits.csv, so it is not known whether it was trained on these images"
-        elif without_thumbnail:
-            unsure = (
-                f"for {without_thumbnail} training images of the model only identical files can be recognised, no "
-                "cropped, scaled or re-encoded copies. Give these images with --training_data"
-            )
-        return cls(name, predictor, results, seen, unsure)
-
-
-def _count_without_thumbnail(seen: LoadedDataset) -> int:
-    """Count the training images that have no thumbnail to recognise them by."""
-    return sum(
-        split != "test" and not item.thumbnail
-        for split, item in zip(seen.table["split"], seen.fingerprints, strict=True)
-    )
-
-
-def fill_decision_defaults(predictor: Predictor, positive: str | None = None) -> None:
-    """Fill in how to decide where the configuration of a model, trained elsewhere, does not say.
-
-    Of two labels the one whose name is not negative is positive, with a threshold of 0.5; each label of a multilabel
-    model has a threshold of 0.5. There are no conformal sets, and masks are not postprocessed.
-
-    Args:
-        predictor: the model, whose configuration is changed.
-        positive: the positive one of two labels.
-
-    Raises:
-        MedtlError: A positive label that is not one of two.
-    """
-    config, labels = predictor.config, predictor.labels
-    task = task_for_predictor(predictor)
-    is_binary = task.is_binary(labels)
-    if positive and not (is_binary and positive in labels):
-        raise MedtlError(
-            f"--positive_label must be one of the model's labels if it has two, but it has {', '.join(labels)}."
-        )
-    saved = getattr(config, "positive_label", None)
-    if positive and saved and positive != saved:
-        raise MedtlError(f"The model's threshold is for {saved}. Remove --positive_label {positive}.")
-    not_negative = [label for label in labels if not re.fullmatch(NEGATIVE_LABELS, label)] or labels
-    defaults: dict[str, Any] = {
-        "positive_label": (positive or not_negative[-1]) if is_binary else None,
-        "threshold": 0.5 if is_binary else None,
-        "threshold_rule": None,
-        "thresholds": dict.fromkeys(labels, 0.5),
-        "unfitted_thresholds": list(labels),
-        "folded_temperature": None,
-        "conformal": None,
-        "mask_values": None,
-        "postprocessing": {},
-    }
-    task.check_model(config, labels)
-    config.update({name: value for name, value in defaults.items() if getattr(config, name, None) is None})
 
 
 def evaluate_model(
@@ -244,7 +124,7 @@ def evaluate_model(
         "dataset": external.spec.name,
         "task": external.spec.task,
         "split": split,
-        **task.measure(external, predictions, predictor.config),
+        **task.measure(external, predictions, subject.rule),
         **({"outliers": proportion(predictor.ood_scores(features) > 1)} if features else {}),
         "internal": {
             key: subject.results[key]
@@ -252,13 +132,9 @@ def evaluate_model(
             if key in subject.results
         },
         "slices": {
-            name: _subgroup_results(task, external, predictions, predictor, column) for name, column in columns.items()
+            name: _subgroup_results(task, external, predictions, subject, column) for name, column in columns.items()
         },
-        "overlap": {
-            "seen": int((subject.seen.table["split"] != "test").sum()),
-            "without_thumbnail": _count_without_thumbnail(subject.seen),
-            "unsure": subject.unsure,
-        },
+        "overlap": subject.overlap,
         "excluded": count_excluded(external),
         "environment": environment("float32", 1),
     }
@@ -268,8 +144,7 @@ def evaluate_model(
         results["drop"] = generalization_gap(subject.results["metrics"], results["metrics"])
     figures = folder / "figures"
     if robust:
-        relative_to = other.predictor if other else None
-        results["robustness"] = _measure_robustness(task, external, predictions, predictor, relative_to)
+        results["robustness"] = _measure_robustness(task, external, predictions, subject, other)
     figures.mkdir(parents=True)
     if robust:
         plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
@@ -309,7 +184,7 @@ def _check_robustness(
     """
     if other and not robust:
         raise MedtlError("--baseline needs --robustness, which is measured relative to it. Give both.")
-    if robust and not task_for_predictor(subject.predictor).supports_robustness:
+    if robust and not task_for_dataset(external).supports_robustness:
         raise MedtlError("--robustness is only for classifiers with one label per image. Remove it.")
     absent = [label for label in external.labels if label not in set(external.table["label"])]
     if robust and absent:
@@ -335,12 +210,12 @@ def _read_corrupted(path: Path, name: str, level: int) -> Image.Image:
 
 
 def _measure_robustness(
-    task: Task, external: LoadedDataset, predictions: Any, predictor: Predictor, baseline: Predictor | None
+    task: Task, external: LoadedDataset, predictions: Any, subject: EvaluatedModel, baseline: EvaluatedModel | None
 ) -> dict[str, Any]:
     """Return `robustness` of a model, given its predictions on clean images, relative to the baseline if given."""
 
-    def predict_corrupted(model: Predictor, clean: Any = None) -> dict[str, list[Any]]:
-        pipeline = model.pipeline()
+    def predict_corrupted(model: EvaluatedModel, clean: Any = None) -> dict[str, list[Any]]:
+        pipeline = model.predictor.pipeline()
         by_corruption = {"clean": [task.predict(pipeline, external, "test") if clean is None else clean]}
         levels = [(name, level) for name in CORRUPTIONS for level in LEVELS]
         for name, level in tqdm(levels, "Corruptions", unit="level", disable=None):
@@ -348,16 +223,16 @@ def _measure_robustness(
             by_corruption.setdefault(name, []).append(task.predict(pipeline, external, "test", read))
         return by_corruption
 
-    config = predictor.config
-    positive = external.labels.index(config.positive_label) if config.positive_label else len(external.labels) - 1
+    rule = subject.rule
+    positive = external.labels.index(rule.positive) if rule.positive else len(external.labels) - 1
     labels = external.table["label"].map(external.labels.index).to_numpy(np.int64)
-    relative_to = (predict_corrupted(baseline), baseline.config.threshold) if baseline else None
-    corrupted, groups = predict_corrupted(predictor, predictions), external.table["group"].tolist()
-    return robustness_results(labels, groups, corrupted, positive, config.threshold, relative_to)
+    relative_to = (predict_corrupted(baseline), baseline.rule.threshold) if baseline else None
+    corrupted, groups = predict_corrupted(subject, predictions), external.table["group"].tolist()
+    return robustness_results(labels, groups, corrupted, positive, rule.threshold, relative_to)
 
 
 def _subgroup_results(
-    task: Task, external: LoadedDataset, predictions: Any, predictor: Predictor, column: pd.Series
+    task: Task, external: LoadedDataset, predictions: Any, subject: EvaluatedModel, column: pd.Series
 ) -> dict[str, dict[str, Any]]:
     """Value of a column -> n, n_groups, metrics with intervals, and a warning if the subgroup is small.
 
@@ -369,7 +244,7 @@ def _subgroup_results(
     for value in column.cat.categories:
         rows = (column == value).to_numpy()
         part = replace(external, table=external.table[rows].reset_index(drop=True))
-        measured = task.measure(part, predictions[rows], predictor.config)
+        measured = task.measure(part, predictions[rows], subject.rule)
         counts = {name: groups[rows & present].nunique() for name, present in presence.items() if present.any()}
         subgroups[str(value)] = {key: measured[key] for key in ("n", "n_groups", "metrics")} | {
             "warning": small_sample_warning(counts)

@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.utils import cached_file
 
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image, read_mask
-from hf_medtl.data.loading import LoadedDataset, load
+from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.localization import Region
 from hf_medtl.explain.report import check_supported, write_report
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_explanations
+from hf_medtl.runs.finished import fetch_run
 
 
 def dataset_masks(loaded: LoadedDataset) -> Region:
@@ -118,22 +118,18 @@ def explain_model(
     try:
         network = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
         processor = AutoImageProcessor.from_pretrained(model)
-        recipe_file, splits_file = (
-            cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-            for name in ("recipe.yaml", "splits.csv")
-        )
+        finished = fetch_run(model)
     except (OSError, ValueError) as error:
         raise MedtlError(
             f"{model} can't be loaded as a classifier ({str(error).strip().splitlines()[0]}). Give the folder of "
             "a finished run, or the id of a published one."
         ) from error
     check_supported(network)
-    if not splits_file:
+    if not (finished.path / "splits.csv").is_file():
         raise MedtlError(f"{model} has no splits.csv, so its training images are unknown. Give a run of hf_medtl.")
-    recipe = yaml.safe_load(Path(recipe_file).read_text("utf-8")) if recipe_file else {}
-    name = dataset or recipe.get("dataset", "brain-tumor-mri")  # recipe.yaml leaves out what is as by default
-    loaded = load(name, data_dir, splits=splits_file)
-    rows = loaded.table[loaded.table["split"] == split]
+    name = dataset or finished.recipe.get("dataset", "brain-tumor-mri")  # recipe.yaml leaves out defaults
+    loaded = load(name, data_dir, splits=finished.path / "splits.csv")
+    rows = loaded.rows(split)
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no images. Give --split test, validation or train.")
     region = dataset_masks(loaded) if masks else lung_masks(lung_model) if lung_model else None

@@ -1,12 +1,15 @@
-"""Finished runs: short names for several of them, and the data set of one."""
+"""Finished runs: short names for several of them, files of a published one, and the data set of one."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from transformers.utils.hub import cached_file
 
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.data.loading import LoadedDataset, load
+from hf_medtl.common.text import split_commas
+from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 
 
@@ -26,7 +29,21 @@ def read_runs(folders: Sequence[str | Path]) -> dict[str, RunFolder]:
     return {name: RunFolder(path).check_finished() for name, path in zip(_short_names(resolved), paths, strict=True)}
 
 
-def read_splits(run: RunFolder) -> pd.DataFrame | None:
+def fetch_run(model: str | Path, revision: str | None = None) -> RunFolder:
+    """Return the results, recipe and split of a run folder or of a model on the Hub, as far as it has them.
+
+    Args:
+        model: run folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+    """
+    paths = [
+        cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for name in ("results.json", "recipe.yaml", "splits.csv")
+    ]
+    return RunFolder(next((Path(path).parent for path in paths if path), model))
+
+
+def run_splits(run: RunFolder) -> pd.DataFrame | None:
     """Return splits.csv of a run, or of a cross-validation's first fold (whose column split is that fold's own)."""
     return next((table for table in (run.splits, *(fold.splits for fold in run.folds)) if table is not None), None)
 
@@ -50,7 +67,7 @@ def load_run_data(run: RunFolder, data_dir: Path | None = None) -> LoadedDataset
         splits=folder / "splits.csv",
         positive=run.recipe.get("positive_label"),
         task=run.task,
-        sources=[name.strip() for name in run.recipe.get("sources", "").split(",") if name.strip()],
+        sources=split_commas(run.recipe.get("sources", "")),
     )
 
 

@@ -7,14 +7,15 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from hf_medtl.common.text import split_commas
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.leakage import load_external
-from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.errors import MedtlError
-from hf_medtl.publish.check import check_licence, check_prose, contains_token
+from hf_medtl.publish.card_fields import check_prose
+from hf_medtl.publish.check import check_licence, contains_token
 from hf_medtl.runs.artifacts import read_model_card_prose
 from hf_medtl.runs.folder import check_disk, check_output_dir, disk_needed
 from hf_medtl.runs.search_space import Space, check_search
-from hf_medtl.tasks import Task, check_recipe, task_for_dataset
+from hf_medtl.tasks import Task, get_task, task_for_dataset
 from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.version import __version__
@@ -56,7 +57,7 @@ def check_options(recipe: Recipe) -> Space:
         MedtlError: Options that do not go together, an access token in what would be saved, or a model card or licence
             that can't be published.
     """
-    check_recipe(recipe)
+    get_task(recipe.task).check_recipe(recipe)
     _, prose = read_model_card_prose(recipe)
     if contains_token((recipe.to_yaml() + prose).encode()):
         raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")

@@ -5,12 +5,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -18,14 +17,11 @@ from transformers import PreTrainedModel
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import cores, is_disk_full
-from hf_medtl.data.augmentation import get_augmentation
-from hf_medtl.data.cache import PreparedImages, prepare_images
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.evaluation.decisions import proportion
 from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
-from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
 from hf_medtl.publish.checkpoints import CheckpointUploader
 from hf_medtl.publish.hub import create_repository, push
 from hf_medtl.runs import preflight
@@ -34,6 +30,7 @@ from hf_medtl.runs.console import show_plan, show_results
 from hf_medtl.runs.cross_validation import cross_validate
 from hf_medtl.runs.folder import check_shared_folder, start_run
 from hf_medtl.runs.preflight import Plan, build
+from hf_medtl.runs.preprocessing import preprocess_splits
 from hf_medtl.runs.search import search
 from hf_medtl.runs.search_space import show_space
 from hf_medtl.tasks import task_for_dataset
@@ -112,8 +109,7 @@ def run(recipe: Recipe) -> Path:
     plan = preflight.check(recipe)
     folder, task, loaded, model, processor = plan.folder, plan.task, plan.loaded, plan.model, plan.processor
     if recipe.should_save:
-        start = task.describe_initial_weights(recipe, model)
-        show_plan(recipe, loaded, plan.external, model, start, processor, plan.disk_bytes, plan.checkpoint)
+        show_plan(recipe, plan)
         show_space(plan.space)
     if recipe.dry_run:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
@@ -129,14 +125,7 @@ def run(recipe: Recipe) -> Path:
         energy_kwh = _train(recipe, plan, trainer)
         save(recipe, folder, model, processor)
 
-        if task.has_probabilities:
-            predictions = task.predict(folder, loaded, "validation")
-            if recipe.should_save:
-                rules = recipe.threshold, recipe.conformal_alpha
-                model.config.update(task.calibrate(model, loaded, predictions, *rules).to_config())
-        ood_rates = _detect_ood(recipe, plan, trainer)
-        if task.has_probabilities or ood_rates:
-            save(recipe, folder, model, processor)
+        ood_rates = _calibrate(recipe, plan, trainer) if task.has_probabilities else {}
 
         tested = [(data, task.predict(folder, data, "test")) for data in (loaded, plan.external) if data]
         if recipe.should_save:
@@ -224,83 +213,48 @@ def make_trainer(
         recipe,
         model,
         processor,
-        **prepare_splits(recipe, loaded, processor, task.mask_options(model.config, loaded.with_unused())),
+        **preprocess_splits(recipe, loaded, processor, task.mask_options(model.config, loaded.with_unused())),
         loss=loss,
         metrics=task.validation_metrics,
         reduce=task.reduce_logits,
     )
 
 
-def prepare_splits(
-    recipe: Recipe,
-    loaded: LoadedDataset,
-    processor: Any,
-    masks: dict[str, Any] | None = None,
-    splits: Sequence[str] = ("train", "validation"),
-) -> dict[str, PreparedImages]:
-    """Return preprocessed images by split, those of the training split augmented.
-
-    Args:
-        recipe: The options of the run.
-        loaded: The data set.
-        processor: The image processor.
-        masks: Arguments of `prepare_images` that concern masks, if masks are learned.
-        splits: Names of the splits.
-    """
-    # With the images that are in no split, so that runs on more or fewer training images share one cache.
-    table = loaded.with_unused().table
-    rows = pd.Series(range(len(table)), index=table["image_id"])[loaded.table["image_id"]].to_numpy()
-    with recipe.main_process_first(local=True):
-        prepared = prepare_images(
-            [loaded.root / path for path in table["path"]],
-            table["sha256"].tolist(),
-            lambda images: to_uint8(processor, images),
-            key=preprocessing_key(processor),
-            **(masks or {}),
-        )
-    counts = getattr(processor, "counts", {})
-    if counts.get("pictures"):  # none if the images were in the cache
-        logger.info("Crop: nothing found in %d of %d images, which are not cropped.", counts["nothing"],
-                    counts["pictures"])  # fmt: skip
-    return {
-        split: PreparedImages(
-            prepared,
-            rows[loaded.table["split"] == split].tolist(),
-            task_for_dataset(loaded).targets(loaded, split),
-            get_augmentation(recipe.augmentation) if split == "train" else None,
-            recipe.seed,
-        )
-        for split in splits
-    }
+def _calibrate(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> dict[str, Any]:
+    """Fit the decision rule on the validation split and save it with the model; return the rates of `_detect_ood`."""
+    predictions = plan.task.predict(plan.folder, plan.loaded, "validation")
+    ood_threshold, ood_rates = _detect_ood(recipe, plan, trainer)
+    if recipe.should_save:
+        rule = plan.task.calibrate(plan.model, plan.loaded, predictions, recipe.threshold, recipe.conformal_alpha)
+        plan.model.config.update(replace(rule, ood_threshold=ood_threshold).to_config())
+    save(recipe, plan.folder, plan.model, plan.processor)
+    return ood_rates
 
 
-def _detect_ood(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> dict[str, Any]:
-    """Fit out-of-distribution detection on training features; put its threshold, from validation, into the config.
+def _detect_ood(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> tuple[float | None, dict[str, Any]]:
+    """Fit out-of-distribution detection on training features, and its threshold on those of the validation split.
 
     Returns:
-        test, and external if there is one -> proportion of images that are out-of-distribution, with limits; empty if
-        the model has no features to compare or the training images are too few.
+        The threshold, and test, and external if there is one -> proportion of images that are out-of-distribution, with
+        limits; None and empty if the training images are too few.
     """
-    strata = plan.task.feature_strata(plan.loaded, "train")
-    if strata is None:
-        return {}
-    splits = prepare_splits(recipe, plan.loaded, plan.processor, splits=SPLITS)
+    splits = preprocess_splits(recipe, plan.loaded, plan.processor, splits=SPLITS)
     if plan.external:
-        splits["external"] = prepare_splits(recipe, plan.external, plan.processor, splits=["test"])["test"]
+        splits["external"] = preprocess_splits(recipe, plan.external, plan.processor, splits=["test"])["test"]
     features: dict[str, NDArray[np.float32]] = {
         name: trainer.head_inputs(images).numpy() for name, images in splits.items()
     }
     try:
+        strata = plan.task.feature_strata(plan.loaded, "train")
         scorer = OutOfDistributionScorer.fit(features.pop("train"), strata)
     except MedtlError as error:
         logger.warning("Out-of-distribution images will not be detected: %s", error)
-        return {}
+        return None, {}
     scores = {name: scorer.score(values) for name, values in features.items()}
     threshold = ood_threshold(scores.pop("validation"))
-    trainer.model.config.update({"outliers": {"threshold": threshold}})
     if recipe.should_save:
         scorer.save(plan.folder)
-    return {name: proportion(values > threshold) for name, values in scores.items()}
+    return threshold, {name: proportion(values > threshold) for name, values in scores.items()}
 
 
 def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:

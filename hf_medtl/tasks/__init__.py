@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.predict import Predictor
 from hf_medtl.tasks.base import Task
 from hf_medtl.tasks.classification import Classification
 from hf_medtl.tasks.multilabel import MultiLabelClassification
 from hf_medtl.tasks.segmentation import Segmentation
-from hf_medtl.training.recipe import Recipe
 
 __all__ = ["TASKS", "Classification", "MultiLabelClassification", "Segmentation", "Task", "get_task"]
 
@@ -32,15 +31,6 @@ def get_task(pipeline: str | None, multilabel: bool = False) -> Task:
     if pipeline not in names:
         raise MedtlError(f"--task must be one of {', '.join(names)}, but is {pipeline!r}.")
     return names[pipeline]
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Check the options of a recipe before data are read.
-
-    Raises:
-        MedtlError: an unknown task, or options that are not for it.
-    """
-    get_task(recipe.task).check_recipe(recipe)
 
 
 def task_for_results(results: dict[str, Any]) -> Task:

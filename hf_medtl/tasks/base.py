@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.data.specs import DatasetSpec
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.training.recipe import Recipe
 
+Reader = Callable[[Path], Image.Image]  # file -> RGB image
 Score = Callable[[NDArray | None], NDArray[np.float64]]
 
 
@@ -84,10 +85,10 @@ class Task(ABC):
     def check_external(  # noqa: B027 - nothing to check by default
         self, config: Any, loaded: LoadedDataset
     ) -> None:
-        """Check that an external data set can be evaluated, so that a problem shows before training.
+        """Check that a model can be evaluated on an external data set, so that a problem shows before the work.
 
         Raises:
-            MedtlError: data that could not be measured after training.
+            MedtlError: data that could not be measured, or something that the model's configuration lacks.
         """
 
     # Training
@@ -131,20 +132,14 @@ class Task(ABC):
     # Evaluation
 
     @abstractmethod
-    def predict(
-        self,
-        model: Path | Pipeline,
-        loaded: LoadedDataset,
-        split: str,
-        read: Callable[[Path], Image.Image] = read_image,
-    ) -> Any:
+    def predict(self, model: Path | Pipeline, loaded: LoadedDataset, split: str, read: Reader = read_image) -> Any:
         """Predict a split through the saved folder's own pipeline.
 
         Args:
             model: run folder or pipeline.
             loaded: data set.
             split: name of the split.
-            read: function that reads a file as an RGB image.
+            read: function that reads a file.
 
         Returns:
             Predictions, one row per image; every process gets all of them.
@@ -164,24 +159,23 @@ class Task(ABC):
             rule: rule of the decision threshold, see `parse_rule`.
             alpha: fraction of conformal sets that may miss the true label.
         """
-        return DecisionRule(loaded.labels)
+        raise NotImplementedError
 
-    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
-        """Return strata of images with similar features, for out-of-distribution detection.
+    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64]:
+        """Return the (n,) stratum of each image: those in one have similar features; for out-of-distribution detection.
 
-        Returns:
-            (n,) stratum of each image of the split; None if the model has no head whose input could be compared.
+        Only for tasks with `has_probabilities`.
         """
-        return None
+        raise NotImplementedError
 
     @abstractmethod
-    def measure(self, loaded: LoadedDataset, predictions: Any, config: Any) -> dict[str, Any]:
+    def measure(self, loaded: LoadedDataset, predictions: Any, rule: DecisionRule) -> dict[str, Any]:
         """Return the part of results.json about the test split.
 
         Args:
             loaded: data set.
             predictions: of its test split.
-            config: configuration of the model.
+            rule: decision rule of the model.
         """
 
     @abstractmethod
@@ -280,9 +274,12 @@ class Task(ABC):
         """Return the keys of results.json that hold thresholds, averaged over the results of several runs."""
         return {}
 
-    def threshold_config(self, results: Mapping[str, Any], fitted: bool = True) -> dict[str, Any]:
-        """Return the keys of config.json that hold the thresholds of results.json, or the defaults if not `fitted`."""
-        return {}
+    def decision_rule(self, results: Mapping[str, Any], fitted: bool = True) -> DecisionRule:
+        """Return the decision rule with the thresholds of results.json, or with the defaults if not `fitted`.
+
+        Only for tasks with `has_probabilities`.
+        """
+        raise NotImplementedError
 
     def dataset_spec(self, spec: DatasetSpec, labels: tuple[str, ...]) -> DatasetSpec:
         """Return the data set that a model with these labels was trained on, from what is known about it."""
@@ -291,15 +288,6 @@ class Task(ABC):
     def is_binary(self, labels: Sequence[str]) -> bool:
         """Return True if one of the labels is the positive one, with a threshold."""
         return False
-
-    def check_model(  # noqa: B027 - nothing to check by default
-        self, config: Any, labels: Sequence[str]
-    ) -> None:
-        """Check that a model that was trained elsewhere can be evaluated.
-
-        Raises:
-            MedtlError: something that its configuration lacks.
-        """
 
     def presence(self, loaded: LoadedDataset) -> dict[str, NDArray[np.bool_]]:
         """Return what is counted in a subgroup: name -> (n,) True for each image that shows it."""

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.special import softmax
 from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
-from hf_medtl.data.loading import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_temperature
@@ -30,7 +29,7 @@ from hf_medtl.evaluation.metrics import classification_metrics, decide
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import fold_temperature
-from hf_medtl.tasks.base import Score, Task
+from hf_medtl.tasks.base import Reader, Score, Task
 from hf_medtl.training.losses import LOSSES, ClassificationLoss, MultiLabelLoss, class_weights
 from hf_medtl.training.recipe import Recipe
 
@@ -88,7 +87,11 @@ class Classification(Task):
 
     def targets(self, loaded: LoadedDataset, split: str) -> Any:
         """Return the (n,) class index of each image of a split."""
-        return _class_indices(loaded, split).tolist()
+        return self._true_labels(loaded, split).tolist()
+
+    def _true_labels(self, loaded: LoadedDataset, split: str) -> NDArray[Any]:
+        """Return the (n,) class index of each image of a split."""
+        return loaded.rows(split)["label"].map(loaded.labels.index).to_numpy(np.int64)
 
     def loss(self, recipe: Recipe, labels: tuple[str, ...], targets: Any) -> Callable[..., torch.Tensor]:
         """Return the cross entropy or focal loss, with class weights from the training split."""
@@ -118,16 +121,10 @@ class Classification(Task):
         """Return --from_scratch, with the only strategy that makes sense then."""
         return {} if recipe.from_scratch else {"from_scratch": True, "strategy": "full"}
 
-    def predict(
-        self,
-        model: Path | Pipeline,
-        loaded: LoadedDataset,
-        split: str,
-        read: Callable[[Path], Image.Image] = read_image,
-    ) -> Any:
+    def predict(self, model: Path | Pipeline, loaded: LoadedDataset, split: str, read: Reader = read_image) -> Any:
         """Return the probabilities (n, K) of a split's original files."""
-        paths = loaded.table.loc[loaded.table["split"] == split, "path"]
-        return predict_probabilities(model, [loaded.root / path for path in paths], read, self.pipeline)
+        paths = [loaded.root / path for path in loaded.rows(split)["path"]]
+        return predict_probabilities(model, paths, read, self.pipeline)
 
     def calibrate(
         self, model: PreTrainedModel, loaded: LoadedDataset, predictions: NDArray[np.float64], rule: str, alpha: float
@@ -142,13 +139,13 @@ class Classification(Task):
     ) -> tuple[NDArray[np.float64], float]:
         """Return logits (n, K) of the validation split and the temperature to divide them by."""
         logits = np.log(probabilities.clip(1e-12))  # the logits up to a constant, which softmax does not see
-        return logits, fit_temperature(logits, _class_indices(loaded, "validation"))
+        return logits, fit_temperature(logits, self._true_labels(loaded, "validation"))
 
     def _fit_decisions(
         self, loaded: LoadedDataset, logits: NDArray[np.float64], rule: str, alpha: float
     ) -> DecisionRule:
         """Return the decision rule, fitted on calibrated logits (n, K) of the validation split."""
-        labels, positive = _class_indices(loaded, "validation"), loaded.positive_index
+        labels, positive = self._true_labels(loaded, "validation"), loaded.positive_index
         probabilities = softmax(logits, axis=1)
         threshold = None
         if positive is not None:
@@ -166,15 +163,14 @@ class Classification(Task):
             },
         )
 
-    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
+    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64]:
         """Return the (n,) class index: images of one label have similar features."""
-        return _class_indices(loaded, split)
+        return self._true_labels(loaded, split)
 
-    def measure(self, loaded: LoadedDataset, predictions: NDArray[np.float64], config: Any) -> dict[str, Any]:
+    def measure(self, loaded: LoadedDataset, predictions: NDArray[np.float64], rule: DecisionRule) -> dict[str, Any]:
         """Measure the test split: metrics, effect of the temperature and conformal sets."""
-        labels = _class_indices(loaded, "test")
-        groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
-        rule = DecisionRule.from_config(config)
+        labels = self._true_labels(loaded, "test")
+        groups = loaded.rows("test")["group"].tolist()
         measured = classification_results(labels, predictions, groups, loaded.labels, loaded.positive, rule.threshold)
         measured |= {"threshold_rule": rule.threshold_rule, "temperature": rule.temperature}
         if rule.temperature is not None:
@@ -182,12 +178,12 @@ class Classification(Task):
         if rule.conformal is None:  # a model that was trained elsewhere
             return measured
         lowest = np.array([rule.conformal["lowest"][label] for label in loaded.labels])  # config.json sorts its keys
-        correct = decide(predictions, _positive_output(loaded.labels, loaded.positive), rule.threshold) == labels
+        correct = rule.decide(predictions)[np.arange(len(labels)), labels]
         return {**measured, "conformal": {**rule.conformal, **conformal_results(predictions, labels, lowest, correct)}}
 
     def prediction_table(self, loaded: LoadedDataset, predictions: NDArray[np.float64]) -> pd.DataFrame:
         """Return image_id, label, group and the probability of each label of the test split."""
-        rows = loaded.table.loc[loaded.table["split"] == "test", ["image_id", "label", "group"]]
+        rows = loaded.rows("test")[["image_id", "label", "group"]]
         return rows.assign(**{f"p_{label}": predictions[:, i] for i, label in enumerate(loaded.labels)})
 
     def prediction_rows(
@@ -223,27 +219,31 @@ class Classification(Task):
         results: dict[str, Any],
         title: str = "test split",
     ) -> None:
-        """Draw the confusion matrix, ROC and reliability curves, and the risk-coverage curve."""
-        labels = _class_indices(loaded, "test")
-        plots.confusion_matrix(results["confusion_matrix"], loaded.labels, figures / "confusion_matrix.png", title)
-        plots.roc(labels, predictions, loaded.labels, loaded.positive, results["threshold"], figures / "roc.png", title)
-        plots.reliability(labels, predictions, loaded.positive_index, figures / "reliability.png", title)
+        """Draw the figures of `_draw_metrics` and, if there are conformal sets, the risk-coverage curve."""
+        labels = self._true_labels(loaded, "test")
+        self._draw_metrics(labels, predictions, results, figures, title)
         if "conformal" in results:
             output = _positive_output(loaded.labels, loaded.positive)
             correct = decide(predictions, output, results["threshold"]) == labels
             abstained = results["conformal"]["abstained"]["value"]
             plots.risk_coverage_curve(predictions.max(axis=1), correct, abstained, figures / "risk_coverage.png", title)
 
+    def _draw_metrics(
+        self, labels: NDArray, probabilities: NDArray, results: dict[str, Any], figures: Path, title: str
+    ) -> None:
+        """Draw the confusion matrix, and the ROC and reliability curves."""
+        names, positive = results["labels"], results["positive_label"]
+        index = None if positive is None else names.index(positive)
+        plots.confusion_matrix(results["confusion_matrix"], names, figures / "confusion_matrix.png", title)
+        plots.roc(labels, probabilities, names, positive, results["threshold"], figures / "roc.png", title)
+        plots.reliability(labels, probabilities, index, figures / "reliability.png", title)
+
     def pool_folds(self, table: pd.DataFrame, folds: list[dict[str, Any]], figures: Path, title: str) -> dict[str, Any]:
         """Measure all folds' test images, each decided with the threshold of its fold's own model."""
         names, labels, probabilities = _read_table(table, folds[0])
-        positive = folds[0]["positive_label"]
-        index = None if positive is None else names.index(positive)
-        threshold = self._threshold(table, folds)
+        positive, threshold = folds[0]["positive_label"], self._threshold(table, folds)
         pooled = classification_results(labels, probabilities, table["group"].tolist(), names, positive, threshold)
-        plots.confusion_matrix(pooled["confusion_matrix"], names, figures / "confusion_matrix.png", title)
-        plots.roc(labels, probabilities, names, positive, threshold, figures / "roc.png", title)
-        plots.reliability(labels, probabilities, index, figures / "reliability.png", title)
+        self._draw_metrics(labels, probabilities, pooled | {"threshold": threshold}, figures, title)
         return pooled
 
     def score(self, table: pd.DataFrame, results: dict[str, Any]) -> tuple[list[str], Score]:
@@ -274,9 +274,10 @@ class Classification(Task):
         thresholds = [run["threshold"] for run in runs]
         return {"threshold": None if None in thresholds else float(np.mean(thresholds))}
 
-    def threshold_config(self, results: Mapping[str, Any], fitted: bool = True) -> dict[str, Any]:
-        """Return the threshold; None if it is not `fitted`."""
-        return {"threshold": results["threshold"] if fitted else None}
+    def decision_rule(self, results: Mapping[str, Any], fitted: bool = True) -> DecisionRule:
+        """Return the rule with the threshold; with none if it is not `fitted`."""
+        threshold = results["threshold"] if fitted else None
+        return DecisionRule(tuple(results["labels"]), positive=results["positive_label"], threshold=threshold)
 
     def is_binary(self, labels: Sequence[str]) -> bool:
         """Return True for two labels."""
@@ -286,10 +287,6 @@ class Classification(Task):
 def threshold_by_fold(thresholds: list[float], table: pd.DataFrame) -> float | NDArray[np.float64]:
     """Return the (n,) threshold of each image's fold, or the only one."""
     return thresholds[0] if len(thresholds) == 1 else np.array(thresholds)[table["fold"]]
-
-
-def _class_indices(loaded: LoadedDataset, split: str) -> NDArray[np.int64]:
-    return loaded.table.loc[loaded.table["split"] == split, "label"].map(loaded.labels.index).to_numpy(np.int64)
 
 
 def _positive_output(labels: Sequence[str], positive: str | None) -> int:

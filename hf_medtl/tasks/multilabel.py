@@ -1,7 +1,7 @@
 """Multilabel image classification: any number of labels per image, with a sigmoid for each."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from transformers import EvalPrediction, Pipeline, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel
 
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.specs import split_labels
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.calibration import fit_multilabel_temperature
@@ -44,7 +44,11 @@ class MultiLabelClassification(Classification):
 
     def targets(self, loaded: LoadedDataset, split: str) -> Any:
         """Return (n, K) float32: 1 for each label that an image of the split has, else 0."""
-        return loaded.label_matrix()[loaded.table["split"] == split].astype(np.float32)
+        return self._true_labels(loaded, split).astype(np.float32)
+
+    def _true_labels(self, loaded: LoadedDataset, split: str) -> NDArray[Any]:
+        """Return which image of a split has which label, (n, K)."""
+        return loaded.label_matrix()[loaded.table["split"] == split]
 
     def _class_weights(self, recipe: Recipe, labels: tuple[str, ...], targets: Any) -> Sequence[float]:
         """Return the (K,) weights of each label's positives relative to its negatives.
@@ -79,16 +83,16 @@ class MultiLabelClassification(Classification):
         self, loaded: LoadedDataset, probabilities: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
         logits = logit(probabilities.clip(1e-7, 1 - 1e-7))  # as near to 1 as float32 can tell
-        return logits, fit_multilabel_temperature(logits, self.targets(loaded, "validation") > 0)
+        return logits, fit_multilabel_temperature(logits, self._true_labels(loaded, "validation"))
 
     def _fit_decisions(
         self, loaded: LoadedDataset, logits: NDArray[np.float64], rule: str, alpha: float
     ) -> DecisionRule:
         """Return the threshold of each label; there are no conformal sets."""
-        has = self.targets(loaded, "validation") > 0
+        true = self._true_labels(loaded, "validation")
         thresholds = {
             label: choose_threshold(rule, scores, positive)
-            for label, scores, positive in zip(loaded.labels, expit(logits).T, has.T, strict=True)
+            for label, scores, positive in zip(loaded.labels, expit(logits).T, true.T, strict=True)
             if positive.any() and not positive.all()
         }
         unfitted = [label for label in loaded.labels if label not in thresholds]
@@ -105,28 +109,25 @@ class MultiLabelClassification(Classification):
             unfitted=tuple(unfitted),
         )
 
-    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64] | None:
+    def feature_strata(self, loaded: LoadedDataset, split: str) -> NDArray[np.int64]:
         """Return (n,) zeros: combinations of labels are too many to be strata."""
-        return np.zeros(int((loaded.table["split"] == split).sum()), np.int64)
+        return np.zeros(len(loaded.rows(split)), np.int64)
 
-    def measure(self, loaded: LoadedDataset, predictions: NDArray[np.float64], config: Any) -> dict[str, Any]:
+    def measure(self, loaded: LoadedDataset, predictions: NDArray[np.float64], rule: DecisionRule) -> dict[str, Any]:
         """Measure the test split: means over labels, and each label alone."""
-        groups = loaded.table.loc[loaded.table["split"] == "test", "group"].tolist()
-        has = self.targets(loaded, "test") > 0
-        rule = DecisionRule.from_config(config)
+        groups = loaded.rows("test")["group"].tolist()
         saved = rule.thresholds or {}
         thresholds = {label: saved.get(label, 0.5) for label in loaded.labels}  # config.json sorts keys
-        measured = multilabel_results(has, predictions, groups, thresholds)
+        measured = multilabel_results(self._true_labels(loaded, "test"), predictions, groups, thresholds)
         for label in rule.unfitted:
             measured["per_label"][label]["threshold_fitted"] = False
         return {**measured, "temperature": rule.temperature}
 
     def worst_images(self, table: pd.DataFrame, results: dict[str, Any], number: int) -> list[dict[str, str]]:
         """Return the wrong decisions on single labels whose probability is farthest from the label's threshold."""
-        wrong = []
-        for label, of_label in results["per_label"].items():
-            has = np.array([label in split_labels(cell) for cell in table["label"]])
-            probabilities, threshold = table[f"p_{label}"].to_numpy(np.float64), of_label["threshold"]
+        wrong, by_label = [], results["per_label"]
+        for label, has in zip(by_label, _read_labels(table, by_label).T, strict=True):
+            probabilities, threshold = table[f"p_{label}"].to_numpy(np.float64), by_label[label]["threshold"]
             for row in np.flatnonzero((probabilities >= threshold) != has):
                 wrong.append((abs(probabilities[row] - threshold), row, label, has[row], probabilities[row]))
         return [
@@ -139,34 +140,28 @@ class MultiLabelClassification(Classification):
             for _, row, label, has, probability in sorted(wrong, key=lambda entry: -entry[0])[:number]
         ]
 
-    def draw_figures(
-        self,
-        model: Path | Pipeline,
-        figures: Path,
-        loaded: LoadedDataset,
-        predictions: NDArray[np.float64],
-        results: dict[str, Any],
-        title: str = "test split",
+    def _draw_metrics(
+        self, labels: NDArray, probabilities: NDArray, results: dict[str, Any], figures: Path, title: str
     ) -> None:
         """Draw the ROC curve of each label, and the reliability curve of all labels together."""
-        _draw(self.targets(loaded, "test") > 0, predictions, loaded.labels, figures, title)
+        plots.multilabel_roc(labels, probabilities, results["labels"], figures / "roc.png", title)
+        plots.multilabel_reliability(labels, probabilities, figures / "reliability.png", title)
 
     def pool_folds(self, table: pd.DataFrame, folds: list[dict[str, Any]], figures: Path, title: str) -> dict[str, Any]:
         """Measure all folds' test images, each decided with the thresholds of its fold's own model."""
         names = folds[0]["labels"]
-        has, thresholds = _read_table(table, folds)
+        true, thresholds = _read_table(table, folds)
         probabilities = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
-        pooled = multilabel_results(has, probabilities, table["group"].tolist(), thresholds)
+        pooled = multilabel_results(true, probabilities, table["group"].tolist(), thresholds)
         for name in names:
             pooled["per_label"][name]["threshold_fitted"] = _all_fitted(folds, name)
-        _draw(has, probabilities, names, figures, title)
+        self._draw_metrics(true, probabilities, pooled, figures, title)
         return pooled
 
     def score(self, table: pd.DataFrame, results: dict[str, Any]) -> tuple[list[str], Score]:
         """Return one stratum for all, and the mean ROC AUC of the labels that have positives and negatives."""
         labels = []
-        for name in results["labels"]:
-            has = np.array([name in split_labels(cell) for cell in table["label"]])
+        for name, has in zip(results["labels"], _read_labels(table, results["labels"]).T, strict=True):
             if has.any() and not has.all():
                 probabilities = table[f"p_{name}"].to_numpy(np.float64)
                 labels.append((has.astype(np.int64), np.column_stack([1 - probabilities, probabilities])))
@@ -198,13 +193,15 @@ class MultiLabelClassification(Classification):
             }
         }
 
-    def threshold_config(self, results: Mapping[str, Any], fitted: bool = True) -> dict[str, Any]:
-        """Return the threshold of each label, 0.5 if not `fitted`."""
+    def decision_rule(self, results: Mapping[str, Any], fitted: bool = True) -> DecisionRule:
+        """Return the rule with the threshold of each label, 0.5 if not `fitted`."""
         by_label = results["per_label"].items()
-        return {
-            "thresholds": {label: part["threshold"] if fitted else 0.5 for label, part in by_label},
-            "unfitted_thresholds": [label for label, part in by_label if not (fitted and part["threshold_fitted"])],
-        }
+        return DecisionRule(
+            tuple(results["labels"]),
+            multilabel=True,
+            thresholds={label: part["threshold"] if fitted else 0.5 for label, part in by_label},
+            unfitted=tuple(label for label, part in by_label if not (fitted and part["threshold_fitted"])),
+        )
 
     def is_binary(self, labels: Sequence[str]) -> bool:
         """Return False: each label has a threshold of its own."""
@@ -215,20 +212,17 @@ def _all_fitted(runs: Sequence[dict[str, Any]], label: str) -> bool:
     return all(run["per_label"][label]["threshold_fitted"] for run in runs)
 
 
-def _draw(
-    has: NDArray[np.bool_], probabilities: NDArray[np.float64], labels: Sequence[str], figures: Path, title: str
-) -> None:
-    plots.multilabel_roc(has, probabilities, labels, figures / "roc.png", title)
-    plots.multilabel_reliability(has, probabilities, figures / "reliability.png", title)
+def _read_labels(table: pd.DataFrame, names: Iterable[str]) -> NDArray[np.bool_]:
+    """Return which image of predictions.csv has which label, (n, K)."""
+    return np.array([[name in split_labels(cell) for name in names] for cell in table["label"]])
 
 
 def _read_table(
     table: pd.DataFrame, folds: list[dict[str, Any]]
 ) -> tuple[NDArray[np.bool_], dict[str, float | NDArray[np.float64]]]:
     """Return which image of predictions.csv has which label (n, K), and label -> threshold of each image's model."""
-    names = folds[0]["labels"]
-    has = np.array([[name in split_labels(cell) for name in names] for cell in table["label"]])
     thresholds = {
-        name: threshold_by_fold([fold["per_label"][name]["threshold"] for fold in folds], table) for name in names
+        name: threshold_by_fold([fold["per_label"][name]["threshold"] for fold in folds], table)
+        for name in folds[0]["labels"]
     }
-    return has, thresholds
+    return _read_labels(table, thresholds), thresholds

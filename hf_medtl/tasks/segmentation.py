@@ -1,6 +1,6 @@
 """Image segmentation: a class for each pixel."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,24 +11,24 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, Pipeline, PreTrainedModel
 
 from hf_medtl.data.cache import check_masks
-from hf_medtl.data.images import read_image, read_mask
-from hf_medtl.data.loading import LoadedDataset
+from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.data.images import read_image
 from hf_medtl.data.specs import DATASETS, DatasetSpec
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
-from hf_medtl.evaluation.evaluate import load_pipeline, predict_masks, segmentation_results
-from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, mask_metrics
-from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.evaluation.decisions import DecisionRule
+from hf_medtl.evaluation.evaluate import segmentation_results
+from hf_medtl.evaluation.masks import IGNORE_INDEX, mask_metrics
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.encoders import encoder_source, read_encoder
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
-from hf_medtl.tasks.base import Score, Task
+from hf_medtl.tasks.base import Reader, Score, Task
+from hf_medtl.tasks.mask_predictions import mask_options, predict_and_measure, true_mask
 from hf_medtl.training.mask_losses import LOSSES, MaskLoss
 from hf_medtl.training.recipe import Recipe, strip_path
 
@@ -115,7 +115,8 @@ class Segmentation(Task):
         classes = recipe.mask_classes
         # Keys are strings, as JSON will have them.
         values = None if classes is None else {str(value): labels.index(name) for value, name in classes.items()}
-        model.config.update({"mask_values": values, "postprocessing": recipe.postprocessing})
+        rule = DecisionRule(labels, postprocessing=recipe.postprocessing)
+        model.config.update({"mask_values": values} | rule.to_config())
         return model, processor
 
     def describe_initial_weights(self, recipe: Recipe, model: PreTrainedModel) -> str:
@@ -137,15 +138,22 @@ class Segmentation(Task):
 
     def mask_options(self, config: Any, loaded: LoadedDataset) -> dict[str, Any]:
         """Return the mask files of each image, and the class of each gray value."""
-        return _mask_options(config, loaded)
+        return mask_options(config, loaded)
 
     def check_external(self, config: Any, loaded: LoadedDataset) -> None:
-        """Read every mask of an external data set."""
+        """Check that the gray values of the classes are known, and read every mask of an external data set."""
+        labels = DecisionRule.from_config(config).labels
+        if len(labels) > 2 and not getattr(config, "mask_values", None):
+            raise MedtlError(
+                f"The model segments {', '.join(labels[1:])}, but its config.json has no mask_values, so the gray "
+                "values of the masks cannot be assigned to classes. Use a model with one class besides the background, "
+                "or one trained with --mask_values."
+            )
         check_masks([loaded.root / path for path in loaded.table["path"]], **self.mask_options(config, loaded))
 
     def targets(self, loaded: LoadedDataset, split: str) -> Any:
         """Return (n,) None: the masks are stored with the prepared images."""
-        return [None] * int((loaded.table["split"] == split).sum())
+        return [None] * len(loaded.rows(split))
 
     def loss(self, recipe: Recipe, labels: tuple[str, ...], targets: Any) -> Callable[..., torch.Tensor]:
         """Return the loss, which resizes the logits to the size of the masks."""
@@ -190,27 +198,19 @@ class Segmentation(Task):
         encoder = recipe.encoder or (read_encoder(folder).names[0] if folder.is_dir() else None)
         return {"encoder": encoder, "encoder_weights": "none", "strategy": "full"}
 
-    def predict(
-        self,
-        model: Path | Pipeline,
-        loaded: LoadedDataset,
-        split: str,
-        read: Callable[[Path], Image.Image] = read_image,
-    ) -> Any:
+    def predict(self, model: Path | Pipeline, loaded: LoadedDataset, split: str, read: Reader = read_image) -> Any:
         """Return one row per image: image_id, label, source, group and the metrics of its mask at its own size.
 
         With postprocessing, raw_dice and so on are the metrics without it. One image at a time is in memory.
         """
-        facts = loaded.table.loc[loaded.table["split"] == split, ["image_id", "label", "source", "group"]]
-        state = PartialState()
-        with state.split_between_processes(facts.index.tolist()) as shard:
+        facts = loaded.rows(split)[["image_id", "label", "source", "group"]]
+        with PartialState().split_between_processes(facts.index.tolist()) as shard:
             metrics = [row for row, *_ in predict_and_measure(model, loaded, shard, read)]
-        gathered = gather_object(metrics) if state.num_processes > 1 else metrics
-        return pd.concat([facts.reset_index(drop=True), pd.DataFrame(gathered)], axis=1)
+        return pd.concat([facts.reset_index(drop=True), pd.DataFrame(gather_object(metrics))], axis=1)
 
-    def measure(self, loaded: LoadedDataset, predictions: pd.DataFrame, config: Any) -> dict[str, Any]:
+    def measure(self, loaded: LoadedDataset, predictions: pd.DataFrame, rule: DecisionRule) -> dict[str, Any]:
         """Measure the test split: means over images, classes and sources."""
-        return segmentation_results(predictions, _class_names(config), config.postprocessing)
+        return segmentation_results(predictions, rule.labels, rule.postprocessing or {})
 
     def prediction_table(self, loaded: LoadedDataset, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the predictions, which have one row per image."""
@@ -220,9 +220,9 @@ class Segmentation(Task):
         self, config: Any, loaded: LoadedDataset, rows: list[int], predictions: Sequence[Any]
     ) -> pd.DataFrame:
         """Return image_id, label, source, group and the metrics of the mask of each `Prediction`."""
-        options, names = _mask_options(config, loaded), _class_names(config)
+        options, names = mask_options(config, loaded), DecisionRule.from_config(config).labels
         metrics = [
-            mask_metrics(_true_mask(options, row, each.mask.shape), each.mask, names)
+            mask_metrics(true_mask(options, row, each.mask.shape), each.mask, names)
             for row, each in zip(rows, predictions, strict=True)
         ]
         facts = loaded.table.loc[rows, ["image_id", "label", "source", "group"]]
@@ -249,7 +249,7 @@ class Segmentation(Task):
         dice = predictions["dice"].to_numpy(np.float64)
         order = dice.argsort(kind="stable")
         ranks = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
-        rows = np.flatnonzero(loaded.table["split"] == "test")[[*ranks.values()]].tolist()
+        rows = loaded.rows("test").index[[*ranks.values()]].tolist()
         captions = [f"{name}: Dice {dice[index]:.3f}" for name, index in ranks.items()]
         # Predicted again: the masks of the whole test split would not fit into memory.
         masks = [(true, final) for _, true, final in predict_and_measure(model, loaded, rows)]
@@ -289,53 +289,6 @@ class Segmentation(Task):
         spec = super().dataset_spec(spec, labels)
         return replace(spec, mask_shows=labels[1]) if spec.name not in DATASETS and len(labels) == 2 else spec
 
-    def check_model(self, config: Any, labels: Sequence[str]) -> None:
-        """Check that the configuration tells the gray values of several classes apart."""
-        if len(labels) > 2 and not getattr(config, "mask_values", None):
-            raise MedtlError(
-                f"The model segments {', '.join(labels[1:])}, but its config.json has no mask_values, so the gray "
-                "values of the masks cannot be assigned to classes. Use a model with one class besides the background, "
-                "or one trained with --mask_values."
-            )
-
-
-def predict_and_measure(
-    model: Path | Pipeline,
-    loaded: LoadedDataset,
-    rows: list[int],
-    read: Callable[[Path], Image.Image] = read_image,
-) -> Iterator[tuple[dict[str, float], NDArray, NDArray]]:
-    """Segment images one at a time through the folder's own pipeline and compare them with their masks.
-
-    Args:
-        model: run folder or pipeline.
-        loaded: data set.
-        rows: rows of its table.
-        read: function that reads a file as an RGB image.
-
-    Yields:
-        Metrics, true mask and final mask (H, W) of each image.
-    """
-    segment = load_pipeline(model, "image-segmentation")
-    config = segment.model.config
-    names, steps = _class_names(config), config.postprocessing
-    options = _mask_options(config, loaded)
-    paths = [loaded.root / path for path in loaded.table["path"][rows]]
-    for row, raw in zip(rows, predict_masks(segment, paths, read), strict=True):
-        true, final = _true_mask(options, row, raw.shape), postprocess(raw, steps)
-        metrics = mask_metrics(true, final, names)
-        if steps:
-            before = mask_metrics(true, raw, names)
-            metrics |= {f"raw_{name}": before[name] for name in MASK_METRICS}
-        yield metrics, true, final
-
-
-def _mask_options(config: Any, loaded: LoadedDataset) -> dict[str, Any]:
-    """Return the mask files of each image, and the class of each gray value."""
-    values = config.mask_values and {int(value): index for value, index in config.mask_values.items()}
-    files = [[loaded.root / part for part in cell.split("|")] for cell in loaded.table["mask"]]
-    return {"masks": files, "values": values}
-
 
 def _is_new(recipe: Recipe) -> bool:
     """Return True if the recipe names an architecture, not a checkpoint."""
@@ -346,15 +299,3 @@ def _resize_logits(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Resize logits (B, K, h, w) to masks (B, H, W), as the image processor does: SegFormer gives a quarter."""
     size = masks.shape[-2:]
     return logits if logits.shape[-2:] == size else nn.functional.interpolate(logits, size, mode="bilinear")
-
-
-def _true_mask(options: dict[str, Any], row: int, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the true class indices (H, W) of an image of that shape, from `mask_options`."""
-    height, width = shape
-    whole = read_mask(options["masks"][row], options["values"])
-    true = np.asarray(whole.resize((width, height), Image.Resampling.NEAREST))
-    return true if options["values"] else (true > 0).astype(np.uint8)
-
-
-def _class_names(config: Any) -> list[str]:
-    return [config.id2label[i] for i in range(config.num_labels)]

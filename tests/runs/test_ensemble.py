@@ -64,8 +64,8 @@ def joined(runs, tmp_path_factory) -> Path:
 def predict(folder: Path, phantoms: Path) -> np.ndarray:
     """Return the probabilities of the test images of `runs` by the folder's own pipeline."""
     loaded = load("brain-phantoms", phantoms, seed=1)
-    paths = loaded.table.loc[loaded.table["split"] == "test", "path"]
-    return predict_probabilities(folder, [loaded.root / path for path in paths], read_image)
+    paths = [loaded.root / path for path in loaded.rows("test")["path"]]
+    return predict_probabilities(folder, paths, read_image)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_pipeline_returns_the_mean_of_the_members(runs, joined, phantoms):
 @pytest.mark.slow
 def test_loads_without_hf_medtl(joined, phantoms):
     loaded = load("brain-phantoms", phantoms, seed=1)
-    paths = [loaded.root / path for path in loaded.table.loc[loaded.table["split"] == "test", "path"]]
+    paths = [loaded.root / path for path in loaded.rows("test")["path"]]
     process = run_command(sys.executable, "-I", "-c", WITHOUT_HF_MEDTL, joined, *paths, HF_HUB_OFFLINE="1")
     assert process.returncode == 0, process.stderr
     probabilities = pd.DataFrame(json.loads(process.stdout.splitlines()[-1]))[list(loaded.labels)]
@@ -158,7 +158,7 @@ def test_multilabel_ensemble_averages_members_and_keeps_thresholds(tiny_checkpoi
     members = [train(data, tiny_checkpoint, tmp_path / f"run{seed}", "cnn", seed=seed, **overrides) for seed in (1, 2)]
     result = ensemble(members, tmp_path / "both")
     loaded = load("table", data, seed=1)
-    paths = [loaded.root / path for path in loaded.table.loc[loaded.table["split"] == "test", "path"]]
+    paths = [loaded.root / path for path in loaded.rows("test")["path"]]
     *probabilities, mean = (
         predict_probabilities(folder, paths, read_image) for folder in (*members, tmp_path / "both")
     )

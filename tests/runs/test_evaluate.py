@@ -8,18 +8,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 from transformers import ViTModel
-from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load
-from hf_medtl.cli.main import app
-from hf_medtl.data.loading import COLUMNS
+from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.metadata import to_categories
 from hf_medtl.evaluation.score_intervals import wilson
 from hf_medtl.evaluation.subgroups import generalization_gap
-from hf_medtl.publish.check import missing_fields
+from hf_medtl.publish.card_fields import missing_fields
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.evaluate import evaluate_model
+from tests.support.commands import run_cli
 from tests.support.image_files import write_noise_image
 from tests.support.tiny_models import save_foreign_classifier
 
@@ -253,26 +252,21 @@ def test_command_prints_results_and_rejects_invalid_options(hospital, tmp_path, 
     save_foreign_classifier(tmp_path / "model", ["normal", "ill"])
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", "hf_medtl")
-
-    def invoke(*args):
-        return CliRunner().invoke(app, ["evaluate", "model", *args])
-
-    assert invoke("--data_dir", str(hospital), "--dry_run").exit_code == 0
+    run_cli("evaluate", "model", "--data_dir", hospital, "--dry_run")
     assert "30 images in" in caplog.text
     assert "Nothing was written" in caplog.text
     assert not (tmp_path / "evaluations").exists()
-    result = invoke("--data_dir", str(hospital), "--by", "sex")
-    assert result.exit_code == 0, result.exception
-    assert "ROC AUC" in result.stdout
-    assert "sex F: too small" in result.stdout
-    assert "No difference from the model's own test split" in result.stdout
+    printed = run_cli("evaluate", "model", "--data_dir", hospital, "--by", "sex")
+    assert "ROC AUC" in printed
+    assert "sex F: too small" in printed
+    assert "No difference from the model's own test split" in printed
     assert (tmp_path / "evaluations" / "model-on-imagefolder" / "results.json").exists()
     for arguments, message in (
-        (["--data_dir", str(hospital), "--labels", "ill"], "pairs such as a=b"),
+        (["--data_dir", hospital, "--labels", "ill"], "pairs such as a=b"),
         ([], "--dataset NAME"),
     ):
         with pytest.raises(MedtlError, match=message):
-            raise invoke(*arguments).exception
+            run_cli("evaluate", "model", *arguments)
 
 
 @pytest.mark.real
