@@ -15,9 +15,8 @@ from hf_medtl import Recipe, load, run
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.publish.base_model import BIBTEX, find_base_model
 from hf_medtl.publish.card import render_card
-from hf_medtl.publish.check import AUTHOR_FIELDS, CARD_FIELDS, missing_fields
+from hf_medtl.publish.card_fields import AUTHOR_FIELDS, CARD_FIELDS, missing_fields
 from hf_medtl.publish.templates import escape_bibtex, escape_cell, format_interval
-from hf_medtl.runs import artifacts as outcome
 from hf_medtl.runs.artifacts import describe_data_checks
 from hf_medtl.tasks import TASKS
 from tests.support.commands import ROOT, options
@@ -43,14 +42,14 @@ print("no entry")
 
 def run_and_card_facts(patch, recipe):
     """Run a recipe; return the run folder and the facts that its card was rendered from."""
-    facts_of_card = {}
+    card_facts = {}
 
     def record(facts, prose):
-        facts_of_card.update(facts)
+        card_facts.update(facts)
         return render_card(facts, prose)
 
-    patch.setattr(outcome, "render_card", record)
-    return run(recipe), facts_of_card
+    patch.setattr("hf_medtl.runs.artifacts.render_card", record)
+    return run(recipe), card_facts
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def trained(phantoms, tiny_checkpoint, tmp_path_factory):
         prose = {"model_card": str(ROOT / "model_cards" / "phantoms.md")}
         if kind == "labels":
             return Recipe(**options(phantoms, tiny_checkpoint("vit"), output, **prose))
-        if kind == "several":
+        if kind == "multilabel":
             data, external = write_table(root / "marks"), write_table(root / "other", 24, 5000)
             overrides = {"dataset": "table", "external_dataset": "table", "external_data_dir": str(external)}
             return Recipe(**options(data, tiny_checkpoint("cnn"), output, **prose, **overrides))
@@ -80,7 +79,7 @@ def trained(phantoms, tiny_checkpoint, tmp_path_factory):
     return make
 
 
-ALL_KINDS = pytest.mark.parametrize("kind", ["labels", "several", "masks"])
+ALL_KINDS = pytest.mark.parametrize("kind", ["labels", "multilabel", "masks"])
 
 
 @pytest.mark.slow
@@ -152,7 +151,9 @@ def test_card_of_a_run_misses_only_fields_of_other_commands(kind, trained):
     folder, _ = trained(kind)
     text, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
     later = {"support", "exports", "external", "explanations", "robustness", "subgroups"}
-    reported = {"external"} if kind == "several" else {"subgroups"} if len(results.get("by_source", ())) > 1 else set()
+    reported = {"external"} if kind == "multilabel" else set()
+    if len(results.get("by_source", ())) > 1:
+        reported = {"subgroups"}
     assert set(missing_fields(text, results)) <= later - reported
     assert {"support", "exports", "explanations", "robustness"} <= set(missing_fields(text, results))
     without = text.partition("## Intended use")[0] + "## Data and split" + text.partition("## Data and split")[2]
@@ -186,7 +187,7 @@ def test_card_gives_splits_seeds_packages_checksum_and_energy(kind, trained):
 
 def test_worst_images_are_the_surest_wrong_decisions(trained):
     folder, _ = trained("labels")
-    result, table = json.loads((folder / "results.json").read_text()), pd.read_csv(folder / "predictions.csv")
+    result = json.loads((folder / "results.json").read_text())
     table = pd.DataFrame(
         {
             "image_id": ["a", "b|c", "d", "e"],
