@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedModel
 
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.export.onnx import INPUT, OUTPUT
 from hf_medtl.models.heads import is_segmenter
 from hf_medtl.models.preprocessing import describe_processor
@@ -41,9 +42,7 @@ def build_preprocessing_spec(
         Content of a JSON file: model, in_words, steps (in order, each with its numbers), input, output, labels (in
         output order), activation, decision, notice.
     """
-    config, masks, (height, width) = model.config, is_segmenter(model), size
-    multilabel = config.problem_type == "multi_label_classification"
-    labels = [name for _, name in sorted((config.id2label or {}).items())]
+    config, rule, (height, width) = model.config, DecisionRule.from_config(model.config), size
     keys = ("positive_label", "threshold", "thresholds", "conformal", "postprocessing")
     return {
         "model": file,
@@ -61,11 +60,11 @@ def build_preprocessing_spec(
             "dtype": "float32",
             "shape": ["batch", *logits[1:]],
         },
-        "labels": labels,
+        "labels": list(rule.labels),
         "activation": {
-            "name": "sigmoid" if multilabel else "softmax",
+            "name": "sigmoid" if rule.multilabel else "softmax",
             "axis": 1,
-            "in_words": MASK_ACTIVATION if masks else LABEL_ACTIVATION,
+            "in_words": MASK_ACTIVATION if is_segmenter(model) else LABEL_ACTIVATION,
         },
         "decision": {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None},
         "notice": NOTICE,
