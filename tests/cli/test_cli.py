@@ -18,6 +18,12 @@ from tests.support.commands import COMMAND, run_cli, run_command
 from tests.support.image_files import write_noise_image
 
 
+@pytest.fixture(autouse=True)
+def small_forest(monkeypatch):
+    """Use a forest of few trees in audits, whose findings are tested elsewhere."""
+    monkeypatch.setattr("hf_medtl.data.shortcuts.TREES", 5)
+
+
 @pytest.mark.slow
 def test_help_names_every_command_and_errors_have_no_traceback(tmp_path):
     assert all(word in run_cli("data", "--help") for word in ("list", "fetch", "audit", "preview", "push"))

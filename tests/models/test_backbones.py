@@ -33,7 +33,7 @@ print(json.dumps([next(row["score"] for row in rows if row["label"] == "lesion")
 
 
 @pytest.mark.slow
-def test_fresh_process_reproduces_logits(tiny_checkpoint, tmp_path):
+def test_fresh_process_reproduces_logits(stock_pool, tiny_checkpoint, tmp_path):
     torch.manual_seed(0)
     pixels, expected = torch.randn(2, 3, 64, 64), {}
     torch.save(pixels, tmp_path / "pixels.pt")
@@ -49,7 +49,7 @@ def test_fresh_process_reproduces_logits(tiny_checkpoint, tmp_path):
         model.eval().save_pretrained(folder)
         processor.save_pretrained(folder)
         expected[str(folder)] = model(pixel_values=pixels[..., :size, :size]).logits
-    process = run_command(sys.executable, "-I", "-c", LOADING_SCRIPT, tmp_path / "pixels.pt", *expected)
+    process = stock_pool.run_code(LOADING_SCRIPT, tmp_path / "pixels.pt", *expected)
     assert process.returncode == 0, process.stderr
     for folder, logits in json.loads(process.stdout.splitlines()[-1]).items():
         assert (torch.tensor(logits) - expected[folder]).abs().max() < 1e-4, folder
@@ -180,7 +180,7 @@ def test_cnn_learns_a_bright_square():
 
 
 @pytest.mark.slow
-def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
+def test_cnn_run_loads_with_its_own_code(hub, stock_pool, phantoms, tmp_path):
     values = options(phantoms, "cnn_baseline", tmp_path / "run", num_train_epochs=1, head_dropout=0.5)
     folder = run(Recipe(**values))
     assert isinstance(AutoModelForImageClassification.from_pretrained(folder), MedicalCnnForImageClassification)
@@ -197,7 +197,7 @@ def test_cnn_run_loads_with_its_own_code(phantoms, tmp_path, hub):
     paths = pd.read_csv(folder / "splits.csv").set_index("image_id")["path"]
     files = [phantoms / paths[name] for name in rows["image_id"]]
     for source in (folder, "ci-user/small-cnn"):
-        process = run_command(sys.executable, "-I", "-c", CLASSIFY, source, *files)
+        process = stock_pool.run_code(CLASSIFY, source, *files)
         assert process.returncode == 0, process.stderr
         actual = json.loads(process.stdout.splitlines()[-1])
         assert actual == pytest.approx(rows["p_lesion"].tolist(), abs=1e-4)

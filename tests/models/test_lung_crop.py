@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from transformers import AutoImageProcessor, pipeline
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.preprocessing import describe_processor, preprocessing_key
 from hf_medtl.models.processor import LUNG_MODEL, MedicalImageProcessor
-from tests.support.commands import options, run_command
+from tests.support.commands import options
 from tests.support.processors import LOADING_SCRIPT, make_model_and_processor, save_model_and_processor, train_logits
 from tests.support.tiny_models import build_tiny
 
@@ -88,12 +87,12 @@ def test_lung_model_is_saved_and_loaded_with_classifier(family, lung_model, tiny
 
 
 @pytest.mark.slow
-def test_lung_crop_loads_from_hub_without_hf_medtl(hub, lung_model, tiny_checkpoint, image, tmp_path):
+def test_lung_crop_loads_from_hub_without_hf_medtl(hub, stock_pool, lung_model, tiny_checkpoint, image, tmp_path):
     model, processor = make_model_and_processor(tiny_checkpoint("vit"), steps=["lung_crop"], lung_model=str(lung_model))
     folder = save_model_and_processor(model, processor, tmp_path / "classifier")
     HfApi().create_repo("ci-user/lung-cropped")
     HfApi().upload_folder(repo_id="ci-user/lung-cropped", folder_path=folder)
-    process = run_command(sys.executable, "-I", "-c", LOADING_SCRIPT, image, folder, "ci-user/lung-cropped")
+    process = stock_pool.run_code(LOADING_SCRIPT, image, folder, "ci-user/lung-cropped")
     assert process.returncode == 0, process.stderr
     for scores in json.loads(process.stdout.splitlines()[-1]):
         actual = [scores[name] for name in model.config.label2id]

@@ -1,7 +1,6 @@
 """Medical preprocessing: the same pixels in training and in `pipeline()`, and code that is saved with the weights."""
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from hf_medtl.models.preprocessing import (
     to_uint8,
 )
 from hf_medtl.models.processor import STEPS, MedicalImageProcessor, brain_box, clahe
-from tests.support.commands import run_command
 from tests.support.processors import (
     LABELS,
     LOADING_SCRIPT,
@@ -79,7 +77,7 @@ def test_pipeline_equals_training_path(family, steps, fit, tiny_checkpoint, file
 
 
 @pytest.mark.slow
-def test_processor_loads_without_hf_medtl(hub, tiny_checkpoint, files, tmp_path):
+def test_processor_loads_without_hf_medtl(hub, stock_pool, tiny_checkpoint, files, tmp_path):
     expected, folders = [], []
     for family in FAMILIES:
         model, processor = make_model_and_processor(tiny_checkpoint(family), steps=["brain_crop", "clahe"], fit="pad")
@@ -88,7 +86,7 @@ def test_processor_loads_without_hf_medtl(hub, tiny_checkpoint, files, tmp_path)
     # Also from the Hub, where AutoImageProcessor reads a timm model's processor from another file than in a folder.
     HfApi().create_repo("ci-user/medical-timm")
     HfApi().upload_folder(repo_id="ci-user/medical-timm", folder_path=folders[-1])
-    process = run_command(sys.executable, "-I", "-c", LOADING_SCRIPT, files[0], *folders, "ci-user/medical-timm")
+    process = stock_pool.run_code(LOADING_SCRIPT, files[0], *folders, "ci-user/medical-timm")
     assert process.returncode == 0, process.stderr
     for scores, logits in zip(json.loads(process.stdout.splitlines()[-1]), [*expected, expected[-1]], strict=True):
         assert max(abs(scores[name] - logits[i]) for i, name in enumerate(LABELS)) < 1e-4

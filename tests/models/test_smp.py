@@ -175,7 +175,7 @@ def test_segmenter_learns_a_bright_square():
 
 
 @pytest.mark.slow
-def test_fresh_process_reproduces_logits_and_masks(tmp_path):
+def test_fresh_process_reproduces_logits_and_masks(stock_pool, tmp_path):
     torch.manual_seed(0)
     pixels, models = torch.randn(1, 3, 50, 37), {}
     torch.save(pixels, tmp_path / "pixels.pt")
@@ -189,9 +189,7 @@ def test_fresh_process_reproduces_logits_and_masks(tmp_path):
         assert "import hf_medtl" not in (folder / "smp.py").read_text()
         assert "from hf_medtl" not in (folder / "smp.py").read_text()
     assert "smp.py" in UPLOAD_PATTERNS
-    process = run_command(
-        sys.executable, "-I", "-c", USER_CODE, tmp_path / "pixels.pt", tmp_path / "image.png", *models
-    )
+    process = stock_pool.run_code(USER_CODE, tmp_path / "pixels.pt", tmp_path / "image.png", *models)
     assert process.returncode == 0, process.stderr
     for folder, (logits, masks) in json.loads(process.stdout.splitlines()[-1]).items():
         model, processor = models[folder]

@@ -1,7 +1,6 @@
 """Feature cache: training on cached features equals training a frozen body on images."""
 
 import logging
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import set_trainable
 from hf_medtl.training.features import add_features_input, dropout_before_head
-from tests.support.commands import options, run_command
+from tests.support.commands import options
 from tests.support.resumed_training import copy_weights, train_and_resume
 
 FROZEN = {"strategy": "feature_extraction", "num_train_epochs": 3, "learning_rate": 0.05, "early_stopping_patience": 0}
@@ -154,18 +153,9 @@ def test_saved_model_is_the_full_model(phantoms, tiny_checkpoint, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["timm"])
-def test_feature_cache_benchmark_runs(family, tiny_checkpoint):
-    process = run_command(
-        *(
-            sys.executable,
-            "benchmarks/feature_cache.py",
-            "--epochs",
-            1,
-            "--model_name_or_path",
-            tiny_checkpoint(family),
-        ),
-        OMP_NUM_THREADS="1",
-    )
+def test_feature_cache_benchmark_runs(family, process_pool, tiny_checkpoint):
+    arguments = ("--epochs", 1, "--model_name_or_path", tiny_checkpoint(family))
+    process = process_pool.run_script("benchmarks/feature_cache.py", *arguments)
     assert process.returncode == 0, process.stderr[-3000:]
     rows = [line.split("|") for line in process.stdout.splitlines() if line.startswith("| tiny")]
     assert [row[3].strip() for row in rows] == ["body in each epoch", "features computed once"]
