@@ -12,23 +12,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
-from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
-    SegformerConfig,
-    SegformerImageProcessor,
-    ViTConfig,
-    ViTImageProcessor,
-)
 
 import hf_medtl
 from hf_medtl import Predictor, Recipe, run
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.models.cnn import MedicalCnnConfig
 from tests.support.commands import options, run_command
 from tests.support.segmentation_runs import segmentation_recipe
+from tests.support.tiny_models import save_segformer, save_tiny
 
 PUBLISHED = Path(__file__).with_name("published")
 RUNS = sorted(path.parent for path in PUBLISHED.glob("*/*/config.json"))
@@ -53,50 +44,27 @@ print(json.dumps(outputs))
 
 def publish(folder: Path) -> None:
     """Train the runs that are stored for this version."""
-    backbones = {
-        "vit": ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=32,
-            patch_size=8,
-        ),
-        "cnn": MedicalCnnConfig(widths=(8, 16), image_size=32),
-        "masks": SegformerConfig(
-            hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, sr_ratios=[1] * 4, decoder_hidden_size=8
-        ),
-    }
     with TemporaryDirectory() as temporary:
         work = Path(temporary)
         data = {kind: write_phantoms(work / kind, kind, patients=48, images=2, size=64) for kind in ("brain", "chest")}
-        for name, config in backbones.items():
-            torch.manual_seed(0)
-            config.architectures = []
-            size = {"size": {"height": 64, "width": 64} if name == "masks" else {"height": 32, "width": 32}}
-            auto = AutoModelForSemanticSegmentation if name == "masks" else AutoModelForImageClassification
-            auto.from_config(config).save_pretrained(work / f"tiny-{name}")
-            kind = SegformerImageProcessor if name == "masks" else ViTImageProcessor
-            kind(**size).save_pretrained(work / f"tiny-{name}")
+        last_weights = {"load_best_model_at_end": False, "early_stopping_patience": 0}
+        no_encoder = {"encoder": None, "encoder_weights": "imagenet", "image_size": None}
+        overrides = {
+            "vit": {"learning_rate": 3e-4, "num_train_epochs": 60, "conformal_alpha": 0.3, **last_weights},
+            "cnn": {"learning_rate": 3e-3, "num_train_epochs": 60, "conformal_alpha": 0.3, **last_weights},
+            "masks": {"learning_rate": 1e-2, "num_train_epochs": 20, "largest_components": 2, **no_encoder},
+        }
+        for name, values in overrides.items():
+            backbone, source = work / f"tiny-{name}", data["chest" if name == "masks" else "brain"]
             if name == "masks":
-                no_encoder = {"encoder": None, "encoder_weights": "imagenet", "image_size": None}
-                overrides = {"learning_rate": 1e-2, "num_train_epochs": 20, "largest_components": 2, **no_encoder}
-                overrides["model_name_or_path"] = str(work / f"tiny-{name}")
-                values = segmentation_recipe(data["chest"], work / name, **overrides)
+                values["model_name_or_path"] = str(save_segformer(backbone))
+                run(segmentation_recipe(source, work / name, **values))
             else:
-                overrides = {
-                    "learning_rate": 3e-4 if name == "vit" else 3e-3,
-                    "num_train_epochs": 60,
-                    "conformal_alpha": 0.3,
-                }
-                overrides |= {"load_best_model_at_end": False, "early_stopping_patience": 0}
-                values = Recipe(**options(data["brain"], work / f"tiny-{name}", work / name, **overrides))
-            run(values)
+                run(Recipe(**options(source, save_tiny(name, backbone), work / name, **values)))
             (folder / name).mkdir(parents=True)
             for file_name in STORED_FILES:
                 if (work / name / file_name).exists():
                     shutil.copy(work / name / file_name, folder / name)
-            source = data["chest" if name == "masks" else "brain"]
             for image in pd.read_csv(work / name / "predictions.csv")["image_id"].iloc[[0, -1]]:
                 shutil.copy(source / image, folder / name)
                 if name == "masks":
