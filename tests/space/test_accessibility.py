@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from hf_medtl.data.images import encode_image
 from tests.support.browser import (
     BATCH_UPLOAD,
     MARKS,
@@ -14,12 +15,13 @@ from tests.support.browser import (
     open_example,
     open_tab,
     select_option,
+    settle,
     upload_files,
 )
 from tests.support.browser import address as address
 from tests.support.browser import browser as browser
 from tests.support.browser import visit as visit
-from tests.support.space_samples import draw_image, encode_ct, encode_image
+from tests.support.space_samples import draw_image, encode_ct
 
 pytestmark = MARKS
 
@@ -68,18 +70,10 @@ def test_page_has_no_wcag_violation(visit, scheme):
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
     def violations(where: str) -> list[str]:
-        for attempt in range(3):  # on a busy machine a fade can begin after the wait; a violation that stays counts
-            page.wait_for_timeout(1000 * attempt)
-            page.wait_for_function(  # wait for Gradio's fade animations
-                """() => !document.querySelector(".html-container.pending")
-                  && !document.getAnimations().some((each) => each.playState === "running")"""
-            )
-            problems = axe.run(page, options=rules).response["violations"]
-            if not problems:
-                break
+        settle(page)
         return [
             f"{where}: {violation['id']}: {node['failureSummary'][:300]} {node['html'][:120]}"
-            for violation in problems
+            for violation in axe.run(page, options=rules).response["violations"]
             for node in violation["nodes"]
         ]
 

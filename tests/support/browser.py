@@ -1,7 +1,9 @@
 """Playwright fixtures and page actions for browser tests of the Space."""
 
 import shutil
+import time
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -19,6 +21,7 @@ TABS = ("Classify", "Segment", "Compare", "Batch", "About")
 UPLOAD, BATCH_UPLOAD = "#upload input[type=file]", "#many input[type=file]"
 SECONDS = 20  # timeout of an answer, generous for loaded machines
 expect.set_options(timeout=1000 * SECONDS)
+RUNNING_REQUESTS: WeakKeyDictionary[Page, set] = WeakKeyDictionary()
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,10 @@ def visit(browser, address):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * SECONDS)
+        running = RUNNING_REQUESTS[page] = set()
+        page.on("request", lambda request: running.add(request))
+        page.on("requestfinished", lambda request: running.discard(request))
+        page.on("requestfailed", lambda request: running.discard(request))
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
@@ -71,6 +78,25 @@ def visit(browser, address):
             assert page.title() == "hf_medtl"  # labels and file names were not executed as HTML
         context.close()
     assert problems == []
+
+
+def settle(page: Page) -> None:
+    """Wait until all events of the page, including those that they trigger, are answered and all animations ended.
+
+    An answer is dimmed while an event runs. The selection of the first tab is such an event, after the page has loaded.
+    """
+    end, quiet = time.monotonic() + SECONDS, 0
+    while quiet < 3:  # the page triggers the next event after it has shown an answer
+        assert time.monotonic() < end, "the page does not settle"
+        page.evaluate(
+            """async () => {
+              const running = document.getAnimations().filter((each) => each.playState === "running");
+              await Promise.allSettled(running.map((each) => each.finished));
+              await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
+            }"""
+        )
+        busy = any("/heartbeat/" not in request.url for request in RUNNING_REQUESTS[page])
+        quiet = 0 if busy else quiet + 1
 
 
 def upload_files(page: Page, *files: tuple[str, bytes], to: str = UPLOAD) -> None:
