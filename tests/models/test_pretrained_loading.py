@@ -3,7 +3,6 @@
 import ast
 import base64
 import contextlib
-import io
 import json
 import re
 import shutil
@@ -17,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from huggingface_hub import HfApi, hf_hub_download
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from hf_medtl import Predictor, Recipe, run
+from hf_medtl.data.images import encode_image
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.export.export import export_run
 from hf_medtl.publish.handler import EndpointHandler
@@ -32,8 +30,9 @@ from tests.support.commands import ROOT, WAIVED, options, run_command
 from tests.support.multilabel_tables import write_table
 from tests.support.process_pool import free_port
 from tests.support.segmentation_runs import segmentation_recipe
+from tests.support.tiny_models import save_segformer
 
-# Family -> whether custom code is saved, and the card's snippet beside pipeline(), the Auto classes and Predictor.
+# Family -> (True if custom code is saved, snippet on the card besides pipeline(), the Auto classes and Predictor).
 FAMILIES = {
     "vit": (False, "onnxruntime"),
     "timm": (False, "timm.create_model"),
@@ -47,7 +46,7 @@ NAME = "ci-user/loads-{}"
 
 # Run each snippet in its own process, forked after the libraries are imported, in a folder with image.png.
 FORKED = """
-import contextlib, io, json, os, shutil, sys, tempfile, traceback
+import contextlib, gc, io, json, os, shutil, sys, tempfile, traceback
 jobs = json.load(sys.stdin)
 if sys.argv[1] == "stock":
     sys.modules["hf_medtl"] = None
@@ -55,6 +54,7 @@ else:
     import hf_medtl.predict
 import numpy, onnxruntime, segmentation_models_pytorch, timm, torch, transformers.pipelines
 torch.set_num_threads(1)
+gc.freeze()
 outputs = {}
 for key, (code, images) in jobs.items():
     read, written = os.pipe()
@@ -102,16 +102,8 @@ def train(family: str, folder: Path, phantoms: Path, tiny_checkpoint) -> tuple[P
         data = write_phantoms(folder / "chest", "chest", patients=18, images=2, size=64)
         overrides = {"num_train_epochs": 6}
         if family == "segformer":
-            sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
-            torch.manual_seed(0)
-            config = SegformerConfig(**sizes, decoder_hidden_size=16, num_labels=5)
-            SegformerForSemanticSegmentation(config).save_pretrained(folder / "backbone")
-            SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "backbone")
-            overrides |= {
-                "model_name_or_path": str(folder / "backbone"),
-                "encoder": None,
-                "encoder_weights": "imagenet",
-            }
+            backbone = str(save_segformer(folder / "backbone"))
+            overrides |= {"model_name_or_path": backbone, "encoder": None, "encoder_weights": "imagenet"}
             overrides |= {"image_size": None, "learning_rate": 1e-2, "num_train_epochs": 20}
         return run(segmentation_recipe(data, folder / family, **overrides)), data
     backbone = tiny_checkpoint({"several": "vit", "steps": "vit"}.get(family, family))
@@ -235,9 +227,8 @@ def test_all_loading_snippets_give_published_predictions(family, published, snip
         if "dice" in rows:
             assert handled["area"]["lungs"] == pytest.approx(predicted["area_lungs"], abs=1e-9)
         else:
-            assert {key: handled[key] for key in ("label", "decision", "abstain")} == {
-                key: predicted[key] for key in ("label", "decision", "abstain")
-            }
+            for key in ("label", "decision", "abstain"):
+                assert handled[key] == predicted[key]
             assert ", ".join(handled["reasons"]) == predicted["reason"]
 
 
@@ -267,15 +258,13 @@ def test_published_model_is_served_over_http(family, published, snippet_outputs,
     process = run_command(Path(sys.executable).with_name("hf"), *line.split()[1:-1], tmp_path / "model")
     assert process.returncode == 0, process.stderr
     assert "--revision v1" in line
-    assert ("segmentation-models-pytorch" in (tmp_path / "model" / "requirements.txt").read_text()) == (
-        family == "unet"
-    )
+    requirements = (tmp_path / "model" / "requirements.txt").read_text()
+    assert ("segmentation-models-pytorch" in requirements) == (family == "unet")
     path = published_predictions(family, published[family])[1][0]
     with served(tmp_path / "model") as address:
         output = json.load(urllib.request.urlopen(address, path.read_bytes(), timeout=60))
-        deep = io.BytesIO()
-        Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep, "png")
-        for content, message in ((b"no image", "not a readable image"), (deep.getvalue(), "apply a window")):
+        deep = encode_image(Image.fromarray(np.full((9, 9), 4000, np.uint16)))
+        for content, message in ((b"no image", "not a readable image"), (deep, "apply a window")):
             with pytest.raises(urllib.error.HTTPError) as error:
                 urllib.request.urlopen(address, content, timeout=60)
             assert error.value.code == 400
@@ -288,14 +277,12 @@ def test_handler_equals_predictor(finished_run, phantoms):
     images = [*(Image.open(path) for path in sorted(phantoms.glob("lesion/*.png"))[:4]), noise]
     handler, predictor = EndpointHandler(str(finished_run)), Predictor.from_pretrained(finished_run)
     for image, expected in zip(images, predictor.predict(images), strict=True):
-        content = io.BytesIO()
-        image.save(content, "png")
-        for payload in (image, content.getvalue(), base64.b64encode(content.getvalue()).decode()):
+        content = encode_image(image)
+        for payload in (image, content, base64.b64encode(content).decode()):
             output = handler({"inputs": payload})
             assert output["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
-            assert [output[key] for key in ("label", "decision", "abstain")] == [
-                expected.label, expected.decision, expected.abstain
-            ]  # fmt: skip
+            for key in ("label", "decision", "abstain"):
+                assert output[key] == getattr(expected, key)
             assert output["candidates"] == list(expected.candidates)
             assert output["reasons"] == list(expected.reasons)
     assert "unlike the training pictures" in expected.reasons
