@@ -23,7 +23,6 @@ from transformers import (
 from hf_medtl import MedtlError, Predictor, Recipe, load, read_image, run
 from hf_medtl.cli.main import main
 from hf_medtl.data.phantoms import write_phantoms
-from hf_medtl.export import export as export_module
 from hf_medtl.export.export import FORMATS, Format, export_run
 from hf_medtl.export.onnx import write_onnx
 from hf_medtl.export.preprocessing_spec import build_preprocessing_spec
@@ -35,6 +34,7 @@ from hf_medtl.publish.hub import plan_upload
 from hf_medtl.runs.ensemble import ensemble
 from tests.support.commands import WAIVED, options
 from tests.support.multilabel_tables import write_table
+from tests.support.segmentation_runs import segmentation_recipe
 from tests.support.tiny_models import build_tiny, save_segformer
 
 
@@ -113,7 +113,7 @@ def export_other_weights(monkeypatch) -> None:
             find_head(changed).weight.neg_().mul_(100)
         write_onnx(changed, height, width, file)
 
-    monkeypatch.setattr(export_module, "write_onnx", write_changed)
+    monkeypatch.setattr("hf_medtl.export.export.write_onnx", write_changed)
 
 
 def exported_formats(card: Path) -> list[str]:
@@ -220,7 +220,7 @@ def test_rejects_export_with_other_decisions_unless_forced(folder, exported, pha
 @pytest.mark.slow
 def test_rejects_nan_outputs(folder, phantoms, monkeypatch, tmp_path):
     broken = Format("onnxruntime", FORMATS["onnx"].write, lambda *_: lambda x: np.full((len(x), 2), np.nan))
-    monkeypatch.setitem(export_module.FORMATS, "onnx", broken)
+    monkeypatch.setitem(FORMATS, "onnx", broken)
     with pytest.raises(MedtlError, match="returned NaN or infinity"):
         export_run(folder, "onnx", out=tmp_path / "new", data_dir=phantoms, force=True)
     assert not list(tmp_path.iterdir())
@@ -257,14 +257,7 @@ def test_ensemble_is_verified_on_shared_test_images_or_given_ones(finished_run, 
 @pytest.mark.slow
 def test_masks_are_compared_at_image_size(tmp_path):
     chests = write_phantoms(tmp_path / "chest", "chest", patients=12, images=1, size=72)
-    values = {
-        "dataset": "chest-phantoms",
-        "task": "image-segmentation",
-        "encoder": "tu-test_resnet",
-        "num_train_epochs": 1,
-    }
-    values |= {"encoder_weights": "none", "image_size": 64, "largest_components": 2}
-    run_folder = run(Recipe(**options(chests, "unet", tmp_path / "run", **values)))
+    run_folder = run(segmentation_recipe(chests, tmp_path / "run", num_train_epochs=1, largest_components=2))
     _, report = export_run(run_folder, "onnx", data_dir=chests)
     before = json.loads((run_folder / "results.json").read_text())["metrics"]["dice"]
     assert report["metric"] == "dice"
@@ -278,10 +271,10 @@ def test_masks_are_compared_at_image_size(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def marks(tiny_checkpoint, tmp_path_factory) -> tuple[Path, Path, Path]:
+def multilabel_run(tiny_checkpoint, tmp_path_factory) -> tuple[Path, Path, Path]:
     """Return a multilabel run of the small CNN, its table, and one of its images."""
-    root = tmp_path_factory.mktemp("marks")
-    data = write_table(root / "marks")
+    root = tmp_path_factory.mktemp("multilabel")
+    data = write_table(root / "table")
     values = {"dataset": "table", "num_train_epochs": 4, "learning_rate": 2e-3}
     return (
         run(Recipe(**options(data, tiny_checkpoint("cnn"), root / "run", **values))),
@@ -291,9 +284,9 @@ def marks(tiny_checkpoint, tmp_path_factory) -> tuple[Path, Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory) -> tuple[Path, Path, Path]:
+def segformer_run(tmp_path_factory) -> tuple[Path, Path, Path]:
     """Return a run of a SegFormer of transformers, its data, and one of its images."""
-    root = tmp_path_factory.mktemp("native")
+    root = tmp_path_factory.mktemp("segformer")
     chests = write_phantoms(root / "chest", "chest", patients=12, images=1, size=72)
     values = {"dataset": "chest-phantoms", "task": "image-segmentation", "num_train_epochs": 1}
     folder = run(Recipe(**options(chests, save_segformer(root / "tiny"), root / "run", **values)))
@@ -303,8 +296,8 @@ def native(tmp_path_factory) -> tuple[Path, Path, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "format", "metric", "activation"),
-    [("marks", "onnx", "roc_auc", "sigmoid"), ("native", "onnx", "dice", "softmax"),
-     ("native", "openvino", "dice", "softmax")],
+    [("multilabel_run", "onnx", "roc_auc", "sigmoid"), ("segformer_run", "onnx", "dice", "softmax"),
+     ("segformer_run", "openvino", "dice", "softmax")],
 )  # fmt: skip
 def test_multilabel_and_segformer_exports_match_the_run(
     kind, format, metric, activation, request, monkeypatch, tmp_path, capsys
@@ -324,7 +317,7 @@ def test_multilabel_and_segformer_exports_match_the_run(
     check_exports(folder)
     config = json.loads((folder / "config.json").read_text())
     assert spec["decision"] == {key: config[key] for key in spec["decision"]}
-    assert set(spec["decision"]) == ({"thresholds"} if kind == "marks" else {"postprocessing"})
+    assert set(spec["decision"]) == ({"thresholds"} if kind == "multilabel_run" else {"postprocessing"})
     (code,) = re.findall(r"```python\n(import json.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
     shutil.copy(path, tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
@@ -332,7 +325,7 @@ def test_multilabel_and_segformer_exports_match_the_run(
     exec(code, {})
     output = eval(capsys.readouterr().out)
     expected = Predictor.from_pretrained(folder, device="cpu").predict(path)[0]
-    if kind == "marks":
+    if kind == "multilabel_run":
         assert output == pytest.approx(expected.probabilities, abs=1e-5)
     else:
         assert sum(output.values()) == np.prod(spec["output"]["shape"][-2:])
@@ -340,7 +333,7 @@ def test_multilabel_and_segformer_exports_match_the_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["marks", "native"])
+@pytest.mark.parametrize("kind", ["multilabel_run", "segformer_run"])
 def test_int8_exports_of_multilabel_and_segformer(kind, request, tmp_path):
     original, data, _ = request.getfixturevalue(kind)
     folder = shutil.copytree(original, tmp_path / "run")
