@@ -189,11 +189,11 @@ def compare(arguments: argparse.Namespace) -> None:
     print("|---|---|---:|---:|---:|---:|")
     builds = {}
     for size in (NATIVE, SIZE):
-        place = folder / str(size[0])
-        paths = write_jpegs(place, size, sources, arguments.files)
+        subfolder = folder / str(size[0])
+        paths = write_jpegs(subfolder, size, sources, arguments.files)
         builds[size] = measured_build(paths, cache)
         for name in arguments.augmentations:
-            them, us = usual(place, name, arguments), ours(paths, name, arguments, arguments.epochs)
+            them, us = usual(subfolder, name, arguments), ours(paths, name, arguments, arguments.epochs)
             for warm_up in (them, us):
                 rate(warm_up)
             pairs = [(rate(them), rate(us)) for _ in range(arguments.repeats)]

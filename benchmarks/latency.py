@@ -73,9 +73,9 @@ def main() -> None:
     for run in arguments.runs:
         predictor = Predictor.from_pretrained(run, device="cpu")
         ways = (
-            lambda path, its=predictor: its.predict(path, explain="gradcam")[0],
+            lambda path, model=predictor: model.predict(path, explain="gradcam")[0],
             stock(run, files[0]),
-            lambda path, its=predictor: its.predict(path)[0],
+            lambda path, model=predictor: model.predict(path)[0],
         )
         seconds = np.empty((len(files), len(ways)))
         for i, path in enumerate(files):
@@ -84,8 +84,8 @@ def main() -> None:
                 began = time.perf_counter()
                 answers.append((j, ways[j](path)))
                 seconds[i, j] = time.perf_counter() - began
-            found = dict(answers)
-            assert found[0].label == found[1][0] == found[2].label, path
+            by_way = dict(answers)
+            assert by_way[0].label == by_way[1][0] == by_way[2].label, path
         kept = 1000 * seconds[5:]
         p50, p95 = np.percentile(kept, [50, 95], axis=0)
         cells = [f"{value:.0f}" for pair in zip(p50, p95, strict=True) for value in pair]

@@ -43,7 +43,7 @@ class Row:
     seeds: tuple[int, ...]
 
     def command(self, seed: int) -> str:
-        """As one would type it, with the places left open."""
+        """Return the command, with the folders left open."""
         flags = f"--data_dir DATA/{self.data} {self.flags} --seed {seed}"
         return f"python recipes/{self.recipe}.py {' '.join(flags.split())}"
 
@@ -148,8 +148,8 @@ def table(out: Path) -> str:
     for one, other in (pair for pair in PAIRS if pair[0] in done and pair[1] in done):
         both = sorted({*done[one].seeds} & {*done[other].seeds})
         first, second = ([runs[name][done[name].seeds.index(seed)] for seed in both] for name in (one, other))
-        found = [show(difference(first, second, metric), "+") for metric in ("roc_auc", "accuracy")]
-        lines.append(f"| {one} | {other} | {' '.join(map(str, both))} | {' | '.join(found)} |")
+        differences = [show(difference(first, second, metric), "+") for metric in ("roc_auc", "accuracy")]
+        lines.append(f"| {one} | {other} | {' '.join(map(str, both))} | {' | '.join(differences)} |")
     lines += ["", "```", *(f"{i} {row.command(row.seeds[0])}" for i, row in enumerate(done.values(), 1)), "```", ""]
     return "\n".join(lines)
 
@@ -174,11 +174,11 @@ def main(rows: list[Row], table: Callable[[Path], str], about: str | None) -> No
         if not options.data or not options.weights:
             parser.error("--data and --weights are needed to run; --table needs neither")
         wanted = [row for row in rows if row.name.startswith(options.only)]
-        places = [place.resolve() for place in (options.out, options.data, options.weights)]
+        paths = [path.resolve() for path in (options.out, options.data, options.weights)]
         with ThreadPoolExecutor(options.jobs) as pool:
             # Seed by seed, so that a table of fewer seeds is whole as early as possible.
             runs = [
-                pool.submit(train, row, seed, *places, options.jobs)
+                pool.submit(train, row, seed, *paths, options.jobs)
                 for seed in sorted({seed for row in wanted for seed in row.seeds})
                 for row in wanted
                 if seed in row.seeds

@@ -10,7 +10,7 @@ are drawn, no two alike; what each should get is asked of `Predictor` first.
 does when a file is dropped on it (upload, reading, answer with map). The first is that of a new visitor, page and
 configuration included. `load` lets users ask without a pause for so many minutes, half of them by name and half by the
 page; every fourth file is bad. It counts answers, answers that are those of another image, and what was said of bad
-files; whether users were told their place in the queue; and measures the server's memory every half minute. It ends
+files; whether users saw their position in the queue; and measures the server's memory every half minute. It ends
 with status 1 if an answer was wrong or the server did not survive.
 """
 
@@ -56,7 +56,7 @@ BAD = {
 }
 
 
-def drawn(number: int) -> bytes:
+def draw_image(number: int) -> bytes:
     """A PNG that no other number has, 512 pixels wide."""
     image = phantoms.draw_brain(number, 0, bool(number % 2), seed=11, size=128).image
     stream = io.BytesIO()
@@ -98,9 +98,9 @@ class Seen:
     seconds: list[float] = field(default_factory=list)  # of good files
     bad_seconds: list[float] = field(default_factory=list)
     wrong: int = 0
-    said: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
     troubles: Counter[str] = field(default_factory=Counter)
-    told: set[int] = field(default_factory=set)  # users who saw their place
+    queued: set[int] = field(default_factory=set)  # users who saw their position in the queue
     ranks: list[int] = field(default_factory=list)
 
 
@@ -119,8 +119,8 @@ class User:
         await self.client.get("/")
         config = (await self.client.get("/config")).json()
         self.events = config["dependencies"]
-        self.ids = {its["props"].get("elem_id"): its["id"] for its in config["components"]}
-        self.values = {its["id"]: its["props"].get("value") for its in config["components"]}
+        self.ids = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
+        self.values = {component["id"]: component["props"].get("value") for component in config["components"]}
 
     async def upload(self, content: bytes) -> dict[str, Any]:
         answer = await self.client.post(API + "upload", files={"files": ("a.png", content)})
@@ -133,37 +133,37 @@ class User:
         joined = await self.client.post(API + "queue/join", json=body)
         if joined.is_error:
             raise RuntimeError(joined.json()["detail"])
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         async with self.client.stream("GET", API + "queue/data", params={"session_hash": self.session}) as lines:
             async for line in lines.aiter_lines():
                 message = json.loads(line.removeprefix("data: ")) if line else {}
                 if message.get("msg") == "estimation":
                     self.seen.ranks.append(message["rank"])
                     if message["rank"]:
-                        self.seen.told.add(self.number)
+                        self.seen.queued.add(self.number)
                 if message.get("msg") == "process_completed":
-                    found = message["output"] | {"success": message["success"]}
-        for component, value in zip(event["outputs"], found.get("data", ()), strict=False):
+                    result = message["output"] | {"success": message["success"]}
+        for component, value in zip(event["outputs"], result.get("data", ()), strict=False):
             update = isinstance(value, dict) and value.get("__type__") == "update"
             if not update or "value" in value:
                 self.values[component] = value["value"] if update else value
-        return found
+        return result
 
     async def by_name(self, content: bytes, name: str, *more: str) -> tuple[dict[str, Any] | None, str]:
         """What an endpoint answers, or the sentence that it says instead."""
-        event = next(its for its in self.events if its["api_name"] == name)
-        found = await self.fire(event, [await self.upload(content), *more])
-        return (found["data"][0], "") if found["success"] else (None, str(found["error"]))
+        event = next(event for event in self.events if event["api_name"] == name)
+        result = await self.fire(event, [await self.upload(content), *more])
+        return (result["data"][0], "") if result["success"] else (None, str(result["error"]))
 
     async def by_page(self, content: bytes, model: str) -> str:
         """What the page shows when a file is dropped on it."""
-        event = next(its for its in self.events if [self.ids["upload"], "upload"] in its["targets"])
+        event = next(event for event in self.events if [self.ids["upload"], "upload"] in event["targets"])
         self.values[self.ids["classifier"]] = model
         self.values[self.ids["upload"]] = [await self.upload(content)]
-        came = await self.fire(event, [self.values.get(its) for its in event["inputs"]])
-        asked = next(its for its in self.events if its["trigger_after"] == event["id"])
-        found = await self.fire(asked, [self.values.get(its) for its in asked["inputs"]])
-        return str(came.get("data")) + str(found.get("data"))
+        upload = await self.fire(event, [self.values.get(component) for component in event["inputs"]])
+        analysis = next(event for event in self.events if event["trigger_after"] == event["id"])
+        result = await self.fire(analysis, [self.values.get(component) for component in analysis["inputs"]])
+        return str(upload.get("data")) + str(result.get("data"))
 
 
 def percentiles(seconds: list[float]) -> str:
@@ -172,7 +172,7 @@ def percentiles(seconds: list[float]) -> str:
 
 async def latency(url: str, names: list[str]) -> None:
     """One visitor."""
-    images = [drawn(number) for number in range(CALLS + 1)]
+    images = [draw_image(number) for number in range(CALLS + 1)]
     print("| model | asked | first, s | p50, s | p95, s |\n|---|---|---|---|---|")
     for name in names:
         for asked in ("/classify", "/explain", "the page"):
@@ -195,8 +195,10 @@ async def latency(url: str, names: list[str]) -> None:
 
 async def load(url: str, name: str, run: str, users: int, minutes: float, process: psutil.Process) -> tuple[Seen, Any]:
     """Many users; what they met with, and the server's memory as (minute, megabytes)."""
-    images = [drawn(number) for number in range(4 * users)]
-    truths = Predictor.from_pretrained(run).predict([Image.open(io.BytesIO(its)).convert("RGB") for its in images])
+    images = [draw_image(number) for number in range(4 * users)]
+    truths = Predictor.from_pretrained(run).predict(
+        [Image.open(io.BytesIO(content)).convert("RGB") for content in images]
+    )
     seen, memory = Seen(), list[tuple[float, float]]()
     began = time.monotonic()
 
@@ -206,13 +208,13 @@ async def load(url: str, name: str, run: str, users: int, minutes: float, proces
         while time.monotonic() - began < 60 * minutes:
             turn += 1
             bad = list(BAD)[turn // 4 % len(BAD)] if turn % 4 == 0 else None
-            its = (turn * users + number) % len(images)
-            content, start = BAD[bad] if bad else images[its], time.monotonic()
+            index = (turn * users + number) % len(images)
+            content, start = BAD[bad] if bad else images[index], time.monotonic()
             try:
                 answer, sentence = None, ""
                 if number % 2:
                     sentence = await user.by_page(content, name)
-                    first = max(truths[its].probabilities.values())
+                    first = max(truths[index].probabilities.values())
                     right = f"{100 * first:.1f} %" in sentence or (first > 0.9995 and "99.9 %" in sentence)
                     answered = "viewer" in sentence
                     sentence = sentence.partition("That did not work.</strong> ")[2].partition("<")[0]
@@ -220,14 +222,15 @@ async def load(url: str, name: str, run: str, users: int, minutes: float, proces
                     answer, sentence = await user.by_name(content, "classify", name)
                     answered = answer is not None
                     right = answer is not None and all(
-                        abs(answer["probabilities"][label] - p) < 1e-4 for label, p in truths[its].probabilities.items()
+                        abs(answer["probabilities"][label] - p) < 1e-4
+                        for label, p in truths[index].probabilities.items()
                     )
             except (httpx.HTTPError, RuntimeError, KeyError) as error:
                 seen.troubles[f"{type(error).__name__}: {error}"] += 1
                 continue
             (seen.bad_seconds if bad else seen.seconds).append(time.monotonic() - start)
             if bad and not answered:
-                seen.said[f"{bad}: {sentence}"] += 1
+                seen.messages[f"{bad}: {sentence}"] += 1
             elif bad or not right:
                 seen.wrong += 1
 
@@ -243,26 +246,26 @@ async def load(url: str, name: str, run: str, users: int, minutes: float, proces
     return seen, memory
 
 
-def told(seen: Seen, memory: list[tuple[float, float]], users: int) -> None:
-    """Print what `load` found."""
+def print_load(seen: Seen, memory: list[tuple[float, float]], users: int) -> None:
+    """Print the results of `load`."""
     minutes = memory[-1][0]
-    asked = len(seen.seconds) + len(seen.bad_seconds)
-    warm = [its for its in memory if its[0] >= minutes / 3]
+    answers = len(seen.seconds) + len(seen.bad_seconds)
+    warm = [point for point in memory if point[0] >= minutes / 3]
     slope = np.polyfit(*zip(*warm, strict=True), 1)[0] if len(warm) > 1 else float("nan")
     print("| what | value |\n|---|---|")
     print(f"| users, minutes | {users}, {minutes:.1f} |")
     print(f"| answers to good files | {len(seen.seconds)} |")
     print(f"| answers that were wrong or another's | {seen.wrong} |")
-    for sentence, count in sorted(seen.said.items()):
+    for sentence, count in sorted(seen.messages.items()):
         print(f"| bad file, {sentence} | {count} |")
     for trouble, count in sorted(seen.troubles.items()):
         print(f"| no answer, {trouble} | {count} |")
     print(f"| good files, p50 and p95 in s | {percentiles(seen.seconds).replace(' | ', ', ')} |")
     print(f"| bad files, p50 and p95 in s | {percentiles(seen.bad_seconds).replace(' | ', ', ')} |")
-    print(f"| answers a second | {asked / minutes / 60:.1f} |")
-    print(f"| users told their place in the queue, furthest | {len(seen.told)}, {max(seen.ranks, default=0)} |")
-    print(f"| memory each half minute, MB | {', '.join(f'{its:.0f}' for _, its in memory)} |")
-    print(f"| its slope after a third of the time, MB a minute | {slope:+.1f} |")
+    print(f"| answers a second | {answers / minutes / 60:.1f} |")
+    print(f"| users who saw their position in the queue, furthest | {len(seen.queued)}, {max(seen.ranks, default=0)} |")
+    print(f"| memory each half minute, MB | {', '.join(f'{megabytes:.0f}' for _, megabytes in memory)} |")
+    print(f"| slope of memory after a third of the time, MB a minute | {slope:+.1f} |")
 
 
 def main() -> None:
@@ -281,7 +284,7 @@ def main() -> None:
             asyncio.run(latency(url, names))
             return
         seen, memory = asyncio.run(load(url, names[0], options.runs[0], options.users, options.minutes, process))
-        told(seen, memory, options.users)
+        print_load(seen, memory, options.users)
         left = [path for path in folder.rglob("*") if path.is_file() and "incoming" in path.parts]
         print(f"| uploads left on disk | {len(left)} |")
         if seen.wrong or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
