@@ -385,10 +385,10 @@ def environment(request, wheel, tmp_path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ["quick", "whole"], indirect=True)
-def test_whole_folder_is_self_contained(environment, finished_run, published, tmp_path):
+def test_whole_folder_is_self_contained(environment, publishable_run, published, tmp_path):
     folder, cwd, port = tmp_path / "space", tmp_path / "cwd", free_port()
     cwd.mkdir()
-    write_space(folder, [str(finished_run), published])
+    write_space(folder, [str(publishable_run), published])
     before = read_files(folder)
     assert before["requirements.txt"] == (ROOT / "spaces" / "requirements.txt").read_bytes()
     done = run_command(environment, "-I", "-c", "import hf_medtl; print(hf_medtl.__file__)")
