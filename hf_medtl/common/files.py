@@ -2,6 +2,8 @@
 
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,17 @@ def write_atomic(path: Path, content: str | dict[str, Any]) -> None:
         ValueError: The dict holds NaN or infinity, which are not JSON.
     """
     text = content if isinstance(content, str) else json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")  # else Windows changes what hashes are made from
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which then becomes `path`; after an error it is removed."""
     # The process id alone would not do: processes on other machines, or in other containers, may share the folder.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")  # else Windows changes what hashes are made from
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

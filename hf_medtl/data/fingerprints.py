@@ -1,9 +1,7 @@
 """Image fingerprints: file hashes, perceptual hashes and thumbnails, for finding exact and near duplicates."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.contrib.concurrent import thread_map
 
+from hf_medtl.common.files import replacing
 from hf_medtl.common.system import cache_dir, cores
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import UnreadableImage
@@ -86,7 +85,8 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
     merged = {item.sha256: item for item in results if item.sha256} | cached
     if len(merged) > len(cached):
         table = pd.DataFrame([vars(item) for item in merged.values()]).astype({"phash": "uint64"})
-        with _replacing(cache) as partial:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cache) as partial:
             table.to_parquet(partial, index=False)
     return results
 
@@ -101,15 +101,6 @@ def map_threads(function: Callable[[T], Result], items: Sequence[T], title: str,
         unit: Name of an item in it.
     """
     return thread_map(function, items, desc=title, unit=unit, max_workers=cores(), disable=None, leave=False)
-
-
-@contextmanager
-def _replacing(cache: Path) -> Iterator[Path]:
-    """Yield a file to write, which then becomes the cache file."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}{cache.suffix}")
-    yield partial
-    partial.replace(cache)
 
 
 def cached_fingerprints(hashes: list[str]) -> list[Fingerprint]:
@@ -202,8 +193,9 @@ def _link_aligned(
             lambda p: _align_and_match(items[p[0]], items[p[1]]), pairs, "Comparing similar images", "pair"
         )
         matches = np.array(agree)
-        with _replacing(cache) as partial:
-            np.save(partial, matches)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cache) as partial, partial.open("wb") as stream:
+            np.save(stream, matches)
     linked = np.array(pairs, dtype=np.int64)[matches]
     return linked[:, 0], linked[:, 1]
 
