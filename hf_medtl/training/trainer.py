@@ -180,13 +180,12 @@ class MedicalTrainer(Trainer):
                 key = (*self._group(name.removeprefix("module."), head), name in decayed)
                 groups.setdefault(key, []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        weight_decay = {True: self.args.weight_decay, False: 0.0}
         self.optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
                     "lr": rate,
-                    "weight_decay": weight_decay[is_decayed],
+                    "weight_decay": self.args.weight_decay if is_decayed else 0.0,
                     "name": group,
                     "peak": rate,
                 }
