@@ -106,7 +106,7 @@ def hub() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def process_pool() -> Iterator[ProcessPool]:
     """Return a pool that runs scripts in processes of their own, without the ten seconds of imports."""
-    modules = ("hf_medtl.cli.main", "hf_medtl.runs.batch_predict", "hf_medtl.runs.train")
+    modules = ("hf_medtl.cli.app", "hf_medtl.runs.batch_predict", "hf_medtl.runs.train")
     pool = ProcessPool(*modules, "albumentations", "transformers.pipelines")
     yield pool
     pool.close()

@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load, read_image
-from hf_medtl.cli.main import app
+from hf_medtl.cli.app import app
 from tests.support.commands import COMMAND, run_cli, run_command
 from tests.support.image_files import write_noise_image
 

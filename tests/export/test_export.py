@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_medtl import MedtlError, Predictor, Recipe, load, read_image, run
-from hf_medtl.cli.main import main
+from hf_medtl.cli.app import main
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.export.export import FORMATS, Format, export_run
 from hf_medtl.export.onnx import write_onnx

@@ -60,7 +60,7 @@ def run_command(
 
 def run_cli(*words: object) -> str:
     """Run `hf-medtl` in this process and return its output."""
-    from hf_medtl.cli.main import app
+    from hf_medtl.cli.app import app
 
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception and not isinstance(result.exception, SystemExit):
