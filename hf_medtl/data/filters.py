@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.readers import is_image_file
+from hf_medtl.data.listing import is_image_file
 from hf_medtl.data.specs import DatasetSpec, split_labels
 from hf_medtl.errors import MedtlError
 

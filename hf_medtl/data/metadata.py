@@ -11,7 +11,7 @@ import pandas as pd
 from hf_medtl.common.text import abbreviate
 from hf_medtl.data.dataset import Survey
 from hf_medtl.data.loading import locate_dataset
-from hf_medtl.data.readers import read_metadata
+from hf_medtl.data.tables import read_metadata
 from hf_medtl.errors import MedtlError
 
 AGES = (0, 18, 40, 65, 200)

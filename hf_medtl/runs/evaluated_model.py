@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.data.labels import NEGATIVE_LABELS
 from hf_medtl.data.leakage import training_footprint
-from hf_medtl.data.readers import NEGATIVE_LABELS
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
