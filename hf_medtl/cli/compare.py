@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DataDir, Seed
+from hf_medtl.cli.options import DataDir, Figures, Seed
 
 
 def compare(
@@ -23,13 +23,16 @@ def compare(
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="Device for measuring latency: cpu, cuda, ...")] = "cpu",
     no_latency: Annotated[bool, typer.Option("--no_latency", help="Do not measure the latency of one image.")] = False,
+    figures: Figures = "png",
     seed: Seed = 0,
 ) -> None:
     """Compare runs: metrics, paired differences with corrected p-values, costs and disagreements."""
+    from hf_medtl.evaluation.matplotlib_backend import figure_formats
     from hf_medtl.runs.compare import compare_runs, measure_costs
     from hf_medtl.runs.compare_page import check_out, show_comparison, write_comparison
 
     check_out(out)
     comparison = compare_runs(runs, metric or (), reference, seed)
     costs = measure_costs(comparison.runs, None if no_latency else device)
-    show_comparison(comparison, costs, out, write_comparison(comparison, costs, out, data_dir))
+    with figure_formats(figures):
+        show_comparison(comparison, costs, out, write_comparison(comparison, costs, out, data_dir))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import Device, Model, Revision, TrustRemoteCode
+from hf_medtl.cli.options import Device, Figures, Model, Revision, TrustRemoteCode
 from hf_medtl.errors import MedtlError
 
 
@@ -50,6 +50,7 @@ def evaluate(
         str | None, typer.Option(help="Model that robustness is relative to; the clean images by default.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder; evaluations/MODEL-on-DATASET by default.")] = None,
+    figures: Figures = "png",
     dry_run: Annotated[bool, typer.Option("--dry_run", help="Check everything; write nothing.")] = False,
     revision: Revision = None,
     device: Device = None,
@@ -60,29 +61,31 @@ def evaluate(
     Images that overlap with the training data are refused.
     """
     from hf_medtl.common.text import parse_label_map, split_commas
+    from hf_medtl.evaluation.matplotlib_backend import figure_formats
     from hf_medtl.runs.console import show_evaluation
     from hf_medtl.runs.evaluate import SHOWN, evaluate_model
 
     if not dataset and not data_dir:
         raise MedtlError("Give the data to test on: --dataset NAME (see hf-medtl data list), --data_dir DIR, or both.")
-    folder, result = evaluate_model(
-        model,
-        dataset or "imagefolder",
-        data_dir,
-        out=out,
-        split=split,
-        labels=parse_label_map(labels, "--labels"),
-        by=by or (),
-        drop_overlap=drop_overlap,
-        training_data=training_data,
-        sources=split_commas(sources),
-        positive=positive_label,
-        robust=robustness,
-        baseline=baseline,
-        dry_run=dry_run,
-        revision=revision,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    with figure_formats(figures):
+        folder, result = evaluate_model(
+            model,
+            dataset or "imagefolder",
+            data_dir,
+            out=out,
+            split=split,
+            labels=parse_label_map(labels, "--labels"),
+            by=by or (),
+            drop_overlap=drop_overlap,
+            training_data=training_data,
+            sources=split_commas(sources),
+            positive=positive_label,
+            robust=robustness,
+            baseline=baseline,
+            dry_run=dry_run,
+            revision=revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
     if result:
         show_evaluation(folder, result, SHOWN)

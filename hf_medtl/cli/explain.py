@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DataDir, Model, Seed
+from hf_medtl.cli.options import DataDir, Figures, Model, Seed
 
 
 def explain(
@@ -31,6 +31,7 @@ def explain(
         str | None,
         typer.Option("--lung_model", help="As --masks, with lungs segmented by this model: Hub id or run folder."),
     ] = None,
+    figures: Figures = "png",
     seed: Seed = 0,
 ) -> None:
     """Draw heatmaps of what a classifier looks at, and test whether they can be trusted.
@@ -39,11 +40,13 @@ def explain(
     """
     from rich.console import Console
 
+    from hf_medtl.evaluation.matplotlib_backend import figure_formats
     from hf_medtl.runs.explain import explain_model
 
-    out, result = explain_model(
-        model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed
-    )
+    with figure_formats(figures):
+        out, result = explain_model(
+            model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed
+        )
     console = Console(highlight=False, soft_wrap=True)
     energy = result.get("energy", {"by_label": {}})["by_label"]
     for label, facts in [*result["verdict"].items(), *energy.items()]:

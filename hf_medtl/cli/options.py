@@ -18,6 +18,9 @@ DataDir = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
+Figures = Annotated[
+    str, typer.Option(help="Formats of figures, separated by commas: png (always written, 300 dpi), pdf, svg.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust_remote_code", help="Run code from the model's repository; hf_medtl's models need none.")

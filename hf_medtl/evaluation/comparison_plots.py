@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from hf_medtl.evaluation.matplotlib_backend import BLUE, GREY, series_styles
+from hf_medtl.evaluation.matplotlib_backend import BLUE, GREY, IMAGE_DPI, series_styles, write_figure
 
 COLUMNS = 4  # of an image grid
 
@@ -45,7 +45,7 @@ def metrics_and_differences(
         gaps.set_xlabel(f"minus {reference}, paired by image", parse_math=False)
     grid[0, 0].set_title("value, 95 % interval", fontsize=10)
     grid[0, 1].set_title("difference, 95 % interval", fontsize=10)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def part_metrics(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> None:
@@ -68,7 +68,7 @@ def part_metrics(table: pd.DataFrame, names: Mapping[str, str], path: Path) -> N
         axes.set_yticks(range(len(parts)), parts if axes.get_subplotspec().is_first_col() else [], parse_math=False)
         axes.set(ylim=(len(parts) - 0.5, -0.5), xlabel=title)
     _legend(figure, len(runs))
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def pareto_front(
@@ -110,7 +110,7 @@ def pareto_front(
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.1)
     _legend(figure, len(metrics) + 1)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def image_grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, path: Path) -> None:
@@ -126,7 +126,7 @@ def image_grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], tit
         axes.imshow(image[::step, ::step])
         axes.set_title(caption, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path, IMAGE_DPI)
 
 
 def _legend(figure: Figure, number: int) -> None:

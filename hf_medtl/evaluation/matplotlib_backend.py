@@ -1,13 +1,22 @@
-"""Plots as PNG images, for the figures of runs and for slides and PDFs."""
+"""Plots as PNG, PDF and SVG files, for the figures of runs and for slides and PDFs."""
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure, SubFigure
 
+from hf_medtl.common.text import split_commas, suggest
+from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.marks import SYMBOLS, Band, Line, Plot
+
+FORMATS = ("png", "pdf", "svg")
+DPI = 300  # the resolution that journals ask of figures
+IMAGE_DPI = 150  # of pages of images, which have no more pixels
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A828A"
 COLOURS = {
@@ -22,6 +31,38 @@ COLOURS = {
 MARKERS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P", "star": "*"}
 LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
+_formats: ContextVar[tuple[str, ...]] = ContextVar("figure formats", default=("png",))
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Return the formats named in text such as "pdf,svg"; PNG is always one of them, since cards and reports show it.
+
+    Raises:
+        MedtlError: an unknown format.
+    """
+    names = [name.lower().lstrip(".") for name in split_commas(text)]
+    for name in names:
+        if name not in FORMATS:
+            raise MedtlError(f"--figures takes {', '.join(FORMATS)}, but found {name!r}. {suggest(name, FORMATS)}")
+    return tuple(dict.fromkeys(("png", *names)))
+
+
+@contextmanager
+def figure_formats(text: str) -> Iterator[None]:
+    """Write the figures that are drawn inside this context in these formats, such as "png,pdf"."""
+    token = _formats.set(parse_formats(text))
+    try:
+        yield
+    finally:
+        _formats.reset(token)
+
+
+def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write a figure as PNG, and beside it in each other format of `figure_formats`; text in them stays text."""
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+        for name in _formats.get():
+            figure.savefig(path.with_suffix(f".{name}"), dpi=dpi)
+
 
 def series_styles() -> Iterator[tuple[str, str]]:
     """Yield colours and markers for any number of series; both differ, so that a plot can be read in greyscale, too."""
@@ -29,11 +70,11 @@ def series_styles() -> Iterator[tuple[str, str]]:
 
 
 def save_figure(path: Path, plots: Sequence[Plot], titles: Sequence[str], width: float, height: float) -> None:
-    """Write plots beside each other, each with a title, as a PNG; width and height of all are in inches."""
+    """Write plots beside each other, each with a title, in a file; width and height of all are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     for panel, plot, title in zip(figure.subfigures(1, len(plots), squeeze=False)[0], plots, titles, strict=True):
         _draw(panel, plot, title)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def plot_png(plot: Plot, width: float = 5.2, height: float = 3.9, dpi: int = 170) -> bytes:

@@ -7,33 +7,35 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from hf_medtl.evaluation.marks import Plot
-from hf_medtl.evaluation.matplotlib_backend import BLUE, COLOURS, GREY, ORANGE, save_figure
+from hf_medtl.evaluation.matplotlib_backend import BLUE, COLOURS, GREY, ORANGE, save_figure, write_figure
 from hf_medtl.evaluation.metric_charts import dice_plot, fold_plot, history_plots, interval_arrays
-from hf_medtl.evaluation.metrics import decide
-from hf_medtl.evaluation.probability_charts import (
-    Scores,
-    operating_point,
-    pool_labels,
-    reliability_plot,
-    risk_coverage_plot,
-    roc_plot,
-    top_label_scores,
-)
 from hf_medtl.evaluation.study_statements import LearningCurvePoint
 
 
 def confusion_matrix(
     matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path, where: str = "test split"
 ) -> None:
-    """Plot a confusion matrix (K, K) with a row for each true label and a column for each decision."""
-    figure = Figure(figsize=(4 + 0.4 * len(names), 3.4 + 0.4 * len(names)), layout="constrained")
+    """Plot a confusion matrix (K, K) with a row for each true label and a column for each decision.
+
+    A cell shows the number of images and its percentage of the row, which also gives the colour.
+    """
+    counts = np.array(matrix)
+    totals = counts.sum(axis=1, keepdims=True)
+    fractions = counts / np.maximum(totals, 1)
+    figure = Figure(figsize=(3 + 0.8 * len(names), 2.4 + 0.8 * len(names)), layout="constrained")
     axes = figure.subplots()
-    ConfusionMatrixDisplay(np.array(matrix), display_labels=list(names)).plot(ax=axes, cmap="Blues", colorbar=False)
-    axes.set(xlabel="decided", ylabel="true", title=where.capitalize())
-    figure.savefig(path, dpi=120)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        percent = f"\n{100 * fractions[row, column]:.0f} %" if totals[row, 0] else ""
+        colour = "white" if fractions[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{count:,}{percent}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="decided", ylabel="true")
+    axes.set_title(f"Confusion matrix, {where}\n{counts.sum():,} images", parse_math=False)
+    write_figure(figure, path)
 
 
 def training_history(
@@ -44,96 +46,22 @@ def training_history(
     save_figure(path, plots, ["Loss", f"Validation {title}"], 9, 3.8)
 
 
-def roc(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    names: Sequence[str],
-    positive: str | None,
-    threshold: float | NDArray[np.float64] | None,
-    path: Path,
-    where: str = "test split",
-) -> None:
-    """Plot the ROC curve of the positive label with the saved threshold's point, or of each label against the rest."""
-    scores = [
-        Scores(name, labels == index, probabilities[:, index])
-        for index, name in enumerate(names)
-        if positive in (None, name)
-    ]
-    point = None
-    if positive is not None:
-        index = list(names).index(positive)
-        common_threshold = None if isinstance(threshold, np.ndarray) else threshold
-        point = operating_point(decide(probabilities, index, threshold) == index, labels == index, common_threshold)
-    _save(roc_plot(scores, point), path, where)
-
-
-def multilabel_roc(
-    targets: NDArray[np.bool_],
-    probabilities: NDArray[np.float64],
-    names: Sequence[str],
-    path: Path,
-    where: str = "test split",
-) -> None:
-    """Plot the ROC curve of each label (n, K) that some images have and some do not."""
-    _save(roc_plot(list(map(Scores, names, targets.T, probabilities.T))), path, where)
-
-
-def reliability(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    index: int | None,
-    path: Path,
-    where: str = "test split",
-) -> None:
-    """Plot the observed proportion against the predicted probability of label `index`, in equal-mass bins.
-
-    If `index` is None, plot the proportion of correct answers against the probability of the most probable label.
-    """
-    scores = top_label_scores(labels, probabilities)
-    if index is not None:
-        scores = Scores("the positive label", labels == index, probabilities[:, index])
-    _save(reliability_plot(scores), path, where)
-
-
-def multilabel_reliability(
-    targets: NDArray[np.bool_], probabilities: NDArray[np.float64], path: Path, where: str = "test split"
-) -> None:
-    """Plot the observed proportion against the predicted probability of all labels of all images (n, K) together."""
-    scores = pool_labels([Scores("", has, p) for has, p in zip(targets.T, probabilities.T, strict=True)])
-    _save(reliability_plot(scores, f"labels of {len(targets):,} images"), path, where)
-
-
-def risk_coverage_curve(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], abstained: float, path: Path, where: str = "test split"
-) -> None:
-    """Plot the error rate among the most confident images, and the coverage of the conformal sets.
-
-    Args:
-        confidence: (n,) as for `risk_coverage`.
-        correct: (n,) as for `risk_coverage`.
-        abstained: fraction of images on which the conformal sets abstain.
-        path: file to write.
-        where: the data that was predicted, for the title.
-    """
-    _save(risk_coverage_plot(confidence, correct, 1 - abstained, f"{len(correct):,} images"), path, where)
+def save_plot(plot: Plot, path: Path, where: str = "test split", width: float = 4.8) -> None:
+    """Save a plot whose title names the data and the number of images, too; the width is in inches."""
+    save_figure(path, [plot], [f"{plot.title}, {where}\n{plot.count}"], width, 4.8)
 
 
 def by_source(
     values: NDArray[np.float64], sources: Sequence[str], results: dict[str, Any], path: Path, where: str = "test split"
 ) -> None:
     """Plot the Dice of each image by source, with the mean and its interval from `by_source` of results.json."""
-    _save(dice_plot(values, sources, results, (), f"{len(values):,} images"), path, where, 2.5 + 1.3 * len(results))
+    save_plot(dice_plot(values, sources, results, (), f"{len(values):,} images"), path, where, 2.5 + 1.3 * len(results))
 
 
 def by_fold(folds: Sequence[dict[str, Any]], pooled: dict[str, Any], metric: str, title: str, path: Path) -> None:
     """Plot a metric with its interval for each fold and for the pooled folds, from their `metrics` in results.json."""
     plot = fold_plot({str(k): fold[metric] for k, fold in enumerate(folds)}, pooled[metric], metric, "")
     save_figure(path, [plot], [f"{title} with 95 % intervals"], 2.5 + 0.6 * len(folds), 3.8)
-
-
-def _save(plot: Plot, path: Path, where: str, width: float = 4.8) -> None:
-    """Save a plot; its title names the data and the number of images, too."""
-    save_figure(path, [plot], [f"{plot.title}, {where}\n{plot.count}"], width, 4.8)
 
 
 def mask_outlines(
@@ -157,7 +85,7 @@ def mask_outlines(
         axes.set(title=caption)
         axes.set_axis_off()
     figure.supxlabel("outlines: true (blue) and predicted (orange)", fontsize=10)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def search_trials(
@@ -194,7 +122,7 @@ def search_trials(
         names = list(importances)[::-1]
         axes.barh(names, [importances[name] for name in names], color=BLUE)
         axes.set(xlabel="fraction of the variation (PED-ANOVA)", title="Importance")
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def learning_curve(points: Sequence[LearningCurvePoint], title: str, path: Path) -> None:
@@ -225,7 +153,7 @@ def learning_curve(points: Sequence[LearningCurvePoint], title: str, path: Path)
     axes.minorticks_off()
     axes.set(xlabel="training groups", ylabel=title, title=f"{title} on the same test images, with 95 % intervals")
     axes.legend(fontsize=9)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def robustness(result: dict[str, Any], path: Path, where: str) -> None:
@@ -246,4 +174,4 @@ def robustness(result: dict[str, Any], path: Path, where: str) -> None:
     panels[0].legend(loc="lower left")
     figure.supxlabel("level; 0 is the original image")
     figure.supylabel(f"balanced accuracy, {where}")
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)

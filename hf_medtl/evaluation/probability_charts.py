@@ -1,11 +1,11 @@
 """Charts of probabilities, for the figures of runs and for reports: ROC, precision-recall, reliability, decisions."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score
 
 from hf_medtl.evaluation.curves import (
     Curve,
@@ -15,7 +15,9 @@ from hf_medtl.evaluation.curves import (
     risk_coverage,
     roc_band,
 )
+from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.marks import Axis, Band, Line, Mark, Plot, Points, line_style
+from hf_medtl.evaluation.score_intervals import Interval
 
 RESAMPLES = 1000  # of bands
 MAX_BANDS = 3  # lines in a plot from which no bands are drawn
@@ -74,7 +76,7 @@ def roc_plot(scores: Sequence[Scores], point: Points | None = None) -> Plot:
         scores: lines; those whose images are all positive or all negative are omitted.
         point: from `operating_point`.
     """
-    marks, areas, bands = _curves(scores, roc_band, "AUC", roc_auc_score)
+    marks, areas, bands = _curves(scores, roc_band, "AUC", auc_interval)
     marks.append(Line("", [0, 1], [0, 1], "grey", "dot"))
     return Plot(
         "ROC",
@@ -102,7 +104,7 @@ def operating_point(decided: NDArray[np.bool_], positive: NDArray[np.bool_], thr
 
 
 def _precision_recall_plot(scores: Sequence[Scores]) -> Plot:
-    marks, areas, bands = _curves(scores, precision_recall_band, "AP", average_precision_score)
+    marks, areas, bands = _curves(scores, precision_recall_band, "AP", _average_precision)
     if len(scores) == 1:
         prevalence = float(scores[0].positive.mean())
         marks.append(Line("prevalence", [0, 1], [prevalence, prevalence], "grey", "dot"))
@@ -117,25 +119,33 @@ def _precision_recall_plot(scores: Sequence[Scores]) -> Plot:
     )
 
 
+def _average_precision(positive: NDArray[np.bool_], score: NDArray[np.float64], groups: Any) -> Interval:
+    """Return the average precision without limits, which take a bootstrap."""
+    return Interval(float(average_precision_score(positive, score)), np.nan, np.nan)
+
+
 def _curves(
-    scores: Sequence[Scores], curve_of: Callable[..., Curve], metric: str, area_of: Callable[..., float]
+    scores: Sequence[Scores], curve_of: Callable[..., Curve], metric: str, area_of: Callable[..., Interval]
 ) -> tuple[list[Mark], str, str]:
     """Return lines, with bands unless there are too many, the areas under them as text, and a remark on the bands."""
     shown = [line for line in scores if line.has_both_classes]
     with_bands = len(shown) <= MAX_BANDS
-    areas = {line.name: float(area_of(line.positive, line.score)) for line in shown}
+    areas: dict[str, str] = {}
     marks: list[Mark] = []
     for index, line in enumerate(shown):
         style = line_style(index)
         curve = curve_of(line.positive, line.score, line.groups if with_bands else None, RESAMPLES)
         if curve.low.size:
             marks.append(Band(curve.at, curve.low, curve.high, style["colour"]))
-        marks.append(Line(f"{line.name} ({metric} {areas[line.name]:.3f})", curve.x, curve.y, **style))
+        value, low, high = area_of(line.positive, line.score, line.groups)
+        limits = "" if line.groups is None or np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+        areas[line.name] = f"{value:.3f}{limits}"
+        marks.append(Line(f"{line.name} ({metric} {areas[line.name]})", curve.x, curve.y, **style))
     bands = (
         f"Bands: {BAND_METHOD}. A band of zero width means that no resample had an error, not that errors are "
         "impossible; use the interval in the table instead."
     )
-    text = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
+    text = ", ".join(f"{name} {area}" for name, area in areas.items())
     return marks, text, bands if with_bands else "Too many lines to draw bands."
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.matplotlib_backend import IMAGE_DPI, write_figure
 from hf_medtl.explain.maps import Heatmaps
 from hf_medtl.explain.statistics import COLORMAP
 
@@ -107,4 +108,4 @@ def draw_page(items: Sequence[GalleryItem], path: Path, title: str) -> None:
         blended.imshow(np.asarray(overlay(image, values))[::step, ::step])
         original.set_title(caption, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path, IMAGE_DPI)

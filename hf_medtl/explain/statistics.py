@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.matplotlib_backend import GREY, series_styles
+from hf_medtl.evaluation.matplotlib_backend import GREY, series_styles, write_figure
 from hf_medtl.explain.maps import Heatmaps
 
 GRID = 64  # rows and columns of the common grid on which maps of all sizes are compared
@@ -98,7 +98,7 @@ def draw_figures(maps: Sequence[Heatmaps], labels: Sequence[str], folder: Path) 
         axes.set(**POSITION_LABELS)
     figure.colorbar(image, ax=list(grid), label="mean map", shrink=0.8)
     paths = [folder / "mean_maps.png", folder / "centres.png"]
-    figure.savefig(paths[0], dpi=120)
+    write_figure(figure, paths[0])
 
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -111,7 +111,7 @@ def draw_figures(maps: Sequence[Heatmaps], labels: Sequence[str], folder: Path) 
     axes.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", **POSITION_LABELS)
     axes.set_title("Centre of mass of each map")
     axes.legend()
-    figure.savefig(paths[1], dpi=120)
+    write_figure(figure, paths[1])
     return paths
 
 

@@ -148,7 +148,7 @@ def summarise(summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, loa
     if "external" in singles[0]:
         external = [single["external"]["metrics"] for single in singles]
         result["external_mean_over_folds"] = summarise_metrics(external)
-    figure_names = sorted(path.name for path in figures.iterdir() if path.name != "by_fold.png")
+    figure_names = sorted(path.name for path in figures.glob("*.png") if path.name != "by_fold.png")
     by_fold, metric = [single["metrics"] for single in singles], task.main_metric
     plots.by_fold(by_fold, result["metrics"], metric, METRIC_NAMES[metric], figures / "by_fold.png")
     recipe_yaml = recipe.to_yaml()

@@ -21,6 +21,7 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import Interrupted, MedtlError
+from hf_medtl.evaluation.matplotlib_backend import figure_formats
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import to_uint8
 from hf_medtl.publish.templates import format_interval
@@ -101,7 +102,8 @@ def study(recipe: Recipe, grid: Grid, run: Callable[[Recipe], Path] = run) -> in
         output.write("grid.yaml", grid.to_yaml())
         (folder / "cells").mkdir(exist_ok=True)
         _run_missing(Sweep(cells, "cells"), run)
-        summarise(output, recipe, grid, cells)
+        with figure_formats(recipe.figures):
+            summarise(output, recipe, grid, cells)
     return sum(not cell.is_finished for cell in cells)
 
 

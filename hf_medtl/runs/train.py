@@ -21,6 +21,7 @@ from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.evaluation.decisions import proportion
+from hf_medtl.evaluation.matplotlib_backend import figure_formats
 from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
 from hf_medtl.publish.checkpoints import CheckpointUploader
 from hf_medtl.publish.hub import create_repository, push
@@ -102,6 +103,11 @@ def run(recipe: Recipe) -> Path:
         MedtlError: What the user has to change, before training wherever it can be found then.
         Interrupted: After Ctrl-C or SIGTERM, when the checkpoint is written.
     """
+    with figure_formats(recipe.figures):
+        return _run(recipe)
+
+
+def _run(recipe: Recipe) -> Path:
     if recipe.all_folds:
         preflight.check_options(recipe)
         return cross_validate(recipe, run)

@@ -16,6 +16,7 @@ from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
+from hf_medtl.evaluation import probability_charts as charts
 from hf_medtl.evaluation.calibration import fit_temperature
 from hf_medtl.evaluation.decisions import (
     DecisionRule,
@@ -26,6 +27,7 @@ from hf_medtl.evaluation.decisions import (
 )
 from hf_medtl.evaluation.evaluate import classification_results, predict_probabilities, temperature_effect
 from hf_medtl.evaluation.metrics import classification_metrics, decide
+from hf_medtl.evaluation.probability_charts import Scores
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import fold_temperature
@@ -221,29 +223,45 @@ class Classification(Task):
     ) -> None:
         """Draw the figures of `_draw_metrics` and, if there are conformal sets, the risk-coverage curve."""
         labels = self._true_labels(loaded, "test")
-        self._draw_metrics(labels, predictions, results, figures, title)
+        self._draw_metrics(labels, predictions, loaded.rows("test")["group"].tolist(), results, figures, title)
         if "conformal" in results:
             output = _positive_output(loaded.labels, loaded.positive)
             correct = decide(predictions, output, results["threshold"]) == labels
             abstained = results["conformal"]["abstained"]["value"]
-            plots.risk_coverage_curve(predictions.max(axis=1), correct, abstained, figures / "risk_coverage.png", title)
+            count = f"{len(correct):,} images"
+            plot = charts.risk_coverage_plot(predictions.max(axis=1), correct, 1 - abstained, count)
+            plots.save_plot(plot, figures / "risk_coverage.png", title)
 
     def _draw_metrics(
-        self, labels: NDArray, probabilities: NDArray, results: dict[str, Any], figures: Path, title: str
+        self,
+        labels: NDArray,
+        probabilities: NDArray,
+        groups: Sequence[str],
+        results: dict[str, Any],
+        figures: Path,
+        title: str,
     ) -> None:
-        """Draw the confusion matrix, and the ROC and reliability curves."""
-        names, positive = results["labels"], results["positive_label"]
-        index = None if positive is None else names.index(positive)
+        """Draw the confusion matrix, and the ROC and reliability curves with intervals over groups."""
+        names, positive, threshold = results["labels"], results["positive_label"], results["threshold"]
+        scores = [Scores(name, labels == k, probabilities[:, k], groups) for k, name in enumerate(names)]
         plots.confusion_matrix(results["confusion_matrix"], names, figures / "confusion_matrix.png", title)
-        plots.roc(labels, probabilities, names, positive, results["threshold"], figures / "roc.png", title)
-        plots.reliability(labels, probabilities, index, figures / "reliability.png", title)
+        point, calibrated = None, charts.top_label_scores(labels, probabilities, groups)
+        if positive is not None:
+            index = names.index(positive)
+            scores = [scores[index]]
+            calibrated = scores[0]._replace(name="the positive label")
+            common_threshold = None if isinstance(threshold, np.ndarray) else threshold
+            decided = decide(probabilities, index, threshold) == index
+            point = charts.operating_point(decided, labels == index, common_threshold)
+        plots.save_plot(charts.roc_plot(scores, point), figures / "roc.png", title)
+        plots.save_plot(charts.reliability_plot(calibrated), figures / "reliability.png", title)
 
     def pool_folds(self, table: pd.DataFrame, folds: list[dict[str, Any]], figures: Path, title: str) -> dict[str, Any]:
         """Measure all folds' test images, each decided with the threshold of its fold's own model."""
         names, labels, probabilities = _read_table(table, folds[0])
-        positive, threshold = folds[0]["positive_label"], self._threshold(table, folds)
-        pooled = classification_results(labels, probabilities, table["group"].tolist(), names, positive, threshold)
-        self._draw_metrics(labels, probabilities, pooled | {"threshold": threshold}, figures, title)
+        positive, threshold, groups = folds[0]["positive_label"], self._threshold(table, folds), table["group"].tolist()
+        pooled = classification_results(labels, probabilities, groups, names, positive, threshold)
+        self._draw_metrics(labels, probabilities, groups, pooled | {"threshold": threshold}, figures, title)
         return pooled
 
     def score(self, table: pd.DataFrame, results: dict[str, Any]) -> tuple[list[str], Score]:

@@ -14,10 +14,12 @@ from transformers import EvalPrediction, PreTrainedModel
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.specs import split_labels
 from hf_medtl.evaluation import plots
+from hf_medtl.evaluation import probability_charts as charts
 from hf_medtl.evaluation.calibration import fit_multilabel_temperature
 from hf_medtl.evaluation.decisions import DecisionRule, choose_threshold
 from hf_medtl.evaluation.evaluate import multilabel_results
 from hf_medtl.evaluation.metrics import classification_metrics
+from hf_medtl.evaluation.probability_charts import Scores
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.tasks.base import Score
 from hf_medtl.tasks.classification import Classification, threshold_by_fold
@@ -141,21 +143,31 @@ class MultiLabelClassification(Classification):
         ]
 
     def _draw_metrics(
-        self, labels: NDArray, probabilities: NDArray, results: dict[str, Any], figures: Path, title: str
+        self,
+        labels: NDArray,
+        probabilities: NDArray,
+        groups: Sequence[str],
+        results: dict[str, Any],
+        figures: Path,
+        title: str,
     ) -> None:
         """Draw the ROC curve of each label, and the reliability curve of all labels together."""
-        plots.multilabel_roc(labels, probabilities, results["labels"], figures / "roc.png", title)
-        plots.multilabel_reliability(labels, probabilities, figures / "reliability.png", title)
+        columns = zip(results["labels"], labels.T, probabilities.T, strict=True)
+        scores = [Scores(name, has, probability, groups) for name, has, probability in columns]
+        pooled = charts.reliability_plot(charts.pool_labels(scores), f"labels of {len(labels):,} images")
+        plots.save_plot(charts.roc_plot(scores), figures / "roc.png", title)
+        plots.save_plot(pooled, figures / "reliability.png", title)
 
     def pool_folds(self, table: pd.DataFrame, folds: list[dict[str, Any]], figures: Path, title: str) -> dict[str, Any]:
         """Measure all folds' test images, each decided with the thresholds of its fold's own model."""
         names = folds[0]["labels"]
         true, thresholds = _read_table(table, folds)
         probabilities = table[[f"p_{name}" for name in names]].to_numpy(np.float64)
-        pooled = multilabel_results(true, probabilities, table["group"].tolist(), thresholds)
+        groups = table["group"].tolist()
+        pooled = multilabel_results(true, probabilities, groups, thresholds)
         for name in names:
             pooled["per_label"][name]["threshold_fitted"] = _all_fitted(folds, name)
-        self._draw_metrics(true, probabilities, pooled, figures, title)
+        self._draw_metrics(true, probabilities, groups, pooled, figures, title)
         return pooled
 
     def score(self, table: pd.DataFrame, results: dict[str, Any]) -> tuple[list[str], Score]:

@@ -139,6 +139,7 @@ class Options(TrainingArguments):
         "auto", "Mixed precision: auto (bf16 or fp16 if the hardware supports it), no, bf16 or fp16."
     )
     model_card: str | None = _new(None, "Markdown file with text for the model card.")
+    figures: str = _new("png", "Formats of figures, separated by commas: png (always written, 300 dpi), pdf, svg.")
     model_license: str = _new("apache-2.0", "License of the fine-tuned weights, as the Hub names it.")
 
     output_dir: str | None = _our("output_dir", "runs/run")

@@ -21,6 +21,7 @@ from hf_medtl.data.loading import load
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.subset import subsample_training
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.matplotlib_backend import parse_formats
 from hf_medtl.evaluation.postprocessing import check_postprocessing
 from hf_medtl.models.build import is_custom_architecture
 from hf_medtl.models.preprocessing import check_steps
@@ -106,6 +107,7 @@ class Recipe(Options):
             raise MedtlError(
                 f"--model_card {self.model_card} is not a file. Pass a Markdown file, or remove the option."
             )
+        parse_formats(self.figures)
         augment.get_augmentation(self.augmentation)  # fails before the data are read
         for option, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < float("inf"):
