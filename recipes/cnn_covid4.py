@@ -1,5 +1,9 @@
 """Train a small CNN with attention to classify COVID-19, lung opacity, viral pneumonia and normal chest radiographs.
 
+hf-medtl train cnn_covid4
+
+On several GPUs, from a clone:
+
 accelerate launch recipes/cnn_covid4.py
 
 The network has 472 thousand parameters.
@@ -8,23 +12,10 @@ On a part of the set (three classes, 296 images to train on, 92 to test): ROC AU
 come from different hospitals, so this is optimistic. 30 minutes on one shared CPU core; see benchmarks/RESULTS.md.
 """
 
-from pathlib import Path
-
 from hf_medtl import main
+from hf_medtl.training.presets import PRESETS
 
-RECIPE = {
-    "dataset": "covid19-radiography",
-    "model_name_or_path": "cnn",
-    "augmentation": "chest",
-    "head_dropout": 0.5,
-    "learning_rate": 1e-3,
-    "weight_decay": 0.05,
-    "num_train_epochs": 40,
-    "early_stopping_patience": 8,
-    "per_device_train_batch_size": 32,
-    "output_dir": "runs/cnn_covid4",
-    "model_card": str(Path(__file__).parents[1] / "model_cards" / "covid.md"),
-}
+RECIPE = PRESETS["cnn_covid4"]
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -1,25 +1,18 @@
 """Fine-tune a DenseNet-121 to tell chest radiographs of children with pneumonia from normal ones.
 
+hf-medtl train densenet121_pneumonia
+
+On several GPUs, from a clone:
+
 accelerate launch recipes/densenet121_pneumonia.py
 
 No score of this recipe has been measured yet.
 """
 
-from pathlib import Path
-
 from hf_medtl import main
+from hf_medtl.training.presets import PRESETS
 
-RECIPE = {
-    "dataset": "chest-xray-pneumonia",
-    "model_name_or_path": "timm/densenet121.ra_in1k",
-    "augmentation": "chest",
-    "learning_rate": 1e-4,
-    "head_learning_rate": 1e-3,
-    "num_train_epochs": 15,
-    "per_device_train_batch_size": 32,
-    "output_dir": "runs/densenet121_pneumonia",
-    "model_card": str(Path(__file__).parents[1] / "model_cards" / "pneumonia.md"),
-}
+RECIPE = PRESETS["densenet121_pneumonia"]
 
 if __name__ == "__main__":
     main(RECIPE)

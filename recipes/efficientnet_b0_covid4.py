@@ -1,26 +1,18 @@
 """Fine-tune an EfficientNet-B0 to tell COVID-19, lung opacity, viral pneumonia and normal chest radiographs apart.
 
+hf-medtl train efficientnet_b0_covid4
+
+On several GPUs, from a clone:
+
 accelerate launch recipes/efficientnet_b0_covid4.py
 
 No score of this recipe has been measured yet.
 """
 
-from pathlib import Path
-
 from hf_medtl import main
+from hf_medtl.training.presets import PRESETS
 
-RECIPE = {
-    "dataset": "covid19-radiography",
-    "model_name_or_path": "timm/efficientnet_b0.ra_in1k",
-    "augmentation": "chest",
-    "learning_rate": 1e-4,
-    "head_learning_rate": 1e-3,
-    "num_train_epochs": 15,
-    "per_device_train_batch_size": 32,
-    "head_dropout": 0.2,
-    "output_dir": "runs/efficientnet_b0_covid4",
-    "model_card": str(Path(__file__).parents[1] / "model_cards" / "covid.md"),
-}
+RECIPE = PRESETS["efficientnet_b0_covid4"]
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -1,5 +1,9 @@
 """Fine-tune a ResNet-50 to tell brain MRI slices with a tumour from those without.
 
+hf-medtl train resnet50_brain
+
+On several GPUs, from a clone:
+
 accelerate launch recipes/resnet50_brain.py
 
 With ResNet-50 weights of ImageNet-1k and bf16: ROC AUC 0.919, 0.985 and 0.919 on seeds 1, 2 and 3, mean 0.941
@@ -7,21 +11,10 @@ With ResNet-50 weights of ImageNet-1k and bf16: ROC AUC 0.919, 0.985 and 0.919 o
 [0.875, 0.982]. 51 test images each, 4 minutes a run on one CPU core; see benchmarks/RESULTS.md.
 """
 
-from pathlib import Path
-
 from hf_medtl import main
+from hf_medtl.training.presets import PRESETS
 
-RECIPE = {
-    "dataset": "brain-tumor-mri",
-    "model_name_or_path": "timm/resnet50.a1_in1k",
-    "augmentation": "brain",
-    "learning_rate": 1e-4,
-    "head_learning_rate": 1e-3,
-    "num_train_epochs": 15,
-    "per_device_train_batch_size": 16,
-    "output_dir": "runs/resnet50_brain",
-    "model_card": str(Path(__file__).parents[1] / "model_cards" / "brain.md"),
-}
+RECIPE = PRESETS["resnet50_brain"]
 
 if __name__ == "__main__":
     main(RECIPE)

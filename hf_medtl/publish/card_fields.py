@@ -111,6 +111,6 @@ def check_prose(text: str) -> None:
     if missing := missing_fields(text, {}, PROSE_FIELDS):
         descriptions = ", ".join(field.description for field in missing.values())
         raise MedtlError(
-            f"--push_to_hub publishes a card, and --model_card does not give {descriptions}. model_cards/ has examples "
-            "with the headings; or leave --push_to_hub out and publish later with hf-medtl push --waive."
+            f"--push_to_hub publishes a card, and --model_card does not give {descriptions}. `hf-medtl card new FILE` "
+            "writes the headings; or leave --push_to_hub out and publish later with hf-medtl push --waive."
         )
