@@ -14,7 +14,7 @@ from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.fingerprints import cached_fingerprints, near_duplicates
 from hf_medtl.data.loading import load, survey
 from hf_medtl.data.specs import DatasetSpec, split_labels
-from hf_medtl.data.splits import SPLITS
+from hf_medtl.data.splits import SPLITS, read_splits_file
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -74,14 +74,7 @@ def training_footprint(spec: DatasetSpec, splits: Path | None, data_dir: str | P
     """
     if splits and data_dir:
         return replace(load(spec.name, data_dir, splits=splits, task=spec.task), spec=spec, labels=spec.labels)
-    table = pd.DataFrame(columns=COLUMNS, dtype=str)
-    if splits:
-        try:
-            table = pd.read_csv(splits, dtype=str, keep_default_na=False)[COLUMNS]
-        except (OSError, ValueError, KeyError) as error:
-            raise MedtlError(
-                f"{splits} is not the splits.csv of a run: expected columns {', '.join(COLUMNS)}."
-            ) from error
+    table = read_splits_file(splits, COLUMNS) if splits else pd.DataFrame(columns=COLUMNS, dtype=str)
     # Patients in splits.csv are pseudonyms, which can't be compared with the names in another table.
     table = table.assign(patient="", source=spec.id, mask="")
     nothing = pd.DataFrame(columns=["path", "label", "kind", "reason"])
@@ -159,7 +152,12 @@ def load_external(
         if not kept.any() or (table.loc[kept, "label"].nunique() < 2 and not is_segmentation):
             raise MedtlError(f"{dataset}: fewer than two labels remain without the images seen in training.")
     return LoadedDataset(
-        replace(spec, labels=loaded.spec.labels, positive=loaded.positive),
+        replace(
+            spec,
+            labels=loaded.spec.labels,
+            positive=loaded.positive,
+            positive_source=loaded.spec.positive_source,
+        ),
         external.root,
         loaded.labels,
         table.loc[kept].assign(split="test")[[*COLUMNS, "source", "mask"]].reset_index(drop=True),

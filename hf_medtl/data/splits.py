@@ -12,6 +12,8 @@ from scipy.sparse.csgraph import connected_components
 
 from hf_medtl.common.text import abbreviate
 from hf_medtl.data.specs import split_labels
+from hf_medtl.data.split_names import parse_split
+from hf_medtl.data.table_files import read_table_file
 from hf_medtl.errors import MedtlError
 
 SPLITS = ("train", "validation", "test")
@@ -170,16 +172,15 @@ def read_splits(table: pd.DataFrame, path: Path) -> NDArray[np.str_]:
     Raises:
         MedtlError: The file can't be read, lists images that are missing or have changed, or divides a group.
     """
-    try:
-        given = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image_id")[["split", "sha256"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise MedtlError(
-            f"{path} is not the splits.csv of a run ({type(error).__name__}): expected columns image_id, split, sha256."
-        ) from error
+    given = read_splits_file(path, ("image_id", "split", "sha256")).set_index("image_id")
+    names = {name: parse_split(name) for name in sorted(set(given["split"]))}
+    if unknown := [name for name, split in names.items() if split is None]:
+        raise MedtlError(f"{path}: expected the splits {', '.join(SPLITS)}, found {', '.join(map(repr, unknown))}.")
+    given["split"] = given["split"].map(names)
     hashes = table.set_index("image_id")["sha256"]
     absent = sorted(set(given.index) - set(hashes.index))
     changed = [name for name in given.index if name in hashes.index and hashes[name] != given.at[name, "sha256"]]
-    if absent or changed or not given.index.is_unique or not set(given["split"]) <= set(SPLITS):
+    if absent or changed or not given.index.is_unique:
         raise MedtlError(
             f"{path} does not fit these images: {len(absent)} are missing ({abbreviate(absent, 3)}), {len(changed)} "
             f"have different contents ({abbreviate(changed, 3)}). Use the dataset that the file was made with."
@@ -194,6 +195,21 @@ def read_splits(table: pd.DataFrame, path: Path) -> NDArray[np.str_]:
             "new split."
         )
     return split
+
+
+def read_splits_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of a splits.csv as text.
+
+    Raises:
+        MedtlError: The file can't be read, or lacks one of the columns.
+    """
+    table = read_table_file(path)
+    if not set(columns) <= set(table):
+        raise MedtlError(
+            f"{path} is not the splits.csv of a run: expected the columns {', '.join(columns)}, found "
+            f"{abbreviate(list(table))}."
+        )
+    return table[list(columns)]
 
 
 def labels_present(table: pd.DataFrame) -> set[str]:

@@ -1,0 +1,170 @@
+"""Table files: CSV, TSV, JSON Lines, Excel and Parquet files that users hand in, read as text."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import logging
+import lzma
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from hf_medtl.common.extras import require
+from hf_medtl.common.text import abbreviate
+from hf_medtl.errors import MedtlError
+
+logger = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".xlsm")
+FORMATS = "CSV (with comma, semicolon or tab), TSV, JSON Lines, Parquet or .xlsx"
+OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+SIGNATURES = {  # of files that are no text, or text of another kind
+    b"PK\x03\x04": ".xlsx",
+    b"PAR1": ".parquet",
+    b"\xd0\xcf\x11\xe0": ".xls",
+}
+MAX_CELL = 2**31 - 1  # run-length encoded masks are longer than the 128 KiB that `csv` allows
+
+
+def read_table_file(file: Path) -> pd.DataFrame:
+    """Read a table that a user hands in: every cell as text without spaces around it, "" if empty.
+
+    CSV may be separated by comma, semicolon, tab or |, in UTF-8 or UTF-16 with or without a byte-order mark, or else in
+    Windows-1252, and compressed with gzip, bzip2 or xz. Rows without any content are left out, lists (in JSON Lines and
+    Parquet) are joined by | with one at the end, and whole numbers have no decimal point. Of an Excel file the first
+    sheet is read.
+
+    Args:
+        file: The table.
+
+    Returns:
+        One column for each named column of the file.
+
+    Raises:
+        MedtlError: The file can't be read or is no table, is empty, or has two columns of the same name.
+    """
+    if not file.is_file():
+        raise MedtlError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}. Give a table: {FORMATS}.")
+    try:
+        content = OPENERS[file.suffix.lower()](file).read() if file.suffix.lower() in OPENERS else file.read_bytes()
+        suffix = Path(file.stem).suffix.lower() if file.suffix.lower() in OPENERS else file.suffix.lower()
+        suffix = next((kind for start, kind in SIGNATURES.items() if content.startswith(start)), suffix)
+        if suffix == ".parquet":
+            columns = pq.read_table(io.BytesIO(content)).to_pydict()
+            header, rows = list(columns), list(zip(*columns.values(), strict=True))
+        elif suffix in (".xlsx", ".xlsm"):
+            header, rows = _read_sheet(file, content)
+        elif suffix in (".xls", ".xlsb", ".ods", ".numbers"):
+            raise MedtlError(f"{file}: {suffix} files can't be read. Save the table as .xlsx or CSV.")
+        else:
+            text = _decode(file, content)
+            header, rows = (_read_json_lines if suffix in (".jsonl", ".ndjson") else _read_csv)(file, text)
+    except (OSError, ValueError, KeyError, EOFError, csv.Error, lzma.LZMAError) as error:
+        raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Use {FORMATS}.") from error
+    names = [" ".join(str("" if name is None else name).replace("\ufeff", "").split()) for name in header]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise MedtlError(f"{file}: two columns are called {abbreviate(twice)}. Rename or remove one of them.")
+    kept = [[_to_text(cell) for cell in row] for row in rows]
+    kept = [row for row in kept if any(row)]
+    if not any(names) or not kept:
+        raise MedtlError(f"{file} is empty: expected a line with the names of the columns, and one for each image.")
+    frame = pd.DataFrame(kept, columns=pd.Index(names), dtype=object)
+    return frame.loc[:, [bool(name) for name in names]]
+
+
+def _decode(file: Path, content: bytes) -> str:
+    """Decode text, guessing its encoding; log a guess that may be wrong.
+
+    Raises:
+        MedtlError: The file is not a table: a web page, a Git LFS pointer, or not text.
+    """
+    start = content[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise MedtlError(f"{file} is a web page instead of a table, as after a failed download. Download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise MedtlError(f"{file} is a pointer of Git LFS instead of the table. Run git lfs pull.")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    sample = content[:2000]
+    for encoding, zeros in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
+        if zeros.count(0) > len(zeros) / 2:
+            return content.decode(encoding)
+    if b"\0" in sample:
+        raise MedtlError(f"{file} is not a table but a binary file. Use {FORMATS}.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        logger.warning(
+            "%s is not UTF-8 and is read as Windows-1252. If letters beyond a to z look wrong, save it as UTF-8.", file
+        )
+        return content.decode("cp1252", errors="replace")
+
+
+def _read_csv(file: Path, text: str) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a CSV text; the separator is the one that the header has most of."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
+    separator = None
+    if declared := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):  # Excel's own
+        separator, text = declared[1], text[declared.end() :]
+    text = text.lstrip("\r\n")
+    unquoted = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    if separator is None:
+        counts = {sign: unquoted.count(sign) for sign in "\t,;"}
+        separator = max(counts, key=lambda sign: counts[sign])
+        if not counts[separator]:
+            separator = "|" if "|" in unquoted else ","
+    lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != "\t"))
+    if not lines:
+        return [], []
+    header, rows = lines[0], lines[1:]
+    for number, row in enumerate(rows, start=2):
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise MedtlError(
+                f"{file}: row {number} has {len(row)} cells, but there are {len(header)} columns. Put a cell that "
+                f'contains {separator!r} into quotes, such as "a{separator} b".'
+            )
+    return header, [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
+
+
+def _read_json_lines(file: Path, text: str) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of JSON Lines, one object a line."""
+    records = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not all(isinstance(record, dict) for record in records):
+        raise MedtlError(f'{file}: expected an object in each line, such as {{"file_name": "1.png", "label": "a"}}.')
+    header = list(dict.fromkeys(name for record in records for name in record))
+    return header, [[record.get(name) for name in header] for record in records]
+
+
+def _read_sheet(file: Path, content: bytes) -> tuple[list[Any], list[list[Any]]]:
+    """Return header and rows of the first sheet of an Excel file."""
+    openpyxl = require("openpyxl", "excel", f"Reading {file.name}")
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        name, *others = book.sheetnames
+        rows = [list(row) for row in book[name].iter_rows(values_only=True)]
+    except Exception as error:  # openpyxl passes on what zip and XML readers raise
+        raise MedtlError(f"{file} can't be read as an Excel file ({type(error).__name__}). Save it again.") from error
+    if others:
+        logger.warning("%s: only the first sheet, %s, is read, not %s.", file, name, abbreviate(others))
+    rows = [row for row in rows if any(cell is not None for cell in row)]
+    return (rows[0], rows[1:]) if rows else ([], [])
+
+
+def _to_text(cell: Any) -> str:
+    """Return a cell as text; see `read_table_file`."""
+    if isinstance(cell, list | tuple):
+        return "|".join([*map(_to_text, cell), ""]) or "|"
+    if isinstance(cell, dict):
+        return json.dumps(cell, ensure_ascii=False)
+    if cell is None or cell != cell:  # None, NaN or NaT
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
