@@ -1,6 +1,8 @@
 """Text helpers: comma-separated lists, label maps, suggestions for misspelt names."""
 
 import difflib
+import os
+from collections.abc import Iterable
 
 from hf_medtl.errors import MedtlError
 
@@ -26,12 +28,23 @@ def parse_label_map(text: str | None, option: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def suggest(word: str, names: list[str]) -> str:
-    """Return a hint at the name most similar to `word`, for an error message."""
-    match = difflib.get_close_matches(word, names, n=1)
-    return f"Did you mean {match[0]!r}? See --help." if match else "See --help for the full list."
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'NAME'?" with the name most similar to `word`, or "" if none is, for an error message."""
+    match = difflib.get_close_matches(word, [*names], n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def suggest(word: str, names: Iterable[str]) -> str:
+    """Return a hint at the name most similar to `word` and at --help, for an error message."""
+    hint = nearest(word, names)
+    return f"{hint[1:]} See --help." if hint else "See --help for the full list."
 
 
 def abbreviate(names: list[str], number: int = 10) -> str:
     """Join the first `number` names, followed by "..." if there are more, for an error message."""
     return ", ".join(names[:number]) + " ..." * (len(names) > number)
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Return a file name as text that can be printed and written: bytes that are not UTF-8 become `\xfc`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

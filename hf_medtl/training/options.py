@@ -1,26 +1,26 @@
-"""Options of a run: names, defaults and help texts; `recipe.py` checks the values."""
+"""Options of a run: names, defaults, help texts and choices; light to import. `recipe.py` checks their combinations."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
-
-from hf_medtl.data import augmentation as augment
+from hf_medtl.common.text import nearest
 from hf_medtl.data.specs import DATASETS
-from hf_medtl.evaluation.decisions import THRESHOLD_RULES
-from hf_medtl.models.cnn import PRESETS
-from hf_medtl.models.preprocessing import STEPS
-from hf_medtl.models.smp import ARCHITECTURES
-from hf_medtl.models.strategies import STRATEGIES
-from hf_medtl.training import losses, mask_losses
-from hf_medtl.training.losses import CLASS_WEIGHTS
+from hf_medtl.errors import MedtlError
 
-LOSSES = tuple(dict.fromkeys((*losses.LOSSES, *mask_losses.LOSSES)))  # each task checks which ones it has
-
-
-def _our(name: str, default: Any) -> Any:
-    """Return a field of TrainingArguments with our default and the original help."""
-    return field(default=default, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
+# The modules that implement these import torch, which takes seconds; tests/training/test_options.py compares them.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "task": ("image-classification", "image-segmentation"),
+    "augmentation": ("none", "light", "chest", "brain", "randaugment"),
+    "fit": ("squash", "pad"),
+    "strategy": ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
+    "loss": ("cross_entropy", "focal", "dice", "bce_dice", "tversky"),
+    "class_weights": ("none", "balanced", "effective"),
+    "mixed_precision": ("auto", "no", "bf16", "fp16"),
+}
+STEPS = ("brain_crop", "lung_crop", "grayscale", "blur", "clahe")
+OWN_NETWORKS = ("cnn", "cnn_baseline", "unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
+THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
 
 
 def _new(default: Any, text: str) -> Any:
@@ -28,8 +28,11 @@ def _new(default: Any, text: str) -> Any:
 
 
 @dataclass
-class Options(TrainingArguments):
-    """The fields below and every field of `transformers.TrainingArguments`, flat: the names of flags and YAML keys."""
+class Options:
+    """Options of this project, and those of `transformers.TrainingArguments` with another default here, flat.
+
+    These are the names of flags and YAML keys.
+    """
 
     config: str | None = _new(None, "YAML file with any of these options; command-line flags take precedence.")
     dry_run: bool = _new(False, "Check data, model, disk space and options, print the plan and exit without training.")
@@ -39,14 +42,16 @@ class Options(TrainingArguments):
     )
     dataset: str = _new("brain-tumor-mri", f"Dataset: {', '.join(DATASETS)}, or a Hub id such as owner/name.")
     data_dir: str | None = _new(None, "Folder or file with the data. Downloaded (or generated) if omitted.")
-    task: str | None = _new(None, "image-classification or image-segmentation. Default: the task of the dataset.")
+    task: str | None = _new(None, "Learning task. Default: the task of the dataset.")
     mask_values: str | None = _new(
         None, "Class of each gray value in multi-class masks, background first: 0=background,128=lungs,255=heart."
     )
     sources: str = _new(
         "", "Comma-separated sources (hospitals or collections) to use, where the dataset names them. Default: all."
     )
-    positive_label: str | None = _new(None, "Positive label of a binary task, if the dataset does not define it.")
+    positive_label: str | None = _new(
+        None, "Positive one of two labels: the finding to detect. Default: the dataset's own, or chosen by the names."
+    )
     official_split: bool = _new(True, "Use the official test split of the dataset, if it has one.")
     validation_fraction: float = _new(
         0.15, "Fraction of the images for validation: early stopping, temperature and threshold."
@@ -72,8 +77,8 @@ class Options(TrainingArguments):
     split_seed: int | None = _new(None, "Seed of the split. Default: --seed.")
     model_name_or_path: str = _new(
         "google/vit-base-patch16-224-in21k",
-        f"Backbone: Hub id, folder, timm/NAME or {' or '.join(PRESETS)}; "
-        f"for segmentation, a segmentation model or one of {', '.join(ARCHITECTURES)}.",
+        f"Backbone: Hub id, folder, timm/NAME or {' or '.join(OWN_NETWORKS[:2])}; "
+        f"for segmentation, a segmentation model or one of {', '.join(OWN_NETWORKS[2:])}.",
     )
     encoder: str | None = _new(
         None, "Encoder of a new segmentation network, such as resnet34, mit_b0 or tu-convnext_tiny."
@@ -87,10 +92,10 @@ class Options(TrainingArguments):
         False, "Initialize the backbone with random weights. No network access is needed for timm/NAME then."
     )
     head_dropout: float = _new(0.0, "Dropout rate before the classification head, such as 0.5.")
-    augmentation: str = _new("light", f"Augmentation of training images: {', '.join(augment.AUGMENTATIONS)}.")
+    augmentation: str = _new("light", "Augmentation of training images.")
     preprocessing: str = _new("", f"Comma-separated preprocessing steps: {', '.join(STEPS)}.")
     lung_model: str | None = _new(None, "Hub id or folder of the segmentation model for the lung_crop step.")
-    fit: str = _new("squash", "Resizing to the model's input size: squash, or pad to keep the aspect ratio.")
+    fit: str = _new("squash", "Resizing to the model's input size; pad keeps the aspect ratio.")
     largest_components: int = _new(
         0, "Number of largest components to keep per class in a predicted mask. 0 keeps all."
     )
@@ -98,7 +103,7 @@ class Options(TrainingArguments):
     mixup: float = _new(0.0, "Mixup alpha: mixing weights are sampled from Beta(alpha, alpha). 0 disables mixup.")
     cutmix: float = _new(0.0, "CutMix alpha: patch area is sampled from Beta(alpha, alpha). 0 disables CutMix.")
     head_learning_rate: float | None = _new(None, "Learning rate of the new head. Default: --learning_rate.")
-    strategy: str = _new("full", f"Fine-tuning strategy: {', '.join(STRATEGIES)}.")
+    strategy: str = _new("full", "Fine-tuning strategy.")
     unfreeze_blocks: int = _new(1, "Strategy last_n: number of blocks trained with the head.")
     unfreeze_schedule: str = _new(
         "", "Strategy progressive: epoch:blocks pairs such as 2:1,4:3,6:all. Default: evenly over the first half."
@@ -113,10 +118,8 @@ class Options(TrainingArguments):
         True, "Compute the features of a frozen body only once (feature_extraction, first stage of lp_ft)."
     )
     feature_views: int = _new(4, "Number of augmented views per image with cache_features; epochs cycle through them.")
-    loss: str = _new("cross_entropy", f"Training and validation loss: {', '.join(LOSSES)}.")
-    class_weights: str = _new(
-        "none", f"Class weights of the loss, from the training split: {', '.join(CLASS_WEIGHTS)}."
-    )
+    loss: str = _new("cross_entropy", "Training and validation loss.")
+    class_weights: str = _new("none", "Class weights of the loss, from the training split.")
     effective_beta: float = _new(0.999, "Beta of the effective number of samples (class_weights=effective).")
     focal_gamma: float = _new(2.0, "Gamma of the focal loss.")
     ema_decay: float = _new(
@@ -135,32 +138,47 @@ class Options(TrainingArguments):
     conformal_alpha: float = _new(
         0.1, "Error rate of conformal prediction: fraction of label sets that may miss the true label."
     )
-    mixed_precision: str = _new(
-        "auto", "Mixed precision: auto (bf16 or fp16 if the hardware supports it), no, bf16 or fp16."
-    )
+    mixed_precision: str = _new("auto", "Mixed precision; auto is bf16 or fp16 if the hardware supports it.")
     model_card: str | None = _new(None, "Markdown file with text for the model card.")
     figures: str = _new("png", "Formats of figures, separated by commas: png (always written, 300 dpi), pdf, svg.")
     model_license: str = _new("apache-2.0", "License of the fine-tuned weights, as the Hub names it.")
 
-    output_dir: str | None = _our("output_dir", "runs/run")
-    num_train_epochs: float = _our("num_train_epochs", 10.0)
-    per_device_train_batch_size: int = _our("per_device_train_batch_size", 16)
-    per_device_eval_batch_size: int = _our("per_device_eval_batch_size", 32)
-    # A string, because the enum of TrainingArguments does not have adam.
-    optim: str = _our("optim", TrainingArguments.__dataclass_fields__["optim"].default)
-    learning_rate: float = _our("learning_rate", 2e-5)
-    weight_decay: float = _our("weight_decay", 0.01)
-    lr_scheduler_type: str = _our("lr_scheduler_type", "cosine")
-    warmup_steps: float = _our("warmup_steps", 0.1)
-    eval_strategy: str = _our("eval_strategy", "epoch")
-    save_strategy: str = _our("save_strategy", "epoch")
-    logging_steps: float = _our("logging_steps", 5)
-    save_total_limit: int | None = _our("save_total_limit", 2)
-    load_best_model_at_end: bool = _our("load_best_model_at_end", True)
-    metric_for_best_model: str | None = _our("metric_for_best_model", "loss")
-    hub_strategy: str = _our("hub_strategy", "end")
-    report_to: str = _our("report_to", "none")
-    restore_callback_states_from_checkpoint: bool = _our("restore_callback_states_from_checkpoint", True)
-    ddp_find_unused_parameters: bool | None = _our("ddp_find_unused_parameters", False)
+    output_dir: str | None = "runs/run"
+    num_train_epochs: float = 10.0
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 32
+    # Not the enum of TrainingArguments, which does not have adam.
+    optim: str = "adamw_torch_fused"
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    logging_steps: float = 5
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "loss"
+    hub_strategy: str = "end"
+    report_to: str = "none"
+    restore_callback_states_from_checkpoint: bool = True
+    ddp_find_unused_parameters: bool | None = False
     # Trainer would drop the columns that are not in the model's signature, among them the images.
-    remove_unused_columns: bool = _our("remove_unused_columns", False)
+    remove_unused_columns: bool = False
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Check the options that have a fixed set of values.
+
+    Args:
+        values: option -> value.
+
+    Raises:
+        MedtlError: another value, with all that are allowed and the nearest.
+    """
+    for option, choices in CHOICES.items():
+        if (value := values[option]) is not None and value not in choices:
+            raise MedtlError(
+                f"--{option} must be {', '.join(choices[:-1])} or {choices[-1]}, but is {value!r}."
+                f"{nearest(str(value), choices)}"
+            )

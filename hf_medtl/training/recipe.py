@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_medtl.common.text import parse_label_map, split_commas, suggest
@@ -26,10 +27,10 @@ from hf_medtl.evaluation.postprocessing import check_postprocessing
 from hf_medtl.models.build import is_custom_architecture
 from hf_medtl.models.preprocessing import check_steps
 from hf_medtl.models.strategies import Strategy
+from hf_medtl.training.arguments import argument_errors, check_arguments
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.distributed import split_evenly
-from hf_medtl.training.losses import CLASS_WEIGHTS
-from hf_medtl.training.options import LOSSES, Options
+from hf_medtl.training.options import Options, check_choices
 from hf_medtl.training.tracking import check_trackers
 
 logger = logging.getLogger("hf_medtl")
@@ -42,6 +43,12 @@ PRIVATE_OPTIONS = (
 
 # Folders or Hub ids of models: only the name of a folder goes to recipe.yaml and to trackers.
 MODEL_OPTIONS = ("model_name_or_path", "encoder_weights", "lung_model")
+
+# Paths, or names that may be paths.
+PATH_OPTIONS = (
+    *("accelerator_config", "config", "data_dir", "deepspeed", "external_data_dir", "fsdp_config", "model_card"),
+    *("output_dir", "resume_from_checkpoint", "splits", *MODEL_OPTIONS),
+)
 
 # Option -> the strategies that use it.
 STRATEGY_OPTIONS = {
@@ -58,7 +65,7 @@ LOWER_IS_BETTER = ("loss", "brier", "ece", "hausdorff95")  # TrainingArguments k
 
 
 @dataclass
-class Recipe(Options):
+class Recipe(Options, TrainingArguments):
     """Configuration of a run: the fields of `Options` and every field of `transformers.TrainingArguments`.
 
     Raises:
@@ -66,6 +73,9 @@ class Recipe(Options):
     """
 
     def __post_init__(self) -> None:
+        for option in PATH_OPTIONS:
+            if str(getattr(self, option)).startswith("~"):  # shells leave it in --option=~/x, YAML and Python always
+                setattr(self, option, str(Path(getattr(self, option)).expanduser()))
         # Before values are resolved for this machine. Comparing with a second Recipe would reset the process group.
         self._chosen = {
             f.name: value
@@ -77,10 +87,13 @@ class Recipe(Options):
         for option in MODEL_OPTIONS:
             if option in self._chosen:
                 self._chosen[option] = strip_path(getattr(self, option))
+        if isinstance(self._chosen.get("debug"), list):  # YAML has no enums
+            self._chosen["debug"] = " ".join(option.value for option in self._chosen["debug"])
         self._named: set[str] = set()
+        self.left_out: dict[str, Any] = {}  # of the recipe file, which is for another data set
         self.task = self.task or DATASETS.get(self.dataset, DATASETS["imagefolder"]).task
-        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
-            raise MedtlError(f"--mixed_precision must be auto, no, bf16 or fp16, but is {self.mixed_precision!r}.")
+        check_choices(vars(self))
+        check_arguments(self)
         self.from_scratch |= is_custom_architecture(self.model_name_or_path)
         self._set_precision(self.mixed_precision)
         if self.hub_token:  # in the environment it cannot be saved with the arguments
@@ -99,7 +112,8 @@ class Recipe(Options):
         if self.greater_is_better is None and self.metric_for_best_model:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch would warn at each epoch
-        super().__post_init__()
+        with argument_errors():
+            super().__post_init__()
         self._set_processes()
         check_trackers(cast(list[str], self.report_to))
         self.run_name = self.run_name or Path(str(self.output_dir)).resolve().name
@@ -170,6 +184,8 @@ class Recipe(Options):
             raise MedtlError(
                 f"--strategy {self.strategy} counts epochs. Set --num_train_epochs instead of --max_steps."
             )
+        if self.fsdp and self.world_size == 1:
+            raise MedtlError("--fsdp shards the model over several processes, and there is one. Remove the option.")
         sharded = bool(self.fsdp or self.deepspeed or os.environ.get("ACCELERATE_USE_FSDP") == "true")
         if sharded and (self.strategy in ("lora", "progressive", "lp_ft") or self.ema_decay):
             raise MedtlError(
@@ -177,10 +193,6 @@ class Recipe(Options):
             )
 
     def _check_values(self) -> None:
-        for option, choices in (("loss", LOSSES), ("class_weights", CLASS_WEIGHTS)):
-            value = getattr(self, option)
-            if value not in choices:
-                raise MedtlError(f"--{option} must be one of {', '.join(choices)}, but is {value!r}.")
         for option, limit in (
             ("head_dropout", 1),
             ("effective_beta", 1),
@@ -319,18 +331,33 @@ class Recipe(Options):
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         if precision in ("bf16", "fp16"):
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        if self.use_cpu or not torch.accelerator.is_available():
+            if self.fp16 or self.fp16_full_eval or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+                raise MedtlError("--mixed_precision fp16 needs an accelerator; on the CPU, use bf16 or no.")
+            self.use_cpu |= self.bf16 or self.bf16_full_eval  # else transformers looks for a GPU with bf16
 
     @classmethod
     def from_cli(cls, defaults: dict[str, Any] | None = None, argv: Sequence[str] | None = None) -> "Recipe":
         """Make a recipe from defaults, a YAML file (--config) and command-line flags, the later ones taking precedence.
 
+        Defaults for the images of one data set (`DATASET_OPTIONS`) are left out with another --dataset.
+
         Raises:
             MedtlError: an unknown key or flag, with the closest valid one; a value of the wrong type.
         """
-        values, given = read_options(cls, defaults, argv)
+        values, given, left_out = read_options(cls, defaults, argv)
         recipe = cls(**values)
-        recipe._named = given
+        recipe._named, recipe.left_out = given, left_out
         return recipe
+
+    def choose(self, **values: str) -> None:
+        """Set options that the user chose after the start, so that recipe.yaml has them.
+
+        Args:
+            values: option -> value.
+        """
+        vars(self).update(values)
+        self._chosen |= values
 
     def variant(self, **changes: Any) -> "Recipe":
         """Return a new recipe with changed options.
@@ -340,7 +367,7 @@ class Recipe(Options):
         """
         paths = {name: getattr(self, name) for name in (*PRIVATE_OPTIONS, *MODEL_OPTIONS)}
         other = Recipe(**self._chosen | paths | changes)
-        other._named = self._named | changes.keys()
+        other._named, other.left_out = self._named | changes.keys(), self.left_out
         return other
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_flags_override_yaml_and_yaml_overrides_the_recipe(config):
         (["--learnig_rate", "1"], "Did you mean 'learning_rate'"),
         (["--learning_rat", "1"], "Did you mean 'learning_rate'"),  # no abbreviations
         (["--num_train_epochs", "many"], "invalid float value: 'many'"),
-        (["--augmentation", "mirror"], "Known are: none, light, chest, brain"),
+        (["--augmentation", "mirror"], "none, light, chest, brain or randaugment"),
         (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
         (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
         (["--config", "/absent.yaml"], "cannot be read as YAML"),
@@ -52,6 +52,31 @@ def test_rejects_unknown_keys_in_recipe_and_yaml(tmp_path):
     (tmp_path / "c.yaml").write_text("- a\n")
     with pytest.raises(MedtlError, match="contains a list"):
         Recipe.from_cli(DEFAULTS, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_card_and_augmentation_of_a_recipe_are_for_its_own_data_set(tmp_path):
+    card, other = tmp_path / "brain.md", tmp_path / "kidneys.md"
+    card.touch()
+    other.touch()
+    brain = {"model_card": str(card), "augmentation": "brain", "preprocessing": "brain_crop"}
+    defaults = {"dataset": "brain-phantoms", "learning_rate": 1e-4, **brain}
+    own = Recipe.from_cli(defaults, ["--data_dir", "elsewhere", "--dataset", "brain-phantoms"])
+    assert (own.model_card, own.augmentation, own.left_out) == (str(card), "brain", {})
+
+    recipe = Recipe.from_cli(defaults, ["--dataset", "imagefolder"])
+    assert (recipe.model_card, recipe.augmentation, recipe.preprocessing) == (None, "light", "")
+    assert recipe.learning_rate == 1e-4
+    assert recipe.left_out == recipe.variant(seed=3).left_out == brain
+    saved = yaml.safe_load(recipe.to_yaml())
+    assert (saved["augmentation"], saved["preprocessing"]) == ("light", "")
+
+    flags = ["--dataset=imagefolder", "--model_card", str(other), "--augmentation=brain"]
+    chosen = Recipe.from_cli(defaults, flags)
+    assert (chosen.model_card, chosen.augmentation) == (str(other), "brain")
+    assert chosen.left_out == {"preprocessing": "brain_crop"}
+    (tmp_path / "mine.yaml").write_text(f"dataset: imagefolder\nmodel_card: {other.as_posix()}\naugmentation: chest\n")
+    mine = Recipe.from_cli(defaults, ["--config", str(tmp_path / "mine.yaml")])
+    assert (mine.model_card, mine.augmentation) == (other.as_posix(), "chest")
 
 
 def test_recipe_yaml_round_trip(tmp_path):

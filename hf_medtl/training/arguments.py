@@ -1,0 +1,111 @@
+"""Checks of options inherited from TrainingArguments: their ranges, and those that training here does not support."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.utils import DynamoBackend
+
+from hf_medtl.errors import MedtlError
+
+# Lowest value -> options; None is allowed.
+LOWEST: dict[int, tuple[str, ...]] = {
+    0: (
+        *("adam_beta1", "adam_beta2", "adam_epsilon", "data_seed", "dataloader_num_workers", "ddp_timeout"),
+        *(
+            "early_stopping_patience",
+            "eval_delay",
+            "fold",
+            "folds",
+            "head_learning_rate",
+            "largest_components",
+            "learning_rate",
+        ),
+        *("max_grad_norm", "save_total_limit", "seed", "split_seed", "warmup_steps", "weight_decay"),
+    ),
+    1: (
+        *("dataloader_prefetch_factor", "eval_accumulation_steps", "gradient_accumulation_steps"),
+        *("per_device_eval_batch_size", "per_device_train_batch_size", "torch_empty_cache_steps"),
+    ),
+}
+ABOVE_ZERO = ("eval_steps", "logging_steps", "num_train_epochs", "save_steps")
+BELOW = {"adam_beta1": 1, "adam_beta2": 1, **dict.fromkeys(("data_seed", "seed", "split_seed"), 2**32)}
+
+# Option -> why training here does not support it.
+UNSUPPORTED = {
+    "batch_eval_metrics": "metrics of this project need all validation images at once.",
+    "eval_do_concat_batches": "metrics of this project need all validation images at once.",
+    "prediction_loss_only": "validation would have no metrics.",
+    "remove_unused_columns": "it would remove the images.",
+    "use_liger_kernel": "liger kernels are for language models.",
+}
+
+
+def check_arguments(recipe: Any) -> None:
+    """Check ranges of options, and refuse those that training here does not support.
+
+    Args:
+        recipe: a `Recipe`, or another object with the options as attributes and a method `refuse`.
+
+    Raises:
+        MedtlError: an option, with what is allowed.
+    """
+    lowest = {name: low for low, names in LOWEST.items() for name in names}
+    for name in (*lowest, *ABOVE_ZERO):
+        value = getattr(recipe, name)
+        if value is None:
+            continue
+        low, high = lowest.get(name, 0), BELOW.get(name, math.inf)
+        if type(value) not in (int, float) or not low <= value < high or (name in ABOVE_ZERO and value == 0):
+            above = "above 0" if name in ABOVE_ZERO else f"at least {low}"
+            below = "" if high == math.inf else f" and below {high}"
+            raise MedtlError(f"--{name} must be a number {above}{below}, but is {value!r}.")
+    if recipe.max_steps != -1 and recipe.max_steps < 1:
+        raise MedtlError(f"--max_steps must be at least 1, or -1 to count epochs, but is {recipe.max_steps}.")
+    for name, reason in UNSUPPORTED.items():
+        recipe.refuse((name,), f"{reason} Remove the option.")
+    if recipe.dataloader_num_workers == 0:
+        recipe.refuse(
+            ("dataloader_persistent_workers", "dataloader_prefetch_factor"),
+            "there are no workers. Add --dataloader_num_workers, such as --dataloader_num_workers 2.",
+        )
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    if recipe.torch_compile_backend is not None and recipe.torch_compile_backend.lower() not in backends:
+        raise MedtlError(
+            f"--torch_compile_backend must be one of {', '.join(backends)}, but is {recipe.torch_compile_backend!r}."
+        )
+    _check_strategies(recipe)
+
+
+def _check_strategies(recipe: Any) -> None:
+    """Check that evaluation, saving and the choice of the best checkpoint go together."""
+    evaluation, saving = (str(getattr(v, "value", v)) for v in (recipe.eval_strategy, recipe.save_strategy))
+    if not recipe.load_best_model_at_end:
+        return
+    if evaluation == "no" or saving == "no":
+        raise MedtlError(
+            "--load_best_model_at_end needs --eval_strategy and --save_strategy to be epoch or steps. Set both, or "
+            "give --load_best_model_at_end false --early_stopping_patience 0."
+        )
+    if saving != "best" and evaluation != saving:
+        raise MedtlError(
+            f"--eval_strategy {evaluation} and --save_strategy {saving} differ, but the best checkpoint is chosen by "
+            f"evaluating each. Give both the same value: --eval_strategy {evaluation} --save_strategy {evaluation}."
+        )
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Turn any error of the construction of TrainingArguments into a MedtlError of one line.
+
+    Raises:
+        MedtlError: an option that transformers refuses, with its reason.
+    """
+    try:
+        yield
+    except MedtlError:
+        raise
+    except Exception as error:  # ValueError mostly, but also KeyError, OSError, ImportError, ... of files and packages
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MedtlError(f"An option is invalid: {reason.rstrip('.')}. See --help.") from error
