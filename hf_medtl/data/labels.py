@@ -9,8 +9,8 @@ from hf_medtl.common.text import abbreviate
 from hf_medtl.data.specs import DatasetSpec, split_labels
 from hf_medtl.errors import MedtlError
 
-# Names of a negative class; of two labels the other one is then the positive.
-NEGATIVE_LABELS = r"(?i)(no|non|not|without)([^a-z].*)?|normal.*|negative|healthy|benign|control|0+"
+# Labels of the first outputs. Checkpoints keep the order, so this stays as it is: `positive_label.py` knows more names.
+FIRST_LABELS = r"(?i)(no|non|not|without)([^a-z].*)?|normal.*|negative|healthy|benign|control|0+"
 # Cells of multilabel data that mean "no label"; NIH ChestX-ray14 has "No Finding".
 NO_FINDING = r"(?i)no[ _-]?findings?|none"
 
@@ -30,13 +30,18 @@ def discover_labels(spec: DatasetSpec, path: Path, values: Sequence[str], multil
     """
     if multilabel and not spec.labels:
         spec = replace(spec, several=True)
-        both = [cell for cell in values if "|" in cell and any(re.fullmatch(NO_FINDING, n) for n in split_labels(cell))]
+        values = [cell for cell in values if not cell.startswith("?")]
+        both = [
+            cell
+            for cell in values
+            if len(split_labels(cell)) > 1 and any(re.fullmatch(NO_FINDING, n) for n in split_labels(cell))
+        ]
         if both:
             raise MedtlError(
                 f"{path}: {len(both)} images have a label and no finding: {abbreviate(both, 3)}. Correct the table."
             )
         values = [name for cell in values for name in split_labels(cell) if not re.fullmatch(NO_FINDING, name)]
-    names = sorted({*values} - {""}, key=lambda name: (not re.fullmatch(NEGATIVE_LABELS, name), name))
+    names = sorted({*values} - {""}, key=lambda name: (not re.fullmatch(FIRST_LABELS, name), name))
     if spec.labels:
         if spec.reader == "folders" and sorted(filter(None, map(spec.map_label, names))) != sorted(spec.labels):
             raise MedtlError(
@@ -52,5 +57,4 @@ def discover_labels(spec: DatasetSpec, path: Path, values: Sequence[str], multil
         )
     if len(names) < 2 and not spec.is_segmentation:
         raise MedtlError(f"{path}: a classifier needs at least two labels, found {', '.join(names) or 'none'}.")
-    positive = names[1] if len(names) == 2 and not spec.multilabel else None
-    return replace(spec, labels=tuple(names), values={re.escape(name): name for name in names}, positive=positive)
+    return replace(spec, labels=tuple(names), values={re.escape(name): name for name in names})

@@ -13,6 +13,7 @@ from hf_medtl.common.text import abbreviate
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.fingerprints import cached_fingerprints, near_duplicates
 from hf_medtl.data.loading import load, survey
+from hf_medtl.data.positive_label import is_absence
 from hf_medtl.data.specs import DatasetSpec, split_labels
 from hf_medtl.data.splits import SPLITS, read_splits_file
 from hf_medtl.errors import MedtlError
@@ -220,18 +221,31 @@ def _map_labels(
     if table.loc[usable, "label"].nunique() < 2:
         raise MedtlError(
             f"{other.name} has the labels {other_labels}, the model {own_labels}: fewer than two in common. State "
-            f"which labels mean the same, such as {option} viral_pneumonia=pneumonia."
+            f"which labels mean the same, such as {option} {_suggest_map(loaded, external)}"
         )
     unmapped = [] if other.multilabel else [label for label in external.labels if label not in mapping]
     if unmapped:
         number = external.table["label"].isin(unmapped).sum()
         raise MedtlError(
             f"{number} images of {other.name} are {', '.join(unmapped)}, which the model does not know: it has "
-            f"{own_labels}. State which of them is meant, such as {option} {unmapped[0]}={loaded.labels[-1]}, or "
+            f"{own_labels}. State which of them is meant, such as {option} "
+            f"{_suggest_map(loaded, external, unmapped)}, or "
             f"exclude these images with nothing after the sign: {option} "
             f"{','.join(f'{label}=' for label in unmapped)}"
         )
     return table, usable
+
+
+def _suggest_map(loaded: LoadedDataset, external: Survey, labels: Sequence[str] = ()) -> str:
+    """Return an example of --external_labels, negative labels to negative ones; `labels` are the external ones."""
+    labels = labels or [label for label in external.labels if label not in loaded.labels]
+    by_name = {name.casefold().replace("_", " "): name for name in loaded.labels}
+    negative = next((name for name in loaded.labels if loaded.positive not in (None, name)), loaded.labels[0])
+    pairs = {}
+    for label in labels:
+        usual = negative if is_absence(label) else loaded.positive or loaded.labels[-1]
+        pairs[label] = by_name.get(label.casefold().replace("_", " "), usual)
+    return ",".join(f"{label}={own}" for label, own in pairs.items())
 
 
 def _check_masks(

@@ -14,6 +14,7 @@ from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.download import download_from_hub, unpack_medmnist
 from hf_medtl.data.filters import select_labeled, select_masked, select_sources
 from hf_medtl.data.fingerprints import Fingerprint, compute_fingerprints, near_duplicates
+from hf_medtl.data.positive_label import choose_positive, warn_of_guess
 from hf_medtl.data.readers import READERS
 from hf_medtl.data.specs import DATASETS, DatasetSpec
 from hf_medtl.data.splits import fold_splits, join_groups, labels_present, official_splits, random_splits, read_splits
@@ -55,7 +56,8 @@ def load(
         folds: Number of cross-validation folds, instead of an official split and of `test_fraction`; 0 disables them.
         fold: Number of the fold, from 0, that is the test split.
         splits: The splits.csv of another run, to repeat its split exactly; the arguments above are then ignored.
-        positive: Positive one of two labels, if the spec does not define it or guesses wrong.
+        positive: Positive one of two labels. By default it is the dataset's own, or the one whose name does not mean
+            an absence (`positive_label.py`); if the names do not tell, the last one, with a warning.
         task: Task of the model, if it is not the dataset's own. For image-segmentation, images without a mask are
             excluded and fewer than two labels are allowed.
         sources: Hospitals or collections to keep, as in the column source; all if empty.
@@ -73,6 +75,7 @@ def load(
         ['image', 'mask', 'label', 'patient', 'source', 'image_id']
     """
     checked = survey(dataset, data_dir, positive=positive, task=task, sources=sources)
+    warn_of_guess(checked.spec.title, str(checked.spec.positive), checked.spec.positive_source, checked.labels)
     spec, table, excluded = checked.spec, checked.table, checked.excluded
     fractions = {"train": 1 - validation_fraction - test_fraction, "validation": validation_fraction}
     sampled = "sampled by group, stratified by label and source"
@@ -137,21 +140,12 @@ def survey(
     if sources:
         table, elsewhere = select_sources(spec, table, sources)
         others = pd.concat([others, elsewhere], ignore_index=True)
+    spec = choose_positive(spec, _labels_with_images(spec, table), positive)  # before the work
     table, excluded, fingerprints = _check_files(spec, root, table)
     table["group"] = join_groups(table["patient"].tolist(), table["duplicate"].to_numpy())
-    present = labels_present(table)
-    labels = tuple(label for label in spec.labels if label in present)
     if not spec.problems and not table["patient"].any():
         spec = replace(spec, problems=(UNKNOWN_PATIENTS,))
-    if positive:
-        if spec.multilabel:
-            raise MedtlError(
-                f"A positive label is one of two mutually exclusive labels, found {positive!r} for multilabel data "
-                f"with {', '.join(labels)}. Each label has its own threshold: remove --positive_label."
-            )
-        if len(labels) != 2 or positive not in labels:
-            raise MedtlError(f"The positive label must be one of two, found {positive!r} for {', '.join(labels)}.")
-        spec = replace(spec, positive=positive)
+    labels = _labels_with_images(spec, table)
     return Survey(spec, root, labels, table, pd.concat([excluded, others], ignore_index=True), fingerprints)
 
 
@@ -202,6 +196,11 @@ def fetch_dataset(spec: DatasetSpec) -> Path:
         ) from error
 
 
+def _labels_with_images(spec: DatasetSpec, table: pd.DataFrame) -> tuple[str, ...]:
+    present = labels_present(table)
+    return tuple(label for label in spec.labels if label in present)
+
+
 def _check_files(
     spec: DatasetSpec, root: Path, table: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Fingerprint]]:
@@ -211,7 +210,8 @@ def _check_files(
         MedtlError: More than 5 % of the files are unreadable.
     """
     results = compute_fingerprints([root / path for path in table["path"]], spec.name.replace("/", "--"))
-    table = table.assign(sha256=[item.sha256 for item in results], reason=[item.error for item in results])
+    reasons = [_reason(root, path, item.error) for path, item in zip(table["path"], results, strict=True)]
+    table = table.assign(sha256=[item.sha256 for item in results], reason=reasons)
     readable = table["reason"] == ""
     excluded = table.assign(kind="unreadable").loc[~readable, ["path", "label", "kind", "reason"]]
     excluded = excluded.reset_index(drop=True)
@@ -219,13 +219,23 @@ def _check_files(
         examples = "; ".join(f"{row.path}: {row.reason}" for row in excluded.head(5).itertuples())
         message = f"{len(excluded)} of {len(table)} files are unreadable: {examples}{' ...' * (len(excluded) > 5)}"
         if len(excluded) > MAX_UNREADABLE * len(table):
-            raise MedtlError(f"{message} This is more than {MAX_UNREADABLE:.0%}: download {spec.title} again.")
+            raise MedtlError(
+                f"{message} This is more than {MAX_UNREADABLE:.0%}: repair or remove them, or "
+                f"download {spec.title} again."
+            )
         logger.warning("%s They are excluded.", message)
     table = table[readable].drop(columns="reason").reset_index(drop=True)
     fingerprints = [item for item in results if not item.error]
     # Phantoms of different patients look more alike than cropped copies do, and none is a copy.
     table["duplicate"] = near_duplicates(fingerprints, crops=not spec.phantom)
     return table, excluded, fingerprints
+
+
+def _reason(root: Path, path: str, error: str) -> str:
+    r"""Return why a file is unreadable; there is none with a name such as `M\xfcller.png`, see `printable`."""
+    if error and "\\x" in path and not (root / path).exists():
+        return "its name is not UTF-8. Rename it, for example with convmv"
+    return error
 
 
 def _percent(fraction: float) -> str:

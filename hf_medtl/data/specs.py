@@ -28,6 +28,7 @@ class DatasetSpec:
         several: True for multilabel data, where an image has any number of the labels, including none.
         values: Regular expression of a label in the data -> label; the first match wins.
         positive: Label whose probability is thresholded; None with more than two labels or multilabel data.
+        positive_source: How it was chosen: a key of `positive_label.SOURCES`.
         pattern: Regular expression of an image's POSIX path below a root. Group `label` is the label; optional groups
             `split` and `source` are the official split and the source.
         roots: Folders below the data folder to search. Only the first one with the most labels is read, because
@@ -38,7 +39,10 @@ class DatasetSpec:
         masks: Patterns of mask paths below the data folder with the image's {folder}, {name} and {stem}; the first
             one that exists is used. Parts separated by | (such as left and right lung) form one mask.
         table: Table file for the "table" reader; None if the user specifies it.
-        columns: Our column (file_name, label, patient, source, mask, split) -> format string over the table's columns.
+        columns: Our column (file_name, label, patient, source, mask, split) -> column of the table, or format string
+            over its columns such as `images/{filename}`. Labels can be columns of 0 and 1 whose names they are, joined
+            by +: `Edema+Mass`.
+        uncertain: What -1 (uncertain) means in columns of 0 and 1: "exclude" (the image), "negative" or "positive".
         keep: Table column -> regular expression; rows that do not match are dropped.
         copies_of: Datasets whose images it contains too small or too cropped to be recognized. Neither dataset may be
             used to test a model of the other.
@@ -48,6 +52,7 @@ class DatasetSpec:
         licence: Licence identifier as on the Hub, or "unknown".
         citation: Reference to cite.
         problems: Known limitations that affect how results should be interpreted.
+        notes: How the reader understood a table, as sentences for the plan: columns, merged rows, uncertain labels.
     """
 
     name: str
@@ -59,6 +64,7 @@ class DatasetSpec:
     several: bool = False
     values: dict[str, str] = field(default_factory=dict)
     positive: str | None = None
+    positive_source: str = "dataset"
     pattern: str = ""
     roots: tuple[str, ...] = ("",)
     official: dict[str, str] = field(default_factory=dict)
@@ -67,6 +73,7 @@ class DatasetSpec:
     masks: tuple[str, ...] = ()
     table: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    uncertain: str = "exclude"
     keep: dict[str, str] = field(default_factory=dict)
     copies_of: tuple[str, ...] = ()
     kaggle: str | None = None
@@ -75,6 +82,7 @@ class DatasetSpec:
     licence: str = "unknown"
     citation: str = ""
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def multilabel(self) -> bool:

@@ -1,11 +1,13 @@
 """Jinja environment and filters for cards and pages."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
 
 
@@ -67,6 +69,7 @@ def template_environment(package: str = "hf_medtl.publish", autoescape: bool = F
         "difference": format_difference,
         "dataset_link": dataset_link,
         "cell": escape_cell,
+        "positive_label": describe_positive,
         "bibtex": escape_bibtex,
         "linked": dataset_link,  # the names of 0.1.0, for prose that users wrote
         "spread": format_range,
@@ -80,6 +83,18 @@ def render(name: str, facts: dict[str, Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)  # skipped blocks leave empty lines
 
 
+def copy_sections(old: str, new: str, names: Iterable[str]) -> str:
+    """Return a new card with the sections between <!-- NAME --> and <!-- /NAME --> of an old one."""
+    for name in names:
+        section = re.search(f"<!-- {name} -->.*?<!-- /{name} -->\n?", old, flags=re.DOTALL)
+        if section and f"<!-- {name} -->" in new:
+            before, _, rest = new.partition(f"<!-- {name} -->")
+            new = before + section[0].rstrip("\n") + rest.partition(f"<!-- /{name} -->")[2]
+        elif section:
+            new = f"{new.rstrip()}\n\n{section[0]}"
+    return new
+
+
 def replace_section(card: Path, name: str, text: str) -> None:
     """Replace the text between <!-- NAME --> and <!-- /NAME --> on a card; append both if they are missing."""
     old = card.read_text(encoding="utf-8")
@@ -88,3 +103,10 @@ def replace_section(card: Path, name: str, text: str) -> None:
     after = rest.partition(end)[2] if marker else "\n"
     gap = "" if marker else "\n"
     card.write_text(f"{before}{gap}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def card_sections(card: str) -> str:
+    """Return the sections of a Markdown card about intended use and limits."""
+    parts = re.split(r"^(?=#{1,2} )", card, flags=re.MULTILINE)
+    titles = ("Intended use", "Limits")
+    return "\n".join(part for part in parts if part.partition("\n")[0].removeprefix("## ").strip() in titles)

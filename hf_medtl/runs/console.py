@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import describe_processor
 from hf_medtl.publish.templates import format_interval, format_range
@@ -41,11 +42,18 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
     rates = f"{recipe.learning_rate:g}" + (f", head {recipe.head_learning_rate:g}" if recipe.head_learning_rate else "")
     start = plan.task.describe_initial_weights(recipe, model)
     for name, value in {
+        "positive label": loaded.positive and describe_positive(loaded.positive, loaded.spec.positive_source),
         "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
         "preprocessing": describe_processor(plan.processor),
         "training": f"at most {recipe.num_train_epochs:g} epochs, batch size {math.prod(recipe.undivided)}{division}, "
         f"learning rate {rates}, strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, "
         f"seed {recipe.seed}",
+        "model card": recipe.model_card
+        or "none: the card will list what its author has to state. hf-medtl card new FILE writes the headings, "
+        "--model_card FILE takes them",
+        "left out": recipe.left_out
+        and "of the recipe, which is for another data set: "
+        + ", ".join(f"{name} {Path(str(value)).name}" for name, value in recipe.left_out.items()),
         "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
         "disk": f"up to {plan.disk_bytes / 1e9:.2f} GB in {recipe.output_dir}",
         "resuming": plan.checkpoint,

@@ -91,6 +91,7 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         save()
         predictions = task.predict(folder, loaded, "test")
         result |= task.measure(loaded, predictions, fitted)
+        result |= {key: results[0][key] for key in ("positive_label_source",) if key in results[0]}
         output.write("predictions.csv", task.prediction_table(loaded, predictions).to_csv(index=False))
         task.draw_figures(folder, figures, loaded, predictions, result)
     elif not soup and same_test:

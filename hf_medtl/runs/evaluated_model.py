@@ -1,13 +1,12 @@
 """Finished or published models to evaluate: predictor, decision rule, results and training images."""
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hf_medtl.data.dataset import LoadedDataset
-from hf_medtl.data.labels import NEGATIVE_LABELS
 from hf_medtl.data.leakage import training_footprint
+from hf_medtl.data.positive_label import check_positive, guess_positive, warn_of_guess
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
@@ -53,11 +52,14 @@ class EvaluatedModel:
             MedtlError: As `Predictor.from_pretrained` and `training_footprint`; a positive label that the model lacks.
         """
         predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
-        rule = _complete_rule(predictor, positive)
+        rule, source = _complete_rule(predictor, positive)
         run, name = fetch_run(model, revision), strip_path(str(model))
+        source = source or run.results.get("positive_label_source") or "model"
+        warn_of_guess(name, str(rule.positive), source, predictor.labels)
         dataset = run.results.get("dataset") or run.recipe.get("dataset") or name
         spec = DATASETS.get(dataset, replace(DATASETS["imagefolder"], name=dataset, title=dataset))
-        spec = replace(task_for_predictor(predictor).dataset_spec(spec, predictor.labels), positive=rule.positive)
+        spec = task_for_predictor(predictor).dataset_spec(spec, predictor.labels)
+        spec = replace(spec, positive=rule.positive, positive_source=source)
         has_splits = (run.path / "splits.csv").is_file()
         if training_data and not has_splits:
             raise MedtlError(
@@ -92,29 +94,33 @@ def _count_without_thumbnail(seen: LoadedDataset) -> int:
     )
 
 
-def _complete_rule(predictor: Predictor, positive: str | None = None) -> DecisionRule:
+def _complete_rule(predictor: Predictor, positive: str | None = None) -> tuple[DecisionRule, str]:
     """Return the decision rule of a model, with defaults for what a model trained elsewhere does not record.
 
-    Of two labels the one whose name is not negative is positive, with a threshold of 0.5; each label of a multilabel
-    model has a threshold of 0.5. There are no conformal sets, and masks are not postprocessed.
+    The positive one of two labels is chosen by their names, with a threshold of 0.5; each label of a multilabel model
+    has a threshold of 0.5. There are no conformal sets, and masks are not postprocessed.
 
     Args:
         predictor: the model.
         positive: the positive one of two labels.
 
+    Returns:
+        The rule, and the key of `positive_label.SOURCES` by which the positive label was chosen; "" if the model
+        records it.
+
     Raises:
-        MedtlError: A positive label that is not one of two.
+        MedtlError: A positive label that is not one of two, or another than the model records.
     """
     rule, labels = DecisionRule.from_config(predictor.config), predictor.labels
     is_binary = task_for_predictor(predictor).is_binary(labels)
-    if positive and not (is_binary and positive in labels):
-        raise MedtlError(
-            f"--positive_label must be one of the model's labels if it has two, but it has {', '.join(labels)}."
-        )
+    if positive:
+        check_positive(task_for_predictor(predictor).dataset_spec(DATASETS["imagefolder"], labels), positive, labels)
+        if not is_binary:
+            raise MedtlError("--positive_label is for classifiers of two labels. Remove it.")
     if positive and rule.positive and positive != rule.positive:
         raise MedtlError(f"The model's threshold is for {rule.positive}. Remove --positive_label {positive}.")
-    if is_binary:
-        not_negative = [label for label in labels if not re.fullmatch(NEGATIVE_LABELS, label)] or labels
-        threshold = 0.5 if rule.threshold is None else rule.threshold
-        return replace(rule, positive=rule.positive or positive or not_negative[-1], threshold=threshold)
-    return rule if rule.thresholds else replace(rule, unfitted=labels)
+    if not is_binary:
+        return rule if rule.thresholds else replace(rule, unfitted=labels), ""
+    label, source = (positive, "option") if positive else guess_positive(labels)
+    label, source = (rule.positive, "") if rule.positive else (label, source)
+    return replace(rule, positive=label, threshold=0.5 if rule.threshold is None else rule.threshold), source

@@ -101,7 +101,7 @@ def explain_model(
         split: Split of the run.
         number: Maximum number of images on a page.
         sample: Maximum number of images for the verdict on each label.
-        masks: Measure the energy inside the data set's own masks.
+        masks: Fail if the data set has no masks of its own; where it has, the energy inside them is measured anyway.
         lung_model: Measure it inside the lungs that this model segments.
         seed: Seed of the sample and of the tests.
 
@@ -128,11 +128,15 @@ def explain_model(
     if not (finished.path / "splits.csv").is_file():
         raise MedtlError(f"{model} has no splits.csv, so its training images are unknown. Give a run of hf_medtl.")
     name = dataset or finished.recipe.get("dataset", "brain-tumor-mri")  # recipe.yaml leaves out defaults
-    loaded = load(name, data_dir, splits=finished.path / "splits.csv")
+    positive = finished.results.get("positive_label")
+    loaded = load(name, data_dir, splits=finished.path / "splits.csv", positive=positive)
     rows = loaded.rows(split)
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no images. Give --split test, validation or train.")
-    region = dataset_masks(loaded) if masks else lung_masks(lung_model) if lung_model else None
+    if lung_model:
+        region = lung_masks(lung_model)
+    else:  # masks say more than any other check, so they are used wherever there are some
+        region = dataset_masks(loaded) if masks or loaded.table["mask"].any() else None
     report = write_report(
         network,
         processor,

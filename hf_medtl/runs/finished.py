@@ -65,7 +65,7 @@ def load_run_data(run: RunFolder, data_dir: Path | None = None) -> LoadedDataset
         run.results["dataset"],
         data_dir,
         splits=folder / "splits.csv",
-        positive=run.recipe.get("positive_label"),
+        positive=run.results.get("positive_label"),
         task=run.task,
         sources=split_commas(run.recipe.get("sources", "")),
     )

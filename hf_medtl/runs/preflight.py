@@ -9,12 +9,17 @@ from transformers import PreTrainedModel, set_seed
 from hf_medtl.common.text import split_commas
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.leakage import load_external
+from hf_medtl.data.positive_label import check_positive
+from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import check_prose
 from hf_medtl.publish.check import check_licence, contains_token
-from hf_medtl.runs.artifacts import read_model_card_prose
+from hf_medtl.publish.prose import read_prose
 from hf_medtl.runs.folder import check_disk, check_output_dir, disk_needed
+from hf_medtl.runs.model_card import collect_facts, render_with_dummy_results
+from hf_medtl.runs.positive_label import settle_positive_label
 from hf_medtl.runs.search_space import Space, check_search
+from hf_medtl.runs.training_checks import check_training
 from hf_medtl.tasks import Task, get_task, task_for_dataset
 from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.recipe import Recipe
@@ -36,6 +41,7 @@ class Plan:
         processor: Its image processor.
         loss: The training loss.
         disk_bytes: Disk space that the run needs at most.
+        card: Facts of the model card that are known before training.
     """
 
     folder: Path
@@ -48,6 +54,7 @@ class Plan:
     processor: Any
     loss: Any
     disk_bytes: float
+    card: dict[str, Any]
 
 
 def check_options(recipe: Recipe) -> Space:
@@ -58,12 +65,14 @@ def check_options(recipe: Recipe) -> Space:
             that can't be published.
     """
     get_task(recipe.task).check_recipe(recipe)
-    _, prose = read_model_card_prose(recipe)
+    if recipe.positive_label:
+        check_positive(DATASETS.get(recipe.dataset, DATASETS["imagefolder"]), recipe.positive_label)
+    _, prose = read_prose(recipe.model_card)
     if contains_token((recipe.to_yaml() + prose).encode()):
         raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
+    check_licence(recipe.model_license)
     if recipe.push_to_hub:
         check_prose(prose)
-        check_licence(recipe.model_license)
     return check_search(recipe) if recipe.search else {}
 
 
@@ -81,16 +90,21 @@ def check(recipe: Recipe) -> Plan:
     check_output_dir(folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(space))
     with recipe.main_process_first(local=True):  # the other processes find its caches
         loaded = recipe.load_data()
-        external = _load_external(recipe, loaded) if recipe.external_dataset else None
     task = task_for_dataset(loaded)
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, task.output_labels(recipe, loaded))
+    loaded = settle_positive_label(recipe, loaded, checkpoint)
+    with recipe.main_process_first(local=True):
+        external = _load_external(recipe, loaded) if recipe.external_dataset else None
     model, processor, loss = build(recipe, loaded)
     if external:
         task.check_external(model.config, external)
+    check_training(recipe, task, loaded, model, processor)
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
     check_disk(folder, needed)
-    return Plan(folder, task, loaded, external, space, checkpoint, model, processor, loss, needed)
+    card = collect_facts(recipe, task, loaded, external, model, processor)
+    render_with_dummy_results(recipe, task, loaded, external, card)
+    return Plan(folder, task, loaded, external, space, checkpoint, model, processor, loss, needed, card)
 
 
 def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, Any]:
@@ -106,6 +120,8 @@ def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, 
     model.config.name_or_path = recipe.base_model  # trackers get the configuration, which must not name a local path
     model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
     model.config.hf_medtl_version = __version__  # beside transformers_version
+    if loaded.positive is not None:
+        model.config.positive_label = loaded.positive  # a run that is resumed keeps it
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,9 @@ def _run(recipe: Recipe) -> Path:
 
         tested = [(data, task.predict(folder, data, "test")) for data in (loaded, plan.external) if data]
         if recipe.should_save:
-            result = write_artifacts(recipe, task, folder, tested, processor, trainer, ood_rates, energy_kwh)
-            log_results(trainer, result)
+            result = write_artifacts(recipe, task, folder, tested, trainer, ood_rates, energy_kwh, plan.card)
             RunFolder(folder).mark_finished()
+            log_results(trainer, result)
             show_results(folder, result)
             if recipe.push_to_hub:
                 url = push(folder, str(recipe.hub_model_id), private=bool(recipe.hub_private_repo))
@@ -221,7 +222,7 @@ def make_trainer(
         processor,
         **preprocess_splits(recipe, loaded, processor, task.mask_options(model.config, loaded.with_unused())),
         loss=loss,
-        metrics=task.validation_metrics,
+        metrics=partial(task.validation_metrics, positive=loaded.positive_index),
         reduce=task.reduce_logits,
     )
 

@@ -118,8 +118,17 @@ class Task(ABC):
         return logits, targets
 
     @abstractmethod
-    def validation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the metrics that each evaluation during training logs."""
+    def validation_metrics(self, prediction: EvalPrediction, positive: int | None = None) -> dict[str, float]:
+        """Return the metrics that each evaluation during training logs.
+
+        Args:
+            prediction: logits and targets of the validation split.
+            positive: output of the positive one of two labels; None if there is none.
+        """
+
+    @abstractmethod
+    def ideal_prediction(self, loaded: LoadedDataset) -> EvalPrediction:
+        """Return a right prediction of the validation split: its `validation_metrics` are finite where defined."""
 
     @abstractmethod
     def backbone_options(self, recipe: Recipe, name: str) -> dict[str, Any]:
@@ -143,6 +152,15 @@ class Task(ABC):
 
         Returns:
             Predictions, one row per image; every process gets all of them.
+        """
+
+    @abstractmethod
+    def dummy_predictions(self, loaded: LoadedDataset, labels: tuple[str, ...]) -> tuple[Any, DecisionRule]:
+        """Return predictions of the test split as of a model that has learned nothing, and a decision rule.
+
+        Args:
+            loaded: data set.
+            labels: (K,) labels of the model's outputs.
         """
 
     def calibrate(

@@ -108,12 +108,18 @@ class Classification(Task):
         counts = np.bincount(targets, minlength=len(labels)).tolist()
         return class_weights(recipe.class_weights, counts, labels, recipe.effective_beta)
 
-    def validation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def validation_metrics(self, prediction: EvalPrediction, positive: int | None = None) -> dict[str, float]:
         """Return the metrics of each epoch on the validation split, with the threshold 0.5 or argmax."""
         logits = torch.as_tensor(np.asarray(prediction.predictions))
         probabilities = logits.double().softmax(dim=1).numpy()
-        values = classification_metrics(np.asarray(prediction.label_ids), probabilities, positive=logits.shape[1] - 1)
+        output = logits.shape[1] - 1 if positive is None else positive
+        values = classification_metrics(np.asarray(prediction.label_ids), probabilities, positive=output)
         return {name: float(value) for name, value in values.items()}
+
+    def ideal_prediction(self, loaded: LoadedDataset) -> EvalPrediction:
+        """Return a right prediction of the validation split."""
+        labels = self._true_labels(loaded, "validation")
+        return EvalPrediction(10.0 * np.eye(len(loaded.labels))[labels], labels)
 
     def backbone_options(self, recipe: Recipe, name: str) -> dict[str, Any]:
         """Return the option that names the backbone."""
@@ -127,6 +133,20 @@ class Classification(Task):
         """Return the probabilities (n, K) of a split's original files."""
         paths = [loaded.root / path for path in loaded.rows(split)["path"]]
         return predict_probabilities(model, paths, read, self.pipeline)
+
+    def dummy_predictions(self, loaded: LoadedDataset, labels: tuple[str, ...]) -> tuple[Any, DecisionRule]:
+        """Return equal probabilities, and a rule with the threshold 0.5."""
+        threshold = None if loaded.positive is None else 0.5
+        conformal = {"alpha": 0.1, "lowest": dict.fromkeys(labels, 0.5), "pictures": [1] * len(labels)}
+        rule = DecisionRule(
+            labels,
+            positive=loaded.positive,
+            threshold=threshold,
+            threshold_rule=threshold and "0.5",
+            temperature=1.0,
+            conformal=conformal,
+        )
+        return np.full((len(loaded.rows("test")), len(labels)), 1 / len(labels)), rule
 
     def calibrate(
         self, model: PreTrainedModel, loaded: LoadedDataset, predictions: NDArray[np.float64], rule: str, alpha: float
@@ -175,6 +195,8 @@ class Classification(Task):
         groups = loaded.rows("test")["group"].tolist()
         measured = classification_results(labels, predictions, groups, loaded.labels, loaded.positive, rule.threshold)
         measured |= {"threshold_rule": rule.threshold_rule, "temperature": rule.temperature}
+        if loaded.positive is not None:
+            measured["positive_label_source"] = loaded.spec.positive_source
         if rule.temperature is not None:
             measured["calibration"] = temperature_effect(labels, predictions, groups, rule.temperature)
         if rule.conformal is None:  # a model that was trained elsewhere
@@ -262,7 +284,8 @@ class Classification(Task):
         positive, threshold, groups = folds[0]["positive_label"], self._threshold(table, folds), table["group"].tolist()
         pooled = classification_results(labels, probabilities, groups, names, positive, threshold)
         self._draw_metrics(labels, probabilities, groups, pooled | {"threshold": threshold}, figures, title)
-        return pooled
+        source = "positive_label_source"
+        return pooled | {key: folds[0][key] for key in (source,) if key in folds[0]}
 
     def score(self, table: pd.DataFrame, results: dict[str, Any]) -> tuple[list[str], Score]:
         """Return the labels as strata and the ROC AUC as a function of weights."""

@@ -65,7 +65,7 @@ class MultiLabelClassification(Classification):
             weights.append(presence / absence)
         return weights
 
-    def validation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def validation_metrics(self, prediction: EvalPrediction, positive: int | None = None) -> dict[str, float]:
         """Return the metrics of each epoch with thresholds of 0.5: means over the labels where they are defined.
 
         `auc_labels` is the number of labels with both positive and negative validation images, those of roc_auc.
@@ -80,6 +80,17 @@ class MultiLabelClassification(Classification):
         )
         means = {str(name): float(value) for name, value in by_label.mean().items()}
         return {**means, "auc_labels": float(by_label["roc_auc"].notna().sum())}
+
+    def ideal_prediction(self, loaded: LoadedDataset) -> EvalPrediction:
+        """Return a right prediction of the validation split."""
+        labels = self._true_labels(loaded, "validation")
+        return EvalPrediction(20.0 * labels - 10.0, labels)
+
+    def dummy_predictions(self, loaded: LoadedDataset, labels: tuple[str, ...]) -> tuple[Any, DecisionRule]:
+        """Return probabilities of 0.5, and a rule with the threshold 0.5 for each label."""
+        thresholds = dict.fromkeys(labels, 0.5)
+        rule = DecisionRule(labels, multilabel=True, thresholds=thresholds, temperature=1.0)
+        return np.full((len(loaded.rows("test")), len(labels)), 0.5), rule
 
     def _fit_temperature(
         self, loaded: LoadedDataset, probabilities: NDArray[np.float64]

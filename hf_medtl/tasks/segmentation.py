@@ -175,7 +175,7 @@ class Segmentation(Task):
         predicted, true = decided[:, None] == classes, targets[:, None] == classes
         return torch.stack([(predicted & true).sum((2, 3)), predicted.sum((2, 3))], dim=2), true.sum((2, 3))
 
-    def validation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def validation_metrics(self, prediction: EvalPrediction, positive: int | None = None) -> dict[str, float]:
         """Return means over images and classes, at the model's size, from `reduce_logits`; 1 where both are empty."""
         hits, predicted = np.moveaxis(np.asarray(prediction.predictions, np.float64), 2, 0)
         both = predicted + np.asarray(prediction.label_ids)
@@ -183,6 +183,10 @@ class Segmentation(Task):
         dice = np.where(empty, 1, 2 * hits / np.maximum(both, 1))
         iou = np.where(empty, 1, hits / np.maximum(both - hits, 1))
         return {"dice": float(dice.mean()), "iou": float(iou.mean())}
+
+    def ideal_prediction(self, loaded: LoadedDataset) -> EvalPrediction:
+        """Return a right prediction of one pixel, with which every metric is defined."""
+        return EvalPrediction(np.ones((1, 1, 2)), np.ones((1, 1)))
 
     def backbone_options(self, recipe: Recipe, name: str) -> dict[str, Any]:
         """Return the options for an encoder: its name with published weights, or a folder of weights."""
@@ -207,6 +211,13 @@ class Segmentation(Task):
         with PartialState().split_between_processes(facts.index.tolist()) as shard:
             metrics = [row for row, *_ in predict_and_measure(model, loaded, shard, read)]
         return pd.concat([facts.reset_index(drop=True), pd.DataFrame(gather_object(metrics))], axis=1)
+
+    def dummy_predictions(self, loaded: LoadedDataset, labels: tuple[str, ...]) -> tuple[Any, DecisionRule]:
+        """Return the metrics of masks that are wrong everywhere."""
+        facts = loaded.rows("test")[["image_id", "label", "source", "group"]].reset_index(drop=True)
+        mask = np.ones((4, 4), np.uint8)
+        metrics = mask_metrics(mask, 1 - mask, labels)
+        return facts.assign(**metrics), DecisionRule(labels)
 
     def measure(self, loaded: LoadedDataset, predictions: pd.DataFrame, rule: DecisionRule) -> dict[str, Any]:
         """Measure the test split: means over images, classes and sources."""

@@ -1,0 +1,56 @@
+"""Positive label of a run: kept from the run that it continues, or asked for on a terminal if the names do not tell."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.errors import MedtlError
+from hf_medtl.training.recipe import Recipe
+
+logger = logging.getLogger("hf_medtl")
+
+
+def settle_positive_label(recipe: Recipe, loaded: LoadedDataset, checkpoint: str | None) -> LoadedDataset:
+    """Return the dataset with the run's positive label; an answer of the user becomes the recipe's --positive_label.
+
+    Without --positive_label it is that of the checkpoint to resume from, or of the run whose --splits is repeated.
+
+    Args:
+        recipe: The options of the run.
+        loaded: Its dataset.
+        checkpoint: The checkpoint to resume from, if any.
+
+    Raises:
+        MedtlError: The question has no answer.
+    """
+    if recipe.positive_label or loaded.positive is None:
+        return loaded
+    earlier = checkpoint or (recipe.splits and Path(recipe.splits).parent)
+    recorded = RunFolder(earlier).config.get("positive_label") if earlier else None
+    if recorded in loaded.labels:
+        logger.info("The positive label is %s, as in the run of %s.", recorded, earlier)
+        return replace(loaded, spec=replace(loaded.spec, positive=recorded, positive_source="model"))
+    if loaded.spec.positive_source == "order" and _can_ask(recipe):
+        recipe.choose(positive_label=_ask(loaded.labels))
+        return replace(loaded, spec=replace(loaded.spec, positive=recipe.positive_label, positive_source="option"))
+    return loaded
+
+
+def _can_ask(recipe: Recipe) -> bool:
+    """True if somebody is at the terminal, and the answer holds for the whole run."""
+    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    return at_terminal and recipe.world_size == 1 and not recipe.folds and not recipe.dry_run
+
+
+def _ask(labels: tuple[str, ...]) -> str:
+    question = f"Which label is the finding to detect? {', '.join(f'{i}: {name}' for i, name in enumerate(labels, 1))} "
+    try:
+        while (answer := input(question).strip()) not in labels:
+            if answer in ("1", "2"):
+                return labels[int(answer) - 1]
+    except EOFError:
+        raise MedtlError(f"Specify --positive_label {' or --positive_label '.join(labels)}.") from None
+    return answer
