@@ -25,7 +25,7 @@ def explain(
     number: Annotated[int, typer.Option(help="Maximum number of images on a page.")] = 12,
     sample: Annotated[int, typer.Option(help="Maximum number of images for the verdict on each label.")] = 12,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Measure how much of the heatmaps lies inside the dataset's own masks.")
+        bool, typer.Option("--masks", help="Fail if the dataset has no masks; where it has, the energy inside is measured.")
     ] = False,
     lung_model: Annotated[
         str | None,

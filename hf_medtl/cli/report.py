@@ -15,9 +15,10 @@ def report(
         list[str] | None,
         typer.Option("--data_dir", help="Data of the runs, to show images: DIR or DATASET=DIR; can be repeated."),
     ] = None,
+    title: Annotated[str, typer.Option(help="Title of the report; by default the titles of the datasets.")] = "",
 ) -> None:
     """Write a report on runs: curves with bands, tables with intervals, images, differences."""
     from hf_medtl.report.build import write_report
 
-    for path in write_report(runs, out, slides, pdf, data_dir or []):
+    for path in write_report(runs, out, slides, pdf, data_dir or [], title):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -1,6 +1,6 @@
 """Explanation report of a split: gallery pages, a sanity verdict for each label, and heatmap statistics."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hf_medtl.explain.sanity import verdict
 from hf_medtl.models.heads import is_segmenter
 
 SMALL_REGION = 0.2  # fraction of the image; only smaller regions make a verdict fail for too little energy inside
+BORDER_AREA = 1 - (1 - 2 * statistics.BORDER) ** 2  # fraction of the image, and of a uniform map's energy
 BATCH = 16  # images in memory at a time
 TITLES = {
     "most_certain_right": "Right, and most certain",
@@ -76,7 +77,8 @@ def write_report(
         groups: (n,) patient or duplicate group of each image, for intervals; by default each image is its own group.
 
     Returns:
-        The content of explanations.json: for each label decided at least once a verdict, see `verdict`; statistics, see
+        The content of explanations.json: for each label decided at least once a verdict, see `verdict`, with warnings,
+        see `shortcut_warnings`, which its summary repeats; statistics, see
         `heatmap_statistics`; pages: name -> rows of picture, label, decided, probability; with a region energy, see
         `summarise_energy`.
 
@@ -159,8 +161,41 @@ def write_report(
     if region:
         sampled_groups = [str(i) if groups is None else groups[i] for i in rows]
         result["energy"] = summarise_energy(region, energies, predicted, sampled_groups, seed)
+    for label, facts in verdicts.items():
+        facts["warnings"] = shortcut_warnings(result, label)
+        facts["summary"] = " ".join([facts["summary"], *facts["warnings"]])
     write_atomic(out / "explanations.json", result)
     return result
+
+
+def shortcut_warnings(report: Mapping[str, Any], label: str) -> list[str]:
+    """Return signs that heatmaps of a label lie where no disease is, whatever the checks say: models learn shortcuts.
+
+    Args:
+        report: content of explanations.json, at least statistics and energy.
+        label: the label that the heatmaps explain.
+
+    Returns:
+        Sentences: the frame of the image has more of the heatmaps' energy than of the image, or the region that should
+        matter, such as the lungs, has not demonstrably more.
+    """
+    warnings = []
+    border = report["statistics"]["by_label"].get(label, {}).get("border")
+    if border is not None and border > BORDER_AREA:
+        warnings.append(
+            f"Warning: {border:.0%} of the heatmaps' energy lies in the outermost tenth of the images on each side, "
+            f"which is {BORDER_AREA:.0%} of their area. Look for a shortcut there, such as text, markers or borders."
+        )
+    energy = report.get("energy", {"by_label": {}})
+    facts = energy["by_label"].get(label)
+    if facts:
+        low = facts["ratio"]["value"] if facts["ratio"]["low"] is None else facts["ratio"]["low"]
+        if low <= 1:
+            warnings.append(
+                f"Warning: the heatmaps do not favour the {energy['region']}: {1 - facts['inside']['value']:.0%} of "
+                "their energy lies outside. Look for a shortcut there."
+            )
+    return warnings
 
 
 def certainty(probabilities: NDArray[np.float64], positive: int, threshold: float | None) -> NDArray[np.float64]:

@@ -225,7 +225,10 @@ def _apply(check: Check, value: float) -> dict[str, Any]:
 def _summary(name: str, number: int, checks: dict[str, dict[str, Any]], failed: list[str]) -> str:
     images = f"on {number} images" if number > 1 else "on one image"
     if not failed:
-        return f"The heatmaps of {name} pass all {len(checks)} checks {images}."
+        return (
+            f"The heatmaps of {name} pass all {len(checks)} checks {images}: they show what the model uses. That does "
+            "not mean that the model is right, or that it uses signs of the disease."
+        )
     details = "; ".join(
         f"{key} is {checks[key]['value']:.2f}, must be {checks[key]['must_be']} {checks[key]['threshold']:g}"
         for key in failed

@@ -16,11 +16,13 @@ from hf_medtl.report.page import render_page
 from hf_medtl.report.sections import (
     data_section,
     dataset_spec,
+    explanation_section,
     image_count,
     initial_weights,
     main_metric,
     reproduce_section,
     training_section,
+    use_section,
 )
 from hf_medtl.runs.finished import load_run_data, read_runs
 from hf_medtl.tasks import task_for_results
@@ -48,7 +50,12 @@ LIMITS = (
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, slides: Path | None = None, pdf: Path | None = None, data_dir: Sequence[str] = ()
+    runs: Sequence[Path],
+    out: Path,
+    slides: Path | None = None,
+    pdf: Path | None = None,
+    data_dir: Sequence[str] = (),
+    title: str = "",
 ) -> list[Path]:
     """Write a page and, if requested, slides and a PDF; return their paths.
 
@@ -58,6 +65,7 @@ def write_report(
         slides: the slides, .pptx.
         pdf: the PDF, .pdf.
         data_dir: locations of the data, each DIR for all runs or DATASET=DIR; without it the report has no images.
+        title: of the report; by default the titles of the data sets.
 
     Raises:
         MedtlError: A folder holds no finished run, a file has another suffix, or plotly, python-pptx or reportlab is
@@ -66,7 +74,7 @@ def write_report(
     for path, suffix in ((out, ".html"), (slides, ".pptx"), (pdf, ".pdf")):
         if path and path.suffix.lower() != suffix:
             raise MedtlError(f"Expected a file that ends with {suffix}, found {path}.")
-    report = build_report(runs, _parse_data_dirs(data_dir))
+    report = build_report(runs, _parse_data_dirs(data_dir), title)
     try:
         contents: dict[Path, bytes] = {out: render_page(report).encode()}
         if slides:
@@ -88,12 +96,13 @@ def write_report(
     return list(contents)
 
 
-def build_report(folders: Sequence[Path], data_dirs: Mapping[str, Path]) -> Report:
+def build_report(folders: Sequence[Path], data_dirs: Mapping[str, Path], title: str = "") -> Report:
     """Return the content of a report.
 
     Args:
         folders: of finished runs or cross-validations.
         data_dirs: name of a data set -> folder or file; "" -> that of all others.
+        title: of the report; by default the titles of the data sets.
 
     Raises:
         MedtlError: A folder holds no finished run.
@@ -104,7 +113,7 @@ def build_report(folders: Sequence[Path], data_dirs: Mapping[str, Path]) -> Repo
     sections += [_run_section(name, run, data_dirs) for name, run in runs.items()]
     sections.append(Section("Limits and methods", [Prose(text) for text in LIMITS]))
     specs = [(run.results["dataset"], dataset_spec(run)) for run in runs.values()]
-    title = ", ".join(dict.fromkeys(spec.title if spec else dataset for dataset, spec in specs))
+    title = title or ", ".join(dict.fromkeys(spec.title if spec else dataset for dataset, spec in specs))
     return Report(title, ", ".join(runs), _key_facts(runs), list(runs), sections)
 
 
@@ -160,7 +169,8 @@ def _run_section(name: str, run: RunFolder, data_dirs: Mapping[str, Path]) -> Se
     summary = f"{METRIC_NAMES[metric]} {format_interval(run.results['metrics'][metric])}, {image_count(run.results)}"
     if run.folds:
         summary += f", {len(run.folds)} folds"
-    sections = [*task_sections, training_section(run), data_section(run), reproduce_section(run)]
+    sections = [*task_sections, *([] if run.folds else [explanation_section(run, loaded, missing)])]
+    sections += [training_section(run), data_section(run), use_section(run), reproduce_section(run)]
     return Section(f"Run {name}", [], sections, summary)
 
 

@@ -1,28 +1,33 @@
 """Sections and tables of a run's report that do not depend on the task."""
 
+import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.audit_page import verdicts
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.specs import DATASETS, DatasetSpec, split_labels
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.evaluation.metric_charts import fold_plot, history_plots
 from hf_medtl.evaluation.names import METRIC_NAMES, short_name
-from hf_medtl.publish.templates import format_interval, format_range
+from hf_medtl.explain.report import TITLES
+from hf_medtl.publish.templates import card_sections, format_interval, format_range
 from hf_medtl.report.blocks import Block, Code, Gallery, GalleryImage, Prose, Section, Table
-from hf_medtl.report.images import to_jpeg
+from hf_medtl.report.images import REENCODED, to_jpeg
 from hf_medtl.runs.finished import run_splits
 from hf_medtl.tasks import task_for_results
 
 RECIPE_FACTS = ("strategy", "num_train_epochs", "learning_rate", "head_learning_rate", "augmentation",
                 "preprocessing", "loss", "seed")  # fmt: skip
+EXPLANATION_WIDTH = 1200  # pixels of a page of heatmaps
 FOLD_METRICS = ("roc_auc", "accuracy", "sensitivity", "specificity", "dice", "iou")
 
 
@@ -174,6 +179,59 @@ def _no_band(metric: str) -> str:
 def _validation_count(run: RunFolder) -> str:
     splits = run_splits(run)
     return "" if splits is None else str((splits["split"] == "validation").sum())
+
+
+def explanation_section(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> Section:
+    """Return the verdict on the run's heatmaps, their mean and pages of them, from `hf-medtl explain`.
+
+    Args:
+        run: finished run.
+        loaded: its data set; without one only what shows no single image.
+        missing: why there is no data set.
+    """
+    explanations = read_json(run.path / "explanations.json") if (run.path / "explanations.json").is_file() else None
+    if explanations is None:
+        text = (
+            "The run's heatmaps were not examined. For a classifier with one label per image, `hf-medtl explain RUN` "
+            "does so, and the next report shows them."
+        )
+        return Section("Explanations", [Prose(text, "note")])
+    verdict, energy = explanations["verdict"], explanations.get("energy", {"by_label": {}})
+    rows = [
+        (label, f"{len(facts['checks']) - len(facts['failed'])} of {len(facts['checks'])}", facts["summary"])
+        for label, facts in verdict.items()
+    ]
+    note = f"From explanations.json: {explanations['method']} on {explanations['n']:,} test images."
+    blocks: list[Block] = [Table("Verdict on the heatmaps", ("label", "checks passed", "meaning"), rows, note)]
+    blocks += [Prose(f"{label}: {facts['summary']}") for label, facts in energy["by_label"].items()]
+    folder = run.path / "explanations"
+    shown = {"mean_maps": "Mean heatmap of each label", **(TITLES if loaded is not None else {})}
+    for name, title in shown.items():
+        if (folder / f"{name}.png").is_file():
+            image = Image.open(folder / f"{name}.png").convert("RGB")
+            image.thumbnail((EXPLANATION_WIDTH, EXPLANATION_WIDTH), Image.Resampling.LANCZOS)
+            figure = GalleryImage(to_jpeg(image), "", f"{title}, by {explanations['method']}.", "figure")
+            blocks.append(Gallery(title, [figure], REENCODED, large=True))
+    if loaded is None:
+        blocks.append(Prose(f"No images with heatmaps: {missing}", "note"))
+    return Section("Explanations", blocks)
+
+
+def use_section(run: RunFolder) -> Section:
+    """Return intended use and limits, as on the run's model card, and the licences of the data and of the weights."""
+    card = run.path / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    # The paragraphs and list items of the Markdown, as plain text.
+    paragraphs = re.split(r"\n\s*\n|\n(?=[-*] )", card_sections(text))
+    plain = [" ".join(re.sub(r"[*`#]", "", paragraph).split()).removeprefix("- ") for paragraph in paragraphs]
+    blocks: list[Block] = [Prose(paragraph) for paragraph in plain if paragraph]
+    if not blocks:
+        blocks.append(Prose("The model card states neither the intended use nor the limits.", "note"))
+    spec = dataset_spec(run)
+    rows = [("data", spec.licence if spec else "not known to hf_medtl"),
+            ("this model", ModelCard(text).data.license or "not stated")]  # fmt: skip
+    note = "The licence of the data may restrict the use of the model; it was not checked whether it does."
+    return Section("Use and licence", [*blocks, Table("Licences", ("of", "licence"), rows, note)])
 
 
 def data_section(run: RunFolder) -> Section:

@@ -133,13 +133,15 @@ def heatmap(model: ServedModel, image: Image.Image, request: HeatmapRequest) -> 
 
 
 def saved_verdict(model: ServedModel, method: str, label: str | None) -> dict[str, Any]:
-    """Return `passed` (True, False, or None if not validated) and `summary` of the validation of such heatmaps."""
+    """Return the validation of such heatmaps: `passed` (None if not validated), `summary` and `warnings`."""
     if label in model.verdicts and method == model.verdict_method:
-        return {key: model.verdicts[label][key] for key in ("passed", "summary")}
+        saved = model.verdicts[label]
+        return {"warnings": [], **{key: saved[key] for key in ("passed", "summary", "warnings") if key in saved}}
     other = METHOD_NAMES.get(model.verdict_method or "")
     hint = f" Those by {other} were: choose it." if model.verdicts and other and method != model.verdict_method else ""
     return {
         "passed": None,
+        "warnings": [],
         "summary": f"These heatmaps have not been validated.{hint} To validate them, run hf-medtl explain.",
     }
 

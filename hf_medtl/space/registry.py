@@ -1,7 +1,6 @@
 """Model registry of the Space: models loaded once, with the results and explanations of their runs."""
 
 import json
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from hf_medtl.explain.attention import attention_head_maps
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, to_pixel_values
 from hf_medtl.predict import Predictor
+from hf_medtl.publish.templates import card_sections
 
 ATTENTION_HEAD = "attention head"  # heatmap of a single head, in addition to METHODS
 METHOD_NAMES = {
@@ -136,13 +136,6 @@ def _attention_shape(predictor: Predictor, pixels: Any) -> tuple[int, int] | Non
         return attention_head_maps(predictor.model, pixels).shape[1:3]
     except MedtlError:
         return None
-
-
-def card_sections(card: str) -> str:
-    """Return the sections of a Markdown card about intended use and limits."""
-    parts = re.split(r"^(?=#{1,2} )", card, flags=re.MULTILINE)
-    titles = ("Intended use", "Limits")
-    return "\n".join(part for part in parts if part.partition("\n")[0].removeprefix("## ").strip() in titles)
 
 
 def _read_json(source: str, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hf_medtl import MedtlError
 from hf_medtl.data.loading import load
 from hf_medtl.explain.gallery import GalleryItem, draw_page, overlay, select_examples
 from hf_medtl.explain.localization import Region, energy_in_region, summarise_energy
-from hf_medtl.explain.report import certainty
+from hf_medtl.explain.report import certainty, shortcut_warnings
 from hf_medtl.explain.statistics import GRID, common_grid, draw_figures, heatmap_statistics, mean_maps
 from hf_medtl.runs.explain import dataset_masks, lung_masks
 from tests.support.commands import run_cli
@@ -133,6 +134,27 @@ def test_command_explains_run(explained):
     assert all(
         card.count(f"- {label}: {verdict['summary']}") == 1 for label, verdict in explanations["verdict"].items()
     )
+
+
+def report_with(border: float, ratio: tuple[float, float | None] | None = None) -> dict[str, Any]:
+    """Return the parts of explanations.json that warnings read, for heatmaps of the label "lesion"."""
+    statistics: dict[str, Any] = {"by_label": {"lesion": {"border": border}}}
+    if ratio is None:
+        return {"statistics": statistics}
+    facts = {"ratio": {"value": ratio[0], "low": ratio[1]}, "inside": {"value": 0.3}}
+    return {"statistics": statistics, "energy": {"region": "lungs", "by_label": {"lesion": facts}}}
+
+
+def test_energy_at_border_or_outside_region_is_a_warning():
+    assert shortcut_warnings(report_with(0.35), "lesion") == []
+    assert shortcut_warnings(report_with(0.9), "other") == []
+    (border,) = shortcut_warnings(report_with(0.52), "lesion")
+    assert "52% of the heatmaps' energy lies in the outermost tenth" in border
+    assert "which is 36% of their area" in border
+    assert shortcut_warnings(report_with(0.1, (1.8, 1.2)), "lesion") == []
+    for ratio in ((1.8, 0.9), (0.8, None)):
+        (outside,) = shortcut_warnings(report_with(0.1, ratio), "lesion")
+        assert "do not favour the lungs: 70% of their energy lies outside" in outside
 
 
 def test_energy_is_mean_over_maps_with_interval_over_patients():

@@ -18,6 +18,7 @@ from scipy.ndimage import binary_erosion
 
 from hf_medtl import MedtlError, audit, run, survey
 from hf_medtl.data.audit_page import verdicts
+from hf_medtl.data.specs import DATASETS
 from hf_medtl.evaluation.evaluate import classification_results, multilabel_results, segmentation_results
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import format_interval
@@ -328,6 +329,38 @@ def test_multilabel_and_multiclass_runs_have_label_tables(tmp_path):
     assert page.tables["Thresholds"][1][1] == "0.500"
     assert [row[0] for row in page.tables["ROC AUC of each label"][1:]] == ["one", "two", "three", "four"]
     assert page.tables["Confusion matrix"][0][1:] == ["one", "two", "three", "four"]
+
+
+def test_report_shows_verdict_on_heatmaps_intended_use_licence_and_title(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_report([folder], tmp_path / "bare.html")
+    bare = Page(tmp_path / "bare.html")
+    assert "heatmaps were not examined" in bare.text
+    assert "states neither the intended use nor the limits" in bare.text
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\n---\n# run\n\n## Intended use\n\nTeaching **only**.\n\n- Not for <b>patients</b>.\n\n"
+        "## Limits\n\nOne hospital.\n\n## Other\n\nHidden.\n",
+        encoding="utf-8",
+    )
+    summary = "The heatmaps of gradcam pass all 5 checks. Warning: 52% lies at the border."
+    verdict = {"checks": {name: {} for name in "abcde"}, "failed": ["a"], "summary": summary}
+    (folder / "explanations.json").write_text(
+        json.dumps({"method": "gradcam", "n": 9, "verdict": {LABELS[1]: verdict}})
+    )
+    (folder / "explanations").mkdir()
+    for name in ("mean_maps", "least_certain"):
+        Image.new("RGB", (3000, 1500)).save(folder / "explanations" / f"{name}.png")
+    write_report([folder], tmp_path / "r.html", title="Thesis <1>")
+    page = Page(tmp_path / "r.html")
+    assert [tuple(row) for row in page.tables["Verdict on the heatmaps"][1:]] == [(LABELS[1], "4 of 5", summary)]
+    assert len(page.images) == 1  # single images only with --data_dir
+    assert "No images with heatmaps" in page.text
+    assert "Teaching only." in page.text
+    assert "Not for <b>patients</b>." in page.text
+    assert "One hospital." in page.text
+    assert "Hidden." not in page.text
+    assert dict(page.tables["Licences"][1:]) == {"data": DATASETS["brain-tumor-mri"].licence, "this model": "mit"}
+    assert "Thesis <1>" in page.text
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ from hf_medtl import MedtlError, Predictor
 from hf_medtl.data.images import encode_image
 from hf_medtl.predict import Prediction
 from hf_medtl.publish.sentences import NOTICE
+from hf_medtl.publish.templates import card_sections
 from hf_medtl.space import handlers, inference
 from hf_medtl.space.inference import HeatmapRequest
-from hf_medtl.space.registry import ATTENTION_HEAD, ModelRegistry, card_sections, unique_names
+from hf_medtl.space.registry import ATTENTION_HEAD, ModelRegistry, unique_names
 from hf_medtl.space.uploads import RejectedFile, parse_upload
 from tests.support.space_fixtures import LABELS, brain_image, chest_image
 from tests.support.space_fixtures import model_folders as model_folders
@@ -98,7 +99,7 @@ def test_verdict_belongs_to_shown_heatmap(registry):
         label: inference.heatmap(registry["vit"], brain_image(1), HeatmapRequest("gradcam", label))[1]["verdict"]
         for label in LABELS
     }
-    assert summaries["lesion"] == {"passed": False, "summary": "Such maps miss the lesion."}
+    assert summaries["lesion"] == {"passed": False, "summary": "Such maps miss the lesion.", "warnings": []}
     assert summaries["no_lesion"]["passed"] is None
     other = inference.saved_verdict(registry["vit"], "rollout", "lesion")
     assert other["passed"] is None

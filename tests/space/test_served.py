@@ -88,7 +88,7 @@ def test_explain_endpoint(client, image):
         assert result["method"] == (method or "gradcam")
         assert decode_data_uri(result["map"]).size == decode_data_uri(result["overlay"]).size == (64, 64)
         assert decode_data_uri(result["map"]).mode == "RGBA"
-    assert result["verdict"] == {"passed": False, "summary": "Such maps miss the lesion."}
+    assert result["verdict"] == {"passed": False, "summary": "Such maps miss the lesion.", "warnings": []}
 
 
 def test_segment_endpoint(client, tmp_path, model_folders):
