@@ -17,7 +17,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from hf_medtl.data.dicom_checks import inflate
-from hf_medtl.data.images import QUIET, is_dicom, open_binary
+from hf_medtl.data.images import is_dicom, open_binary
+from hf_medtl.data.quiet import QUIET
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 

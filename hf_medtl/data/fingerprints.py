@@ -28,7 +28,7 @@ THUMBNAIL, SMALL = 24, 64  # height and width of the two thumbnails
 BITS, CORRELATION = 6, 0.985  # copies differ in at most so many bits of the hash, and correlate above that
 # Which pairs are aligned, and the correlation above which they are copies.
 CROP_BITS, CROP_CORRELATION, CROP_AGREEMENT = 8, 0.8, 0.99
-VERSION = 3  # of the computations in this file: part of the cache file's name
+VERSION = 4  # of the computations in this file and of `read_image`: part of the cache file's name
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,13 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
 
     Args:
         paths: (n,) files.
-        cache_name: Name of the cache file; images are decoded only if their sha256 is not in it.
+        cache_name: Name of the cache file; images are decoded only if their sha256 is not in it. Errors are never
+            cached: a package or a newer version may cure them.
     """
     cache = cache_dir() / "fingerprints" / f"{cache_name}-{VERSION}.parquet"
     cached = _read_cache(cache) if cache.exists() else {}
     results = map_threads(lambda path: _compute_fingerprint(path, cached), paths, "Reading images", "file")
-    merged = {item.sha256: item for item in results if item.sha256} | cached
+    merged = {item.sha256: item for item in results if not item.error} | cached
     if len(merged) > len(cached):
         table = pd.DataFrame([vars(item) for item in merged.values()]).astype({"phash": "uint64"})
         cache.parent.mkdir(parents=True, exist_ok=True)

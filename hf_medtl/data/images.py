@@ -3,18 +3,23 @@
 import gzip
 import io
 import logging
-import threading
-import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from hf_medtl.common.text import printable
+from hf_medtl.data.deep_images import PHOTOMETRIC, WHITE_IS_ZERO, Layout, read_layout, read_pixels, turn_upright
+from hf_medtl.data.file_types import SUPPORTED, image_type, other_file_type
 from hf_medtl.data.pixels import MAX_PIXELS, apply_window
+from hf_medtl.data.quiet import QUIET
 from hf_medtl.errors import UnreadableImage
+
+logger = logging.getLogger(__name__)
 
 # The content decides, never the file name. The list keeps Pillow's rarer readers away from untrusted files.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
@@ -36,7 +41,8 @@ def read_image(
         window: Grey values (low, high) mapped to 0 and 255 in an image with more than 8 bits; by default the 0.5th and
             99.5th percentile of its pixels, which are robust to single stray pixels. For DICOM the unit is that after
             rescaling (Hounsfield for CT), and the file's own window takes precedence over the percentiles.
-        frame: Frame or slice number, from 0; by default the middle one of a DICOM or NIfTI file, else the first.
+        frame: Frame, slice or page number, from 0; by default the middle one of a DICOM or NIfTI file, else the first.
+            A log line says when a file has several.
 
     Returns:
         RGB image.
@@ -49,25 +55,100 @@ def read_image(
         >>> read_image("ct.dcm", window=(-1000, 400)).mode
         'RGB'
     """
-    name = "bytes" if isinstance(source, bytes) else str(source)
+    name = "bytes" if isinstance(source, bytes) else printable(source)
     try:
-        with QUIET:
-            with open_binary(source) as stream:
-                suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
-                if is_dicom(stream, suffix):
-                    from hf_medtl.data import dicom
+        with QUIET, open_binary(source) as stream:
+            suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
+            if is_dicom(stream, suffix):
+                from hf_medtl.data import dicom
 
-                    return dicom.read(stream, name, window, frame)
-                volume = open_nifti(stream)
-                if volume is not None:
-                    from hf_medtl.data import nifti
+                return dicom.read(stream, name, window, frame)
+            volume = open_nifti(stream)
+            if volume is not None:
+                from hf_medtl.data import nifti
 
-                    return nifti.read(volume, name, window, frame)
-            return _read_with_pillow(source, name, window, frame)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file provokes, SyntaxError included
-        raise UnreadableImage(f"{name}: not a readable image ({type(error).__name__}: {error}).") from error
+                return nifti.read(volume, name, window, frame)
+            try:
+                return _read_ordinary(stream, name, window, frame)
+            except (UnreadableImage, MemoryError):
+                raise
+            except Exception as error:  # Pillow's readers raise whatever a damaged file provokes, SyntaxError included
+                raise UnreadableImage(f"{name}: {_reason(stream, error)}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnreadableImage(f"{name}: the compressed file is damaged or truncated. Download it again.") from error
+    except MemoryError as error:
+        raise UnreadableImage(f"{name}: there is not enough memory for it. Downscale the file.") from error
+    except OSError as error:
+        raise UnreadableImage(f"{name}: can't be read ({error.strerror or type(error).__name__}).") from error
+
+
+def to_rgb(image: Image.Image, window: tuple[float, float] | None = None, name: str = "image") -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, upright, without metadata, as `read_image` does with a file.
+
+    More than 8 bits are windowed, also those of a PNG or TIFF in colour that was opened but not yet loaded; Pillow
+    drops their lower bits on loading.
+
+    Args:
+        image: The image, which is not changed.
+        window: As for `read_image`.
+        name: Name of the image in errors.
+
+    Returns:
+        RGB image.
+
+    Raises:
+        UnreadableImage: The image is damaged or too large.
+    """
+    stream = getattr(image, "fp", None) if getattr(image, "tile", None) else None  # no tiles: loaded
+    if stream is not None and image.format in {"PNG", "TIFF"}:
+        position = stream.tell()
+        layout = read_layout(stream, image.tell())
+        if layout is not None and layout.deep:
+            rgb = _read_deep(stream, layout, window, name)
+            stream.seek(position)
+            return rgb
+        stream.seek(position)
+    _check_pixels(image.width, image.height, image.mode in {"I", "F"}, name)
+    image.load()
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    if image.getexif().get(0x0112, 1) != 1:  # orientation
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        shades = pixels_to_rgb(np.asarray(image), window)
+        return ImageOps.invert(shades) if white_is_zero else shades  # Pillow inverts 8 bits and fewer itself
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        rgb = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+    else:
+        rgb = image.convert("RGB")
+    assert rgb is not None  # only with `inPlace` there is none
+    rgb = rgb.copy() if rgb is image else rgb
+    rgb.info = {}  # EXIF, text chunks and the like
+    return rgb
+
+
+def pixels_to_rgb(pixels: NDArray[Any], window: tuple[float, float] | None = None) -> Image.Image:
+    """Map pixels to an 8-bit RGB image; all but 8-bit ones are windowed.
+
+    Args:
+        pixels: (H, W) or (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha. Alpha is
+            dropped.
+        window: As for `read_image`; in colour one window for all channels, so that hues are kept.
+
+    Raises:
+        ValueError: Another shape.
+    """
+    if pixels.ndim not in {2, 3} or (pixels.ndim == 3 and pixels.shape[2] not in {1, 2, 3, 4}):
+        raise ValueError(f"expected pixels (H, W) or (H, W, 1 to 4), found {pixels.shape}")
+    if pixels.ndim == 3:
+        colour = pixels[..., :3]
+        # Three equal channels are windowed like one.
+        grey = pixels.shape[2] < 3 or bool((colour[..., :1] == colour).all())
+        pixels = pixels[..., 0] if grey else colour
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    shades = pixels if pixels.dtype == np.uint8 else apply_window(pixels, window)
+    return Image.fromarray(np.ascontiguousarray(shades)).convert("RGB")
 
 
 def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | None = None) -> Image.Image:
@@ -87,7 +168,7 @@ def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | N
     """
     combined: NDArray[np.uint8] | None = None
     for part in parts:
-        name = "bytes" if isinstance(part, bytes) else str(part)
+        name = "bytes" if isinstance(part, bytes) else printable(part)
         # With this window a mask with more than 8 bits keeps its values up to 255; percentiles would stretch them.
         grey = np.asarray(read_image(part, window=(0, 255)).convert("L"))
         current = _binarize_mask(grey, name) if values is None else _index_mask(grey, values, name)
@@ -129,26 +210,68 @@ def _index_mask(grey: NDArray[np.uint8], values: Mapping[int, int], name: str) -
     return index[grey]
 
 
-def _read_with_pillow(
-    source: str | Path | bytes, name: str, window: tuple[float, float] | None, frame: int | None
-) -> Image.Image:
+def _read_ordinary(stream: BinaryIO, name: str, window: tuple[float, float] | None, frame: int | None) -> Image.Image:
     """Read one of FORMATS; see `read_image`."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-        image.seek(frame or 0)
-        width, height = image.size
-        limit = MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS  # 32 bits need four times the memory
-        if width * height > limit:
-            raise UnreadableImage(
-                f"{name}: {width} × {height} pixels, more than the limit of {limit:,}. "
-                "Downscale the file, or remove it from the data folder."
-            )
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I") or image.mode == "F":
-            return Image.fromarray(apply_window(np.asarray(image), window)).convert("RGB")
-        rgb = image.convert("RGB")
-        rgb.info = {}  # EXIF, text chunks and the like
-        return rgb
+    layout = read_layout(stream, frame or 0)
+    if layout is not None and layout.deep:
+        if frame is None and layout.directory is not None and layout.directory.next:
+            _log_first_page(name)
+        return _read_deep(stream, layout, window, name)
+    with Image.open(stream, formats=FORMATS) as image:
+        if frame is None and image.format != "MPO" and getattr(image, "is_animated", False):
+            _log_first_page(name)
+        _seek(image, frame or 0, name)
+        return to_rgb(image, window, name)
+
+
+def _read_deep(stream: BinaryIO, layout: Layout, window: tuple[float, float] | None, name: str) -> Image.Image:
+    """Read a PNG or TIFF with more than 8 bits in a layout that Pillow would damage."""
+    _check_pixels(layout.width, layout.height, True, name)
+    stream.seek(0)
+    content = stream.read()
+    pixels = read_pixels(content, layout, name)
+    if layout.directory is None and b"eXIf" in content:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            pixels = turn_upright(pixels, image.getexif().get(0x0112, 1))
+    shades = pixels_to_rgb(pixels, window)
+    return ImageOps.invert(shades) if layout.photometric == WHITE_IS_ZERO else shades
+
+
+def _log_first_page(name: str) -> None:
+    logger.info("%s has several pages or frames: reading the first one.", name)
+
+
+def _seek(image: Image.Image, frame: int, name: str) -> None:
+    """Go to a frame."""
+    try:
+        image.seek(frame)
+    except EOFError as error:
+        last = getattr(image, "n_frames", 1) - 1
+        raise UnreadableImage(f"{name}: there is no frame {frame}. Choose one from 0 to {last}.") from error
+
+
+def _check_pixels(width: int, height: int, deep: bool, name: str) -> None:
+    """Raise UnreadableImage if an image has too many pixels for the memory; with `deep` ones, a quarter of them."""
+    limit = MAX_PIXELS // 4 if deep else MAX_PIXELS
+    if width * height > limit:
+        raise UnreadableImage(
+            f"{name}: {width} × {height} pixels, more than the limit of {limit:,}. "
+            "Downscale the file, or remove it from the data folder."
+        )
+
+
+def _reason(stream: BinaryIO, error: Exception) -> str:
+    """Return why a file can't be read, and what to do."""
+    layout = read_layout(stream)
+    head = stream.read(8192)
+    if layout is not None and isinstance(error, UnidentifiedImageError):
+        return (
+            f"a TIFF of {layout.samples} channel(s) of {layout.bits} bits in a form that can't be read. Save it as "
+            "grey or RGB, or as PNG."
+        )
+    if kind := image_type(head):
+        return f"the {kind} is damaged or truncated. Download or save it again."
+    return other_file_type(head) or f"not an image that can be read. Expected {SUPPORTED}."
 
 
 def encode_image(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
@@ -180,39 +303,3 @@ def open_nifti(stream: BinaryIO) -> BinaryIO | None:
         head = stream.read(348)
         stream.seek(0)
     return stream if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else None
-
-
-class QuietReaders:
-    """Context manager that silences warnings and logs of image libraries, which quote headers and patient names.
-
-    `warnings.catch_warnings` alone is not enough if multiple threads read at once: the first thread to leave would
-    restore the warnings for all. Here the last one does.
-    """
-
-    LOGGERS = ("PIL", "pydicom", "highdicom", "pylibjpeg", "libjpeg", "openjpeg", "nibabel")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.depth = 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.depth += 1
-            if self.depth == 1:
-                self.warnings = warnings.catch_warnings()
-                self.warnings.__enter__()
-                warnings.simplefilter("ignore")
-                self.levels = {name: logging.getLogger(name).level for name in self.LOGGERS}
-                for name in self.LOGGERS:
-                    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.depth -= 1
-            if self.depth == 0:
-                self.warnings.__exit__(None, None, None)
-                for name, level in self.levels.items():
-                    logging.getLogger(name).setLevel(level)
-
-
-QUIET = QuietReaders()

@@ -11,8 +11,10 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from hf_medtl.common.system import cores
+from hf_medtl.data.deep_images import read_layout
 from hf_medtl.data.fingerprints import map_threads
-from hf_medtl.data.images import FORMATS, QUIET, is_dicom, read_image
+from hf_medtl.data.images import FORMATS, is_dicom, read_image
+from hf_medtl.data.quiet import QUIET
 
 PROBES = {
     "file_size": "file size",
@@ -69,6 +71,9 @@ def _file_format(path: Path) -> str:
     with path.open("rb") as stream:
         if is_dicom(stream, path.suffix.lower()):
             return "DICOM"
+        layout = read_layout(stream)
+        if layout is not None and layout.deep:
+            return f"{layout.samples} × {layout.bits} bits"
     try:
         with QUIET, Image.open(path, formats=FORMATS) as image:
             return f"{image.format} {image.mode}"

@@ -20,8 +20,11 @@ import numpy as np
 from PIL import Image
 
 from hf_medtl.data import dicom, nifti
-from hf_medtl.data.images import FORMATS, QUIET, is_dicom, open_nifti, read_image
+from hf_medtl.data.deep_images import read_layout, read_pixels
+from hf_medtl.data.file_types import SUPPORTED, image_type, other_file_type
+from hf_medtl.data.images import FORMATS, is_dicom, open_nifti, read_image
 from hf_medtl.data.pixels import GreyRange
+from hf_medtl.data.quiet import QUIET
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.space.archives import EMPTY, file_too_large, read_entries
 from hf_medtl.space.frames import count_frames
@@ -39,21 +42,7 @@ MAX_ARCHIVE = 200_000_000  # bytes of a zip
 NAME_LENGTH = 80
 
 DAMAGED = "The image is damaged or truncated. Save or download it again."
-UNKNOWN = "The file is not a supported image. Send PNG, JPEG, TIFF, WebP, BMP, GIF, DICOM or NIfTI."
-IMAGE_SIGNATURES = rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|BM"
-# Other files that people send, by how they begin; the first match counts.
-OTHER_FILE_TYPES = {
-    rb"PK(\x03\x04|\x05\x06|\x07\x08)": "This is a zip archive or an office document, not an image. Send one image.",
-    rb"Rar!|7z\xbc\xaf|\x1f\x8b|BZh|\xfd7zXZ|.{257}ustar": "This is an archive, not an image. Send one image.",
-    rb".{0,1000}%PDF-": "This is a PDF document, not an image. Save the image in it as PNG or JPEG.",
-    rb"MZ|\x7fELF|\xca\xfe\xba\xbe|[\xcf\xce]\xfa\xed\xfe|#!": "This is a program, not an image. Send an image.",
-    rb"....ftyp(heic|heix|mif1|avif)": "HEIC and AVIF images are not supported. Save it as PNG or JPEG.",
-    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": "This is a video, not an image. Save one frame of it as PNG.",
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000 is supported inside DICOM only. Save it as PNG.",
-    rb"(?i)\s*<(.{0,4000}<)?svg\b": "This is a drawing (SVG), not an image. Save it as PNG.",
-    rb"(?i)\s*<(.{0,4000}<)?(!doctype html|html|head|body|script)\b": "This is a web page. Send the image in it.",
-    rb"[^\0-\x08\x0e-\x1f]+\Z": "This is text, not an image. Send an image.",
-}
+UNKNOWN = f"The file is not a supported image. Send {SUPPORTED}."
 
 
 @dataclass(frozen=True)
@@ -238,10 +227,16 @@ def _inspect_nifti(content: bytes) -> tuple[int, GreyRange | None]:
 
 def _inspect_image(content: bytes) -> tuple[int, GreyRange | None]:
     """Return the number of frames, and the grey values of the first if it has more than 8 bits."""
-    if not re.match(IMAGE_SIGNATURES, content[:16], re.DOTALL):
-        head = content[:8192].removeprefix(b"\xef\xbb\xbf")
-        messages = (text for start, text in OTHER_FILE_TYPES.items() if re.match(start, head, re.DOTALL))
-        raise MedtlError(next(messages, UNKNOWN))
+    if not image_type(content):
+        raise MedtlError(other_file_type(content) or UNKNOWN)
+    layout = read_layout(io.BytesIO(content))
+    if layout is not None and layout.deep:
+        _check_size(layout.width, layout.height, 1, MAX_PIXELS // 4)
+        pixels = read_pixels(content, layout, "The file")
+        if pixels.ndim == 2:
+            return 1, GreyRange.from_pixels(pixels)
+        _check_not_constant(read_image(content))
+        return 1, None
     image = _open_image(content)
     frames = min(count_frames(content) or getattr(image, "n_frames", 1), MAX_FRAMES)
     if image.format != "TIFF" and frames * image.width * image.height > MAX_ANIMATED:
