@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.evaluation.names import METRIC_NAMES
-from hf_medtl.publish.templates import format_interval, render, replace_section, template_environment
+from hf_medtl.publish.prose import render_prose
+from hf_medtl.publish.templates import format_interval, render, replace_section
 
 
 def render_card(facts: dict[str, Any], prose: str = "") -> str:
@@ -21,10 +22,13 @@ def render_card(facts: dict[str, Any], prose: str = "") -> str:
             `start` (description of the weights before training), `license`, `model_class`, `parameters`, `processor`,
             `own_code` (names of code files beside the weights), `recipe_yaml`, `worst` (rows of a table of test images,
             worst first), and the provenance that `hf_medtl.runs.artifacts` collects.
-        prose: Markdown by the author (intended use, limits); a Jinja template with the same facts.
+        prose: Markdown by the author (intended use, limits), maybe a template with the same facts (`render_prose`).
+
+    Raises:
+        MedtlError: The prose is a template that can't be filled in.
     """
     facts = facts | {"names": METRIC_NAMES, "origin": facts["base_model"]}  # origin: for prose written for 0.1.0
-    written = template_environment().from_string(prose).render(facts)
+    written = render_prose(prose, facts)
     return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | {'prose': written})}"
 
 

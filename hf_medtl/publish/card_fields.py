@@ -21,8 +21,16 @@ class CardField(NamedTuple):
     required: bool = True
 
 
+# Lines in which an author states nothing, comments (but not the marks of sections), and sections without text.
+UNSTATED = re.compile(r"^.*(?:The author has not stated|\b(?:TODO|TBD|FIXME)\b).*\n?", re.MULTILINE)
+COMMENT = re.compile(r"<!--(?! /?\w+ -->).*?-->", re.DOTALL)
+EMPTY_SECTION = re.compile(r"^## .*\n\s*(?=^## |\Z)", re.MULTILINE)
+
+
 def _contains(*phrases: str) -> Callable[[str, Mapping[str, Any]], bool]:
-    return lambda text, results: all(phrase in text for phrase in phrases)
+    """Return a test of a text for phrases; one that ends with a colon needs words behind it."""
+    patterns = [re.escape(phrase) + (r"[ \t]*\n?[ \t]*[^\s#]" if phrase[-1] == ":" else "") for phrase in phrases]
+    return lambda text, results: all(re.search(pattern, text) for pattern in patterns)
 
 
 def _has_intervals(results: Mapping[str, Any]) -> bool:
@@ -34,7 +42,13 @@ def _has_intervals(results: Mapping[str, Any]) -> bool:
 # (https://doi.org/10.1136/bmj-2023-078378) and Model Facts (https://doi.org/10.1038/s41746-020-0253-3).
 # First the fields that only the author can write.
 PROSE_FIELDS = {
-    "intended_use": CardField("intended use and users", _contains("## Intended use", "Users:")),
+    "intended_use": CardField(
+        "intended use and users",
+        lambda text, results: (
+            _contains("Users:")(text, results)
+            and bool(re.search(r"## Intended use\s+(?!Users:|Out of scope:|Stop using it)[^\s#]", text))
+        ),
+    ),
     "out_of_scope": CardField("out-of-scope uses", _contains("Out of scope:")),
     "limits": CardField("limits, biases and known shortcuts", _contains("## Limits")),
     "population": CardField(
@@ -48,6 +62,7 @@ AUTHOR_FIELDS = PROSE_FIELDS | {
     "directions": CardField(
         "how to use a prediction, and when to stop using the model", _contains("Stop using it"), required=False
     ),
+    "acquisition": CardField("how the images were acquired", _contains("Acquisition:"), required=False),
     "support": CardField("funding, interests, ethics approval", _contains("Funding and interests:"), required=False),
 }
 # Then the fields that a run fills in. Fields that are not required are missing in cards of older versions, or need
@@ -97,13 +112,16 @@ def missing_fields(
 ) -> dict[str, CardField]:
     """Return the fields that a card lacks; those waived on the card count as given.
 
+    What an author has left to fill in is lacking: a line with "The author has not stated" or TODO, an empty section.
+
     Args:
         text: Text of the card.
         results: Content of results.json.
         fields: Fields to look for.
     """
     waived = set(re.findall(r"^- (\w+) is not given: \S", text, flags=re.MULTILINE))
-    return {name: field for name, field in fields.items() if name not in waived and not field.is_given(text, results)}
+    stated = EMPTY_SECTION.sub("", UNSTATED.sub("", COMMENT.sub("", text)))
+    return {name: field for name, field in fields.items() if name not in waived and not field.is_given(stated, results)}
 
 
 def check_prose(text: str) -> None:

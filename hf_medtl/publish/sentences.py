@@ -22,9 +22,11 @@ def split_prose(text: str) -> tuple[dict[str, str], str]:
         return {}, text
     front, _, prose = text.removeprefix("---\n").partition("\n---\n")
     try:
-        findings = yaml.safe_load(front)["findings"]
-        return {str(label): str(phrase) for label, phrase in findings.items()}, prose
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        findings = dict(yaml.load(front, yaml.BaseLoader)["findings"] or {})  # all text: a label may be no, yes or 1
+        if not all(isinstance(phrase, str) and phrase for phrase in findings.values()):
+            raise TypeError("a label has no phrase")
+        return findings, prose
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise MedtlError(
             "A model card's text may begin with findings: between two lines of ---, each label with its phrase. "
             f"Found: {front[:200]!r}."

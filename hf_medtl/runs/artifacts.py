@@ -8,15 +8,11 @@ from transformers import TrainerState
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
-from hf_medtl.data.splits import SPLITS
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.evaluation.subgroups import generalization_gap
-from hf_medtl.models.preprocessing import describe_processor
-from hf_medtl.publish.base_model import find_base_model
-from hf_medtl.publish.card import render_card
-from hf_medtl.publish.sentences import finding_sentences, split_prose
+from hf_medtl.runs.model_card import count_excluded, warn_instead, write_card
 from hf_medtl.tasks import Task
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import environment, peak_memory_mb
@@ -40,22 +36,22 @@ def write_artifacts(
     task: Task,
     folder: Path,
     tested: list[tuple[LoadedDataset, Any]],
-    processor: Any,
     trainer: MedicalTrainer,
     ood_rates: dict[str, Any],
     kwh: float | None,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write predictions, figures/, README.md and results.json; return the results.
+    """Write predictions, results.json, figures/ and README.md; return the results.
 
     Args:
         recipe: options of the run.
         task: its task.
         folder: of the run.
         tested: the data set and the predictions on its test split, and those of the external one, if any.
-        processor: image processor.
         trainer: after training.
         ood_rates: data set -> proportion of out-of-distribution images; empty if not measured.
         kwh: energy of training, if it was measured.
+        facts: those of the card that are known before training.
     """
     (loaded, predictions), *external = tested
     rule = DecisionRule.from_config(trainer.model.config)
@@ -81,78 +77,24 @@ def write_artifacts(
         results["external"] = measured[1] | {"drop": gap, "excluded": count_excluded(data)}
         run.write("external.csv", task.prediction_table(data, values).to_csv(index=False))
 
+    run.write("results.json", results)  # before anything that only shows them
+
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    log, best_step = trainer.state.log_history, trainer.state.best_global_step
-    plots.training_history(log, best_step, figures / "history.png", task.main_metric, METRIC_NAMES[task.main_metric])
-    task.draw_figures(folder, figures, loaded, predictions, results)
-
-    base = task.base_model(recipe)
-    findings, prose = read_model_card_prose(recipe)
-    sentences = finding_sentences(findings, results, loaded.spec.title)
-    if sentences:  # for Predictor and the Space
-        trainer.model.config.update({"wording": sentences})
-        trainer.model.config.save_pretrained(folder)
-    facts = {
-        "results": results,
-        "spec": loaded.spec,
-        "external_spec": tested[-1][0].spec,
-        "counts": loaded.counts(),
-        "excluded": count_excluded(loaded),
-        "sizes": _split_sizes(loaded),
-        "found": describe_data_checks(loaded),
-        "split_rule": loaded.rule,
-        "procedure": _describe_training(recipe, trainer.state),
-        "name": str(recipe.hub_model_id) if recipe.push_to_hub else folder.name,
-        "worst": task.worst_images(table, results, MAX_WORST),
-        "base_model": find_base_model(*base) if base else None,
-        "start": task.describe_initial_weights(recipe, trainer.model),
-        "license": recipe.model_license,
-        "model_class": type(trainer.model).__name__,
-        "parameters": trainer.model.num_parameters(),
-        "processor": describe_processor(processor),
-        "own_code": sorted(path.name for path in folder.glob("*.py")),
-        "recipe_yaml": recipe.to_yaml(),
-        "wording": sentences,
-    }
-    run.write("README.md", render_card(facts, prose))
-    run.write("results.json", results)
+    with warn_instead("Figures", folder, f"hf-medtl report {folder}"):
+        log, best = trainer.state.log_history, trainer.state.best_global_step
+        plots.training_history(log, best, figures / "history.png", task.main_metric, METRIC_NAMES[task.main_metric])
+        task.draw_figures(folder, figures, loaded, predictions, results)
+    with warn_instead("The model card", folder, f"hf-medtl card write {folder}"):
+        of_training = {
+            "procedure": _describe_training(recipe, trainer.state),
+            "worst": task.worst_images(table, results, MAX_WORST),
+            "model_class": type(trainer.model).__name__,
+            "parameters": trainer.model.num_parameters(),
+            "own_code": sorted(path.name for path in folder.glob("*.py")),
+        }
+        write_card(folder, facts | of_training)
     return results
-
-
-def read_model_card_prose(recipe: Recipe) -> tuple[dict[str, str], str]:
-    """Return the findings of the labels and the prose from the recipe's model card."""
-    return split_prose(Path(recipe.model_card).read_text(encoding="utf-8") if recipe.model_card else "")
-
-
-def count_excluded(loaded: LoadedDataset) -> dict[str, int]:
-    """Return the number of files in no split by the reason for their exclusion."""
-    return {str(kind): int(number) for kind, number in loaded.excluded["kind"].value_counts().items()}
-
-
-def _split_sizes(loaded: LoadedDataset) -> dict[str, dict[str, int]]:
-    """Split -> number of groups and, as far as known, patients."""
-    return {
-        split: {"groups": rows["group"].nunique(), "patients": rows.loc[rows["patient"] != "", "patient"].nunique()}
-        for split, rows in ((split, loaded.rows(split)) for split in SPLITS)
-    }
-
-
-def describe_data_checks(loaded: LoadedDataset) -> list[str]:
-    """Return sentences about copies, unknown patients and sources in a data set."""
-    table = loaded.table
-    total, copies = len(table), int(table["sha256"].duplicated(keep=False).sum())
-    grouped = total - int((table["group"].value_counts() == 1).sum())
-    unknown = int((table["patient"] == "").sum())
-    sentences = [
-        f"{grouped} of {total} images are in a group with another image; {copies} are the same file as another."
-    ]
-    if unknown:
-        sentences.append(f"The patient is unknown for {unknown} of {total} images.")
-    sources = table["source"].value_counts()
-    if len(sources) > 1:
-        sentences.append(f"Sources: {', '.join(f'{name} ({number} images)' for name, number in sources.items())}.")
-    return sentences
 
 
 def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:

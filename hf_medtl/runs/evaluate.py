@@ -25,8 +25,8 @@ from hf_medtl.evaluation.robustness import CORRUPTIONS, LEVELS, corrupt, robustn
 from hf_medtl.evaluation.subgroups import generalization_gap, small_sample_warning
 from hf_medtl.publish.card import write_evaluation
 from hf_medtl.publish.templates import render
-from hf_medtl.runs.artifacts import count_excluded
 from hf_medtl.runs.evaluated_model import EvaluatedModel
+from hf_medtl.runs.model_card import count_excluded
 from hf_medtl.tasks import Task, task_for_dataset
 from hf_medtl.training.runtime import environment
 

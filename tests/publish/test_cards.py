@@ -17,7 +17,7 @@ from hf_medtl.publish.base_model import BIBTEX, find_base_model
 from hf_medtl.publish.card import render_card
 from hf_medtl.publish.card_fields import AUTHOR_FIELDS, CARD_FIELDS, missing_fields
 from hf_medtl.publish.templates import escape_bibtex, escape_cell, format_interval
-from hf_medtl.runs.artifacts import describe_data_checks
+from hf_medtl.runs.model_card import describe_data_checks
 from hf_medtl.tasks import TASKS
 from tests.support.commands import ROOT, options
 from tests.support.multilabel_tables import write_table
@@ -48,7 +48,7 @@ def run_and_card_facts(patch, recipe):
         card_facts.update(facts)
         return render_card(facts, prose)
 
-    patch.setattr("hf_medtl.runs.artifacts.render_card", record)
+    patch.setattr("hf_medtl.runs.model_card.render_card", record)
     return run(recipe), card_facts
 
 

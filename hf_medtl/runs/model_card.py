@@ -1,0 +1,214 @@
+"""Model card of a run: its facts, a rehearsal before training, and writing it, also again."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_medtl.common.files import read_json
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.system import is_disk_full
+from hf_medtl.data.dataset import LoadedDataset
+from hf_medtl.data.specs import DatasetSpec
+from hf_medtl.data.splits import SPLITS
+from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.subgroups import generalization_gap
+from hf_medtl.models.preprocessing import describe_processor
+from hf_medtl.publish.base_model import BaseModel, find_base_model
+from hf_medtl.publish.card import render_card
+from hf_medtl.publish.prose import read_prose
+from hf_medtl.publish.sentences import finding_sentences
+from hf_medtl.publish.templates import copy_sections
+from hf_medtl.tasks import Task
+from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.runtime import environment
+
+logger = logging.getLogger("hf_medtl")
+
+FACTS = "card.json"  # in the run folder; not published
+SECTIONS = ("explanations", "evaluations", "exports", "waived")  # of other commands on a card
+
+
+def collect_facts(
+    recipe: Recipe,
+    task: Task,
+    loaded: LoadedDataset,
+    external: LoadedDataset | None,
+    model: PreTrainedModel,
+    processor: Any,
+) -> dict[str, Any]:
+    """Return the facts of `render_card` that are known before training.
+
+    Args:
+        recipe: The options of the run.
+        task: Its task.
+        loaded: The data set, split.
+        external: The external test set, or None.
+        model: The model, before or after training.
+        processor: Its image processor.
+    """
+    base, (findings, prose) = task.base_model(recipe), read_prose(recipe.model_card)
+    return {
+        "findings": findings,
+        "prose": prose,
+        "spec": loaded.spec,
+        "external_spec": (external or loaded).spec,
+        "counts": loaded.counts(),
+        "excluded": count_excluded(loaded),
+        "sizes": _split_sizes(loaded),
+        "found": describe_data_checks(loaded),
+        "split_rule": loaded.rule,
+        "name": str(recipe.hub_model_id) if recipe.push_to_hub else Path(str(recipe.output_dir)).name,
+        "base_model": find_base_model(*base) if base else None,
+        "start": task.describe_initial_weights(recipe, model),
+        "license": recipe.model_license,
+        "model_class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "processor": describe_processor(processor),
+        "recipe_yaml": recipe.to_yaml(),
+    }
+
+
+def render_with_dummy_results(
+    recipe: Recipe, task: Task, loaded: LoadedDataset, external: LoadedDataset | None, facts: Mapping[str, Any]
+) -> str:
+    """Render the card before training, with made-up results of the right form, so that nothing of it fails later.
+
+    Args:
+        recipe: The options of the run.
+        task: Its task.
+        loaded: The data set, split.
+        external: The external test set, or None.
+        facts: Those of `collect_facts`.
+
+    Raises:
+        MedtlError: The prose of --model_card does not fit this run.
+    """
+    results = _dummy_results(recipe, task, loaded)
+    if external:
+        measured = _dummy_results(recipe, task, external)
+        gap = generalization_gap(results["metrics"], measured["metrics"])
+        results["external"] = measured | {"drop": gap, "excluded": count_excluded(external)}
+    results["environment"] = environment("no", recipe.world_size)
+    made_up = {
+        "results": results,
+        "procedure": [],
+        "worst": [],
+        "own_code": [],
+        "wording": finding_sentences(facts["findings"], results, loaded.spec.title),
+    }
+    return render_card({**facts, **made_up}, facts["prose"])
+
+
+def _dummy_results(recipe: Recipe, task: Task, loaded: LoadedDataset) -> dict[str, Any]:
+    """Return results.json as of a model that has learned nothing, measured on a few test images."""
+    rows = loaded.rows("test")
+    kept = rows.index[~rows.duplicated(["label", "source"])]
+    few = loaded.select(loaded.table.index.isin(kept))
+    predictions, rule = task.dummy_predictions(few, task.output_labels(recipe, loaded))
+    return task.measure(few, predictions, rule) | {
+        "dataset": loaded.spec.name,
+        "task": loaded.spec.task,
+        "split": "test",
+        "n": len(rows),
+        "n_groups": rows["group"].nunique(),
+        "train_seconds": 0.0,
+        "peak_memory_mb": 0.0,
+        "splits_sha256": "",
+    }
+
+
+def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the card of a finished run, and card.json, from which `rewrite_card` makes it again.
+
+    Args:
+        folder: Run folder, with results.json and recipe.yaml.
+        facts: Those of `collect_facts` and of training.
+    """
+    saved = {
+        key: dataclasses.asdict(value) if isinstance(value, (DatasetSpec, BaseModel)) else value
+        for key, value in facts.items()
+    }
+    RunFolder(folder).write(FACTS, saved)
+    rewrite_card(folder)
+
+
+def rewrite_card(folder: Path, model_card: str | Path | None = None) -> None:
+    """Write the card of a finished run again; sections that other commands have written on it are kept.
+
+    Args:
+        folder: Run folder.
+        model_card: File with the author's prose; that of the run if omitted.
+
+    Raises:
+        MedtlError: The folder has no card.json, or the prose does not fit the run.
+    """
+    run, card = RunFolder(folder), folder / "README.md"
+    if not run.results or not (folder / FACTS).is_file():
+        raise MedtlError(f"{folder} has no results.json or no {FACTS}, from which its card could be written.")
+    facts = read_json(folder / FACTS)
+    if model_card:
+        facts["findings"], facts["prose"] = read_prose(model_card)
+        run.write(FACTS, facts)
+    for key, kind in (("spec", DatasetSpec), ("external_spec", DatasetSpec), ("base_model", BaseModel)):
+        known = {field.name for field in dataclasses.fields(kind)}
+        facts[key] = facts[key] and kind(**{name: value for name, value in facts[key].items() if name in known})
+    wording = finding_sentences(facts["findings"], run.results, facts["spec"].title)
+    if wording and run.config.get("wording") != wording:  # for Predictor and the Space
+        run.write("config.json", run.config | {"wording": wording})
+    text = render_card(facts | {"results": run.results, "wording": wording}, facts["prose"])
+    run.write("README.md", copy_sections(card.read_text("utf-8"), text, SECTIONS) if card.exists() else text)
+
+
+@contextmanager
+def warn_instead(what: str, folder: Path, command: str) -> Iterator[None]:
+    """Turn an error after training into a warning, because the run is complete without `what`.
+
+    Args:
+        what: What is made.
+        folder: Run folder.
+        command: The command that makes it again.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error, folder):
+            raise
+        logger.warning(
+            "%s could not be made (%s: %s). The results are complete in %s. Make it again: %s",
+            *(what, type(error).__name__, error, folder, command),
+        )
+
+
+def count_excluded(loaded: LoadedDataset) -> dict[str, int]:
+    """Return the number of files in no split by the reason for their exclusion."""
+    return {str(kind): int(number) for kind, number in loaded.excluded["kind"].value_counts().items()}
+
+
+def _split_sizes(loaded: LoadedDataset) -> dict[str, dict[str, int]]:
+    """Split -> number of groups and, as far as known, patients."""
+    return {
+        split: {"groups": rows["group"].nunique(), "patients": rows.loc[rows["patient"] != "", "patient"].nunique()}
+        for split, rows in ((split, loaded.rows(split)) for split in SPLITS)
+    }
+
+
+def describe_data_checks(loaded: LoadedDataset) -> list[str]:
+    """Return sentences about copies, unknown patients and sources in a data set."""
+    table = loaded.table
+    total, copies = len(table), int(table["sha256"].duplicated(keep=False).sum())
+    grouped = total - int((table["group"].value_counts() == 1).sum())
+    unknown = int((table["patient"] == "").sum())
+    sentences = [
+        f"{grouped} of {total} images are in a group with another image; {copies} are the same file as another."
+    ]
+    if unknown:
+        sentences.append(f"The patient is unknown for {unknown} of {total} images.")
+    sources = table["source"].value_counts()
+    if len(sources) > 1:
+        sentences.append(f"Sources: {', '.join(f'{name} ({number} images)' for name, number in sources.items())}.")
+    return sentences
