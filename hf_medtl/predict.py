@@ -22,13 +22,14 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
+    BatchFeature,
     PreTrainedModel,
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.common.system import cores, is_disk_full
 from hf_medtl.data.augmentation import MIRRORING
-from hf_medtl.data.inputs import ImageSource, iter_sources, read_source
+from hf_medtl.data.inputs import ImageSource, iter_sources, read_source, source_name
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.evaluate import quiet_pipeline
@@ -38,20 +39,25 @@ from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
+from hf_medtl.models.copies import captured_inputs
 from hf_medtl.models.ensemble import log_mean_exp
-from hf_medtl.models.heads import find_head, is_segmenter
+from hf_medtl.models.heads import find_head, is_segmenter, is_sigmoid, to_probabilities
 from hf_medtl.models.tta import AffineView, monte_carlo_dropout, tta_views
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for one image. An image that can't be read has an `error` and nothing else.
+    """Prediction for one image.
+
+    One that can't be read has an `error` and nothing else; one that can't have a heatmap has both.
 
     Attributes:
         name: path, or #0, #1, ... by position.
         probabilities: label -> calibrated probability, in output order; empty for masks.
-        label: the most probable label; None for masks.
-        decision: label at the saved threshold; for multilabel models all decided labels, separated by |.
+        label: the most probable label, whatever its probability; None for masks. With a saved threshold it can differ
+            from the decision, which is what counts.
+        decision: label at the saved threshold; for multilabel models, and those with one output, all decided labels,
+            separated by |, and "" for none.
         candidates: conformal set of labels; None if none was saved.
         reasons: reasons to abstain from a decision: "uncertain" (not exactly one candidate), "unlike the training
             pictures" (out-of-distribution); empty if there are none.
@@ -62,7 +68,7 @@ class Prediction:
         mask: (H, W) class indices at the original size, after the saved postprocessing; None for labels.
         area: class -> fraction of the image's pixels, without the background.
         seconds: time of the model and all later steps for the batch, per image.
-        error: why there is no prediction.
+        error: why there is no prediction, or no heatmap.
     """
 
     name: str
@@ -122,8 +128,14 @@ class Predictor:
         self.labels = tuple(name for _, name in sorted((self.config.id2label or {}).items()))
         self.is_segmentation = is_segmenter(model)
         self.wording: dict[str, str] = dict(getattr(self.config, "wording", None) or {})  # label -> sentence
-        self.multilabel = self.config.problem_type == "multi_label_classification"
+        self.multilabel = is_sigmoid(self.config)
         self._layers: dict[tuple[str, tuple[int, ...]], Layer] = {}
+        self._methods: set[str] = set()  # heatmap methods that work for the model
+        if self.is_segmentation and len(self.labels) == 1:
+            raise MedtlError(
+                f"{type(model).__name__} has one class, {self.labels[0]}, and none for the background, so every pixel "
+                "would be of it. Use a segmentation model with a class for the background."
+            )
 
     @classmethod
     def from_pretrained(
@@ -193,9 +205,10 @@ class Predictor:
         their standard deviation. Thresholds and conformal sets stay those fitted to plain predictions.
 
         Args:
-            images: paths, bytes, Pillow images or uint8 arrays (H, W[, 3]), or one of these. Images of more than 8 bits
-                and DICOM are windowed as in training.
-            batch_size: images per forward pass.
+            images: paths, bytes, Pillow images, or uint8 arrays and tensors (H, W), (H, W, C) or (C, H, W), or one of
+                these. Files of more than 8 bits and DICOM are windowed as in training.
+            batch_size: images per forward pass; images that the processor gives different sizes go one size at a time.
+                With less than 1 every image has an `error`.
             explain: method of a heatmap of the label, such as "gradcam" (see `hf_medtl.explain.maps.METHODS`); for
                 masks "uncertainty", the entropy of each pixel's probabilities divided by its maximum.
             tta: test-time augmentation: number of rotated and zoomed copies, also flipped if the model was trained with
@@ -215,60 +228,104 @@ class Predictor:
         tta: int = 0,
         mc_dropout: int = 0,
     ) -> Iterator[Prediction]:
-        """Yield the results of `predict` for any number of images, with two batches at a time in memory."""
+        """Return an iterator over the results of `predict`, with two batches of images at a time in memory."""
+        if mc_dropout < 0:
+            raise MedtlError(f"mc_dropout must be 0 or more passes, found {mc_dropout}.")
         methods = ("uncertainty",) if self.is_segmentation else tuple(METHODS)
         if explain is not None and explain not in methods:
             raise MedtlError(f"Unknown explain method {explain!r} for this model. Known: {', '.join(methods)}.")
+        if explain and not self.is_segmentation:
+            self._check_method(explain)
         copies = tta_views(tta, mirrored=getattr(self.config, "augmentation", None) in MIRRORING)
-        sources = enumerate(iter_sources(images))
+        dropping = [monte_carlo_dropout(self.model)] * mc_dropout if mc_dropout else []
+        return self._stream(iter_sources(images), batch_size, explain, copies, dropping)
+
+    def _stream(
+        self,
+        images: Iterator[ImageSource],
+        batch_size: int,
+        explain: str | None,
+        copies: Sequence[AffineView],
+        dropping: Sequence[PreTrainedModel],
+    ) -> Iterator[Prediction]:
+        sources = enumerate(images)
+        if batch_size < 1:
+            error = f"batch_size must be at least 1, found {batch_size}."
+            yield from (Prediction(source_name(source), error=error) for source in sources)
+            return
         with ThreadPoolExecutor(cores()) as pool:
             waiting = pool.map(read_source, islice(sources, batch_size))
             while batch := list(waiting):
                 waiting = pool.map(read_source, islice(sources, batch_size))  # read while the model works
                 started, readable = time.monotonic(), [image for _, image, _ in batch if image is not None]
-                results = iter(list(self._predict_batch(readable, explain, copies, mc_dropout)) if readable else [])
+                results = iter(self._predict_batch(readable, explain, copies, dropping))
                 seconds = (time.monotonic() - started) / max(1, len(readable))
                 for name, image, error in batch:
                     fields = {"error": error} if image is None else {**next(results), "seconds": seconds}
                     yield Prediction(name, **fields)
 
-    @torch.inference_mode()
     def _predict_batch(
-        self, images: list[Image.Image], explain: str | None, copies: Sequence[AffineView], mc_dropout: int
+        self, images: Sequence[Image.Image], explain: str | None, copies: Sequence[AffineView], dropping: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        """Return the fields of `Prediction` for each RGB image; what fails for one size is an error of that size."""
+        fields: list[dict[str, Any]] = [{} for _ in images]
+        by_size: dict[Any, list[tuple[int, Any]]] = {}
+        for i, image in enumerate(images):  # one by one, as pipeline() does: sizes may differ, and any may fail
+            try:
+                inputs = self.processor(image, return_tensors="pt")
+                by_size.setdefault(tuple((key, inputs[key].shape) for key in inputs), []).append((i, inputs))
+            except Exception as error:  # of any library that a processor uses
+                fields[i] = _failure("the image processor", image, error)
+        for group in by_size.values():
+            numbers, parts = zip(*group, strict=True)
+            same_size = [images[i] for i in numbers]
+            inputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            try:
+                results = list(self._predict_size(same_size, inputs, explain, copies, dropping))
+            except (ValueError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+                    raise
+                results = [_failure("the model", image, error) for image in same_size]
+            for i, result in zip(numbers, results, strict=True):
+                fields[i] = result
+        return fields
+
+    @torch.inference_mode()
+    def _predict_size(
+        self,
+        images: list[Image.Image],
+        inputs: dict[str, torch.Tensor],
+        explain: str | None,
+        copies: Sequence[AffineView],
+        dropping: Sequence[Any],
     ) -> Iterator[dict[str, Any]]:
-        """Yield the fields of `Prediction` for each RGB image."""
+        """Yield the fields of `Prediction` for images whose inputs have one size."""
         with self.collect_features() as features:
-            inputs = self.processor(images, return_tensors="pt").to(self.model.device)
-            passes = list(self._passes(inputs, copies, mc_dropout))
+            passes = list(self._passes(inputs, copies, dropping))
         if self.is_segmentation:
             logits = passes[0] if len(passes) == 1 else log_mean_exp(torch.stack(passes).log_softmax(dim=2))
             for image_logits, image in zip(logits, images, strict=True):
                 yield self._mask(image_logits, image, bool(explain))
             return
-        stacked = torch.stack(passes).double()
-        stacked = stacked.sigmoid() if self.multilabel else stacked.softmax(dim=2)
-        probabilities = stacked.mean(dim=0).cpu().numpy()
-        spreads = stacked.std(dim=0).cpu().numpy() if len(passes) > 1 else None
+        stacked = to_probabilities(torch.stack(passes), self.config)
+        probabilities = stacked.mean(dim=0).numpy()
+        spreads = stacked.std(dim=0).numpy() if len(passes) > 1 else None
         scores = self.ood_scores(features[:1]) if self.outliers else None  # of the first pass: the plain images
         best = probabilities.argmax(axis=1)
-        maps = self._heatmaps(images, inputs["pixel_values"], best, explain) if explain else [None] * len(images)
+        maps = [*self._heatmaps(images, inputs["pixel_values"], best, explain)] if explain else [{}] * len(images)
         for i, label in enumerate(best):
             score = None if scores is None or np.isnan(scores[i]) else float(scores[i])
             spread = None if spreads is None else float(spreads[i, label])
-            yield self._labels(probabilities[i], score) | {"spread": spread, "map": maps[i]}
+            yield self._labels(probabilities[i], score) | {"spread": spread} | maps[i]
 
     @contextmanager
     def collect_features(self) -> Iterator[list[torch.Tensor]]:
-        """Collect the features (B, d) before the head of each batch, for `ood_scores`; none without a scorer."""
-        features: list[torch.Tensor] = []
-        if not self.outliers:
+        """Collect the features (B, d) before the head of each batch, for `ood_scores`; none without a scorer.
+
+        Only those of this thread: others can use the predictor meanwhile.
+        """
+        with captured_inputs(find_head(self.model) if self.outliers else None) as features:
             yield features
-            return
-        hook = find_head(self.model).register_forward_pre_hook(lambda _, args: features.append(args[0].flatten(1)))
-        try:
-            yield features
-        finally:
-            hook.remove()
 
     def ood_scores(self, features: list[torch.Tensor]) -> NDArray[np.float64]:
         """Return out-of-distribution scores (n,) of collected features, divided by the threshold; above 1 is unusual.
@@ -292,29 +349,47 @@ class Predictor:
         task: Any = "image-segmentation" if self.is_segmentation else "image-classification"
         return quiet_pipeline(task, model=self.model, image_processor=self.processor, device=self.model.device)
 
-    def _passes(self, inputs: Any, copies: Sequence[AffineView], mc_dropout: int) -> Iterator[torch.Tensor]:
+    def _passes(
+        self, inputs: dict[str, torch.Tensor], copies: Sequence[AffineView], dropping: Sequence[Any]
+    ) -> Iterator[torch.Tensor]:
         """Yield logits (n, K), or (n, K, h, w) for masks, of the images, of augmented copies, and with dropout."""
-        yield self.model(**inputs).logits.float()
-        for view in copies:
-            logits = self.model(**{**inputs, "pixel_values": view.apply(inputs["pixel_values"])}).logits.float()
+        yield self._logits(self.model, inputs)
+        for view in copies:  # in float32 also for a half-precision model
+            logits = self._logits(self.model, inputs | {"pixel_values": view.apply(inputs["pixel_values"])})
             yield view.undo(logits) if self.is_segmentation else logits
-        if mc_dropout:
-            with monte_carlo_dropout(self.model):
-                for _ in range(mc_dropout):
-                    yield self.model(**inputs).logits.float()
+        for model in dropping:
+            yield self._logits(model, inputs)
+
+    def _logits(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return logits in float32 for inputs on any device and in any precision."""
+        moved = BatchFeature(dict(inputs)).to(self.model.device, dtype=getattr(self.model, "dtype", torch.float32))
+        return model(**moved).logits.float()
+
+    def _check_method(self, method: str) -> None:
+        """Raise MedtlError if the model can't have such heatmaps at all: before the work, not for each image."""
+        if method not in self._methods:
+            image = Image.new("RGB", (256, 256), (127, 127, 127))
+            pixels = self.processor(image, return_tensors="pt")["pixel_values"]
+            heatmaps(self.model, pixels, np.zeros(1, np.int64), method)
+            self._methods.add(method)
 
     def _heatmaps(
         self, images: list[Image.Image], pixels: torch.Tensor, classes: NDArray[np.int64], method: str
-    ) -> list[Heatmaps]:
-        """Compute heatmaps of the classes, each of the size of its image."""
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a heatmap of each class, of the size of its image, or the error of an image that can't have one."""
         key = method, tuple(pixels.shape[1:])
-        if method in CAMS and key not in self._layers:  # found once: it takes a forward pass
-            self._layers[key] = find_layer(self.model, pixels[:1].clone())
-        maps = heatmaps(self.model, pixels, classes, method, self._layers.get(key))
-        return [
-            restore(values, find_geometry(self.processor, image), (image.height, image.width))
-            for values, image in zip(maps, images, strict=True)
-        ]
+        try:
+            if method in CAMS and key not in self._layers:  # found once: it takes a forward pass
+                self._layers[key] = find_layer(self.model, pixels[:1].clone())
+            maps = heatmaps(self.model, pixels, classes, method, self._layers.get(key))
+        except MedtlError as error:  # an input of few pixels has no features with positions
+            yield from ({"error": f"There is no heatmap: {error}"} for _ in images)
+            return
+        for values, image in zip(maps, images, strict=True):
+            try:
+                yield {"map": restore(values, find_geometry(self.processor, image), (image.height, image.width))}
+            except MedtlError as error:
+                yield {"error": f"There is no heatmap: {error}"}
 
     def _mask(self, logits: torch.Tensor, image: Image.Image, uncertainty: bool) -> dict[str, Any]:
         # Like image processors of segmentation models.
@@ -354,6 +429,12 @@ def prediction_columns(predictor: Predictor, spread: bool = False) -> list[str]:
     else:
         specific = [*(f"p_{label}" for label in predictor.labels), *(["spread"] if spread else [])]
     return ["path", "label", *specific, "decision", "abstain", "reason", "error"]
+
+
+def _failure(part: str, image: Image.Image, error: Exception) -> dict[str, Any]:
+    """Return the fields of the prediction for an image that a processor or a model does not take."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return {"error": f"An image of {image.width} × {image.height} pixels can't be predicted: {part} says {reason!r}."}
 
 
 def _digest(folder: Path) -> str:

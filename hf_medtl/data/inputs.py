@@ -1,16 +1,22 @@
 """Inputs for prediction: images as files, folders, bytes or arrays."""
 
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_medtl.data.images import EXTENSIONS, read_image
+from hf_medtl.data.listing import list_images
 from hf_medtl.errors import MedtlError, UnreadableImage
 
-ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8] | torch.Tensor
+LOADING = threading.Lock()  # one image may be given twice, and its open file can't be read by two threads at once
 
 
 def image_files(path: Path) -> list[Path]:
@@ -20,10 +26,11 @@ def image_files(path: Path) -> list[Path]:
         MedtlError: The path does not exist, or the folder has no images.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.lower().endswith(EXTENSIONS) and file.is_file())
+        files = list_images(path)
         if not files:
             raise MedtlError(
-                f"{path} has no images. Expected names ending in {', '.join(EXTENSIONS)}; pass other files directly."
+                f"{path} has no images. Expected DICOM files, or names ending in {', '.join(EXTENSIONS)}; pass other "
+                "files directly."
             )
         return files
     if not path.exists():
@@ -32,29 +39,85 @@ def image_files(path: Path) -> list[Path]:
 
 
 def iter_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
-    """Yield one or many images, replacing folders by the images in them."""
-    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
-        images = [images]
-    for source in images:
-        if isinstance(source, str | Path) and Path(source).is_dir():
-            yield from image_files(Path(source))
-        else:
-            yield source
+    """Yield one or many images, replacing folders by the images in them; one without images stays, for its error."""
+    single = isinstance(images, str | os.PathLike | bytes | Image.Image) or not isinstance(images, Iterable)
+    if isinstance(images, np.ndarray | torch.Tensor):  # (n, ...) is many images, and so are paths in an array
+        single = images.ndim < 4 and getattr(images.dtype, "kind", "u") not in "OU"
+    for source in [images] if single else images:
+        folder = Path(source) if isinstance(source, str | os.PathLike) and source else None
+        if folder is not None and folder.is_dir():
+            try:
+                yield from image_files(folder)
+                continue
+            except MedtlError:  # the error of this folder alone, see `read_source`
+                pass
+        yield source
+
+
+def source_name(numbered: tuple[int, ImageSource]) -> str:
+    """Return the path of a (number, source) pair, or # and the number."""
+    number, source = numbered
+    return str(source) if isinstance(source, str | os.PathLike) else f"#{number}"
 
 
 def read_source(numbered: tuple[int, ImageSource]) -> tuple[str, Image.Image | None, str]:
     """Read a (number, source) pair and return its name, RGB image (None if unreadable) and error ("" if none)."""
-    number, source = numbered
-    name = str(source) if isinstance(source, str | Path) else f"#{number}"
+    (_, source), name = numbered, source_name(numbered)
     try:
-        if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8:
-                raise UnreadableImage(f"{name}: expected 8-bit pixels, found {source.dtype}. Apply a window first.")
-            source = Image.fromarray(source)
+        if isinstance(source, str | os.PathLike):
+            if str(source).startswith(("http://", "https://")):
+                raise UnreadableImage(f"{name}: addresses are not downloaded. Download the file and give its path.")
+            path = Path(source)
+            return name, read_image(image_files(path)[0] if path.is_dir() else path), ""
+        if isinstance(source, bytes | bytearray | memoryview):
+            return name, read_image(bytes(source)), ""
+        if isinstance(source, np.ndarray | torch.Tensor):
+            source = _from_array(source, name)
         if not isinstance(source, Image.Image):
-            return name, read_image(source), ""
-        if source.mode[0] in "IF":
-            raise UnreadableImage(f"{name}: expected 8-bit pixels, found mode {source.mode}. Apply a window first.")
-        return name, source.convert("RGB"), ""
-    except UnreadableImage as error:
+            raise UnreadableImage(
+                f"{name}: expected a path, bytes, a Pillow image, an array or a tensor, found {type(source).__name__}."
+            )
+        return name, _to_rgb(source, name), ""
+    except MedtlError as error:
         return name, None, str(error)
+    except Exception as error:  # Pillow's readers raise whatever a damaged file provokes
+        return name, None, f"{name}: not a readable image ({type(error).__name__}: {error})."
+
+
+def _from_array(array: "NDArray[Any] | torch.Tensor", name: str) -> Image.Image:
+    """Convert 8-bit or binary pixels (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels; the fourth is alpha."""
+    axes = (0, -1) if isinstance(array, torch.Tensor) else (-1, 0)  # where the channels are, most likely first
+    pixels = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype != np.uint8:
+        raise UnreadableImage(
+            f"{name}: expected 8-bit pixels, found {pixels.dtype}. Apply a window first, to whole numbers of 0 to 255 "
+            "(uint8)."
+        )
+    if pixels.ndim == 3:
+        axis = next((axis for axis in axes if pixels.shape[axis] in (1, 3, 4)), None)
+        if axis is not None:
+            pixels = np.moveaxis(pixels, axis, -1)
+            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[-1] not in (3, 4)):
+        raise UnreadableImage(
+            f"{name}: expected pixels (H, W), (H, W, channels) or (channels, H, W) with 1, 3 or 4 channels, found "
+            f"{tuple(array.shape)}."
+        )
+    if not pixels.size:
+        raise UnreadableImage(f"{name}: expected an image, found no pixels {tuple(array.shape)}.")
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert a Pillow image like a file: upright by EXIF, RGB, without metadata."""
+    if image.mode[0] in "IF":
+        raise UnreadableImage(f"{name}: expected 8-bit pixels, found mode {image.mode}. Apply a window first.")
+    if not image.width or not image.height:
+        raise UnreadableImage(f"{name}: expected an image, found no pixels {image.size}.")
+    with LOADING:
+        image.load()
+    rgb = ImageOps.exif_transpose(image).convert("RGB")
+    rgb.info = {}
+    return rgb

@@ -26,7 +26,7 @@ class DecisionRule:
 
     Attributes:
         labels: (K,) in output order.
-        multilabel: an image can have any number of the labels.
+        multilabel: an image can have any number of the labels; also with one label, whose only alternative is none.
         positive: positive one of two labels.
         temperature: by which the logits were divided; it is folded into the weights, so that `decide` ignores it.
         threshold: probability of `positive` from which it is decided; None for the most probable label.
@@ -66,7 +66,7 @@ class DecisionRule:
         is_segmentation = any(name.endswith("ForSemanticSegmentation") for name in get("architectures") or ())
         return cls(
             labels=tuple(names[index] for index in sorted(names)),
-            multilabel=get("problem_type") == "multi_label_classification",
+            multilabel=get("problem_type") == "multi_label_classification" or (len(names) == 1 and not is_segmentation),
             positive=get("positive_label"),
             temperature=get("folded_temperature"),
             threshold=get("threshold"),

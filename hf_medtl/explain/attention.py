@@ -1,7 +1,5 @@
 """Attention maps of vision transformers, and attention rollout."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,20 +15,20 @@ def attention_weights(model: PreTrainedModel, pixels: torch.Tensor) -> list[torc
     """Return the attention of each layer, (n, heads, from, to) over tokens; each row sums to 1.
 
     Args:
-        model: a vision transformer of `transformers` or timm. Its attention temporarily uses the slow "eager"
-            implementation, since the others do not return weights.
+        model: a vision transformer of `transformers` or timm. A copy of it with the slow "eager" implementation of
+            attention is used, since the others do not return weights.
         pixels: (n, C, H, W).
 
     Raises:
         MedtlError: the model has no attention, or none over the whole image.
     """
-    with eval_without_grads(model), torch.no_grad():
-        if hasattr(model, "timm_model"):
-            weights = _timm_attention(model, pixels)
+    with eval_without_grads(model) as copy, torch.no_grad():
+        if hasattr(copy, "timm_model"):
+            weights = _timm_attention(copy, pixels)
         else:
-            with _eager_attention(model):
-                output: Any = model(pixel_values=pixels.to(model.device, model.dtype), output_attentions=True)
-                weights = list(output.get("attentions") or ())
+            copy.set_attn_implementation("eager")  # TRAP: SDPA silently returns no attention
+            output: Any = copy(pixel_values=pixels.to(copy.device, copy.dtype), output_attentions=True)
+            weights = list(output.get("attentions") or ())
     if not weights or any(a.ndim != 4 or a.shape[0] != len(pixels) or a.shape != weights[0].shape for a in weights):
         raise MedtlError(
             f"{type(model).__name__} has no attention that covers the whole image in every layer. Attention maps and "
@@ -69,8 +67,7 @@ def attention_head_maps(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray
 
 
 def _class_token_layer(model: PreTrainedModel, pixels: torch.Tensor) -> Layer:
-    with eval_without_grads(model):
-        layer = find_layer(model, pixels)
+    layer = find_layer(model, pixels)
     if layer.prefix < 1:
         raise MedtlError(
             f"{type(model).__name__} has no class token whose attention could be shown. Use gradcam, or "
@@ -79,29 +76,12 @@ def _class_token_layer(model: PreTrainedModel, pixels: torch.Tensor) -> Layer:
     return layer
 
 
-@contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """TRAP: SDPA silently returns no attention."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _timm_attention(model: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
+def _timm_attention(copy: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
     """TRAP: `TimmWrapper` refuses output_attentions, and timm fuses attention: unfuse, and hook its dropout's input."""
-    modules: list[Any] = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
+    modules: list[Any] = [m for m in copy.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
     weights: list[torch.Tensor] = []
-    fused = [module.fused_attn for module in modules]
-    hooks = [m.attn_drop.register_forward_hook(lambda _, inputs, __: weights.append(inputs[0])) for m in modules]
-    try:
-        for module in modules:
-            module.fused_attn = False
-        Logits(model)(pixels)
-    finally:
-        for module, before, hook in zip(modules, fused, hooks, strict=True):
-            module.fused_attn = before
-            hook.remove()
+    for module in modules:
+        module.fused_attn = False
+        module.attn_drop.register_forward_hook(lambda _, inputs, __: weights.append(inputs[0]))
+    Logits(copy)(pixels)
     return weights

@@ -9,6 +9,7 @@ from PIL import Image
 from hf_medtl.errors import MedtlError
 
 Box = tuple[float, float, float, float]
+MAX_PROBE = 4_000_000  # pixels of the images that a processor is measured with
 TOLERANCE = 0.01  # of the side of an image: the resolution of a ramp of 256 grey values, and a margin
 
 
@@ -36,6 +37,18 @@ def find_geometry(processor: Any, image: Image.Image) -> Geometry:
     if hasattr(processor, "geometry"):
         return Geometry(*processor.geometry(image))
     width, height = image.size
+    try:
+        return _measure(processor, width, height)
+    except MedtlError:
+        factor = -(-64 // min(width, height))  # ramps of few pixels are bent everywhere by the resampling filter
+        if factor == 1 or factor**2 * width * height > MAX_PROBE:
+            raise
+        # An image of the same shape with more pixels is cropped alike, unless the processor does not resize.
+        (left, top, right, bottom), inner = _measure(processor, factor * width, factor * height)
+        return Geometry((left / factor, top / factor, right / factor, bottom / factor), inner)
+
+
+def _measure(processor: Any, width: int, height: int) -> Geometry:
     right_ramp = np.broadcast_to(_ramp(width), (height, width))
     down_ramp = np.broadcast_to(_ramp(height)[:, None], (height, width))
     probes = [np.zeros((height, width), np.uint8), np.full((height, width), 255, np.uint8), right_ramp, down_ramp]
@@ -98,7 +111,7 @@ def _edges(positions: NDArray[np.float64], processor: Any) -> tuple[float, float
     if count == 1:
         return float(positions[0]) - 0.5, float(positions[0]) + 0.5
     slope, start = np.polyfit(centres[used], positions[used], 1)
-    if slope <= 0 or np.abs(slope * centres + start - positions)[used].max() > TOLERANCE:
+    if slope * count < TOLERANCE or np.abs(slope * centres + start - positions)[used].max() > TOLERANCE:
         raise _unsupported(processor)
     return float(start), float(slope * count + start)
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.copies import Model, shared_copy
 from hf_medtl.models.heads import is_segmenter
 
 
@@ -63,7 +64,7 @@ def find_layer(model: PreTrainedModel, pixels: torch.Tensor, name: str | None = 
     Feature maps with a single position or a single channel are ignored.
 
     Args:
-        model: any classifier or segmentation network.
+        model: any classifier or segmentation network. It is left as it is, so other threads can use it meanwhile.
         pixels: (n, C, H, W); the first image is used.
         name: name of a module in `model.named_modules()`, to use that one.
 
@@ -100,17 +101,11 @@ def _outputs(model: PreTrainedModel, pixels: torch.Tensor) -> list[_Output]:
             kept.append(output)
             outputs.append(_Output(name, module, tuple(output.shape), id(output)))
 
-    hooks = [
-        module.register_forward_hook(lambda m, _, output, name=name: keep(name, m, output))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            Logits(model)(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_without_grads(model) as hooked, torch.no_grad():
+        for (name, module), twin in zip(model.named_modules(), hooked.modules(), strict=True):
+            if name:
+                twin.register_forward_hook(lambda _, __, output, n=name, m=module: keep(n, m, output))
+        Logits(hooked)(pixels)
     return outputs
 
 
@@ -160,21 +155,13 @@ def _no_layer(model: nn.Module, problem: str, candidates: list[str], name: str |
 
 
 @contextmanager
-def eval_without_grads(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode without parameter gradients (those of the pixels remain); restore the state on exit."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+def eval_without_grads(model: Model) -> Iterator[Model]:
+    """Yield a copy with the same weights in eval mode, whose pixels have gradients and whose parameters have none.
+
+    The copy can be hooked and changed; the model itself is left as it is, and other threads can use it meanwhile.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield shared_copy(model).eval()
 
 
 class Logits(nn.Module):

@@ -1,9 +1,7 @@
 """Heatmaps that explain the predictions of a classifier, in the coordinates of the original images."""
 
 import importlib
-import io
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -18,6 +16,8 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.explain.attention import rollout_maps
 from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, Logits, eval_without_grads, find_layer
+from hf_medtl.models.copies import shared_copy
+from hf_medtl.models.heads import to_probabilities
 
 Heatmaps = NDArray[np.float32]
 LayerChoice = str | Layer | None  # a layer, its name, or None to find one
@@ -109,8 +109,10 @@ def heatmaps(
     if isinstance(method, str) and method not in METHODS:
         raise MedtlError(f"Unknown method {method!r}. Known: {', '.join(METHODS)}.")
     apply = METHODS[method] if isinstance(method, str) else method
-    with eval_without_grads(model):
-        maps = apply(model, pixels.detach().clone(), np.asarray(classes), layer)
+    with eval_without_grads(model) as copy:
+        if isinstance(layer, Layer):
+            layer = layer._replace(module=copy.get_submodule(layer.name))
+        maps = apply(copy, pixels.detach().clone(), np.asarray(classes), layer)
     return np.stack([normalise(values) for values in maps])
 
 
@@ -129,11 +131,11 @@ def to_pixel_values(processor: Any, images: Sequence[Image.Image]) -> torch.Tens
 
 
 def predict_probabilities(model: PreTrainedModel, pixels: torch.Tensor) -> NDArray[np.float64]:
-    """Return probabilities (n, K), by softmax, or by sigmoid for a multilabel model."""
-    with eval_without_grads(model), torch.no_grad():
-        logits = Logits(model)(pixels).double()
-    multilabel = model.config.problem_type == "multi_label_classification"
-    return (logits.sigmoid() if multilabel else logits.softmax(dim=1)).cpu().numpy()
+    """Return probabilities (n, K) in eval mode, see `to_probabilities`."""
+    if any(module.training for module in model.modules()):
+        model = shared_copy(model).eval()
+    with torch.no_grad():
+        return to_probabilities(Logits(model)(pixels), model.config).numpy()
 
 
 def label_names(model: PreTrainedModel) -> dict[int, str]:
@@ -179,7 +181,7 @@ def activation_maps(
 
     Args:
         cam: the class.
-        model: within `eval_without_grads`.
+        model: the copy of `eval_without_grads`, which is hooked.
         pixels: (n, C, H, W).
         targets: (n,) functions from the logits of an image to the explained scalar.
         layer: a layer, its name, or None.
@@ -189,7 +191,7 @@ def activation_maps(
     try:
         return apply(pixels.to(model.device).requires_grad_(), list(targets))
     finally:
-        apply.activations_and_grads.release()
+        apply.activations_and_grads.release()  # the copy is used again for the maps of other classes
 
 
 def grad_cam_class(name: str) -> Any:
@@ -207,12 +209,23 @@ def grad_cam_class(name: str) -> Any:
             return get_2d_projection_with_sign_correction(activations)
 
     class ScoreCam(library.ScoreCAM):  # type: ignore[name-defined]
-        """Score-CAM without progress bars, and without hooks, which would keep the features of every masked image."""
+        """Score-CAM without progress bars, and without hooks, which would keep the features of every masked image.
 
-        def get_cam_weights(self, *args: Any) -> Any:
+        Source: Wang et al. 2020, https://arxiv.org/abs/1910.01279.
+        """
+
+        @torch.no_grad()
+        def get_cam_weights(self, pixels: Any, layer: Any, targets: Any, activations: Any, grads: Any) -> Any:
             self.activations_and_grads.release()
-            with redirect_stderr(io.StringIO()):
-                return super().get_cam_weights(*args)
+            masks = torch.from_numpy(activations).to(pixels.device)
+            masks = torch.nn.functional.interpolate(masks, pixels.shape[-2:], mode="bilinear", align_corners=True)
+            low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+            masks = (masks - low) / (high - low + 1e-8)
+            scores = [
+                [target(logits) for part in channels[:, None].split(16) for logits in self.model(image * part)]
+                for image, channels, target in zip(pixels, masks, targets, strict=True)
+            ]
+            return torch.stack([torch.stack(each) for each in scores]).softmax(dim=1).cpu().numpy()
 
     return {
         "gradcam": library.GradCAM,

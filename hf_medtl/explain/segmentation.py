@@ -70,15 +70,15 @@ def explain_masks(
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         pixels = maps.to_pixel_values(processor, batch)
-        with eval_without_grads(model):
+        with eval_without_grads(model) as copy:
             with torch.no_grad():
-                logits = Logits(model)(pixels)
+                logits = Logits(copy)(pixels)
             predicted = logits.argmax(dim=1)
             uncertainty = entropy(torch.nn.functional.interpolate(logits, pixels.shape[-2:], mode="bilinear"))
             class_maps = {}
             for index in indices.tolist():
                 targets = [_RegionTarget(index, classes_of == index) for classes_of in predicted]
-                class_maps[names[index]] = maps.activation_maps(cam, model, pixels.detach().clone(), targets, layer)
+                class_maps[names[index]] = maps.activation_maps(cam, copy, pixels.detach().clone(), targets, layer)
         for i, image in enumerate(batch):
             geometry, size = find_geometry(processor, image), (image.height, image.width)
             restored = {name: restore(maps.normalise(values[i]), geometry, size) for name, values in class_maps.items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_medtl.errors import MedtlError
 
@@ -13,6 +13,20 @@ from hf_medtl.errors import MedtlError
 def is_segmenter(model: nn.Module) -> bool:
     """Return True for semantic segmentation models, by the class-name suffix that transformers uses for them."""
     return type(model).__name__.endswith("ForSemanticSegmentation")
+
+
+def is_sigmoid(config: PreTrainedConfig) -> bool:
+    """Return True if each probability is the sigmoid of its logit: multilabel models, and those with one output.
+
+    The softmax of a single logit is always 1; stock `pipeline()` takes the sigmoid, too.
+    """
+    return config.problem_type == "multi_label_classification" or config.num_labels == 1
+
+
+def to_probabilities(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """Return probabilities (..., K) of logits (..., K) in float64 on the CPU: Apple's accelerator has no float64."""
+    logits = logits.detach().cpu().double()
+    return logits.sigmoid() if is_sigmoid(config) else logits.softmax(dim=-1)
 
 
 def find_head(model: PreTrainedModel) -> nn.Linear:

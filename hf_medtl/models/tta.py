@@ -1,7 +1,5 @@
 """Test-time augmentation and Monte Carlo dropout: repeated predictions of the same images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -9,6 +7,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import InterpolationMode, affine, horizontal_flip
 
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.copies import Model, shared_copy
 
 
 class AffineView(NamedTuple):
@@ -52,28 +51,23 @@ def tta_views(number: int, mirrored: bool) -> tuple[AffineView, ...]:
     return available[:number]
 
 
-@contextmanager
-def monte_carlo_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch on dropout alone, so that each forward pass is a random draw (Monte Carlo dropout).
+def monte_carlo_dropout(model: Model) -> Model:
+    """Return a copy with the same weights and dropout alone switched on: each forward pass is a random draw.
 
     Source: Gal and Ghahramani 2016, Dropout as a Bayesian Approximation, https://arxiv.org/abs/1506.02142.
 
     Raises:
         MedtlError: the model has no dropout, so that all passes would be the same.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p]
+    copy = shared_copy(model).eval()
+    layers = [module for module in copy.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p]
     if not layers:
         raise MedtlError(
             "This model has no dropout, so every pass would give the same result. Leave out mc_dropout, or use tta."
         )
-    modes = [layer.training for layer in layers]
-    try:
-        for layer in layers:
-            layer.train()
-        yield
-    finally:
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.train(mode)
+    for layer in layers:
+        layer.train()
+    return copy
 
 
 def _warp(pixels: torch.Tensor, degrees: float, zoom: float) -> torch.Tensor:
