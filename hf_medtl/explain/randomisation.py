@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_medtl.explain.maps import Heatmaps, Method, heatmaps
 
+LEARNT_BUFFERS = ("running_mean", "running_var", "weight", "bias")  # the last two of frozen batch norm
 SIDE = 64  # maps are compared at this size at most, since they come from coarser feature maps
 
 
@@ -41,8 +42,8 @@ def cascading_randomisation(
 ) -> list[dict[str, float]]:
     """Compare heatmaps with those of a copy whose layers are randomised from the head down, until none is left.
 
-    Weights are drawn from a normal distribution with the mean and deviation of the tensor they replace, so
-    activations keep their order of magnitude. Source: Adebayo et al. 2018, Sanity checks for saliency maps,
+    Weights, and running means and variances, are drawn from a normal distribution with the mean and deviation of the
+    tensor they replace, so activations keep their order of magnitude. Source: Adebayo et al. 2018, Sanity checks for saliency maps,
     https://arxiv.org/abs/1810.03292.
 
     Args:
@@ -63,11 +64,11 @@ def cascading_randomisation(
     rows = []
     for repeat in range(repeats):
         generator, other = torch.Generator().manual_seed(seed + repeat), copy.deepcopy(model)
-        modules = [m for m in other.modules() if any(True for _ in m.parameters(recurse=False))][::-1]  # the head first
+        modules = [m for m in other.modules() if _learnt(m)][::-1]  # the head first
         ends = [1, *np.linspace(1, len(modules), steps).round().astype(int)[1:].tolist()]
         done = 0
         for start, end in pairwise([0, *ends]):
-            done += sum(_randomise(module, generator) for module in modules[start:end])
+            done += sum(_draw(module, generator) for module in modules[start:end])
             after = heatmaps(other, pixels, classes, method, layer)
             similarities = [similarity(*pair) for pair in zip(before, after, strict=True)]
             rows.append((done / total, *np.mean(similarities, axis=0)))
@@ -75,16 +76,25 @@ def cascading_randomisation(
     return [dict(zip(("share", "spearman", "ssim"), map(float, row), strict=True)) for row in means]
 
 
+def _learnt(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a module's own parameters and learnt buffers: batch norm has its running mean and variance there."""
+    buffers = {name: x for name, x in module.named_buffers(recurse=False) if name in LEARNT_BUFFERS}
+    return dict(module.named_parameters(recurse=False)) | buffers
+
+
 @torch.no_grad()
-def _randomise(module: nn.Module, generator: torch.Generator) -> int:
-    """Randomise a module's own parameters and return their number."""
-    number = 0
-    for parameter in module.parameters(recurse=False):
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        deviation = parameter.std() if parameter.numel() > 1 else torch.zeros_like(parameter)
-        parameter.copy_(parameter.mean() + deviation * noise)
-        number += parameter.numel()
-    return number
+def _draw(module: nn.Module, generator: torch.Generator) -> int:
+    """Draw what a module itself has learnt anew, and return the number of its parameters.
+
+    Values that are all equal, such as a single one, are drawn with their size as the deviation; zeros stay.
+    """
+    for name, values in _learnt(module).items():
+        noise = torch.randn(values.shape, generator=generator).to(values)
+        mean = values.mean()
+        deviation = values.std(correction=0)
+        drawn = mean + torch.where(deviation > 0, deviation, mean.abs()) * noise
+        values.copy_(drawn.abs() if name == "running_var" else drawn)
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
 def similarity(one: Heatmaps, other: Heatmaps) -> Similarity:
