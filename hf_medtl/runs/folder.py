@@ -1,6 +1,7 @@
 """Run folders at the start of a run: what may be in them, what is written first, and free disk space."""
 
 import dataclasses
+import os
 import shutil
 import socket
 import time
@@ -29,6 +30,7 @@ CHECKPOINT_OPTIONS = (
     "task",
 )
 GIGABYTE = 1e9
+NOT_WRITABLE = "--output_dir {} can't be written to. Give a folder that you have write access to."
 
 
 def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> None:
@@ -43,10 +45,13 @@ def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> N
         MedtlError: It holds a finished run, checkpoints of an unfinished one (unless resuming), a search (unless
             searching), or something else.
     """
-    if not folder.exists():
+    existing = _existing_part(folder)
+    if not existing.is_dir():
+        raise MedtlError(f"--output_dir {folder}: {existing} is a file. Give a folder that is new or empty.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise MedtlError(NOT_WRITABLE.format(folder))
+    if existing != folder.absolute():
         return
-    if not folder.is_dir():
-        raise MedtlError(f"--output_dir {folder} is a file. Give a folder that is new or empty.")
     if (folder / SEARCH_DB).exists():
         if searching:
             return
@@ -63,14 +68,25 @@ def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> N
         raise MedtlError(f"{folder} is not empty and holds no run. Give an --output_dir that is new or empty.")
 
 
+def _existing_part(folder: Path) -> Path:
+    """Return the folder itself or the first of its parents that exists.
+
+    Raises:
+        MedtlError: The name is impossible, for example too long.
+    """
+    try:
+        return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except (OSError, ValueError) as error:
+        raise MedtlError(f"--output_dir {folder} is no possible folder ({error}). Give another.") from error
+
+
 def check_disk(folder: Path, needed: float) -> None:
     """Refuse a disk with less than `needed` free bytes for `folder`.
 
     Raises:
         MedtlError: Too little is free.
     """
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing_part(folder)).free
     if free < needed:
         raise MedtlError(
             f"The run needs about {needed / GIGABYTE:.2f} GB for checkpoints and results, {folder} has "
@@ -119,9 +135,7 @@ def start_run(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.
         if len(excluded):
             run.write("excluded.csv", excluded.to_csv(index=False))
     except PermissionError as error:
-        raise MedtlError(
-            f"--output_dir {folder} can't be written to. Give a folder that you have write access to."
-        ) from error
+        raise MedtlError(NOT_WRITABLE.format(folder)) from error
 
 
 def check_same_split(run: RunFolder, table: pd.DataFrame) -> None:

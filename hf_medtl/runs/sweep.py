@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import Interrupted, MedtlError
-from hf_medtl.runs.folder import changed_options, check_same_split
+from hf_medtl.runs.folder import NOT_WRITABLE, changed_options, check_same_split
 from hf_medtl.training.recipe import Recipe
 
 
@@ -112,9 +112,7 @@ def lock_sweep(folder: Path, sweep: str) -> Iterator[None]:
             f"Another process runs a {sweep} in {folder}. Wait for it, or give another --output_dir."
         ) from error
     except PermissionError as error:
-        raise MedtlError(
-            f"--output_dir {folder} can't be written to. Give a folder that you have write access to."
-        ) from error
+        raise MedtlError(NOT_WRITABLE.format(folder)) from error
     try:
         yield
     finally:

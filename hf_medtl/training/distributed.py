@@ -43,6 +43,26 @@ def split_evenly(batch: int, accumulation: int, processes: int) -> tuple[int, in
     return math.ceil(images / (processes * batches)), batches
 
 
+def smallest_batch(number: int, batch: int, accumulation: int, drop_last: bool, processes: int) -> int:
+    """Return the number of images of the smallest batch of an epoch, as `shard_batches` divides them.
+
+    Args:
+        number: training images.
+        batch: images per batch in a single process.
+        accumulation: batches per optimizer step in a single process.
+        drop_last: drop the last incomplete batch of a single process.
+        processes: number of processes.
+    """
+    number -= number % batch if drop_last else 0
+    if processes == 1:
+        return number % batch or batch
+    size, _ = split_evenly(batch, accumulation, processes)
+    step = batch * accumulation
+    steps = [images for images in (min(step, number), number % step) if images]
+    # A process without an image gets one that does not count.
+    return min(max(1, images // (math.ceil(images / (processes * size)) * processes)) for images in steps)
+
+
 class StepShardSampler(Sampler[list[int]]):
     """Batches of one process, such that each optimizer step has the same images as in a single process.
 
