@@ -130,5 +130,5 @@ def _convert_options(options: Any) -> dict[str, Any]:
     for name in options:
         if name in (*COMMON_OPTIONS, *PRIVATE_OPTIONS):
             raise MedtlError(f"{name} must be the same in all cells of a study. Give it as a flag, or leave it out.")
-    values, *_ = read_options(Recipe, options, [])
+    values, *_ = read_options(options, [])
     return {name: values[name] for name in options}

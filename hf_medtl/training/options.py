@@ -18,7 +18,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "class_weights": ("none", "balanced", "effective"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
 }
-STEPS = ("brain_crop", "lung_crop", "grayscale", "blur", "clahe")
+# Options with several of these values, separated by commas.
+LISTS: dict[str, tuple[str, ...]] = {
+    "preprocessing": ("brain_crop", "lung_crop", "grayscale", "blur", "clahe"),
+    "figures": ("png", "pdf", "svg"),
+}
 OWN_NETWORKS = ("cnn", "cnn_baseline", "unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
 THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
 
@@ -93,7 +97,7 @@ class Options:
     )
     head_dropout: float = _new(0.0, "Dropout rate before the classification head, such as 0.5.")
     augmentation: str = _new("light", "Augmentation of training images.")
-    preprocessing: str = _new("", f"Comma-separated preprocessing steps: {', '.join(STEPS)}.")
+    preprocessing: str = _new("", "Preprocessing steps, separated by commas.")
     lung_model: str | None = _new(None, "Hub id or folder of the segmentation model for the lung_crop step.")
     fit: str = _new("squash", "Resizing to the model's input size; pad keeps the aspect ratio.")
     largest_components: int = _new(
@@ -140,10 +144,13 @@ class Options:
     )
     mixed_precision: str = _new("auto", "Mixed precision; auto is bf16 or fp16 if the hardware supports it.")
     model_card: str | None = _new(None, "Markdown file with text for the model card.")
-    figures: str = _new("png", "Formats of figures, separated by commas: png (always written, 300 dpi), pdf, svg.")
+    figures: str = _new("png", "Formats of figures, separated by commas; png (300 dpi) is always written.")
     model_license: str = _new("apache-2.0", "License of the fine-tuned weights, as the Hub names it.")
 
-    output_dir: str | None = "runs/run"
+    output_dir: str | None = _new("runs/run", "Folder of the run.")
+    resume_from_checkpoint: str | None = _new(
+        None, "auto goes on from the newest complete checkpoint in --output_dir; a folder, from that one."
+    )
     num_train_epochs: float = 10.0
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 32

@@ -345,7 +345,7 @@ class Recipe(Options, TrainingArguments):
         Raises:
             MedtlError: an unknown key or flag, with the closest valid one; a value of the wrong type.
         """
-        values, given, left_out = read_options(cls, defaults, argv)
+        values, given, left_out = read_options(defaults, argv)
         recipe = cls(**values)
         recipe._named, recipe.left_out = given, left_out
         return recipe

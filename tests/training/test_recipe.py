@@ -31,7 +31,7 @@ def test_flags_override_yaml_and_yaml_overrides_the_recipe(config):
     [
         (["--learnig_rate", "1"], "Did you mean 'learning_rate'"),
         (["--learning_rat", "1"], "Did you mean 'learning_rate'"),  # no abbreviations
-        (["--num_train_epochs", "many"], "invalid float value: 'many'"),
+        (["--num_train_epochs", "many"], "--num_train_epochs must be a number, but is 'many'"),
         (["--augmentation", "mirror"], "none, light, chest, brain or randaugment"),
         (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
         (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
@@ -98,7 +98,7 @@ def test_hub_token_is_never_saved(monkeypatch):
         assert "hf_secret" not in text
 
 
-def test_help_lists_every_field(capsys):
+def test_help_shows_the_defaults_of_the_recipe(capsys):
     with pytest.raises(SystemExit):
         Recipe.from_cli(DEFAULTS, ["--help"])
     text = capsys.readouterr().out
