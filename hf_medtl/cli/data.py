@@ -21,7 +21,7 @@ def list_() -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     for spec in DATASETS.values():
-        size = f"{sum(spec.counts.values()):,} images: " if spec.counts else ""
+        size = f"{spec.size:,} images: " if spec.size else ""
         console.print(f"[bold]{spec.name}[/bold]  {size}{', '.join(spec.labels) or 'labels as in the data'}")
         url = spec.url or ("generated" if spec.phantom else f"--data_dir: {spec.example}")
         console.print(f"    {spec.title}. Licence: {spec.licence}. {url}", markup=False)

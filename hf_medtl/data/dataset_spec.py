@@ -32,7 +32,9 @@ class DatasetSpec:
         mask_shows: Name of the structure inside the masks; "mask" if unknown.
         masks: Patterns of mask paths below the data folder with the image's {folder}, {name} and {stem}; the first
             one that exists is used. Parts separated by | (such as left and right lung) form one mask.
-        table: Table file for the "table" reader; None if the user specifies it.
+        table: Regular expression of the name of the table for the "table" reader; None if the user specifies it. Tables
+            called train.csv and valid.csv are read together, and their names are the official splits.
+        split_lists: Official split -> name of a text file with the names of its images.
         columns: Our column (file_name, label, patient, source, mask, split) -> column of the table, or format string
             over its columns such as `images/{filename}`. Labels can be columns of 0 and 1 whose names they are, joined
             by +: `Edema+Mass`.
@@ -68,6 +70,7 @@ class DatasetSpec:
     mask_shows: str = "mask"
     masks: tuple[str, ...] = ()
     table: str | None = None
+    split_lists: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     uncertain: str = "exclude"
     keep: dict[str, str] = field(default_factory=dict)

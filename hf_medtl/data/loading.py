@@ -16,7 +16,7 @@ from hf_medtl.data.filters import select_labeled, select_masked, select_sources
 from hf_medtl.data.fingerprints import Fingerprint, compute_fingerprints, near_duplicates
 from hf_medtl.data.positive_label import choose_positive, warn_of_guess
 from hf_medtl.data.readers import READERS
-from hf_medtl.data.specs import DATASETS, DatasetSpec
+from hf_medtl.data.specs import DATASETS, DatasetSpec, check_dataset_name
 from hf_medtl.data.splits import fold_splits, join_groups, labels_present, official_splits, random_splits, read_splits
 from hf_medtl.errors import MedtlError
 
@@ -163,10 +163,7 @@ def locate_dataset(dataset: str, data_dir: str | Path | None) -> tuple[DatasetSp
     if dataset not in DATASETS and "/" in dataset:
         spec = replace(DATASETS["imagefolder"], name=dataset, title=dataset)
         return spec, download_from_hub(dataset) if path is None else path
-    if dataset not in DATASETS:
-        raise MedtlError(
-            f"Unknown dataset {dataset!r}. Known datasets: {', '.join(DATASETS)}, and Hub ids such as owner/name."
-        )
+    check_dataset_name(dataset)
     spec = DATASETS[dataset]
     if path is None:
         return spec, fetch_dataset(spec)
@@ -185,7 +182,8 @@ def fetch_dataset(spec: DatasetSpec) -> Path:
         folder = cache_dir() / "phantoms" / f"{spec.phantom}-{phantoms.VERSION}"
         return phantoms.write_phantoms(folder, spec.phantom, patients=300)
     if not spec.kaggle:
-        raise MedtlError(f"{spec.name} can't be downloaded. Give its folder or file with --data_dir: {spec.example}.")
+        page = f" from here. Get it from {spec.homepage}, and give" if spec.homepage else ". Give"
+        raise MedtlError(f"{spec.name} can't be downloaded{page} its folder or file with --data_dir: {spec.example}.")
     kagglehub = require("kagglehub", "kaggle", f"Downloading {spec.name} from Kaggle")
     try:
         return Path(kagglehub.dataset_download(spec.kaggle))

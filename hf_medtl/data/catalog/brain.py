@@ -23,4 +23,46 @@ ROWS = (
             "Image size and colour mode differ between the classes and can be exploited as shortcuts.",
         ),
     ),
+    DatasetSpec(
+        name="brain-tumor-mri-4",
+        title="Brain Tumor MRI Dataset (four classes)",
+        pattern=r"(?P<split>Training|Testing)/(?P<label>glioma|meningioma|notumor|pituitary)/[^/]+",
+        values={"notumor": "no_tumor", "glioma": "glioma", "meningioma": "meningioma", "pituitary": "pituitary"},
+        example="Training/glioma/Tr-gl_0010.jpg and Testing/notumor/Te-no_0010.jpg",
+        labels=("no_tumor", "glioma", "meningioma", "pituitary"),
+        roots=("", "brain-tumor-mri-dataset/", "Brain Tumor MRI Dataset/"),
+        official={"Training": "train", "Testing": "test"},
+        kaggle="masoudnickparvar/brain-tumor-mri-dataset",
+        # The version of 7,023 images (5,712 and 1,311), which publications use; a later one has 7,200.
+        counts={"no_tumor": 2000, "glioma": 1621, "meningioma": 1645, "pituitary": 1757},
+        citation="Msoud Nickparvar. Brain Tumor MRI Dataset. Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886.",
+        problems=(
+            "No patient identifiers: slices of one patient are in both official splits. The tumours of figshare alone "
+            "(Cheng 2017) are 3,064 slices of 233 patients.",
+            "Put together from figshare (tumours), SARTAJ and Br35H (all images without a tumour): a model can learn "
+            "the source instead of the tumour. SARTAJ is known for wrong labels.",
+            "Never external to br35h, nor to other sets with images of figshare, SARTAJ or Br35H.",
+            "The licence that its page states is not that of its sources.",
+        ),
+    ),
+    DatasetSpec(
+        name="br35h",
+        title="Br35H: Brain Tumor Detection 2020",
+        # The folders pred (60 images without a label) and Br35H-Mask-RCNN (801 of the tumours, again) are left out.
+        pattern=r"(?P<label>yes|no)/[^/]+",
+        values={"no": "no_tumor", "yes": "tumor"},
+        example="yes/y0.jpg and no/no0.jpg",
+        labels=("no_tumor", "tumor"),
+        positive="tumor",
+        roots=("", "Br35H/", "brain-tumor-detection/"),
+        kaggle="ahmedhamada0/brain-tumor-detection",
+        counts={"no_tumor": 1500, "tumor": 1500},
+        citation="Ahmed Hamada. Br35H: Brain Tumor Detection 2020. Kaggle, 2020.",
+        problems=(
+            "No patient identifiers: different slices of one patient can be in different splits.",
+            "Images of mixed origin without a stated reference standard, many of them copies of another one.",
+            "Not external to brain-tumor-mri-4, whose images without a tumour are from here, and likely not to "
+            "brain-tumor-mri.",
+        ),
+    ),
 )

@@ -8,6 +8,34 @@ KERMANY = (
     "Mendeley Data v2, 2018, doi:10.17632/rscbjbr9sj.2."
 )
 CHILDREN = "The patients are children aged one to five years from a single hospital (Guangzhou)."
+NIH_LABELS = {
+    name: name.lower()
+    for name in (
+        *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),
+        *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia"),
+    )
+}
+# Without its 14th observation, No Finding: an image without a label has none.
+CHEXPERT_LABELS = {
+    name: name.lower().replace(" ", "_")
+    for name in (
+        *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
+        *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture"),
+        "Support Devices",
+    )
+}
+RSNA = (
+    "Shih et al. Augmenting the National Institutes of Health Chest Radiograph Dataset with Expert Annotations of "
+    "Possible Pneumonia. Radiology: Artificial Intelligence 1(1), 2019, doi:10.1148/ryai.2019180041."
+)
+RSNA_PAGE = "https://www.kaggle.com/competitions/rsna-pneumonia-detection-challenge"
+RSNA_PROBLEMS = (
+    "patientId numbers the images, not the patients: images of one patient of NIH ChestX-ray14 can be in different "
+    "splits.",
+    "All images are from NIH ChestX-ray14, and covid19-radiography has some of them: neither is external to it.",
+    "Pneumonia means a lung opacity that radiologists took for one, without clinical data; the others are normal or "
+    "have another abnormality.",
+)
 
 ROWS = (
     DatasetSpec(
@@ -173,5 +201,103 @@ ROWS = (
             "Each image has its own licence, or none.",
             "Images with findings other than COVID-19, pneumonia or none are excluded.",
         ),
+    ),
+    DatasetSpec(
+        name="nih-chestxray14",
+        title="NIH ChestX-ray14",
+        reader="table",
+        example="Data_Entry_2017.csv, images_001/images/00000001_000.png, train_val_list.txt and test_list.txt",
+        labels=tuple(NIH_LABELS.values()),
+        several=True,
+        values=NIH_LABELS,
+        table=r"Data_Entry_2017(_v2020)?\.csv|sample_labels\.csv",
+        columns={"file_name": "{Image Index}", "label": "{Finding Labels}", "patient": "{Patient ID}"},
+        split_lists={"train": "train_val_list.txt", "test": "test_list.txt"},
+        official={"train": "train", "test": "test"},
+        kaggle="nih-chest-xrays/data",
+        counts=dict(
+            zip(
+                NIH_LABELS.values(),
+                (11559, 2776, 13317, 19894, 5782, 6331, 1431, 5302, 4667, 2303, 2516, 1686, 3385, 227),
+                strict=True,
+            )
+        ),
+        images=112120,
+        licence="cc0-1.0",
+        citation="Wang et al. ChestX-ray8: Hospital-Scale Chest X-Ray Database and Benchmarks on Weakly-Supervised "
+        "Classification and Localization of Common Thorax Diseases. CVPR 2017.",
+        problems=(
+            "The labels were mined from reports by text processing, with an accuracy that its authors expect to be "
+            "above 90 %: a label's absence means that the report does not mention it.",
+            "112,120 images of 30,805 patients of one hospital; many are follow-ups of treated patients, so that "
+            "drains and tubes can be exploited as shortcuts.",
+            "Findings are more frequent in the official test split than in train.",
+            "Never external to sets with images from here: rsna-pneumonia, covid19-radiography and pulmonary-edema "
+            "among them.",
+        ),
+    ),
+    DatasetSpec(
+        name="chexpert",
+        title="CheXpert",
+        reader="table",
+        example="train.csv, valid.csv and train/patient00001/study1/view1_frontal.jpg (CheXpert-v1.0-small)",
+        labels=tuple(CHEXPERT_LABELS.values()),
+        several=True,
+        values=CHEXPERT_LABELS,
+        table=r"(train|valid)\.csv",
+        columns={"file_name": "{Path}", "label": "+".join(CHEXPERT_LABELS), "source": "{Frontal/Lateral}"},
+        patient=r"(patient\d+)/study\d+/",
+        # The labels of the official validation split are those of three radiologists, and patients are its own.
+        official={"train": "train", "validation": "test"},
+        homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        images=224316,
+        licence="other",
+        citation="Irvin et al. CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert "
+        "Comparison. AAAI 2019, arXiv:1901.07031.",
+        problems=(
+            "The labels of the training images were mined from reports by text processing; a blank, which means that "
+            "the report does not mention it, is read as absent.",
+            "Images with an uncertain label (-1) are excluded, which is a selection.",
+            "The test split is the official validation split (234 images of 200 patients, labelled by three "
+            "radiologists): intervals are wide, and some labels hardly occur. That of the competition (668 images) is "
+            "not part of the download.",
+            "Frontal and lateral images are together: to use frontal ones only, --sources Frontal.",
+            "224,316 images of 65,240 patients of one hospital (Stanford).",
+        ),
+    ),
+    DatasetSpec(
+        name="rsna-pneumonia",
+        title="RSNA Pneumonia Detection Challenge",
+        reader="table",
+        example="stage_2_train_labels.csv and stage_2_train_images/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm",
+        labels=("no_pneumonia", "pneumonia"),
+        values={"0": "no_pneumonia", "1": "pneumonia"},
+        positive="pneumonia",
+        table=r"stage_2_train_labels\.csv",
+        columns={"file_name": "stage_2_train_images/{patientId}.dcm", "label": "{Target}"},
+        homepage=RSNA_PAGE,
+        counts={"no_pneumonia": 20672, "pneumonia": 6012},
+        licence="other",
+        citation=RSNA,
+        problems=RSNA_PROBLEMS,
+    ),
+    DatasetSpec(
+        name="rsna-pneumonia-3",
+        title="RSNA Pneumonia Detection Challenge, normal, another abnormality or lung opacity",
+        reader="table",
+        example="stage_2_detailed_class_info.csv and stage_2_train_images/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm",
+        labels=("normal", "not_normal", "lung_opacity"),
+        values={
+            "Normal": "normal",
+            "No Lung Opacity / Not Normal": "not_normal",
+            "Lung Opacity": "lung_opacity",
+        },
+        table=r"stage_2_detailed_class_info\.csv",
+        columns={"file_name": "stage_2_train_images/{patientId}.dcm", "label": "{class}"},
+        homepage=RSNA_PAGE,
+        counts={"normal": 8851, "not_normal": 11821, "lung_opacity": 6012},
+        licence="other",
+        citation=RSNA,
+        problems=RSNA_PROBLEMS,
     ),
 )
