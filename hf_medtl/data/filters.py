@@ -1,6 +1,7 @@
 """Dataset filters: which images can be used for training, by label, mask or source."""
 
 import logging
+import posixpath
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.listing import is_image_file
+from hf_medtl.data.listing import is_image_file, list_paths
 from hf_medtl.data.specs import DatasetSpec, split_labels
 from hf_medtl.errors import MedtlError
 
@@ -22,7 +23,8 @@ def select_labeled(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[
         MedtlError: Fewer than two labels have images.
     """
     # The reader has already removed unknown labels from multilabel data.
-    unknown = ~table["label"].isin(spec.labels) & (not spec.multilabel)
+    doubtful = table["label"].str.startswith("?")
+    unknown = doubtful | (~table["label"].isin(spec.labels) & (not spec.multilabel))
     original = table.loc[unknown, "label"].str.removeprefix("?")
     others = table.loc[unknown, ["path"]].assign(label="", kind="of another label", reason="called " + original)
     if len(others):
@@ -49,15 +51,15 @@ def select_masked(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[p
     if bare.any():
         logger.warning("%s: %d of %d images have no mask and are excluded.", spec.name, bare.sum(), len(table))
     used = {part for cell in table["mask"] for part in cell.split("|") if part}
-    folders = {(root / part).parent for part in used}
-    siblings = {path.relative_to(root).as_posix() for folder in folders for path in folder.iterdir()}
+    folders = {posixpath.dirname(part) for part in used}
+    siblings = {path for path in list_paths(root) if posixpath.dirname(path) in folders}
     unused = sorted(path for path in siblings - used - {*table["path"]} if is_image_file(root, path))
     if unused:
         logger.warning(
             "%s: %d masks belong to none of these images: %s. Is an image missing, or named differently?",
             *(spec.name, len(unused), abbreviate(unused, 3)),
         )
-    usable = table["label"].isin(spec.labels) | spec.multilabel
+    usable = (table["label"].isin(spec.labels) | spec.multilabel) & ~table["label"].str.startswith("?")
     table = table.assign(label=table["label"].where(usable, ""))
     others = table.loc[bare, ["path", "label"]].assign(kind="without a mask", reason="no mask was found")
     return table[~bare].reset_index(drop=True), others

@@ -1,19 +1,17 @@
 """Dataset readers: one row per image from a folder or table; each reader handles one file layout."""
 
 import logging
-import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
-
 from hf_medtl.common.text import abbreviate
 from hf_medtl.data.labels import discover_labels
-from hf_medtl.data.listing import find_mask, is_image_file, list_folder, list_paths
+from hf_medtl.data.listing import is_image_file, list_folder, list_paths
+from hf_medtl.data.masks import find_mask, group_by_stem
 from hf_medtl.data.specs import DatasetSpec
 from hf_medtl.data.split_names import parse_split
-from hf_medtl.data.tables import Rows, read_columns, read_table, to_records
+from hf_medtl.data.tables import Rows, find_metadata, read_listing, read_table, to_records
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +23,8 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     Raises:
         MedtlError: No file matches.
     """
-    paths = list_paths(spec, root)
+    paths = list_paths(root)
+    stems = group_by_stem(paths)
     matches: list[tuple[str, re.Match[str]]] = []
     for prefix in spec.roots:
         below = (re.fullmatch(spec.pattern, path.removeprefix(prefix)) for path in paths if path.startswith(prefix))
@@ -48,7 +47,7 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
                 "patient": spec.parse_patient(path),
                 "official": groups.get("split", ""),
                 "source": groups.get("source", ""),
-                "mask": find_mask(spec, prefix + path, paths),
+                "mask": find_mask(spec, prefix + path, stems),
             }
         )
     return spec, rows
@@ -65,15 +64,11 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     Raises:
         MedtlError: Images without label or metadata, no images, or fewer than two labels.
     """
-    paths = list_paths(spec, root)
-    metadata_files = [path for path in paths if posixpath.basename(path) == "metadata.csv"]
-    if metadata_files:
-        tables = [read_columns(spec, root / path, posixpath.dirname(path)) for path in metadata_files]
-        metadata = pd.concat(tables, ignore_index=True).fillna("")
-    else:
-        metadata = pd.DataFrame({"file_name": []})
-    multilabel = any("|" in cell for cell in metadata.get("label", []))
-    masks = {mask for cell in metadata.get("mask", []) for mask in cell.split("|")}
+    paths = list_paths(root)
+    metadata_files = find_metadata(paths)
+    spec, metadata = read_listing(spec, root, metadata_files, paths)
+    multilabel = any("|" in cell for cell in metadata["label"])
+    masks = {mask for cell in metadata["mask"] for mask in cell.split("|")}
     images = [
         path
         for path in paths
@@ -85,6 +80,7 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             f"{len(unlisted)} of {len(images)} images below {root} are not listed in {', '.join(metadata_files)}: "
             f"{abbreviate(unlisted)}. Add or remove them: patients and labels would be known for some images only."
         )
+    existing = set(paths)
     base, split_level = _folder_levels([path.split("/")[:-1] for path in images])
     facts = {row["file_name"]: row for row in to_records(metadata)}
     rows, ignored = [], set()
@@ -101,9 +97,9 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
                 "path": path,
                 "label": fact.get("label") or (folders[0] if folders and not multilabel else ""),
                 "patient": fact.get("patient") or spec.parse_patient(path),
-                "official": parse_split(fact.get("split", "")) or official,
+                "official": fact.get("split") or official,
                 "source": fact.get("source", ""),
-                "mask": fact.get("mask") or _find_mask_folder(path, base, paths),
+                "mask": fact.get("mask") or _find_mask_folder(path, base, existing),
             }
         )
     if ignored:
@@ -135,6 +131,14 @@ READERS: dict[str, Callable[[DatasetSpec, Path], tuple[DatasetSpec, Rows]]] = {
     "folders": read_folders,
     "table": read_table,
 }
+
+
+def files_below(spec: DatasetSpec, root: Path) -> list[str]:
+    """Return `list_paths(root)`; the name of earlier releases."""
+    return list_paths(root)
+
+
+is_picture = is_image_file  # the name of earlier releases
 
 
 def _folder_levels(folders: list[list[str]]) -> tuple[int, int]:

@@ -1,44 +1,54 @@
-"""Tables of images: CSV, TSV or Parquet files with one row per image."""
+"""Tables of images: files with one row per image, alone or beside folders of images as `metadata.csv`."""
 
+import logging
 import posixpath
-import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
+from hf_medtl.data.columns import FIELDS, apply_rule, choose_columns, columns_of, sample_cells
+from hf_medtl.data.label_cells import clean_patients, indicator_columns, merge_rows, read_cells, read_indicators
 from hf_medtl.data.labels import discover_labels
-from hf_medtl.data.listing import find_mask, list_folder, list_paths
+from hf_medtl.data.listing import list_folder, list_paths
+from hf_medtl.data.masks import find_mask, group_by_stem
 from hf_medtl.data.specs import DatasetSpec
 from hf_medtl.data.split_names import parse_split
+from hf_medtl.data.table_files import TABLE_SUFFIXES, read_table_file
+from hf_medtl.data.table_layout import find_tables, read_split_lists
+from hf_medtl.data.table_paths import TablePaths
 from hf_medtl.errors import MedtlError
 
-FIELDS = ("file_name", "label", "patient", "source", "mask", "split")
-SAME_NAMES = {name: f"{{{name}}}" for name in FIELDS}  # columns called as ours, as `DatasetSpec.columns` has them
+logger = logging.getLogger(__name__)
 
+METADATA_NAMES = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)  # beside folders of images
 
 Rows = list[dict[str, str]]
 
 
 def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
-    """Read a CSV or Parquet table, with `spec.columns` mapping its columns and `spec.keep` filtering its rows.
+    """Read a table, with `spec.columns` stating its columns and `spec.keep` filtering its rows.
 
     A | in one of the labels marks the data as multilabel; an empty cell then means no label.
 
     Raises:
         MedtlError: The table or its images are missing, it lacks columns or labels, or has fewer than two labels.
     """
-    file = root / spec.table if spec.table else root
-    folder = file.parent
-    if not file.is_file():
-        content = list_folder(root) if root.is_dir() else "no such file"
-        raise MedtlError(f"{spec.title}: expected the table {file}, found {content}. Specify it with --data_dir.")
-    frame = read_columns(spec, file, "", SAME_NAMES | spec.columns)
-    images = frame["file_name"].tolist()
-    paths = list_paths(spec, folder)
-    missing = sorted(set(images) - paths)
-    if len(missing) == len(images):
-        raise MedtlError(f"{file}: none of its {len(images)} files is in {folder}, such as {abbreviate(missing)}.")
+    if spec.table:
+        root = root.parent if root.is_file() else root
+        paths = list_paths(root)
+        files = find_tables(spec, root, paths)
+    else:
+        if not root.is_file():
+            content = list_folder(root) if root.is_dir() else "no such file"
+            raise MedtlError(f"{spec.title}: expected the table {root}, found {content}. Specify it with --data_dir.")
+        root, files = root.parent, [root.name]
+        paths = list_paths(root)
+    file = root / files[0]
+    official = read_split_lists(spec, root, paths)
+    spec, frame = read_listing(spec, root, files, paths)
     multilabel = any("|" in cell for cell in frame["label"])
     if "" in set(frame["label"]) and not (multilabel or spec.is_segmentation):
         raise MedtlError(
@@ -46,19 +56,66 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             "means that there is no label only if another cell has multiple labels separated by |.)"
         )
     spec = discover_labels(spec, file, frame["label"].tolist(), multilabel)
+    stems = group_by_stem(paths)
     rows = [
         {
             "image_id": row["file_name"],
             "path": row["file_name"],
-            "label": f"?{row['label']}" if (label := spec.map_label(row["label"])) is None else label,
-            "patient": row["patient"],
-            "official": parse_split(row["split"]) or row["split"],
+            "label": _map_label(spec, row["label"]),
+            "patient": row["patient"] or spec.parse_patient(row["file_name"]),
+            "official": row["split"] or official.get(posixpath.basename(row["file_name"]), ""),
             "source": row["source"],
-            "mask": row["mask"] or find_mask(spec, row["file_name"], paths),
+            "mask": row["mask"] or find_mask(spec, row["file_name"], stems),
         }
         for row in to_records(frame)
     ]
     return spec, rows
+
+
+def find_metadata(paths: Sequence[str]) -> list[str]:
+    """Return the tables beside folders of images: `metadata.csv`, or another format that `read_table_file` knows."""
+    return [path for path in paths if posixpath.basename(path).lower() in METADATA_NAMES]
+
+
+def read_listing(
+    spec: DatasetSpec, root: Path, files: Sequence[str], paths: Sequence[str]
+) -> tuple[DatasetSpec, pd.DataFrame]:
+    """Read tables into one row per image, and add to `spec.notes` how they were read.
+
+    Args:
+        spec: The dataset.
+        root: The data folder.
+        files: The tables, relative to it. Paths in a table are relative to its folder.
+        paths: All files of the data folder.
+
+    Returns:
+        The dataset, and the columns FIELDS as text ("" if missing), with paths relative to the data folder and splits
+        as ours.
+
+    Raises:
+        MedtlError: A table can't be read, lacks a column, or contradicts itself; its files are missing or outside.
+    """
+    index, notes = TablePaths(root, paths), list(spec.notes)
+    frames = [_read_images(spec, index, file, notes) for file in files]
+    for file, frame in zip(files, frames, strict=True):
+        if len(files) > 1 and not frame["split"].any():  # train.csv and valid.csv
+            frame["split"] = parse_split(posixpath.basename(file).partition(".")[0]) or ""
+    frame = pd.concat([pd.DataFrame(columns=list(FIELDS), dtype=str), *frames], ignore_index=True).fillna("")
+    multilabel = spec.multilabel or any("|" in cell for cell in frame["label"])
+    frame, merged = merge_rows(frame, ", ".join(files), multilabel)
+    missing = sorted(set(frame["file_name"]) - index.paths)
+    if missing and len(missing) == len(frame):
+        raise MedtlError(
+            f"{root / files[0]}: none of its {len(frame)} files is in {root}, such as {abbreviate(missing, 5)}. Move "
+            "the table to the folder that its paths are relative to."
+        )
+    if missing:
+        message = f"{', '.join(files)}: {len(missing)} of {len(frame)} files are missing: {abbreviate(missing, 5)}."
+        logger.warning("%s", message)
+        notes.append(message)
+    for note in merged:
+        logger.info("%s", note)
+    return replace(spec, notes=(*notes, *merged)), frame
 
 
 def read_metadata(spec: DatasetSpec, path: Path) -> pd.DataFrame:
@@ -71,74 +128,158 @@ def read_metadata(spec: DatasetSpec, path: Path) -> pd.DataFrame:
     Raises:
         MedtlError: A table can't be read.
     """
-    columns = None
-    files = sorted(path.rglob("metadata.csv")) if path.is_dir() else []
-    if spec.reader == "table":
-        files, columns = [path / spec.table if spec.table else path], {"file_name": "{file_name}", **spec.columns}
-    elif spec.reader != "folders":
-        files = []
-    tables = [pd.DataFrame()]
+    root = path if path.is_dir() else path.parent
+    if spec.reader == "paths":
+        return pd.DataFrame()
+    paths = list_paths(root)
+    if spec.reader == "folders":
+        files = find_metadata(paths)
+    else:
+        files = find_tables(spec, root, paths) if spec.table else [path.name]
+    index, tables = TablePaths(root, paths), [pd.DataFrame()]
     for file in files:
-        folder = "" if columns else file.parent.relative_to(path).as_posix()
-        names = read_columns(spec, file, folder, SAME_NAMES | (columns or {}))["file_name"]
-        tables.append(read_rows(spec, file).set_axis(names, axis=0))
+        names = _read_images(spec, index, file, [])["file_name"]
+        tables.append(_read_rows(spec, root / file).set_axis(names, axis=0))
     table = pd.concat(tables)
     return table[~table.index.duplicated()].fillna("")
-
-
-def read_columns(spec: DatasetSpec, file: Path, folder: str, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    """Read a table into the columns FIELDS as text ("" if missing), with paths relative to the data folder.
-
-    Args:
-        spec: The dataset.
-        file: CSV, TSV or Parquet file.
-        folder: Its folder, relative to the data folder.
-        columns: Our column -> format string over the table's columns.
-
-    Raises:
-        MedtlError: A required column is missing, or a path leaves the folder.
-    """
-    frame = read_rows(spec, file)
-    rows: dict[str, list[str]] = {}
-    for name, rule in (columns or SAME_NAMES).items():
-        needed = re.findall(r"{(\w+)}", rule)
-        if set(needed) <= set(frame.columns):
-            rows[name] = [rule.format(**record).strip() for record in to_records(frame)]
-        elif name == "file_name":
-            raise MedtlError(
-                f"{file}: expected a column {needed[0]!r} with image paths relative to the file, found the columns "
-                f"{', '.join(map(str, frame.columns[:12]))}. Optional columns: {', '.join(FIELDS[1:])}."
-            )
-        elif name == "label" and spec.table is None and spec.reader == "table" and not spec.is_segmentation:
-            raise MedtlError(f"{file}: expected a column 'label', found {', '.join(map(str, frame.columns[:12]))}.")
-        else:
-            rows[name] = [""] * len(frame)
-    if "label" in rows:
-        rows["label"] = [re.sub(r"\s*\|\s*", "|", cell) for cell in rows["label"]]
-    for name in ("file_name", "mask"):
-        rows[name] = ["|".join(posixpath.normpath(posixpath.join(folder, p)) for p in cell.split("|") if p)
-                      for cell in rows[name]]  # fmt: skip
-    outside = [path for path in rows["file_name"] if path.startswith(("..", "/"))]
-    if outside:
-        raise MedtlError(f"{file}: paths must be inside the folder of the file, found {abbreviate(outside)}.")
-    return pd.DataFrame(rows)
-
-
-def read_rows(spec: DatasetSpec, file: Path) -> pd.DataFrame:
-    """Read the rows of a table that `spec.keep` selects, all columns as text."""
-    try:
-        if file.suffix.lower() == ".parquet":
-            frame = pd.read_parquet(file).astype("string").fillna("")
-        else:
-            frame = pd.read_csv(file, sep=None, engine="python", dtype=str, keep_default_na=False)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Use CSV or Parquet.") from error
-    for column, pattern in spec.keep.items():
-        if column in frame:
-            frame = frame[frame[column].str.fullmatch(pattern)]
-    return frame
 
 
 def to_records(frame: pd.DataFrame) -> list[dict[str, str]]:
     """Return a table's rows, column -> cell."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _map_label(spec: DatasetSpec, cell: str) -> str:
+    """Return the label of a cell; one that begins with ? excludes the image."""
+    label = None if cell.startswith("?") else spec.map_label(cell)
+    return f"?{cell.removeprefix('?')}" if label is None else label
+
+
+def _read_rows(spec: DatasetSpec, file: Path) -> pd.DataFrame:
+    """Read the rows of a table that `spec.keep` selects, all columns as text."""
+    frame = read_table_file(file)
+    for column, pattern in spec.keep.items():
+        if column in frame:
+            frame = frame[frame[column].str.fullmatch(pattern)]
+    return frame.reset_index(drop=True)
+
+
+def _read_images(spec: DatasetSpec, index: TablePaths, file: str, notes: list[str]) -> pd.DataFrame:
+    """Read the rows of one table as in `read_listing`, not merged, and append to the notes how."""
+    place, folder = str(index.root / file), posixpath.dirname(file)
+    frame = _read_rows(spec, index.root / file)
+
+    def has_file(cell: str) -> bool:
+        return any(index.find(part, folder, mask) for part in cell.split("|") for mask in (False, True))
+
+    guess = [] if spec.table else [name for name in FIELDS if name != "label" or spec.reader == "table"]
+    columns = choose_columns(frame, spec.columns, has_file, file, guess)
+    rules = columns.rules
+    if "file_name" not in rules:
+        fitting = (column for column in frame if any(map(has_file, sample_cells(frame[column]))))
+        raise MedtlError(
+            f"{place}: expected a column 'file_name' with image paths relative to the file, found the columns "
+            f"{abbreviate(list(frame), 12)}. Name it, such as --columns file_name={next(fitting, frame.columns[0])}. "
+            f"Optional columns: {', '.join(FIELDS[1:])}."
+        )
+    if "label" not in rules and spec.reader == "table" and not spec.is_segmentation:
+        rules["label"] = _guess_indicators(frame, place)
+    rows = {name: apply_rule(frame, rules[name]) if name in rules else [""] * len(frame) for name in FIELDS}
+    found = [*columns.notes]
+    if len(names := columns_of(rules.get("label", ""))) > 1 and "{" not in rules["label"]:
+        rows["label"], note = read_indicators(frame, names, spec.uncertain, file)
+        found.append(note)
+    elif not spec.labels:
+        rows["label"], more = read_cells(rows["label"], file)
+        found += more
+    rows["patient"] = clean_patients(rows["patient"])
+    rows["split"] = _parse_splits(spec, rows["split"], place)
+    rows["file_name"], more = _find_images(rows["file_name"], index, file)
+    rows["mask"] = _find_masks(rows["mask"], index, file)
+    for text in (*found, *more):
+        logger.info("%s", text)
+    for text in columns.warnings:
+        logger.warning("%s", text)
+    notes += [*found, *more, *columns.warnings]
+    return pd.DataFrame(rows)
+
+
+def _guess_indicators(frame: pd.DataFrame, place: str) -> str:
+    """Return the rule for labels in columns of 0 and 1 with a single 1 in each row.
+
+    Raises:
+        MedtlError: There are no such columns, so there is no label.
+    """
+    names = indicator_columns(frame)
+    ones = sum(frame[name].str.lower().isin(("1", "1.0", "true", "yes")).astype(int) for name in names)
+    if len(names) > 1 and (ones == 1).all():
+        return "+".join(names)
+    hint = f"Choose one, such as --columns label={frame.columns[-1]}."
+    if len(names) > 1:
+        hint = f"If columns of 0 and 1 are the labels, join them by +: --columns label={'+'.join(names)}"
+    raise MedtlError(f"{place}: expected a column 'label', found {abbreviate(list(frame), 12)}. {hint}")
+
+
+def _parse_splits(spec: DatasetSpec, cells: list[str], place: str) -> list[str]:
+    """Return our names of splits, or those that `spec.official` knows.
+
+    Raises:
+        MedtlError: A split of an unknown name.
+    """
+    names = {cell: cell if cell in spec.official else parse_split(cell) or "" for cell in set(cells)}
+    unknown = sorted(cell for cell, name in names.items() if cell and not name)
+    if unknown:
+        raise MedtlError(
+            f"{place}: expected splits such as train, validation and test, found {abbreviate(unknown, 6)} in the "
+            "column of the split. Rename them, or, to ignore it, the column."
+        )
+    return [names[cell] for cell in cells]
+
+
+def _find_images(cells: list[str], index: TablePaths, file: str) -> tuple[list[str], list[str]]:
+    """Return the path of each image (as stated if it is missing), and notes.
+
+    Raises:
+        MedtlError: Paths lead out of the data folder; different cells mean the same file.
+    """
+    folder = posixpath.dirname(file)
+    stated = {cell: index.join(cell, folder) for cell in dict.fromkeys(cells)}
+    found = {cell: index.find(cell, folder) or path for cell, path in stated.items()}
+    outside = [cell for cell, path in stated.items() if index.is_outside(path)]
+    if outside:
+        raise MedtlError(
+            f"{index.root / file}: paths must be inside the folder of the file, found {abbreviate(outside, 5)}. Move "
+            "the table to a folder that contains the images, and give it there."
+        )
+    guessed = [cell for cell, path in found.items() if path != stated[cell]]
+    owners: dict[str, set[str]] = {}
+    for cell, path in found.items():
+        owners.setdefault(path, set()).add(stated[cell])
+    shared = next((path for path, names in owners.items() if len(names) > 1), None)
+    if shared is not None:
+        raise MedtlError(
+            f"{index.root / file}: {abbreviate(sorted(owners[shared]), 3)} would all be the file {shared}. Correct the "
+            "paths in the table."
+        )
+    notes = []
+    if guessed:
+        notes.append(f"{file}: {len(guessed)} files are found by name, such as {found[guessed[0]]} for {guessed[0]}.")
+    return [found[cell] for cell in cells], notes
+
+
+def _find_masks(cells: list[str], index: TablePaths, file: str) -> list[str]:
+    """Return the paths of each image's masks, joined by |.
+
+    Raises:
+        MedtlError: A mask is missing.
+    """
+    folder = posixpath.dirname(file)
+    parts = {part for cell in cells for part in cell.split("|") if part}
+    found = {part: index.find(part, folder, mask=True) for part in parts}
+    missing = sorted(part for part, path in found.items() if not path)
+    if missing:
+        raise MedtlError(
+            f"{index.root / file}: {len(missing)} of {len(parts)} masks are missing: {abbreviate(missing, 5)}. Correct "
+            "the paths, which are relative to the table, or leave the cells empty."
+        )
+    return ["|".join(found[part] for part in cell.split("|") if part) for cell in cells]

@@ -129,7 +129,7 @@ def test_saved_split_is_restored(brain, tmp_path):
     (brain / "yes" / "Y4.JPG").unlink()
     with pytest.raises(MedtlError, match=r"1 are missing \(yes/Y4.JPG\)"):
         load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
-    with pytest.raises(MedtlError, match=r"is not the splits.csv of a run"):
+    with pytest.raises(MedtlError, match=r"absent.csv does not exist"):
         load("brain-tumor-mri", brain, splits=tmp_path / "absent.csv")
 
 

@@ -138,13 +138,14 @@ def test_reads_table(folder, suffix):
     assert loaded.labels == ("healthy", "sick")
     assert loaded.root == folder
     assert loaded.table["group"].nunique() == 12
-    missing = table.rename(columns={"file_name": "image"})
+    missing = table.assign(file_name="x").rename(columns={"file_name": "place"})
     missing.to_csv(folder / "wrong.csv", index=False)
-    with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*found the columns image, label, patient"):
+    with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*found the columns place, label, patient"):
         load("table", folder / "wrong.csv")
-    table.assign(file_name="../" + table["file_name"]).to_csv(folder / "outside.csv", index=False)
+    (folder / "tables").mkdir()
+    table.assign(file_name="../" + table["file_name"]).to_csv(folder / "tables" / "outside.csv", index=False)
     with pytest.raises(MedtlError, match="inside the folder of the file"):
-        load("table", folder / "outside.csv")
+        load("table", folder / "tables" / "outside.csv")
 
 
 def test_edema_label_comes_from_folder_names(folder):

@@ -1,0 +1,233 @@
+"""Columns of tables: which has the file names, labels, patients, sources, masks and splits, by their usual names."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from hf_medtl.common.text import abbreviate, suggest
+from hf_medtl.data.split_names import parse_split
+from hf_medtl.errors import MedtlError
+
+FIELDS = ("file_name", "label", "patient", "source", "mask", "split")
+
+# Field -> names of its column, best first, as `plain_name` spells them.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "file_name": (
+        *("filename", "filepath", "file", "path", "imagepath", "imagefile", "imagefilename", "imagename", "imageindex"),
+        *("image", "images", "img", "imgpath", "imgname", "imgfile", "imageid", "imgid", "idcode", "isicid", "fname"),
+        *("picture", "picturename", "dicom", "dicompath", "dicomfile", "dicomid", "dcm", "dcmpath", "sopinstanceuid"),
+    ),
+    "label": (
+        *("label", "labels", "class", "classname", "classlabel", "diagnosis", "diagnoses", "dx", "finding", "findings"),
+        *("findinglabels", "findinglabel", "target", "category", "pathology", "disease", "groundtruth"),
+    ),
+    "patient": (
+        *("patient", "patientid", "patientidentifier", "patientnumber", "patientno", "patientcode", "patientkey"),
+        *("patientindex", "patid", "ptid", "subject", "subjectid", "subjectcode", "subjectnumber", "subj", "subjid"),
+        *("participant", "participantid", "person", "personid", "mrn", "caseid", "casenumber", "lesionid"),
+        *("studyid", "studyinstanceuid", "examid", "accessionnumber"),
+    ),
+    "source": ("source", "site", "hospital", "institution", "institute", "center", "centre", "clinic", "facility"),
+    "mask": (
+        *("mask", "masks", "maskpath", "maskfile", "maskfilename", "maskname", "segmentation", "segmentationpath"),
+        *("segmentationfile", "segmentationmask", "segpath", "seg"),
+    ),
+    "split": (
+        *("split", "splits", "datasplit", "splitname", "set", "subset", "partition", "phase", "usage", "traintest"),
+        *("trainvaltest", "traintestsplit", "datasettype", "dataset", "fold"),
+    ),
+}
+OWN_NAMES = {**{name: (name.replace("_", ""),) for name in FIELDS}, "label": ("label",)}  # spelled as ours in any case
+# What else a column with such a name may be; it isn't used without being named.
+HINTS = {
+    "patient": r"patient|subject|participant|person|\bcase\b|\bmrn\b|\bpid\b|study",
+    "label": r"label|diagnos|finding|\bclass|target|category|patholog|disease",
+    "split": r"split|fold\b|\bset\b|subset|partition",
+    "mask": r"mask|segment",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are used.
+
+    Attributes:
+        rules: Field of FIELDS -> format string over the columns, such as `images/{filename}`, or for labels the names
+            of columns of 0 and 1, joined by +.
+        notes: What is used and what is not, as sentences.
+        warnings: Columns that may have been meant, as sentences.
+    """
+
+    rules: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Parse `--columns`: pairs such as `file_name=Path,label=Finding`.
+
+    A value is the name of a column, several of 0 and 1 for the labels, joined by + (`label=Edema+Mass`), or a format
+    string (`file_name=images/{id}.png`).
+
+    Raises:
+        MedtlError: Not such pairs, or an unknown field.
+    """
+    columns: dict[str, str] = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, sign, value = (part.strip() for part in pair.partition("="))
+        if not (sign and name and value):
+            raise MedtlError(f"--columns takes pairs such as file_name=Path,label=Finding, found {pair.strip()!r}.")
+        if name not in FIELDS:
+            raise MedtlError(
+                f"--columns: expected one of {', '.join(FIELDS)} before the sign =, found {name!r}. "
+                f"{suggest(name, list(FIELDS)).removesuffix(' See --help.')}"
+            )
+        if name in columns:
+            raise MedtlError(f"--columns gives {name} twice. Remove one of them.")
+        columns[name] = value
+    return columns
+
+
+def choose_columns(
+    frame: pd.DataFrame,
+    stated: Mapping[str, str],
+    has_file: Callable[[str], bool],
+    place: str,
+    guess: Iterable[str] = FIELDS,
+) -> Columns:
+    """Choose the column of each field: those stated, else those with a usual name whose content fits.
+
+    Args:
+        frame: The table as text.
+        stated: Field -> column or format string, from the dataset or from `--columns`.
+        has_file: True for a cell that names an existing file.
+        place: The table, for messages.
+        guess: Fields whose column may have another name than the field.
+
+    Raises:
+        MedtlError: A stated column does not exist; two columns may be the label; unknown splits.
+    """
+    rules = {name: _to_rule(frame, name, value, place) for name, value in stated.items()}
+    taken = {column for rule in rules.values() for column in columns_of(rule)}
+    warnings: list[str] = []
+    for name in ("file_name", "split", "mask", "source", "patient", "label"):
+        if name in rules or (name == "label" and len(columns_of(rules.get("label", ""))) > 1):
+            continue
+        aliases = ALIASES[name] if name in set(guess) else OWN_NAMES[name]
+        named = sorted((c for c in frame if plain_name(c) in aliases and c not in taken),
+                       key=lambda c: (c != name, aliases.index(plain_name(c))))  # fmt: skip
+        fitting = [column for column in named if _fits(name, column, frame[column], has_file)]
+        if name == "file_name" and not fitting and name in set(guess):
+            fitting = named  # so that missing files are said to be missing
+        if name == "label" and fitting:
+            _check_one_label(frame, fitting, place)
+        if fitting:
+            rules[name] = f"{{{fitting[0]}}}"
+            taken.add(fitting[0])
+    unused = [column for column in frame if column not in taken]
+    for name in ("patient", "label", "split", "mask"):
+        if name in rules:
+            continue
+        similar = [column for column in unused if re.search(HINTS[name], _words(column))]
+        if similar:
+            warnings.append(
+                f"{place}: the column{'s' * (len(similar) > 1)} {abbreviate(similar, 4)} may be the {name} but "
+                f"{'are' if len(similar) > 1 else 'is'} not used. To use one: --columns {name}={similar[0]}"
+            )
+    return Columns(rules, [_describe(rules, unused, place)], warnings)
+
+
+def columns_of(rule: str) -> list[str]:
+    """Return the columns that a rule needs."""
+    return re.findall(r"{([^{}]+)}", rule) if "{" in rule else [part for part in rule.split("+") if part]
+
+
+def apply_rule(frame: pd.DataFrame, rule: str) -> list[str]:
+    """Fill a format string with the cells of each row."""
+    parts = re.split(r"{([^{}]+)}", rule)
+    columns = [frame[part].tolist() if i % 2 else [part] * len(frame) for i, part in enumerate(parts)]
+    return ["".join(cells).strip() for cells in zip(*columns, strict=True)]
+
+
+def find_column(name: str, columns: Iterable[str]) -> str | None:
+    """Return the column of a name, or the only one that differs in case, spaces and punctuation alone."""
+    names = list(columns)
+    similar = [column for column in names if plain_name(column) == plain_name(name)]
+    return name if name in names else similar[0] if len(similar) == 1 else None
+
+
+def plain_name(column: str) -> str:
+    """Return a column's name in lower case without spaces and punctuation."""
+    return re.sub(r"[\W_]+", "", column).lower()
+
+
+def _to_rule(frame: pd.DataFrame, name: str, value: str, place: str) -> str:
+    """Return the rule for a stated column, with the columns as the table spells them; see `parse_columns`."""
+    whole = find_column(value, frame)
+    if "{" not in value and whole is not None:
+        return f"{{{whole}}}"
+    for column in columns_of(value):
+        actual = find_column(column, frame)
+        if actual is None:
+            close = difflib.get_close_matches(column, list(frame), n=1, cutoff=0.4)
+            hint = f"The most similar one is {close[0]!r}. " if close else ""
+            raise MedtlError(
+                f"{place} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(list(frame), 20)}."
+            )
+        value = value.replace(column, actual) if column != actual else value
+    if "{" not in value and name != "label":
+        raise MedtlError(f"--columns {name}={value}: only labels can be spread over several columns, joined by +.")
+    return value
+
+
+def _fits(name: str, column: str, cells: pd.Series, has_file: Callable[[str], bool]) -> bool:
+    """True if the content of a column can be that of a field; a column with the field's own name always does."""
+    if name not in ("file_name", "mask", "split") and not cells.any():
+        return False
+    if plain_name(column) in OWN_NAMES[name] and name != "file_name":
+        return True
+    if name in ("file_name", "mask"):
+        return any(map(has_file, sample_cells(cells)))
+    if name == "split":
+        return all(parse_split(cell) for cell in set(cells) - {""}) and bool(cells.any())
+    return name != "patient" or len(set(cells) - {""}) > 2
+
+
+def sample_cells(cells: pd.Series) -> list[str]:
+    """Return at most 50 different cells that are not empty, from the whole column."""
+    distinct = list(dict.fromkeys(filter(None, cells)))
+    return distinct[:: -(-len(distinct) // 50) or 1]
+
+
+def _check_one_label(frame: pd.DataFrame, columns: list[str], place: str) -> None:
+    """Raise MedtlError if columns may all be the label and do not say the same."""
+    first, *others = columns
+    if first == "label":
+        return
+    different = [
+        other for other in others
+        if len(frame[[first, other]].drop_duplicates()) > min(frame[first].nunique(), frame[other].nunique())
+    ]  # fmt: skip
+    if different:
+        raise MedtlError(
+            f"{place}: the columns {', '.join([first, *different])} may all be the label. Choose one, such as "
+            f"--columns label={first}."
+        )
+
+
+def _words(column: str) -> str:
+    """Return a column's name as words in lower case: PatientID is patient id."""
+    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column)).lower().strip()
+
+
+def _describe(rules: Mapping[str, str], unused: list[str], place: str) -> str:
+    """Return a sentence about the columns that are used and those that are not."""
+    used = [
+        f"{name} from {' + '.join(columns_of(rule))}" if columns_of(rule) != [name] else name
+        for name, rule in rules.items()
+    ]
+    rest = f"; not used: {abbreviate(unused, 12)}" if unused else ""
+    return f"{place}: {', '.join(used)}{rest}."
