@@ -23,7 +23,7 @@ class CardField(NamedTuple):
 
 # Lines in which an author states nothing, comments (but not the marks of sections), and sections without text.
 UNSTATED = re.compile(r"^.*(?:The author has not stated|\b(?:TODO|TBD|FIXME)\b).*\n?", re.MULTILINE)
-COMMENT = re.compile(r"<!--(?! /?\w+ -->).*?-->", re.DOTALL)
+COMMENT = re.compile(r"<!--(?! /?[a-z]+ -->).*?-->", re.DOTALL)
 EMPTY_SECTION = re.compile(r"^## .*\n\s*(?=^## |\Z)", re.MULTILINE)
 
 
