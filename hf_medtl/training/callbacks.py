@@ -67,15 +67,20 @@ class Progress(TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop the clock and restore the signal handlers."""
         self.seconds, self.started = self.total_seconds(), None
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        self.restore_handlers()
         if self.received and not self.interrupted:  # received after the last step
             signal.raise_signal(self.received)
+
+    def restore_handlers(self) -> None:
+        """Restore the signal handlers from before training."""
+        for number, handler in self.previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        self.previous = {}
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
         if number == signal.SIGINT:  # a second Ctrl-C ends at once; SIGTERM is sent by both scheduler and launcher
-            signal.signal(number, self.previous[number])
+            signal.signal(number, self.previous.get(number, signal.SIG_DFL))
 
 
 class StrategyCallback(TrainerCallback):

@@ -1,5 +1,6 @@
 """Selection and integrity checks of checkpoints to resume from."""
 
+import hashlib
 import json
 import logging
 import zipfile
@@ -8,9 +9,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
+from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger("hf_medtl")
+
+CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check SHA256SUMS` reads it
 
 # File names of Trainer, FSDP and DeepSpeed. Without these parts training would silently restart them.
 PARTS = {
@@ -39,6 +43,8 @@ def find_checkpoint(checkpoint: str | None, output_dir: Path, labels: tuple[str,
         newest = sorted(output_dir.glob("checkpoint-*"), key=lambda p: int(p.name.removeprefix("checkpoint-")))[::-1]
         complete = next((path for path in newest if _is_complete(path)), None)
         if complete is None:
+            if newest:
+                logger.warning("No complete checkpoint is left in %s: training starts from the beginning.", output_dir)
             return None
         folder = complete
     if damage := find_damage(folder):
@@ -47,6 +53,8 @@ def find_checkpoint(checkpoint: str | None, output_dir: Path, labels: tuple[str,
             "or --resume_from_checkpoint auto."
         )
     checkpoint_labels = tuple(AutoConfig.from_pretrained(folder).id2label.values())
+    if not (folder / CHECKSUMS).is_file():
+        logger.info("%s has no checksums (%s), so its files are only checked for being complete.", folder, CHECKSUMS)
     if checkpoint_labels != labels:
         raise MedtlError(
             f"{folder} is a checkpoint for the labels {', '.join(checkpoint_labels)}; this data set has "
@@ -63,11 +71,39 @@ def _is_complete(folder: Path) -> bool:
     return damage is None
 
 
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of each file of a checkpoint to SHA256SUMS."""
+    lines = [f"{_hash(path)}  {name}\n" for name, path in list_files(folder).items() if name != CHECKSUMS]
+    write_atomic(folder / CHECKSUMS, "".join(lines))
+
+
+def find_changes(folder: Path) -> str | None:
+    """Describe the first file of a folder that is missing or differs from SHA256SUMS; None if there is none."""
+    sums = folder / CHECKSUMS
+    if not sums.is_file():  # of an older version, or the process ended just before they were written
+        return None
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not name or len(digest) != 64:
+            return f"{CHECKSUMS} is damaged"
+        if not path.is_file():
+            return f"it has no {name}"
+        if _hash(path) != digest:
+            return f"{name} has changed since it was written (its SHA-256 differs)"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def find_damage(folder: Path) -> str | None:
     """Describe what is wrong with a checkpoint; None if it is complete.
 
     trainer_state.json is written last. An existing file may still be truncated by a full disk or an interrupted copy,
-    which shows at its end.
+    which shows at its end, or be changed by a faulty disk, which shows by its checksum if the checkpoint has them.
     """
     for name in ("trainer_state.json", "config.json"):
         if not (folder / name).is_file():
@@ -95,4 +131,4 @@ def find_damage(folder: Path) -> str | None:
                 return f"{path.name} is truncated"
         elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
             return f"{path.name} is truncated"
-    return None
+    return find_changes(folder)

@@ -31,7 +31,9 @@ from hf_medtl.models.strategies import (
 )
 from hf_medtl.training import features
 from hf_medtl.training.callbacks import Progress, StrategyCallback
+from hf_medtl.training.checkpoints import find_changes, write_checksums
 from hf_medtl.training.distributed import PADDING_EXAMPLE, keep_workers, shard_batches
+from hf_medtl.training.divergence import DivergenceCheck
 from hf_medtl.training.ema import Ema
 from hf_medtl.training.mixing import mix_batch
 from hf_medtl.training.recipe import Recipe
@@ -84,6 +86,7 @@ class MedicalTrainer(Trainer):
         if self.strategy.name == "lora":
             self.lora = add_lora(model, self.strategy.lora_rank, self.strategy.lora_alpha)
         self.reduce = reduce
+        self.divergence = DivergenceCheck(recipe)
         self.sets: list[features.FeatureSet] = []
         can_cache = recipe.cache_features and not is_segmenter(model)
         if can_cache and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
@@ -161,6 +164,12 @@ class MedicalTrainer(Trainer):
         padding = inputs.pop(PADDING_EXAMPLE, None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         return loss if padding is None else loss * 0  # zero gradients, because DDP waits for some
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `Trainer.training_step`; raise MedtlError if the loss is not finite, before the weights are changed."""
+        loss = super().training_step(*args, **kwargs)
+        self.divergence.check_loss(loss, "training", self.state, self._get_learning_rate())
+        return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of --optim, with separate learning rates for the head and the strategy's blocks."""
@@ -290,8 +299,13 @@ class MedicalTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; then turns the model into the published one: EMA weights, LoRA merged, no features."""
-        result = super().train(*args, **kwargs)
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            self.progress.restore_handlers()  # after an error, too: a notebook goes on
         self._make_plain()
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.progress.interrupted):
+            self.divergence.check_weights(self.model)
         return result
 
     def _make_plain(self, weights_follow: bool = False) -> None:
@@ -320,6 +334,8 @@ class MedicalTrainer(Trainer):
             size = len(cast(torch.Tensor, labels))
             own = slice(min(max(state.remainder - self.args.process_index * size, 0), size) or size)
             loss = cast(Any, self.compute_loss_func)({"logits": logits[own]}, cast(torch.Tensor, labels)[own])
+        if self.is_in_train and loss is not None:
+            self.divergence.check_loss(loss, "validation", self.state, self._get_learning_rate())
         if self.reduce and logits is not None:
             logits, labels = self.reduce(logits, cast(torch.Tensor, labels))
         return loss, logits, labels
@@ -330,8 +346,11 @@ class MedicalTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or not self.state.best_model_checkpoint:
             return super()._load_best_model()
         best = Path(self.state.best_model_checkpoint)
-        if not best.is_dir():  # the run folder was moved before it was resumed
-            best = Path(str(self.args.output_dir)) / best.name
+        if damage := find_changes(best):
+            raise MedtlError(
+                f"The best checkpoint, {best}, cannot be used: {damage}. Give the same command with "
+                "--resume_from_checkpoint auto: the best of the other checkpoints is used then."
+            )
         self._make_plain(weights_follow=True)
         self._restore(self.model, str(best))
 
@@ -364,6 +383,33 @@ class MedicalTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # trainer_state.json, written next, marks the checkpoint as complete; the main process then deletes old ones.
         self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        folder = self._checkpoint_folder(self.state.global_step)
+        if self.args.should_save and folder.is_dir():
+            write_checksums(folder)
+
+    def _checkpoint_folder(self, step: int) -> Path:
+        return Path(self._get_output_dir(trial=None)) / f"checkpoint-{step}"
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """As `Trainer._init_training_state`, but checks the best checkpoint of a resumed run."""
+        result = super()._init_training_state(*args, **kwargs)
+        if self.state.best_global_step and self.args.load_best_model_at_end:
+            # Trainer forgets the path if the run folder was moved.
+            best = Path(self.state.best_model_checkpoint or self._checkpoint_folder(self.state.best_global_step))
+            damage = find_changes(best) if best.is_dir() else "it is missing"
+            if damage:
+                logger.warning(
+                    "The best checkpoint so far, %s, cannot be used: %s. The best of the coming ones will be used.",
+                    best,
+                    damage,
+                )
+                self.state.best_global_step = self.state.best_metric = self.state.best_model_checkpoint = None
+            else:
+                self.state.best_model_checkpoint = str(best)
+        return result
 
     @contextlib.contextmanager
     def _published(self) -> Iterator[None]:

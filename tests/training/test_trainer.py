@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.data.augmentation import get_augmentation
 from hf_medtl.models.heads import find_head
 from hf_medtl.training.checkpoints import find_checkpoint
+from hf_medtl.training.divergence import DivergenceCheck
 from tests.support.commands import run_command
 from tests.support.training_processes import VIT_RECIPE, load_weights, same_weights, training_flags, wait_for_step
 
@@ -175,6 +177,12 @@ def test_ctrl_c_writes_a_checkpoint_that_resumes_to_the_same_weights(
     assert same_weights(uninterrupted, output)
 
 
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.slow
 def test_rejects_damaged_checkpoints(make_trainer, caplog):
     trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
@@ -207,6 +215,15 @@ def test_rejects_damaged_checkpoints(make_trainer, caplog):
         (lambda folder: (folder / "model.safetensors").unlink(), "it lacks weights"),
         (lambda folder: (folder / "optimizer.pt").unlink(), "it lacks an optimizer"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "it lacks a random state"),
+        (
+            lambda folder: flip_bit(folder / "model.safetensors"),
+            "model.safetensors has changed since it was written (its SHA-256 differs)",
+        ),
+        (
+            lambda folder: flip_bit(folder / "optimizer.pt"),
+            "optimizer.pt has changed since it was written (its SHA-256 differs)",
+        ),
+        (lambda folder: (folder / "SHA256SUMS").write_text("?"), "SHA256SUMS is damaged"),
         (claim_two_processes, "it has the random state of only 1 of 2 processes"),
     ):
         backup = shutil.copytree(newer, output / "whole")
@@ -218,6 +235,67 @@ def test_rejects_damaged_checkpoints(make_trainer, caplog):
             find_checkpoint(str(newer), output, labels)
         shutil.rmtree(newer)
         backup.rename(newer)
+    caplog.set_level("INFO")
+    (newer / "SHA256SUMS").unlink()  # of an older version
+    assert find_checkpoint("auto", output, labels) == str(newer)
+    assert "has no checksums" in caplog.text
     (older / "optimizer.pt").write_bytes(b"")
     shutil.rmtree(newer)
     assert find_checkpoint("auto", output, labels) is None
+    assert "training starts from the beginning" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(make_trainer, caplog):
+    steps = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2,
+             "save_total_limit": None}  # fmt: skip
+    trainer = make_trainer(learning_rate=0.0, **steps)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name == "checkpoint-1"  # the second is no better
+    flip_bit(best / "model.safetensors")
+    with pytest.raises(MedtlError, match=r"best checkpoint.*model\.safetensors has changed"):
+        trainer._load_best_model()
+    again = make_trainer(learning_rate=0.0, **steps | {"max_steps": 3})
+    again.train(resume_from_checkpoint=str(best.with_name("checkpoint-2")))
+    assert "The best of the coming ones will be used" in caplog.text
+    assert Path(again.state.best_model_checkpoint).name == "checkpoint-3"
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(make_trainer, tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
+             "save_total_limit": None, "learning_rate": 0.0}  # fmt: skip
+    trainer = make_trainer(max_steps=2, **steps)
+    trainer.train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = make_trainer(max_steps=3, output_dir=str(tmp_path / "moved"), **steps)
+    again.train(resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-2"))
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-1")
+
+
+def test_training_that_diverges_stops_with_step_rate_and_checkpoint(make_trainer, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(learning_rate=1e30, warmup_steps=0, lr_scheduler_type="constant", max_steps=8)
+    with pytest.raises(MedtlError, match=r"training loss is (nan|inf) at step 2 .* learning rate 1e\+30\. Start again"):
+        trainer.train()
+    assert signal.getsignal(signal.SIGTERM) == handler
+    trainer = make_trainer(max_steps=1, eval_strategy="no", load_best_model_at_end=False, early_stopping_patience=0)
+    with torch.no_grad():
+        find_head(trainer.model).bias.fill_(float("nan"))
+    trainer.divergence.check_loss = lambda *args: None
+    with pytest.raises(MedtlError, match=r"weights that are not finite: vit"):
+        trainer.train()
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+    trainer.training_step = lambda *args: torch.zeros(())
+    with torch.no_grad():
+        find_head(trainer.model).bias.fill_(float("nan"))
+    with pytest.raises(MedtlError, match="validation loss is nan at step 1 "):
+        trainer.train()
+
+
+def test_fp16_tolerates_a_few_steps_that_overflow():
+    state = SimpleNamespace(global_step=3, epoch=1.0)
+    check = DivergenceCheck(SimpleNamespace(fp16=True, bf16=False, output_dir="absent"))
+    for _ in range(9):
+        check.check_loss(torch.tensor(float("inf")), "training", state, 0.1)
+    with pytest.raises(MedtlError, match="--mixed_precision no"):
+        check.check_loss(torch.tensor(float("inf")), "training", state, 0.1)
