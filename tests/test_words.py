@@ -32,6 +32,8 @@ COMPATIBLE: dict[str, dict[str, str]] = {
     "data/cache.py": {"pictures": "folder of the cache"},
     "data/loading.py": {"picture": "key of results.json"},
     "data/phantoms.py": {"pictures": "key of phantoms.json"},
+    "data/readers.py": {"picture": "name of earlier releases"},
+    "data/sources.py": {"picture": "name of earlier releases"},
     "explain/report.py": {"picture": "key of explanations.json"},
     "export/export.py": {"pictures": "key of export.json"},
     "export/verification.py": {"pictures": "key of export.json"},
@@ -48,7 +50,7 @@ COMPATIBLE: dict[str, dict[str, str]] = {
     "tasks/classification.py": {"pictures": "key of results.json"},
 }
 # Names of fields and parameters that users write.
-COMPATIBLE_NAMES = {"data/specs.py": {"several"}}
+COMPATIBLE_NAMES = {"data/dataset_spec.py": {"several"}}
 
 SOURCES = sorted(
     path
