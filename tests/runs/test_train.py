@@ -57,8 +57,8 @@ def test_run_folder_is_complete(finished_run):
 
 
 def test_results_follow_the_schema(results):
-    assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "positive_label_source", "threshold",
-                            "threshold_rule", "temperature", "calibration", "conformal", "metrics",
+    assert set(results) == {"dataset", "task", "split", "n", "n_groups", "positive_label", "positive_label_source",
+                            "threshold", "threshold_rule", "temperature", "calibration", "conformal", "metrics",
                             "interval_methods", "confusion_matrix", "recall", "labels", "outliers",
                             "train_seconds", "peak_memory_mb", "splits_sha256", "environment"}  # fmt: skip
     assert list(results["metrics"]) == METRICS
