@@ -19,7 +19,7 @@ SYSTEM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 
 def is_system_file(name: str) -> bool:
     """True for the name of a hidden file or folder, or of one that systems add, such as `._a.png` or `Thumbs.db`."""
-    return name.startswith(".") or name.lower() in SYSTEM_FILES
+    return (name.startswith(".") and name.strip(".") != "") or name.lower() in SYSTEM_FILES
 
 
 def is_image_file(root: Path, path: str) -> bool:

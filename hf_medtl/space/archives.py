@@ -1,10 +1,12 @@
 """Zip archives from untrusted users: one file at a time in memory, nothing written to disk."""
 
 import io
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+
+from hf_medtl.data.listing import is_system_file
 
 MAX_FILES = 200
 MAX_CONTENTS = 500_000_000  # bytes of all files, uncompressed
@@ -55,13 +57,7 @@ class SafeZip(io.BytesIO):
 
 def _is_ignored(entry: zipfile.ZipInfo) -> bool:
     """Return True for folders and for files that operating systems add."""
-    path = PurePosixPath(entry.filename)
-    return (
-        entry.is_dir()
-        or "__MACOSX" in path.parts
-        or path.name.startswith("._")
-        or path.name.lower() in {".ds_store", "thumbs.db", "desktop.ini"}
-    )
+    return entry.is_dir() or any(map(is_system_file, re.split(r"[/\\]", entry.filename)))
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> tuple[bytes, str]:
