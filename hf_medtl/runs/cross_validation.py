@@ -19,6 +19,7 @@ from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.console import show_folds, show_folds_plan
+from hf_medtl.runs.model_card import repeat_command
 from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_sweep
 from hf_medtl.tasks import task_for_dataset
 from hf_medtl.training.recipe import Recipe
@@ -162,10 +163,11 @@ def summarise(summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, loa
         "main_metric": metric,
         "figures": figure_names,
         "recipe_yaml": recipe_yaml,
+        "repeat": repeat_command(recipe, splits=False),
     }
     summary.write("recipe.yaml", recipe_yaml)
-    summary.write("README.md", render("folds", facts))
     summary.write("results.json", result)
+    summary.write("README.md", render("folds", facts))
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_medtl.common.code_version import citation
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import is_disk_full
@@ -24,7 +25,7 @@ from hf_medtl.publish.prose import read_prose
 from hf_medtl.publish.sentences import finding_sentences
 from hf_medtl.publish.templates import copy_sections
 from hf_medtl.tasks import Task
-from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.recipe import MODEL_OPTIONS, Recipe
 from hf_medtl.training.runtime import environment
 
 logger = logging.getLogger("hf_medtl")
@@ -70,7 +71,38 @@ def collect_facts(
         "parameters": model.num_parameters(),
         "processor": describe_processor(processor),
         "recipe_yaml": recipe.to_yaml(),
+        "repeat": repeat_command(recipe),
+        "software": citation(),
     }
+
+
+def repeat_command(recipe: Recipe, splits: bool = True) -> dict[str, Any]:
+    """Return the command that repeats a run from its recipe.yaml, which has no paths of this machine.
+
+    Args:
+        recipe: The options of the run.
+        splits: Repeat its split, too.
+
+    Returns:
+        command; and places: a word of the command -> what to give for it.
+    """
+    options, places = [], {}
+    if splits and recipe.train_fraction == 1:
+        options.append("--splits splits.csv")
+    for option, place, meaning in (
+        ("data_dir", "DATA", "the folder or file of the data"),
+        ("external_data_dir", "EXTERNAL_DATA", "the folder or file of the external data"),
+        ("model_name_or_path", "BASE_MODEL", "the folder of the weights before training"),
+        ("encoder_weights", "ENCODER_WEIGHTS", "the folder of the encoder's weights"),
+        ("lung_model", "LUNG_MODEL", "the folder of the lung segmentation model"),
+    ):
+        value = getattr(recipe, option)
+        if value and (option not in MODEL_OPTIONS or Path(value).exists()):
+            options.append(f"--{option} {place}")
+            places[place] = meaning + (f" ({Path(value).resolve().name})" if option in MODEL_OPTIONS else "")
+    if recipe.push_to_hub:
+        options += ["--push_to_hub false", "--hub_strategy end"]
+    return {"command": " ".join(("hf-medtl train recipe.yaml", *options, "--output_dir runs/again")), "places": places}
 
 
 def render_with_dummy_results(

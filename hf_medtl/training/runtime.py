@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hf_medtl.common.code_version import commit
 from hf_medtl.common.system import cores
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.version import __version__
@@ -21,7 +22,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "t
 
 
 def environment(precision: str, processes: int) -> dict[str, Any]:
-    """Return versions of Python and packages, device, cores, mixed precision and number of processes."""
+    """Return versions of Python, packages and our code, device, cores, mixed precision and number of processes."""
     return {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -29,6 +30,7 @@ def environment(precision: str, processes: int) -> dict[str, Any]:
         "cpu_cores": cores(),
         "processes": processes,
         "mixed_precision": precision,
+        "hf_medtl_commit": commit(),
         "packages": {"hf_medtl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

@@ -19,7 +19,7 @@ from hf_medtl.publish.card_fields import AUTHOR_FIELDS, CARD_FIELDS, missing_fie
 from hf_medtl.publish.templates import escape_bibtex, escape_cell, format_interval
 from hf_medtl.runs.model_card import describe_data_checks
 from hf_medtl.tasks import TASKS
-from tests.support.commands import ROOT, options
+from tests.support.commands import ROOT, options, run_cli
 from tests.support.multilabel_tables import write_table
 from tests.support.tiny_models import save_segformer, save_tiny
 
@@ -222,7 +222,7 @@ def test_card_reports_no_wrong_decision(trained):
 
 
 @pytest.mark.slow
-def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, tiny_checkpoint, tmp_path):
+def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     overrides = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
     folder = run(
         Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", folds=4, fold=2, mixup=0.2, **overrides))
@@ -233,12 +233,13 @@ def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, 
     assert "stop early" not in text
     assert "Split: fold 2 of 0 to 3 for testing, 15 % for validation; " in text
     assert "light, mixup 0.2." in text
-    command = re.search(r"```bash\n(python -c .*)\n```", text).group(1)
-    _, _, code, *argv = shlex.split(command)
-    assert code == "import hf_medtl; hf_medtl.main({})"
-    paths = {"recipe.yaml": folder / "recipe.yaml", "splits.csv": folder / "splits.csv", "DATA": phantoms}
-    argv = [str(paths.get(part, part)).replace("runs/again", str(tmp_path / "again")) for part in argv]
-    again = run(Recipe.from_cli({}, [*argv, "--model_name_or_path", str(tiny_checkpoint("vit"))]))
+    command = re.search(r"```bash\n(hf-medtl train .*)\n```\n", text).group(1)
+    assert "- DATA: the folder or file of the data.\n" in text
+    assert "- BASE_MODEL: the folder of the weights before training (tiny-vit).\n" in text
+    monkeypatch.chdir(folder)  # where the command is to be given
+    given = {"DATA": phantoms, "BASE_MODEL": tiny_checkpoint("vit")}
+    run_cli(*(given.get(word, word) for word in shlex.split(command)[1:]))
+    again = folder / "runs" / "again"
     before, after = (load_file(run_folder / "model.safetensors") for run_folder in (folder, again))
     assert all((before[name] == after[name]).all() for name in before)
     assert "Split: as in the splits.csv of another run." in (again / "README.md").read_text()
