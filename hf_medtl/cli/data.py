@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DataDir, DatasetName, DryRun, Private, Seed
+from hf_medtl.cli.options import Columns, DataDir, DatasetName, DryRun, Private, Seed
 from hf_medtl.errors import MedtlError
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: list, fetch, audit, preview, push.")
@@ -40,6 +40,7 @@ def fetch(name: DatasetName) -> None:
 def audit(
     name: DatasetName,
     data_dir: DataDir = None,
+    columns: Columns = "",
     out: Annotated[Path | None, typer.Option(help="Folder for audit.html and audit.json.")] = None,
     other: Annotated[
         list[str] | None,
@@ -52,13 +53,16 @@ def audit(
 
     from hf_medtl.data.audit import audit
     from hf_medtl.data.audit_page import summary, write_audit
+    from hf_medtl.data.columns import parse_columns
     from hf_medtl.data.loading import survey
 
-    surveyed = survey(name, data_dir)
+    surveyed = survey(name, data_dir, columns=parse_columns(columns))
     others = [survey(label, folder or None) for label, _, folder in (text.partition("=") for text in other or ())]
     findings = audit(surveyed, others, seed)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{surveyed.spec.title}[/bold]: {findings['n']} images in {surveyed.root}")
+    for note in surveyed.spec.notes:
+        console.print(f"- {note}", markup=False)
     for sentence in summary(findings):
         console.print(f"- {sentence}", markup=False)
     if out:
@@ -71,6 +75,7 @@ def audit(
 def preview(
     name: DatasetName,
     data_dir: DataDir = None,
+    columns: Columns = "",
     augmentation: Annotated[str, typer.Option(help="Name of an augmentation, or none.")] = "light",
     preprocessing: Annotated[str, typer.Option(help="Medical preprocessing steps, such as brain_crop,clahe.")] = "",
     lung_model: Annotated[
@@ -86,6 +91,7 @@ def preview(
     """Draw images as the model receives them: preprocessed and augmented."""
     from hf_medtl.common.text import split_commas
     from hf_medtl.data.augmentation import save_preview
+    from hf_medtl.data.columns import parse_columns
     from hf_medtl.data.images import read_image
     from hf_medtl.data.loading import survey
     from hf_medtl.data.specs import split_labels
@@ -93,7 +99,7 @@ def preview(
 
     steps = list(split_commas(preprocessing))
     check_steps(steps, fit, lung_model)
-    surveyed = survey(name, data_dir)
+    surveyed = survey(name, data_dir, columns=parse_columns(columns))
     labelled = surveyed.table.assign(label=surveyed.table["label"].map(split_labels)).explode("label")
     rows = labelled.groupby("label", group_keys=False).sample(images, random_state=seed, replace=True)
     rows = rows.drop_duplicates("path")
@@ -110,6 +116,7 @@ def push(
     name: DatasetName,
     repo: Annotated[str, typer.Argument(help="Target dataset repository on the Hub: owner/name.")],
     data_dir: DataDir = None,
+    columns: Columns = "",
     private: Private = False,
     rights_held: Annotated[
         bool, typer.Option("--rights_held", help="I hold the right to publish these images.")
@@ -121,16 +128,17 @@ def push(
     """Publish a dataset as Parquet with a card, leak-free splits and the audit."""
     from hf_medtl.data.audit import audit
     from hf_medtl.data.audit_page import summary, write_audit
+    from hf_medtl.data.columns import parse_columns
     from hf_medtl.data.loading import load, survey
     from hf_medtl.data.publish import check_licence, folder_size_mb, upload_dataset, write_parquet
 
-    loaded = load(name, data_dir, seed=seed)
+    loaded = load(name, data_dir, seed=seed, columns=parse_columns(columns))
     check_licence(loaded, rights_held)
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         if folder.exists() and any(folder.iterdir()):
             raise MedtlError(f"{folder} is not empty. Give --out a new or empty folder.")
-        surveyed = survey(name, data_dir)
+        surveyed = survey(name, data_dir, columns=parse_columns(columns))
         findings = audit(surveyed)
         write_parquet(loaded, folder, summary(findings), repo)
         write_audit(surveyed, findings, folder / "audit")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import Device, Figures, Model, Revision, TrustRemoteCode
+from hf_medtl.cli.options import Columns, Device, Figures, Model, Revision, TrustRemoteCode
 from hf_medtl.errors import MedtlError
 
 
@@ -38,6 +38,7 @@ def evaluate(
         Path | None, typer.Option("--training_data", help="The model's training data, to detect near-duplicates.")
     ] = None,
     sources: Annotated[str, typer.Option(help="Hospitals or collections to test on, separated by commas.")] = "",
+    columns: Columns = "",
     positive_label: Annotated[
         str | None,
         typer.Option("--positive_label", help="Positive label of a binary model that does not name it."),
@@ -61,6 +62,7 @@ def evaluate(
     Images that overlap with the training data are refused.
     """
     from hf_medtl.common.text import parse_label_map, split_commas
+    from hf_medtl.data.columns import parse_columns
     from hf_medtl.evaluation.matplotlib_backend import figure_formats
     from hf_medtl.runs.console import show_evaluation
     from hf_medtl.runs.evaluate import SHOWN, evaluate_model
@@ -79,6 +81,7 @@ def evaluate(
             drop_overlap=drop_overlap,
             training_data=training_data,
             sources=split_commas(sources),
+            columns=parse_columns(columns),
             positive=positive_label,
             robust=robustness,
             baseline=baseline,

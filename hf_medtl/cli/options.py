@@ -16,6 +16,9 @@ DatasetName = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option("--data_dir", help="Folder or file with the data; downloaded if not given.")
 ]
+Columns = Annotated[
+    str, typer.Option(help="Columns of a table by other names, such as file_name=Path,label=Finding,patient=PatientID.")
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
 Figures = Annotated[

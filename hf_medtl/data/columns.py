@@ -18,7 +18,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "file_name": (
         *("filename", "filepath", "file", "path", "imagepath", "imagefile", "imagefilename", "imagename", "imageindex"),
         *("image", "images", "img", "imgpath", "imgname", "imgfile", "imageid", "imgid", "idcode", "isicid", "fname"),
-        *("picture", "picturename", "dicom", "dicompath", "dicomfile", "dicomid", "dcm", "dcmpath", "sopinstanceuid"),
+        *("dicom", "dicompath", "dicomfile", "dicomid", "dcm", "dcmpath", "sopinstanceuid"),
     ),
     "label": (
         *("label", "labels", "class", "classname", "classlabel", "diagnosis", "diagnoses", "dx", "finding", "findings"),
@@ -66,11 +66,15 @@ class Columns:
     warnings: list[str] = field(default_factory=list)
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
+def parse_columns(text: str | None, option: str = "--columns") -> dict[str, str]:
     """Parse `--columns`: pairs such as `file_name=Path,label=Finding`.
 
     A value is the name of a column, several of 0 and 1 for the labels, joined by + (`label=Edema+Mass`), or a format
     string (`file_name=images/{id}.png`).
+
+    Args:
+        text: What the option says; None and "" give an empty dict.
+        option: The option, for the error.
 
     Raises:
         MedtlError: Not such pairs, or an unknown field.
@@ -79,14 +83,14 @@ def parse_columns(text: str | None) -> dict[str, str]:
     for pair in filter(None, (text or "").split(",")):
         name, sign, value = (part.strip() for part in pair.partition("="))
         if not (sign and name and value):
-            raise MedtlError(f"--columns takes pairs such as file_name=Path,label=Finding, found {pair.strip()!r}.")
+            raise MedtlError(f"{option} takes pairs such as file_name=Path,label=Finding, found {pair.strip()!r}.")
         if name not in FIELDS:
             raise MedtlError(
-                f"--columns: expected one of {', '.join(FIELDS)} before the sign =, found {name!r}. "
+                f"{option}: expected one of {', '.join(FIELDS)} before the sign =, found {name!r}. "
                 f"{suggest(name, list(FIELDS)).removesuffix(' See --help.')}"
             )
         if name in columns:
-            raise MedtlError(f"--columns gives {name} twice. Remove one of them.")
+            raise MedtlError(f"{option} gives {name} twice. Remove one of them.")
         columns[name] = value
     return columns
 
@@ -95,7 +99,7 @@ def choose_columns(
     frame: pd.DataFrame,
     stated: Mapping[str, str],
     has_file: Callable[[str], bool],
-    place: str,
+    table: str,
     guess: Iterable[str] = FIELDS,
 ) -> Columns:
     """Choose the column of each field: those stated, else those with a usual name whose content fits.
@@ -104,13 +108,13 @@ def choose_columns(
         frame: The table as text.
         stated: Field -> column or format string, from the dataset or from `--columns`.
         has_file: True for a cell that names an existing file.
-        place: The table, for messages.
+        table: The table, for messages.
         guess: Fields whose column may have another name than the field.
 
     Raises:
         MedtlError: A stated column does not exist; two columns may be the label; unknown splits.
     """
-    rules = {name: _to_rule(frame, name, value, place) for name, value in stated.items()}
+    rules = {name: _to_rule(frame, name, value, table) for name, value in stated.items()}
     taken = {column for rule in rules.values() for column in columns_of(rule)}
     warnings: list[str] = []
     for name in ("file_name", "split", "mask", "source", "patient", "label"):
@@ -123,7 +127,7 @@ def choose_columns(
         if name == "file_name" and not fitting and name in set(guess):
             fitting = named  # so that missing files are said to be missing
         if name == "label" and fitting:
-            _check_one_label(frame, fitting, place)
+            _check_one_label(frame, fitting, table)
         if fitting:
             rules[name] = f"{{{fitting[0]}}}"
             taken.add(fitting[0])
@@ -134,10 +138,10 @@ def choose_columns(
         similar = [column for column in unused if re.search(HINTS[name], _words(column))]
         if similar:
             warnings.append(
-                f"{place}: the column{'s' * (len(similar) > 1)} {abbreviate(similar, 4)} may be the {name} but "
+                f"{table}: the column{'s' * (len(similar) > 1)} {abbreviate(similar, 4)} may be the {name} but "
                 f"{'are' if len(similar) > 1 else 'is'} not used. To use one: --columns {name}={similar[0]}"
             )
-    return Columns(rules, [_describe(rules, unused, place)], warnings)
+    return Columns(rules, [_describe(rules, unused, table)], warnings)
 
 
 def columns_of(rule: str) -> list[str]:
@@ -164,7 +168,7 @@ def plain_name(column: str) -> str:
     return re.sub(r"[\W_]+", "", column).lower()
 
 
-def _to_rule(frame: pd.DataFrame, name: str, value: str, place: str) -> str:
+def _to_rule(frame: pd.DataFrame, name: str, value: str, table: str) -> str:
     """Return the rule for a stated column, with the columns as the table spells them; see `parse_columns`."""
     whole = find_column(value, frame)
     if "{" not in value and whole is not None:
@@ -175,7 +179,7 @@ def _to_rule(frame: pd.DataFrame, name: str, value: str, place: str) -> str:
             close = difflib.get_close_matches(column, list(frame), n=1, cutoff=0.4)
             hint = f"The most similar one is {close[0]!r}. " if close else ""
             raise MedtlError(
-                f"{place} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(list(frame), 20)}."
+                f"{table} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(list(frame), 20)}."
             )
         value = value.replace(column, actual) if column != actual else value
     if "{" not in value and name != "label":
@@ -202,7 +206,7 @@ def sample_cells(cells: pd.Series) -> list[str]:
     return distinct[:: -(-len(distinct) // 50) or 1]
 
 
-def _check_one_label(frame: pd.DataFrame, columns: list[str], place: str) -> None:
+def _check_one_label(frame: pd.DataFrame, columns: list[str], table: str) -> None:
     """Raise MedtlError if columns may all be the label and do not say the same."""
     first, *others = columns
     if first == "label":
@@ -213,7 +217,7 @@ def _check_one_label(frame: pd.DataFrame, columns: list[str], place: str) -> Non
     ]  # fmt: skip
     if different:
         raise MedtlError(
-            f"{place}: the columns {', '.join([first, *different])} may all be the label. Choose one, such as "
+            f"{table}: the columns {', '.join([first, *different])} may all be the label. Choose one, such as "
             f"--columns label={first}."
         )
 
@@ -223,11 +227,11 @@ def _words(column: str) -> str:
     return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column)).lower().strip()
 
 
-def _describe(rules: Mapping[str, str], unused: list[str], place: str) -> str:
+def _describe(rules: Mapping[str, str], unused: list[str], table: str) -> str:
     """Return a sentence about the columns that are used and those that are not."""
     used = [
         f"{name} from {' + '.join(columns_of(rule))}" if columns_of(rule) != [name] else name
         for name, rule in rules.items()
     ]
     rest = f"; not used: {abbreviate(unused, 12)}" if unused else ""
-    return f"{place}: {', '.join(used)}{rest}."
+    return f"{table}: {', '.join(used)}{rest}."

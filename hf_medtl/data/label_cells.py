@@ -20,7 +20,7 @@ UNCERTAIN = "?uncertain: "  # begins a label that can't be used; a ? excludes th
 POLICIES = ("exclude", "negative", "positive")
 
 
-def read_cells(cells: Sequence[str], place: str) -> tuple[list[str], list[str]]:
+def read_cells(cells: Sequence[str], table: str) -> tuple[list[str], list[str]]:
     """Return labels joined by |, as the rest of the package has them, and notes on how the cells were read.
 
     JSON and Python lists are lists of labels. A cell with commas or semicolons is one only if each of its parts is the
@@ -28,7 +28,7 @@ def read_cells(cells: Sequence[str], place: str) -> tuple[list[str], list[str]]:
 
     Args:
         cells: (n,) what the table says.
-        place: The table, for notes.
+        table: The table, for notes.
     """
     labels = ["" if re.fullmatch(MISSING, cell) else _parse_list(cell) for cell in cells]
     if all(re.fullmatch(r"(-?\d+(\.0+)?)?", label) for label in labels):
@@ -43,16 +43,16 @@ def read_cells(cells: Sequence[str], place: str) -> tuple[list[str], list[str]]:
         parts = {cell: [part.strip() for part in cell.split(sign) if part.strip()] for cell in joined}
         if alone and all(set(own) <= alone for own in parts.values()):
             labels = ["|".join([*parts[label], ""]) if label in parts else label for label in labels]
-            notes.append(f"{place}: cells such as {joined[0]!r} are read as {len(parts[joined[0]])} labels.")
+            notes.append(f"{table}: cells such as {joined[0]!r} are read as {len(parts[joined[0]])} labels.")
         else:
             notes.append(
-                f"{place}: labels such as {joined[0]!r} are read as one label. Separate multiple labels by |, as in "
+                f"{table}: labels such as {joined[0]!r} are read as one label. Separate multiple labels by |, as in "
                 f"{'|'.join(parts[joined[0]])!r}."
             )
     return labels, notes
 
 
-def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str, place: str) -> tuple[list[str], str]:
+def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str, table: str) -> tuple[list[str], str]:
     """Return the labels that columns of 0 and 1 state, and a note on how they were read.
 
     If each row has a single 1, images have one label each, else any number of them. Blank means 0.
@@ -61,7 +61,7 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
         frame: The table as text.
         columns: The columns, whose names are the labels.
         uncertain: What -1 (uncertain, as in CheXpert) means: one of POLICIES. With "exclude" the image is excluded.
-        place: The table, for messages.
+        table: The table, for messages.
 
     Raises:
         MedtlError: Another value than 0, 1, -1 or blank, or a column whose name has a |.
@@ -72,7 +72,7 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
         unknown = sorted(set(cells) - NUMBERS.keys())
         if unknown or "|" in column:
             raise MedtlError(
-                f"{place}: expected 0, 1 or blank (or -1 for uncertain) in the column {column!r}, which is one of "
+                f"{table}: expected 0, 1 or blank (or -1 for uncertain) in the column {column!r}, which is one of "
                 f"several for the labels, found {abbreviate(list(map(repr, unknown)), 5)}."
             )
         values[:, number] = cells.map(NUMBERS)
@@ -82,7 +82,7 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
     labels = ["|".join(np.asarray(columns, dtype=object)[row.astype(bool)].tolist()) for row in values]
     if not single:
         labels = [f"{label}|" for label in labels]
-    note = f"{place}: the columns {abbreviate(list(columns), 20)} are read as "
+    note = f"{table}: the columns {abbreviate(list(columns), 20)} are read as "
     note += "labels, one for each image." if single else "labels, any number of them per image; blank means 0."
     if is_uncertain.any():
         rows = is_uncertain.any(axis=1)
@@ -96,8 +96,8 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
 
 def indicator_columns(frame: pd.DataFrame) -> list[str]:
     """Return the columns that have only 0, 1, -1 and blank, and both 0 or blank and 1."""
-    kinds = {column: {NUMBERS.get(cell.lower()) for cell in set(frame[column])} for column in frame}
-    return [column for column, values in kinds.items() if None not in values and 1 in values and len(values) > 1]
+    meanings = {column: {NUMBERS.get(cell.lower()) for cell in set(frame[column])} for column in frame}
+    return [column for column, values in meanings.items() if None not in values and 1 in values and len(values) > 1]
 
 
 def clean_patients(cells: Sequence[str]) -> list[str]:
@@ -106,7 +106,7 @@ def clean_patients(cells: Sequence[str]) -> list[str]:
     return [cell.partition(".")[0] if re.fullmatch(r"\d+\.0+", cell) else cell for cell in cells]
 
 
-def merge_rows(frame: pd.DataFrame, place: str, multilabel: bool) -> tuple[pd.DataFrame, list[str]]:
+def merge_rows(frame: pd.DataFrame, table: str, multilabel: bool) -> tuple[pd.DataFrame, list[str]]:
     """Return one row for each file, and a note if rows were merged.
 
     Rows of one file, as in tables with a row for each box or reader, are merged if they agree; an empty cell agrees
@@ -114,7 +114,7 @@ def merge_rows(frame: pd.DataFrame, place: str, multilabel: bool) -> tuple[pd.Da
 
     Args:
         frame: Rows with the columns FIELDS.
-        place: The table, for messages.
+        table: The table, for messages.
         multilabel: True if images have any number of labels.
 
     Raises:
@@ -145,9 +145,9 @@ def merge_rows(frame: pd.DataFrame, place: str, multilabel: bool) -> tuple[pd.Da
         if column == "label":
             hint += ", or, if an image can have more than one label, separate the labels by | in one row"
         raise MedtlError(
-            f"{place}: {len(names)} images have rows with a different {column}: {abbreviate(names, 3)}. {hint}."
+            f"{table}: {len(names)} images have rows with a different {column}: {abbreviate(names, 3)}. {hint}."
         )
-    note = f"{place}: {int(repeated.sum())} rows of {len(rows)} images are merged, because they agree"
+    note = f"{table}: {int(repeated.sum())} rows of {len(rows)} images are merged, because they agree"
     note += f"; their {' and '.join(sorted(united))}s are united." if multilabel else "."
     return pd.concat([merged, pd.DataFrame(rows)], ignore_index=True), [note]
 

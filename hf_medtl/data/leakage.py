@@ -43,7 +43,7 @@ def shared_images(seen: Survey, other: Survey) -> pd.DataFrame:
         groups[comparable] = near_duplicates([fingerprints[i] for i in comparable])
     files = _first_paths(seen.table["sha256"], seen.table["path"])
     copies = _first_paths(groups[:n], seen.table["path"])
-    same_collection = seen.spec.id == other.spec.id and (seen.spec.patient or seen.spec.columns)
+    same_collection = seen.spec.id == other.spec.id and (seen.spec.patient or seen.spec.table)
     patients = _first_paths(seen.table["patient"], seen.table["path"]) if same_collection else {}
     patients.pop("", None)
     images = list(zip(other.table["path"], other.table["sha256"], groups[n:], other.table["patient"], strict=True))
@@ -74,7 +74,8 @@ def training_footprint(spec: DatasetSpec, splits: Path | None, data_dir: str | P
         MedtlError: `splits` is not a splits.csv, or `load` fails with it.
     """
     if splits and data_dir:
-        return replace(load(spec.name, data_dir, splits=splits, task=spec.task), spec=spec, labels=spec.labels)
+        footprint = load(spec.name, data_dir, splits=splits, task=spec.task, columns=spec.columns)
+        return replace(footprint, spec=spec, labels=spec.labels)
     table = read_splits_file(splits, COLUMNS) if splits else pd.DataFrame(columns=COLUMNS, dtype=str)
     # Patients in splits.csv are pseudonyms, which can't be compared with the names in another table.
     table = table.assign(patient="", source=spec.id, mask="")
@@ -95,6 +96,7 @@ def load_external(
     labels: Mapping[str, str] | None = None,
     drop_overlap: bool = False,
     sources: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
     split: str = "all",
     option: str = "--external_labels",
 ) -> LoadedDataset:
@@ -110,6 +112,7 @@ def load_external(
         labels: Label of the second dataset -> label of the first, if their names differ; "" excludes its images.
         drop_overlap: Exclude images seen in training instead of raising an error.
         sources: As for `load`; a model can be trained on one hospital of a dataset and tested on another.
+        columns: As for `load`.
         split: "all", or the official split to test on.
         option: Command-line option that sets `labels`, for error messages.
 
@@ -122,7 +125,8 @@ def load_external(
             does not annotate one; the masks show another structure; there is no such split; or `load` fails.
     """
     is_segmentation = loaded.spec.is_segmentation
-    external = _select_official_split(survey(dataset, data_dir, task=loaded.spec.task, sources=sources), split)
+    surveyed = survey(dataset, data_dir, task=loaded.spec.task, sources=sources, columns=columns)
+    external = _select_official_split(surveyed, split)
     spec = external.spec
     if loaded.spec.name in spec.copies_of or spec.name in loaded.spec.copies_of:
         raise MedtlError(

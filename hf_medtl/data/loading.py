@@ -1,7 +1,7 @@
 """Dataset loading: from an entry of `DATASETS` to checked, grouped and split images in canonical columns."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def load(
     positive: str | None = None,
     task: str | None = None,
     sources: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> LoadedDataset:
     """Find, check and split a dataset, without a patient or a (near-)duplicate image in two splits.
 
@@ -61,6 +62,8 @@ def load(
         task: Task of the model, if it is not the dataset's own. For image-segmentation, images without a mask are
             excluded and fewer than two labels are allowed.
         sources: Hospitals or collections to keep, as in the column source; all if empty.
+        columns: Columns of a table that have other names than usual: file_name, label, patient, source, mask or split
+            -> column, or as `parse_columns` describes.
 
     Returns:
         The images with their splits.
@@ -74,7 +77,7 @@ def load(
         >>> load("brain-phantoms").splits()["train"].column_names
         ['image', 'mask', 'label', 'patient', 'source', 'image_id']
     """
-    checked = survey(dataset, data_dir, positive=positive, task=task, sources=sources)
+    checked = survey(dataset, data_dir, positive=positive, task=task, sources=sources, columns=columns)
     warn_of_guess(checked.spec.title, str(checked.spec.positive), checked.spec.positive_source, checked.labels)
     spec, table, excluded = checked.spec, checked.table, checked.excluded
     fractions = {"train": 1 - validation_fraction - test_fraction, "validation": validation_fraction}
@@ -112,6 +115,7 @@ def survey(
     positive: str | None = None,
     task: str | None = None,
     sources: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> Survey:
     """Find and check all files of a dataset, and group copies and patients.
 
@@ -121,6 +125,7 @@ def survey(
         positive: As for `load`.
         task: As for `load`.
         sources: As for `load`.
+        columns: As for `load`.
 
     Returns:
         All readable images, not yet split.
@@ -129,6 +134,12 @@ def survey(
         MedtlError: As for `load`, except for errors of splitting.
     """
     spec, root = locate_dataset(dataset, data_dir)
+    if columns and spec.reader == "paths":
+        raise MedtlError(
+            f"--columns is for tables, but {spec.name} is read from folders and names of files. Remove it, or use "
+            "--dataset table or imagefolder."
+        )
+    spec = replace(spec, columns=spec.columns | dict(columns or {}))
     spec = replace(spec, task=task or spec.task)
     spec, rows = READERS[spec.reader](spec, root)
     if root.is_file():

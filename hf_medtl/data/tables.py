@@ -23,7 +23,7 @@ from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
 
-METADATA_NAMES = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)  # beside folders of images
+METADATA_NAMES = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES if suffix != ".txt")  # beside folders
 
 Rows = list[dict[str, str]]
 
@@ -95,8 +95,10 @@ def read_listing(
     Raises:
         MedtlError: A table can't be read, lacks a column, or contradicts itself; its files are missing or outside.
     """
-    index, notes = TablePaths(root, paths), list(spec.notes)
-    frames = [_read_images(spec, index, file, notes) for file in files]
+    index, notes, warnings, frames = TablePaths(root, paths), list[str](), list[str](), list[pd.DataFrame]()
+    for file in files:
+        frame, more, doubts = _read_images(spec, index, file)
+        frames, notes, warnings = [*frames, frame], [*notes, *more], [*warnings, *doubts]
     for file, frame in zip(files, frames, strict=True):
         if len(files) > 1 and not frame["split"].any():  # train.csv and valid.csv
             frame["split"] = parse_split(posixpath.basename(file).partition(".")[0]) or ""
@@ -110,12 +112,14 @@ def read_listing(
             "the table to the folder that its paths are relative to."
         )
     if missing:
-        message = f"{', '.join(files)}: {len(missing)} of {len(frame)} files are missing: {abbreviate(missing, 5)}."
-        logger.warning("%s", message)
-        notes.append(message)
-    for note in merged:
-        logger.info("%s", note)
-    return replace(spec, notes=(*notes, *merged)), frame
+        number = f"{len(missing)} of {len(frame)} files are missing"
+        warnings.append(f"{', '.join(files)}: {number}: {abbreviate(missing, 5)}.")
+    notes += merged
+    for text in notes:
+        logger.info("%s", text)
+    for text in warnings:
+        logger.warning("%s", text)
+    return replace(spec, notes=(*spec.notes, *notes, *warnings)), frame
 
 
 def read_metadata(spec: DatasetSpec, path: Path) -> pd.DataFrame:
@@ -138,7 +142,7 @@ def read_metadata(spec: DatasetSpec, path: Path) -> pd.DataFrame:
         files = find_tables(spec, root, paths) if spec.table else [path.name]
     index, tables = TablePaths(root, paths), [pd.DataFrame()]
     for file in files:
-        names = _read_images(spec, index, file, [])["file_name"]
+        names = _read_images(spec, index, file)[0]["file_name"]
         tables.append(_read_rows(spec, root / file).set_axis(names, axis=0))
     table = pd.concat(tables)
     return table[~table.index.duplicated()].fillna("")
@@ -164,9 +168,9 @@ def _read_rows(spec: DatasetSpec, file: Path) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _read_images(spec: DatasetSpec, index: TablePaths, file: str, notes: list[str]) -> pd.DataFrame:
-    """Read the rows of one table as in `read_listing`, not merged, and append to the notes how."""
-    place, folder = str(index.root / file), posixpath.dirname(file)
+def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the rows of one table as in `read_listing`, not merged, notes on how they were read, and warnings."""
+    table, folder = str(index.root / file), posixpath.dirname(file)
     frame = _read_rows(spec, index.root / file)
 
     def has_file(cell: str) -> bool:
@@ -178,33 +182,30 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str, notes: list[st
     if "file_name" not in rules:
         fitting = (column for column in frame if any(map(has_file, sample_cells(frame[column]))))
         raise MedtlError(
-            f"{place}: expected a column 'file_name' with image paths relative to the file, found the columns "
+            f"{table}: expected a column 'file_name' with image paths relative to the file, found the columns "
             f"{abbreviate(list(frame), 12)}. Name it, such as --columns file_name={next(fitting, frame.columns[0])}. "
             f"Optional columns: {', '.join(FIELDS[1:])}."
         )
     if "label" not in rules and spec.reader == "table" and not spec.is_segmentation:
-        rules["label"] = _guess_indicators(frame, place)
+        labels = {"label": _guess_indicators(frame, table)}
+        columns = choose_columns(frame, spec.columns | labels, has_file, file, guess)
+        rules = columns.rules
     rows = {name: apply_rule(frame, rules[name]) if name in rules else [""] * len(frame) for name in FIELDS}
-    found = [*columns.notes]
+    sentences = [*columns.notes]
     if len(names := columns_of(rules.get("label", ""))) > 1 and "{" not in rules["label"]:
         rows["label"], note = read_indicators(frame, names, spec.uncertain, file)
-        found.append(note)
+        sentences.append(note)
     elif not spec.labels:
         rows["label"], more = read_cells(rows["label"], file)
-        found += more
+        sentences += more
     rows["patient"] = clean_patients(rows["patient"])
-    rows["split"] = _parse_splits(spec, rows["split"], place)
+    rows["split"] = _parse_splits(spec, rows["split"], table)
     rows["file_name"], more = _find_images(rows["file_name"], index, file)
     rows["mask"] = _find_masks(rows["mask"], index, file)
-    for text in (*found, *more):
-        logger.info("%s", text)
-    for text in columns.warnings:
-        logger.warning("%s", text)
-    notes += [*found, *more, *columns.warnings]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), [*sentences, *more], columns.warnings
 
 
-def _guess_indicators(frame: pd.DataFrame, place: str) -> str:
+def _guess_indicators(frame: pd.DataFrame, table: str) -> str:
     """Return the rule for labels in columns of 0 and 1 with a single 1 in each row.
 
     Raises:
@@ -217,10 +218,10 @@ def _guess_indicators(frame: pd.DataFrame, place: str) -> str:
     hint = f"Choose one, such as --columns label={frame.columns[-1]}."
     if len(names) > 1:
         hint = f"If columns of 0 and 1 are the labels, join them by +: --columns label={'+'.join(names)}"
-    raise MedtlError(f"{place}: expected a column 'label', found {abbreviate(list(frame), 12)}. {hint}")
+    raise MedtlError(f"{table}: expected a column 'label', found {abbreviate(list(frame), 12)}. {hint}")
 
 
-def _parse_splits(spec: DatasetSpec, cells: list[str], place: str) -> list[str]:
+def _parse_splits(spec: DatasetSpec, cells: list[str], table: str) -> list[str]:
     """Return our names of splits, or those that `spec.official` knows.
 
     Raises:
@@ -230,7 +231,7 @@ def _parse_splits(spec: DatasetSpec, cells: list[str], place: str) -> list[str]:
     unknown = sorted(cell for cell, name in names.items() if cell and not name)
     if unknown:
         raise MedtlError(
-            f"{place}: expected splits such as train, validation and test, found {abbreviate(unknown, 6)} in the "
+            f"{table}: expected splits such as train, validation and test, found {abbreviate(unknown, 6)} in the "
             "column of the split. Rename them, or, to ignore it, the column."
         )
     return [names[cell] for cell in cells]
@@ -243,17 +244,19 @@ def _find_images(cells: list[str], index: TablePaths, file: str) -> tuple[list[s
         MedtlError: Paths lead out of the data folder; different cells mean the same file.
     """
     folder = posixpath.dirname(file)
+    if "" in cells:
+        raise MedtlError(f"{index.root / file}: {cells.count('')} rows name no file. Fill in or remove them.")
     stated = {cell: index.join(cell, folder) for cell in dict.fromkeys(cells)}
-    found = {cell: index.find(cell, folder) or path for cell, path in stated.items()}
+    files = {cell: index.find(cell, folder) or path for cell, path in stated.items()}
     outside = [cell for cell, path in stated.items() if index.is_outside(path)]
     if outside:
         raise MedtlError(
             f"{index.root / file}: paths must be inside the folder of the file, found {abbreviate(outside, 5)}. Move "
             "the table to a folder that contains the images, and give it there."
         )
-    guessed = [cell for cell, path in found.items() if path != stated[cell]]
+    guessed = [cell for cell, path in files.items() if path != stated[cell]]
     owners: dict[str, set[str]] = {}
-    for cell, path in found.items():
+    for cell, path in files.items():
         owners.setdefault(path, set()).add(stated[cell])
     shared = next((path for path, names in owners.items() if len(names) > 1), None)
     if shared is not None:
@@ -263,8 +266,8 @@ def _find_images(cells: list[str], index: TablePaths, file: str) -> tuple[list[s
         )
     notes = []
     if guessed:
-        notes.append(f"{file}: {len(guessed)} files are found by name, such as {found[guessed[0]]} for {guessed[0]}.")
-    return [found[cell] for cell in cells], notes
+        notes.append(f"{file}: {len(guessed)} files are found by name, such as {files[guessed[0]]} for {guessed[0]}.")
+    return [files[cell] for cell in cells], notes
 
 
 def _find_masks(cells: list[str], index: TablePaths, file: str) -> list[str]:
@@ -275,11 +278,11 @@ def _find_masks(cells: list[str], index: TablePaths, file: str) -> list[str]:
     """
     folder = posixpath.dirname(file)
     parts = {part for cell in cells for part in cell.split("|") if part}
-    found = {part: index.find(part, folder, mask=True) for part in parts}
-    missing = sorted(part for part, path in found.items() if not path)
+    files = {part: index.find(part, folder, mask=True) for part in parts}
+    missing = sorted(part for part, path in files.items() if not path)
     if missing:
         raise MedtlError(
             f"{index.root / file}: {len(missing)} of {len(parts)} masks are missing: {abbreviate(missing, 5)}. Correct "
             "the paths, which are relative to the table, or leave the cells empty."
         )
-    return ["|".join(found[part] for part in cell.split("|") if part) for cell in cells]
+    return ["|".join(files[part] for part in cell.split("|") if part) for cell in cells]

@@ -33,6 +33,8 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
     table.add_row("groups", *(str(rows["group"].nunique()) for _, rows in parts.values()))
     console = Console()
     console.print(table)
+    for note in (*loaded.spec.notes, *(plan.external.spec.notes if plan.external else ())):
+        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
     division = ""
     if recipe.world_size > 1 or recipe.gradient_accumulation_steps > 1:
         division = (

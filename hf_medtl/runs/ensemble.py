@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
@@ -83,7 +84,9 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     same_test = all(member.predictions[columns].equals(members[0].predictions[columns]) for member in members)
     result = {"dataset": results[0]["dataset"], "task": task.pipeline, "split": "test"}
     if soup and same_split and data_dir:
-        loaded = load(results[0]["dataset"], data_dir, splits=members[0].path / "splits.csv", positive=positive)
+        columns = parse_columns(members[0].recipe.get("columns"))
+        splits = members[0].path / "splits.csv"
+        loaded = load(results[0]["dataset"], data_dir, splits=splits, positive=positive, columns=columns)
         task = task_for_dataset(loaded)
         rule, alpha = results[0].get("threshold_rule") or "youden", results[0].get("conformal", {}).get("alpha", 0.1)
         fitted = task.calibrate(model, loaded, task.predict(folder, loaded, "validation"), rule, alpha)

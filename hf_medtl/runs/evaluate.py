@@ -47,6 +47,7 @@ def evaluate_model(
     drop_overlap: bool = False,
     training_data: str | Path | None = None,
     sources: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
     positive: str | None = None,
     robust: bool = False,
     baseline: str | Path | None = None,
@@ -68,6 +69,7 @@ def evaluate_model(
         drop_overlap: as for `load_external`.
         training_data: the model's training images, so that near-duplicates of them are recognised, too.
         sources: as for `load_external`.
+        columns: as for `load_external`.
         positive: the positive one of two labels, if the model does not record it.
         robust: also test on nine corruptions of the images at five levels: 46 times the work.
         baseline: run folder or Hub id of a model that this one's robustness is relative to.
@@ -99,10 +101,11 @@ def evaluate_model(
         labels=labels,
         drop_overlap=drop_overlap,
         sources=sources,
+        columns=columns,
         split=split,
         option="--labels",
     )
-    columns = subgroup_columns(external, data_dir, by)
+    subgroups = subgroup_columns(external, data_dir, by)
     task = task_for_dataset(external)
     other = None
     if baseline:
@@ -132,7 +135,7 @@ def evaluate_model(
             if key in subject.results
         },
         "slices": {
-            name: _subgroup_results(task, external, predictions, subject, column) for name, column in columns.items()
+            name: _subgroup_results(task, external, predictions, subject, column) for name, column in subgroups.items()
         },
         "overlap": subject.overlap,
         "excluded": count_excluded(external),

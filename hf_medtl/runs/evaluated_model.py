@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.leakage import training_footprint
 from hf_medtl.data.positive_label import check_positive, guess_positive, warn_of_guess
@@ -59,7 +60,8 @@ class EvaluatedModel:
         dataset = run.results.get("dataset") or run.recipe.get("dataset") or name
         spec = DATASETS.get(dataset, replace(DATASETS["imagefolder"], name=dataset, title=dataset))
         spec = task_for_predictor(predictor).dataset_spec(spec, predictor.labels)
-        spec = replace(spec, positive=rule.positive, positive_source=source)
+        columns = spec.columns | parse_columns(run.recipe.get("columns"))
+        spec = replace(spec, positive=rule.positive, positive_source=source, columns=columns)
         has_splits = (run.path / "splits.csv").is_file()
         if training_data and not has_splits:
             raise MedtlError(

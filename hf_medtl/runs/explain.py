@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.data.loading import load
@@ -129,7 +130,8 @@ def explain_model(
         raise MedtlError(f"{model} has no splits.csv, so its training images are unknown. Give a run of hf_medtl.")
     name = dataset or finished.recipe.get("dataset", "brain-tumor-mri")  # recipe.yaml leaves out defaults
     positive = finished.results.get("positive_label")
-    loaded = load(name, data_dir, splits=finished.path / "splits.csv", positive=positive)
+    columns = parse_columns(finished.recipe.get("columns"))
+    loaded = load(name, data_dir, splits=finished.path / "splits.csv", positive=positive, columns=columns)
     rows = loaded.rows(split)
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no images. Give --split test, validation or train.")

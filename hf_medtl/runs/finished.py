@@ -8,6 +8,7 @@ from transformers.utils.hub import cached_file
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.text import split_commas
+from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
@@ -68,6 +69,7 @@ def load_run_data(run: RunFolder, data_dir: Path | None = None) -> LoadedDataset
         positive=run.results.get("positive_label"),
         task=run.task,
         sources=split_commas(run.recipe.get("sources", "")),
+        columns=parse_columns(run.recipe.get("columns")),
     )
 
 

@@ -16,8 +16,8 @@ from hf_medtl.training.recipe import PRIVATE_OPTIONS, Recipe, strip_path
 BUDGETS = ("steps", "epochs")
 # Options that would have cells tested on different images, or that the study itself sets.
 COMMON_OPTIONS = (
-    *("dataset", "fold", "folds", "mask_values", "official_split", "push_to_hub", "search", "seed", "sources"),
-    *("split_seed", "task", "test_fraction", "train_fraction", "validation_fraction"),
+    *("columns", "dataset", "fold", "folds", "mask_values", "official_split", "push_to_hub", "search", "seed"),
+    *("sources", "split_seed", "task", "test_fraction", "train_fraction", "validation_fraction"),
 )
 
 

@@ -23,7 +23,7 @@ LISTS: dict[str, tuple[str, ...]] = {
     "preprocessing": ("brain_crop", "lung_crop", "grayscale", "blur", "clahe"),
     "figures": ("png", "pdf", "svg"),
 }
-OWN_NETWORKS = ("cnn", "cnn_baseline", "unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
+OWN_NETWORKS = ("cnn", "cnn_baseline", "vit_tiny", "unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
 THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
 
 
@@ -50,6 +50,9 @@ class Options:
     mask_values: str | None = _new(
         None, "Class of each gray value in multi-class masks, background first: 0=background,128=lungs,255=heart."
     )
+    columns: str = _new(
+        "", "Columns of a table by other names: file_name=Path,label=Finding,patient=PatientID; mask, split, source."
+    )
     sources: str = _new(
         "", "Comma-separated sources (hospitals or collections) to use, where the dataset names them. Default: all."
     )
@@ -71,6 +74,7 @@ class Options:
         None, "Second dataset to test on. Refused if images of it are also used in training."
     )
     external_data_dir: str | None = _new(None, "Folder or file of the external dataset. Downloaded if omitted.")
+    external_columns: str = _new("", "Columns of the external dataset's table, as for --columns.")
     external_sources: str = _new("", "Comma-separated sources of the external dataset to test on.")
     external_labels: str | None = _new(
         None, "External labels that have other names here: viral_pneumonia=pneumonia,a=b."
@@ -81,8 +85,8 @@ class Options:
     split_seed: int | None = _new(None, "Seed of the split. Default: --seed.")
     model_name_or_path: str = _new(
         "google/vit-base-patch16-224-in21k",
-        f"Backbone: Hub id, folder, timm/NAME or {' or '.join(OWN_NETWORKS[:2])}; "
-        f"for segmentation, a segmentation model or one of {', '.join(OWN_NETWORKS[2:])}.",
+        f"Backbone: Hub id, folder, timm/NAME or {' or '.join(OWN_NETWORKS[:3])}; "
+        f"for segmentation, a segmentation model or one of {', '.join(OWN_NETWORKS[3:])}.",
     )
     encoder: str | None = _new(
         None, "Encoder of a new segmentation network, such as resnet34, mit_b0 or tu-convnext_tiny."

@@ -17,6 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_medtl.common.text import parse_label_map, split_commas, suggest
 from hf_medtl.data import augmentation as augment
+from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.loading import load
 from hf_medtl.data.specs import DATASETS
@@ -128,10 +129,12 @@ class Recipe(Options, TrainingArguments):
                 raise MedtlError(
                     f"--{option} is the alpha of Beta(alpha, alpha), at least 0 (typically 0.2 or 1), but is {alpha}."
                 )
-        for option in ("external_labels", "external_sources"):
+        for option in ("external_columns", "external_labels", "external_sources"):
             if getattr(self, option) and not self.external_dataset:
                 raise MedtlError(f"--{option} needs --external_dataset.")
         self.label_map  # noqa: B018 - raises for an invalid value
+        parse_columns(self.columns)
+        parse_columns(self.external_columns, "--external_columns")
         check_steps(self.steps, self.fit, self.lung_model)
         check_postprocessing(self.postprocessing)
         self.mask_classes  # noqa: B018 - raises for an invalid value
@@ -321,6 +324,7 @@ class Recipe(Options, TrainingArguments):
             positive=self.positive_label,
             task=self.task,
             sources=split_commas(self.sources),
+            columns=parse_columns(self.columns),
         )
         if self.train_fraction == 1:
             return loaded
