@@ -13,6 +13,7 @@ from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.evaluation.subgroups import generalization_gap
 from hf_medtl.runs.model_card import count_excluded, warn_instead, write_card
+from hf_medtl.runs.resuming import read_notes
 from hf_medtl.tasks import Task
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import environment, peak_memory_mb
@@ -87,7 +88,10 @@ def write_artifacts(
         task.draw_figures(folder, figures, loaded, predictions, results)
     with warn_instead("The model card", folder, f"hf-medtl card write {folder}"):
         of_training = {
-            "procedure": _describe_training(recipe, trainer.state),
+            "procedure": [
+                *_describe_training(recipe, trainer.state),
+                *(f"{note.removeprefix('# ')}." for note in read_notes(run)),
+            ],
             "worst": task.worst_images(table, results, MAX_WORST),
             "model_class": type(trainer.model).__name__,
             "parameters": trainer.model.num_parameters(),

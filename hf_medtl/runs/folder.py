@@ -17,18 +17,6 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.training.recipe import Recipe, default_value
 
 SEARCH_DB = "search.db"
-# Options that decide which tensors a checkpoint and its optimizer have.
-CHECKPOINT_OPTIONS = (
-    "ema_decay",
-    "encoder",
-    "encoder_weights",
-    "from_scratch",
-    "lora_rank",
-    "model_name_or_path",
-    "optim",
-    "strategy",
-    "task",
-)
 GIGABYTE = 1e9
 NOT_WRITABLE = "--output_dir {} can't be written to. Give a folder that you have write access to."
 
@@ -64,7 +52,7 @@ def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> N
             f"{folder} holds the checkpoints of an unfinished run. Go on with it: --resume_from_checkpoint auto. "
             "Or start anew: give another --output_dir, or move that one away."
         )
-    if any(folder.iterdir()) and not run.is_marked and not resuming:
+    if any(path.name != ".run.lock" for path in folder.iterdir()) and not run.is_marked and not resuming:
         raise MedtlError(f"{folder} is not empty and holds no run. Give an --output_dir that is new or empty.")
 
 
@@ -118,16 +106,13 @@ def start_run(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.
         excluded: The images left out; not written if empty.
 
     Raises:
-        MedtlError: The folder can't be written to, or a resumed run had another split or another kind of model.
+        MedtlError: The folder can't be written to, or a resumed run had another split.
     """
     run = RunFolder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run.mark_unfinished()
         check_same_split(run, table)
-        for key, change in changed_options(run, recipe_yaml).items():
-            if key in CHECKPOINT_OPTIONS:
-                raise MedtlError(f"{change}, so its checkpoints do not fit. Give what it was, or another --output_dir.")
         # A table of the user's own may call patients by their names.
         anonymous = table.assign(patient=pseudonymize_patients(table["patient"].tolist()))
         run.write("splits.csv", anonymous[COLUMNS].to_csv(index=False))
@@ -164,7 +149,7 @@ def changed_options(run: RunFolder, recipe_yaml: str) -> dict[str, str]:
     return {
         key: f"--{key} was {before.get(key, 'not given')} in the run of {run.path} and is "
         f"{now.get(key, 'not given')} now"
-        for key in sorted({*before, *now})
+        for key in sorted({*before, *now} & defaults.keys())  # an older version may have had others
         if before.get(key, defaults.get(key)) != now.get(key, defaults.get(key))
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from hf_medtl.common.text import split_commas
+from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.leakage import load_external
 from hf_medtl.data.positive_label import check_positive
@@ -16,8 +17,10 @@ from hf_medtl.publish.card_fields import check_prose
 from hf_medtl.publish.check import check_licence, contains_token
 from hf_medtl.publish.prose import read_prose
 from hf_medtl.runs.folder import check_disk, check_output_dir, disk_needed
+from hf_medtl.runs.lock import check_unlocked
 from hf_medtl.runs.model_card import collect_facts, render_with_dummy_results
 from hf_medtl.runs.positive_label import settle_positive_label
+from hf_medtl.runs.resuming import check_changes
 from hf_medtl.runs.search_space import Space, check_search
 from hf_medtl.runs.training_checks import check_training
 from hf_medtl.tasks import Task, get_task, task_for_dataset
@@ -42,6 +45,7 @@ class Plan:
         loss: The training loss.
         disk_bytes: Disk space that the run needs at most.
         card: Facts of the model card that are known before training.
+        notes: Comments for recipe.yaml: what was changed when the run was resumed.
     """
 
     folder: Path
@@ -55,6 +59,7 @@ class Plan:
     loss: Any
     disk_bytes: float
     card: dict[str, Any]
+    notes: list[str]
 
 
 def check_options(recipe: Recipe) -> Space:
@@ -87,11 +92,14 @@ def check(recipe: Recipe) -> Plan:
     """
     space = check_options(recipe)
     folder = Path(str(recipe.output_dir))
+    if recipe.should_save:
+        check_unlocked(folder)
     check_output_dir(folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(space))
     with recipe.main_process_first(local=True):  # the other processes find its caches
         loaded = recipe.load_data()
     task = task_for_dataset(loaded)
     checkpoint = find_checkpoint(recipe.resume_from_checkpoint, folder, task.output_labels(recipe, loaded))
+    notes = check_changes(recipe, checkpoint) if checkpoint else []
     loaded = settle_positive_label(recipe, loaded, checkpoint)
     with recipe.main_process_first(local=True):
         external = _load_external(recipe, loaded) if recipe.external_dataset else None
@@ -104,7 +112,7 @@ def check(recipe: Recipe) -> Plan:
     check_disk(folder, needed)
     card = collect_facts(recipe, task, loaded, external, model, processor)
     render_with_dummy_results(recipe, task, loaded, external, card)
-    return Plan(folder, task, loaded, external, space, checkpoint, model, processor, loss, needed, card)
+    return Plan(folder, task, loaded, external, space, checkpoint, model, processor, loss, needed, card, notes)
 
 
 def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, Any]:
@@ -134,4 +142,5 @@ def _load_external(recipe: Recipe, loaded: LoadedDataset) -> LoadedDataset:
         labels=recipe.label_map,
         drop_overlap=recipe.drop_overlap,
         sources=split_commas(recipe.external_sources),
+        columns=parse_columns(recipe.external_columns),
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from accelerate.utils.memory import clear_device_cache
-from filelock import FileLock, Timeout
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import Interrupted, MedtlError
-from hf_medtl.runs.folder import NOT_WRITABLE, changed_options, check_same_split
+from hf_medtl.runs.folder import changed_options, check_same_split
+from hf_medtl.runs.lock import lock_folder
 from hf_medtl.training.recipe import Recipe
 
 
@@ -103,20 +103,9 @@ def lock_sweep(folder: Path, sweep: str) -> Iterator[None]:
     Raises:
         MedtlError: Another process runs one, or the folder can't be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{sweep}.lock", timeout=0)
-        lock.acquire()  # the system releases it if this process is killed
-    except Timeout as error:
-        raise MedtlError(
-            f"Another process runs a {sweep} in {folder}. Wait for it, or give another --output_dir."
-        ) from error
-    except PermissionError as error:
-        raise MedtlError(NOT_WRITABLE.format(folder)) from error
-    try:
+    busy = f"Another process runs a {sweep} in {folder}. Wait for it, or give another --output_dir."
+    with lock_folder(folder, f".{sweep}.lock", busy):
         yield
-    finally:
-        lock.release()
 
 
 def check_same_run(run: RunFolder, recipe: Recipe, loaded: LoadedDataset, ignored: Sequence[str] = ()) -> None:

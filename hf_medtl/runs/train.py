@@ -1,10 +1,8 @@
 """A whole run, from top to bottom: plan, train, calibrate, test, write, publish."""
 
-import gc
+import contextlib
 import logging
 import os
-import signal
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers import PreTrainedModel
 
+from hf_medtl.common.messages import show_messages
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import cores, is_disk_full
 from hf_medtl.data.dataset import LoadedDataset
@@ -30,7 +28,8 @@ from hf_medtl.runs import preflight
 from hf_medtl.runs.artifacts import write_artifacts
 from hf_medtl.runs.console import show_plan, show_results
 from hf_medtl.runs.cross_validation import cross_validate
-from hf_medtl.runs.folder import check_shared_folder, start_run
+from hf_medtl.runs.folder import check_output_dir, check_shared_folder, start_run
+from hf_medtl.runs.lock import BUSY, RUN_LOCK, lock_folder
 from hf_medtl.runs.preflight import Plan, build
 from hf_medtl.runs.preprocessing import preprocess_splits
 from hf_medtl.runs.search import search
@@ -42,51 +41,6 @@ from hf_medtl.training.tracking import close_trackers, keep_trackers_open, log_r
 from hf_medtl.training.trainer import MedicalTrainer
 
 logger = logging.getLogger("hf_medtl")
-
-
-def main(defaults: dict[str, Any]) -> None:
-    """Run a recipe from the command line; print errors that the user can correct without a traceback.
-
-    Exit codes: 0 finished, 1 an error that the message explains, 130 interrupted with Ctrl-C, 143 by SIGTERM, as
-    schedulers send it; after both --resume_from_checkpoint auto goes on. `accelerate launch` with more than one process
-    exits with 1 whatever the codes of the processes.
-
-    Args:
-        defaults: Option -> value, which the command line overrides.
-    """
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
-    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
-        # accelerate 1.15 sets the address for several processes, then starts one.
-        logger.warning(
-            "accelerate launch --cpu started a single process although more were asked for. For several on a CPU:\n"
-            "  accelerate launch --multi_gpu --num_machines 1 --num_processes N RECIPE --use_cpu true"
-        )
-    code: str | int | None = 1
-    try:
-        run(Recipe.from_cli(defaults))
-        code = None
-    except (Interrupted, KeyboardInterrupt) as stop:
-        if is_main:
-            print(f"\nInterrupted. {stop}", file=sys.stderr)
-        code = 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
-    except Exception as error:
-        get_error_handler().record_exception(error)  # for the launcher, which shows it with the rank
-        if not isinstance(error, MedtlError):
-            raise
-        distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        code = f"Error{' in process ' + os.environ['RANK'] if distributed else ''}: {error}"
-    group = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
-    if group and (code is None or (group == "gloo" and not isinstance(code, str))):
-        # Gloo's threads, which may abort the process at the interpreter's end (pytorch#179291), end with the group's
-        # last reference. The trainer has one, and is part of a cycle; an exception's traceback would have one, too.
-        torch.distributed.destroy_process_group()
-        gc.collect()
-    # After an error the group is left alone. NCCL would wait for the others, and they would notice and fail before this
-    # process has ended, whose error the launcher should name.
-    if code is not None:
-        sys.exit(code)
 
 
 def run(recipe: Recipe) -> Path:
@@ -109,12 +63,13 @@ def run(recipe: Recipe) -> Path:
 
 
 def _run(recipe: Recipe) -> Path:
+    show_messages()
     if recipe.all_folds:
         preflight.check_options(recipe)
         return cross_validate(recipe, run)
     _set_up_cpu(recipe)
     plan = preflight.check(recipe)
-    folder, task, loaded, model, processor = plan.folder, plan.task, plan.loaded, plan.model, plan.processor
+    folder = plan.folder
     if recipe.should_save:
         show_plan(recipe, plan)
         show_space(plan.space)
@@ -122,6 +77,15 @@ def _run(recipe: Recipe) -> Path:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
 
+    # Of the main process alone, also for the others of its job.
+    lock = lock_folder(folder, RUN_LOCK, BUSY.format(folder)) if recipe.should_save else contextlib.nullcontext()
+    with lock:
+        return _train_and_write(recipe, plan)
+
+
+def _train_and_write(recipe: Recipe, plan: Plan) -> Path:
+    """Make everything of a run that writes to its folder."""
+    folder, task, loaded, model, processor = plan.folder, plan.task, plan.loaded, plan.model, plan.processor
     trainer: MedicalTrainer | None = None
     try:
         _start(recipe, plan)
@@ -172,10 +136,13 @@ def _start(recipe: Recipe, plan: Plan) -> None:
         if not recipe.should_save:
             check_shared_folder(plan.folder)
             return
+        # Again: another run may have begun or ended in the folder since the first check.
+        check_output_dir(plan.folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(plan.space))
         if recipe.push_to_hub:
             name = recipe.hub_model_id or plan.folder.resolve().name
             recipe.hub_model_id = create_repository(name, recipe.hub_private_repo)
-        start_run(plan.folder, recipe.to_yaml(), plan.loaded.table, plan.loaded.excluded)
+        recipe_yaml = "".join(f"{note}\n" for note in plan.notes) + recipe.to_yaml()
+        start_run(plan.folder, recipe_yaml, plan.loaded.table, plan.loaded.excluded)
 
 
 def _train(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> float | None:
