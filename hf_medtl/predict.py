@@ -262,6 +262,8 @@ class Predictor:
                 seconds = (time.monotonic() - started) / max(1, len(readable))
                 for name, image, error in batch:
                     fields = {"error": error} if image is None else {**next(results), "seconds": seconds}
+                    if image is not None and fields.get("error"):
+                        fields["error"] = f"{name}: {fields['error']}"
                     yield Prediction(name, **fields)
 
     def _predict_batch(
@@ -383,13 +385,13 @@ class Predictor:
                 self._layers[key] = find_layer(self.model, pixels[:1].clone())
             maps = heatmaps(self.model, pixels, classes, method, self._layers.get(key))
         except MedtlError as error:  # an input of few pixels has no features with positions
-            yield from ({"error": f"There is no heatmap: {error}"} for _ in images)
+            yield from ({"error": f"no heatmap: {error}"} for _ in images)
             return
         for values, image in zip(maps, images, strict=True):
             try:
                 yield {"map": restore(values, find_geometry(self.processor, image), (image.height, image.width))}
             except MedtlError as error:
-                yield {"error": f"There is no heatmap: {error}"}
+                yield {"error": f"no heatmap: {error}"}
 
     def _mask(self, logits: torch.Tensor, image: Image.Image, uncertainty: bool) -> dict[str, Any]:
         # Like image processors of segmentation models.
@@ -434,7 +436,7 @@ def prediction_columns(predictor: Predictor, spread: bool = False) -> list[str]:
 def _failure(part: str, image: Image.Image, error: Exception) -> dict[str, Any]:
     """Return the fields of the prediction for an image that a processor or a model does not take."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return {"error": f"An image of {image.width} × {image.height} pixels can't be predicted: {part} says {reason!r}."}
+    return {"error": f"{image.width} × {image.height} pixels can't be predicted: {part} says {reason!r}."}
 
 
 def _digest(folder: Path) -> str:

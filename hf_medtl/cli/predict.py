@@ -32,40 +32,44 @@ def predict(
             "--dicom/--no_dicom", help="Write masks and heatmaps of DICOM files as DICOM, too; these name the patient."
         ),
     ] = True,
-    tta: Annotated[int, typer.Option(help="Test-time augmentation: number of additional views of each image.")] = 0,
-    mc_dropout: Annotated[
-        int, typer.Option("--mc_dropout", help="Number of additional passes with dropout active (MC dropout).")
+    tta: Annotated[
+        int, typer.Option(min=0, help="Test-time augmentation: number of additional views of each image.")
     ] = 0,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="Number of images in a batch.")] = 16,
+    mc_dropout: Annotated[
+        int, typer.Option("--mc_dropout", min=0, help="Number of additional passes with dropout active (MC dropout).")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Number of images in a batch.")] = 16,
     revision: Revision = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Predict probabilities and decisions for images, and say when to abstain.
 
-    With --out an interrupted command resumes when it is repeated. Exit code 1 if an image could not be read.
+    The decision is what counts: it applies the saved threshold, so it can differ from the most probable label. With
+    --out an interrupted command resumes when it is repeated. Exit code 1 if an image could not be read.
     """
     from rich.console import Console
 
-    from hf_medtl.data.inputs import image_files
+    from hf_medtl.common.text import printable
     from hf_medtl.predict import Predictor
     from hf_medtl.publish.sentences import NOTICE
-    from hf_medtl.runs.batch_predict import predict_files
+    from hf_medtl.runs.batch_predict import check_outputs, predict_files
 
+    if out:
+        check_outputs(out, masks, maps, explain)
+    elif masks or maps or explain:
+        raise MedtlError("--masks, --maps and --explain need a table. Give --out, too.")
     predictor = Predictor.from_pretrained(model, revision, device, trust_remote_code)
     if out:
         identity = f"{model}@{predictor.revision}"
         number, failed = predict_files(
             predictor, inputs, out, identity, masks, maps, batch_size, explain, tta, mc_dropout, dicom
         )
-        print(f"{out}: {number} images{f', {failed} of them with an error' if failed else ''}")
+        print(f"{printable(out)}: {number} images{f', {failed} of them with an error' if failed else ''}")
         raise typer.Exit(int(failed > 0))
-    if masks or maps or explain:
-        raise MedtlError("--masks, --maps and --explain need a table. Give --out, too.")
     console, failed, decided = Console(highlight=False, soft_wrap=True), 0, dict[str, None]()
-    files = (path for source in inputs for path in image_files(source))
-    for prediction in predictor.stream(files, batch_size, None, tta, mc_dropout):
-        console.print(_describe(prediction), markup=False)
+    for prediction in predictor.stream(inputs, batch_size, None, tta, mc_dropout):
+        console.print(printable(_describe(prediction)), markup=False)
         failed += bool(prediction.error)
         decided |= dict.fromkeys((prediction.decision or "").split("|"))
     for label in decided.keys() & predictor.wording.keys():
@@ -80,6 +84,8 @@ def _describe(prediction: "Prediction") -> str:
     values = prediction.area or prediction.probabilities
     line = f"{prediction.name}: {prediction.decision or ('segmented' if prediction.area else 'none of the labels')}"
     line += f" ({', '.join(f'{name} {value:.3f}' for name, value in values.items())})"
+    if prediction.decision and prediction.label not in prediction.decision.split("|"):
+        line += f"; most probable: {prediction.label}"
     if prediction.spread is not None:
         line += f" ± {prediction.spread:.3f}"
     return f"{line}; abstain: {', '.join(prediction.reasons)}" if prediction.abstain else line

@@ -1,9 +1,12 @@
 """Batch prediction of files: resumable, distributed over processes, and robust to unreadable files."""
 
 import contextlib
+import glob
+import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,9 +19,12 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.common.files import replacing
+from hf_medtl.common.system import is_disk_full
+from hf_medtl.common.text import printable
 from hf_medtl.data.dicom_writer import ObjectBuilder, make_overlay, make_segmentation, save_dicom_outputs
 from hf_medtl.data.images import read_image
-from hf_medtl.data.inputs import image_files
+from hf_medtl.data.inputs import iter_sources
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import Predictor, prediction_columns
@@ -26,6 +32,40 @@ from hf_medtl.predict import Predictor, prediction_columns
 logger = logging.getLogger("hf_medtl")
 FORMATS = (".csv", ".jsonl", ".parquet")
 BLOCK = 10_000  # rows in memory while the table is written
+LONGEST_NAME = 240  # bytes of a file name, of the 255 that file systems allow: .seg.dcm may follow
+
+
+def check_outputs(out: Path, masks: Path | None = None, maps: Path | None = None, explain: str | None = None) -> None:
+    """Check, before a model is loaded, that a table and files of images can be written.
+
+    Args:
+        out: as for `predict_files`.
+        masks: as for `predict_files`.
+        maps: as for `predict_files`.
+        explain: as for `predict_files`.
+
+    Raises:
+        MedtlError: `out` exists or has another suffix, a folder can't be written to, masks and maps would have the same
+            names, or only one of `maps` and `explain` is given.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise MedtlError(f"--out must end in {', '.join(FORMATS)}, found {printable(out.name)}.")
+    if out.exists():
+        raise MedtlError(f"{printable(out)} already exists. Move it away, or use another --out.")
+    if (maps is None) != (explain is None):
+        raise MedtlError("--maps (folder) and --explain (method) must be given together.")
+    if maps and maps == masks:
+        raise MedtlError("--maps and --masks would overwrite each other's files. Give two folders.")
+    for option, folder in (("--out", out.parent), ("--masks", masks), ("--maps", maps)):
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise MedtlError(
+                f"{option}: {printable(folder)} is no folder that can be written to ({error.strerror}). Give another."
+            ) from error
 
 
 def predict_files(
@@ -48,10 +88,11 @@ def predict_files(
 
     Args:
         predictor: the model.
-        inputs: files, and folders of images.
+        inputs: files, and folders of images. One that is missing, or has no images, is a row with an error.
         out: table to write, one of FORMATS.
         identity: identity of the model, such as its name and revision: parts written with another one are rejected.
-        masks: folder for masks, PNG of class indices, named like the images; for segmentation models.
+        masks: folder for masks, PNG of class indices, named like the images; for segmentation models. Where images of
+            two inputs have the same name, their folders are kept.
         maps: folder for images with heatmap overlays, PNG, likewise; needs `explain`.
         batch_size: as for `Predictor.predict`.
         explain: as for `Predictor.predict`.
@@ -64,21 +105,18 @@ def predict_files(
         The number of images, and how many of them have an error.
 
     Raises:
-        MedtlError: `out` exists, has another suffix, or its parts are of another model; no images; or masks requested
-            of a model without masks.
+        MedtlError: as `check_outputs`; the parts of `out` are of another model; the disk is full; no images in a batch;
+            or masks requested of a model without masks.
     """
     state = PartialState()
-    if out.suffix not in FORMATS:
-        raise MedtlError(f"--out must end in {', '.join(FORMATS)}, found {out.name}.")
-    if out.exists():
-        raise MedtlError(f"{out} already exists. Move it away, or use another --out.")
+    check_outputs(out, masks, maps, explain)
+    if batch_size < 1:
+        raise MedtlError(f"--batch_size must be at least 1, found {batch_size}.")
     if masks and not predictor.is_segmentation:
         raise MedtlError("--masks is for segmentation models; this one predicts labels. Leave it out.")
-    if (maps is None) != (explain is None):
-        raise MedtlError("--maps (folder) and --explain (method) must be given together.")
     identity += "".join(f", {name} {number}" for name, number in (("tta", tta), ("dropout", mc_dropout)) if number)
-    files = list(dict.fromkeys(path for source in inputs for path in image_files(source)))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files = [Path(str(path)) for path in dict.fromkeys(iter_sources(inputs))]
+    names = _names(files, inputs)
     if state.is_main_process:
         for path in _parts(out):
             _truncate(path)
@@ -92,29 +130,34 @@ def predict_files(
     # Only the end of a folder's path: the folders above it may contain a person's name.
     model_name = "/".join(Path(predictor.config.name_or_path or type(predictor.model).__name__).parts[-2:])
     made_by: dict[str, Any] = {"model_name": model_name, "revision": predictor.revision}
-    with part.open("a", encoding="utf-8") as stream:
+    with _disk_full_explained(part), part.open("a", encoding="utf-8") as stream:
         if not part.stat().st_size:
             stream.write(json.dumps({"model": identity}) + "\n")
         bar = tqdm(total=len(remaining), unit="image", disable=None if state.is_local_main_process else True)
         for number, prediction in enumerate(predictor.stream(remaining, batch_size, explain, tta, mc_dropout), 1):
             row, objects = prediction.row(), dict[Path, ObjectBuilder]()
-            if masks and prediction.mask is not None:
-                target = _target(prediction.name, inputs, masks)
-                Image.fromarray(prediction.mask).save(target)
-                objects[target.with_suffix(".seg.dcm")] = partial(
-                    make_segmentation, mask=prediction.mask, labels=predictor.labels, **made_by
-                )
-            if maps and prediction.map is not None:
-                target = _target(prediction.name, inputs, maps)
-                blended = overlay(read_image(prediction.name), prediction.map)
-                blended.save(target)
-                label = prediction.label
-                caption = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
-                objects[target.with_suffix(".sc.dcm")] = partial(
-                    make_overlay, image=blended, description=caption, **made_by
-                )
-            if dicom and objects:
-                row["error"] = save_dicom_outputs(prediction.name, objects)
+            try:
+                if masks and prediction.mask is not None:
+                    target = _target(masks, names[prediction.name])
+                    Image.fromarray(prediction.mask).save(target)
+                    objects[target.with_suffix(".seg.dcm")] = partial(
+                        make_segmentation, mask=prediction.mask, labels=predictor.labels, **made_by
+                    )
+                if maps and prediction.map is not None:
+                    target = _target(maps, names[prediction.name])
+                    blended = overlay(read_image(prediction.name), prediction.map)
+                    blended.save(target)
+                    label = prediction.label
+                    caption = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
+                    objects[target.with_suffix(".sc.dcm")] = partial(
+                        make_overlay, image=blended, description=caption, **made_by
+                    )
+                if dicom and objects:
+                    row["error"] = save_dicom_outputs(prediction.name, objects) or row["error"]
+            except (OSError, MedtlError) as error:  # of this image alone; the prediction is unaffected
+                if is_disk_full(error):
+                    raise
+                row["error"] = f"{prediction.name}: no image of the result could be written ({error})."
             stream.write(json.dumps(row) + "\n")
             if number % batch_size == 0:
                 stream.flush()
@@ -124,14 +167,34 @@ def predict_files(
     state.wait_for_everyone()
     failed = 0
     if state.is_main_process:
-        failed = _write_table(out, files, prediction_columns(predictor, spread=bool(tta or mc_dropout)))
+        with _disk_full_explained(out):
+            failed, differing = _write_table(out, files, prediction_columns(predictor, bool(tta or mc_dropout)))
+        if differing and not (predictor.multilabel or predictor.is_segmentation):
+            logger.info(
+                "In %d rows the decision is not the most probable label. %s",
+                differing,
+                predictor.decision_rule.sentence(),
+            )
         for path in _parts(out):
             path.unlink()
     return len(files), failed
 
 
+@contextlib.contextmanager
+def _disk_full_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise MedtlError(
+            f"The disk is full: {printable(path)} could not be written. What is done is kept: free some space and "
+            "repeat the command."
+        ) from error
+
+
 def _parts(out: Path) -> list[Path]:
-    return sorted(out.parent.glob(f"{out.name}.part-*.jsonl"))
+    return sorted(out.parent.glob(f"{glob.escape(out.name)}.part-*.jsonl"))
 
 
 def _truncate(part: Path) -> None:
@@ -153,11 +216,11 @@ def _rows(out: Path, identity: str) -> Iterator[dict[str, Any]]:
                     )
 
 
-def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> int:
+def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[int, int]:
     """Merge the rows of the parts in the order of the files, block by block, into an atomically written table.
 
     Returns:
-        The number of rows with an error.
+        The number of rows with an error, and of those whose decision is not the label.
     """
     positions: dict[str, tuple[Path, int]] = {}
     for part in _parts(out):
@@ -166,36 +229,55 @@ def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> int:
             for line in stream:
                 positions[json.loads(line).get("path", "")] = part, offset
                 offset += len(line)
-    text, failed = {"path", "label", "decision", "reason", "error"}, 0
+    suffix = out.suffix.lower()
+    text, failed, differing = ["path", "label", "decision", "reason", "error"], 0, 0
     schema = pa.schema(
         (name, pa.string() if name in text else pa.bool_() if name == "abstain" else pa.float64()) for name in names
     )
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    with contextlib.ExitStack() as stack:
+    with replacing(out) as partial, contextlib.ExitStack() as stack:
         streams = {part: stack.enter_context(part.open("rb")) for part in _parts(out)}
-        parquet = stack.enter_context(pq.ParquetWriter(partial, schema)) if out.suffix == ".parquet" else None
+        parquet = stack.enter_context(pq.ParquetWriter(partial, schema)) if suffix == ".parquet" else None
         for start in range(0, len(files), BLOCK):
             rows = []
             for path in files[start : start + BLOCK]:
                 part, offset = positions[str(path)]
                 streams[part].seek(offset)
-                rows.append(json.loads(streams[part].readline()))
+                row = json.loads(streams[part].readline())
+                rows.append(row | {name: printable(row[name]) for name in text if row.get(name)})
             table = pd.DataFrame(rows, columns=names)
             failed += int((table["error"] != "").sum())
+            differing += int((table["label"] != table["decision"])[table["decision"].notna()].sum())
             if parquet:
                 parquet.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
-            elif out.suffix == ".csv":
-                table.to_csv(partial, mode="a", header=not start, index=False)
+            elif suffix == ".csv":
+                table.to_csv(partial, mode="a", header=not start, index=False, encoding="utf-8")
             else:
                 table.to_json(partial, orient="records", lines=True, mode="a", double_precision=15)
-    partial.replace(out)
-    return failed
+    return failed, differing
 
 
-def _target(name: str, inputs: Sequence[Path], folder: Path) -> Path:
-    """Return the path of an image relative to its input folder, below `folder` and with .png appended."""
-    path = Path(name)
-    base = next((source for source in inputs if path.is_relative_to(source) and source != path), path.parent)
-    target = folder / f"{path.relative_to(base)}.png"
+def _names(files: Sequence[Path], inputs: Sequence[Path]) -> dict[str, Path]:
+    """Return the path of each image relative to its input folder, or to the folder of all inputs if two were equal."""
+    names = {}
+    for path in files:
+        base = next((source for source in inputs if path.is_relative_to(source) and source != path), path.parent)
+        names[str(path)] = path.relative_to(base)
+    if len({str(name).casefold() for name in names.values()}) < len(names):
+        paths = {name: Path(os.path.normpath(Path(name).absolute())) for name in names}
+        try:
+            common = os.path.commonpath([path.parent for path in paths.values()])
+            names = {name: path.relative_to(common) for name, path in paths.items()}
+        except ValueError:  # on two drives of Windows
+            names = {name: Path(path.drive.strip("\\/:"), *path.parts[1:]) for name, path in paths.items()}
+    return names
+
+
+def _target(folder: Path, name: Path) -> Path:
+    """Return the path of an image's PNG below a folder, which is made; the end of a long name becomes a checksum."""
+    target = folder / f"{name}.png"
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(name.name)).hexdigest()[:16]
+        start = os.fsdecode(os.fsencode(name.name)[: LONGEST_NAME - 24])
+        target = target.with_name(f"{start}-{digest}.png")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
