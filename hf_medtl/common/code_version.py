@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1]
 
 @cache
 def commit() -> str | None:
-    """Return the commit of the code: of a clone, with "-dirty" if files have changed, or of an installation from git."""
+    """Return the commit of the code: of a clone, with "-dirty" if files differ, or of an installation from git."""
     git = shutil.which("git")
     if git and (PACKAGE.parent / ".git").exists():
         command = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
