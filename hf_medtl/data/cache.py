@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hf_medtl.common.system import cache_dir, cores
+from hf_medtl.common.text import printable
 from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.errors import MedtlError, UnreadableImage
 
@@ -118,12 +119,13 @@ def check_masks(
 def _hash_mask(path: Path, parts: Sequence[Path]) -> dict[Path, str]:
     """Return the files of an image's mask with their sha256."""
     if not parts:
-        raise MedtlError(f"{path} has no mask. Add one, or remove the image.")
+        raise MedtlError(f"{printable(path)} has no mask. Add one, or remove the image.")
     try:
         return {Path(part): hashlib.sha256(Path(part).read_bytes()).hexdigest() for part in parts}
     except OSError as error:
         raise MedtlError(
-            f"{error.filename}, the mask of {path}, can't be read ({error.strerror}). Restore it, or remove the image."
+            f"{printable(error.filename)}, the mask of {printable(path)}, can't be read ({error.strerror}). Restore "
+            "it, or remove the image."
         ) from error
 
 
@@ -185,7 +187,8 @@ def _build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], Prep
                     for i, row in enumerate(chain([first], rows)):
                         if row["pixels"].shape != shape:
                             raise MedtlError(
-                                f"{paths[i]} becomes {row['pixels'].shape}, {paths[0]} {shape}; expected the same size."
+                                f"{printable(paths[i])} becomes {row['pixels'].shape}, {printable(paths[0])} {shape}; "
+                                "expected the same size."
                             )
                         last = i % _BATCH_ROWS
                         for name, value in row.items():
@@ -254,11 +257,8 @@ def _prepare_one(
 ) -> PreparedRow:
     """Return one prepared image from the bytes with this sha256."""
     content = _read_verified(path, sha256)
-    try:
-        image = read_image(content)
-        pixels = preprocess([image])[0]
-    except UnreadableImage as error:
-        raise UnreadableImage(str(error).replace("bytes", str(path), 1)) from error
+    image = read_image(content, name=printable(path))
+    pixels = preprocess([image])[0]
     grey = pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
     prepared = {"pixels": pixels, "grey": np.array(grey)}
     if mask is not None:
@@ -274,7 +274,7 @@ def _read_mask(
     shape: tuple[int, int],
 ) -> NDArray[np.uint8]:
     """Return class indices of `shape` (H, W) from the mask of the image at `path` of `size` (W, H)."""
-    name = " and ".join(map(str, mask))
+    name = " and ".join(map(printable, mask))
     contents = [_read_verified(part, sha256) for part, sha256 in mask.items()]
     try:
         combined = read_mask(contents, values)
@@ -283,8 +283,9 @@ def _read_mask(
     # A mask may be smaller or larger than its image, with its sides rounded to whole pixels.
     if abs(combined.height * size[0] - combined.width * size[1]) > max(size):
         raise MedtlError(
-            f"{name}: {combined.width} × {combined.height} pixels, but its image {path} has {size[0]} × {size[1]}: "
-            "one of them is cropped or rotated, or they do not belong together. Correct or remove the pair."
+            f"{name}: {combined.width} × {combined.height} pixels, but its image {printable(path)} has "
+            f"{size[0]} × {size[1]}: one of them is cropped or rotated, or they do not belong together. Correct or "
+            "remove the pair."
         )
     # Pillow samples at the centre of each new pixel, as its filters for images do; OpenCV's INTER_NEAREST and torch's
     # "nearest" sample at the corner, which shifts a mask by up to half a pixel of the larger grid.
@@ -297,7 +298,11 @@ def _read_verified(path: Path, sha256: str) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise MedtlError(f"{path} can no longer be read ({error.strerror}). Restore it and start again.") from error
+        raise MedtlError(
+            f"{printable(path)} can no longer be read ({error.strerror}). Restore it and start again."
+        ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise MedtlError(f"{path} changed while it was being prepared. Start again when nothing writes to the data.")
+        raise MedtlError(
+            f"{printable(path)} changed while it was being prepared. Start again when nothing writes to the data."
+        )
     return content

@@ -27,12 +27,15 @@ OTHER_FILE_TYPES = {
     rb"\x5c\x01\0\0|\0\0\x01\x5c": (
         "This is the header of an Analyze or NIfTI image in two files. Save it as one .nii file."
     ),
-    rb"\x93NUMPY|\x89HDF|MATLAB 5|NRRD|SQLite|PAR1": (
+    rb"NRRD|ObjectType\s*=|NDims\s*=|CDF[\x01\x02]": (
+        "This is a volume in a format that is not supported, such as NRRD or MetaImage. Save it as NIfTI."
+    ),
+    rb"\x93NUMPY|\x89HDF|MATLAB 5|SQLite|PAR1": (
         "This is an array or a table, not an image. Save each image as PNG or TIFF."
     ),
     rb"(?i)\s*(<\?xml.{0,4000})?<(.{0,4000}<)?svg\b": "This is a drawing (SVG), not an image. Save it as PNG.",
     rb"(?i)\s*<(.{0,4000}<)?(!doctype html|html|head|body|script)\b": (
-        "This is a web page, such as that of a failed download, not an image. Download the image again."
+        "This is a web page (HTML), such as that of a failed download, not an image. Download the image again."
     ),
     rb"\xff\xfe|\xfe\xff|[^\0-\x08\x0e-\x1f]+\Z": "This is text, not an image.",
 }

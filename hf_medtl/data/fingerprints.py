@@ -18,6 +18,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from hf_medtl.common.files import replacing
 from hf_medtl.common.system import cache_dir, cores
+from hf_medtl.common.text import printable
 from hf_medtl.data.images import read_image
 from hf_medtl.errors import UnreadableImage
 
@@ -62,9 +63,9 @@ def _compute_fingerprint(path: Path, cached: dict[str, Fingerprint]) -> Fingerpr
     if sha256 in cached:
         return cached[sha256]
     try:
-        image = read_image(content)
+        image = read_image(content, name=(name := printable(path)))
     except UnreadableImage as error:
-        reason = "empty file" if not content else str(error).removeprefix("bytes: ")
+        reason = "empty file" if not content else str(error).removeprefix(f"{name}: ")
         return Fingerprint(sha256, error=reason)
     bits = np.packbits(imagehash.phash(image).hash.ravel())
     grey = image.convert("L")

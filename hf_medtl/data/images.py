@@ -28,7 +28,10 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp"
 
 
 def read_image(
-    source: str | Path | bytes, window: tuple[float, float] | None = None, frame: int | None = None
+    source: str | Path | bytes,
+    window: tuple[float, float] | None = None,
+    frame: int | None = None,
+    name: str | None = None,
 ) -> Image.Image:
     """Read an image as 8-bit RGB, upright, without EXIF, DICOM header or any other metadata.
 
@@ -43,6 +46,7 @@ def read_image(
             rescaling (Hounsfield for CT), and the file's own window takes precedence over the percentiles.
         frame: Frame, slice or page number, from 0; by default the middle one of a DICOM or NIfTI file, else the first.
             A log line says when a file has several.
+        name: Name of the file in errors and logs; by default its path, or "bytes".
 
     Returns:
         RGB image.
@@ -55,7 +59,7 @@ def read_image(
         >>> read_image("ct.dcm", window=(-1000, 400)).mode
         'RGB'
     """
-    name = "bytes" if isinstance(source, bytes) else printable(source)
+    name = name or _file_name(source)
     try:
         with QUIET, open_binary(source) as stream:
             suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
@@ -80,6 +84,8 @@ def read_image(
         raise UnreadableImage(f"{name}: there is not enough memory for it. Downscale the file.") from error
     except OSError as error:
         raise UnreadableImage(f"{name}: can't be read ({error.strerror or type(error).__name__}).") from error
+    except ValueError as error:  # a path with a zero byte
+        raise UnreadableImage(f"{name}: can't be read ({error}).") from error
 
 
 def to_rgb(image: Image.Image, window: tuple[float, float] | None = None, name: str = "image") -> Image.Image:
@@ -168,7 +174,7 @@ def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | N
     """
     combined: NDArray[np.uint8] | None = None
     for part in parts:
-        name = "bytes" if isinstance(part, bytes) else printable(part)
+        name = _file_name(part)
         # With this window a mask with more than 8 bits keeps its values up to 255; percentiles would stretch them.
         grey = np.asarray(read_image(part, window=(0, 255)).convert("L"))
         current = _binarize_mask(grey, name) if values is None else _index_mask(grey, values, name)
@@ -271,7 +277,8 @@ def _reason(stream: BinaryIO, error: Exception) -> str:
         )
     if kind := image_type(head):
         return f"the {kind} is damaged or truncated. Download or save it again."
-    return other_file_type(head) or f"not an image that can be read. Expected {SUPPORTED}."
+    other = other_file_type(head) or f"Not an image that can be read. Expected {SUPPORTED}."
+    return other[0].lower() + other[1:]
 
 
 def encode_image(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
@@ -279,6 +286,11 @@ def encode_image(image: Image.Image, file_format: str = "PNG", **options: Any) -
     stream = io.BytesIO()
     image.save(stream, file_format, **options)
     return stream.getvalue()
+
+
+def _file_name(source: str | Path | bytes) -> str:
+    """Return the name of a file in messages."""
+    return "bytes" if isinstance(source, bytes) else printable(source)
 
 
 def open_binary(source: str | Path | bytes) -> BinaryIO:

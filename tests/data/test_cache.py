@@ -202,7 +202,7 @@ def test_changed_or_missing_files_raise(cache_folder, tmp_path, which):
         prepare_images(paths, digests, small, "k")
     paths[which].write_bytes(b"not an image")
     digests[which] = sha(paths[which])
-    with pytest.raises(MedtlError, match=rf"{paths[which].name}: not a readable image"):
+    with pytest.raises(MedtlError, match=rf"{paths[which].name}: this is text, not an image"):
         prepare_images(paths, digests, small, "k")
     assert not list(cache_folder.glob("*.arrow")) + list(cache_folder.glob("*.partial"))
 
@@ -376,7 +376,7 @@ def test_masks_that_do_not_fit_raise(cache_folder, tmp_path):
     with pytest.raises(MedtlError, match=r"0.png and .*other.png: \(3, 4\) pixels"):
         build_both(paths, [[masks[0][0], other], masks[0], masks[2]])
     broken.write_bytes(b"no mask")
-    with pytest.raises(MedtlError, match=r"masks.1.png: not a readable image"):
+    with pytest.raises(MedtlError, match=r"masks.1.png: this is text, not an image"):
         build_both(paths, masks)
     broken.unlink()
     with pytest.raises(MedtlError, match=r"masks.1.png, the mask of .*1.png, can't be read \(No such file"):
