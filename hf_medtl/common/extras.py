@@ -21,4 +21,9 @@ def require(module: str, extra: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
-        raise MedtlError(f'{purpose} needs {missing}. Install it with: pip install "hf_medtl[{extra}]"') from error
+        raise MedtlError(f"{purpose} needs {missing}. Install it with: {install_command(extra)}") from error
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of pyproject.toml, such as "jpeg"."""
+    return f'pip install "hf_medtl[{extra}]"'
