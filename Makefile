@@ -20,8 +20,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(INSTALLED)
-	$(BIN)/accelerate launch --quiet recipes/vit_brain.py --config recipes/demo.yaml --output_dir runs/demo-$$(date +%Y%m%d-%H%M%S)
+# Without the tools of development: a third of the download.
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.11 ...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/hf-medtl train demo --output_dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

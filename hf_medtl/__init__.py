@@ -12,6 +12,7 @@ from hf_medtl.common.lazy import lazy_exports
 from hf_medtl.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from hf_medtl.cli.train import main as main
     from hf_medtl.data.audit import audit as audit
     from hf_medtl.data.images import read_image as read_image
     from hf_medtl.data.loading import load as load
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from hf_medtl.data.specs import DatasetSpec as DatasetSpec
     from hf_medtl.errors import MedtlError as MedtlError
     from hf_medtl.predict import Predictor as Predictor
-    from hf_medtl.runs.train import main as main
     from hf_medtl.runs.train import run as run
     from hf_medtl.training.recipe import Recipe as Recipe
 
@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Recipe": "hf_medtl.training.recipe",
         "audit": "hf_medtl.data.audit",
         "load": "hf_medtl.data.loading",
-        "main": "hf_medtl.runs.train",
+        "main": "hf_medtl.cli.train",
         "read_image": "hf_medtl.data.images",
         "run": "hf_medtl.runs.train",
         "survey": "hf_medtl.data.loading",

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from hf_medtl.cli.options import make_group
 from hf_medtl.errors import MedtlError
 
-app = typer.Typer(no_args_is_help=True, help="Model cards.")
+app = make_group("Model cards.")
 
 
 @app.command()

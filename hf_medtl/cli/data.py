@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import Columns, DataDir, DatasetName, DryRun, Private, Seed
+from hf_medtl.cli.options import Columns, DataDir, DatasetName, DryRun, Private, Seed, make_group
 from hf_medtl.errors import MedtlError
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: list, fetch, audit, preview, push.")
+app = make_group("Datasets: list, fetch, audit, preview, push.")
 
 
 @app.command("list")

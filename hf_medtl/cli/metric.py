@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DryRun, Private, print_files
+from hf_medtl.cli.options import DryRun, Private, make_group, print_files
 
-app = typer.Typer(no_args_is_help=True, help="Metrics for evaluate.load.")
+app = make_group("Metrics for evaluate.load.")
 
 
 @app.command()

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate.utils import DynamoBackend
-
 from hf_medtl.errors import MedtlError
 
 # Lowest value -> options; None is allowed.
@@ -70,11 +68,15 @@ def check_arguments(recipe: Any) -> None:
             ("dataloader_persistent_workers", "dataloader_prefetch_factor"),
             "there are no workers. Add --dataloader_num_workers, such as --dataloader_num_workers 2.",
         )
-    backends = [backend.value.lower() for backend in DynamoBackend]
-    if recipe.torch_compile_backend is not None and recipe.torch_compile_backend.lower() not in backends:
-        raise MedtlError(
-            f"--torch_compile_backend must be one of {', '.join(backends)}, but is {recipe.torch_compile_backend!r}."
-        )
+    if recipe.torch_compile_backend is not None:
+        from accelerate.utils import DynamoBackend  # imports torch, which takes seconds
+
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if recipe.torch_compile_backend.lower() not in backends:
+            raise MedtlError(
+                f"--torch_compile_backend must be one of {', '.join(backends)}, but is "
+                f"{recipe.torch_compile_backend!r}."
+            )
     _check_strategies(recipe)
 
 

@@ -92,8 +92,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _parser(flags: Any, values: Mapping[str, Any], program: str | None = None) -> OptionParser:
     """Return the parser of options, which leaves out those that are not given; --help shows the ones in `groups`."""
+    script = sys.argv[0].endswith(".py")
     parser = OptionParser(
-        program,
+        program or (f"python {sys.argv[0]}" if script else None),
         usage="%(prog)s [options]",
         allow_abbrev=False,
         add_help=False,
@@ -101,7 +102,7 @@ def _parser(flags: Any, values: Mapping[str, Any], program: str | None = None) -
         formatter_class=_HelpFormatter,
         description="Fine-tune a pretrained model on medical images. All options are keys of a YAML file, too.",
     )
-    parser.epilog = EXAMPLES.format(program=parser.prog)
+    parser.epilog = EXAMPLES.format(program=parser.prog + " --data_dir DIR" * parser.prog.endswith("train"))
     shown = set()
     for heading, members in groups().items():
         group = parser.add_argument_group(heading)

@@ -6,6 +6,41 @@ from typing import Any
 _CARDS = Path(__file__).parents[1] / "model_cards"
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # Without network and in a minute on a CPU: images are drawn, and the network starts from random weights.
+    "demo": {
+        "dataset": "brain-phantoms",
+        "model_name_or_path": "vit_tiny",
+        "augmentation": "brain",
+        "learning_rate": 5e-4,
+        "weight_decay": 0.05,
+        "num_train_epochs": 30,
+        "early_stopping_patience": 0,
+        "logging_steps": 20,
+        "output_dir": "runs/demo",
+        "model_card": str(_CARDS / "phantoms.md"),
+    },
+    # For other images than those of the recipes: small networks that fine-tune on a CPU, too.
+    "own_images": {
+        "dataset": "imagefolder",
+        "model_name_or_path": "timm/tf_efficientnet_lite0.in1k",
+        "learning_rate": 1e-3,
+        "head_learning_rate": 2e-3,
+        "num_train_epochs": 20,
+        "per_device_train_batch_size": 16,
+        "output_dir": "runs/own_images",
+    },
+    "own_masks": {
+        "dataset": "imagefolder",
+        "task": "image-segmentation",
+        "model_name_or_path": "unet",
+        "image_size": 256,
+        "loss": "bce_dice",
+        "learning_rate": 3e-4,
+        "head_learning_rate": 1e-3,
+        "num_train_epochs": 20,
+        "per_device_train_batch_size": 8,
+        "output_dir": "runs/own_masks",
+    },
     "cnn_brain": {
         "dataset": "brain-tumor-mri",
         "model_name_or_path": "cnn",

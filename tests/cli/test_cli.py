@@ -2,7 +2,9 @@
 
 import io
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,7 +15,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load, read_image
-from hf_medtl.cli.app import app
+from hf_medtl.cli.app import app, expand_home
+from hf_medtl.version import __version__
 from tests.support.commands import COMMAND, run_cli, run_command
 from tests.support.image_files import write_noise_image
 
@@ -55,6 +58,41 @@ def test_help_shows_one_spelling_of_each_option():
 def test_options_take_dashes_and_underscores(option, phantoms):
     assert "48 images" in run_cli("data", "audit", "brain-phantoms", option, phantoms)
     assert "48 images" in run_cli("data", "audit", "brain-phantoms", f"{option}={phantoms}")
+
+
+def test_every_command_has_an_example_that_it_understands():
+    for path, command in all_commands(get_command(app)):
+        if path and not getattr(command, "commands", {}) and path != ("train",):
+            words = shlex.split(command.epilog.removeprefix("Example: "))
+            assert tuple(words[1 : 1 + len(path)]) == path
+            names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+            assert {word for word in words if word.startswith("--")} <= names, path
+
+
+def test_without_a_command_the_help_is_shown_and_typos_get_a_suggestion():
+    for words in ([], ["data"], ["card"], ["metric"]):
+        result = CliRunner().invoke(app, words)
+        assert (result.exit_code, "Usage" in result.output) == (0, True), words
+    assert all(f"─ {panel} ─" in run_cli() for panel in ("Data", "Train", "Judge", "Publish", "Serve"))
+    assert run_cli("--version").split()[1] == __version__
+    for words, suggestion in (("trian", "train"), ("data lits", "list")):
+        assert f"'{suggestion}'" in CliRunner().invoke(app, words.split()).output
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("~/a", "HOME/a"), ("--out=~/a=~/b", "--out=HOME/a=~/b"), ("imagefolder=~", "imagefolder=HOME"), ("a~/b", "a~/b"),
+     ("~other/x", "~other/x"), ("--labels=a=~b", "--labels=a=~b")],
+)  # fmt: skip
+def test_home_folder_is_expanded_at_the_start_of_values(word, expected):
+    assert expand_home(word) == expected.replace("HOME", str(Path.home()))
+
+
+@pytest.mark.parametrize("model", ["/no/such/run", "./absent", "runs/absent", "a/b/c"])
+def test_missing_model_folder_is_an_error_at_once(model):
+    result = CliRunner().invoke(app, ["predict", model, "image.png"])
+    assert isinstance(result.exception, MedtlError)
+    assert f"The folder {model} does not exist" in str(result.exception)
 
 
 def test_unknown_option_suggests_the_nearest():

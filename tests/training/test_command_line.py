@@ -25,7 +25,7 @@ def test_names_are_those_of_the_modules_that_implement_them():
     assert CHOICES["class_weights"] == losses.CLASS_WEIGHTS
     assert CHOICES["fit"] == FITS
     assert LISTS["preprocessing"] == STEPS
-    assert (*CNN_PRESETS, *ARCHITECTURES) == OWN_NETWORKS
+    assert (*CNN_PRESETS, "vit_tiny", *ARCHITECTURES) == OWN_NETWORKS
     assert THRESHOLD_RULES == decisions.THRESHOLD_RULES
 
 

@@ -1,0 +1,56 @@
+"""Messages of the package on the console, and how notebooks differ from it."""
+
+import logging
+import sys
+from pathlib import Path
+
+from hf_medtl.common.progress import in_notebook as in_notebook
+from hf_medtl.common.progress import shows_bars
+from hf_medtl.common.quiet import quiet_libraries
+
+KERNELS = ("ipykernel_launcher", "colab_kernel_launcher", "ipython", "ipython3", "__main__")
+
+logger = logging.getLogger("hf_medtl")
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Handler for what is `sys.stderr` at the time of a message: notebooks replace it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> object:  # type: ignore[override]
+        """The stream to write to."""
+        return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message, above progress bars if there are any."""
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None or not shows_bars():
+            super().emit(record)
+        else:
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def given_arguments() -> list[str]:
+    """Return the arguments of the running script; those of a notebook's kernel are not meant for it."""
+    return [] if in_notebook() and Path(sys.argv[0]).stem in KERNELS else sys.argv[1:]
+
+
+def show_messages(level: int | None = None) -> None:
+    """Show the messages of this package on stderr, each once, unless handlers for them exist.
+
+    A notebook's own handlers show warnings alone, or put their format around messages, so they don't count.
+
+    Args:
+        level: of logging; INFO by default, unless the logger `hf_medtl` has one.
+    """
+    quiet_libraries()
+    if level or logger.level == logging.NOTSET:
+        logger.setLevel(level or logging.INFO)
+    if any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        return
+    if in_notebook() or not logger.hasHandlers():
+        logger.addHandler(_StderrHandler())
+        logger.propagate = False
