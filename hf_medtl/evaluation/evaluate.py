@@ -13,10 +13,10 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import softmax
-from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
 
+from hf_medtl.common.progress import track
 from hf_medtl.evaluation.intervals import (
     METHOD_DESCRIPTIONS,
     Interval,
@@ -57,6 +57,7 @@ def predict_probabilities(
     paths: Sequence[Path],
     read: Callable[[Path], Image.Image],
     task: Any = "image-classification",
+    stage: str = "Predicting",
 ) -> NDArray[np.float64]:
     """Return probabilities (n, K), in the order of the model's labels, from stock `pipeline(task, model)`.
 
@@ -65,6 +66,7 @@ def predict_probabilities(
         paths: (n,) image files; each process of a distributed run predicts a shard, and all get the whole result.
         read: function from a file to an RGB image.
         task: name of the pipeline.
+        stage: what is shown as long as it takes.
     """
     state = PartialState()
     classify = load_pipeline(model, task)
@@ -73,14 +75,17 @@ def predict_probabilities(
     rows = []
     with state.split_between_processes(list(paths)) as shard:
         answers = classify((read(path) for path in shard), top_k=None, batch_size=BATCH_SIZE)
-        for answer in tqdm(answers, "Evaluating", len(shard), unit="image", leave=False, disable=None):
+        for answer in track(answers, stage, len(shard)):
             score = {item["label"]: item["score"] for item in answer}
             rows.append([score[name] for name in names])
     return np.array(gather_object(rows) if state.num_processes > 1 else rows).reshape(len(paths), len(names))
 
 
 def predict_masks(
-    model: str | Path | Pipeline, paths: Sequence[Path], read: Callable[[Path], Image.Image]
+    model: str | Path | Pipeline,
+    paths: Sequence[Path],
+    read: Callable[[Path], Image.Image],
+    stage: str = "Predicting",
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the class indices (H, W) of each image at its own size, from stock `pipeline("image-segmentation", model)`.
 
@@ -88,11 +93,12 @@ def predict_masks(
         model: folder, Hub id or pipeline.
         paths: (n,) image files; one at a time is in memory.
         read: function from a file to an RGB image.
+        stage: what is shown as long as it takes.
     """
     segment = load_pipeline(model, "image-segmentation")
     index = segment.model.config.label2id
     answers = segment(read(path) for path in paths)
-    for answer in tqdm(answers, "Evaluating", len(paths), unit="image", leave=False, disable=None):
+    for answer in track(answers, stage, len(paths)):
         mask = np.zeros(answer[0]["mask"].size[::-1], np.uint8)
         for part in answer:
             mask[np.asarray(part["mask"]) > 0] = index[part["label"]]

@@ -105,7 +105,7 @@ def _train(name: str, folder: Path, processes: list[subprocess.Popen[str]], bar:
             assert process.stdout is not None
             for line in process.stdout:
                 output.append(line)
-                bar.update("'eval_loss'" in line)
+                bar.update("validation loss" in line)
         if process.returncode:
             raise MedtlError(f"Training the demonstration model {name} failed: {''.join(output).strip()[-500:]}")
         for checkpoint in run.glob("checkpoint-*"):

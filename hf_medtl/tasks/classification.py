@@ -132,7 +132,7 @@ class Classification(Task):
     def predict(self, model: Path | Pipeline, loaded: LoadedDataset, split: str, read: Reader = read_image) -> Any:
         """Return the probabilities (n, K) of a split's original files."""
         paths = [loaded.root / path for path in loaded.rows(split)["path"]]
-        return predict_probabilities(model, paths, read, self.pipeline)
+        return predict_probabilities(model, paths, read, self.pipeline, f"Predicting the {split} split")
 
     def dummy_predictions(self, loaded: LoadedDataset, labels: tuple[str, ...]) -> tuple[Any, DecisionRule]:
         """Return equal probabilities, and a rule with the threshold 0.5."""

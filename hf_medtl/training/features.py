@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from hf_medtl.common.progress import track
 from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import eval_frozen_modules
@@ -57,6 +59,7 @@ def compute_features(
     model: PreTrainedModel,
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
     args: TrainingArguments,
+    stage: str = "Computing features",
 ) -> None:
     """Fill `data.values` with the inputs of the head; each process computes its shard of the images.
 
@@ -65,6 +68,7 @@ def compute_features(
         model: model on its device; its body is run in eval mode.
         prepare: turns a batch of the data loader into the model's inputs on its device.
         args: batch size of evaluation, number of data loader workers, and the processes.
+        stage: what is shown as long as it takes.
     """
     head, epoch = find_head(model), int(data.epoch)
     shard = list(range(args.process_index, len(data), args.world_size))
@@ -73,15 +77,19 @@ def compute_features(
     hook = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0].float()))
     model.eval()
     values = torch.zeros(data.views, len(data), head.in_features, device=model.device)
-    try:
+
+    def batches() -> Iterator[dict[str, Any]]:
         for view in range(data.views):
             data.epoch.fill_(view)
-            inputs.clear()
             subset = torch.utils.data.Subset(data.images, shard)
-            for batch in keep_workers(DataLoader(subset, size, num_workers=workers)):
-                model(pixel_values=prepare(batch)["pixel_values"])
-            if shard:
-                values[view, shard] = torch.cat(inputs)
+            yield from keep_workers(DataLoader(subset, size, num_workers=workers))
+
+    try:
+        number = data.views * math.ceil(len(shard) / size)
+        for batch in track(batches(), f"{stage} of {len(data)} images", number, "batch"):
+            model(pixel_values=prepare(batch)["pixel_values"])
+        if shard:
+            values[:, shard] = torch.cat(inputs).unflatten(0, (data.views, len(shard)))
     finally:
         hook.remove()
         data.epoch.fill_(epoch)

@@ -15,6 +15,7 @@ import yaml
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from hf_medtl.common.progress import shows_bars
 from hf_medtl.common.text import parse_label_map, split_commas, suggest
 from hf_medtl.data import augmentation as augment
 from hf_medtl.data.columns import parse_columns
@@ -108,6 +109,8 @@ class Recipe(Options, TrainingArguments):
         self.plain_adam = self.optim == "adam"  # TrainingArguments does not know it
         if self.plain_adam:
             self.optim = "adamw_torch"
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not shows_bars()
         if self.plan.staged:  # DDP would wait for gradients of frozen parameters
             self.ddp_find_unused_parameters = True
         if self.greater_is_better is None and self.metric_for_best_model:

@@ -13,7 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.errors import MedtlError
@@ -35,6 +43,7 @@ from hf_medtl.training.checkpoints import find_changes, write_checksums
 from hf_medtl.training.distributed import PADDING_EXAMPLE, keep_workers, shard_batches
 from hf_medtl.training.divergence import DivergenceCheck
 from hf_medtl.training.ema import Ema
+from hf_medtl.training.epoch_log import BarCallback, EpochLog
 from hf_medtl.training.mixing import mix_batch
 from hf_medtl.training.recipe import Recipe
 
@@ -91,7 +100,7 @@ class MedicalTrainer(Trainer):
         can_cache = recipe.cache_features and not is_segmenter(model)
         if can_cache and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
             self.sets = [features.FeatureSet(data, recipe.feature_views) for data in (train, validation)]
-        callbacks: list[TrainerCallback] = [Progress(), StrategyCallback(self)]
+        callbacks: list[TrainerCallback] = [Progress(), StrategyCallback(self), EpochLog()]
         if recipe.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
         super().__init__(
@@ -107,6 +116,9 @@ class MedicalTrainer(Trainer):
                 outputs["logits"], labels, num_items_in_batch
             ),
         )
+        self.pop_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(BarCallback)
         self.mean, self.std = (value.to(self.args.device) for value in normalisation(processor))
         self.mix_step = (-1, 0)  # optimizer step, and index of the batch in it, to seed mixup and CutMix
 
@@ -290,7 +302,8 @@ class MedicalTrainer(Trainer):
         plain = copy.copy(images)
         plain.augment = None
         data = features.FeatureSet(plain, views=1)
-        features.compute_features(data, self.model, self._prepare_inputs, self.args)
+        stage = "Computing features for out-of-distribution detection"
+        features.compute_features(data, self.model, self._prepare_inputs, self.args, stage)
         return cast(torch.Tensor, data.values)[0]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -24,7 +24,7 @@ folder.mkdir(parents=True)
 with open("{calls}", "a") as calls:
     calls.write(folder.name + " " + str(os.getpid()) + "\\n")
 (folder / "checkpoint-1").mkdir()
-print({{'eval_loss': 1}}, flush=True)
+print("Epoch 1/1: validation loss 1", flush=True)
 if folder.name in os.environ.get("FAILS", "").split():
     sys.exit("Killed by the test.")
 time.sleep(float(os.environ.get("SECONDS", "0")))
