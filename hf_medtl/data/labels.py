@@ -1,6 +1,8 @@
 """Labels discovered in folders and tables."""
 
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +27,8 @@ def discover_labels(spec: DatasetSpec, path: Path, values: Sequence[str], multil
         multilabel: True if the values can hold any number of labels, separated by |.
 
     Raises:
-        MedtlError: Fewer than two labels, folders that don't match the labels of the spec, or (multilabel) images with
-            both a label and "no finding".
+        MedtlError: Fewer than two labels, or labels that differ only in spelling, folders that don't match the labels
+            of the spec, or (multilabel) images with both a label and "no finding".
     """
     if multilabel and not spec.labels:
         spec = replace(spec, several=True)
@@ -57,4 +59,24 @@ def discover_labels(spec: DatasetSpec, path: Path, values: Sequence[str], multil
         )
     if len(names) < 2 and not spec.is_segmentation:
         raise MedtlError(f"{path}: a classifier needs at least two labels, found {', '.join(names) or 'none'}.")
+    _check_spelling(path, names)
     return replace(spec, labels=tuple(names), values={re.escape(name): name for name in names})
+
+
+def _check_spelling(path: Path, names: Sequence[str]) -> None:
+    """Refuse labels that differ only in case, spaces, - or _, or in how their accents are encoded.
+
+    Raises:
+        MedtlError: There are such labels.
+    """
+    spellings = defaultdict(list)
+    for name in names:
+        text = unicodedata.normalize("NFKC", name).casefold().strip(" _")
+        spellings[re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", text)].append(name)
+    same = [sorted(group) for group in spellings.values() if len(group) > 1]
+    if same:
+        groups = "; ".join(" and ".join(map(repr, group)) for group in same)
+        raise MedtlError(
+            f"{path}: some labels differ only in case, spaces, - or _: {groups}. They would be learned as different "
+            "labels. Spell each in one way, in all splits."
+        )

@@ -17,7 +17,15 @@ from hf_medtl.data.fingerprints import Fingerprint, compute_fingerprints, near_d
 from hf_medtl.data.positive_label import choose_positive, warn_of_guess
 from hf_medtl.data.readers import READERS
 from hf_medtl.data.specs import DATASETS, DatasetSpec, check_dataset_name
-from hf_medtl.data.splits import fold_splits, join_groups, labels_present, official_splits, random_splits, read_splits
+from hf_medtl.data.splits import (
+    SPLITS,
+    fold_splits,
+    join_groups,
+    labels_present,
+    official_splits,
+    random_splits,
+    read_splits,
+)
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -69,8 +77,8 @@ def load(
         The images with their splits.
 
     Raises:
-        MedtlError: Unknown dataset, no network, unexpected layout, a label without images, no masks, more than 5 %
-            unreadable files, too few images to split, or a splits.csv of other images or with leaks.
+        MedtlError: Unknown dataset, no network, unexpected layout, a label without (training) images, no masks, more
+            than 5 % unreadable files, too few images to split, or a splits.csv of other images or with leaks.
 
     Example:
         >>> from hf_medtl import load
@@ -92,12 +100,20 @@ def load(
         rule = f"fold {fold} of 0 to {folds - 1} for testing, {_percent(validation_fraction)} for validation; {sampled}"
     elif official_split and {"train", "test"} <= set(table["official"]):
         split = official_splits(table, fractions, seed)
+        if number := int((table["official"] == "").sum()):
+            note = f"{number} images have no official split and are not used for testing."
+            logger.warning("%s: %s", spec.name, note)
+            spec = replace(spec, notes=(*spec.notes, note))
         left_out = "same patient or picture as one of another official split"  # a key of results.json
         rule = f"the dataset's own test split, and its validation split if worth keeping; the rest is {sampled}"
     else:
+        if official_split and table["official"].any():
+            spec = _note_unused_split(spec, table["official"])
         split = random_splits(table, {**fractions, "test": test_fraction}, seed)
         rule = f"{_percent(validation_fraction)} for validation, {_percent(test_fraction)} for testing; {sampled}"
     table = table.assign(split=split)
+    if splits is None and not spec.is_segmentation:
+        _check_training_labels(spec, checked.labels, table)
     kept = (table["split"] != "").to_numpy()
     if not kept.all():
         logger.warning("%s: %d images are excluded: %s.", spec.name, (~kept).sum(), left_out)
@@ -205,6 +221,18 @@ def fetch_dataset(spec: DatasetSpec) -> Path:
         ) from error
 
 
+def _note_unused_split(spec: DatasetSpec, official: pd.Series) -> DatasetSpec:
+    """Warn that the official splits can't be kept, and return the dataset with a note of it."""
+    present = [split for split in SPLITS if (official == split).any()]
+    absent = [split for split in ("train", "test") if split not in present]
+    note = (
+        f"The data have images for {' and '.join(present)} but none for {' and '.join(absent)}, so all images are "
+        "split anew."
+    )
+    logger.warning("%s: %s", spec.name, note)
+    return replace(spec, notes=(*spec.notes, note))
+
+
 def _labels_with_images(spec: DatasetSpec, table: pd.DataFrame) -> tuple[str, ...]:
     present = labels_present(table)
     return tuple(label for label in spec.labels if label in present)
@@ -243,8 +271,25 @@ def _check_files(
 def _reason(root: Path, path: str, error: str) -> str:
     r"""Return why a file is unreadable; there is none with a name such as `M\xfcller.png`, see `printable`."""
     if error and "\\x" in path and not (root / path).exists():
-        return "its name is not UTF-8. Rename it, for example with convmv"
+        return "its name is not UTF-8. Rename it, for example with convmv."
     return error
+
+
+def _check_training_labels(spec: DatasetSpec, labels: Sequence[str], table: pd.DataFrame) -> None:
+    """Raise MedtlError if no training image has one of the labels; warn if no test image has."""
+    present = {split: labels_present(table[table["split"] == split]) for split in ("train", "test", "")}
+    for label in labels:
+        if label in present["train"]:
+            continue
+        reason = "they are in validation and test"
+        if label in present[""]:
+            reason = "they are in test, or share a patient or a copy with one that is"
+        raise MedtlError(
+            f"{spec.name}: no training image has the label {label!r}: {reason}. Correct the label or move images to "
+            "train, or split all images anew with --no_official_split."
+        )
+    if untested := [label for label in labels if label not in present["test"]]:
+        logger.warning("%s: no test image has the label %s, so it is not measured.", spec.name, ", ".join(untested))
 
 
 def _percent(fraction: float) -> str:

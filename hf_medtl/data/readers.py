@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hf_medtl.common.text import abbreviate
+from hf_medtl.data.folder_layout import check_labels, read_layout
 from hf_medtl.data.labels import discover_labels
 from hf_medtl.data.listing import is_image_file, list_folder, list_paths
-from hf_medtl.data.masks import find_mask, group_by_stem
+from hf_medtl.data.masks import find_mask, group_by_stem, pair_masks
 from hf_medtl.data.specs import DatasetSpec
-from hf_medtl.data.split_names import parse_split
 from hf_medtl.data.tables import Rows, find_metadata, read_listing, read_table, to_records
 from hf_medtl.errors import MedtlError
 
@@ -36,9 +36,13 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             f"{root} does not look like {spec.title}: expected files such as {spec.example}, found "
             f"{list_folder(root)}. Set --data_dir to the unpacked download."
         )
+    pairs, masks = pair_masks([prefix + match[0] for prefix, match in matches])
+    _report_masks(root, masks, spec.is_segmentation)
     rows = []
     for prefix, match in matches:
         groups, path = match.groupdict(), match[0]
+        if prefix + path in masks:
+            continue
         rows.append(
             {
                 "image_id": path,
@@ -47,7 +51,7 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
                 "patient": spec.parse_patient(path),
                 "official": groups.get("split", ""),
                 "source": groups.get("source", ""),
-                "mask": find_mask(spec, prefix + path, stems),
+                "mask": find_mask(spec, prefix + path, stems) or pairs.get(prefix + path, ""),
             }
         )
     return spec, rows
@@ -56,10 +60,9 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
 def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     """Read class folders, with or without split folders, below any wrapping folders, and `metadata.csv` files.
 
-    A folder `masks` contains masks with the paths or names of the images, or is a sibling of the images' folder. A
-    `metadata.csv` follows the convention of `datasets`: a column `file_name`, relative to it, and any of label,
-    patient, source, mask and split. A | in one of its labels marks the data as multilabel, and folder names are then
-    not used as labels.
+    Masks are recognized by their names, see `pair_masks`. A `metadata.csv` follows the convention of `datasets`: a
+    column `file_name`, relative to it, and any of label, patient, source, mask and split. A | in one of its labels
+    marks the data as multilabel, and folder names are then not used as labels.
 
     Raises:
         MedtlError: Images without label or metadata, no images, or fewer than two labels.
@@ -68,40 +71,39 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     metadata_files = find_metadata(paths)
     spec, metadata = read_listing(spec, root, metadata_files, paths)
     multilabel = any("|" in cell for cell in metadata["label"])
-    masks = {mask for cell in metadata["mask"] for mask in cell.split("|")}
-    images = [
-        path
-        for path in paths
-        if is_image_file(root, path) and path not in masks and "masks" not in path.lower().split("/")[:-1]
-    ]
+    files = [path for path in paths if is_image_file(root, path)]
+    pairs, masks = pair_masks(files)
+    masks.update(mask for cell in metadata["mask"] for mask in cell.split("|"))
+    images = sorted({*files} - masks | {*files} & {*metadata["file_name"]})
     unlisted = sorted(set(images) - set(metadata["file_name"]))
     if metadata_files and unlisted:
         raise MedtlError(
             f"{len(unlisted)} of {len(images)} images below {root} are not listed in {', '.join(metadata_files)}: "
             f"{abbreviate(unlisted)}. Add or remove them: patients and labels would be known for some images only."
         )
-    existing = set(paths)
-    base, split_level = _folder_levels([path.split("/")[:-1] for path in images])
+    stems = group_by_stem(paths) if spec.masks else {}
+    layout = read_layout(images)
     facts = {row["file_name"]: row for row in to_records(metadata)}
     rows, ignored = [], set()
     for path in images:
-        parts, fact = path.split("/")[base:-1], facts.get(path, {})
-        official = (parse_split(parts[0]) or "") if split_level and parts else ""
-        if split_level and not official:
-            ignored.add(parts[0] if parts else path)
+        folders, fact = layout.labels[path], facts.get(path, {})
+        if layout.has_splits and not layout.splits[path]:
+            ignored.add(path.split("/")[layout.base])
             continue
-        folders = parts[split_level:]
         rows.append(
             {
-                "image_id": "/".join(path.split("/")[base:]),
+                "image_id": "/".join(path.split("/")[layout.base :]),
                 "path": path,
                 "label": fact.get("label") or (folders[0] if folders and not multilabel else ""),
                 "patient": fact.get("patient") or spec.parse_patient(path),
-                "official": fact.get("split") or official,
+                "official": fact.get("split") or layout.splits[path],
                 "source": fact.get("source", ""),
-                "mask": fact.get("mask") or _find_mask_folder(path, base, existing),
+                "mask": fact.get("mask") or find_mask(spec, path, stems) or pairs.get(path, ""),
             }
         )
+    if not (multilabel or spec.is_segmentation):
+        rows = _leave_out_unlabelled_splits(root, rows)
+        check_labels(root, {path: layout.labels[path] for path in _labelled_by_folder(rows, facts)})
     if ignored:
         logger.warning("%s: not in train, validation or test, so excluded: %s.", root, abbreviate(sorted(ignored)))
     if not rows:
@@ -114,6 +116,7 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             f"{root}: {len(bare)} images have no label: {abbreviate(bare)}. Put them in a folder named after the "
             "label, or add a metadata.csv with the columns file_name and label."
         )
+    _report_masks(root, masks & {*files}, spec.is_segmentation)
     splits = {row["official"] for row in rows} - {""}
     spec = discover_labels(spec, root, [row["label"] for row in rows], multilabel)
     logger.info(
@@ -141,23 +144,27 @@ def files_below(spec: DatasetSpec, root: Path) -> list[str]:
 is_picture = is_image_file  # the name of earlier releases
 
 
-def _folder_levels(folders: list[list[str]]) -> tuple[int, int]:
-    """Return the number of wrapping folders, and 1 if the next level are splits, else 0."""
-    base = 0
-    while True:
-        level = {parts[base] for parts in folders if len(parts) > base}
-        deeper = any(len(parts) > base + 1 for parts in folders)
-        if len(level) != 1 or not deeper:
-            break
-        base += 1
-    return base, int("train" in set(map(parse_split, level)))
+def _report_masks(root: Path, masks: set[str], is_segmentation: bool) -> None:
+    """Log which files are masks and so no images."""
+    if masks:
+        advice = "" if is_segmentation else " To learn them, use --task image-segmentation."
+        names = abbreviate(sorted(masks), 3)
+        logger.info("%s: %d files are masks, not images to train on: %s.%s", root, len(masks), names, advice)
 
 
-def _find_mask_folder(path: str, base: int, paths: set[str]) -> str:
-    """Return `masks/` + the image's path below the wrapping folders, or its name, there or in a sibling; else ""."""
-    parts = path.split("/")
-    for above, below in ((parts[:base], parts[base:]), (parts[:base], parts[-1:]), (parts[:-2], parts[-1:])):
-        mask = "/".join([*above, "masks", *below])
-        if mask in paths:
-            return mask
-    return ""
+def _labelled_by_folder(rows: Rows, facts: dict[str, dict[str, str]]) -> list[str]:
+    """Return the images that have a label, but not from a table."""
+    return [row["path"] for row in rows if row["label"] and not facts.get(row["path"], {}).get("label")]
+
+
+def _leave_out_unlabelled_splits(root: Path, rows: Rows) -> Rows:
+    """Return the rows without those of splits in which no image has a label, as the test splits of competitions."""
+    labelled = {row["official"] for row in rows if row["label"]}
+    bare = [row for row in rows if row["official"] and row["official"] not in labelled]
+    if not labelled or not bare:
+        return rows
+    names = sorted({row["official"] for row in bare})
+    logger.warning(
+        "%s: no image of the split %s has a label, so %d images are excluded.", root, " and ".join(names), len(bare)
+    )
+    return [row for row in rows if row["official"] in labelled or not row["official"]]

@@ -11,15 +11,7 @@ from PIL import Image
 from hf_medtl import MedtlError, load
 from hf_medtl.data.download import unpack_medmnist
 from hf_medtl.data.loading import survey
-from tests.support.image_files import write_noise_image
-
-
-def write_mask(path, side):
-    """Write a mask with a rectangle in the left or right half."""
-    mask = np.zeros((48, 40), np.uint8)
-    mask[10:30, 5:15] = 255
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask if side == "left" else mask[:, ::-1]).save(path)
+from tests.support.image_files import write_mask, write_noise_image
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Image files of noise."""
+"""Image files of noise, and masks."""
 
 import numpy as np
 from PIL import Image
@@ -14,3 +14,11 @@ def write_noise_image(path, seed, size=(40, 48), border=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
     return path
+
+
+def write_mask(path, side):
+    """Write a mask with a rectangle in the left or right half."""
+    mask = np.zeros((48, 40), np.uint8)
+    mask[10:30, 5:15] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask if side == "left" else mask[:, ::-1]).save(path)
