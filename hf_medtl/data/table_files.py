@@ -29,6 +29,7 @@ SIGNATURES = {  # of files that are no text, or text of another kind
     b"PAR1": ".parquet",
     b"\xd0\xcf\x11\xe0": ".xls",
 }
+UNREADABLE = (".xlsb", ".ods", ".numbers", ".zip")
 MAX_CELL = 2**31 - 1  # run-length encoded masks are longer than the 128 KiB that `csv` allows
 
 
@@ -54,13 +55,14 @@ def read_table_file(file: Path) -> pd.DataFrame:
     try:
         content = OPENERS[file.suffix.lower()](file).read() if file.suffix.lower() in OPENERS else file.read_bytes()
         suffix = Path(file.stem).suffix.lower() if file.suffix.lower() in OPENERS else file.suffix.lower()
-        suffix = next((kind for start, kind in SIGNATURES.items() if content.startswith(start)), suffix)
+        if suffix not in UNREADABLE:
+            suffix = next((name for start, name in SIGNATURES.items() if content.startswith(start)), suffix)
         if suffix == ".parquet":
             columns = pq.read_table(io.BytesIO(content)).to_pydict()
             header, rows = list(columns), list(zip(*columns.values(), strict=True))
         elif suffix in (".xlsx", ".xlsm"):
             header, rows = _read_sheet(file, content)
-        elif suffix in (".xls", ".xlsb", ".ods", ".numbers"):
+        elif suffix in (".xls", *UNREADABLE):
             raise MedtlError(f"{file}: {suffix} files can't be read. Save the table as .xlsx or CSV.")
         else:
             text = _decode(file, content)
@@ -120,7 +122,7 @@ def _read_csv(file: Path, text: str) -> tuple[list[str], list[list[str]]]:
         separator = max(counts, key=lambda sign: counts[sign])
         if not counts[separator]:
             separator = "|" if "|" in unquoted else ","
-    lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != "\t"))
+    lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True))
     if not lines:
         return [], []
     header, rows = lines[0], lines[1:]
