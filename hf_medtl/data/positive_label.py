@@ -17,8 +17,8 @@ SOURCES = {
     "option": "as --positive_label says",
     "model": "as saved with the model",
     "names": "because the other name means its absence",
-    "order": "only because it is the last of the two in alphabetical order. Their names do not tell which one is the "
-    "finding; sensitivity, specificity and threshold are about this one, and --positive_label sets it",
+    "order": "only because it is the last of the two in alphabetical order: their names do not tell which one is the "
+    "finding. Sensitivity, specificity and threshold are about this one; --positive_label sets it",
 }
 
 # Names are compared as `_words` writes them. Names that by themselves mean that a finding is absent:
@@ -27,7 +27,7 @@ ABSENT = re.compile(
     r"|n|0+|-|-\d+|\D+ ?0+|.+ -|normal\S*( .*)?|healthy( .*)?|controls?( .*)?|wild ?type( .*)?"
     r"|wt|cn|hc|nc|nor|norm|td|typical(ly developing)?|well|intact|un(affected|remarkable|involved)|asymptomatic"
     r"|background"
-    r"|.* (negative|neg|free|absent|normal|healthy|controls?|none|wild ?type|wt)"
+    r"|.* (no|false|negative|neg|free|absent|normal|healthy|controls?|none|wild ?type|wt)|\S{3,}less"
 )
 # Those that mean it only beside a name of something worse: benign beside malignant, but not beside normal.
 MILDER = re.compile(
@@ -60,7 +60,7 @@ def choose_positive(spec: DatasetSpec, labels: Sequence[str], positive: str | No
     Raises:
         MedtlError: `positive` is not one of two labels of single-label data.
     """
-    if positive:
+    if positive is not None:
         check_positive(spec, positive, labels)
         return replace(spec, positive=positive, positive_source="option")
     if spec.positive in labels or len(labels) != 2 or spec.multilabel or spec.is_segmentation:
@@ -90,7 +90,7 @@ def warn_of_guess(title: str, positive: str, source: str, labels: Sequence[str])
     """
     if source == "order":
         flags = " or ".join(f"--positive_label {label}" for label in labels)
-        logger.warning("%s: the positive label is %s. Specify %s.", title, describe_positive(positive, source), flags)
+        logger.warning("%s: the positive label is %s: %s.", title, describe_positive(positive, source), flags)
 
 
 def check_positive(spec: DatasetSpec, positive: str, labels: Sequence[str] = ()) -> None:
@@ -102,6 +102,11 @@ def check_positive(spec: DatasetSpec, positive: str, labels: Sequence[str] = ())
         labels: The labels that have images; if they are not known yet, those of the spec are checked, if it has any.
     """
     names = ", ".join(labels or spec.labels)
+    if not isinstance(positive, str):
+        raise MedtlError(
+            f"--positive_label must be text, but is {positive!r}. YAML reads yes, no and numbers as something else: "
+            'write them as positive_label: "yes".'
+        )
     if spec.multilabel:
         raise MedtlError(
             f"A positive label is one of two mutually exclusive labels, found {positive!r} for multilabel data with "

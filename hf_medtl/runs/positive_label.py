@@ -31,7 +31,9 @@ def settle_positive_label(recipe: Recipe, loaded: LoadedDataset, checkpoint: str
     earlier = checkpoint or (recipe.splits and Path(recipe.splits).parent)
     recorded = RunFolder(earlier).config.get("positive_label") if earlier else None
     if recorded in loaded.labels:
-        logger.info("The positive label is %s, as in the run of %s.", recorded, earlier)
+        if recorded != loaded.positive:
+            logger.info("The positive label is %s, as in the run of %s.", recorded, earlier)
+            recipe.choose(positive_label=recorded)  # so that recipe.yaml alone gives it again
         return replace(loaded, spec=replace(loaded.spec, positive=recorded, positive_source="model"))
     if loaded.spec.positive_source == "order" and _can_ask(recipe):
         recipe.choose(positive_label=_ask(loaded.labels))

@@ -15,10 +15,11 @@ from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import check_prose
 from hf_medtl.publish.check import check_licence, contains_token
+from hf_medtl.publish.hub import check_hub_access
 from hf_medtl.publish.prose import read_prose
 from hf_medtl.runs.folder import check_disk, check_output_dir, disk_needed
 from hf_medtl.runs.lock import check_unlocked
-from hf_medtl.runs.model_card import collect_facts, render_with_dummy_results
+from hf_medtl.runs.model_card import collect_facts, model_name, render_with_dummy_results
 from hf_medtl.runs.positive_label import settle_positive_label
 from hf_medtl.runs.resuming import check_changes
 from hf_medtl.runs.search_space import Space, check_search
@@ -70,13 +71,14 @@ def check_options(recipe: Recipe) -> Space:
             that can't be published.
     """
     get_task(recipe.task).check_recipe(recipe)
-    if recipe.positive_label:
+    if recipe.positive_label is not None:
         check_positive(DATASETS.get(recipe.dataset, DATASETS["imagefolder"]), recipe.positive_label)
     _, prose = read_prose(recipe.model_card)
     if contains_token((recipe.to_yaml() + prose).encode()):
         raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
     check_licence(recipe.model_license)
     if recipe.push_to_hub:
+        check_hub_access(model_name(recipe))
         check_prose(prose)
     return check_search(recipe) if recipe.search else {}
 

@@ -22,7 +22,7 @@ unstable/stable nonunion/union uncontrolled/controlled atypical/typical patients
 COVID/non-COVID COVID-19/Non-COVID-19 COVID19/notCOVID TB/noTB displaced/nondisplaced ruptured/unruptured
 pneumonia_positive/pneumonia_negative 1_pneumonia/0_normal symptomatic/asymptomatic melanoma/other present/absent
 glaucoma/non_glaucoma referable/non-referable opacity/without dr/nodr DR/No_DR amd/amd-free abnormal/brain_normal
-true_positive/false_positive
+true_positive/false_positive Tumor_Yes/Tumor_No MI/nonMI Malignant_cases/Normal_cases detected/undetected tumor/tumorless
 """
 
 
@@ -99,6 +99,8 @@ def test_wrong_positive_label_of_a_named_dataset_is_an_error_before_the_data_are
     with pytest.raises(MedtlError, match="Did you mean 'tumor'"):
         check("brain-tumor-mri", "Tumor")
     check("brain-tumor-mri", "no_tumor")
+    with pytest.raises(MedtlError, match='write them as positive_label: "yes"'):
+        check("imagefolder", True)
 
 
 def test_external_labels_are_suggested_absence_to_absence(tmp_path):
@@ -151,7 +153,9 @@ def test_resumed_run_and_repeated_split_keep_the_positive_label(ambiguous, tmp_p
     (checkpoint / "config.json").write_text('{"positive_label": "left"}', encoding="utf-8")
     settled = settle_positive_label(recipe, loaded, str(checkpoint))
     assert (settled.positive, settled.spec.positive_source) == ("left", "model")
-    recipe.splits = str(checkpoint / "splits.csv")
+    assert "positive_label: left" in recipe.to_yaml()
+    recipe = recipe.variant(positive_label=None, splits=str(checkpoint / "splits.csv"))
     assert settle_positive_label(recipe, loaded, None).positive == "left"
     (checkpoint / "config.json").write_text('{"positive_label": "cat"}', encoding="utf-8")
+    recipe = recipe.variant(positive_label=None)
     assert settle_positive_label(recipe, loaded, str(checkpoint)).positive == "right"
