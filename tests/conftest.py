@@ -103,9 +103,16 @@ def hub() -> Iterator[str]:
     server.wait()
 
 
+def skip_without_fork() -> None:
+    """Skip a test that needs forked processes, as on Windows."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+
+
 @pytest.fixture(scope="session")
 def process_pool() -> Iterator[ProcessPool]:
     """Return a pool that runs scripts in processes of their own, without the ten seconds of imports."""
+    skip_without_fork()
     modules = ("hf_medtl.cli.app", "hf_medtl.runs.batch_predict", "hf_medtl.runs.train")
     pool = ProcessPool(*modules, "albumentations", "transformers.pipelines")
     yield pool
@@ -115,6 +122,7 @@ def process_pool() -> Iterator[ProcessPool]:
 @pytest.fixture(scope="session")
 def stock_pool() -> Iterator[ProcessPool]:
     """Return a pool that runs user code, in processes that have not imported hf_medtl."""
+    skip_without_fork()
     pool = ProcessPool("transformers.pipelines", "torchvision", "pandas", "sklearn.metrics", isolated=True)
     yield pool
     pool.close()
