@@ -15,16 +15,16 @@ app = make_group("Datasets: list, fetch, audit, preview, push.")
 @app.command("list")
 def list_() -> None:
     """List the datasets that have a name."""
-    from rich.console import Console
-
+    from hf_medtl.common.console import make_console, with_bold
     from hf_medtl.data.specs import DATASETS
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     for spec in DATASETS.values():
         size = f"{spec.size:,} images: " if spec.size else ""
-        console.print(f"[bold]{spec.name}[/bold]  {size}{', '.join(spec.labels) or 'labels as in the data'}")
+        labels = ", ".join(spec.labels) or "labels as in the data"
+        console.print(with_bold("", spec.name, f"  {size}{labels}"), soft_wrap=True)
         url = spec.url or ("generated" if spec.phantom else f"--data_dir: {spec.example}")
-        console.print(f"    {spec.title}. Licence: {spec.licence}. {url}", markup=False)
+        console.print(f"    {spec.title}. Licence: {spec.licence}. {url}", soft_wrap=True)
     print("Any image dataset on the Hub works, too, by its id, such as owner/name.")
 
 
@@ -49,8 +49,7 @@ def audit(
     seed: Seed = 0,
 ) -> None:
     """Check a dataset for duplicates, leaks between splits, shortcuts and overlap with other datasets."""
-    from rich.console import Console
-
+    from hf_medtl.common.console import make_console, with_bold
     from hf_medtl.data.audit import audit
     from hf_medtl.data.audit_page import summary, write_audit
     from hf_medtl.data.columns import parse_columns
@@ -59,12 +58,13 @@ def audit(
     surveyed = survey(name, data_dir, columns=parse_columns(columns))
     others = [survey(label, folder or None) for label, _, folder in (text.partition("=") for text in other or ())]
     findings = audit(surveyed, others, seed)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{surveyed.spec.title}[/bold]: {findings['n']} images in {surveyed.root}")
+    console = make_console()
+    counted = f": {findings['n']} images in {surveyed.root}"
+    console.print(with_bold("", surveyed.spec.title, counted), soft_wrap=True)
     for note in surveyed.spec.notes:
-        console.print(f"- {note}", markup=False)
+        console.print(f"- {note}", soft_wrap=True)
     for sentence in summary(findings):
-        console.print(f"- {sentence}", markup=False)
+        console.print(f"- {sentence}", soft_wrap=True)
     if out:
         print(f"\nSee {write_audit(surveyed, findings, out)}")
     else:

@@ -25,7 +25,8 @@ def explain(
     number: Annotated[int, typer.Option(help="Maximum number of images on a page.")] = 12,
     sample: Annotated[int, typer.Option(help="Maximum number of images for the verdict on each label.")] = 12,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Fail if the dataset has no masks; where it has, the energy inside is measured.")
+        bool,
+        typer.Option("--masks", help="Fail if the dataset has no masks; where it has, the energy inside is measured."),
     ] = False,
     lung_model: Annotated[
         str | None,
@@ -38,8 +39,7 @@ def explain(
 
     The verdict on a run's test split is saved in its folder (explanations.json) and on its card.
     """
-    from rich.console import Console
-
+    from hf_medtl.common.console import make_console, with_bold
     from hf_medtl.evaluation.matplotlib_backend import figure_formats
     from hf_medtl.runs.explain import explain_model
 
@@ -47,8 +47,8 @@ def explain(
         out, result = explain_model(
             model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     energy = result.get("energy", {"by_label": {}})["by_label"]
     for label, facts in [*result["verdict"].items(), *energy.items()]:
-        console.print(f"[bold]{label}[/bold]: {facts['summary']}")
+        console.print(with_bold("", label, f": {facts['summary']}"), soft_wrap=True)
     print(f"\nSee {out}: pages of images, and all numbers in explanations.json.")

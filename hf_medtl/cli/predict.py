@@ -48,8 +48,7 @@ def predict(
     The decision is what counts: it applies the saved threshold, so it can differ from the most probable label. With
     --out an interrupted command resumes when it is repeated. Exit code 1 if an image could not be read.
     """
-    from rich.console import Console
-
+    from hf_medtl.common.console import make_console
     from hf_medtl.common.text import printable
     from hf_medtl.predict import Predictor
     from hf_medtl.publish.sentences import NOTICE
@@ -67,14 +66,14 @@ def predict(
         )
         print(f"{printable(out)}: {number} images{f', {failed} of them with an error' if failed else ''}")
         raise typer.Exit(int(failed > 0))
-    console, failed, decided = Console(highlight=False, soft_wrap=True), 0, dict[str, None]()
+    console, failed, decided = make_console(), 0, dict[str, None]()
     for prediction in predictor.stream(inputs, batch_size, None, tta, mc_dropout):
-        console.print(printable(_describe(prediction)), markup=False)
+        console.print(printable(_describe(prediction)), soft_wrap=True)
         failed += bool(prediction.error)
         decided |= dict.fromkeys((prediction.decision or "").split("|"))
     for label in decided.keys() & predictor.wording.keys():
-        console.print(f"{label}: {predictor.wording[label]}", markup=False)
-    console.print(NOTICE)
+        console.print(f"{label}: {predictor.wording[label]}", soft_wrap=True)
+    console.print(NOTICE, soft_wrap=True)
     raise typer.Exit(int(failed > 0))
 
 

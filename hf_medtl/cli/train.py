@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from hf_medtl.common.messages import given_arguments, in_notebook, show_messages
+from hf_medtl.common.system import wait_passively
 from hf_medtl.common.text import nearest
 from hf_medtl.data.specs import DATASETS, check_dataset_name
 from hf_medtl.errors import Interrupted, MedtlError
@@ -100,6 +101,7 @@ def main(defaults: Mapping[str, Any] | None = None, argv: Sequence[str] | None =
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     show_messages(logging.INFO if is_main else logging.ERROR)
+    wait_passively()
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         # accelerate 1.15 sets the address for several processes, then starts one.
         logger.warning(

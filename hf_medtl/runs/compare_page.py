@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
+from hf_medtl.common.console import make_console
 from hf_medtl.common.files import write_atomic
 from hf_medtl.data.images import read_image
 from hf_medtl.data.loading import locate_dataset
@@ -213,7 +213,7 @@ def show_comparison(comparison: Comparison, costs: Costs, out: Path, why_not: st
         out: folder of `write_comparison`.
         why_not: returned by `write_comparison`.
     """
-    console, facts, texts = Console(highlight=False), comparison.facts, tables(comparison, costs)
+    console, facts, texts = make_console(), comparison.facts, tables(comparison, costs)
     tested = texts["differences"][texts["differences"]["test"] != UNKNOWN].drop(columns="test")
     for title, table, notes in (
         (
@@ -232,6 +232,6 @@ def show_comparison(comparison: Comparison, costs: Costs, out: Path, why_not: st
             grid.add_row(*row)
         console.print(grid)
         if notes:
-            console.print(" ".join(notes), markup=False)
-    console.print(f"{_disagreement_summary(comparison)} {why_not}".strip(), markup=False)
-    console.print(f"\n{out}: README.md, comparison.json and figures/", markup=False)
+            console.print(" ".join(notes))
+    console.print(f"{_disagreement_summary(comparison)} {why_not}".strip())
+    console.print(f"\n{out}: README.md, comparison.json and figures/")

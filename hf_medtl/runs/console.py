@@ -1,6 +1,7 @@
 """Console output before and after a run, an evaluation or a cross-validation."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_medtl.common.console import make_console, with_bold
 from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import describe_processor
@@ -31,10 +33,10 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
     for label in loaded.counts()["train"]:  # one row each: there may be more labels than columns on a screen
         table.add_row(label, *(str(counts[label]) for counts, _ in parts.values()))
     table.add_row("groups", *(str(rows["group"].nunique()) for _, rows in parts.values()))
-    console = Console()
+    console = make_console()
     console.print(table)
     for note in (*loaded.spec.notes, *(plan.external.spec.notes if plan.external else ())):
-        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {note}", soft_wrap=True)
     division = ""
     if recipe.world_size > 1 or recipe.gradient_accumulation_steps > 1:
         division = (
@@ -61,7 +63,7 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
         "resuming": plan.checkpoint,
     }.items():
         if value:
-            console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
+            console.print(with_bold("", name, f" {value}"), soft_wrap=True)
 
 
 def show_results(folder: Path, results: dict[str, Any]) -> None:
@@ -71,7 +73,7 @@ def show_results(folder: Path, results: dict[str, Any]) -> None:
         folder: of the run.
         results: results.json.
     """
-    console = Console()
+    console = make_console()
     for name, part in {f"{results['split']} split": results, "external": results.get("external")}.items():
         if not part:
             continue
@@ -88,12 +90,13 @@ def show_results(folder: Path, results: dict[str, Any]) -> None:
         if len(part.get("by_source", {})) > 1:
             _show_parts(console, "source", part["by_source"], {"images": "n", "groups": "n_groups"}, SOURCE_METRICS)
     own_classes = "import hf_medtl; " if any(folder.glob("*.py")) else ""
+    code = f"{own_classes}from transformers import pipeline; "
+    code += f"print(pipeline('{results['task']}', {str(folder)!r})('IMAGE'))"
+    quoted = shlex.quote(code) if '"' in code or "$" in code else f'"{code}"'  # cmd.exe knows double quotes alone
+    files = ": weights, README.md (model card), results.json, splits.csv, figures/.\n"
+    console.print(with_bold("\nThe run is in ", str(folder), files), soft_wrap=True)
     console.print(
-        f"\nThe run is in [bold]{folder}[/bold]: weights, README.md (model card), results.json, splits.csv, figures/.\n"
-        f'\nTo use it:\n  python -c "{own_classes}from transformers import pipeline; '
-        f"print(pipeline('{results['task']}', '{folder}')('IMAGE'))\"\n",
-        highlight=False,
-        soft_wrap=True,
+        f"To use it:\n  hf-medtl predict {shlex.quote(str(folder))} IMAGE\n  python -c {quoted}\n", soft_wrap=True
     )
 
 
@@ -103,7 +106,7 @@ def _show_conformal_sets(console: Console, sets: dict[str, Any]) -> None:
     line += f"{format_interval(sets['abstained'])} have no label or more than one"
     if sets["accuracy_of_the_rest"]["value"] is not None:
         line += f", and on the others {format_interval(sets['accuracy_of_the_rest'])} of the decisions are correct"
-    console.print(f"{line}.", highlight=False)
+    console.print(f"{line}.")
 
 
 def show_evaluation(folder: Path, results: dict[str, Any], shown: Sequence[str]) -> None:
@@ -114,7 +117,7 @@ def show_evaluation(folder: Path, results: dict[str, Any], shown: Sequence[str])
         results: results.json.
         shown: metrics of subgroups, those that the task has.
     """
-    console = Console()
+    console = make_console()
     internal, gaps = results["internal"], results["drop"]
     columns = [f"{internal['dataset']}, {internal['split']} split", "lower by"] if gaps else []
     table = _table(
@@ -148,9 +151,9 @@ def show_evaluation(folder: Path, results: dict[str, Any], shown: Sequence[str])
         lines += [f"{column} {value}: {part['warning']}." for value, part in parts.items() if part.get("warning")]
     if "robustness" in results:
         _show_robustness(console, results["robustness"])
-    lines.append(f"\nSee [bold]{folder}[/bold]: README.md, results.json, predictions.csv, figures/.")
+    lines.append(f"\nSee {folder}: README.md, results.json, predictions.csv, figures/.")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _show_robustness(console: Console, robustness: dict[str, Any]) -> None:
@@ -168,7 +171,7 @@ def _show_robustness(console: Console, robustness: dict[str, Any]) -> None:
     for name in ("relative_drop", "corruption_error", "relative_corruption_error"):
         if f"mean_{name}" in robustness:
             mean = format_interval(robustness[f"mean_{name}"])
-            console.print(f"Mean {name.replace('_', ' ')}: {mean}", highlight=False)
+            console.print(f"Mean {name.replace('_', ' ')}: {mean}")
 
 
 def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -183,7 +186,7 @@ def show_folds_plan(folds: Sequence[dict[str, Any]], folder: Path) -> None:
         table.add_column(column, justify="left" if column == "state" else "right")
     for fold in folds:
         table.add_row(*map(str, fold.values()))
-    Console().print(table)
+    make_console().print(table)
 
 
 def show_folds(folder: Path, results: dict[str, Any]) -> None:
@@ -193,7 +196,7 @@ def show_folds(folder: Path, results: dict[str, Any]) -> None:
         folder: of the cross-validation.
         results: its results.json.
     """
-    console = Console()
+    console = make_console()
     rows = {str(fold["fold"]): fold for fold in results["folds"]} | {"pooled": results}
     shown = [name for name in FOLD_METRICS if name in results["metrics"]]
     _show_parts(console, "fold", rows, {"images": "n", "groups": "n_groups", "threshold": "threshold"}, shown)
@@ -202,12 +205,8 @@ def show_folds(folder: Path, results: dict[str, Any]) -> None:
     for name, metric in results["metrics"].items():
         table.add_row(METRIC_NAMES[name], format_interval(metric), format_range(results["mean_over_folds"][name]))
     console.print(table)
-    console.print(
-        f"\nThe folds are in [bold]{folder}[/bold]: a run for each fold, and README.md, results.json, predictions.csv "
-        "and figures/ of all folds.\n",
-        highlight=False,
-        soft_wrap=True,
-    )
+    files = ": a run for each fold, and README.md, results.json, predictions.csv and figures/ of all folds.\n"
+    console.print(with_bold("\nThe folds are in ", str(folder), files), soft_wrap=True)
 
 
 def _show_parts(

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 
+from hf_medtl.common.console import make_console
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
@@ -246,7 +246,7 @@ def _write_results(recipe: Recipe, run: RunFolder, study: "optuna.Study") -> Non
 
 def _show_best(recipe: Recipe, folder: Path, table: pd.DataFrame, metric: str) -> None:
     """Print the best trials and the command that trains and tests the best."""
-    console = Console()
+    console = make_console()
     complete = table[table["state"] == "complete"].sort_values("value", ascending=not recipe.greater_is_better)
     title = f"The best of {len(table)} trials ({len(table) - len(complete)} stopped early), by the validation split"
     best = complete.head(5)
@@ -259,13 +259,12 @@ def _show_best(recipe: Recipe, folder: Path, table: pd.DataFrame, metric: str) -
     for name in MODEL_OPTIONS:  # best.yaml has only the name of a local folder
         model = getattr(recipe, name)
         options[name] = model if model and Path(model).exists() else None
-    script = sys.argv[0] if sys.argv[0].endswith(".py") else "RECIPE"
+    script = f"python {shlex.quote(sys.argv[0])}" if sys.argv[0].endswith(".py") else "hf-medtl train"
     options = {"config": folder / "best.yaml", "output_dir": f"{folder}-best"} | options
     flags = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
     console.print(
-        f"\nThe search is in [bold]{folder}[/bold]: best.yaml, trials.csv, figures/search.png, {SEARCH_DB}. The test "
+        f"\nThe search is in {folder}: best.yaml, trials.csv, figures/search.png, {SEARCH_DB}. The test "
         "split was not used.\n\nTrain the best and test it:\n  "
-        f"accelerate launch {shlex.quote(script)} {' '.join(flags)}\n",
-        highlight=False,
+        f"{script} {' '.join(flags)}\n",
         soft_wrap=True,
     )

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from hf_medtl.common.console import make_console
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.tasks import get_task
@@ -178,7 +178,7 @@ def show_space(space: Space) -> None:
         scale = ", logarithmic" if values[-1] == "log" else ""
         table.add_row(name, f"{numbers[0]} to {numbers[1]}{scale}" if is_range(name, values) else ", ".join(numbers))
     if space:
-        Console().print(table)
+        make_console().print(table)
 
 
 def own_value(recipe: Recipe, name: str, values: list[Any]) -> Any:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from hf_medtl.common.console import make_console
 from hf_medtl.common.files import write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
@@ -216,7 +216,7 @@ def _show_plan(cells: list[StudyCell], folder: Path) -> None:
         sizes = ["-".join(map(str, sorted({min(values), max(values)}))) for values in numbers]
         status = (f"{left[by_seed[seed]]:.0f} s" if by_seed[seed] in left else "finished" for seed in seeds)
         table.add_row(arm.name, f"{percent:g} %", *sizes, *status)
-    Console().print(table)
+    make_console().print(table)
     for cell in left:
         if error := cell.note.get("error"):
             logger.info("%s failed before: %s", cell.name, error)

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markdown import Markdown
 
+from hf_medtl.common.console import make_console
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots, study_statements
@@ -79,10 +78,12 @@ def summarise(run: RunFolder, recipe: Recipe, grid: Grid, cells: list[StudyCell]
     }
     run.write("README.md", render("study", facts))
     run.write("study.json", result)
-    console = Console()
-    console.print(Markdown("\n".join(f"- {line}" for line in statements)))
-    console.print(f"\nThe study is in {folder}: README.md, study.json, figures/learning_curve.png, cells/.",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console = make_console()
+    for line in statements:
+        console.print(f"- {line}", soft_wrap=True)
+    console.print(
+        f"\nThe study is in {folder}: README.md, study.json, figures/learning_curve.png, cells/.", soft_wrap=True
+    )
     return result
 
 
