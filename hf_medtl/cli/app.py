@@ -22,6 +22,7 @@ from hf_medtl.cli.report import report
 from hf_medtl.cli.train import CONTEXT as ANY_OPTIONS
 from hf_medtl.cli.train import train
 from hf_medtl.common.messages import show_messages
+from hf_medtl.common.system import wait_passively
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 
@@ -119,6 +120,7 @@ def main() -> None:
     """Run the command; print errors that the user can fix without a traceback, with exit code 1."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     show_messages(logging.INFO)
+    wait_passively()
     try:
         app(prog_name="hf-medtl")
     except MedtlError as error:

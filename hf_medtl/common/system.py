@@ -1,4 +1,4 @@
-"""Cache folder, CPU count and disk-full detection."""
+"""Cache folder, CPU cores and threads, and disk-full detection."""
 
 import errno
 import os
@@ -20,6 +20,26 @@ def cache_dir() -> Path:
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wait_passively() -> None:
+    """Let threads of OpenMP sleep while they wait for each other, unless the user chose otherwise.
+
+    By default they spin, which takes the cores from other processes: on a busy machine training is several times
+    slower. Libraries read this when they are loaded, so it has no effect once torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ and "KMP_BLOCKTIME" not in os.environ:
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # of GNU, and of Intel and LLVM
+
+
+def threads_are_chosen() -> bool:
+    """Return True if the user of `accelerate launch` set OMP_NUM_THREADS, which it otherwise sets itself."""
+    import psutil  # accelerate needs it
+
+    try:
+        return "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()  # of the launcher
+    except (psutil.Error, OSError):
+        return False
 
 
 def is_disk_full(error: BaseException | None, folder: Path | None = None) -> bool:

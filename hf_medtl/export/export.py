@@ -121,7 +121,7 @@ def export_run(
                 side: latency.median for side, latency in zip(("torch", "exported"), latencies, strict=True)
             },
             "threads": threads,
-            "device": environment("float32", 1)["device"],
+            "device": environment("float32", 1, torch.device("cpu"))["device"],
             "versions": {package: importlib.metadata.version(package) for package in ("torch", format_.package)},
             "forced": False,
         }

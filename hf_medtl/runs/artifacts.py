@@ -65,10 +65,10 @@ def write_artifacts(
         **measured[0],
         **({"outliers": ood_rates} if ood_rates else {}),
         "train_seconds": round(trainer.progress.total_seconds(), 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "peak_memory_mb": round(peak_memory_mb(recipe.device), 1),
         **({} if kwh is None else {"energy_kwh": kwh}),
         "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
-        "environment": environment(precision, recipe.world_size),
+        "environment": environment(precision, recipe.world_size, recipe.device),
     }
     table = task.prediction_table(loaded, predictions)
     run = RunFolder(folder)

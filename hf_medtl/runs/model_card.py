@@ -63,7 +63,7 @@ def collect_facts(
         "sizes": _split_sizes(loaded),
         "found": describe_data_checks(loaded),
         "split_rule": loaded.rule,
-        "name": str(recipe.hub_model_id) if recipe.push_to_hub else Path(str(recipe.output_dir)).name,
+        "name": model_name(recipe),
         "base_model": find_base_model(*base) if base else None,
         "start": task.describe_initial_weights(recipe, model),
         "license": recipe.model_license,
@@ -74,6 +74,12 @@ def collect_facts(
         "repeat": repeat_command(recipe),
         "software": citation(),
     }
+
+
+def model_name(recipe: Recipe) -> str:
+    """Return the name of the model: that of its repository, if it is published, or of its folder."""
+    published = recipe.push_to_hub and recipe.hub_model_id
+    return str(published or Path(str(recipe.output_dir)).resolve().name)
 
 
 def repeat_command(recipe: Recipe, splits: bool = True) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def render_with_dummy_results(
         measured = _dummy_results(recipe, task, external)
         gap = generalization_gap(results["metrics"], measured["metrics"])
         results["external"] = measured | {"drop": gap, "excluded": count_excluded(external)}
-    results["environment"] = environment("no", recipe.world_size)
+    results["environment"] = environment("no", recipe.world_size, recipe.device)
     made_up = {
         "results": results,
         "procedure": [],

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_medtl.common.messages import show_messages
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.common.system import cores, is_disk_full
+from hf_medtl.common.system import cores, is_disk_full, threads_are_chosen
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
 from hf_medtl.errors import Interrupted, MedtlError
@@ -23,13 +23,14 @@ from hf_medtl.evaluation.decisions import proportion
 from hf_medtl.evaluation.matplotlib_backend import figure_formats
 from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
 from hf_medtl.publish.checkpoints import CheckpointUploader
-from hf_medtl.publish.hub import create_repository, push
+from hf_medtl.publish.hub import create_repository, push, validate_card
 from hf_medtl.runs import preflight
 from hf_medtl.runs.artifacts import write_artifacts
 from hf_medtl.runs.console import show_plan, show_results
 from hf_medtl.runs.cross_validation import cross_validate
 from hf_medtl.runs.folder import check_output_dir, check_shared_folder, start_run
 from hf_medtl.runs.lock import BUSY, RUN_LOCK, lock_folder
+from hf_medtl.runs.model_card import model_name, render_with_dummy_results
 from hf_medtl.runs.preflight import Plan, build
 from hf_medtl.runs.preprocessing import preprocess_splits
 from hf_medtl.runs.search import search
@@ -77,6 +78,8 @@ def _run(recipe: Recipe) -> Path:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
 
+    if recipe.push_to_hub and recipe.should_save:
+        _make_repository(recipe, plan)
     # Of the main process alone, also for the others of its job.
     lock = lock_folder(folder, RUN_LOCK, BUSY.format(folder)) if recipe.should_save else contextlib.nullcontext()
     with lock:
@@ -124,23 +127,28 @@ def _train_and_write(recipe: Recipe, plan: Plan) -> Path:
 def _set_up_cpu(recipe: Recipe) -> None:
     if recipe.device.type != "cpu":
         return
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1 and not threads_are_chosen():
         # accelerate launch gives each process a single thread, however many cores there are.
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     keep_freed_memory()
 
 
+def _make_repository(recipe: Recipe, plan: Plan) -> None:
+    """Make the repository of the run: what the Hub refuses shows before training."""
+    recipe.hub_model_id = create_repository(model_name(recipe), recipe.hub_private_repo)
+    plan.card["name"] = recipe.hub_model_id
+    card = render_with_dummy_results(recipe, plan.task, plan.loaded, plan.external, plan.card)
+    validate_card(card, then="Nothing was trained.")
+
+
 def _start(recipe: Recipe, plan: Plan) -> None:
-    """Write the first files of the run, and make its repository: a missing permission shows before training."""
+    """Write the first files of the run."""
     with recipe.main_process_first(local=False):
         if not recipe.should_save:
             check_shared_folder(plan.folder)
             return
         # Again: another run may have begun or ended in the folder since the first check.
         check_output_dir(plan.folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(plan.space))
-        if recipe.push_to_hub:
-            name = recipe.hub_model_id or plan.folder.resolve().name
-            recipe.hub_model_id = create_repository(name, recipe.hub_private_repo)
         recipe_yaml = "".join(f"{note}\n" for note in plan.notes) + recipe.to_yaml()
         start_run(plan.folder, recipe_yaml, plan.loaded.table, plan.loaded.excluded)
 

@@ -1,11 +1,11 @@
 """Runtime of a run: versions, hardware, memory and energy, without names of persons or machines."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import logging
 import os
 import platform
-import resource
 import sys
 from types import TracebackType
 from typing import Any
@@ -21,18 +21,39 @@ PACKAGES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "t
             "numpy", "pillow", "scikit-learn", "scipy")  # fmt: skip
 
 
-def environment(precision: str, processes: int) -> dict[str, Any]:
-    """Return versions of Python, packages and our code, device, cores, mixed precision and number of processes."""
+def environment(precision: str, processes: int, device: torch.device | None = None) -> dict[str, Any]:
+    """Return versions of Python, packages and our code, device, cores, mixed precision and number of processes.
+
+    Args:
+        precision: mixed precision.
+        processes: number of processes.
+        device: that computes; by default the accelerator if there is one.
+    """
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "python": platform.python_version(),
         "system": platform.system(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "device": device_name(device or default_device()),
         "cpu_cores": cores(),
         "processes": processes,
         "mixed_precision": precision,
         "hf_medtl_commit": commit(),
-        "packages": {"hf_medtl": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {"hf_medtl": __version__} | versions,
     }
+
+
+def default_device() -> torch.device:
+    """Return the accelerator, or the CPU if there is none."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device, such as "NVIDIA H200", "MPS (arm64)" or "CPU (x86_64)"."""
+    name = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return name() if name else f"{device.type.upper()} ({platform.machine()})"
 
 
 def keep_freed_memory() -> bool:
@@ -49,10 +70,23 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1))
 
 
-def peak_memory_mb() -> float:
-    """Return the peak memory in MB: of the GPU if there is one, else the resident set of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
+def peak_memory_mb(device: torch.device | None = None) -> float:
+    """Return the peak memory in MB: of an accelerator, else the resident set of this process.
+
+    Apple's GPU shares the memory of the process and counts no peak, so what it has now is given.
+    """
+    device = device or default_device()
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e6
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
