@@ -132,6 +132,13 @@ def choose_columns(
             rules[name] = f"{{{fitting[0]}}}"
             taken.add(fitting[0])
     unused = [column for column in frame if column not in taken]
+    if (patient := rules.get("patient", "").strip("{}")) and re.match(
+        "study|exam|accession|lesion", plain_name(patient)
+    ):
+        warnings.append(
+            f"{table}: images with the same {patient} stay together, but one patient with more than one {patient} can "
+            "be in different splits. If there is a column of patients, name it: --columns patient=..."
+        )
     for name in ("patient", "label", "split", "mask"):
         if name in rules:
             continue
@@ -197,7 +204,7 @@ def _fits(name: str, column: str, cells: pd.Series, has_file: Callable[[str], bo
         return any(map(has_file, sample_cells(cells)))
     if name == "split":
         return all(parse_split(cell) for cell in set(cells) - {""}) and bool(cells.any())
-    return name != "patient" or len(set(cells) - {""}) > 2
+    return True
 
 
 def sample_cells(cells: pd.Series) -> list[str]:
@@ -231,7 +238,8 @@ def _describe(rules: Mapping[str, str], unused: list[str], table: str) -> str:
     """Return a sentence about the columns that are used and those that are not."""
     used = [
         f"{name} from {' + '.join(columns_of(rule))}" if columns_of(rule) != [name] else name
-        for name, rule in rules.items()
+        for name in FIELDS
+        if (rule := rules.get(name))
     ]
     rest = f"; not used: {abbreviate(unused, 12)}" if unused else ""
     return f"{table}: {', '.join(used)}{rest}."

@@ -1,0 +1,268 @@
+"""Tables of images: columns by their usual names, paths, labels and repeated rows as public datasets have them."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from hf_medtl import MedtlError
+from hf_medtl.data.columns import parse_columns
+from hf_medtl.data.specs import DATASETS
+from hf_medtl.data.tables import read_listing, read_metadata, read_table
+from tests.support.specs import with_columns
+
+
+def write(root, rows, files=(), name="t.csv"):
+    """Write a table, and an empty file for each path; return the table's path."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    pd.DataFrame(rows).to_csv(root / name, index=False)
+    return root / name
+
+
+def read(file, columns="", dataset="table", **changes):
+    """Read a table as `survey` does, without opening its images; return the dataset and path -> row."""
+    spec, rows = read_table(with_columns(DATASETS[dataset], columns, **changes), file)
+    return spec, {row["path"]: row for row in rows}
+
+
+FOUR = ["1.png", "2.png", "3.png", "4.png"]
+
+
+@pytest.mark.parametrize("column", ["patient", "Patient", "patient_id", "PatientID", "patientId", "Patient ID",
+                                   "subject_id", "Subject", "participant_id", "MRN", "lesion_id"])  # fmt: skip
+def test_patients_are_read_from_a_column_of_any_usual_name(tmp_path, column):
+    rows = {"file_name": FOUR, "label": list("aabb"), column: ["P1", "P2", "P3", "P3"], "age": [1, 2, 3, 4]}
+    spec, images = read(write(tmp_path, rows, FOUR))
+    assert [images[name]["patient"] for name in FOUR] == ["P1", "P2", "P3", "P3"]
+    used = "patient" if column == "patient" else f"patient from {column}"
+    assert spec.notes[0] == (f"t.csv: file_name, label, {used}; not used: age.")
+
+
+def test_studies_and_lesions_are_named_where_they_stand_for_patients(tmp_path, caplog):
+    rows = {"file_name": FOUR, "label": list("aabb"), "StudyInstanceUID": list("xxyy")}
+    _, images = read(write(tmp_path, rows, FOUR))
+    assert [row["patient"] for row in images.values()] == list("xxyy")
+    assert "one patient with more than one StudyInstanceUID can be in different splits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Path", "Finding", "Subject", "Split", "Site", "Mask"),
+        ("Image Index", "Finding Labels", "Patient ID", "subset", "hospital", "mask_path"),
+        ("image_id", "dx", "lesion_id", "dataset_type", "Center", "segmentation"),
+        ("filename", "diagnosis", "PATIENT_ID", "SET", "SOURCE", "MaskFile"),
+    ],
+)
+def test_all_columns_have_usual_names_in_any_case(tmp_path, names):
+    masks = [f"m/{name}" for name in FOUR]
+    cells = (FOUR, list("aabb"), list("wxyz"), ["Train", "VAL", "test", "Training"], list("ssuu"), masks)
+    _, images = read(write(tmp_path, dict(zip(names, cells, strict=True)), [*FOUR, *masks]))
+    assert images["2.png"] == {
+        "image_id": "2.png", "path": "2.png", "label": "a", "patient": "x", "official": "validation", "source": "s",
+        "mask": "m/2.png",
+    }  # fmt: skip
+
+
+def test_columns_option_names_columns(tmp_path, caplog):
+    rows = {"id": list("1234"), "kind": list("aabb"), "label": list("xxyy"), "who": list("PQRS"), "p": list("AABB")}
+    file = write(tmp_path, rows, [f"images/{name}" for name in FOUR])
+    _, images = read(file, "file_name=images/{id}.png,label=Kind,patient=who")
+    assert [row["label"] for row in images.values()] == list("aabb")
+    assert images["images/3.png"]["patient"] == "R"
+    for text, message in (
+        ("patients=who", "expected one of file_name, label, patient.*found 'patients'. Did you mean 'patient'"),
+        ("patient", "takes pairs such as"),
+        ("patient=who,patient=p", "gives patient twice"),
+    ):
+        with pytest.raises(MedtlError, match=message):
+            parse_columns(text)
+    with pytest.raises(MedtlError, match=r"no column 'whom' for patient. The most similar one is 'who'"):
+        read(file, "file_name=id,patient=whom")
+    with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*such as --columns file_name=id"):
+        read(write(tmp_path, {"id": FOUR, "label": list("aabb")}, FOUR))
+
+
+def test_columns_that_may_have_been_meant_are_named(tmp_path, caplog):
+    rows = {
+        "file_name": FOUR,
+        "label": list("aabb"),
+        "patient name": list("WXYZ"),
+        "fold": [0, 1, 2, 3],
+        "set": list("kkll"),
+    }
+    spec, images = read(write(tmp_path, rows, FOUR))
+    assert {row["patient"] + row["official"] for row in images.values()} == {""}
+    assert "the column patient name may be the patient but is not used. To use one: --columns patient=" in caplog.text
+    assert "the columns fold, set may be the split but are not used" in caplog.text
+    assert sum("may be" in note for note in spec.notes) == 2
+    assert "WXYZ"[0] not in "".join(spec.notes).replace("file_name", "")  # no cell
+
+
+def test_two_columns_that_may_be_the_label_are_refused_unless_they_agree(tmp_path):
+    rows = {"image": FOUR, "diagnosis": ["nv", "nv", "mel", "bcc"], "target": [0, 0, 1, 1]}
+    with pytest.raises(MedtlError, match=r"the columns diagnosis, target may all be the label. Choose one"):
+        read(write(tmp_path, rows, FOUR))
+    assert read(write(tmp_path, rows, FOUR), "label=target")[0].labels == ("0", "1")
+    rows["class_id"], rows["class_name"] = [2, 2, 5, 5], ["x", "x", "y", "y"]
+    del rows["diagnosis"], rows["target"]
+    assert read(write(tmp_path, rows, FOUR))[0].labels == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("cell", "file"),
+    [
+        ("./images/a.png", "images/a.png"),
+        ("images\\a.png", "images/a.png"),
+        (r"C:\Users\me\data\images\a.png", "images/a.png"),
+        ("/home/other/data/images/a.png", "images/a.png"),
+        ("{root}/images/a.png", "images/a.png"),
+        ("../data/images/a.png", "images/a.png"),
+        ("CheXpert-v1.0/train/p1/view1.jpg", "train/p1/view1.jpg"),
+        ("A.PNG", "a.png"),
+        ("ISIC_01", "part_2/ISIC_01.jpg"),
+        ("00000001_000.png", "images_001/images/00000001_000.png"),
+        ("1.2.840.113", "dicom/1.2.840.113.dcm"),
+        ("a.jpg", "a.png"),
+    ],
+)
+def test_paths_as_tables_have_them(tmp_path, cell, file):
+    others = ["images/b.png", "train/p2/view1.jpg", "b.png", "masks/ISIC_01.png", "masks/00000001_000.png"]
+    rows = {"file_name": [cell.format(root=tmp_path), "b.png"], "label": ["x", "y"]}
+    spec, images = read(write(tmp_path, rows, [file, *others]))
+    assert list(images) == [file, "b.png"]
+    assert len(spec.notes) == 1 or "1 files are found by name" in spec.notes[1]
+
+
+def test_paths_that_are_doubtful_missing_or_outside_are_refused(tmp_path):
+    def refused(cells, files, message):
+        rows = {"file_name": cells, "label": ["x", "y"] * (len(cells) // 2)}
+        with pytest.raises(MedtlError, match=message):
+            read(write(tmp_path / "data", rows, files))
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "c.png").touch()
+    refused(["../c.png", "b.png"], ["b.png"], "paths must be inside the folder of the file, found ../c.png. Move the")
+    refused([f"{tmp_path}/c.png", "b.png"], [], "paths must be inside")
+    refused(["x/1.png", "1.png"], ["1.png"], "1.png, x/1.png would all be the file 1.png")
+    refused(["n.png", "m.png"], [], "none of its 2 files is in .*such as m.png, n.png. Move the table")
+    refused(["", "b.png"], [], "1 rows name no file")
+
+
+def test_missing_and_ambiguous_files_are_counted_and_named(tmp_path, caplog):
+    rows = {"file_name": ["d", "b.png", "gone.png"], "label": ["x", "y", "y"]}
+    spec, _ = read(write(tmp_path, rows, ["p/d.png", "q/d.png", "b.png"]))
+    assert "t.csv: 2 of 3 files are missing: d, gone.png." in caplog.text
+    assert "2 of 3 files are missing" in spec.notes[-1]
+    rows = {"file_name": ["b.png", "p/d.png"], "label": ["x", "y"], "mask": ["", "m.png"]}
+    with pytest.raises(MedtlError, match=r"1 of 1 masks are missing: m.png"):
+        read(write(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels", "multilabel"),
+    [
+        (["Edema | Mass", "No Finding", "Mass", ""], ["Edema|Mass", "", "Mass", ""], True),
+        (['["a", "b"]', "['b']", "[]", "[]"], ["a|b", "b", "", ""], True),
+        (["a, b", "a", "b", "a"], ["a|b", "a", "b", "a"], True),
+        (["a;b", "a", "b", "a"], ["a|b", "a", "b", "a"], True),
+        (["COVID-19, ARDS", "COVID-19", "SARS", "SARS"], ["COVID-19, ARDS", "COVID-19", "SARS", "SARS"], False),
+        (["0", "1.0", "1", "0.0"], ["0", "1", "1", "0"], False),
+        ([0, 1, 4, 3], ["0", "1", "4", "3"], False),
+    ],
+)
+def test_label_cells(tmp_path, cells, labels, multilabel):
+    spec, images = read(write(tmp_path, {"file_name": FOUR, "label": cells}, FOUR))
+    assert [row["label"] for row in images.values()] == labels
+    assert spec.multilabel == multilabel
+    separated = any("," in str(cell) or ";" in str(cell) for cell in cells) and "[" not in str(cells[0])
+    assert any("are read as" in note for note in spec.notes) == separated
+
+
+def test_columns_of_0_and_1_are_labels(tmp_path, caplog):
+    single = {"image": ["1", "2", "3", "4"], "MEL": [1.0, 0, 0, 0], "NV": [0, 1.0, 1.0, 0], "BCC": [0, 0, 0, 1.0]}
+    spec, images = read(write(tmp_path, single, FOUR))
+    assert [row["label"] for row in images.values()] == ["MEL", "NV", "NV", "BCC"]
+    assert not spec.multilabel
+    assert "the columns MEL, NV, BCC are read as labels, one for each image." in spec.notes[1]
+    assert spec.notes[0] == "t.csv: file_name from image, label from MEL + NV + BCC."
+    several = {"image": FOUR, "sex": [0, 1, 1, 0], "Edema": [1, 0, 1, ""], "Mass": [1, 0, 0, 1]}
+    file = write(tmp_path, several, FOUR)
+    with pytest.raises(MedtlError, match=r"expected a column 'label'.*--columns label=sex\+Edema\+Mass"):
+        read(file)
+    spec, images = read(file, "label=Edema+mass")
+    assert spec.labels == ("Edema", "Mass")
+    assert [row["label"] for row in images.values()] == ["Edema|Mass", "", "Edema", "Mass"]
+    several["Mass"] = [2, 0, 0, 1]
+    with pytest.raises(MedtlError, match=r"expected 0, 1 or blank .* in the column 'Mass'.*found '2'"):
+        read(write(tmp_path, several, FOUR), "label=Edema+Mass")
+
+
+@pytest.mark.parametrize(
+    ("policy", "first"), [("exclude", "?uncertain: Edema"), ("negative", "Mass"), ("positive", "Edema|Mass")]
+)
+def test_uncertain_labels_follow_the_policy(tmp_path, policy, first):
+    rows = {"Path": FOUR, "No Finding": ["", "", "", 1.0], "Edema": [-1.0, 1, "", ""], "Mass": [1, 1, 1, 0]}
+    file = write(tmp_path, rows, FOUR)
+    spec, images = read(file, "label=No Finding+Edema+Mass", uncertain=policy)
+    assert [row["label"] for row in images.values()] == [first, "Edema|Mass", "Mass", ""]
+    assert spec.labels == ("Edema", "Mass")
+    assert "1 images have an uncertain label (-1), " in spec.notes[1]
+
+
+def test_repeated_rows_are_merged_if_they_agree(tmp_path):
+    boxes = {"image_id": ["1", "1", "2", "3"], "x": [5, 9, 0, 0], "Target": [1, 1, 0, 0], "patientId": list("AABC")}
+    spec, images = read(write(tmp_path, boxes, FOUR))
+    assert [(path, row["label"], row["patient"]) for path, row in sorted(images.items())] == [
+        ("1.png", "1", "A"), ("2.png", "0", "B"), ("3.png", "0", "C"),
+    ]  # fmt: skip
+    assert "2 rows of 1 images are merged, because they agree." in spec.notes[-1]
+    parts = {"file_name": ["1.png", "1.png", "2.png"], "label": ["a", "a", "b"], "mask": ["3.png", "4.png", ""]}
+    assert read(write(tmp_path, parts, FOUR))[1]["1.png"]["mask"] == "3.png|4.png"
+
+
+def test_rows_that_contradict_each_other_are_refused_or_united(tmp_path):
+    rows = {"file_name": ["1.png", "1.png", "2.png", "3.png"], "class_name": ["Mass", "Edema", "Mass", "No finding"]}
+    file = write(tmp_path, rows, FOUR)
+    with pytest.raises(MedtlError, match=r"1 images have rows with a different label: 1.png \(Mass, Edema\). Keep one"):
+        read(file)
+    _, images = read(file, "label={class_name}|")  # a | makes them multilabel
+    assert [images[name]["label"] for name in FOUR[:3]] == ["Edema|Mass", "Mass", ""]
+    rows = {"file_name": ["1.png", "1.png", "2.png"], "label": ["a", "a", "b"], "patient": ["Ann", "Bob", "Cy"]}
+    with pytest.raises(MedtlError, match=r"different patient: 1.png. Keep one row") as error:
+        read(write(tmp_path, rows, FOUR))
+    assert "Ann" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [["cohort a", "cohort b"], ["0", "1"], ["train", "fold_1"]])
+def test_unknown_splits_are_refused(tmp_path, values):
+    rows = {"file_name": FOUR, "label": list("aabb"), "Split": values * 2}
+    with pytest.raises(MedtlError, match=f"expected splits such as train, .*found .*{values[1]} in the column"):
+        read(write(tmp_path, rows, FOUR))
+
+
+def test_spellings_of_an_unknown_patient_are_none(tmp_path):
+    rows = {"file_name": FOUR, "label": list("aabb"), "patient": ["12.0", "Unknown", "nan", "n/a"]}
+    assert [row["patient"] for row in read(write(tmp_path, rows, FOUR))[1].values()] == ["12", "", "", ""]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet", "Metadata.xlsx"])
+def test_metadata_beside_folders_has_the_same_rules(tmp_path, name):
+    rows = [{"file_name": f"{label}/{n}.png", "PatientID": f"P{n}", "diagnosis": "x"} for label in "ab" for n in "12"]
+    write(tmp_path, rows, [row["file_name"] for row in rows])
+    table = pd.DataFrame(rows)
+    {
+        "csv": lambda path: table.to_csv(path, index=False, encoding="utf-8-sig", sep=";"),
+        "jsonl": lambda path: path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8"),
+        "parquet": table.to_parquet,
+        "xlsx": lambda path: table.to_excel(path, index=False),
+    }[name.rpartition(".")[2]](tmp_path / name)
+    paths = [*table["file_name"], name]
+    spec, listing = read_listing(DATASETS["imagefolder"], tmp_path, [name], paths)
+    assert listing.set_index("file_name")["patient"].to_dict() == {row["file_name"]: row["PatientID"] for row in rows}
+    assert set(listing["label"]) == {""}  # folders are the labels; the column is named
+    assert "the column diagnosis may be the label but is not used" in spec.notes[-1]
+    metadata = read_metadata(DATASETS["imagefolder"], tmp_path)
+    assert metadata.loc["b/2.png"].to_dict() == {"file_name": "b/2.png", "PatientID": "P2", "diagnosis": "x"}
