@@ -32,7 +32,16 @@ from hf_medtl.errors import MedtlError, UnreadableImage
 logger = logging.getLogger(__name__)
 
 # Code that determines how a file is decoded, before `preprocess`: part of the cache key.
-_SOURCE_FILES = ("cache.py", "deep_images.py", "dicom.py", "dicom_checks.py", "images.py", "nifti.py", "pixels.py")
+_SOURCE_FILES = (
+    "cache.py",
+    "deep_images.py",
+    "dicom.py",
+    "dicom_checks.py",
+    "dicom_tables.py",
+    "images.py",
+    "nifti.py",
+    "pixels.py",
+)
 LIBRARIES = ("nibabel", "numpy", "opencv-python-headless", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
              "pylibjpeg-openjpeg")  # fmt: skip
 _BATCH_ROWS = 64  # images per record batch

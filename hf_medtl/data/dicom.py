@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
 
-from hf_medtl.data.dicom_checks import check_compressed_frame, check_size, inflate
+from hf_medtl.data.dicom_checks import check_compressed_frame, check_decoder, check_size, inflate
+from hf_medtl.data.dicom_tables import apply_palette, apply_table
 from hf_medtl.data.header_privacy import without_header_text
 from hf_medtl.data.pixels import GreyRange, apply_window, map_in_blocks, percentiles
 from hf_medtl.errors import UnreadableImage
@@ -58,15 +59,12 @@ def read(
         UnreadableImage: The file has no pixels, is damaged, too large, or has no such frame. The message contains no
             text from the header, and the error has no cause, because pydicom's exceptions quote values.
     """
-    from pydicom.pixels import apply_color_lut
-
     pixels, kind, header = _decode(_open(stream, name), name, frame)
     if kind in MONOCHROME and pixels.ndim == 2:
         return Image.fromarray(_to_shades(pixels, header, window)).convert("RGB")
     bits = int(header.BitsStored)
     if kind == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, header)[..., :3]
-        bits = 8 * pixels.dtype.itemsize
+        pixels, bits = apply_palette(pixels, header)
     elif kind != "RGB":
         raise UnreadableImage(f"{name}: unsupported DICOM colour space. Export the image as RGB.")
     return Image.fromarray(np.ascontiguousarray(apply_window(pixels, (0, 2**bits - 1))))
@@ -98,8 +96,6 @@ def read_grey_range(stream: BinaryIO, name: str) -> GreyRange | None:
     Raises:
         UnreadableImage: As for `read`.
     """
-    from pydicom.pixels import apply_modality_lut
-
     pixels, kind, header = _decode(_open(stream, name), name, None)
     mapped, bits = bool(header.get("ModalityLUTSequence")), int(header.get("BitsStored") or 64)
     if kind not in MONOCHROME or pixels.ndim != 2 or (bits <= 8 and not mapped):
@@ -107,7 +103,7 @@ def read_grey_range(stream: BinaryIO, name: str) -> GreyRange | None:
     slope, intercept = (1.0, 0.0) if mapped else _rescaling(header)
     values = _without_padding(pixels, header)
     return GreyRange.from_pixels(
-        apply_modality_lut(values, header) if mapped else values,
+        _apply_modality(values, header),
         scaled=lambda value: value * slope + intercept,
         window=None if header.get("VOILUTSequence") else _header_window(header),
         # PS3.3 C.8.2.1: the rescaled values of a CT are Hounsfield units unless stated otherwise.
@@ -128,6 +124,7 @@ class _OpenedFile:
     options: dict[str, Any]
     frames: int
     available: int  # bytes of pixels and anything after them
+    shift: int  # unused bits below the stored ones, as in old files; pydicom knows only those above
 
 
 def _open(stream: BinaryIO, name: str) -> _OpenedFile:
@@ -144,17 +141,28 @@ def _open(stream: BinaryIO, name: str) -> _OpenedFile:
     guess = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     syntax = UID(header.file_meta.get("TransferSyntaxUID") or guess)
 
-    keyword = _seek_pixels(stream, little)
+    if not syntax.is_transfer_syntax:
+        raise UnreadableImage(f"{name}: DICOM with an unknown compression can't be read. Save it uncompressed.")
+
+    keyword, representation = _seek_pixels(stream, little)
     if keyword is None:
         raise UnreadableImage(f"{name}: DICOM without pixels, such as a report or a DICOMDIR. Remove it.")
     options: dict[str, Any] = {
         **as_pixel_options(header),
         "transfer_syntax_uid": syntax,
         "pixel_keyword": keyword,
-        "pixel_vr": "OW",
+        "pixel_vr": representation,  # in a big-endian file, the bytes of OW are swapped and those of OB are not
     }
+    shift = int(header.get("HighBit", 0)) + 1 - int(header.get("BitsStored", 0))
+    if (
+        not 0 < shift <= int(header.get("BitsAllocated", 0)) - int(header.get("BitsStored", 0))
+        or syntax.is_encapsulated
+    ):
+        shift = 0
+    else:
+        options["bits_stored"] += shift
     frames = int(options["number_of_frames"])
-    return _OpenedFile(header, stream, syntax, options, frames, size - stream.tell())
+    return _OpenedFile(header, stream, syntax, options, frames, size - stream.tell(), shift)
 
 
 def _decode(file: _OpenedFile, name: str, frame: int | None) -> tuple[NDArray[Any], str, "Dataset"]:
@@ -169,27 +177,36 @@ def _decode(file: _OpenedFile, name: str, frame: int | None) -> tuple[NDArray[An
             logger.info("%s: reading frame %d of 0 to %d, the middle one.", name, frame, frames - 1)
     if not 0 <= frame < frames:
         raise UnreadableImage(f"{name}: there is no frame {frame}. Choose one from 0 to {frames - 1}.")
+    check_decoder(name, file.syntax)
     if file.syntax.is_encapsulated:
         check_compressed_frame(name, file.header, file.stream, frame, file.options)
-    pixels, properties = get_decoder(file.syntax).as_array(file.stream, index=frame, **file.options)
+    try:
+        pixels, properties = get_decoder(file.syntax).as_array(file.stream, index=frame, **file.options)
+    except Exception:
+        check_decoder(name, file.syntax, failed=True)
+        raise
+    pixels = pixels >> file.shift if file.shift else pixels
     return pixels, str(properties["photometric_interpretation"]), _frame_header(file.header, frame)
 
 
 def _to_shades(pixels: NDArray[Any], header: "Dataset", window: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Map stored values (H, W) to shades 0..255 (H, W); `window` as for `read`."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
     slope, intercept = _rescaling(header)
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     if window is None and header.get("VOILUTSequence"):
-        full = 2 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        shades = map_in_blocks(pixels, lambda block: apply_voi(apply_modality_lut(block, header), header) / full)
+        item, little = header.VOILUTSequence[0], bool(header.original_encoding[1])
+        full = 2 ** int(item.LUTDescriptor[2]) - 1
+
+        def rescale(block: NDArray[Any]) -> NDArray[Any]:
+            return _apply_modality(block, header) if header.get("ModalityLUTSequence") else block * slope + intercept
+
+        shades = map_in_blocks(pixels, lambda block: apply_table(rescale(block), item, little) / full)
         return 255 - shades if inverted else shades
 
     unpadded = _without_padding(pixels, header)
     mapped = bool(header.get("ModalityLUTSequence"))
     if mapped:
-        pixels, unpadded = (apply_modality_lut(values, header) for values in (pixels, unpadded))
+        pixels, unpadded = (_apply_modality(values, header) for values in (pixels, unpadded))
         slope, intercept = 1.0, 0.0
     if window is None and header.get("VOILUTFunction") == "SIGMOID":
         centre, width = _centre_and_width(header)
@@ -209,6 +226,12 @@ def _to_shades(pixels: NDArray[Any], header: "Dataset", window: tuple[float, flo
         low, high = high, low
     shades = apply_window(pixels, (min(low, high), max(low, high)))
     return 255 - shades if inverted != (low > high) else shades
+
+
+def _apply_modality(pixels: NDArray[Any], header: "Dataset") -> NDArray[Any]:
+    """Return stored values after the modality LUT, if there is one."""
+    sequence = header.get("ModalityLUTSequence")
+    return apply_table(pixels, sequence[0], bool(header.original_encoding[1])) if sequence else pixels
 
 
 def _rescaling(header: "Dataset") -> tuple[float, float]:
@@ -254,13 +277,19 @@ def _frame_header(header: "Dataset", frame: int) -> "Dataset":
     return header
 
 
-def _seek_pixels(stream: BinaryIO, little: bool) -> str | None:
-    """Move from the pixel element's tag, where pydicom stops, to its value; return its keyword, or None if missing."""
+def _seek_pixels(stream: BinaryIO, little: bool) -> tuple[str | None, str]:
+    """Move from the pixel element's tag, where pydicom stops, to its value.
+
+    Returns:
+        Its keyword, None if missing, and its value representation.
+    """
     tag = stream.read(12)
     if len(tag) < 8:
-        return None
-    if tag[4:6] not in {b"OB", b"OW", b"OF", b"OD", b"UN"}:  # implicit, whatever the header declares: four bytes less
+        return None, "OW"
+    representation = tag[4:6].decode("latin-1")
+    if representation not in {"OB", "OW", "OF", "OD", "UN"}:  # implicit, whatever the header declares: four bytes less
+        representation = "OW"
         stream.seek(8 - len(tag), io.SEEK_CUR)
     keywords = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
     group, element = struct.unpack("<HH" if little else ">HH", tag[:4])
-    return keywords.get(group << 16 | element)
+    return keywords.get(group << 16 | element), representation

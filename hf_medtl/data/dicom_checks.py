@@ -6,14 +6,21 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hf_medtl.common.extras import install_command
 from hf_medtl.data.pixels import MAX_PIXELS
 from hf_medtl.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 MAX_SAMPLES = 75_000_000  # pixels × channels of a frame: JPEG 2000 decoding needs eight bytes for each
 MAX_INFLATED = 256 << 20  # bytes of a deflated data set
+# Transfer syntaxes that need a package -> its name, and our extra that installs it.
+DECODERS = {
+    tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81)): ("pylibjpeg-libjpeg", "jpeg"),
+    tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203)): ("pylibjpeg-openjpeg", ""),
+}
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 
 
@@ -71,6 +78,37 @@ def check_size(name: str, header: "Dataset", frames: int, available: int, encaps
         raise UnreadableImage(
             f"{name}: its header declares {frames} frame(s) of {columns} × {rows} pixels, which need at least "
             f"{needed:,} bytes, but the file has {available:,}. It is damaged: download it again."
+        )
+
+
+def check_decoder(name: str, syntax: "UID", failed: bool = False) -> None:
+    """Check that the pixels' compression can be decoded with what is installed.
+
+    Args:
+        name: Name of the file in errors.
+        syntax: Its transfer syntax.
+        failed: True after an error of decoders; pydicom counts some that decode only a part of what a syntax allows.
+
+    Raises:
+        UnreadableImage: There is no decoder; the message names the package to install, if one is known.
+    """
+    from pydicom.pixels import get_decoder
+
+    if not syntax.is_encapsulated:
+        return
+    compression = str(syntax.name).split(" (")[0]
+    package, extra = next((cure for syntaxes, cure in DECODERS.items() if syntax in syntaxes), ("", ""))
+    try:
+        decoder = get_decoder(syntax)
+        complete = decoder.is_available and not (failed and {"pillow"} == {*decoder.available_plugins})
+    except NotImplementedError:
+        complete, package = False, ""
+    if not complete and package:
+        command = install_command(extra) if extra else f"pip install pylibjpeg {package}"
+        raise UnreadableImage(f"{name}: DICOM with {compression} needs {package}. Install it with: {command}")
+    if not complete:
+        raise UnreadableImage(
+            f"{name}: DICOM with {compression} can't be read. Save it uncompressed, a video as single images."
         )
 
 

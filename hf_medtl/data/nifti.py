@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hf_medtl.common.extras import install_command
 from hf_medtl.data.header_privacy import without_header_text
 from hf_medtl.data.pixels import MAX_PIXELS, GreyRange, apply_window
 from hf_medtl.errors import UnreadableImage
@@ -100,7 +101,7 @@ def _open(stream: BinaryIO, name: str) -> "Nifti1Image":
         from nibabel.fileholders import FileHolder
     except ImportError as error:
         raise UnreadableImage(
-            f"{name}: reading a NIfTI volume needs nibabel. Install it: pip install hf_medtl[nifti]"
+            f"{name}: reading a NIfTI volume needs nibabel. Install it with: {install_command('nifti')}"
         ) from error
 
     image_class = nibabel.Nifti2Image if stream.read(8)[4:] == b"n+2\0" else nibabel.Nifti1Image

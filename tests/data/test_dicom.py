@@ -342,7 +342,7 @@ def test_damaged_nifti_raises(tmp_path, monkeypatch):
         assert "Mustermann" not in str(caught.value)
     path.write_bytes(whole)
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(UnreadableImage, match=r"pip install hf_medtl\[nifti\]"):
+    with pytest.raises(UnreadableImage, match=r'pip install "hf_medtl\[nifti\]"$'):
         read_image(path)
 
 
