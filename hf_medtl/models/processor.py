@@ -1,5 +1,6 @@
 """Image processor with medical steps. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
+import copy
 import hashlib
 import os
 import shutil
@@ -16,11 +17,19 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature, get_size_dict
+from transformers.image_transforms import center_crop
 from transformers.image_utils import SizeDict, make_flat_list_of_images
 
 STEPS = ("brain_crop", "lung_crop", "grayscale", "blur", "clahe")  # in the order of application
 FITS = ("squash", "pad")
+SIZES = ("size", "crop_size", "pad_size")
+# What a call can set for itself, and what stock processors take, too, and has no meaning here.
+OVERRIDES = {
+    *(*SIZES, "do_resize", "resample", "do_center_crop", "do_rescale", "rescale_factor", "do_normalize", "image_mean"),
+    *("image_std", "do_pad", "fit", "crop_margin", "blur_sigma", "clahe_clip", "clahe_grid"),
+}
+IGNORED = {"do_convert_rgb", "default_to_square", "device", "disable_grouping", "image_seq_length"}
 LUNG_MODEL = "lung_model"  # folder of the lung_crop model, beside preprocessor_config.json
 LUNG_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json", "*.py")
 COUNTS_LOCK = threading.Lock()  # a lock inside the processor could not be copied with it
@@ -65,6 +74,14 @@ class MedicalImageProcessor(BaseImageProcessor):
     Raises:
         ValueError: an unknown step or fit, two crops, lung_crop without a model or with another than it was saved with.
     """
+
+    # Of the class, so that they are saved only where they are set: folders saved before do not have them.
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_center_crop: bool | None = None
+    crop_size: Any = None
+    do_pad: bool | None = None
+    pad_size: Any = None
 
     def __init__(
         self,
@@ -131,24 +148,64 @@ class MedicalImageProcessor(BaseImageProcessor):
         # whether to run its code. Seen in transformers 5.23; remove this when image pipelines load none.
         return {**settings, "video_processor_type": "none"}
 
-    def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        data_format: str | None = None,
+        **overrides: Any,
+    ) -> BatchFeature:
         """Convert one or more images to `pixel_values` (n, 3, height, width), float32.
 
         Args:
             images: a Pillow image, a uint8 array (height, width[, channels]), a uint8 tensor (channels, height,
                 width), a path or URL, or a list of these.
             return_tensors: "pt" or "np"; None returns a list of arrays.
+            input_data_format: "channels_first" or "channels_last" of arrays and tensors; None finds out.
+            data_format: "channels_last" for `pixel_values` (n, height, width, 3).
+            overrides: settings for this call alone, as stock processors take them: those of this class, `do_resize`,
+                `do_rescale`, `do_center_crop` with `crop_size`, and `do_pad` with `pad_size`. None is the own setting.
+                Images always become RGB, on the CPU, so IGNORED changes nothing.
 
         Raises:
             ValueError: an image of more than 8 bits, which would turn white: apply a window first.
+            TypeError: there is no such setting.
         """
+        if unknown := overrides.keys() - OVERRIDES - IGNORED:
+            raise TypeError(f"{type(self).__name__} has no settings {', '.join(sorted(unknown))} for a call.")
+        settings = copy.copy(self)  # shares `counts` and `lungs`
+        for name, value in overrides.items():
+            if value is not None:
+                setattr(settings, name, _size(value, name) if name in SIZES else value)
         flat: Any = make_flat_list_of_images(self.fetch_images(images))
-        pixels = np.stack([self.prepare(to_rgb(image)) for image in flat])
-        values = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C") * np.float32(self.rescale_factor)
+        values: Any = [settings.values(settings.prepare(to_rgb(image, input_data_format))) for image in flat]
+        if str(getattr(data_format, "value", data_format)) in ("channels_last", "ChannelDimension.LAST"):
+            values = [image.transpose(1, 2, 0) for image in values]
+        if return_tensors and len({image.shape for image in values}) == 1:
+            values = np.stack(values)
+        return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
+
+    def values(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the numbers (3, height, width) that a model gets for a prepared image (height, width, 3)."""
+        values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+        for wanted, name in ((self.do_center_crop, "crop_size"), (self.do_pad, "pad_size")):
+            if wanted and getattr(self, name) is None:
+                raise ValueError(f"{name} must be given with do_center_crop or do_pad.")
+        if self.do_center_crop:
+            size = self.crop_size.height, self.crop_size.width
+            values = center_crop(values, size, input_data_format="channels_first")
+        if self.do_rescale:
+            values = values * np.float32(self.rescale_factor)
         if self.do_normalize:
-            mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (self.image_mean, self.image_std))
+            mean, std = (
+                np.broadcast_to(np.array(x, np.float32), 3).reshape(3, 1, 1) for x in (self.image_mean, self.image_std)
+            )
             values = (values - mean) / std
-        return BatchFeature({"pixel_values": values if return_tensors else list(values)}, tensor_type=return_tensors)
+        if self.do_pad:
+            height, width = (self.pad_size[side] - values.shape[i] for i, side in ((1, "height"), (2, "width")))
+            values = np.pad(values, ((0, 0), (0, height), (0, width)))
+        return values
 
     def prepare(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply everything but the normalisation: the image that the model sees, for display.
@@ -170,12 +227,12 @@ class MedicalImageProcessor(BaseImageProcessor):
         if "grayscale" in self.steps:
             image = image.convert("L").convert("RGB")
         left, top, right, bottom = self.inner(image.height, image.width)
-        rgb = np.asarray(image.resize((right - left, bottom - top), Image.Resampling(self.resample)))
+        rgb = np.asarray(image.resize((right - left, bottom - top), _resampling(self.resample)))
         if "blur" in self.steps:
             rgb = opencv().GaussianBlur(rgb, (0, 0), self.blur_sigma)
         if "clahe" in self.steps:
             rgb = clahe(rgb, self.clahe_clip, self.clahe_grid)
-        canvas = np.zeros((self.size.height, self.size.width, 3), np.uint8)
+        canvas = np.zeros((self.size.height, self.size.width, 3) if self.do_resize else rgb.shape, np.uint8)
         canvas[top:bottom, left:right] = rgb
         return canvas
 
@@ -192,6 +249,8 @@ class MedicalImageProcessor(BaseImageProcessor):
 
     def inner(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return left, top, right, bottom of the (cropped) image within the model's input; the margins are black."""
+        if not self.do_resize:
+            return 0, 0, width, height
         rows, columns = self.size.height, self.size.width
         if self.fit == "pad":
             scale = min(rows / height, columns / width)
@@ -337,14 +396,36 @@ def clahe(rgb: NDArray[np.uint8], clip: float = 2.0, grid: int = 8) -> NDArray[n
     return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)
 
 
-def to_rgb(image: Any) -> NDArray[np.uint8]:
-    """Convert an 8-bit Pillow image, array or tensor to (height, width, 3), like `Image.convert("RGB")`."""
+def _size(value: Any, name: str) -> SizeDict:
+    """Return a size given as one number, as height and width, or as a dict of these."""
+    size = dict(value) if isinstance(value, dict | SizeDict) else get_size_dict(value, param_name=name)
+    if set(size) != {"height", "width"}:
+        raise ValueError(f"{name} must have height and width, found {size}.")
+    return SizeDict(**size)
+
+
+def _resampling(resample: Any) -> Image.Resampling:
+    """Return Pillow's interpolation for its own number or torchvision's name."""
+    value = getattr(resample, "value", resample)
+    return Image.Resampling[value.split("-")[0].upper()] if isinstance(value, str) else Image.Resampling(value)
+
+
+def to_rgb(image: Any, layout: str | None = None) -> NDArray[np.uint8]:
+    """Convert an 8-bit Pillow image, array or tensor to (height, width, 3), like `Image.convert("RGB")`.
+
+    Args:
+        image: the image.
+        layout: "channels_first" or "channels_last" of an array or tensor; None finds out.
+    """
     if not isinstance(image, Image.Image):
         array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         if array.dtype != np.uint8:
             raise ValueError(f"Expected 8-bit images, found {array.dtype}. Apply a window, then make them uint8.")
         usual, other = (0, 2) if isinstance(image, torch.Tensor) else (2, 0)  # channel axis
-        array = np.moveaxis(array, usual if array.shape[usual] in (1, 3, 4) else other, 2)
+        axis = usual if array.shape[usual] in (1, 3, 4) else other
+        if layout is not None:
+            axis = {"channels_first": 0, "channels_last": 2}[str(getattr(layout, "value", layout))]
+        array = np.moveaxis(array, axis, 2)
         image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
     if image.mode[0] in "IF":
         raise ValueError(f"Expected 8-bit images, found Pillow's mode {image.mode}. Apply a window first.")
