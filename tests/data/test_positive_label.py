@@ -22,7 +22,8 @@ unstable/stable nonunion/union uncontrolled/controlled atypical/typical patients
 COVID/non-COVID COVID-19/Non-COVID-19 COVID19/notCOVID TB/noTB displaced/nondisplaced ruptured/unruptured
 pneumonia_positive/pneumonia_negative 1_pneumonia/0_normal symptomatic/asymptomatic melanoma/other present/absent
 glaucoma/non_glaucoma referable/non-referable opacity/without dr/nodr DR/No_DR amd/amd-free abnormal/brain_normal
-true_positive/false_positive Tumor_Yes/Tumor_No MI/nonMI Malignant_cases/Normal_cases detected/undetected tumor/tumorless
+true_positive/false_positive Tumor_Yes/Tumor_No MI/nonMI Malignant_cases/Normal_cases
+detected/undetected tumor/tumorless
 """
 
 

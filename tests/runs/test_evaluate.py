@@ -18,6 +18,7 @@ from hf_medtl.publish.card_fields import missing_fields
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.evaluate import evaluate_model
+from hf_medtl.runs.evaluated_model import EvaluatedModel
 from tests.support.commands import run_cli
 from tests.support.image_files import write_noise_image
 from tests.support.tiny_models import save_foreign_classifier
@@ -120,14 +121,31 @@ def test_copies_exclude_all_images_of_the_patient(tmp_path):
     }  # fmt: skip
 
 
+def test_positive_label_of_a_foreign_model_is_never_guessed_in_silence(tmp_path, caplog):
+    def read(*labels, positive=None):
+        model = EvaluatedModel.read(save_foreign_classifier(tmp_path / "".join(labels), list(labels)), None, positive)
+        return model.rule.positive, model.seen.spec.positive_source
+
+    assert read("Parasitized", "Uninfected") == ("Parasitized", "names")
+    assert "--positive_label" not in caplog.text
+    assert read("right", "left") == ("right", "order")
+    assert "--positive_label right or --positive_label left" in caplog.text
+    assert read("right", "left", positive="left") == ("left", "option")
+    with pytest.raises(MedtlError, match="Did you mean 'left'"):
+        read("right", "left", positive="Left")
+
+
 def test_foreign_classifier_gets_default_decisions(hospital, tmp_path, caplog):
     model = save_foreign_classifier(tmp_path / "model", ["PNEUMONIA", "NORMAL"])
-    with pytest.raises(MedtlError, match=r"has the labels normal, ill, the model PNEUMONIA, NORMAL: .*--labels"):
+    with pytest.raises(
+        MedtlError, match=r"labels normal, ill, the model PNEUMONIA, NORMAL: .*--labels normal=NORMAL,ill=PNEUMONIA"
+    ):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out")
     labels = {"normal": "NORMAL", "ill": "PNEUMONIA"}
     folder, results = evaluate_model(model, "imagefolder", hospital, out=tmp_path / "out", labels=labels)
     assert "has no splits.csv" in caplog.text
     assert (results["positive_label"], results["threshold"], results["drop"]) == ("PNEUMONIA", 0.5, {})
+    assert results["positive_label_source"] == "names"
     assert "conformal" not in results
     assert "outliers" not in results
     table = pd.read_csv(folder / "predictions.csv")
@@ -135,6 +153,7 @@ def test_foreign_classifier_gets_default_decisions(hospital, tmp_path, caplog):
     assert results["metrics"]["accuracy"]["value"] == pytest.approx(correct.mean())
     card = (folder / "README.md").read_text()
     assert "is not given: the model has no results.json" in card
+    assert "The positive label is PNEUMONIA, because the other name means its absence." in card
     assert "**Overlap.** These images may include duplicates of training images" in card
     with pytest.raises(MedtlError, match=r"has no splits.csv.*Remove --training_data"):
         evaluate_model(model, "imagefolder", hospital, out=tmp_path / "new", training_data=hospital)
