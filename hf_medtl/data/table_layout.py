@@ -39,7 +39,7 @@ def read_split_lists(spec: DatasetSpec, root: Path, paths: Sequence[str]) -> dic
         root: Its data folder.
         paths: All files in it.
     """
-    splits = {}
+    splits: dict[str, str] = {}
     for split, name in spec.split_lists.items():
         for path in [path for path in paths if posixpath.basename(path) == name][:1]:
             lines = (root / path).read_text(encoding="utf-8").split()
