@@ -277,7 +277,7 @@ def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny_checkpoint, t
         ({"search_space": {"learning_rate": [0, 1, "log"]}}, "two numbers above 0"),
         ({"search_space": {"learning_rate": ["slow", "fast"]}}, "of type float"),
         ({"search_space": {"unfreeze_blocks": [1, 1.5]}, "strategy": "last_n"}, "of type int"),
-        ({"search_space": {"augmentation": ["light", "strong"]}}, "Known are: none, light"),
+        ({"search_space": {"augmentation": ["light", "strong"]}}, "must be none, light"),
         ({"search_space": {"augmentation": [False]}}, "of type str"),
         ({"search_space": {"lr_scheduler_type": ["cosine", "wavy"]}}, "lr_scheduler_type wavy"),
         ({"search_space": {"lora_rank": [4, 8]}}, "--lora_rank is for --strategy lora"),
