@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from hf_medtl.common.extras import require
-from hf_medtl.common.system import cache_dir
+from hf_medtl.common.run_folder import read_table
+from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.data import phantoms
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.download import download_from_hub, unpack_medmnist
@@ -116,12 +117,20 @@ def load(
         _check_training_labels(spec, checked.labels, table)
     kept = (table["split"] != "").to_numpy()
     if not kept.all():
-        logger.warning("%s: %d images are excluded: %s.", spec.name, (~kept).sum(), left_out)
+        new = ~kept & ~table["path"].isin(_paths_excluded_before(splits)).to_numpy()
+        if new.any():
+            logger.warning("%s: %d images are excluded: %s.", spec.name, new.sum(), left_out)
         leaking = table.loc[~kept, ["path", "label"]].assign(kind=left_out, reason=left_out)
         excluded = pd.concat([excluded, leaking], ignore_index=True)
     kept_fingerprints = [item for item, keep in zip(checked.fingerprints, kept, strict=True) if keep]
     table = table.loc[kept, [*COLUMNS, "source", "mask"]].reset_index(drop=True)
     return LoadedDataset(spec, checked.root, checked.labels, table, excluded, kept_fingerprints, rule=rule)
+
+
+def _paths_excluded_before(splits: str | Path | None) -> list[str]:
+    """Return the images that the run of a splits.csv excluded, too: no news to anybody."""
+    path = Path(splits).with_name("excluded.csv") if splits is not None else None
+    return read_table(path)["path"].tolist() if path is not None and path.is_file() else []
 
 
 def survey(
@@ -207,7 +216,8 @@ def fetch_dataset(spec: DatasetSpec) -> Path:
     """
     if spec.phantom:
         folder = cache_dir() / "phantoms" / f"{spec.phantom}-{phantoms.VERSION}"
-        return phantoms.write_phantoms(folder, spec.phantom, patients=300)
+        with writing_cache(folder.parent):
+            return phantoms.write_phantoms(folder, spec.phantom, patients=300)
     if not spec.kaggle:
         page = f" from here. Get it from {spec.homepage}, and give" if spec.homepage else ". Give"
         raise MedtlError(f"{spec.name} can't be downloaded{page} its folder or file with --data_dir: {spec.example}.")

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from transformers import PreTrainedModel
 
+from hf_medtl.common.progress import track
 from hf_medtl.explain.maps import Heatmaps, import_extra, predict_probabilities
 
 Array = NDArray[np.float64]
@@ -54,7 +55,8 @@ def deletion_insertion_curves(
     sigma = max(pixels.shape[-2:]) / 10
     blurred = torch.from_numpy(gaussian_filter(pixels.cpu().numpy(), (0, 0, sigma, sigma)))
     curves: list[Array] = []
-    for image, blank, index, rank in zip(pixels.cpu(), blurred, classes, pixel_ranks(maps, seed), strict=True):
+    images = zip(pixels.cpu(), blurred, classes, pixel_ranks(maps, seed), strict=True)
+    for image, blank, index, rank in track(images, "Deleting and inserting pixels", len(pixels)):
         order = torch.from_numpy(rank)
         removed = torch.stack([order > 1 - k / steps for k in range(steps + 1)])[:, None]  # the first k of all steps
         masked = torch.cat([torch.where(removed, blank, image), torch.where(removed, image, blank)])

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_medtl.common.progress import track
 from hf_medtl.explain.maps import Heatmaps, Method, heatmaps
 
 LEARNT_BUFFERS = ("running_mean", "running_var", "weight", "bias")  # the last two of frozen batch norm
@@ -43,8 +44,8 @@ def cascading_randomisation(
     """Compare heatmaps with those of a copy whose layers are randomised from the head down, until none is left.
 
     Weights, and running means and variances, are drawn from a normal distribution with the mean and deviation of the
-    tensor they replace, so activations keep their order of magnitude. Source: Adebayo et al. 2018, Sanity checks for saliency maps,
-    https://arxiv.org/abs/1810.03292.
+    tensor they replace, so activations keep their order of magnitude. Source: Adebayo et al. 2018, Sanity checks for
+    saliency maps, https://arxiv.org/abs/1810.03292.
 
     Args:
         model: as for `heatmaps`.
@@ -62,7 +63,7 @@ def cascading_randomisation(
     before = heatmaps(model, pixels, classes, method, layer)
     total = sum(p.numel() for p in model.parameters())
     rows = []
-    for repeat in range(repeats):
+    for repeat in track(range(repeats), "Randomising weights", repeats, "repeat"):
         generator, other = torch.Generator().manual_seed(seed + repeat), copy.deepcopy(model)
         modules = [m for m in other.modules() if _learnt(m)][::-1]  # the head first
         ends = [1, *np.linspace(1, len(modules), steps).round().astype(int)[1:].tolist()]

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_medtl.common.files import write_atomic
+from hf_medtl.common.progress import track
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.metrics import decide
@@ -99,7 +99,7 @@ def write_report(
     probabilities = np.concatenate(
         [
             predict_probabilities(model, to_pixel_values(processor, [read(path) for path in batch]))
-            for batch in tqdm(batches, "Predicting", -(-len(paths) // BATCH), leave=False, disable=None)
+            for batch in track(batches, f"Predicting {len(paths)} images", -(-len(paths) // BATCH), "batch")
         ]
     )
     rule = DecisionRule.from_config(model.config)

@@ -1,6 +1,7 @@
 """Export of a run to ONNX or OpenVINO, kept only if its decisions are those of the run."""
 
 import importlib.metadata
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,8 @@ FORMATS = {
     "openvino": Format("openvino", write_openvino, load_openvino),
 }
 
+logger = logging.getLogger("hf_medtl")
+
 
 def export_run(
     run: Path,
@@ -99,13 +102,16 @@ def export_run(
         staging, onnx_file = Path(temporary) / "export", Path(temporary) / "onnx" / "model.onnx"
         staging.mkdir()
         onnx_file.parent.mkdir()
+        logger.info("Exporting %s to %s", run, kind)
         write_onnx(model, height, width, onnx_file)
         if int8:
             quantised = onnx_file.with_name("int8.onnx")
+            logger.info("Quantising with %d images", len(images.calibration))
             quantise_onnx(onnx_file, quantised, _preprocess(processor, images.calibration))
             quantised.replace(onnx_file)
             onnx_file.with_name("model.onnx.data").unlink(missing_ok=True)
         file = format_.write(onnx_file, staging)
+        logger.info("Comparing with the model on %d images", len(images.tested))
         threads = torch.get_num_threads()
         infer = format_.load(file, threads)
         latencies = measure_latencies([model, with_inference_fn(model, infer)], [dict(inputs)] * 2)

@@ -49,7 +49,7 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
         "positive label": loaded.positive and describe_positive(loaded.positive, loaded.spec.positive_source),
         "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
         "preprocessing": describe_processor(plan.processor),
-        "training": f"at most {recipe.num_train_epochs:g} epochs, batch size {math.prod(recipe.undivided)}{division}, "
+        "training": f"at most {_training_length(recipe)}, batch size {math.prod(recipe.undivided)}{division}, "
         f"learning rate {rates}, strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, "
         f"seed {recipe.seed}",
         "model card": recipe.model_card
@@ -64,6 +64,11 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
     }.items():
         if value:
             console.print(with_bold("", name, f" {value}"), soft_wrap=True)
+
+
+def _training_length(recipe: Recipe) -> str:
+    number, unit = (recipe.max_steps, "step") if recipe.max_steps > 0 else (recipe.num_train_epochs, "epoch")
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
 
 
 def show_results(folder: Path, results: dict[str, Any]) -> None:

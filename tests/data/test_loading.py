@@ -133,6 +133,19 @@ def test_saved_split_is_restored(brain, tmp_path):
         load("brain-tumor-mri", brain, splits=tmp_path / "absent.csv")
 
 
+def test_images_that_the_run_of_a_split_excluded_are_no_news(brain, tmp_path, caplog):
+    table = load("brain-tumor-mri", brain).table
+    table.iloc[:-3].to_csv(tmp_path / "splits.csv", index=False)
+    table.iloc[-3:-1].assign(kind="unreadable", reason="").to_csv(tmp_path / "excluded.csv", index=False)
+    loaded = load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
+    assert "1 images are excluded: not in the splits.csv" in caplog.text
+    assert len(loaded.excluded) == 3
+    caplog.clear()
+    table.iloc[-3:].to_csv(tmp_path / "excluded.csv", index=False)
+    load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
+    assert "excluded" not in caplog.text
+
+
 def test_rejects_given_split_that_leaks(brain, tmp_path):
     shutil.copy(brain / "yes" / "Y0.png", brain / "yes" / "copy.png")
     table = load("brain-tumor-mri", brain).table
