@@ -72,13 +72,18 @@ def list_presets() -> str:
 
 
 def choose_defaults(words: Sequence[str]) -> dict[str, Any]:
-    """Return the defaults of a command without preset: those for own data, unless --config or a model is given."""
+    """Return the defaults of a command without preset: those for own data, unless --config is given.
+
+    With another model only what says which data are learned: rates and sizes are for the preset's model.
+    """
     values, *_ = read_options({}, words)
     given = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    if given & {"config", "model_name_or_path"}:
+    if "config" in given:
         return {}
     spec = DATASETS.get(values["dataset"], DATASETS["imagefolder"]) if "dataset" in given else DATASETS["imagefolder"]
     defaults = PRESETS["own_masks" if "segmentation" in (values["task"] or spec.task) else "own_images"]
+    if "model_name_or_path" in given:
+        defaults = {key: defaults[key] for key in ("dataset", "task", "output_dir") if key in defaults}
     path = Path(values["data_dir"] or "").expanduser()
     return {**defaults, "dataset": "table"} if path.is_file() else dict(defaults)
 

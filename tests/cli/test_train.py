@@ -56,7 +56,8 @@ def test_own_data_have_defaults_by_task_and_kind(tmp_path):
     assert choose_defaults(["--data_dir", str(tmp_path)]) == PRESETS["own_images"]
     assert choose_defaults(["--data-dir", str(tmp_path / "rows.csv")])["dataset"] == "table"
     assert choose_defaults(["--task=image-segmentation"]) == PRESETS["own_masks"]
-    assert choose_defaults(["--data_dir", str(tmp_path), "--model_name_or_path", "cnn"]) == {}
+    own = {"dataset": "imagefolder", "output_dir": "runs/own_images"}
+    assert choose_defaults(["--data_dir", str(tmp_path), "--model_name_or_path", "cnn"]) == own
     (tmp_path / "recipe.yaml").write_text("seed: 1\n")
     assert choose_defaults(["--config", str(tmp_path / "recipe.yaml")]) == {}
 
