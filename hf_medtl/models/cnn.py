@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 # Name -> arguments of MedicalCnnConfig.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -118,18 +118,27 @@ class MedicalCnnForImageClassification(PreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
         """Return logits (B, K) of images (B, C, H, W), and with labels the loss, like stock classifiers.
 
         Args:
             pixel_values: output of the image processor.
             labels: (B,) class indices, or (B, K) for multilabel classification.
-            return_dict: False returns a tuple.
-            kwargs: arguments of the loss, such as `num_items_in_batch`.
+            return_dict: False returns a tuple; None is the configuration's setting.
+            output_hidden_states: also return the output of each block, (B, C, H, W); None as above.
+            kwargs: arguments of the loss, such as `num_items_in_batch`; others that stock models take are ignored.
         """
-        logits = self.classifier(self.blocks(pixel_values).mean((2, 3)))
+        features, hidden_states = pixel_values, []
+        for block in self.blocks:
+            features = block(features)
+            hidden_states.append(features)
+        logits = self.classifier(features.mean((2, 3)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = ImageClassifierOutputWithNoAttention(
+            loss=loss, logits=logits, hidden_states=tuple(hidden_states) if wanted else None
+        )
+        keep_names = self.config.return_dict if return_dict is None else return_dict
+        return output if keep_names else output.to_tuple()

@@ -54,8 +54,11 @@ class EnsembleForImageClassification(PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012 - as transformers has it
 
     def __init__(self, config: EnsembleConfig) -> None:
+        attention = config._attn_implementation  # that was asked for; None leaves it to the members
+        config._attn_implementation = None
         super().__init__(config)
-        self.members = nn.ModuleList(build_member(member["config"]) for member in config.members)
+        config._attn_implementation = attention or config._attn_implementation
+        self.members = nn.ModuleList(build_member(member["config"], attention) for member in config.members)
         self.post_init()
 
     def forward(
@@ -63,26 +66,32 @@ class EnsembleForImageClassification(PreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
+    ) -> ImageClassifierOutput | tuple[Any, ...]:
         """Return logits (B, K) of images (B, 3, H, W), and with labels the loss, like stock classifiers.
 
         Args:
             pixel_values: output of the ensemble's image processor; renormalised for each member.
             labels: (B,) class indices, or (B, K) for multilabel classification.
-            return_dict: False returns a tuple.
-            kwargs: arguments of the loss, such as `num_items_in_batch`.
+            return_dict: False returns a tuple; None is the configuration's setting.
+            output_hidden_states: also return the hidden states of the members, one after the other; None as above.
+            kwargs: arguments of the loss, such as `num_items_in_batch`; others that stock models take are ignored.
         """
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        more = {"return_dict": True} | ({"output_hidden_states": True} if wanted else {})
         pairs = zip(self.members, self.config.members, strict=True)
-        logits = torch.stack([model(self._renormalise(pixel_values, member)).logits.float() for model, member in pairs])
+        outputs = [model(self._renormalise(pixel_values, member), **more) for model, member in pairs]
+        logits = torch.stack([output.logits.float() for output in outputs])
         if self.config.problem_type == "multi_label_classification":
             logits = log_mean_exp(logsigmoid(logits)) - log_mean_exp(logsigmoid(-logits))
         else:
             logits = log_mean_exp(log_softmax(logits, dim=-1))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        hidden_states = tuple(x for output in outputs for x in output.hidden_states) if wanted else None
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        keep_names = self.config.return_dict if return_dict is None else return_dict
+        return output if keep_names else output.to_tuple()
 
     def _renormalise(self, pixel_values: torch.Tensor, member: dict[str, Any]) -> torch.Tensor:
         if (member["mean"], member["std"]) == (self.config.mean, self.config.std):
@@ -94,12 +103,20 @@ class EnsembleForImageClassification(PreTrainedModel):
         return (pixel_values * source[1] + source[0] - target[0]) / target[1]
 
 
-def build_member(settings: dict[str, Any]) -> PreTrainedModel:
-    """Build a model with random weights from the dict of its configuration; nothing is downloaded."""
+def build_member(settings: dict[str, Any], attention: str | None = None) -> PreTrainedModel:
+    """Build a model with random weights from the dict of its configuration; nothing is downloaded.
+
+    Its precision is torch's default, which `from_pretrained` sets to that of the ensemble.
+
+    Args:
+        settings: dict of the configuration.
+        attention: implementation of attention; None for the model's own choice.
+    """
     if settings["model_type"] == MedicalCnnConfig.model_type:
         return MedicalCnnForImageClassification(MedicalCnnConfig.from_dict(settings))
     config: Any = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
-    return AutoModelForImageClassification.from_config(config)
+    given = {} if attention is None else {"attn_implementation": attention}
+    return AutoModelForImageClassification.from_config(config, dtype=torch.get_default_dtype(), **given)
 
 
 def log_mean_exp(logs: torch.Tensor) -> torch.Tensor:

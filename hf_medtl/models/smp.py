@@ -94,7 +94,9 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutput | tuple[torch.Tensor, ...]:
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Return logits (B, K, H, W) of images (B, C, H, W), and with labels the mean cross entropy, in float32.
 
         Sizes that are no multiple of STRIDE are padded with the last row and column, and the logits are cropped.
@@ -102,21 +104,27 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         Args:
             pixel_values: output of the image processor.
             labels: (B, H, W) class indices; `semantic_loss_ignore_index` for pixels without a label.
-            return_dict: False returns a tuple.
+            return_dict: False returns a tuple; None is the configuration's setting.
+            output_hidden_states: also return the features (B, C, H, W) of the encoder's stages for the padded image, from
+                fine to coarse; None as above.
+            kwargs: other arguments that stock models take; they are ignored.
         """
         height, width = pixel_values.shape[-2:]
         margins = (0, -width % STRIDE, 0, -height % STRIDE)
         if any(margins):
             pixel_values = nn.functional.pad(pixel_values, margins, mode="replicate")
-        logits = self.segmentation_head(self.decoder(self.encoder(pixel_values)))[..., :height, :width]
+        features = self.encoder(pixel_values)
+        logits = self.segmentation_head(self.decoder(features))[..., :height, :width]
         loss = None
         if labels is not None:
             ignored = self.config.semantic_loss_ignore_index
             total = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
             loss = total / (labels != ignored).sum().clamp(min=1)  # 0, not NaN, for a batch without labelled pixels
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return SemanticSegmenterOutput(loss=loss, logits=logits)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        stages = tuple(x for x in features[1:] if x.numel())  # the first is the image; encoders may lack a stage
+        output = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=stages if wanted else None)
+        keep_names = self.config.return_dict if return_dict is None else return_dict
+        return output if keep_names else output.to_tuple()
 
 
 def build_network(config: SmpConfig, encoder_weights: str | bool | None = None) -> Any:
