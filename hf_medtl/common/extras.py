@@ -1,6 +1,8 @@
 """Imports of optional dependencies (extras)."""
 
 import importlib
+import importlib.metadata
+import json
 from typing import Any
 
 from hf_medtl.errors import MedtlError
@@ -25,5 +27,17 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra of pyproject.toml, such as "jpeg"."""
-    return f'pip install "hf_medtl[{extra}]"'
+    """Return the command that installs an extra of pyproject.toml, such as "jpeg", by where hf_medtl came from.
+
+    pip adds the packages of an extra to an installed hf_medtl without looking for hf_medtl on an index, so its name is
+    enough; but what was installed from a git URL is named by it (PEP 610), for environments made anew.
+    """
+    name = f"hf_medtl[{extra}]"
+    try:
+        origin = json.loads(importlib.metadata.distribution("hf_medtl").read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    if version_control := origin.get("vcs_info"):
+        revision = version_control.get("requested_revision")
+        name += f" @ {version_control['vcs']}+{origin['url']}{f'@{revision}' if revision else ''}"
+    return f'pip install "{name}"'

@@ -16,6 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
+from hf_medtl.common.extras import require
 from hf_medtl.data.dicom_checks import inflate
 from hf_medtl.data.images import is_dicom, open_binary
 from hf_medtl.data.quiet import QUIET
@@ -236,11 +237,7 @@ def save_dicom_outputs(path: str, made: Mapping[Path, ObjectBuilder]) -> str:
 
 def _highdicom() -> Any:
     """Import highdicom, from the extra `dicom-out`."""
-    try:
-        import highdicom
-    except ImportError as error:
-        raise MedtlError("DICOM output needs highdicom: pip install 'hf_medtl[dicom-out]'.") from error
-    return highdicom
+    return require("highdicom", "dicom-out", "DICOM output")
 
 
 def _long_string(text: str) -> str:

@@ -1,6 +1,5 @@
 """Heatmaps that explain the predictions of a classifier, in the coordinates of the original images."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedModel
 
+from hf_medtl.common.extras import require
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.attention import rollout_maps
 from hf_medtl.explain.geometry import find_geometry, restore
@@ -261,10 +261,7 @@ def _integrated(
 
 def import_extra(name: str) -> Any:
     """Import a module of the extra `explain`."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MedtlError(f"Heatmaps need {name.split('.')[0]}: pip install 'hf_medtl[explain]'.") from error
+    return require(name, "explain", "A heatmap")
 
 
 METHODS: dict[str, Method] = {

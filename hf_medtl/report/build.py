@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hf_medtl.common.extras import install_command
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import MedtlError
@@ -88,7 +89,7 @@ def write_report(
     except ImportError as error:
         raise MedtlError(
             f"{error.name} is not installed. A page needs plotly, slides python-pptx, a PDF reportlab: "
-            'pip install "hf_medtl[report]".'
+            f"{install_command('report')}"
         ) from error
     for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)

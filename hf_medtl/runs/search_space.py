@@ -8,6 +8,7 @@ import yaml
 from rich.table import Table
 
 from hf_medtl.common.console import make_console
+from hf_medtl.common.extras import install_command
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.tasks import get_task
@@ -64,7 +65,7 @@ def check_search(recipe: Recipe) -> Space:
         MedtlError: Names or values that can't be searched, options that do not go with a search, or no Optuna.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise MedtlError("--search needs Optuna, which is not installed: pip install 'hf_medtl[search]'")
+        raise MedtlError(f"--search needs Optuna. Install it with: {install_command('search')}")
     if recipe.search < 0:
         raise MedtlError(f"--search is a number of trials, found {recipe.search}.")
     if recipe.all_folds:

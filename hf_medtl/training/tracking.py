@@ -6,6 +6,7 @@ from typing import Any
 from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from hf_medtl.common.extras import install_command
 from hf_medtl.errors import MedtlError
 
 IN_EXTRA = ("tensorboard", "trackio")  # installed by the extra `tracking`
@@ -22,8 +23,8 @@ def check_trackers(names: list[str]) -> None:
             available = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise MedtlError(f"--report_to must be none, all, or one of {available}, but is {name!r}.")
         if name not in get_available_reporting_integrations():
-            package = "'hf_medtl[tracking]'" if name in IN_EXTRA else name.replace("_", "-")
-            raise MedtlError(f"--report_to {name}: the package is not installed. Run: pip install {package}")
+            command = install_command("tracking") if name in IN_EXTRA else f"pip install {name.replace('_', '-')}"
+            raise MedtlError(f"--report_to {name}: the package is not installed. Run: {command}")
 
 
 def tracker_callbacks(trainer: Trainer) -> list[Any]:

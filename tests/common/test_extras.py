@@ -1,12 +1,14 @@
 """Optional dependencies: one sentence when one is missing."""
 
+import importlib.metadata
 import re
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
-from hf_medtl.common.extras import require
+from hf_medtl.common.extras import install_command, require
 from hf_medtl.errors import MedtlError
 from tests.support.commands import ROOT
 
@@ -24,6 +26,27 @@ def test_missing_module_error_gives_install_command():
         require("no_such_module.part", "search", "--search")
 
 
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, 'pip install "hf_medtl[report]"'),
+        ('{"dir_info": {"editable": true}, "url": "file:///home/me/hf_medtl"}', 'pip install "hf_medtl[report]"'),
+        (
+            '{"url": "https://example.org/hf_medtl", "vcs_info": {"vcs": "git", "commit_id": "0123abc"}}',
+            'pip install "hf_medtl[report] @ git+https://example.org/hf_medtl"',
+        ),
+        (
+            '{"url": "https://example.org/hf_medtl", "vcs_info": {"vcs": "git", "requested_revision": "v1"}}',
+            'pip install "hf_medtl[report] @ git+https://example.org/hf_medtl@v1"',
+        ),
+    ],
+)
+def test_install_command_is_for_how_the_package_was_installed(origin, command, monkeypatch):
+    installed = SimpleNamespace(read_text=lambda name: origin)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
+    assert install_command("report") == command
+
+
 def test_error_names_missing_transitive_module(tmp_path, monkeypatch):
     (tmp_path / "outer_module.py").write_text("import no_such_inner.part\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -34,6 +57,7 @@ def test_error_names_missing_transitive_module(tmp_path, monkeypatch):
 def test_extras_named_in_the_code_exist():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "hf_medtl").rglob("*.py"))
     named = {name for names in re.findall(r"hf_medtl\[([a-z,-]+)\]", text) for name in names.split(",")}
+    named |= set(re.findall(r"""install_command\(["']([a-z-]+)["']\)""", text))
     named |= set(re.findall(r'require\(\s*"[\w.]+", "([a-z-]+)"', text))
     assert named and named <= EXTRAS.keys()
 

@@ -183,7 +183,7 @@ def test_unknown_class_or_missing_highdicom_raises(monkeypatch):
     with pytest.raises(MedtlError, match=r"classes 0 \(background\) to 1"):
         make_segmentation(radiograph(), MASK, LABELS[:2], "m")
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[dicom-out\]'"):
+    with pytest.raises(MedtlError, match=r'pip install "hf_medtl\[dicom-out\]"'):
         make_segmentation(radiograph(), MASK, LABELS, "m")
 
 

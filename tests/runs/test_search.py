@@ -305,7 +305,7 @@ def test_rejects_invalid_searches(overrides, message, tmp_path):
 def test_missing_optuna_error_names_the_extra(tmp_path, monkeypatch):
     original = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else original(name))
-    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[search\]'"):
+    with pytest.raises(MedtlError, match=r'pip install "hf_medtl\[search\]"'):
         check_search(Recipe(output_dir=str(tmp_path), search=4))
 
 

@@ -89,7 +89,7 @@ def test_rejects_unavailable_tracker_before_the_run(name, message, tmp_path):
 
 def test_missing_tracker_names_the_extra(monkeypatch):
     monkeypatch.setattr(tracking, "get_available_reporting_integrations", list)
-    with pytest.raises(MedtlError, match=r"pip install 'hf_medtl\[tracking\]'"):
+    with pytest.raises(MedtlError, match=r'pip install "hf_medtl\[tracking\]"'):
         tracking.check_trackers(["trackio"])
     tracking.check_trackers([])
 
