@@ -1,20 +1,83 @@
 """Cache folder, CPU cores and threads, and disk-full detection."""
 
+import contextlib
 import errno
+import functools
+import logging
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hf_medtl.errors import MedtlError
+
+logger = logging.getLogger(__name__)
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_FULL_MESSAGES = ("No space left", "File too large", "quota exceeded")
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be computed again: $HF_MEDTL_CACHE, or `hf_medtl` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HF_MEDTL_CACHE") or Path(base) / "hf_medtl")
+    """Return the folder for what can be computed again.
+
+    It is $HF_MEDTL_CACHE, else `hf_medtl` in the user's cache folder, else, where that can't be written to or there is
+    no home, a temporary folder of the user.
+    """
+    if chosen := os.environ.get("HF_MEDTL_CACHE"):
+        return Path(chosen).expanduser()
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user id without an entry in /etc/passwd, and no $HOME
+        return _temporary_cache("There is no home folder for the cache")
+    folder = Path(base) / "hf_medtl"
+    reason = _why_unwritable(folder)
+    return _temporary_cache(f"The cache folder {folder} can't be written to ({reason})") if reason else folder
+
+
+@contextlib.contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Create a folder of the cache, and turn errors of writing to it into one sentence.
+
+    Raises:
+        MedtlError: The folder can't be written to, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except FileNotFoundError:  # a file of the data
+        raise
+    except OSError as error:
+        raise MedtlError(
+            f"The cache folder {folder} can't be written to ({error.strerror or error}). Set HF_MEDTL_CACHE to a "
+            "folder that can be written to and has space."
+        ) from error
+
+
+@functools.cache
+def _why_unwritable(folder: Path) -> str:
+    """Create a folder and return "", or why it can't be written to. Access rights alone don't tell."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+@functools.cache
+def _temporary_cache(reason: str) -> Path:
+    """Return a private temporary folder, the same for all processes of a user, and warn once."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"  # Windows: the temporary folder is the user's own
+    folder = Path(tempfile.gettempdir()) / f"hf_medtl-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
+            raise PermissionError("a folder of another user")
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="hf_medtl-"))
+    logger.warning("%s: using %s. Set HF_MEDTL_CACHE to a folder that is kept.", reason, folder)
+    return folder
 
 
 def cores() -> int:

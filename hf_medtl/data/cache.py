@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from hf_medtl.common.system import cache_dir, cores
+from hf_medtl.common.system import cache_dir, cores, writing_cache
 from hf_medtl.common.text import printable
 from hf_medtl.data.images import read_image, read_mask
 from hf_medtl.errors import MedtlError, UnreadableImage
@@ -92,10 +92,9 @@ def prepare_images(
     ]
     sha256 = [*sha256, *("+".join(mask.values()) for mask in hashed if mask)]
     folder = cache_dir() / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_cache_key(key, sha256)}.arrow"
     if not _is_complete(target, len(paths)):
-        with _exclusive(target):
+        with writing_cache(folder), _exclusive(target):
             if not _is_complete(target, len(paths)):
                 _clean_up(folder)
                 _build(target, paths, jobs)

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_medtl.common.system import cache_dir
+from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.common.text import abbreviate
 from hf_medtl.errors import MedtlError
 
@@ -186,8 +186,10 @@ def _create_once(name: str, write: Callable[[Path], Iterator[None]], total: int)
     folder = cache_dir() / "unpacked" / name
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as unfinished:
+    with (
+        writing_cache(folder.parent),
+        tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as unfinished,
+    ):
         new = Path(unfinished) / "images"
         new.mkdir()
         for _ in tqdm(write(new), f"Unpacking {folder.name}", total, unit="image", leave=False, disable=None):

@@ -1,6 +1,7 @@
 """Image fingerprints: file hashes, perceptual hashes and thumbnails, for finding exact and near duplicates."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.contrib.concurrent import thread_map
 
 from hf_medtl.common.files import replacing
-from hf_medtl.common.system import cache_dir, cores
+from hf_medtl.common.progress import shows_bars
+from hf_medtl.common.system import cache_dir, cores, writing_cache
 from hf_medtl.common.text import printable
 from hf_medtl.data.images import read_image
-from hf_medtl.errors import UnreadableImage
+from hf_medtl.errors import MedtlError, UnreadableImage
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -82,15 +86,22 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
             cached: a package or a newer version may cure them.
     """
     cache = cache_dir() / "fingerprints" / f"{cache_name}-{VERSION}.parquet"
-    cached = _read_cache(cache) if cache.exists() else {}
+    cached = _read_cache(cache)
     results = map_threads(lambda path: _compute_fingerprint(path, cached), paths, "Reading images", "file")
     merged = {item.sha256: item for item in results if not item.error} | cached
     if len(merged) > len(cached):
         table = pd.DataFrame([vars(item) for item in merged.values()]).astype({"phash": "uint64"})
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as partial:
-            table.to_parquet(partial, index=False)
+        _keep(cache, lambda partial: table.to_parquet(partial, index=False))
     return results
+
+
+def _keep(cache: Path, write: Callable[[Path], None]) -> None:
+    """Write a cache file; if that is impossible, log why: the results only have to be computed again."""
+    try:
+        with writing_cache(cache.parent), replacing(cache) as partial:
+            write(partial)
+    except MedtlError as error:
+        logger.warning("%s Until then, images are compared again each time.", error)
 
 
 def map_threads(function: Callable[[T], Result], items: Sequence[T], title: str, unit: str) -> list[Result]:
@@ -102,6 +113,8 @@ def map_threads(function: Callable[[T], Result], items: Sequence[T], title: str,
         title: Title of the progress bar.
         unit: Name of an item in it.
     """
+    if items and not shows_bars():
+        logger.info("%s: %d %ss", title, len(items), unit)
     return thread_map(function, items, desc=title, unit=unit, max_workers=cores(), disable=None, leave=False)
 
 
@@ -114,9 +127,12 @@ def cached_fingerprints(hashes: list[str]) -> list[Fingerprint]:
 
 
 def _read_cache(cache: Path, filters: list[Any] | None = None) -> dict[str, Fingerprint]:
-    """Return sha256 -> fingerprint."""
-    rows = pd.read_parquet(cache, filters=filters).to_dict("records")
-    return {row["sha256"]: Fingerprint(**{str(key): value for key, value in row.items()}) for row in rows}
+    """Return sha256 -> fingerprint; none without a cache file, and of a damaged one."""
+    try:
+        rows = pd.read_parquet(cache, filters=filters).to_dict("records")
+        return {row["sha256"]: Fingerprint(**{str(key): value for key, value in row.items()}) for row in rows}
+    except (OSError, ValueError, TypeError, KeyError):  # pyarrow's errors are ValueErrors
+        return {}
 
 
 def near_duplicates(items: list[Fingerprint], crops: bool = True) -> NDArray[np.int64]:
@@ -187,17 +203,14 @@ def _link_aligned(
     if not pairs:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     names = "".join(items[a].sha256 + items[b].sha256 for a, b in pairs)
-    cache = cache_dir() / "fingerprints" / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}-{VERSION}.npy"
-    if cache.exists():
-        matches = np.load(cache)
-    else:
+    cache = cache_dir() / "fingerprints" / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}-{VERSION}.bool"
+    matches = np.frombuffer(cache.read_bytes(), bool) if cache.exists() else np.zeros(0, bool)
+    if len(matches) != len(pairs):
         agree = map_threads(
             lambda p: _align_and_match(items[p[0]], items[p[1]]), pairs, "Comparing similar images", "pair"
         )
         matches = np.array(agree)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as partial, partial.open("wb") as stream:
-            np.save(stream, matches)
+        _keep(cache, lambda partial: partial.write_bytes(matches.tobytes()))
     linked = np.array(pairs, dtype=np.int64)[matches]
     return linked[:, 0], linked[:, 1]
 
