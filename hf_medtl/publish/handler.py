@@ -3,16 +3,27 @@
 A classifier returns probabilities (calibrated), label, decision (at the saved threshold), candidates (conformal set),
 abstain, and reasons for abstaining. A segmentation model returns mask (base64 PNG of class indices at the image's
 original size), labels, area (fractions of the image), and postprocessing, which is named in config.json but not applied
-here. Images have 8 bits; deeper ones must be windowed first, as in training. Images are neither stored nor logged.
+here. Images have 8 bits; deeper ones must be windowed first, as in training. DICOM is read as displayed, with pydicom.
+Images are neither stored nor logged.
 
-Hugging Face Inference Endpoints find this file by its name; anywhere else: python handler.py --port 8000.
+Hugging Face Inference Endpoints find this file by its name; anywhere else: python handler.py --port 8000. An image is
+the body of a request, a file of a form, or base64 in JSON:
+
+    curl --data-binary @image.png http://127.0.0.1:8000
+    curl --form file=@image.dcm http://127.0.0.1:8000
+    curl --json '{"inputs": "data:image/png;base64,..."}' http://127.0.0.1:8000
+
 For research and education. Not a medical device.
 """
 
 import argparse
 import base64
+import email
 import io
+import json
+import logging
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +67,22 @@ class EndpointHandler:
         """Predict one image.
 
         Args:
-            data: "inputs" is an image: a Pillow image, the bytes of a file, or these in base64.
+            data: "inputs" is an image: a Pillow image, the bytes of a file, or these in base64, also as a data URL.
 
         Raises:
-            ValueError: Not an image, or one of more than 8 bits.
+            ValueError: Not an image, or one of more than 8 bits that is no DICOM file.
         """
         image = read(data.get("inputs"))
         with self.lock, torch.inference_mode():
             inputs = self.processor(image, return_tensors="pt").to(self.model.device)
             logits = self.model(**inputs).logits.float().cpu()
-            return self.mask(logits, image) if self.of_masks else self.decide(logits[0].double())
+            return self.mask(logits, image) if self.of_masks else self.decide(logits[0].double())  # on the CPU
 
     def decide(self, logits: torch.Tensor) -> dict[str, Any]:
         """Return probabilities and decision for logits (K,)."""
-        config, multilabel = self.config, self.config.problem_type == "multi_label_classification"
+        config = self.config
+        # As in stock pipeline(): the softmax of one output would always be 1.
+        multilabel = config.problem_type == "multi_label_classification" or len(self.labels) == 1
         p = dict(zip(self.labels, (logits.sigmoid() if multilabel else logits.softmax(0)).tolist(), strict=True))
         label = max(p, key=lambda name: p[name])
         decision, candidates, reasons = label, None, []
@@ -82,7 +95,7 @@ class EndpointHandler:
         if conformal := getattr(config, "conformal", None):
             candidates = [name for name in p if p[name] >= conformal["lowest"][name]]
             reasons += ["uncertain"] if len(candidates) != 1 else []
-        if self.training and self.distance(self.features[0].double().cpu()) > config.outliers["threshold"]:
+        if self.training and self.distance(self.features[0].cpu().double()) > config.outliers["threshold"]:
             reasons.append("unlike the training pictures")
         answer = {"probabilities": p, "label": label, "decision": decision, "candidates": candidates}
         return {**answer, "abstain": bool(reasons), "reasons": reasons}
@@ -116,20 +129,90 @@ def read(source: Any) -> Image.Image:
     Raises:
         ValueError: As `EndpointHandler.__call__`.
     """
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ValueError("addresses are not downloaded; send the image itself")
     try:
         if not isinstance(source, Image.Image):
-            content = base64.b64decode(source, validate=True) if isinstance(source, str) else source
-            source = Image.open(io.BytesIO(content))
+            if isinstance(source, str):
+                encoded = source.partition(",")[2] if source.startswith("data:") else source
+                source = base64.b64decode("".join(encoded.split()), validate=True)
+            source = read_dicom(source) if source[128:132] == b"DICM" else Image.open(io.BytesIO(source))
         source.load()
-    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
+    except Unsupported:
+        raise
+    except Exception as error:  # readers raise all kinds of errors on damaged files, which quote headers
         raise ValueError(f"not a readable image ({type(error).__name__})") from error
     if source.mode[0] in "IF":
         raise ValueError(f"expected an 8-bit image, found Pillow mode {source.mode}; apply a window first")
     return ImageOps.exif_transpose(source).convert("RGB")
 
 
+class Unsupported(ValueError):
+    """A DICOM file that is not read here."""
+
+
+def read_dicom(content: bytes) -> Image.Image:
+    """Read the middle frame as displayed: by its linear window, or else the 0.5th and 99.5th percentile of its pixels.
+
+    Raises:
+        Unsupported: Pydicom is missing, or the file has lookup tables or settings of each frame.
+    """
+    try:
+        import numpy as np
+        import pydicom
+    except ImportError as error:
+        raise Unsupported("DICOM needs pydicom: pip install pydicom on the server, or send PNG") from error
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its messages quote headers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = pydicom.dcmread(io.BytesIO(content))
+        tables = ("VOILUTSequence", "ModalityLUTSequence", "SharedFunctionalGroupsSequence")
+        kind = file.PhotometricInterpretation
+        if kind == "PALETTE COLOR" or file.get("VOILUTFunction") == "SIGMOID" or any(file.get(name) for name in tables):
+            raise Unsupported("this DICOM file has lookup tables that are not supported here; send it as PNG")
+        frames = int(file.get("NumberOfFrames") or 1)
+        pixels = pydicom.pixels.pixel_array(file, index=frames // 2 if frames > 1 else None)
+        if pixels.ndim == 3:
+            return Image.fromarray(pixels.astype(np.uint8) if file.BitsStored == 8 else pixels)
+        slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
+        values, bits = pixels * slope + intercept, file.BitsStored
+        centre, width = (np.atleast_1d(file.get(name) or np.nan)[0] for name in ("WindowCenter", "WindowWidth"))
+        if width > 0:
+            exact = width <= 1 or file.get("VOILUTFunction") == "LINEAR_EXACT"
+            middle, half = (centre, width / 2) if exact else (centre - 0.5, (width - 1) / 2)
+            low, high = float(middle - half), float(middle + half)
+        elif bits <= 8:
+            start = -(2 ** (bits - 1)) if file.PixelRepresentation else 0
+            low, high = sorted(value * slope + intercept for value in (start, start + 2**bits - 1))
+        else:
+            low, high = np.percentile(values[pixels != file.get("PixelPaddingValue")], [0.5, 99.5])
+        shades = np.rint(255 * ((values - low) / max(high - low, 1e-9)).clip(0, 1)).astype(np.uint8)
+        return Image.fromarray(255 - shades if kind == "MONOCHROME1" else shades)
+
+
+def parse(content_type: str, body: bytes) -> Any:
+    """Return the image in the body of a request: a file of a form, "inputs" of JSON, or the body itself.
+
+    Raises:
+        ValueError: No file, or more than one, in a form, or no "inputs" in JSON.
+    """
+    if content_type.lower().startswith("multipart/form-data"):
+        message = email.message_from_bytes(b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n" + body)
+        parts = message.get_payload() if message.is_multipart() else []
+        files = [part for part in parts if part.get_filename() is not None] or parts
+        if len(files) != 1:
+            raise ValueError(f"expected one file in the form, found {len(files)}")
+        return files[0].get_payload(decode=True)
+    if content_type.lower().startswith("application/json") or body[:1] == b"{":
+        try:
+            return json.loads(body)["inputs"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError('expected JSON such as {"inputs": "BASE64"}') from error
+    return body
+
+
 def app(handler: EndpointHandler) -> Any:
-    """Return an ASGI app: POST / with the bytes of an image, GET /health."""
+    """Return an ASGI app: POST / with an image as `parse` takes it, GET /health."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse, Response
@@ -137,7 +220,8 @@ def app(handler: EndpointHandler) -> Any:
 
     async def predict(request: Any) -> JSONResponse:
         try:
-            return JSONResponse(await run_in_threadpool(handler, {"inputs": await request.body()}))
+            source = parse(request.headers.get("content-type", ""), await request.body())
+            return JSONResponse(await run_in_threadpool(handler, {"inputs": source}))
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
 
