@@ -42,7 +42,7 @@ def lock_folder(folder: Path, name: str, busy: str) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MedtlError(NOT_WRITABLE.format(folder)) from error
         if not folder.is_dir():
-            raise
+            raise MedtlError(f"--output_dir {folder} is no possible folder ({error}). Give another.") from error
         logger.warning("%s cannot be locked (%s): do not start a second run in it.", folder, error)
     try:
         yield

@@ -41,6 +41,13 @@ def check_training(recipe: Recipe, task: Task, loaded: LoadedDataset, model: Pre
         MedtlError: an option that does not go with the others, the data or the model.
     """
     check_metric(recipe, task, loaded)
+    missing = [label for label, count in loaded.counts()["validation"].items() if not count]
+    if task.has_probabilities and missing:
+        logger.warning(
+            "The validation split has no image of %s: temperature, threshold and conformal sets do not take it into "
+            "account. A larger --validation_fraction, or another split, may have some.",
+            ", ".join(missing),
+        )
     _check_batches(recipe, len(loaded.rows("train")), model, processor)
     _check_optimizer(recipe, model, len(loaded.rows("train")))
     if recipe.activation_checkpointing and not model.supports_gradient_checkpointing:

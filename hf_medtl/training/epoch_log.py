@@ -32,31 +32,34 @@ class EpochLog(TrainerCallback):
 
     def __init__(self) -> None:
         self.loss: float | None = None
-        self.rate: float | None = None
+        self.rate = 0.0
         self.started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock."""
         self.started = time.monotonic()
 
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember the learning rate of the step: at its end it is that of the next one."""
+        self.rate = float(max(group["lr"] for group in kwargs["optimizer"].param_groups))
+
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        """Remember the latest training loss, and the learning rate of its last step."""
+        """Remember the latest training loss."""
         self.loss = (logs or {}).get("loss", self.loss)
-        self.rate = (logs or {}).get("learning_rate", self.rate)
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Log the line with the metrics of the validation split."""
-        if kwargs.get("optimizer") is not None and (metrics or {}).keys() & {"eval_loss"}:
-            self._log_line(args, state, metrics, kwargs["optimizer"])
+        if state.global_step and "eval_loss" in (metrics or {}):
+            self._log_line(args, state, metrics)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the line if no evaluation follows."""
         if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
-            self._log_line(args, state, {}, kwargs["optimizer"])
+            self._log_line(args, state, {})
 
-    def _log_line(self, args: Any, state: TrainerState, metrics: dict[str, float], optimizer: Any) -> None:
+    def _log_line(self, args: Any, state: TrainerState, metrics: dict[str, float]) -> None:
         if not state.is_world_process_zero:
             return
         parts = [] if self.loss is None else [f"training loss {self.loss:.4g}"]
@@ -66,8 +69,7 @@ class EpochLog(TrainerCallback):
         for name in dict.fromkeys((*MAIN_METRICS, chosen)):
             if name != "loss" and f"eval_{name}" in metrics:
                 parts.append(f"{METRIC_NAMES.get(name, name)} {metrics[f'eval_{name}']:.3f}")
-        rate = max(group["lr"] for group in optimizer.param_groups) if self.rate is None else self.rate
         seconds, self.started = time.monotonic() - self.started, time.monotonic()
         whole = f"{state.num_train_epochs:g}" if args.max_steps > 0 else f"{args.num_train_epochs:g}"
-        parts += [f"learning rate {float(rate):.2g}", f"{seconds:.0f} s"]
+        parts += [f"learning rate {self.rate:.2g}", f"{seconds:.0f} s"]
         logger.info("Epoch %.4g/%s: %s", state.epoch or 0, whole, ", ".join(parts))

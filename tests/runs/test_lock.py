@@ -67,6 +67,15 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeyp
         assert "cannot be locked" in caplog.text
 
 
+def test_a_folder_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(MedtlError, match="is no possible folder"),
+        lock_folder(tmp_path / "file" / "run", RUN_LOCK, "busy"),
+    ):
+        pass
+
+
 def test_a_folder_without_write_access_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(MedtlError, match="can't be written to"):

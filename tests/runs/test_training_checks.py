@@ -52,7 +52,7 @@ def test_usual_options_pass(check):
     check(optim="adam", lr_step_epochs=1, gradient_checkpointing=True)
 
 
-def test_a_metric_needs_its_labels_in_the_validation_split(check):
+def test_a_metric_needs_its_labels_in_the_validation_split(check, caplog):
     plan = check(metric_for_best_model="roc_auc")
     loaded = plan.loaded
     lost = (loaded.table["split"] == "validation") & (loaded.table["label"] == "lesion")
@@ -60,6 +60,8 @@ def test_a_metric_needs_its_labels_in_the_validation_split(check):
     recipe = Recipe(use_cpu=True, metric_for_best_model="roc_auc")
     with pytest.raises(MedtlError, match="roc_auc is undefined on the validation split, which has no image of lesion"):
         check_training(recipe, task_for_dataset(loaded), loaded, plan.model, plan.processor)
+    check_training(Recipe(use_cpu=True), task_for_dataset(loaded), loaded, plan.model, plan.processor)
+    assert "The validation split has no image of lesion: temperature" in caplog.text
 
 
 def test_a_last_batch_of_one_image_is_left_out_where_batch_norm_cannot_train_on_it(
