@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_medtl.common.files import list_files
 from hf_medtl.errors import MedtlError
@@ -153,10 +154,33 @@ def create_repository(name: str, private: bool | None) -> str:
     """Create a model repository, if there is none, and return its full name.
 
     Raises:
-        MedtlError: The Hub refuses or can't be reached.
+        MedtlError: The Hub refuses or can't be reached, or the token may not write to an existing repository.
     """
-    with hub_errors(f"{name} could not be created", "Nothing was trained."):
-        return with_retries(lambda: HfApi().create_repo(name, private=private, exist_ok=True)).repo_id
+    api = HfApi()
+    with hub_errors(f"{name} could not be created or written to", "Nothing was trained."):
+        repo_id = with_retries(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
+        try:  # `create_repo` accepts a repository that exists, whoever may write to it
+            with_retries(lambda: api.auth_check(repo_id, write=True))
+        except HfHubHTTPError as error:
+            if error.response.status_code in (401, 403):  # others: a Hub that does not know the question
+                raise
+        return repo_id
+
+
+def check_hub_access(name: str) -> None:
+    """Check without the network that there is a token, and that a repository may have this name.
+
+    Raises:
+        MedtlError: No token, or an invalid name.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise MedtlError(
+            f"--hub_model_id {name!r} can't be the name of a repository ({error}). Give OWNER/NAME or NAME."
+        ) from error
+    if not get_token():
+        raise MedtlError("--push_to_hub needs a token with write access. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
 def commit_files(
@@ -202,17 +226,24 @@ def commit_files(
     return with_retries(attempt)
 
 
-def validate_card(card: Path, repo_type: str = "model") -> None:
+def validate_card(card: Path | str, repo_type: str = "model", then: str = "Nothing was uploaded.") -> None:
     """Check with the Hub that it accepts the metadata of a card.
+
+    Args:
+        card: The file, or its text.
+        repo_type: model or space.
+        then: What did not happen because of an error.
 
     Raises:
         MedtlError: It does not, or can't be reached.
     """
-    with hub_errors("The Hub could not check the card", "Nothing was uploaded."):
+    with hub_errors("The Hub could not check the card", then):
         try:
-            with_retries(lambda: ModelCard.load(card).validate(repo_type))
+            loaded = ModelCard(card) if isinstance(card, str) else ModelCard.load(card)
+            with_retries(lambda: loaded.validate(repo_type))
         except ValueError as error:
-            raise MedtlError(f"The Hub refuses the metadata of {card} ({error}). Nothing was uploaded.") from error
+            name = "the model card" if isinstance(card, str) else card
+            raise MedtlError(f"The Hub refuses the metadata of {name} ({error}). {then}") from error
 
 
 def _set_card_repository(path: Path, repo_id: str, revision: str) -> None:

@@ -25,7 +25,8 @@ from hf_medtl.publish.prose import read_prose
 from hf_medtl.publish.sentences import finding_sentences
 from hf_medtl.publish.templates import copy_sections
 from hf_medtl.tasks import Task
-from hf_medtl.training.recipe import MODEL_OPTIONS, Recipe
+from hf_medtl.training.options import MODEL_OPTIONS
+from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import environment
 
 logger = logging.getLogger("hf_medtl")

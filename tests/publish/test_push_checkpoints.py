@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.publish.checkpoints import BRANCH, STAGING_FOLDER, CheckpointUploader
+from hf_medtl.runs import preflight
 from hf_medtl.training.checkpoints import find_damage
 from tests.support.commands import ROOT, options
 
@@ -173,3 +174,28 @@ def test_unknown_licence_raises_before_training(train_and_push, tmp_path):
     with pytest.raises(MedtlError, match="knows no licence 'ours'"):
         train_and_push("end", model_license="ours")
     assert not (tmp_path / "run").exists()
+
+
+def test_read_only_token_and_refused_card_raise_before_training(hub, train_and_push, fail_requests, tmp_path):
+    HfApi().create_repo("ci-user/checkpoints-end-vit", exist_ok=True)
+    fail_requests({"path": "/auth-check/write", "status": 403, "times": 1})
+    with pytest.raises(MedtlError, match=r"no write access here.*Nothing was trained"):
+        train_and_push("end")
+    fail_requests({"path": "/validate-yaml", "status": 400, "times": 1})
+    with pytest.raises(MedtlError, match=r"The Hub .* card.*Nothing was trained"):
+        train_and_push("end")
+    assert not (tmp_path / "run").exists()
+
+
+def test_name_and_token_are_checked_without_the_network(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
+    def check(**values):
+        more = {"push_to_hub": True, "model_card": CARD, **values}
+        preflight.check_options(Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **more)))
+
+    check(hub_model_id="owner/name")
+    for name in ("my model", "a/b/c", "name.git"):
+        with pytest.raises(MedtlError, match=f"--hub_model_id '{name}' can't be the name of a repository"):
+            check(hub_model_id=name)
+    monkeypatch.setattr("hf_medtl.publish.hub.get_token", lambda: None)
+    with pytest.raises(MedtlError, match="--push_to_hub needs a token"):
+        check()
