@@ -10,7 +10,7 @@ from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.prose import render_prose
-from hf_medtl.publish.templates import format_interval, render, replace_section
+from hf_medtl.publish.templates import escape_cell, format_interval, render, replace_section
 
 
 def render_card(facts: dict[str, Any], prose: str = "") -> str:
@@ -47,7 +47,7 @@ def write_explanations(folder: Path, report: dict[str, Any], split: str) -> None
         "explanations",
         f"Heatmaps by {report['method']} for {report['n']} images of the {split} split, tested for their dependence on "
         "the learned weights, on the image and on noise (`explanations.json` has all numbers):\n\n"
-        + "\n".join(f"- {label}: {facts['summary']}" for label, facts in verdicts),
+        + "\n".join(f"- {escape_cell(label)}: {facts['summary']}" for label, facts in verdicts),
     )
 
 
@@ -80,7 +80,7 @@ def write_evaluation(folder: Path, result: dict[str, Any], title: str, shown: Se
         # `check` looks for "- On other data: ", "  Subgroups by " and "  Robustness:".
         where = "Its own test images:" if evaluation["no_drop"] else "On other data:"
         size = f"{evaluation['n']} images in {evaluation['n_groups']} groups"
-        lines.append(f"- {where} {evaluation['title']} ({size}): {values}.")
+        lines.append(f"- {where} {escape_cell(evaluation['title'])} ({size}): {values}.")
         if evaluation["slices"]:
             lines.append(f"  Subgroups by {', '.join(evaluation['slices'])} are measured.")
         if "robustness" in evaluation:

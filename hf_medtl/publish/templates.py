@@ -41,12 +41,18 @@ def format_number(value: Any, digits: int) -> str:
 
 def dataset_link(spec: Any) -> str:
     """Return the title of a data set, as a Markdown link if its URL is known."""
-    return f"[{spec.title}]({spec.url})" if spec.url else spec.title
+    title = escape_cell(spec.title)
+    label = re.sub(r"[\[\]]", r"\\\g<0>", title)
+    return f"[{label}]({spec.url})" if spec.url else title
 
 
 def escape_cell(value: Any) -> str:
-    """Escape text for a cell of a Markdown table: file names may hold pipes or line breaks."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """Escape text of a user's data, such as labels and file names, for a cell of a table or a line of Markdown.
+
+    Pipes, code, HTML, links and emphasis become plain text. Brackets of intervals and underscores in words stay.
+    """
+    line = " ".join(str(value).split())
+    return re.sub(r"[\\\\|`<*~]|(?<=\])\(|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
 
 
 def escape_bibtex(text: str) -> str:

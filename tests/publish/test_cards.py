@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_session
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
 from hf_medtl import Recipe, load, run
@@ -294,6 +295,37 @@ def test_hub_dataset_is_linked_and_cited(trained):
     assert "@misc{owner-pictures," in text
     assert r"title = {Pictures \& more}," in text
     assert "- None are listed, which does not mean that there are none" in text
+
+
+HOSTILE = "a|b [x](http://evil.example) <img src=x> `c` *d*\n# e"
+
+
+@pytest.mark.parametrize("kind", ["labels", "masks"])
+def test_labels_sources_and_titles_are_text_on_a_card(kind, trained):
+    _, facts = trained(kind)
+    label = facts["results"]["labels"][1]
+
+    def rename(value):
+        return json.loads(json.dumps(value).replace(json.dumps(label)[1:-1], json.dumps(HOSTILE)[1:-1]))
+
+    spec = replace(facts["spec"], title=HOSTILE, name="owner/data")
+    changes = {
+        "counts": rename(facts["counts"]),
+        "excluded": {HOSTILE: 2},
+        "found": [HOSTILE],
+        "wording": {HOSTILE: HOSTILE},
+    }
+    worst = [{"image": HOSTILE, "true": HOSTILE}]
+    card = render_card(facts | {"results": rename(facts["results"]), "spec": spec, "worst": worst} | changes)
+    tokens = MarkdownIt("commonmark").enable("table").parse(ModelCard(card).text)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert not any("evil" in token.attrs.get("href", "") for token in inline)
+    assert not any("img" in token.content for token in [*tokens, *inline] if "html" in token.type)
+    assert not any(token.content == "c" for token in inline if token.type == "code_inline")
+    assert not any(token.type == "em_open" for token in inline)
+    for rows in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
+        assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1, rows
+    assert r"[a\|b \[x\]\(http://evil.example) \<img" in card  # the title, as a link
 
 
 def test_formats_intervals_and_escapes_bibtex():
