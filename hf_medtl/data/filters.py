@@ -43,7 +43,7 @@ def select_masked(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> tuple[p
     """
     bare = table["mask"] == ""
     if bare.all():
-        rule = spec.masks[0] if spec.masks else "masks/IMAGE next to the folders, or a column mask"
+        rule = spec.masks[0] if spec.masks else "masks/IMAGE, IMAGE_mask.png beside the image, or a column mask"
         raise MedtlError(
             f"None of the {len(table)} images in {root} has a mask, so there is nothing to learn. {spec.title} has "
             f"masks such as {rule}. Add masks, or train a classifier: --task image-classification."

@@ -37,14 +37,14 @@ def read_layout(paths: Sequence[str]) -> FolderLayout:
     base = 0
     while len(_names(folders, base)) == 1 and _names(folders, base + 1):
         base += 1
-    level, known = base, find_splits(_names(folders, base))
-    if not known:
+    level, named = base, find_splits(_names(folders, base))
+    if not named:
         below = find_splits(_names(folders, base + 1))
         if all(len(parts) > base + 1 and parts[base + 1] in below for parts in folders.values()):
-            level, known = base + 1, below
-    if not known:
+            level, named = base + 1, below
+    if not named:
         return FolderLayout(base, {path: parts[base:] for path, parts in folders.items()}, dict.fromkeys(paths, ""))
-    splits = {path: known.get(parts[level], "") if len(parts) > level else "" for path, parts in folders.items()}
+    splits = {path: named.get(parts[level], "") if len(parts) > level else "" for path, parts in folders.items()}
     labels = {path: parts[base:level] + parts[level + 1 :] for path, parts in folders.items()}
     while _is_wrapping({path: parts for path, parts in labels.items() if splits[path]}, splits):
         labels = {path: parts[1:] for path, parts in labels.items()}
@@ -90,6 +90,6 @@ def _names(folders: dict[str, list[str]], level: int) -> set[str]:
 def _is_wrapping(labels: dict[str, list[str]], splits: dict[str, str]) -> bool:
     """True if the outermost folders are the same everywhere, or the splits once more, and there are folders in them."""
     names = _names(labels, 0)
-    known = find_splits(names)
-    again = all(known.get(parts[0]) == splits[path] for path, parts in labels.items() if parts)
+    named = find_splits(names)
+    again = all(named.get(parts[0]) == splits[path] for path, parts in labels.items() if parts)
     return bool(_names(labels, 1)) and (len(names) == 1 or again)

@@ -38,9 +38,9 @@ def find_splits(names: Collection[str]) -> dict[str, str]:
 
     They are if one is called train, all are names of different splits, or they differ in the name of the split alone.
     """
-    known = {name: split for name in names if (split := parse_split(name))}
-    if "train" in known.values() or (len(known) == len(names) and len(set(known.values())) > 1):
-        return known
+    named = {name: split for name in names if (split := parse_split(name))}
+    if "train" in named.values() or (len(named) == len(names) and len(set(named.values())) > 1):
+        return named
     words = {name: split_word(name) for name in names}
-    known = {name: split for name, (split, _) in words.items() if split}
-    return known if len(set(known.values())) > 1 and len({words[name][1] for name in known}) == 1 else {}
+    named = {name: split for name, (split, _) in words.items() if split}
+    return named if len(set(named.values())) > 1 and len({words[name][1] for name in named}) == 1 else {}

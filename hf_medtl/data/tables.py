@@ -10,10 +10,11 @@ import pandas as pd
 
 from hf_medtl.common.text import abbreviate
 from hf_medtl.data.columns import FIELDS, apply_rule, choose_columns, columns_of, sample_cells
+from hf_medtl.data.images import EXTENSIONS
 from hf_medtl.data.label_cells import clean_patients, indicator_columns, merge_rows, read_cells, read_indicators
 from hf_medtl.data.labels import discover_labels
 from hf_medtl.data.listing import list_folder, list_paths
-from hf_medtl.data.masks import find_mask, group_by_stem
+from hf_medtl.data.masks import find_mask, group_by_stem, pair_masks
 from hf_medtl.data.specs import DatasetSpec
 from hf_medtl.data.split_names import parse_split
 from hf_medtl.data.table_files import TABLE_SUFFIXES, read_table_file
@@ -57,6 +58,7 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         )
     spec = discover_labels(spec, file, frame["label"].tolist(), multilabel)
     stems = group_by_stem(paths)
+    named = {} if spec.masks or frame["mask"].any() else _masks_by_name(frame["file_name"].tolist(), paths)
     rows = [
         {
             "image_id": row["file_name"],
@@ -65,11 +67,18 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             "patient": row["patient"] or spec.parse_patient(row["file_name"]),
             "official": row["split"] or official.get(posixpath.basename(row["file_name"]), ""),
             "source": row["source"],
-            "mask": row["mask"] or find_mask(spec, row["file_name"], stems),
+            "mask": row["mask"] or find_mask(spec, row["file_name"], stems) or named.get(row["file_name"], ""),
         }
         for row in to_records(frame)
     ]
     return spec, rows
+
+
+def _masks_by_name(images: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
+    """Return image -> its masks, joined by |, for masks that are recognized by name and are no images of the table."""
+    listed = {*images}
+    pairs, _ = pair_masks(sorted({path for path in paths if path.lower().endswith(EXTENSIONS)} | listed))
+    return {image: cell for image, cell in pairs.items() if image in listed and listed.isdisjoint(cell.split("|"))}
 
 
 def find_metadata(paths: Sequence[str]) -> list[str]:

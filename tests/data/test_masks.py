@@ -90,3 +90,13 @@ def test_no_masks_is_an_error_for_segmentation(tmp_path):
         write_noise_image(tmp_path / "images" / f"{i}.png", i)
     with pytest.raises(MedtlError, match=r"None of the 4 images .* has a mask"):
         survey("imagefolder", tmp_path, task="image-segmentation")
+
+
+def test_table_without_a_column_of_masks_finds_them_by_name(tmp_path):
+    for i in range(6):
+        write_noise_image(tmp_path / "images" / f"{i}.jpg", i)
+        write_mask(tmp_path / "masks" / f"{i}.png", "left")
+    rows = [f"images/{i}.jpg,{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "table.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+    masks = survey("table", tmp_path / "table.csv", task="image-segmentation").table["mask"]
+    assert masks.tolist() == [f"masks/{i}.png" for i in range(6)]
