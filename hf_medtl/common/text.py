@@ -1,8 +1,10 @@
-"""Text helpers: comma-separated lists, label maps, suggestions for misspelt names."""
+"""Text helpers: comma-separated lists, label maps, suggestions for misspelt names, text in Markdown."""
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
+from typing import Any
 
 from hf_medtl.errors import MedtlError
 
@@ -48,3 +50,12 @@ def abbreviate(names: list[str], number: int = 10) -> str:
 def printable(name: str | os.PathLike[str]) -> str:
     r"""Return a file name as text that can be printed and written: bytes that are not UTF-8 become `\xfc`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def escape_cell(value: Any) -> str:
+    """Escape text of a user's data, such as labels and file names, for a cell of a table or a line of Markdown.
+
+    Pipes, code, HTML, links and emphasis become plain text. Brackets of intervals and underscores in words stay.
+    """
+    line = " ".join(str(value).split())
+    return re.sub(r"[\\\\|`<*~]|(?<=\])\(|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

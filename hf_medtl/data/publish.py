@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.common.text import escape_cell
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset
 from hf_medtl.data.images import encode_image, read_image, read_mask
 from hf_medtl.data.splits import SPLITS, pseudonymize_patients
@@ -126,6 +127,7 @@ def render_card(loaded: LoadedDataset, findings: list[str], name: str, splits: s
         tags=["medical", "hf_medtl", *(["synthetic-data"] if spec.phantom else [])],
     )
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters["cell"] = escape_cell
     template = importlib.resources.files("hf_medtl.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
     body = environment.from_string(template).render(
         spec=spec,

@@ -8,9 +8,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.text import escape_cell
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.prose import render_prose
-from hf_medtl.publish.templates import escape_cell, format_interval, render, replace_section
+from hf_medtl.publish.templates import format_interval, render, replace_section
 
 
 def render_card(facts: dict[str, Any], prose: str = "") -> str:

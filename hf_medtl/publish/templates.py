@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_medtl.common.text import escape_cell
 from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
 
@@ -44,15 +45,6 @@ def dataset_link(spec: Any) -> str:
     title = escape_cell(spec.title)
     label = re.sub(r"[\[\]]", r"\\\g<0>", title)
     return f"[{label}]({spec.url})" if spec.url else title
-
-
-def escape_cell(value: Any) -> str:
-    """Escape text of a user's data, such as labels and file names, for a cell of a table or a line of Markdown.
-
-    Pipes, code, HTML, links and emphasis become plain text. Brackets of intervals and underscores in words stay.
-    """
-    line = " ".join(str(value).split())
-    return re.sub(r"[\\\\|`<*~]|(?<=\])\(|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
 
 
 def escape_bibtex(text: str) -> str:

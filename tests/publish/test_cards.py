@@ -13,11 +13,12 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
 from hf_medtl import Recipe, load, run
+from hf_medtl.common.text import escape_cell
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.publish.base_model import BIBTEX, find_base_model
 from hf_medtl.publish.card import render_card
 from hf_medtl.publish.card_fields import AUTHOR_FIELDS, CARD_FIELDS, missing_fields
-from hf_medtl.publish.templates import escape_bibtex, escape_cell, format_interval
+from hf_medtl.publish.templates import escape_bibtex, format_interval
 from hf_medtl.runs.model_card import describe_data_checks
 from hf_medtl.tasks import TASKS
 from tests.support.commands import ROOT, options, run_cli
