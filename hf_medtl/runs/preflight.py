@@ -129,6 +129,7 @@ def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, 
     model, processor = task.build(recipe, labels)
     model.config.name_or_path = recipe.base_model  # trackers get the configuration, which must not name a local path
     model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
+    model.config.synthetic_data = bool(loaded.spec.phantom)  # Predictor warns: a demo model knows nothing of patients
     model.config.hf_medtl_version = __version__  # beside transformers_version
     if loaded.positive is not None:
         model.config.positive_label = loaded.positive  # a run that is resumed keeps it
