@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.common.text import abbreviate
+from hf_medtl.data.columns import ALIASES, plain_name
+from hf_medtl.data.split_names import parse_split
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,6 @@ MEDMNIST: dict[str, tuple[str, ...]] = {
         *("consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
     ),
 }
-LABELS, PATIENTS = ("label", "labels", "class"), ("patient", "patient_id", "patientid", "subject", "subject_id")
 
 
 def unpack_medmnist(path: Path) -> Path:
@@ -87,15 +88,16 @@ def unpack_medmnist(path: Path) -> Path:
     return _create_once(f"medmnist/{path.stem}-{content}", write, sum(len(images) for images, _ in splits.values()))
 
 
-def download_from_hub(name: str) -> Path:
+def download_from_hub(name: str, columns: Mapping[str, str] | None = None) -> Path:
     """Download a dataset from the Hub into a folder `split/label/number` with a metadata.csv, and return the folder.
 
     Images are taken from the column `image` or else the first image column, labels (one, or a list for multilabel
-    data) from `label`, and patient, source, mask and image_id from columns with these names or `patient_id`. This
-    needs twice the disk space: for the Hub's own cache and for the images.
+    data), patients and sources from columns with a usual name (`columns.ALIASES`), and mask and image_id from columns
+    with these names. This needs twice the disk space: for the Hub's own cache and for the images.
 
     Args:
         name: Repository id, `owner/name`.
+        columns: Columns of other names: file_name (the images), label, patient, source, mask -> column.
 
     Raises:
         MedtlError: No such dataset, no network, or no column of images or labels.
@@ -111,14 +113,16 @@ def download_from_hub(name: str) -> Path:
         ) from error
     features = next(iter(splits.values())).features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    label = next((key for key in LABELS if key in features), None)
+    chosen = _choose_columns(name, list(features), images, columns or {})
+    label, patient, source, mask_column = (chosen.get(field) for field in ("label", "patient", "source", "mask"))
     if not images or label is None:
         raise MedtlError(
             f"{name}: expected a column of images and one called label, found {abbreviate(list(features))}. Choose "
             "another dataset, or save it as a folder and use --dataset imagefolder."
         )
-    image = "image" if "image" in images else images[0]
-    patient = next((key for key in PATIENTS if key in features), None)
+    image = chosen["file_name"]
+    if {image, mask_column or image} - set(images):
+        raise MedtlError(f"{name}: --columns: expected columns of images, which are {', '.join(images)}.")
     multilabel = isinstance(features[label], datasets.List)
     label_feature = features[label].feature if multilabel else features[label]
     for key in images:
@@ -140,15 +144,17 @@ def download_from_hub(name: str) -> Path:
                 image_id = PurePosixPath(row.get("image_id") or f"{number:06d}")
                 stem = f"{subfolder}/{_safe_file_name(str(image_id.with_suffix('')))}"
                 file = _save_image(folder, stem, row[image])
-                mask = _save_image(folder, f"masks/{stem}", row["mask"]) if "mask" in images and row["mask"] else ""
+                mask = ""
+                if mask_column and row[mask_column]:
+                    mask = _save_image(folder, f"masks/{stem}", row[mask_column])
                 rows.append(
                     {
                         "file_name": file,
                         "label": text,
                         "mask": mask,
                         "patient": row[patient] if patient else "",
-                        "source": row.get("source") or "",
-                        "split": split,
+                        "source": (source and row[source]) or "",
+                        "split": parse_split(split) or "",
                     }
                 )
                 yield
@@ -156,9 +162,33 @@ def download_from_hub(name: str) -> Path:
             logger.warning("%s: %d images have no label and are excluded.", name, unlabelled)
         pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
 
-    key = hashlib.sha256(str(builder.cache_dir).encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{builder.cache_dir} {sorted(chosen.items())}".encode()).hexdigest()[:16]
     total = sum(len(part) for part in splits.values())
     return _create_once(f"hub/{name.replace('/', '--')}-{key}", write, total)
+
+
+def _choose_columns(name: str, features: list[str], images: list[str], stated: Mapping[str, str]) -> dict[str, str]:
+    """Return field -> column of a dataset on the Hub: those stated, else those with a usual name.
+
+    Raises:
+        MedtlError: A stated column does not exist.
+    """
+    chosen = dict(stated)
+    for field, column in stated.items():
+        if column not in features:
+            raise MedtlError(
+                f"{name} has no column {column!r} for {field}. Its columns are {abbreviate(features, 20)}."
+            )
+    for field in ("label", "patient", "source"):
+        usual = (key for alias in ALIASES[field] for key in features if plain_name(key) == alias)
+        if field not in chosen and (column := next(usual, None)):
+            chosen[field] = column
+    if images:
+        chosen.setdefault("file_name", "image" if "image" in images else images[0])
+    if "mask" in images:
+        chosen.setdefault("mask", "mask")
+    logger.info("%s: %s.", name, ", ".join(f"{field} from {column}" for field, column in chosen.items()))
+    return chosen
 
 
 def _join_labels(names: Iterable[str]) -> str:

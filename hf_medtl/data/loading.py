@@ -158,13 +158,7 @@ def survey(
     Raises:
         MedtlError: As for `load`, except for errors of splitting.
     """
-    spec, root = locate_dataset(dataset, data_dir)
-    if columns and spec.reader == "paths":
-        raise MedtlError(
-            f"--columns is for tables, but {spec.name} is read from folders and names of files. Remove it, or use "
-            "--dataset table or imagefolder."
-        )
-    spec = replace(spec, columns=spec.columns | dict(columns or {}))
+    spec, root = locate_dataset(dataset, data_dir, columns)
     spec = replace(spec, task=task or spec.task)
     spec, rows = READERS[spec.reader](spec, root)
     if root.is_file():
@@ -185,22 +179,33 @@ def survey(
     return Survey(spec, root, labels, table, pd.concat([excluded, others], ignore_index=True), fingerprints)
 
 
-def locate_dataset(dataset: str, data_dir: str | Path | None) -> tuple[DatasetSpec, Path]:
+def locate_dataset(
+    dataset: str, data_dir: str | Path | None, columns: Mapping[str, str] | None = None
+) -> tuple[DatasetSpec, Path]:
     """Return a dataset's spec and its folder or file, downloading or unpacking it if necessary.
 
     Args:
         dataset: As for `load`.
         data_dir: As for `load`.
+        columns: As for `load`.
 
     Raises:
-        MedtlError: Unknown dataset, or it could not be downloaded or unpacked.
+        MedtlError: Unknown dataset, one without a table for the columns, or it could not be downloaded or unpacked.
     """
     path = None if data_dir is None else Path(data_dir).expanduser()
     if dataset not in DATASETS and "/" in dataset:
         spec = replace(DATASETS["imagefolder"], name=dataset, title=dataset)
-        return spec, download_from_hub(dataset) if path is None else path
+        if path is None:
+            return spec, download_from_hub(dataset, columns)
+        return replace(spec, columns=dict(columns or {})), path
     check_dataset_name(dataset)
     spec = DATASETS[dataset]
+    if columns and spec.reader == "paths":
+        raise MedtlError(
+            f"--columns is for tables, but {spec.name} is read from folders and names of files. Remove it, or use "
+            "--dataset table or imagefolder."
+        )
+    spec = replace(spec, columns=spec.columns | dict(columns or {}))
     if path is None:
         return spec, fetch_dataset(spec)
     if dataset == "medmnist" and path.suffix == ".npz":
@@ -258,6 +263,8 @@ def _check_files(
     """
     results = compute_fingerprints([root / path for path in table["path"]], spec.name.replace("/", "--"))
     reasons = [_reason(root, path, item.error) for path, item in zip(table["path"], results, strict=True)]
+    if spec.is_segmentation:
+        reasons = [reason or of_mask for reason, of_mask in zip(reasons, _mask_errors(spec, root, table), strict=True)]
     table = table.assign(sha256=[item.sha256 for item in results], reason=reasons)
     readable = table["reason"] == ""
     excluded = table.assign(kind="unreadable").loc[~readable, ["path", "label", "kind", "reason"]]
@@ -276,6 +283,17 @@ def _check_files(
     # Phantoms of different patients look more alike than cropped copies do, and none is a copy.
     table["duplicate"] = near_duplicates(fingerprints, crops=not spec.phantom)
     return table, excluded, fingerprints
+
+
+def _mask_errors(spec: DatasetSpec, root: Path, table: pd.DataFrame) -> list[str]:
+    """Return why the mask of each row is unreadable, "" if it is not."""
+    parts = sorted({part for cell in table["mask"] for part in cell.split("|") if part})
+    results = compute_fingerprints([root / part for part in parts], spec.name.replace("/", "--"))
+    errors = {part: _reason(root, part, item.error) for part, item in zip(parts, results, strict=True)}
+    return [
+        next((f"its mask {part}: {errors[part]}" for part in cell.split("|") if errors.get(part)), "")
+        for cell in table["mask"]
+    ]
 
 
 def _reason(root: Path, path: str, error: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
+from hf_medtl.data.columns import find_column
 from hf_medtl.data.dataset import Survey
 from hf_medtl.data.loading import locate_dataset
 from hf_medtl.data.tables import read_metadata
@@ -42,9 +43,11 @@ def subgroup_columns(survey: Survey, data_dir: str | Path | None, columns: Seque
     if set(columns) <= {"source"}:
         return {name: to_categories(name, survey.table["source"]) for name in columns}
     name = survey.spec.name
-    metadata = read_metadata(survey.spec, locate_dataset(name, data_dir)[1])
+    root = survey.root if survey.spec.reader == "folders" else locate_dataset(name, data_dir)[1]
+    metadata = read_metadata(survey.spec, root)
     table = metadata.reindex(survey.table["path"]).fillna("").reset_index(drop=True)
     table = table.assign(source=survey.table["source"].to_numpy())
+    columns = [find_column(column, table) or column for column in columns]
     if unknown := [column for column in columns if column not in table]:
         raise MedtlError(
             f"--by {unknown[0]}: {name} has no such metadata column. It has {', '.join(table.columns)}. Add others as "

@@ -237,6 +237,8 @@ def _parse_splits(spec: DatasetSpec, cells: list[str], table: str) -> list[str]:
         MedtlError: A split of an unknown name.
     """
     names = {cell: cell if cell in spec.official else parse_split(cell) or "" for cell in set(cells)}
+    if "train" not in names.values():  # beside a test or hold-out set, development is training
+        names |= {cell: "train" for cell in names if cell.lower().startswith("development")}
     unknown = sorted(cell for cell, name in names.items() if cell and not name)
     if unknown:
         raise MedtlError(

@@ -180,12 +180,14 @@ def test_reads_dataset_on_the_hub(hub, folder):
     features = datasets.Features(
         image=datasets.Image(),
         label=datasets.ClassLabel(names=["healthy", "sick"]),
-        patient_id=datasets.Value("string"),
+        subjectID=datasets.Value("string"),
+        severity=datasets.Value("string"),
     )
     columns = {
         "image": [str(file) for file in files],
         "label": [file.parent.name for file in files],
-        "patient_id": [f"{file.stem[0]}{int(file.stem[1:]) // 2}" for file in files],
+        "subjectID": [f"{file.stem[0]}{int(file.stem[1:]) // 2}" for file in files],
+        "severity": ["mild" if file.stem < "s5" else "grave" for file in files],
     }
     columns = {key: [*values, values[0]] for key, values in columns.items()}
     columns["label"][-1] = -1
@@ -197,6 +199,11 @@ def test_reads_dataset_on_the_hub(hub, folder):
     assert loaded.table["group"].nunique() == 12
     assert sorted(loaded.table["sha256"]) == sorted(survey("imagefolder", folder).table["sha256"])
     assert load("ci/lungs").root == loaded.root
+    assert survey("ci/lungs", columns={"label": "severity"}).labels == ("grave", "mild")
+    with pytest.raises(MedtlError, match=r"no column 'severe' for label. Its columns are image, label, subjectID"):
+        load("ci/lungs", columns={"label": "severe"})
+    with pytest.raises(MedtlError, match="--columns is for tables, but brain-tumor-mri is read from folders"):
+        load("brain-tumor-mri", folder, columns={"label": "severity"})
     with pytest.raises(MedtlError, match="could not be loaded from the Hub"):
         load("ci/absent")
 

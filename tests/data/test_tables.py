@@ -243,6 +243,21 @@ def test_unknown_splits_are_refused(tmp_path, values):
         read(write(tmp_path, rows, FOUR))
 
 
+@pytest.mark.parametrize(
+    ("values", "splits"),
+    [
+        (["tr", "ts"], ["train", "test"]),
+        (["Training set", "hold-out"], ["train", "test"]),
+        (["development", "holdout"], ["train", "test"]),
+        (["train", "development"], ["train", "validation"]),
+        (["TRAIN", ""], ["train", ""]),
+    ],
+)
+def test_usual_names_of_splits_are_understood(tmp_path, values, splits):
+    rows = {"file_name": FOUR, "label": list("aabb"), "split": values * 2}
+    assert [row["official"] for row in read(write(tmp_path, rows, FOUR))[1].values()] == splits * 2
+
+
 def test_spellings_of_an_unknown_patient_are_none(tmp_path):
     rows = {"file_name": FOUR, "label": list("aabb"), "patient": ["12.0", "Unknown", "nan", "n/a"]}
     assert [row["patient"] for row in read(write(tmp_path, rows, FOUR))[1].values()] == ["12", "", "", ""]
