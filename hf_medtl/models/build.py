@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def build_classifier(
         head_dropout: dropout rate of the inputs of the head, see `add_head_dropout`.
 
     Raises:
-        MedtlError: no such model, no network, not an image classifier, incomplete weights, no linear head, or an
-            unknown step or fit.
+        MedtlError: no such model, no network, not an image classifier, incomplete or non-finite weights, no linear
+            head, or an unknown step or fit.
     """
     check_steps(steps, fit, lung_model)  # before weights are downloaded
     custom = is_custom_architecture(name)
@@ -90,6 +90,8 @@ def build_classifier(
     elif old_labels != labels or missing:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
+    if not from_scratch:
+        check_finite(name, model.state_dict())
     own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
     processor = build_processor(own if custom else name, model.config, steps, fit, lung_model, revision=revision)
     return model, processor
@@ -184,6 +186,23 @@ def check_missing(name: str, model: PreTrainedModel, missing: set[str], body: se
             f"{name} lacks {len(lacking)} of the {len(body)} tensors of the body of {type(model).__name__} "
             f"({', '.join(lacking[:3])} ...); they would be initialised randomly. Use a complete checkpoint of this "
             "architecture."
+        )
+
+
+def check_finite(source: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise MedtlError if weights or buffers hold NaN or infinity, with which every answer would be NaN or wrong.
+
+    Args:
+        source: folder or id they come from, for the message.
+        tensors: name -> values, such as a state dict.
+    """
+    broken = [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]
+    if broken:
+        number = int((~torch.isfinite(tensors[broken[0]])).sum())
+        raise MedtlError(
+            f"{source} has weights that are not finite in {len(broken)} of its {len(tensors)} tensors, such as "
+            f"{broken[0]} ({number} of {tensors[broken[0]].numel()} values): they were saved in too few bits, or their "
+            "training diverged. Download them again, save them in float32, or use other weights."
         )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import first_line
+from hf_medtl.models.build import check_finite, first_line
 from hf_medtl.models.smp import SmpConfig, build_network
 
 PREFIX = re.compile(r"^((timm_model|encoder|model)\.)+")  # added by TimmWrapper, SMP and SMP's timm encoders
@@ -39,7 +39,7 @@ class EncoderWeights:
     std: Sequence[float]
 
     def check(self, encoder: nn.Module) -> None:
-        """Raise MedtlError if tensors of `encoder` are missing or have another shape; they would be random."""
+        """Raise MedtlError if tensors of `encoder` are missing, have another shape, or are not finite."""
         expected = encoder.state_dict()
         missing = [key for key, like in expected.items() if self._match(key, like) is None and not _is_counter(key)]
         if missing:
@@ -48,13 +48,15 @@ class EncoderWeights:
                 f"({', '.join(missing[:3])} ...), or has them in another shape; they would be initialised randomly. "
                 "Use weights made for this encoder, or none."
             )
+        matches = ((key, self._match(key, like)) for key, like in expected.items())
+        check_finite(self.source, {key: values for key, values in matches if values is not None})
 
     @torch.no_grad()
     def fill(self, encoder: nn.Module) -> None:
         """Copy the values into `encoder`; tensors it does not have, such as those of a classifier, are ignored.
 
         Raises:
-            MedtlError: tensors of the encoder are missing.
+            MedtlError: tensors of the encoder are missing or not finite.
         """
         self.check(encoder)
         for key, tensor in encoder.state_dict().items():

@@ -20,7 +20,7 @@ from transformers import (
 from transformers import initialization as init
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import check_missing, first_line, load_weights, set_labels
+from hf_medtl.models.build import check_finite, check_missing, first_line, load_weights, set_labels
 from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
 from hf_medtl.models.preprocessing import input_size
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation
@@ -144,6 +144,7 @@ def _load(
             parameter = model.get_parameter(key)
             nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         logger.info("New head for the labels %s", ", ".join(labels))
+    check_finite(name, model.state_dict())
     return model, processor
 
 
