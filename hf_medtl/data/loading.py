@@ -271,7 +271,8 @@ def _check_files(
     excluded = excluded.reset_index(drop=True)
     if len(excluded):
         examples = "; ".join(f"{row.path}: {row.reason}" for row in excluded.head(5).itertuples())
-        message = f"{len(excluded)} of {len(table)} files are unreadable: {examples}{' ...' * (len(excluded) > 5)}"
+        examples = f"{examples} ..." if len(excluded) > 5 else f"{examples.rstrip('.')}."
+        message = f"{len(excluded)} of {len(table)} files are unreadable: {examples}"
         if len(excluded) > MAX_UNREADABLE * len(table):
             raise MedtlError(
                 f"{message} This is more than {MAX_UNREADABLE:.0%}: repair or remove them, or "
@@ -279,7 +280,7 @@ def _check_files(
             )
         logger.warning("%s They are excluded.", message)
     table = table[readable].drop(columns="reason").reset_index(drop=True)
-    fingerprints = [item for item in results if not item.error]
+    fingerprints = [item for item, keep in zip(results, readable, strict=True) if keep]
     # Phantoms of different patients look more alike than cropped copies do, and none is a copy.
     table["duplicate"] = near_duplicates(fingerprints, crops=not spec.phantom)
     return table, excluded, fingerprints

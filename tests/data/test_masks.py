@@ -100,3 +100,16 @@ def test_table_without_a_column_of_masks_finds_them_by_name(tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
     masks = survey("table", tmp_path / "table.csv", task="image-segmentation").table["mask"]
     assert masks.tolist() == [f"masks/{i}.png" for i in range(6)]
+
+
+def test_image_with_an_unreadable_mask_is_excluded(tmp_path, caplog):
+    for i in range(24):
+        write_noise_image(tmp_path / "images" / f"{i}.png", i)
+        write_mask(tmp_path / "masks" / f"{i}.png", "left")
+    (tmp_path / "masks" / "7.png").write_bytes(b"")
+    surveyed = survey("imagefolder", tmp_path, task="image-segmentation")
+    assert len(surveyed.table) == 23
+    assert surveyed.excluded[["path", "reason"]].to_dict("records") == [
+        {"path": "images/7.png", "reason": "its mask masks/7.png: empty file"}
+    ]
+    assert len(survey("imagefolder", tmp_path, task="image-segmentation").table) == 23
