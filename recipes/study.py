@@ -7,7 +7,7 @@ random weights (6 epochs): 0.957 [0.897, 0.999] against 0.578 [0.450, 0.701] wit
 difference; 0.948 [0.880, 0.989] against 0.734 [0.580, 0.853] with 131, which is not. 12 runs of 30 s on one CPU core.
 """
 
-from hf_medtl.runs.study import main
+from hf_medtl.cli.study import main
 
 RECIPE = {
     "dataset": "brain-tumor-mri",

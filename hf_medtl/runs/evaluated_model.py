@@ -14,7 +14,7 @@ from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.predict import Predictor
 from hf_medtl.runs.finished import fetch_run
 from hf_medtl.tasks import task_for_predictor
-from hf_medtl.training.recipe import strip_path
+from hf_medtl.training.options import strip_path
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from hf_medtl.evaluation import plots
 from hf_medtl.runs.folder import SEARCH_DB
 from hf_medtl.runs.search_space import SEARCHABLE, Space, belongs_to, own_value, sample, trial_recipe
 from hf_medtl.runs.sweep import Sweep, lock_sweep
-from hf_medtl.training.recipe import MODEL_OPTIONS, Recipe
+from hf_medtl.training.options import MODEL_OPTIONS
+from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.trainer import MedicalTrainer
 
 if TYPE_CHECKING:

@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import shutil
-import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from hf_medtl.models.preprocessing import to_uint8
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.preflight import build
 from hf_medtl.runs.study_cells import StudyCell, count_passes, list_cells
-from hf_medtl.runs.study_grid import Grid, make_parser
+from hf_medtl.runs.study_grid import Grid
 from hf_medtl.runs.study_summary import summarise
 from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_sweep
 from hf_medtl.runs.train import run
@@ -38,31 +36,6 @@ logger = logging.getLogger("hf_medtl")
 
 STUDY_FILES = ("cells", "figures", "README.md", "grid.yaml", "recipe.yaml", "study.json")
 OVERHEAD = 15.0  # seconds of a run that do not depend on its images: figures, intervals, loading what was saved
-
-
-def main(defaults: dict[str, Any], grid: dict[str, Any]) -> None:
-    """Run the command line of recipes/study.py.
-
-    Exit codes: 0 all cells are finished, 1 some failed or an error that the message explains, 130 and 143 interrupted;
-    after all of these the same command resumes the study.
-
-    Args:
-        defaults: Recipe options, which the command line overrides.
-        grid: Options of the grid, which the command line overrides.
-    """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
-    if {"-h", "--help"} & {*sys.argv}:
-        print(make_parser().format_help())
-    try:
-        cells, rest = Grid.from_cli(grid, sys.argv[1:])
-        failed = study(Recipe.from_cli(defaults, rest), cells)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"\nInterrupted. {stop}", file=sys.stderr)
-        sys.exit(128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT))
-    except MedtlError as error:
-        sys.exit(f"Error: {error}")
-    sys.exit(int(failed > 0))
 
 
 def study(recipe: Recipe, grid: Grid, run: Callable[[Recipe], Path] = run) -> int:

@@ -13,7 +13,8 @@ from hf_medtl.data.subset import subsample_training
 from hf_medtl.errors import MedtlError
 from hf_medtl.runs.study_grid import Grid
 from hf_medtl.tasks import get_task
-from hf_medtl.training.recipe import Recipe, strip_path
+from hf_medtl.training.options import strip_path
+from hf_medtl.training.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)

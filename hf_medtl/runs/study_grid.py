@@ -11,7 +11,7 @@ import yaml
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.training.command_line import OptionParser, read_options, read_yaml
-from hf_medtl.training.recipe import PRIVATE_OPTIONS, Recipe, strip_path
+from hf_medtl.training.options import PRIVATE_OPTIONS, strip_path
 
 BUDGETS = ("steps", "epochs")
 # Options that would have cells tested on different images, or that the study itself sets.

@@ -30,7 +30,8 @@ from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.tasks.base import Reader, Score, Task
 from hf_medtl.tasks.mask_predictions import mask_options, predict_and_measure, true_mask
 from hf_medtl.training.mask_losses import LOSSES, MaskLoss
-from hf_medtl.training.recipe import Recipe, strip_path
+from hf_medtl.training.options import strip_path
+from hf_medtl.training.recipe import Recipe
 
 STRATEGIES = ("full", "feature_extraction", "lp_ft")
 

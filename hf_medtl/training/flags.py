@@ -37,9 +37,7 @@ HEADINGS = {
 }
 # Heading -> options of TrainingArguments, without another default here, that most people need.
 INHERITED = {
-    "Run": ("seed",),
     "Training": ("gradient_accumulation_steps", "max_steps", "use_cpu", "dataloader_num_workers"),
-    "Publishing": ("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 
 

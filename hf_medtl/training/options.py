@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hf_medtl.common.text import nearest
@@ -25,6 +26,21 @@ LISTS: dict[str, tuple[str, ...]] = {
 }
 OWN_NETWORKS = ("cnn", "cnn_baseline", "vit_tiny", "unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
 THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalence=0.1, or a probability such as 0.5"
+
+# Excluded from recipe.yaml: machine-specific paths, which must not be published.
+PRIVATE_OPTIONS = (
+    *("config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
+    *("resume_from_checkpoint", "splits"),
+)
+
+# Folders or Hub ids of models: only the name of a folder goes to recipe.yaml and to trackers.
+MODEL_OPTIONS = ("model_name_or_path", "encoder_weights", "lung_model")
+
+# Paths, or names that may be paths.
+PATH_OPTIONS = (
+    *("accelerator_config", "config", "data_dir", "deepspeed", "external_data_dir", "fsdp_config", "model_card"),
+    *("output_dir", "resume_from_checkpoint", "splits", *MODEL_OPTIONS),
+)
 
 
 def _new(default: Any, text: str) -> Any:
@@ -150,14 +166,20 @@ class Options:
     model_card: str | None = _new(None, "Markdown file with text for the model card.")
     figures: str = _new("png", "Formats of figures, separated by commas; png (300 dpi) is always written.")
     model_license: str = _new("apache-2.0", "License of the fine-tuned weights, as the Hub names it.")
+    push_to_hub: bool = _new(False, "Publish the finished run as a model repository on the Hub.")
+    hub_model_id: str | None = _new(
+        None, "Repository: OWNER/NAME. Default: the name of --output_dir, under your account."
+    )
+    hub_private_repo: bool | None = _new(None, "Create a private repository.")
 
     output_dir: str | None = _new("runs/run", "Folder of the run.")
+    seed: int = _new(42, "Random seed of weights, batches and augmentation; of the split, too, without --split_seed.")
     resume_from_checkpoint: str | None = _new(
         None, "auto goes on from the newest complete checkpoint in --output_dir; a folder, from that one."
     )
-    num_train_epochs: float = 10.0
-    per_device_train_batch_size: int = 16
-    per_device_eval_batch_size: int = 32
+    num_train_epochs: float = _new(10.0, "Number of epochs at most.")
+    per_device_train_batch_size: int = _new(16, "Images in a batch.")
+    per_device_eval_batch_size: int = _new(32, "Images in a batch of evaluation.")
     # Not the enum of TrainingArguments, which does not have adam.
     optim: str = "adamw_torch_fused"
     learning_rate: float = 2e-5
@@ -171,7 +193,9 @@ class Options:
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "loss"
     hub_strategy: str = "end"
-    report_to: str = "none"
+    report_to: str | list[str] | None = _new(  # noqa: RUF009 - makes a field
+        "none", "Trackers of metrics: none, all, or names such as trackio, tensorboard, wandb."
+    )
     restore_callback_states_from_checkpoint: bool = True
     ddp_find_unused_parameters: bool | None = False
     # Trainer would drop the columns that are not in the model's signature, among them the images.
@@ -193,3 +217,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
                 f"--{option} must be {', '.join(choices[:-1])} or {choices[-1]}, but is {value!r}."
                 f"{nearest(str(value), choices)}"
             )
+
+
+def strip_path(name: str) -> str:
+    """Return the name of a folder without its path; other names as they are."""
+    return Path(name).resolve().name if Path(name).exists() else name

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,25 +32,10 @@ from hf_medtl.models.strategies import Strategy
 from hf_medtl.training.arguments import argument_errors, check_arguments
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.distributed import split_evenly
-from hf_medtl.training.options import Options, check_choices
+from hf_medtl.training.options import MODEL_OPTIONS, PATH_OPTIONS, PRIVATE_OPTIONS, Options, check_choices, strip_path
 from hf_medtl.training.tracking import check_trackers
 
 logger = logging.getLogger("hf_medtl")
-
-# Excluded from recipe.yaml: machine-specific paths, which must not be published.
-PRIVATE_OPTIONS = (
-    *("config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
-    *("resume_from_checkpoint", "splits"),
-)
-
-# Folders or Hub ids of models: only the name of a folder goes to recipe.yaml and to trackers.
-MODEL_OPTIONS = ("model_name_or_path", "encoder_weights", "lung_model")
-
-# Paths, or names that may be paths.
-PATH_OPTIONS = (
-    *("accelerator_config", "config", "data_dir", "deepspeed", "external_data_dir", "fsdp_config", "model_card"),
-    *("output_dir", "resume_from_checkpoint", "splits", *MODEL_OPTIONS),
-)
 
 # Option -> the strategies that use it.
 STRATEGY_OPTIONS = {
@@ -344,7 +329,7 @@ class Recipe(Options, TrainingArguments):
             self.use_cpu |= self.bf16 or self.bf16_full_eval  # else transformers looks for a GPU with bf16
 
     @classmethod
-    def from_cli(cls, defaults: dict[str, Any] | None = None, argv: Sequence[str] | None = None) -> "Recipe":
+    def from_cli(cls, defaults: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None) -> "Recipe":
         """Make a recipe from defaults, a YAML file (--config) and command-line flags, the later ones taking precedence.
 
         Defaults for the images of one data set (`DATASET_OPTIONS`) are left out with another --dataset.
@@ -392,11 +377,6 @@ class Recipe(Options, TrainingArguments):
             f.name: default_value(f) for f in dataclasses.fields(self) if f.name in self._named - {*PRIVATE_OPTIONS}
         }
         return yaml.safe_dump(reset | self._chosen, sort_keys=True, allow_unicode=True)
-
-
-def strip_path(name: str) -> str:
-    """Return the name of a folder without its path; other names as they are."""
-    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def default_value(f: dataclasses.Field) -> Any:
