@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hf_medtl.common.text import abbreviate
@@ -11,7 +12,7 @@ from hf_medtl.data.labels import discover_labels
 from hf_medtl.data.listing import is_image_file, list_folder, list_paths
 from hf_medtl.data.masks import find_mask, group_by_stem, pair_masks
 from hf_medtl.data.specs import DatasetSpec
-from hf_medtl.data.tables import Rows, find_metadata, read_listing, read_table, to_records
+from hf_medtl.data.tables import Rows, find_metadata, map_label, read_listing, read_table, to_records
 from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
@@ -111,10 +112,16 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
             f"{root}: expected a folder of images for each label, such as {spec.example}, found {list_folder(root)}."
         )
     bare = sorted(row["path"] for row in rows if not (row["label"] or multilabel or spec.is_segmentation))
+    other_tables = sorted(
+        {path for path in paths if path.lower().endswith((".csv", ".tsv", ".xlsx"))} - {*metadata_files}
+    )
     if bare:
+        hint = "add a metadata.csv with the columns file_name and label"
+        if other_tables:
+            hint = f"read the table with the labels: --dataset table --data_dir {root / other_tables[0]}"
         raise MedtlError(
             f"{root}: {len(bare)} images have no label: {abbreviate(bare)}. Put them in a folder named after the "
-            "label, or add a metadata.csv with the columns file_name and label."
+            f"label, or {hint}."
         )
     _report_masks(root, masks & {*files}, spec.is_segmentation)
     splits = {row["official"] for row in rows} - {""}
@@ -126,7 +133,10 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         ", any number of them per image" if multilabel else "",
         f" and the splits {', '.join(sorted(splits))}" if splits else "",
     )
-    return spec, [row | {"label": spec.map_label(row["label"]) or ""} for row in rows]
+    if other_tables:
+        note = f"Not read: {abbreviate(other_tables, 5)}. Only a metadata.csv is, or a table with --dataset table."
+        spec = replace(spec, notes=(*spec.notes, note))
+    return spec, [row | {"label": map_label(spec, row["label"])} for row in rows]
 
 
 READERS: dict[str, Callable[[DatasetSpec, Path], tuple[DatasetSpec, Rows]]] = {

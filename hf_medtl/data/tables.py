@@ -63,7 +63,7 @@ def read_table(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
         {
             "image_id": row["file_name"],
             "path": row["file_name"],
-            "label": _map_label(spec, row["label"]),
+            "label": map_label(spec, row["label"]),
             "patient": row["patient"] or spec.parse_patient(row["file_name"]),
             "official": row["split"] or official.get(posixpath.basename(row["file_name"]), ""),
             "source": row["source"],
@@ -123,6 +123,8 @@ def read_listing(
     if missing:
         number = f"{len(missing)} of {len(frame)} files are missing"
         warnings.append(f"{', '.join(files)}: {number}: {abbreviate(missing, 5)}.")
+        if spec.table:  # a part of a large public dataset was downloaded
+            frame = frame[frame["file_name"].isin(index.paths)].reset_index(drop=True)
     notes += merged
     for text in notes:
         logger.info("%s", text)
@@ -162,7 +164,7 @@ def to_records(frame: pd.DataFrame) -> list[dict[str, str]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def _map_label(spec: DatasetSpec, cell: str) -> str:
+def map_label(spec: DatasetSpec, cell: str) -> str:
     """Return the label of a cell; one that begins with ? excludes the image."""
     label = None if cell.startswith("?") else spec.map_label(cell)
     return f"?{cell.removeprefix('?')}" if label is None else label

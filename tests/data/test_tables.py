@@ -7,6 +7,7 @@ import pytest
 
 from hf_medtl import MedtlError
 from hf_medtl.data.columns import parse_columns
+from hf_medtl.data.readers import read_folders
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.tables import read_listing, read_metadata, read_table
 from tests.support.specs import with_columns
@@ -17,6 +18,7 @@ def write(root, rows, files=(), name="t.csv"):
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
+    root.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(root / name, index=False)
     return root / name
 
@@ -281,3 +283,21 @@ def test_metadata_beside_folders_has_the_same_rules(tmp_path, name):
     assert "the column diagnosis may be the label but is not used" in spec.notes[-1]
     metadata = read_metadata(DATASETS["imagefolder"], tmp_path)
     assert metadata.loc["b/2.png"].to_dict() == {"file_name": "b/2.png", "PatientID": "P2", "diagnosis": "x"}
+
+
+def test_tables_beside_folders_that_are_not_read_are_named(tmp_path):
+    rows = {"file": ["1.png", "2.png"], "grade": ["x", "y"]}
+    write(tmp_path, rows, ["a/1.png", "b/2.png"], "grades.csv")
+    spec, images = read_folders(DATASETS["imagefolder"], tmp_path)
+    assert [row["label"] for row in images] == ["a", "b"]
+    assert spec.notes == ("Not read: grades.csv. Only a metadata.csv is, or a table with --dataset table.",)
+    write(tmp_path / "flat", rows, ["1.png", "2.png"], "grades.csv")
+    with pytest.raises(MedtlError, match=r"2 images have no label.*--dataset table --data_dir .*grades.csv"):
+        read_folders(DATASETS["imagefolder"], tmp_path / "flat")
+
+
+def test_uncertain_labels_of_folders_are_excluded_too(tmp_path):
+    rows = {"file_name": FOUR, "Edema": [-1, 1, 0, 1], "Mass": [1, 1, 0, 0]}
+    write(tmp_path, rows, FOUR, "metadata.csv")
+    _, images = read_folders(with_columns(DATASETS["imagefolder"], "label=Edema+Mass"), tmp_path)
+    assert [row["label"] for row in images] == ["?uncertain: Edema", "Edema|Mass", "", "Edema"]
