@@ -121,7 +121,8 @@ def choose_columns(
         if name in rules or (name == "label" and len(columns_of(rules.get("label", ""))) > 1):
             continue
         aliases = ALIASES[name] if name in set(guess) else OWN_NAMES[name]
-        named = sorted((c for c in frame if plain_name(c) in aliases and c not in taken),
+        shared = columns_of(rules.get("file_name", "")) if name == "patient" else []  # files named after patients
+        named = sorted((c for c in frame if plain_name(c) in aliases and (c not in taken or c in shared)),
                        key=lambda c: (c != name, aliases.index(plain_name(c))))  # fmt: skip
         fitting = [column for column in named if _fits(name, column, frame[column], has_file)]
         if name == "file_name" and not fitting and name in set(guess):
@@ -180,18 +181,18 @@ def _to_rule(frame: pd.DataFrame, name: str, value: str, table: str) -> str:
     whole = find_column(value, frame)
     if "{" not in value and whole is not None:
         return f"{{{whole}}}"
-    for column in columns_of(value):
-        actual = find_column(column, frame)
-        if actual is None:
-            close = difflib.get_close_matches(column, list(frame), n=1, cutoff=0.4)
-            hint = f"The most similar one is {close[0]!r}. " if close else ""
-            raise MedtlError(
-                f"{table} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(list(frame), 20)}."
-            )
-        value = value.replace(column, actual) if column != actual else value
-    if "{" not in value and name != "label":
+    if "{" not in value and "+" in value and name != "label":
         raise MedtlError(f"--columns {name}={value}: only labels can be spread over several columns, joined by +.")
-    return value
+    actual = {column: find_column(column, frame) for column in columns_of(value)}
+    for column in [column for column, match in actual.items() if match is None][:1]:
+        close = difflib.get_close_matches(column, list(frame), n=1, cutoff=0.4)
+        hint = f"The most similar one is {close[0]!r}. " if close else ""
+        raise MedtlError(
+            f"{table} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(list(frame), 20)}."
+        )
+    if "{" in value:
+        return re.sub(r"{([^{}]+)}", lambda match: f"{{{actual[match[1]]}}}", value)
+    return "+".join(str(column) for column in actual.values())
 
 
 def _fits(name: str, column: str, cells: pd.Series, has_file: Callable[[str], bool]) -> bool:

@@ -1,5 +1,6 @@
 """Files that a table names: paths from another machine, in another case, or without their extension."""
 
+import os
 import posixpath
 import re
 from collections import defaultdict
@@ -84,10 +85,11 @@ class TablePaths:
         """Return the path that a cell states, relative to the data folder if it is inside, or else absolute or `..`."""
         text = cell if "\\" not in cell or cell in self.paths else cell.replace("\\", "/")
         path = posixpath.normpath(text if re.match(r"[a-zA-Z]:/", text) else posixpath.join(folder, text))
-        if Path(path).is_absolute():
-            for root in (self.root, self.root.resolve()):
-                if Path(path).is_relative_to(root):
-                    return Path(path).relative_to(root).as_posix()
+        if Path(path).is_absolute() or path.startswith(".."):
+            for root in (self.root.absolute(), self.root.resolve()):
+                whole = Path(os.path.normpath(root / path))
+                if whole.is_relative_to(root):
+                    return whole.relative_to(root).as_posix()
         return path
 
     def is_outside(self, path: str) -> bool:

@@ -83,8 +83,16 @@ def test_columns_option_names_columns(tmp_path, caplog):
             parse_columns(text)
     with pytest.raises(MedtlError, match=r"no column 'whom' for patient. The most similar one is 'who'"):
         read(file, "file_name=id,patient=whom")
+    with pytest.raises(MedtlError, match=r"only labels can be spread over several columns"):
+        read(file, "file_name=id,patient=who+p")
     with pytest.raises(MedtlError, match=r"expected a column 'file_name'.*such as --columns file_name=id"):
         read(write(tmp_path, {"id": FOUR, "label": list("aabb")}, FOUR))
+
+
+def test_files_named_after_patients_tell_the_patients(tmp_path):
+    rows = {"patientId": ["p1", "p2", "p2"], "Target": [0, 1, 1]}
+    _, images = read(write(tmp_path, rows, ["x/p1.dcm", "x/p2.dcm"]), "file_name=patientid")
+    assert {path: row["patient"] for path, row in images.items()} == {"x/p1.dcm": "p1", "x/p2.dcm": "p2"}
 
 
 def test_columns_that_may_have_been_meant_are_named(tmp_path, caplog):
@@ -122,6 +130,7 @@ def test_two_columns_that_may_be_the_label_are_refused_unless_they_agree(tmp_pat
         ("/home/other/data/images/a.png", "images/a.png"),
         ("{root}/images/a.png", "images/a.png"),
         ("../data/images/a.png", "images/a.png"),
+        ("../{name}/images/a.png", "images/a.png"),
         ("CheXpert-v1.0/train/p1/view1.jpg", "train/p1/view1.jpg"),
         ("A.PNG", "a.png"),
         ("ISIC_01", "part_2/ISIC_01.jpg"),
@@ -132,7 +141,7 @@ def test_two_columns_that_may_be_the_label_are_refused_unless_they_agree(tmp_pat
 )
 def test_paths_as_tables_have_them(tmp_path, cell, file):
     others = ["images/b.png", "train/p2/view1.jpg", "b.png", "masks/ISIC_01.png", "masks/00000001_000.png"]
-    rows = {"file_name": [cell.format(root=tmp_path), "b.png"], "label": ["x", "y"]}
+    rows = {"file_name": [cell.format(root=tmp_path, name=tmp_path.name), "b.png"], "label": ["x", "y"]}
     spec, images = read(write(tmp_path, rows, [file, *others]))
     assert list(images) == [file, "b.png"]
     assert len(spec.notes) == 1 or "1 files are found by name" in spec.notes[1]

@@ -35,6 +35,7 @@ def test_flags_override_yaml_and_yaml_overrides_the_recipe(config):
         (["--augmentation", "mirror"], "none, light, chest, brain or randaugment"),
         (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
         (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
+        (["--columns", "patients=PatientID"], "Did you mean 'patient'"),
         (["--config", "/absent.yaml"], "cannot be read as YAML"),
     ],
 )
