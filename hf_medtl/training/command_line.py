@@ -15,7 +15,9 @@ from hf_medtl.training.flags import Flag, all_flags, groups
 from hf_medtl.training.options import LISTS
 
 # Options of a recipe file that hold for its own data set only: what its images show, and what may be done to them.
-DATASET_OPTIONS = ("model_card", "augmentation", "preprocessing", "lung_model", "largest_components", "fill_holes")
+DATASET_OPTIONS = (
+    *("columns", "model_card", "augmentation", "preprocessing", "lung_model", "largest_components", "fill_holes"),
+)
 
 EXAMPLES = """examples:
   {program} --dry_run
