@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from hf_medtl.data.images import EXTENSIONS, read_image
+from hf_medtl.data.images import EXTENSIONS, read_image, to_rgb
 from hf_medtl.data.listing import list_images
 from hf_medtl.errors import MedtlError, UnreadableImage
 
@@ -111,13 +111,8 @@ def _from_array(array: "NDArray[Any] | torch.Tensor", name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert a Pillow image like a file: upright by EXIF, RGB, without metadata."""
-    if image.mode[0] in "IF":
-        raise UnreadableImage(f"{name}: expected 8-bit pixels, found mode {image.mode}. Apply a window first.")
+    """Convert a Pillow image like a file: more than 8 bits windowed, upright by EXIF, RGB, without metadata."""
     if not image.width or not image.height:
         raise UnreadableImage(f"{name}: expected an image, found no pixels {image.size}.")
     with LOADING:
-        image.load()
-    rgb = ImageOps.exif_transpose(image).convert("RGB")
-    rgb.info = {}
-    return rgb
+        return to_rgb(image, name=name)
