@@ -38,13 +38,13 @@ def citation() -> dict[str, str]:
     installed_from = str(_direct_url().get("url", ""))
     if not installed_from.startswith("https://") or "@" in installed_from:  # a folder of this machine, or a token
         installed_from = ""
-    known = {
+    facts = {
         "author": metadata.get("Author") or re.sub(r"\s*<[^>]*>", "", metadata.get("Author-email") or ""),
         "version": __version__,
         "commit": commit(),
         "url": next(iter(pages), installed_from),
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _direct_url() -> dict[str, Any]:

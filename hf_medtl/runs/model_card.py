@@ -91,12 +91,13 @@ def repeat_command(recipe: Recipe, splits: bool = True) -> dict[str, Any]:
         splits: Repeat its split, too.
 
     Returns:
-        command; and places: a word of the command -> what to give for it.
+        command; and placeholders: a word of the command -> what to give for it.
     """
-    options, places = [], {}
+    options: list[str] = []
+    placeholders: dict[str, str] = {}
     if splits and recipe.train_fraction == 1:
         options.append("--splits splits.csv")
-    for option, place, meaning in (
+    for option, placeholder, meaning in (
         ("data_dir", "DATA", "the folder or file of the data"),
         ("external_data_dir", "EXTERNAL_DATA", "the folder or file of the external data"),
         ("model_name_or_path", "BASE_MODEL", "the folder of the weights before training"),
@@ -105,11 +106,13 @@ def repeat_command(recipe: Recipe, splits: bool = True) -> dict[str, Any]:
     ):
         value = getattr(recipe, option)
         if value and (option not in MODEL_OPTIONS or Path(value).exists()):
-            options.append(f"--{option} {place}")
-            places[place] = meaning + (f" ({Path(value).resolve().name})" if option in MODEL_OPTIONS else "")
+            options.append(f"--{option} {placeholder}")
+            folder = f" ({Path(value).resolve().name})" if option in MODEL_OPTIONS else ""
+            placeholders[placeholder] = meaning + folder
     if recipe.push_to_hub:
         options += ["--push_to_hub false", "--hub_strategy end"]
-    return {"command": " ".join(("hf-medtl train recipe.yaml", *options, "--output_dir runs/again")), "places": places}
+    command = " ".join(("hf-medtl train recipe.yaml", *options, "--output_dir runs/again"))
+    return {"command": command, "placeholders": placeholders}
 
 
 def render_with_dummy_results(
@@ -194,8 +197,8 @@ def rewrite_card(folder: Path, model_card: str | Path | None = None) -> None:
         facts["findings"], facts["prose"] = read_prose(model_card)
         run.write(FACTS, facts)
     for key, kind in (("spec", DatasetSpec), ("external_spec", DatasetSpec), ("base_model", BaseModel)):
-        known = {field.name for field in dataclasses.fields(kind)}
-        facts[key] = facts[key] and kind(**{name: value for name, value in facts[key].items() if name in known})
+        names = {field.name for field in dataclasses.fields(kind)}
+        facts[key] = facts[key] and kind(**{name: value for name, value in facts[key].items() if name in names})
     wording = finding_sentences(facts["findings"], run.results, facts["spec"].title)
     if wording and run.config.get("wording") != wording:  # for Predictor and the Space
         run.write("config.json", run.config | {"wording": wording})
