@@ -142,7 +142,7 @@ class Classification(Task):
             labels,
             positive=loaded.positive,
             threshold=threshold,
-            threshold_rule=threshold and "0.5",
+            threshold_rule=None if threshold is None else "0.5",
             temperature=1.0,
             conformal=conformal,
         )
