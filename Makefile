@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# Without the tools of development: a third of the download.
+# Without the extras and the tools of development: 95 packages instead of 211, 6.7 GB instead of 7.7 (4.3 of them CUDA).
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.11 ...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -133,14 +133,14 @@ def all_flags() -> dict[str, Flag]:
 
 def groups() -> dict[str, list[Flag]]:
     """Return the options that --help shows, by heading."""
-    flags, found, heading = all_flags(), dict[str, list[Flag]](), ""
+    flags, members, heading = all_flags(), dict[str, list[Flag]](), ""
     for f in dataclasses.fields(Options):
         heading = HEADINGS.get(f.name, heading)
-        found.setdefault(heading, []).append(flags[f.name])
-    found.pop("")
+        members.setdefault(heading, []).append(flags[f.name])
+    members.pop("")
     for heading, names in INHERITED.items():
-        found[heading] += [flags[name] for name in names]
-    return found
+        members[heading] += [flags[name] for name in names]
+    return members
 
 
 def _types(annotation: Any) -> frozenset[str]:

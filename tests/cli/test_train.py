@@ -31,6 +31,13 @@ def notebook(monkeypatch):
     """Look like a notebook: IPython runs, and the arguments are those of its kernel."""
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
     monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "/tmp/kernel-1.json"])
+    logger = logging.getLogger("hf_medtl")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    logger.manager._clear_cache()
+    yield
+    logger.manager._clear_cache()
 
 
 def test_lists_every_preset_on_one_line_and_each_is_complete():
@@ -113,14 +120,8 @@ def test_script_that_a_notebook_runs_keeps_its_arguments(notebook, monkeypatch):
     assert given_arguments() == ["--seed", "1"]
 
 
-def test_messages_are_shown_once_in_a_notebook(notebook, monkeypatch, capsys):
-    logger = logging.getLogger("hf_medtl")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "level", logging.NOTSET)
-    logger.manager._clear_cache()
+def test_messages_are_shown_once_in_a_notebook(notebook, capsys):
     show_messages()
     show_messages()
     logging.getLogger("hf_medtl.runs").info("Dry run: nothing was written.")
     assert capsys.readouterr().err == "Dry run: nothing was written.\n"
-    logger.manager._clear_cache()
