@@ -1,5 +1,6 @@
 """Public datasets: labels, patients, official splits and masks of drawn copies of their layouts."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_oct_patients_of_the_test_split_are_not_in_train(tmp_path, wrapper):
 
 
 @pytest.mark.parametrize("table", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"])
-def test_nih_lists_labels_patients_and_official_splits(tmp_path, table):
+def test_nih_lists_labels_patients_and_official_splits(tmp_path, table, caplog):
     findings = ["No Finding", "Atelectasis", "Effusion|Pleural_Thickening", "Hernia"]
     rows, lists = [], {"train_val_list.txt": [], "test_list.txt": []}
     for i in range(48):
@@ -109,6 +110,9 @@ def test_nih_lists_labels_patients_and_official_splits(tmp_path, table):
     assert {Path(path).name for path in loaded.rows("test")["path"]} == set(lists["test_list.txt"])
     assert (loaded.table.groupby("patient")["split"].nunique() == 1).all()
     assert read_metadata(loaded.spec, tmp_path)["View Position"].eq("PA").all()
+    shutil.rmtree(tmp_path / "images_003")
+    assert len(load("nih-chestxray14", tmp_path).table) == 32  # the part that was downloaded
+    assert "16 of 48 files are missing" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["above", "inside"])
