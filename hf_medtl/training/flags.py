@@ -64,10 +64,10 @@ class Flag:
     @property
     def kind(self) -> str:
         """What its values are: bool, int, float, list or text."""
-        kinds = self.types - {"None"}
-        if len(kinds) == 1 and kinds <= {"bool", "int", "float"}:
-            return min(kinds)
-        return "list" if kinds and all(name.startswith("list") for name in kinds) else "text"
+        types = self.types - {"None"}
+        if len(types) == 1 and types <= {"bool", "int", "float"}:
+            return min(types)
+        return "list" if types and all(name.startswith("list") for name in types) else "text"
 
     def convert(self, value: Any) -> Any:
         """Return a value of the command line, of YAML or of Python in the type of this option.
