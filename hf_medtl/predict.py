@@ -1,6 +1,7 @@
 """Predictor: load any published image model and apply everything that was saved with it."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,10 +40,14 @@ from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
+from hf_medtl.models.build import check_finite
 from hf_medtl.models.copies import captured_inputs
+from hf_medtl.models.device import select_device
 from hf_medtl.models.ensemble import log_mean_exp
 from hf_medtl.models.heads import find_head, is_segmenter, is_sigmoid, to_probabilities
 from hf_medtl.models.tta import AffineView, monte_carlo_dropout, tta_views
+
+logger = logging.getLogger("hf_medtl")
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ class Predictor:
         self.is_segmentation = is_segmenter(model)
         self.wording: dict[str, str] = dict(getattr(self.config, "wording", None) or {})  # label -> sentence
         self.multilabel = is_sigmoid(self.config)
+        if getattr(self.config, "synthetic_data", False):
+            logger.warning("A demo model, trained on synthetic images: its answers on real images mean nothing.")
         self._layers: dict[tuple[str, tuple[int, ...]], Layer] = {}
         self._methods: set[str] = set()  # heatmap methods that work for the model
         if self.is_segmentation and len(self.labels) == 1:
@@ -154,8 +161,9 @@ class Predictor:
             trust_remote_code: run code of the repository. Not needed for our models, whose classes are built in.
 
         Raises:
-            MedtlError: no such model, no network, or neither a classifier nor a segmentation model.
+            MedtlError: no such model or device, no network, or neither a classifier nor a segmentation model.
         """
+        chosen = select_device(device)  # before anything is downloaded
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(name, **hub)
@@ -184,12 +192,12 @@ class Predictor:
                 f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "
                 "initialised randomly. Fine-tune it first, or use a fine-tuned model."
             )
+        check_finite(str(name), model.state_dict())
         if Path(name).is_dir():
             revision = _digest(Path(name))
         else:  # the commit of the files in the Hub's cache
             revision = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
-        device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        return cls(model.to(device), processor, outliers, revision)
+        return cls(model.to(chosen), processor, outliers, revision)
 
     def predict(
         self,

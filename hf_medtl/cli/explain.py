@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DataDir, Figures, Model, Seed
+from hf_medtl.cli.options import DataDir, Device, Figures, Model, Seed
 
 
 def explain(
@@ -34,6 +34,7 @@ def explain(
     ] = None,
     figures: Figures = "png",
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Draw heatmaps of what a classifier looks at, and test whether they can be trusted.
 
@@ -45,7 +46,7 @@ def explain(
 
     with figure_formats(figures):
         out, result = explain_model(
-            model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed
+            model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed, device
         )
     console = make_console()
     energy = result.get("energy", {"by_label": {}})["by_label"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hf_medtl.cli.options import DryRun, Private, TrustRemoteCode, Waive, parse_waivers, print_files
+from hf_medtl.cli.options import Device, DryRun, Private, TrustRemoteCode, Waive, parse_waivers, print_files
 from hf_medtl.common.extras import require
 
 
@@ -56,6 +56,7 @@ def space(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
     trust_remote_code: TrustRemoteCode = False,
     mcp_server: McpServer = False,
+    device: Device = None,
 ) -> None:
     """Serve a web page to try models on images: classify, explain, segment, compare, batch. Stop it with Ctrl-C."""
     if context.invoked_subcommand:
@@ -64,7 +65,9 @@ def space(
     from hf_medtl.space.serve import check_port, create_app, serve
 
     check_port(host, port)
-    guarded = create_app(models or [], trust_remote_code=trust_remote_code, mcp_server=mcp_server, host=host)
+    guarded = create_app(
+        models or [], trust_remote_code=trust_remote_code, mcp_server=mcp_server, host=host, device=device
+    )
     print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
     serve(guarded, host, port)
 

@@ -105,8 +105,8 @@ class SmpForSemanticSegmentation(PreTrainedModel):
             pixel_values: output of the image processor.
             labels: (B, H, W) class indices; `semantic_loss_ignore_index` for pixels without a label.
             return_dict: False returns a tuple; None is the configuration's setting.
-            output_hidden_states: also return the features (B, C, H, W) of each stage of the encoder, from fine to coarse
-                and of the padded image; None as above.
+            output_hidden_states: also return the features (B, C, H, W) of each stage of the encoder for the padded
+                image, from fine to coarse; None as above.
             kwargs: other arguments that stock models take; they are ignored.
         """
         height, width = pixel_values.shape[-2:]

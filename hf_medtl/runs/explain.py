@@ -16,6 +16,7 @@ from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.localization import Region
 from hf_medtl.explain.report import check_supported, write_report
+from hf_medtl.models.device import select_device
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_explanations
 from hf_medtl.runs.finished import fetch_run
@@ -46,18 +47,19 @@ def dataset_masks(loaded: LoadedDataset) -> Region:
     return Region(loaded.spec.mask_shows, f"masks of {loaded.spec.title}", mask_for)
 
 
-def lung_masks(model: str) -> Region:
+def lung_masks(model: str, device: str | torch.device | None = None) -> Region:
     """Return the lungs segmented by a model in chest radiographs, with its postprocessing, as a region.
 
     Classes whose name contains "lung" are lungs, or all but class 0 if none does.
 
     Args:
         model: run folder or Hub id.
+        device: of the model, see `hf_medtl.models.device.select_device`.
 
     Raises:
         MedtlError: no such model, or not a segmentation model.
     """
-    predictor = Predictor.from_pretrained(model)
+    predictor = Predictor.from_pretrained(model, device=device)
     if not predictor.is_segmentation:
         raise MedtlError(
             f"--lung_model {model} predicts labels. Use a model that segments lungs, such as a run of "
@@ -87,6 +89,7 @@ def explain_model(
     masks: bool = False,
     lung_model: str | None = None,
     seed: int = 0,
+    device: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Write heatmap pages of a saved classifier and its sanity checks; return the folder and the report.
 
@@ -105,6 +108,7 @@ def explain_model(
         masks: Fail if the data set has no masks of its own; where it has, the energy inside them is measured anyway.
         lung_model: Measure it inside the lungs that this model segments.
         seed: Seed of the sample and of the tests.
+        device: See `hf_medtl.models.device.select_device`.
 
     Raises:
         MedtlError: Both regions are given, there is no folder to write to, the model is no classifier of hf_medtl, or
@@ -116,6 +120,7 @@ def explain_model(
     if out is None and not is_folder:
         raise MedtlError("Give --out, the folder for the pages: only a run folder has a default.")
     out = out or Path(model) / "explanations"
+    chosen = select_device(device)
     try:
         network = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
         processor = AutoImageProcessor.from_pretrained(model)
@@ -126,6 +131,7 @@ def explain_model(
             "a finished run, or the id of a published one."
         ) from error
     check_supported(network)
+    network.to(chosen)
     if not (finished.path / "splits.csv").is_file():
         raise MedtlError(f"{model} has no splits.csv, so its training images are unknown. Give a run of hf_medtl.")
     name = dataset or finished.recipe.get("dataset", "brain-tumor-mri")  # recipe.yaml leaves out defaults
@@ -136,7 +142,7 @@ def explain_model(
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no images. Give --split test, validation or train.")
     if lung_model:
-        region = lung_masks(lung_model)
+        region = lung_masks(lung_model, chosen)
     else:  # masks say more than any other check, so they are used wherever there are some
         region = dataset_masks(loaded) if masks or loaded.table["mask"].any() else None
     report = write_report(

@@ -69,17 +69,19 @@ class ModelRegistry:
     Args:
         sources: run folders or Hub ids of image classifiers and segmentation models.
         trust_remote_code: run code from their repositories. Models of hf_medtl need none.
+        device: of the models, see `hf_medtl.models.device.select_device`.
 
     Raises:
         MedtlError: no source is given, or one cannot be loaded.
     """
 
-    def __init__(self, sources: Sequence[str], trust_remote_code: bool = False) -> None:
+    def __init__(self, sources: Sequence[str], trust_remote_code: bool = False, device: str | None = None) -> None:
         if not sources:
             raise MedtlError("A Space needs at least one model. Give a run folder or the id of a model on the Hub.")
         names = unique_names(sources)
         self._models = {
-            name: _load_model(name, source, trust_remote_code) for name, source in zip(names, sources, strict=True)
+            name: _load_model(name, source, trust_remote_code, device)
+            for name, source in zip(names, sources, strict=True)
         }
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -110,9 +112,9 @@ def unique_names(sources: Sequence[str]) -> list[str]:
     return ["/".join(path[-length:]) for path in parts]
 
 
-def _load_model(name: str, source: str, trust_remote_code: bool) -> ServedModel:
+def _load_model(name: str, source: str, trust_remote_code: bool, device: str | None) -> ServedModel:
     """Load a model and its run's files, and predict once, so that the first visitor does not wait for the warm-up."""
-    predictor = Predictor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    predictor = Predictor.from_pretrained(source, device=device, trust_remote_code=trust_remote_code)
     explanations = _read_json(source, "explanations.json")
     model = ServedModel(
         name, source, predictor, _read_json(source, "results.json"),

@@ -38,6 +38,7 @@ def create_app(
     limits: dict[str, Any] | None = None,
     mcp_server: bool = False,
     host: str = "127.0.0.1",
+    device: str | None = None,
 ) -> SecurityMiddleware:
     """Return the ASGI app of a Space.
 
@@ -48,6 +49,7 @@ def create_app(
         limits: keyword arguments of `SecurityMiddleware`.
         mcp_server: also offer the endpoints as tools to language models (Model Context Protocol).
         host: address the server will listen on.
+        device: of the models, see `hf_medtl.models.device.select_device`.
 
     Raises:
         MedtlError: a model cannot be loaded, or `mcp_server` is set and the package mcp is missing.
@@ -65,7 +67,7 @@ def create_app(
 
     if mcp_server:
         require("mcp", "mcp", "--mcp_server")
-    registry = ModelRegistry(models or demo_models(), trust_remote_code)
+    registry = ModelRegistry(models or demo_models(), trust_remote_code, device)
     return secure_page(
         build_page(registry, load_examples(examples) if examples else generate_examples()),
         {"allow_eval": True, "max_age": SESSION_SECONDS} | (limits or {}),

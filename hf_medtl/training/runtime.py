@@ -14,6 +14,7 @@ import torch
 
 from hf_medtl.common.code_version import commit
 from hf_medtl.common.system import cores
+from hf_medtl.models.device import select_device
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.version import __version__
 
@@ -36,18 +37,13 @@ def environment(precision: str, processes: int, device: torch.device | None = No
     return {
         "python": platform.python_version(),
         "system": platform.system(),
-        "device": device_name(device or default_device()),
+        "device": device_name(device or select_device()),
         "cpu_cores": cores(),
         "processes": processes,
         "mixed_precision": precision,
         "hf_medtl_commit": commit(),
         "packages": {"hf_medtl": __version__} | versions,
     }
-
-
-def default_device() -> torch.device:
-    """Return the accelerator, or the CPU if there is none."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:
@@ -75,7 +71,7 @@ def peak_memory_mb(device: torch.device | None = None) -> float:
 
     Apple's GPU shares the memory of the process and counts no peak, so what it has now is given.
     """
-    device = device or default_device()
+    device = device or select_device()
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 1e6
     if device.type != "cpu":

@@ -1,0 +1,29 @@
+"""Device that a model runs on: the accelerator that torch finds, or the one that was asked for."""
+
+import torch
+
+from hf_medtl.errors import MedtlError
+
+
+def select_device(device: str | torch.device | None = None) -> torch.device:
+    """Return a device that works here.
+
+    Args:
+        device: "cuda", "cuda:1", "mps", "cpu", ...; None for the accelerator, or the CPU if there is none.
+
+    Raises:
+        MedtlError: torch does not know the device, or this machine has none.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return accelerator or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        known = "cpu" if accelerator is None else f"{accelerator.type} or cpu"
+        raise MedtlError(
+            f"The device {str(device)!r} can't be used on this machine ({str(error).splitlines()[0].rstrip('.')}). "
+            f"Give {known}, or leave it out."
+        ) from error
+    return chosen
