@@ -43,7 +43,8 @@ def iter_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageS
     single = isinstance(images, str | os.PathLike | bytes | Image.Image) or not isinstance(images, Iterable)
     if isinstance(images, np.ndarray | torch.Tensor):  # (n, ...) is many images, and so are paths in an array
         single = images.ndim < 4 and getattr(images.dtype, "kind", "u") not in "OU"
-    for source in [images] if single else images:
+    sources: Any = [images] if single else images
+    for source in sources:
         folder = Path(source) if isinstance(source, str | os.PathLike) and source else None
         if folder is not None and folder.is_dir():
             try:

@@ -197,7 +197,7 @@ def parse(content_type: str, body: bytes) -> Any:
         ValueError: No file, or more than one, in a form, or no "inputs" in JSON.
     """
     if content_type.lower().startswith("multipart/form-data"):
-        message = email.message_from_bytes(b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n" + body)
+        message: Any = email.message_from_bytes(b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n" + body)
         parts = message.get_payload() if message.is_multipart() else []
         files = [part for part in parts if part.get_filename() is not None] or parts
         if len(files) != 1:

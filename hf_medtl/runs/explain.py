@@ -141,6 +141,7 @@ def explain_model(
     rows = loaded.rows(split)
     if rows.empty:
         raise MedtlError(f"The split {split!r} has no images. Give --split test, validation or train.")
+    region: Region | None
     if lung_model:
         region = lung_masks(lung_model, chosen)
     else:  # masks say more than any other check, so they are used wherever there are some
