@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from hf_medtl.errors import MedtlError
@@ -55,7 +56,8 @@ def check_arguments(recipe: Any) -> None:
         if value is None:
             continue
         low, high = lowest.get(name, 0), BELOW.get(name, math.inf)
-        if type(value) not in (int, float) or not low <= value < high or (name in ABOVE_ZERO and value == 0):
+        number = isinstance(value, Real) and not isinstance(value, bool)  # also of numpy
+        if not number or not low <= value < high or (name in ABOVE_ZERO and value == 0):
             above = "above 0" if name in ABOVE_ZERO else f"at least {low}"
             below = "" if high == math.inf else f" and below {high}"
             raise MedtlError(f"--{name} must be a number {above}{below}, but is {value!r}.")

@@ -1,5 +1,6 @@
 """Options inherited from TrainingArguments: each invalid one is one plain sentence."""
 
+import numpy as np
 import pytest
 
 from hf_medtl import MedtlError, Recipe
@@ -54,6 +55,7 @@ def test_an_option_that_cannot_work_is_one_sentence(flags, message):
 def test_a_number_given_as_text_is_an_error():
     with pytest.raises(MedtlError, match="--learning_rate must be a number at least 0, but is '1e-3'"):
         Recipe(use_cpu=True, learning_rate="1e-3")
+    assert Recipe(use_cpu=True, learning_rate=np.float32(0.5), seed=np.int64(3)).seed == 3
 
 
 def test_bf16_on_a_machine_without_accelerator_trains_on_the_cpu(monkeypatch):
