@@ -114,7 +114,8 @@ def choose_columns(
     Raises:
         MedtlError: A stated column does not exist; two columns may be the label; unknown splits.
     """
-    rules = {name: _to_rule(frame, name, value, table) for name, value in stated.items()}
+    names = column_names(frame)
+    rules = {name: _to_rule(names, name, value, table) for name, value in stated.items()}
     taken = {column for rule in rules.values() for column in columns_of(rule)}
     warnings: list[str] = []
     for name in ("file_name", "split", "mask", "source", "patient", "label"):
@@ -122,7 +123,7 @@ def choose_columns(
             continue
         aliases = ALIASES[name] if name in set(guess) else OWN_NAMES[name]
         shared = columns_of(rules.get("file_name", "")) if name == "patient" else []  # files named after patients
-        named = sorted((c for c in frame if plain_name(c) in aliases and (c not in taken or c in shared)),
+        named = sorted((c for c in names if plain_name(c) in aliases and (c not in taken or c in shared)),
                        key=lambda c: (c != name, aliases.index(plain_name(c))))  # fmt: skip
         fitting = [column for column in named if _fits(name, column, frame[column], has_file)]
         if name == "file_name" and not fitting and name in set(guess):
@@ -132,7 +133,7 @@ def choose_columns(
         if fitting:
             rules[name] = f"{{{fitting[0]}}}"
             taken.add(fitting[0])
-    unused = [column for column in frame if column not in taken]
+    unused = [column for column in names if column not in taken]
     if (patient := rules.get("patient", "").strip("{}")) and re.match(
         "study|exam|accession|lesion", plain_name(patient)
     ):
@@ -171,25 +172,28 @@ def find_column(name: str, columns: Iterable[str]) -> str | None:
     return name if name in names else similar[0] if len(similar) == 1 else None
 
 
+def column_names(frame: pd.DataFrame) -> list[str]:
+    """Return the names of a table's columns."""
+    return [str(name) for name in frame.columns]
+
+
 def plain_name(column: str) -> str:
     """Return a column's name in lower case without spaces and punctuation."""
     return re.sub(r"[\W_]+", "", column).lower()
 
 
-def _to_rule(frame: pd.DataFrame, name: str, value: str, table: str) -> str:
+def _to_rule(names: list[str], name: str, value: str, table: str) -> str:
     """Return the rule for a stated column, with the columns as the table spells them; see `parse_columns`."""
-    whole = find_column(value, frame)
+    whole = find_column(value, names)
     if "{" not in value and whole is not None:
         return f"{{{whole}}}"
     if "{" not in value and "+" in value and name != "label":
         raise MedtlError(f"--columns {name}={value}: only labels can be spread over several columns, joined by +.")
-    actual = {column: find_column(column, frame) for column in columns_of(value)}
+    actual = {column: find_column(column, names) for column in columns_of(value)}
     for column in [column for column, match in actual.items() if match is None][:1]:
-        close = difflib.get_close_matches(column, list(frame), n=1, cutoff=0.4)
+        close = difflib.get_close_matches(column, names, n=1, cutoff=0.4)
         hint = f"The most similar one is {close[0]!r}. " if close else ""
-        raise MedtlError(
-            f"{table} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(list(frame), 20)}."
-        )
+        raise MedtlError(f"{table} has no column {column!r} for {name}. {hint}Its columns are {abbreviate(names, 20)}.")
     if "{" in value:
         return re.sub(r"{([^{}]+)}", lambda match: f"{{{actual[match[1]]}}}", value)
     return "+".join(str(column) for column in actual.values())

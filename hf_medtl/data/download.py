@@ -181,8 +181,8 @@ def _choose_columns(name: str, features: list[str], images: list[str], stated: M
             )
     for field in ("label", "patient", "source"):
         usual = (key for alias in ALIASES[field] for key in features if plain_name(key) == alias)
-        if field not in chosen and (column := next(usual, None)):
-            chosen[field] = column
+        if field not in chosen and (match := next(usual, None)):
+            chosen[field] = match
     if images:
         chosen.setdefault("file_name", "image" if "image" in images else images[0])
     if "mask" in images:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
+from hf_medtl.data.columns import column_names
 from hf_medtl.data.specs import split_labels
 from hf_medtl.errors import MedtlError
 
@@ -96,7 +97,7 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
 
 def indicator_columns(frame: pd.DataFrame) -> list[str]:
     """Return the columns that have only 0, 1, -1 and blank, and both 0 or blank and 1."""
-    meanings = {column: {NUMBERS.get(cell.lower()) for cell in set(frame[column])} for column in frame}
+    meanings = {column: {NUMBERS.get(cell.lower()) for cell in set(frame[column])} for column in column_names(frame)}
     return [column for column, values in meanings.items() if None not in values and 1 in values and len(values) > 1]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.columns import find_column
+from hf_medtl.data.columns import column_names, find_column
 from hf_medtl.data.dataset import Survey
 from hf_medtl.data.loading import locate_dataset
 from hf_medtl.data.tables import read_metadata
@@ -47,7 +47,7 @@ def subgroup_columns(survey: Survey, data_dir: str | Path | None, columns: Seque
     metadata = read_metadata(survey.spec, root)
     table = metadata.reindex(survey.table["path"]).fillna("").reset_index(drop=True)
     table = table.assign(source=survey.table["source"].to_numpy())
-    columns = [find_column(column, table) or column for column in columns]
+    columns = [find_column(column, column_names(table)) or column for column in columns]
     if unknown := [column for column in columns if column not in table]:
         raise MedtlError(
             f"--by {unknown[0]}: {name} has no such metadata column. It has {', '.join(table.columns)}. Add others as "

@@ -207,7 +207,7 @@ def read_splits_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not set(columns) <= set(table):
         raise MedtlError(
             f"{path} is not the splits.csv of a run: expected the columns {', '.join(columns)}, found "
-            f"{abbreviate(list(table))}."
+            f"{abbreviate(list(map(str, table.columns)))}."
         )
     return table[list(columns)]
 

@@ -52,6 +52,8 @@ def read_table_file(file: Path) -> pd.DataFrame:
     """
     if not file.is_file():
         raise MedtlError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}. Give a table: {FORMATS}.")
+    header: list[Any]
+    rows: list[list[Any]]
     try:
         content = OPENERS[file.suffix.lower()](file).read() if file.suffix.lower() in OPENERS else file.read_bytes()
         suffix = Path(file.stem).suffix.lower() if file.suffix.lower() in OPENERS else file.suffix.lower()
@@ -59,14 +61,15 @@ def read_table_file(file: Path) -> pd.DataFrame:
             suffix = next((name for start, name in SIGNATURES.items() if content.startswith(start)), suffix)
         if suffix == ".parquet":
             columns = pq.read_table(io.BytesIO(content)).to_pydict()
-            header, rows = list(columns), list(zip(*columns.values(), strict=True))
+            header, rows = list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
         elif suffix in (".xlsx", ".xlsm"):
             header, rows = _read_sheet(file, content)
         elif suffix in (".xls", *UNREADABLE):
             raise MedtlError(f"{file}: {suffix} files can't be read. Save the table as .xlsx or CSV.")
         else:
             text = _decode(file, content)
-            header, rows = (_read_json_lines if suffix in (".jsonl", ".ndjson") else _read_csv)(file, text)
+            is_json = suffix in (".jsonl", ".ndjson")
+            header, rows = _read_json_lines(file, text) if is_json else _read_csv(file, text)
     except (OSError, ValueError, KeyError, EOFError, csv.Error, lzma.LZMAError) as error:
         raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Use {FORMATS}.") from error
     names = [" ".join(str("" if name is None else name).replace("\ufeff", "").split()) for name in header]
@@ -109,7 +112,7 @@ def _decode(file: Path, content: bytes) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def _read_csv(file: Path, text: str) -> tuple[list[str], list[list[str]]]:
+def _read_csv(file: Path, text: str) -> tuple[list[Any], list[list[Any]]]:
     """Return header and rows of a CSV text; the separator is the one that the header has most of."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     separator = None
@@ -135,7 +138,7 @@ def _read_csv(file: Path, text: str) -> tuple[list[str], list[list[str]]]:
     return header, [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
 
 
-def _read_json_lines(file: Path, text: str) -> tuple[list[str], list[list[Any]]]:
+def _read_json_lines(file: Path, text: str) -> tuple[list[Any], list[list[Any]]]:
     """Return header and rows of JSON Lines, one object a line."""
     records = [json.loads(line) for line in text.split("\n") if line.strip()]
     if not all(isinstance(record, dict) for record in records):

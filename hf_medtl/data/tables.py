@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.columns import FIELDS, apply_rule, choose_columns, columns_of, sample_cells
+from hf_medtl.data.columns import FIELDS, apply_rule, choose_columns, column_names, columns_of, sample_cells
 from hf_medtl.data.images import EXTENSIONS
 from hf_medtl.data.label_cells import clean_patients, indicator_columns, merge_rows, read_cells, read_indicators
 from hf_medtl.data.labels import discover_labels
@@ -191,29 +191,29 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.Da
     columns = choose_columns(frame, spec.columns, has_file, file, guess)
     rules = columns.rules
     if "file_name" not in rules:
-        fitting = (column for column in frame if any(map(has_file, sample_cells(frame[column]))))
+        fitting = (column for column in column_names(frame) if any(map(has_file, sample_cells(frame[column]))))
         raise MedtlError(
             f"{table}: expected a column 'file_name' with image paths relative to the file, found the columns "
-            f"{abbreviate(list(frame), 12)}. Name it, such as --columns file_name={next(fitting, frame.columns[0])}. "
-            f"Optional columns: {', '.join(FIELDS[1:])}."
+            f"{abbreviate(column_names(frame), 12)}. Name it, such as --columns "
+            f"file_name={next(fitting, frame.columns[0])}. Optional columns: {', '.join(FIELDS[1:])}."
         )
     if "label" not in rules and spec.reader == "table" and not spec.is_segmentation:
         labels = {"label": _guess_indicators(frame, table)}
         columns = choose_columns(frame, spec.columns | labels, has_file, file, guess)
         rules = columns.rules
     rows = {name: apply_rule(frame, rules[name]) if name in rules else [""] * len(frame) for name in FIELDS}
-    sentences = [*columns.notes]
+    sentences, warnings = [*columns.notes], [*columns.warnings]
     if len(names := columns_of(rules.get("label", ""))) > 1 and "{" not in rules["label"]:
         rows["label"], note = read_indicators(frame, names, spec.uncertain, file)
         sentences.append(note)
     elif not spec.labels:
-        rows["label"], more = read_cells(rows["label"], file)
-        sentences += more
+        rows["label"], doubts = read_cells(rows["label"], file)
+        warnings += doubts
     rows["patient"] = clean_patients(rows["patient"])
     rows["split"] = _parse_splits(spec, rows["split"], table)
     rows["file_name"], more = _find_images(rows["file_name"], index, file)
     rows["mask"] = _find_masks(rows["mask"], index, file)
-    return pd.DataFrame(rows), [*sentences, *more], columns.warnings
+    return pd.DataFrame(rows), [*sentences, *more], warnings
 
 
 def _guess_indicators(frame: pd.DataFrame, table: str) -> str:
@@ -223,13 +223,13 @@ def _guess_indicators(frame: pd.DataFrame, table: str) -> str:
         MedtlError: There are no such columns, so there is no label.
     """
     names = indicator_columns(frame)
-    ones = sum(frame[name].str.lower().isin(("1", "1.0", "true", "yes")).astype(int) for name in names)
-    if len(names) > 1 and (ones == 1).all():
+    ones = frame[names].apply(lambda cells: cells.str.lower().isin(("1", "1.0", "true", "yes"))).sum(axis=1)
+    if len(names) > 1 and bool((ones == 1).all()):
         return "+".join(names)
     hint = f"Choose one, such as --columns label={frame.columns[-1]}."
     if len(names) > 1:
         hint = f"If columns of 0 and 1 are the labels, join them by +: --columns label={'+'.join(names)}"
-    raise MedtlError(f"{table}: expected a column 'label', found {abbreviate(list(frame), 12)}. {hint}")
+    raise MedtlError(f"{table}: expected a column 'label', found {abbreviate(column_names(frame), 12)}. {hint}")
 
 
 def _parse_splits(spec: DatasetSpec, cells: list[str], table: str) -> list[str]:

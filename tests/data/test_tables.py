@@ -184,12 +184,12 @@ def test_missing_and_ambiguous_files_are_counted_and_named(tmp_path, caplog):
         ([0, 1, 4, 3], ["0", "1", "4", "3"], False),
     ],
 )
-def test_label_cells(tmp_path, cells, labels, multilabel):
+def test_label_cells(tmp_path, caplog, cells, labels, multilabel):
     spec, images = read(write(tmp_path, {"file_name": FOUR, "label": cells}, FOUR))
     assert [row["label"] for row in images.values()] == labels
     assert spec.multilabel == multilabel
     separated = any("," in str(cell) or ";" in str(cell) for cell in cells) and "[" not in str(cells[0])
-    assert any("are read as" in note for note in spec.notes) == separated
+    assert any("are read as" in note for note in spec.notes) == ("are read as" in caplog.text) == separated
 
 
 def test_columns_of_0_and_1_are_labels(tmp_path, caplog):
