@@ -69,7 +69,7 @@ def cascading_randomisation(
         ends = [1, *np.linspace(1, len(modules), steps).round().astype(int)[1:].tolist()]
         done = 0
         for start, end in pairwise([0, *ends]):
-            done += sum(_draw(module, generator) for module in modules[start:end])
+            done += sum(_randomise(module, generator) for module in modules[start:end])
             after = heatmaps(other, pixels, classes, method, layer)
             similarities = [similarity(*pair) for pair in zip(before, after, strict=True)]
             rows.append((done / total, *np.mean(similarities, axis=0)))
@@ -84,7 +84,7 @@ def _learnt(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _draw(module: nn.Module, generator: torch.Generator) -> int:
+def _randomise(module: nn.Module, generator: torch.Generator) -> int:
     """Draw what a module itself has learnt anew, and return the number of its parameters.
 
     Values that are all equal, such as a single one, are drawn with their size as the deviation; zeros stay.
@@ -96,6 +96,9 @@ def _draw(module: nn.Module, generator: torch.Generator) -> int:
         drawn = mean + torch.where(deviation > 0, deviation, mean.abs()) * noise
         values.copy_(drawn.abs() if name == "running_var" else drawn)
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+_draw = _randomise  # its former name
 
 
 def similarity(one: Heatmaps, other: Heatmaps) -> Similarity:
