@@ -85,7 +85,7 @@ def test_all_source_types_give_equal_predictions(folder, files, tmp_path):
     assert deep.probabilities == pytest.approx(predictions[0].probabilities, abs=0.02)
     assert not deep.error
     assert len(predictor.predict(path.parent)) == len([*path.parent.iterdir()])
-    bad = [b"", tmp_path / "nothing.png", pixels.astype(np.float32), Image.new("I;16", (8, 8)), path]
+    bad = [b"", tmp_path / "nothing.png", pixels.astype(np.float32), Image.new("RGB", (0, 5)), path]
     results = predictor.predict(bad)
     assert [bool(prediction.error) for prediction in results] == [True, True, True, True, False]
     assert results[0].decision is None
