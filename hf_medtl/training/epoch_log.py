@@ -17,7 +17,7 @@ MAIN_METRICS = ("roc_auc", "dice")  # that of the task is shown besides the metr
 class BarCallback(ProgressCallback):
     """Progress bar of training and validation; `EpochLog` tells the numbers."""
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Write nothing."""
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
