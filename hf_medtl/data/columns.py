@@ -43,7 +43,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 OWN_NAMES = {**{name: (name.replace("_", ""),) for name in FIELDS}, "label": ("label",)}  # spelled as ours in any case
 # What else a column with such a name may be; it isn't used without being named.
 HINTS = {
-    "patient": r"patient|subject|participant|person|\bcase\b|\bmrn\b|\bpid\b|study",
+    "patient": r"patient|subject|participant|person|\bcase\b|\bmrn\b|\bpid\b",
     "label": r"label|diagnos|finding|\bclass|target|category|patholog|disease",
     "split": r"split|fold\b|\bset\b|subset|partition",
     "mask": r"mask|segment",
@@ -114,19 +114,19 @@ def choose_columns(
     Raises:
         MedtlError: A stated column does not exist; two columns may be the label; unknown splits.
     """
-    names = column_names(frame)
+    names, guessed = column_names(frame), set(guess)
     rules = {name: _to_rule(names, name, value, table) for name, value in stated.items()}
     taken = {column for rule in rules.values() for column in columns_of(rule)}
     warnings: list[str] = []
     for name in ("file_name", "split", "mask", "source", "patient", "label"):
         if name in rules or (name == "label" and len(columns_of(rules.get("label", ""))) > 1):
             continue
-        aliases = ALIASES[name] if name in set(guess) else OWN_NAMES[name]
+        aliases = ALIASES[name] if name in guessed else OWN_NAMES[name]
         shared = columns_of(rules.get("file_name", "")) if name == "patient" else []  # files named after patients
         named = sorted((c for c in names if plain_name(c) in aliases and (c not in taken or c in shared)),
                        key=lambda c: (c != name, aliases.index(plain_name(c))))  # fmt: skip
         fitting = [column for column in named if _fits(name, column, frame[column], has_file)]
-        if name == "file_name" and not fitting and name in set(guess):
+        if name == "file_name" and not fitting and name in guessed:
             fitting = named  # so that missing files are said to be missing
         if name == "label" and fitting:
             _check_one_label(frame, fitting, table)
@@ -142,7 +142,7 @@ def choose_columns(
             "be in different splits. If there is a column of patients, name it: --columns patient=..."
         )
     for name in ("patient", "label", "split", "mask"):
-        if name in rules:
+        if name in rules or not guessed:  # the columns of a public dataset are known
             continue
         similar = [column for column in unused if re.search(HINTS[name], _words(column))]
         if similar:
