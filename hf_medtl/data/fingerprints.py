@@ -95,7 +95,7 @@ def compute_fingerprints(paths: list[Path], cache_name: str) -> list[Fingerprint
     return results
 
 
-def _keep(cache: Path, write: Callable[[Path], None]) -> None:
+def _keep(cache: Path, write: Callable[[Path], Any]) -> None:
     """Write a cache file; if that is impossible, log why: the results only have to be computed again."""
     try:
         with writing_cache(cache.parent), replacing(cache) as partial:

@@ -118,7 +118,7 @@ def to_rgb(image: Image.Image, window: tuple[float, float] | None = None, name: 
     image.load()
     white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     if image.getexif().get(0x0112, 1) != 1:  # orientation
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image) or image  # None only in place
     if image.mode.startswith("I") or image.mode == "F":
         shades = pixels_to_rgb(np.asarray(image), window)
         return ImageOps.invert(shades) if white_is_zero else shades  # Pillow inverts 8 bits and fewer itself
