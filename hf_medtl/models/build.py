@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from hf_medtl.common.text import nearest
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
@@ -23,6 +24,7 @@ from hf_medtl.models.preprocessing import build_processor, check_steps
 
 logger = logging.getLogger(__name__)
 
+OWN_NETWORKS = (*PRESETS, "vit_tiny")
 ARCHITECTURES = Path(__file__).with_name("architectures")  # NAME/config.json and its preprocessor_config.json
 
 
@@ -81,8 +83,9 @@ def build_classifier(
         raise MedtlError(
             f"Can't build an image classifier from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
             "such as google/vit-base-patch16-224-in21k, a folder with config.json"
-            f"{'' if from_scratch else ' and model.safetensors'}, or {' or '.join(PRESETS)}. Check the spelling, the "
-            f"network, or the path.{_timm_tags(name)}"
+            f"{'' if from_scratch else ' and model.safetensors'}, or random weights without a download: "
+            f"{', '.join(OWN_NETWORKS)}.{nearest(name, OWN_NETWORKS)} Check the spelling, the network, or the path."
+            f"{_timm_tags(name)}"
         ) from error
     add_head_dropout(find_head(model), head_dropout)
     if from_scratch:
@@ -102,7 +105,7 @@ def is_custom_architecture(name: str) -> bool:
 
     These are the ones of `cnn.py`, and vit_tiny, a ViT for images of 64 x 64 pixels that a CPU trains in half a minute.
     """
-    return (name in PRESETS or name == "vit_tiny") and not Path(name).exists()
+    return name in OWN_NETWORKS and not Path(name).exists()
 
 
 def set_labels(config: PreTrainedConfig, labels: Sequence[str]) -> None:

@@ -188,3 +188,12 @@ def test_real_backbones_and_images(name, shared, real_brain, tmp_path):
     for path, row in zip(paths, logits, strict=True):
         scores = {r["label"]: r["score"] for r in stock(str(path), top_k=None, function_to_apply="none")}
         assert max(abs(scores[label] - row[i].item()) for i, label in enumerate(LABELS)) < 1e-4
+
+
+def test_own_network_of_the_demo_has_its_own_preprocessing_and_typos_get_a_suggestion(monkeypatch):
+    model, processor = build_classifier("vit_tiny", ("a", "b"))
+    assert (model.config.model_type, model.config.image_size, model.num_labels) == ("vit", 64, 2)
+    assert processor.size == {"height": 64, "width": 64}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MedtlError, match="Did you mean 'cnn_baseline'"):
+        build_classifier("cnn_basline", ("a", "b"))

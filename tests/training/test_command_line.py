@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from hf_medtl import MedtlError
 from hf_medtl.data.augmentation import AUGMENTATIONS
 from hf_medtl.evaluation import decisions
-from hf_medtl.models.cnn import PRESETS as CNN_PRESETS
+from hf_medtl.models import build
 from hf_medtl.models.processor import FITS, STEPS
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.models.strategies import STRATEGIES
@@ -25,7 +25,7 @@ def test_names_are_those_of_the_modules_that_implement_them():
     assert CHOICES["class_weights"] == losses.CLASS_WEIGHTS
     assert CHOICES["fit"] == FITS
     assert LISTS["preprocessing"] == STEPS
-    assert (*CNN_PRESETS, "vit_tiny", *ARCHITECTURES) == OWN_NETWORKS
+    assert (*build.OWN_NETWORKS, *ARCHITECTURES) == OWN_NETWORKS
     assert THRESHOLD_RULES == decisions.THRESHOLD_RULES
 
 
