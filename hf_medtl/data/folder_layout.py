@@ -59,9 +59,10 @@ def check_labels(root: Path, labels: dict[str, list[str]]) -> None:
         labels: Image -> the folders that may be labels, outermost first.
 
     Raises:
-        MedtlError: The same folders repeat below all of them, or the names of all have a split and something else.
+        MedtlError: The same folders repeat below all of them, one has all others once more, or the
+            names of all have a split and something else.
     """
-    below = defaultdict(set)
+    below: dict[str, set[str]] = defaultdict(set)
     for parts in labels.values():
         # Numbered folders repeat because they are patients, series or slices.
         below[parts[0]].update(name.casefold() for name in parts[1:2] if not any(map(str.isdigit, name)))
@@ -72,8 +73,15 @@ def check_labels(root: Path, labels: dict[str, list[str]]) -> None:
             "so it is doubtful which of them are the labels. If the first are splits, call them train, validation and "
             "test; otherwise add a metadata.csv with the columns file_name and label."
         )
+    for name, inner in below.items():
+        others = {other.casefold() for other in below if other != name}
+        if len(others) > 1 and others <= inner:
+            raise MedtlError(
+                f"{root}: the folder {name} has the folders {abbreviate(sorted(others))} once more, so it is no label. "
+                f"Remove it if it is a copy, or set --data_dir to {root / name}."
+            )
     words = {name: split_word(name) for name in below}
-    splits = defaultdict(set)
+    splits: dict[str, set[str | None]] = defaultdict(set)
     for split, rest in words.values():
         splits[rest].add(split)
     if len(splits) > 1 and all(len(values - {None}) > 1 for values in splits.values()):

@@ -54,6 +54,12 @@ def test_repeated_class_folders_are_refused(tmp_path):
         survey("imagefolder", tmp_path)
 
 
+def test_copy_of_all_label_folders_is_no_label(tmp_path):
+    write(tmp_path, {"yes": 1, "no": 1, "brain_tumor_dataset/yes": 1, "brain_tumor_dataset/no": 1})
+    with pytest.raises(MedtlError, match=r"the folder brain_tumor_dataset has the folders no, yes once more"):
+        survey("imagefolder", tmp_path)
+
+
 def test_repeated_numbered_folders_are_patients(tmp_path):
     write(tmp_path, {f"{label}/patient{i}": 1 for label in ("benign", "malignant") for i in range(3)})
     assert survey("imagefolder", tmp_path).labels == ("benign", "malignant")
