@@ -98,7 +98,8 @@ def compare_with_model(
         inputs = processor(opened, return_tensors="pt")
         predictions = {}
         for side, predictor in predictors.items():
-            predictor.processor = lambda *_, inputs=inputs, **__: inputs  # preprocessed once for both
+            rows = iter([{key: values[i : i + 1] for key, values in inputs.items()} for i in range(len(opened))])
+            predictor.processor = lambda *_, rows=rows, **__: next(rows)  # preprocessed once for both
             predictions[side] = predictor.predict(opened, batch_size=BATCH_SIZE)
             if images.to_table:
                 tables[side].append(images.to_table(batch, predictions[side]))
