@@ -197,7 +197,7 @@ def finished_run(phantoms: Path, tiny_checkpoint, tmp_path_factory: pytest.TempP
     """Return the folder of a finished run of the tiny ViT on phantoms, which tests only read."""
     from hf_medtl import Recipe, run
 
-    card = ROOT / "hf_medtl" / "model_cards" / "brain.md"
+    card = ROOT / "model_cards" / "brain.md"
     output = tmp_path_factory.mktemp("runs") / "finished"
     folder = run(Recipe(**options(phantoms, tiny_checkpoint("vit"), output, model_card=str(card))))
     _SHARED_RUNS[folder] = _file_times(folder)

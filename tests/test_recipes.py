@@ -109,7 +109,7 @@ def test_dry_run_on_real_images_passes(recipe, shared, tiny_checkpoint, tmp_path
     dry_run(recipe, monkeypatch, **offline_options(recipe, tiny_checkpoint), data_dir=data, output_dir=tmp_path / "run")
 
 
-@pytest.mark.parametrize("card", sorted((ROOT / "hf_medtl" / "model_cards").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
 def test_model_card_prose_renders(card):
     counts = {split: {"ill": 3, "healthy": 4} for split in ("train", "validation", "test")}
     facts = {"counts": counts, "results": {"n": 7, "positive_label": "ill", "by_source": {"here": {}}}}
@@ -121,4 +121,4 @@ def test_model_card_prose_renders(card):
 
 def test_every_model_card_is_used():
     named = {Path(runpy.run_path(str(recipe))["RECIPE"]["model_card"]).name for recipe in RECIPES}
-    assert named == {path.name for path in (ROOT / "hf_medtl" / "model_cards").glob("*.md")} - {"phantoms.md"}
+    assert named == {path.name for path in (ROOT / "model_cards").glob("*.md")} - {"phantoms.md"}

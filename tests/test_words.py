@@ -96,7 +96,7 @@ def test_names_say_what_they_are(path: Path):
 
 
 def test_docs_use_standard_terms():
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "hf_medtl" / "model_cards").glob("*.md")):
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "model_cards").glob("*.md")):
         if path.name in ("design.md", "traps.md"):  # which name the words
             continue
         assert not words_of(path.read_text(encoding="utf-8")) & NOT_USED.keys(), path

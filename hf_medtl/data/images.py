@@ -124,11 +124,11 @@ def to_rgb(image: Image.Image, window: tuple[float, float] | None = None, name: 
         return ImageOps.invert(shades) if white_is_zero else shades  # Pillow inverts 8 bits and fewer itself
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        rgb = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+        converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
     else:
-        rgb = image.convert("RGB")
-    assert rgb is not None  # only with `inPlace` there is none
-    rgb = rgb.copy() if rgb is image else rgb
+        converted = image.convert("RGB")
+    assert converted is not None  # only with `inPlace` there is none
+    rgb = converted.copy() if converted is image else converted
     rgb.info = {}  # EXIF, text chunks and the like
     return rgb
 

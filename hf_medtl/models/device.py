@@ -21,9 +21,9 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        known = "cpu" if accelerator is None else f"{accelerator.type} or cpu"
+        names = "cpu" if accelerator is None else f"{accelerator.type} or cpu"
         raise MedtlError(
             f"The device {str(device)!r} can't be used on this machine ({str(error).splitlines()[0].rstrip('.')}). "
-            f"Give {known}, or leave it out."
+            f"Give {names}, or leave it out."
         ) from error
     return chosen

@@ -229,7 +229,7 @@ def use_section(run: RunFolder) -> Section:
         blocks.append(Prose("The model card states neither the intended use nor the limits.", "note"))
     spec = dataset_spec(run)
     rows = [("data", spec.licence if spec else "not known to hf_medtl"),
-            ("this model", ModelCard(text).data.license or "not stated")]  # fmt: skip
+            ("this model", ModelCard(text).data.to_dict().get("license", "not stated"))]  # fmt: skip
     note = "The licence of the data may restrict the use of the model; it was not checked whether it does."
     return Section("Use and licence", [*blocks, Table("Licences", ("of", "licence"), rows, note)])
 

@@ -84,9 +84,9 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     same_test = all(member.predictions[columns].equals(members[0].predictions[columns]) for member in members)
     result = {"dataset": results[0]["dataset"], "task": task.pipeline, "split": "test"}
     if soup and same_split and data_dir:
-        columns = parse_columns(members[0].recipe.get("columns"))
+        table_columns = parse_columns(members[0].recipe.get("columns"))
         splits = members[0].path / "splits.csv"
-        loaded = load(results[0]["dataset"], data_dir, splits=splits, positive=positive, columns=columns)
+        loaded = load(results[0]["dataset"], data_dir, splits=splits, positive=positive, columns=table_columns)
         task = task_for_dataset(loaded)
         rule, alpha = results[0].get("threshold_rule") or "youden", results[0].get("conformal", {}).get("alpha", 0.1)
         fitted = task.calibrate(model, loaded, task.predict(folder, loaded, "validation"), rule, alpha)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-_CARDS = Path(__file__).parents[1] / "model_cards"
+_PACKAGE = Path(__file__).parents[1]
+# In a wheel the model cards are in the package, in a clone beside it.
+_CARDS = next((path for path in (_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards") if path.is_dir()), _PACKAGE)
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Without network and in a minute on a CPU: images are drawn, and the network starts from random weights.

@@ -61,7 +61,7 @@ def trained(phantoms, tiny_checkpoint, tmp_path_factory):
 
     def recipe(kind: str) -> Recipe:
         output = root / kind
-        prose = {"model_card": str(ROOT / "hf_medtl" / "model_cards" / "phantoms.md")}
+        prose = {"model_card": str(ROOT / "model_cards" / "phantoms.md")}
         if kind == "labels":
             return Recipe(**options(phantoms, tiny_checkpoint("vit"), output, **prose))
         if kind == "multilabel":

@@ -23,7 +23,7 @@ def pushed(hub, phantoms, tiny_checkpoint, tmp_path_factory):
                 folder,
                 push_to_hub=True,
                 hub_model_id="ci-user/phantom-vit",
-                model_card=str(ROOT / "hf_medtl" / "model_cards" / "phantoms.md"),
+                model_card=str(ROOT / "model_cards" / "phantoms.md"),
             )
         )
     )

@@ -51,7 +51,7 @@ def test_template_that_does_not_fit_is_one_error(text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("card", sorted((ROOT / "hf_medtl" / "model_cards").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
 def test_cards_of_presets_render_with_any_number_of_labels(card):
     findings, prose = read_prose(card)
     two = FACTS | {"counts": {split: {"a": 1, "b": 2} for split in COUNTS}}
@@ -118,4 +118,4 @@ def test_check_of_a_text_says_what_is_missing(tmp_path):
     assert result.exit_code == 1
     assert "MISSING  population: population: whose images" in result.output
     assert "not yet  support" in result.output
-    assert "given    limits" in run_cli("card", "check", ROOT / "hf_medtl" / "model_cards" / "brain.md")
+    assert "given    limits" in run_cli("card", "check", ROOT / "model_cards" / "brain.md")

@@ -16,7 +16,7 @@ from hf_medtl.runs import preflight
 from hf_medtl.training.checkpoints import find_damage
 from tests.support.commands import ROOT, options
 
-CARD = str(ROOT / "hf_medtl" / "model_cards" / "phantoms.md")
+CARD = str(ROOT / "model_cards" / "phantoms.md")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_findings_are_read_from_front_matter():
             split_prose(invalid)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "hf_medtl" / "model_cards").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
 def test_findings_of_model_cards_are_valid(path):
     findings, prose = split_prose(path.read_text())
     assert prose.startswith("## Intended use")

@@ -29,7 +29,7 @@ def test_token_is_in_no_output_file_or_upload(planted, phantoms, tiny_checkpoint
     overrides = {
         "hub_strategy": "checkpoint",
         "report_to": "tensorboard",
-        "model_card": ROOT / "hf_medtl" / "model_cards" / "phantoms.md",
+        "model_card": ROOT / "model_cards" / "phantoms.md",
     }
     values = options(phantoms, tiny_checkpoint("vit"), folder, config=config, push_to_hub=True, **overrides)
     process = run_command(sys.executable, "recipes/vit_brain.py", *flags(**values))

@@ -83,7 +83,7 @@ def test_a_resumed_run_names_its_changes_in_recipe_and_card(finished_run, phanto
     shutil.copytree(finished_run, folder)
     (folder / "results.json").unlink()
     (folder / "UNFINISHED").touch()
-    card = str(Path(__file__).parents[2] / "hf_medtl" / "model_cards" / "brain.md")
+    card = str(Path(__file__).parents[2] / "model_cards" / "brain.md")
     values = options(phantoms, tiny_checkpoint("vit"), folder, model_card=card, resume_from_checkpoint="auto")
     with pytest.raises(MedtlError, match=r"--loss was not given in the run of .* and is focal now"):
         run(Recipe(**values, loss="focal"))

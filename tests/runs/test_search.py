@@ -286,7 +286,7 @@ def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny_checkpoint, t
         ({"search_space": {"focal_gamma": [1, 3]}, "loss": "focal"}, "losses can't be compared.*roc_auc"),
         ({"search": -1}, "number of trials"),
         (
-            {"push_to_hub": True, "model_card": str(ROOT / "hf_medtl" / "model_cards" / "brain.md")},
+            {"push_to_hub": True, "model_card": str(ROOT / "model_cards" / "brain.md")},
             "--push_to_hub: not with --search",
         ),
         ({"report_to": "tensorboard"}, "--report_to: not with --search"),

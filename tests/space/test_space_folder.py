@@ -327,9 +327,9 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (folder / "source").mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / "source")
+    shutil.copytree(ROOT / "model_cards", folder / "source" / "model_cards")
     shutil.copytree(ROOT / "hf_medtl", folder / "source" / "hf_medtl", ignore=shutil.ignore_patterns("__pycache__"))
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check")
-    # setuptools is in the environment: torch needs it.
     done = run_command(*command, "--no-build-isolation", "--wheel-dir", folder / "wheels", folder / "source")
     assert done.returncode == 0, done.stderr
     return next((folder / "wheels").glob("hf_medtl-*.whl"))
@@ -337,8 +337,9 @@ def wheel(tmp_path_factory):
 
 def test_wheel_has_all_data_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    suffixes = {".css", ".js", ".jinja", ".md", ".txt", ".typed"}
-    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hf_medtl").rglob("*") if path.suffix in suffixes}
+    files = [path for path in (ROOT / "hf_medtl").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    wanted = {path.relative_to(ROOT).as_posix() for path in files}
+    wanted |= {f"hf_medtl/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.md")}
     assert {"hf_medtl/space/space.css", "hf_medtl/space/viewer.js", "hf_medtl/space/app.py.jinja"} <= wanted
     assert wanted <= names
 
