@@ -45,6 +45,7 @@ ADDED = {
     "hf-medtl data audit": "--data_dir BRAIN",
     "hf-medtl data preview": "--data_dir BRAIN --out preview.png",
     "hf-medtl compare": "--no_latency",
+    "python recipes/study.py": "--data_dir BRAIN --use_cpu true",
 }
 # Part of a command -> what takes its place: names of data sets, models and repositories that a reader replaces, too.
 REPLACED = {
