@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.common.system import cores, is_disk_full
+from hf_medtl.common.text import nearest
 from hf_medtl.data.augmentation import MIRRORING
 from hf_medtl.data.inputs import ImageSource, iter_sources, read_source, source_name
 from hf_medtl.errors import MedtlError
@@ -185,7 +186,8 @@ class Predictor:
                 ) from error
             raise MedtlError(
                 f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
-                " Use a run folder or the id of a model on the Hub; check the spelling and the network."
+                f"{_similar_folder(Path(name))} Use a run folder or the id of a model on the Hub; check the spelling "
+                "and the network."
             ) from error
         if absent := sorted(loading["missing_keys"]):
             raise MedtlError(
@@ -445,6 +447,13 @@ def _failure(part: str, image: Image.Image, error: Exception) -> dict[str, Any]:
     """Return the fields of the prediction for an image that a processor or a model does not take."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return {"error": f"{image.width} × {image.height} pixels can't be predicted: {part} says {reason!r}."}
+
+
+def _similar_folder(folder: Path) -> str:
+    """Return a hint at the folder that may have been meant, for an error message."""
+    if folder.exists() or not folder.parent.is_dir():
+        return ""
+    return nearest(str(folder), (str(path) for path in folder.parent.iterdir() if path.is_dir()))
 
 
 def _digest(folder: Path) -> str:

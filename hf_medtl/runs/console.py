@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_medtl.common.console import make_console, with_bold
+from hf_medtl.common.progress import in_notebook
 from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import describe_processor
@@ -47,7 +48,7 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
     start = plan.task.describe_initial_weights(recipe, model)
     for name, value in {
         "positive label": loaded.positive and describe_positive(loaded.positive, loaded.spec.positive_source),
-        "model": f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, from {start}",
+        "model": f"{type(model).__name__}, {_parameters(model.num_parameters())}, from {start}",
         "preprocessing": describe_processor(plan.processor),
         "training": f"at most {_training_length(recipe)}, batch size {math.prod(recipe.undivided)}{division}, "
         f"learning rate {rates}, strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, "
@@ -64,6 +65,10 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
     }.items():
         if value:
             console.print(with_bold("", name, f" {value}"), soft_wrap=True)
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e6:.1f} million parameters" if number >= 1e6 else f"{number:,} parameters"
 
 
 def _training_length(recipe: Recipe) -> str:
@@ -100,9 +105,10 @@ def show_results(folder: Path, results: dict[str, Any]) -> None:
     quoted = shlex.quote(code) if '"' in code or "$" in code else f'"{code}"'  # cmd.exe knows double quotes alone
     files = ": weights, README.md (model card), results.json, splits.csv, figures/.\n"
     console.print(with_bold("\nThe run is in ", str(folder), files), soft_wrap=True)
-    console.print(
-        f"To use it:\n  hf-medtl predict {shlex.quote(str(folder))} IMAGE\n  python -c {quoted}\n", soft_wrap=True
-    )
+    uses = f"hf-medtl predict {shlex.quote(str(folder))} IMAGE", f"python -c {quoted}"
+    if in_notebook():
+        uses = "from hf_medtl import Predictor", f"Predictor.from_pretrained({str(folder)!r}).predict(['IMAGE'])"
+    console.print("\n  ".join(("To use it:", *uses, "")), soft_wrap=True)
 
 
 def _show_conformal_sets(console: Console, sets: dict[str, Any]) -> None:

@@ -269,3 +269,9 @@ def test_half_precision_models_answer_nearly_the_same(dtype):
     for name in METHODS:
         if name not in ("rollout", "gradcam"):
             assert explain(cnn, predictor.processor, images, method=name)[0].map.dtype == np.float32
+
+
+def test_a_misspelt_run_folder_is_named(tmp_path):
+    (tmp_path / "first").mkdir()
+    with pytest.raises(MedtlError, match=r"Did you mean '.*first'\? Use a run folder"):
+        Predictor.from_pretrained(tmp_path / "frist")
