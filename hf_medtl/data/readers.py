@@ -35,7 +35,8 @@ def read_paths(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     if not matches:
         raise MedtlError(
             f"{root} does not look like {spec.title}: expected files such as {spec.example}, found "
-            f"{list_folder(root)}. Set --data_dir to the unpacked download."
+            f"{list_folder(root)}. Set --data_dir to the unpacked download; for images of your own the dataset is "
+            "imagefolder."
         )
     pairs, masks = pair_masks([prefix + match[0] for prefix, match in matches])
     _report_masks(root, masks, spec.is_segmentation)

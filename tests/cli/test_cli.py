@@ -33,6 +33,7 @@ def test_help_names_every_command_and_errors_have_no_traceback(tmp_path):
     process = run_command(COMMAND, "data", "audit", "brain-tumor-mri", "--data_dir", tmp_path)
     assert process.returncode == 1
     assert "does not look like Brain MRI" in process.stderr
+    assert "for images of your own the dataset is imagefolder" in process.stderr
     assert "Traceback" not in process.stderr
 
 
