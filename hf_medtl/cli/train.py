@@ -20,11 +20,13 @@ from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.training.arguments import check_arguments
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.flags import all_flags
+from hf_medtl.training.options import OWN_NETWORKS
 from hf_medtl.training.presets import PRESETS
 
 logger = logging.getLogger("hf_medtl")
 
 INPUTS = ("data_dir", "external_data_dir", "model_card", "splits")
+HELP = ("_h", "__help", "__help_all")  # is shown afterwards, with these defaults
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -74,16 +76,23 @@ def list_presets() -> str:
 def choose_defaults(words: Sequence[str]) -> dict[str, Any]:
     """Return the defaults of a command without preset: those for own data, unless --config is given.
 
-    With another model only what says which data are learned: rates and sizes are for the preset's model.
+    With another model only what says which data are learned: rates and sizes are for the preset's model. Random
+    weights, also those of a new head, need a higher learning rate and more epochs than the defaults of all options.
     """
-    values, *_ = read_options({}, words)
+    values, *_ = read_options({}, [word for word in words if word.replace("-", "_") not in HELP])
     given = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     if "config" in given:
         return {}
     spec = DATASETS.get(values["dataset"], DATASETS["imagefolder"]) if "dataset" in given else DATASETS["imagefolder"]
-    defaults = PRESETS["own_masks" if "segmentation" in (values["task"] or spec.task) else "own_images"]
-    if "model_name_or_path" in given:
+    of_masks = "segmentation" in (values["task"] or spec.task)
+    defaults, model = PRESETS["own_masks" if of_masks else "own_images"], values["model_name_or_path"]
+    classifiers, decoders = OWN_NETWORKS[:3], OWN_NETWORKS[3:]
+    if "model_name_or_path" in given and model not in (decoders if of_masks else (defaults["model_name_or_path"],)):
         defaults = {key: defaults[key] for key in ("dataset", "task", "output_dir") if key in defaults}
+        if values["from_scratch"] or model in classifiers:
+            defaults |= {"learning_rate": 5e-4, "num_train_epochs": 40, "early_stopping_patience": 10}
+        elif "learning_rate" not in given:
+            defaults |= {"head_learning_rate": 1e-3, "num_train_epochs": 20}
     path = Path(values["data_dir"] or "").expanduser()
     return {**defaults, "dataset": "table"} if path.is_file() else dict(defaults)
 
@@ -105,6 +114,7 @@ def main(defaults: Mapping[str, Any] | None = None, argv: Sequence[str] | None =
     """
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: no message twice
     show_messages(logging.INFO if is_main else logging.ERROR)
     wait_passively()
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:

@@ -64,9 +64,21 @@ def test_own_data_have_defaults_by_task_and_kind(tmp_path):
     assert choose_defaults(["--data-dir", str(tmp_path / "rows.csv")])["dataset"] == "table"
     assert choose_defaults(["--task=image-segmentation"]) == PRESETS["own_masks"]
     own = {"dataset": "imagefolder", "output_dir": "runs/own_images"}
-    assert choose_defaults(["--data_dir", str(tmp_path), "--model_name_or_path", "cnn"]) == own
+    assert choose_defaults(["--data_dir", str(tmp_path), "--model_name_or_path", "m", "--learning_rate=1e-4"]) == own
+    other = own | {"head_learning_rate": 1e-3, "num_train_epochs": 20}  # the head is new
+    assert choose_defaults(["--data_dir", str(tmp_path), "--model_name_or_path", "timm/resnet50.a1_in1k"]) == other
+    random = own | {"learning_rate": 5e-4, "num_train_epochs": 40, "early_stopping_patience": 10}  # not fine-tuned
+    assert choose_defaults(["--data_dir", str(tmp_path), "--model_name_or_path", "cnn"]) == random
+    assert choose_defaults(["--model_name_or_path", "timm/vgg16", "--from_scratch"]) == random
+    assert choose_defaults(["--task=image-segmentation", "--model_name_or_path=fpn"]) == PRESETS["own_masks"]
     (tmp_path / "recipe.yaml").write_text("seed: 1\n")
     assert choose_defaults(["--config", str(tmp_path / "recipe.yaml")]) == {}
+
+
+def test_help_shows_the_defaults_of_the_command():
+    assert "(default: timm/tf_efficientnet_lite0.in1k)" in run_cli("train", "--help")
+    assert "(default: unet)" in run_cli("train", "--task", "image-segmentation", "--help-all")
+    assert "(default: cnn)" in run_cli("train", "cnn_brain", "-h")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +92,7 @@ def test_own_data_have_defaults_by_task_and_kind(tmp_path):
         ("cnn_brain --splits=~/absent.csv", r"absent\.csv does not exist"),
         ("cnn_brain --seed -1", "--seed must be a number at least 0"),
         ("cnn_brain more", "Unknown argument 'more'"),
-        ("absent.yaml", "absent.yaml cannot be read"),
+        ("absent.yaml", "absent.yaml does not exist"),
     ],
 )
 def test_mistakes_end_with_advice(words, message, monkeypatch):
