@@ -184,6 +184,8 @@ def read_yaml(path: Path, option: str) -> dict[str, Any]:
     """Read the YAML file that was given with `option`: a mapping, in UTF-8, or in UTF-16 with a byte-order mark."""
     try:
         content = yaml.load(path.read_bytes(), _Loader)
+    except FileNotFoundError:
+        raise MedtlError(f"{option} {path} does not exist. Check the path; it is relative to {Path.cwd()}.") from None
     except (OSError, yaml.YAMLError) as error:
         raise MedtlError(f"{option} {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):

@@ -36,7 +36,7 @@ def test_flags_override_yaml_and_yaml_overrides_the_recipe(config):
         (["--mixed_precision", "fp8"], "auto, no, bf16 or fp16"),
         (["--load_best_model_at_end", "false"], "--early_stopping_patience 0"),
         (["--columns", "patients=PatientID"], "Did you mean 'patient'"),
-        (["--config", "/absent.yaml"], "cannot be read as YAML"),
+        (["--config", "/absent.yaml"], "--config .*absent.yaml does not exist"),
     ],
 )
 def test_invalid_flags_raise_with_advice(argv, message):
