@@ -48,6 +48,12 @@ def check_training(recipe: Recipe, task: Task, loaded: LoadedDataset, model: Pre
             "account. A larger --validation_fraction, or another split, may have some.",
             ", ".join(missing),
         )
+    if task.base_model(recipe) is None and 0 < recipe.learning_rate < 1e-4:
+        logger.warning(
+            "--learning_rate %g is for fine-tuning pretrained weights. Random weights, as here, learn little with it: "
+            "5e-4 to 1e-3 is usual, with more epochs.",
+            recipe.learning_rate,
+        )
     _check_batches(recipe, len(loaded.rows("train")), model, processor)
     _check_optimizer(recipe, model, len(loaded.rows("train")))
     if recipe.activation_checkpointing and not model.supports_gradient_checkpointing:

@@ -52,6 +52,14 @@ def test_usual_options_pass(check):
     check(optim="adam", lr_step_epochs=1, gradient_checkpointing=True)
 
 
+def test_a_learning_rate_for_fine_tuning_is_noted_with_random_weights(check, caplog):
+    check("cnn_baseline", learning_rate=5e-4)
+    check(learning_rate=2e-5)  # of a pretrained checkpoint
+    assert "fine-tuning" not in caplog.text
+    check("cnn_baseline", learning_rate=2e-5)
+    assert "--learning_rate 2e-05 is for fine-tuning" in caplog.text
+
+
 def test_a_metric_needs_its_labels_in_the_validation_split(check, caplog):
     plan = check(metric_for_best_model="roc_auc")
     loaded = plan.loaded
