@@ -108,7 +108,7 @@ def show_results(folder: Path, results: dict[str, Any]) -> None:
     uses = f"hf-medtl predict {shlex.quote(str(folder))} IMAGE", f"python -c {quoted}"
     if in_notebook():
         uses = "from hf_medtl import Predictor", f"Predictor.from_pretrained({str(folder)!r}).predict(['IMAGE'])"
-    console.print("\n  ".join(("To use it:", *uses, "")), soft_wrap=True)
+    console.print("\n  ".join(("To use it:", *uses)) + "\n", soft_wrap=True)
 
 
 def _show_conformal_sets(console: Console, sets: dict[str, Any]) -> None:
