@@ -18,6 +18,7 @@ For research and education. Not a medical device.
 
 import argparse
 import base64
+import binascii
 import email
 import io
 import json
@@ -140,6 +141,8 @@ def read(source: Any) -> Image.Image:
         source.load()
     except Unsupported:
         raise
+    except binascii.Error as error:
+        raise ValueError("expected an image in base64, but found other characters") from error
     except Exception as error:  # readers raise all kinds of errors on damaged files, which quote headers
         raise ValueError(f"not a readable image ({type(error).__name__})") from error
     if source.mode[0] in "IF":

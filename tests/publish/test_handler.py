@@ -78,6 +78,7 @@ def test_every_kind_of_body_has_the_same_answer(client, folder):
         ({"json": ["x"]}, "inputs"),
         ({"json": {"inputs": None}}, "not a readable image"),
         ({"json": {"inputs": 7}}, "not a readable image"),
+        ({"json": {"inputs": "scan.png"}}, "expected an image in base64"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, "inputs"),
         ({"json": {"inputs": "https://example.org/a.png"}}, "not downloaded"),
         ({"files": [("a", PNG), ("b", PNG)]}, "expected one file in the form, found 2"),
