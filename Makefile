@@ -39,7 +39,7 @@ test-fast: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell hf_medtl tests recipes benchmarks spaces docs *.md
+	$(BIN)/codespell hf_medtl model_cards tests recipes benchmarks spaces docs *.md
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_words.py tests/test_public_names.py
 

@@ -59,7 +59,9 @@ def downloads(tmp_path_factory) -> dict[str, Path]:
 
 def offline_options(recipe: Path, tiny_checkpoint) -> dict[str, object]:
     """Return options with which a recipe needs no network."""
-    family = BACKBONES[recipe.stem.split("_")[0]]
+    prefix = recipe.stem.split("_")[0]
+    assert prefix in BACKBONES, f"add a tiny model of {prefix!r} to BACKBONES"
+    family = BACKBONES[prefix]
     values: dict[str, object] = {
         "model_name_or_path": family if family in OWN_ARCHITECTURES else tiny_checkpoint(family)
     }
@@ -78,6 +80,7 @@ def test_recipe_is_short_and_its_dry_run_passes(recipe, downloads, tiny_checkpoi
     assert f"\naccelerate launch recipes/{recipe.name}\n" in text
     values = runpy.run_path(str(recipe))["RECIPE"]
     assert values["output_dir"] == f"runs/{recipe.stem}"
+    assert values["dataset"] in LAYOUTS, f"add the layout of {values['dataset']!r} to LAYOUTS"
     assert values["augmentation"] == ("brain" if "brain" in values["dataset"] else "chest")
     dry_run(recipe, monkeypatch, **offline_options(recipe, tiny_checkpoint), data_dir=downloads[values["dataset"]],
             output_dir=tmp_path / "run")  # fmt: skip
