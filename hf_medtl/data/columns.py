@@ -13,24 +13,30 @@ from hf_medtl.errors import MedtlError
 
 FIELDS = ("file_name", "label", "patient", "source", "mask", "split")
 
-# Field -> names of its column, best first, as `plain_name` spells them.
+# Field -> names of its column in English and, last, in German, best first, as `plain_name` spells them.
 ALIASES: dict[str, tuple[str, ...]] = {
     "file_name": (
         *("filename", "filepath", "file", "path", "imagepath", "imagefile", "imagefilename", "imagename", "imageindex"),
         *("image", "images", "img", "imgpath", "imgname", "imgfile", "imageid", "imgid", "idcode", "isicid", "fname"),
         *("dicom", "dicompath", "dicomfile", "dicomid", "dcm", "dcmpath", "sopinstanceuid"),
+        *("dateiname", "datei", "dateipfad", "pfad", "bilddatei", "bildname", "bild"),
     ),
     "label": (
         *("label", "labels", "class", "classname", "classlabel", "diagnosis", "diagnoses", "dx", "finding", "findings"),
         *("findinglabels", "findinglabel", "target", "category", "pathology", "disease", "groundtruth"),
+        *("diagnose", "befund", "klasse"),
     ),
     "patient": (
         *("patient", "patientid", "patientidentifier", "patientnumber", "patientno", "patientcode", "patientkey"),
         *("patientindex", "patid", "ptid", "subject", "subjectid", "subjectcode", "subjectnumber", "subj", "subjid"),
         *("participant", "participantid", "person", "personid", "mrn", "caseid", "casenumber", "lesionid"),
+        *("patientenid", "patientennummer", "patientennr", "patientnr", "patnr", "patientin"),
         *("studyid", "studyinstanceuid", "examid", "accessionnumber"),
     ),
-    "source": ("source", "site", "hospital", "institution", "institute", "center", "centre", "clinic", "facility"),
+    "source": (
+        *("source", "site", "hospital", "institution", "institute", "center", "centre", "clinic", "facility"),
+        *("klinik", "krankenhaus", "standort", "zentrum"),
+    ),
     "mask": (
         *("mask", "masks", "maskpath", "maskfile", "maskfilename", "maskname", "segmentation", "segmentationpath"),
         *("segmentationfile", "segmentationmask", "segpath", "seg"),
@@ -43,7 +49,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 OWN_NAMES = {**{name: (name.replace("_", ""),) for name in FIELDS}, "label": ("label",)}  # spelled as ours in any case
 # What else a column with such a name may be; it isn't used without being named.
 HINTS = {
-    "patient": r"patient|subject|participant|person|\bcase\b|\bmrn\b|\bpid\b",
+    "patient": r"patient|subject|participant|person|\bcase\b|\bmrn\b|\bpid\b|\bpat\b",
     "label": r"label|diagnos|finding|\bclass|target|category|patholog|disease",
     "split": r"split|fold\b|\bset\b|subset|partition",
     "mask": r"mask|segment",

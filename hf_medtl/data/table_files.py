@@ -80,6 +80,12 @@ def read_table_file(file: Path) -> pd.DataFrame:
     kept = [row for row in kept if any(row)]
     if not any(names) or not kept:
         raise MedtlError(f"{file} is empty: expected a line with the names of the columns, and one for each image.")
+    named = [name for name in names if name]
+    if len(named) == 1 and sum(map(any, zip(*kept, strict=True))) > 2:  # a column of row numbers has no name
+        raise MedtlError(
+            f"{file}: expected the names of the columns in the first row, found only {named[0]!r}. Remove the rows "
+            "above the names."
+        )
     frame = pd.DataFrame(kept, columns=pd.Index(names), dtype=object)
     return frame.loc[:, [bool(name) for name in names]]
 

@@ -2,14 +2,23 @@
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.columns import FIELDS, apply_rule, choose_columns, column_names, columns_of, sample_cells
+from hf_medtl.data.columns import (
+    ALIASES,
+    FIELDS,
+    apply_rule,
+    choose_columns,
+    column_names,
+    columns_of,
+    plain_name,
+    sample_cells,
+)
 from hf_medtl.data.images import EXTENSIONS
 from hf_medtl.data.label_cells import clean_patients, indicator_columns, merge_rows, read_cells, read_indicators
 from hf_medtl.data.labels import discover_labels
@@ -198,7 +207,9 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.Da
             f"file_name={next(fitting, frame.columns[0])}. Optional columns: {', '.join(FIELDS[1:])}."
         )
     if "label" not in rules and spec.reader == "table" and not spec.is_segmentation:
-        labels = {"label": _guess_indicators(frame, table)}
+        labels = {
+            "label": _guess_indicators(frame, table, {column for rule in rules.values() for column in columns_of(rule)})
+        }
         columns = choose_columns(frame, spec.columns | labels, has_file, file, guess)
         rules = columns.rules
     rows = {name: apply_rule(frame, rules[name]) if name in rules else [""] * len(frame) for name in FIELDS}
@@ -216,8 +227,8 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.Da
     return pd.DataFrame(rows), [*sentences, *more], warnings
 
 
-def _guess_indicators(frame: pd.DataFrame, table: str) -> str:
-    """Return the rule for labels in columns of 0 and 1 with a single 1 in each row.
+def _guess_indicators(frame: pd.DataFrame, table: str, taken: Container[str] = ()) -> str:
+    """Return the rule for labels in columns of 0 and 1 with a single 1 in each row; `taken` are other fields' columns.
 
     Raises:
         MedtlError: There are no such columns, so there is no label.
@@ -226,7 +237,12 @@ def _guess_indicators(frame: pd.DataFrame, table: str) -> str:
     ones = frame[names].apply(lambda cells: cells.str.lower().isin(("1", "1.0", "true", "yes"))).sum(axis=1)
     if len(names) > 1 and bool((ones == 1).all()):
         return "+".join(names)
-    hint = f"Choose one, such as --columns label={frame.columns[-1]}."
+    free = [column for column in column_names(frame) if column not in taken]
+    empty = [column for column in free if plain_name(column) in ALIASES["label"] and not frame[column].any()]
+    repeated = [column for column in free if 1 < frame[column].nunique() <= max(2, len(frame) // 2)]
+    hint = f"Choose one, such as --columns label={(repeated or ['NAME'])[0]}."
+    if empty:
+        hint = f"The column {empty[0]} is empty: fill it, or choose another one with --columns label=NAME."
     if len(names) > 1:
         hint = f"If columns of 0 and 1 are the labels, join them by +: --columns label={'+'.join(names)}"
     raise MedtlError(f"{table}: expected a column 'label', found {abbreviate(column_names(frame), 12)}. {hint}")

@@ -80,6 +80,13 @@ def test_files_that_are_no_table_are_said_to_be_so(tmp_path, name, content, mess
         read_table_file(tmp_path / name)
 
 
+def test_title_above_the_names_of_columns_is_refused(tmp_path):
+    rows = [["Study 2026", None, None], ["file", "label", "patient"], ["1.png", "a", "p"]]
+    pd.DataFrame(rows).to_excel(tmp_path / "t.xlsx", index=False, header=False)
+    with pytest.raises(MedtlError, match=r"names of the columns in the first row, found only 'Study 2026'"):
+        read_table_file(tmp_path / "t.xlsx")
+
+
 def test_missing_files_and_missing_openpyxl_are_said(tmp_path, monkeypatch):
     with pytest.raises(MedtlError, match="does not exist"):
         read_table_file(tmp_path / "t.csv")

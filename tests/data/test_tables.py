@@ -89,6 +89,20 @@ def test_columns_option_names_columns(tmp_path, caplog):
         read(write(tmp_path, {"id": FOUR, "label": list("aabb")}, FOUR))
 
 
+def test_german_names_are_read_and_labels_suggested_that_are_no_other_column(tmp_path):
+    rows = {"Patienten-Nr.": list("wwxy"), "Dateiname": FOUR, "Befund": list("aabb"), "Klinik": list("stst")}
+    spec, images = read(write(tmp_path, rows, FOUR))
+    assert spec.notes[0].endswith(
+        "file_name from Dateiname, label from Befund, patient from Patienten-Nr., source from Klinik."
+    )
+    assert [row["patient"] for row in images.values()] == list("wwxy")
+    rows["Resultat"] = rows.pop("Befund")
+    with pytest.raises(MedtlError, match=r"expected a column 'label'.*such as --columns label=Resultat\."):
+        read(write(tmp_path, rows, FOUR))
+    with pytest.raises(MedtlError, match=r"The column Diagnosis is empty: fill it"):
+        read(write(tmp_path, {"image": FOUR, "Diagnosis": [""] * 4, "site": list("stst")}, FOUR))
+
+
 def test_files_named_after_patients_tell_the_patients(tmp_path):
     rows = {"patientId": ["p1", "p2", "p2"], "Target": [0, 1, 1]}
     _, images = read(write(tmp_path, rows, ["x/p1.dcm", "x/p2.dcm"]), "file_name=patientid")
