@@ -120,7 +120,9 @@ def _transforms(A: Any, name: str, operations: int, magnitude: int) -> list[Any]
         # Lightness 1 keeps the brightness; other values would also darken the image.
         sharpen = A.Sharpen(alpha=(0.05, 0.2), lightness=(1.0, 1.0), p=0.3)
         return [move(15, 0.05, 0.1, keep_ratio=True), A.HorizontalFlip(p=0.5), light(0.15, **mean), sharpen]
-    return [A.SomeOf(_rand_augment_transforms(A, magnitude / MAX_MAGNITUDE), n=operations, replace=True)]
+    if name == "randaugment":
+        return [A.SomeOf(_rand_augment_transforms(A, magnitude / MAX_MAGNITUDE), n=operations, replace=True)]
+    raise NotImplementedError(f"{name!r} is one of AUGMENTATIONS, but has no list of transforms here.")
 
 
 def _rand_augment_transforms(A: Any, strength: float) -> list[Any]:
