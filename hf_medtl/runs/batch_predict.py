@@ -171,8 +171,9 @@ def predict_files(
             failed, differing = _write_table(out, files, prediction_columns(predictor, bool(tta or mc_dropout)))
         if differing and not (predictor.multilabel or predictor.is_segmentation):
             logger.info(
-                "In %d rows the decision is not the most probable label. %s",
+                "In %d row%s the decision is not the most probable label. %s",
                 differing,
+                "" if differing == 1 else "s",
                 predictor.decision_rule.sentence(),
             )
         for path in _parts(out):

@@ -146,7 +146,7 @@ def test_decisions_that_are_not_the_most_probable_label_are_told(predictor, tmp_
         assert "ill (" in _describe(prediction) and "; most probable: normal" in _describe(prediction)
         with caplog.at_level(logging.INFO, "hf_medtl"):
             predict_files(predictor, [path], tmp_path / "out.csv", "m")
-        assert "In 1 rows the decision is not the most probable label. The decision is “ill”" in caplog.text
+        assert "In 1 row the decision is not the most probable label. The decision is “ill”" in caplog.text
     finally:
         vars(config).clear()
         vars(config).update(before)
