@@ -76,7 +76,7 @@ def test_without_a_command_the_help_is_shown_and_typos_get_a_suggestion():
         assert (result.exit_code, "Usage" in result.output) == (0, True), words
     assert all(f"─ {panel} ─" in run_cli() for panel in ("Data", "Train", "Judge", "Publish", "Serve"))
     assert run_cli("--version").split()[1] == __version__
-    for words, suggestion in (("trian", "train"), ("data lits", "list")):
+    for words, suggestion in (("trian", "train"), ("data lits", "list")):  # codespell:ignore trian,lits
         assert f"'{suggestion}'" in CliRunner().invoke(app, words.split()).output
 
 

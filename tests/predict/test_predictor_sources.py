@@ -274,4 +274,4 @@ def test_half_precision_models_answer_nearly_the_same(dtype):
 def test_a_misspelt_run_folder_is_named(tmp_path):
     (tmp_path / "first").mkdir()
     with pytest.raises(MedtlError, match=r"Did you mean '.*first'\? Use a run folder"):
-        Predictor.from_pretrained(tmp_path / "frist")
+        Predictor.from_pretrained(tmp_path / "frist")  # codespell:ignore frist
