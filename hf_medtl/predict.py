@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import cores, is_disk_full
 from hf_medtl.common.text import nearest
 from hf_medtl.data.augmentation import MIRRORING
@@ -183,6 +184,11 @@ class Predictor:
                 raise MedtlError(
                     f"The disk is full: {name} does not fit into {HF_HUB_CACHE}, and no partial files were kept. Free "
                     "some space, or set HF_HOME to a folder on another disk; then load it again."
+                ) from error
+            if RunFolder(name).is_marked:
+                raise MedtlError(
+                    f"{name} is an unfinished run. Finish it with --resume_from_checkpoint auto, or give one of its "
+                    "folders checkpoint-STEP."
                 ) from error
             raise MedtlError(
                 f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."

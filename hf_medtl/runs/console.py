@@ -61,7 +61,7 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
         + ", ".join(f"{name} {Path(str(value)).name}" for name, value in recipe.left_out.items()),
         "hardware": f"{recipe.device}, {recipe.world_size} process(es)",
         "disk": f"up to {plan.disk_bytes / 1e9:.2f} GB in {recipe.output_dir}",
-        "resuming": plan.checkpoint,
+        "resuming": plan.checkpoint and ". ".join((plan.checkpoint, *(note.removeprefix("# ") for note in plan.notes))),
     }.items():
         if value:
             console.print(with_bold("", name, f" {value}"), soft_wrap=True)

@@ -271,7 +271,10 @@ def test_half_precision_models_answer_nearly_the_same(dtype):
             assert explain(cnn, predictor.processor, images, method=name)[0].map.dtype == np.float32
 
 
-def test_a_misspelt_run_folder_is_named(tmp_path):
+def test_a_misspelt_and_an_unfinished_run_are_named(tmp_path):
     (tmp_path / "first").mkdir()
     with pytest.raises(MedtlError, match=r"Did you mean '.*first'\? Use a run folder"):
         Predictor.from_pretrained(tmp_path / "frist")  # codespell:ignore frist
+    (tmp_path / "first" / "UNFINISHED").touch()
+    with pytest.raises(MedtlError, match="first is an unfinished run"):
+        Predictor.from_pretrained(tmp_path / "first")

@@ -78,7 +78,7 @@ def test_every_name_is_an_option():
     assert not FREE & RECORDED
 
 
-def test_a_resumed_run_names_its_changes_in_recipe_and_card(finished_run, phantoms, tiny_checkpoint, tmp_path):
+def test_a_resumed_run_names_its_changes(finished_run, phantoms, tiny_checkpoint, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     (folder / "results.json").unlink()
@@ -89,6 +89,7 @@ def test_a_resumed_run_names_its_changes_in_recipe_and_card(finished_run, phanto
         run(Recipe(**values, loss="focal"))
     run(Recipe(**values | {"num_train_epochs": 3}))
     note = "# Resumed at step 8: --num_train_epochs was 2, then 3"
+    assert f"checkpoint-8. {note[2:]}" in capsys.readouterr().out
     assert read_notes(RunFolder(folder)) == [note]
     assert RunFolder(folder).recipe["num_train_epochs"] == 3
     assert re.search(r"- Resumed at step 8: --num_train_epochs was 2, then 3\.", (folder / "README.md").read_text())
