@@ -132,7 +132,7 @@ def test_commands_run_as_printed(in_workspace: Path, hub: str, monkeypatch: pyte
     for command in training:
         # Commands that write to the same folder are alternatives: a finished run is not overwritten.
         preset = shlex.split(command)[2:3]
-        if "--output_dir" not in command:
+        if preset and "--output_dir" not in command:
             shutil.rmtree(f"runs/{'own_images' if preset == ['--data_dir'] else ''.join(preset)}", ignore_errors=True)
         run_cli(*shlex.split(complete(command))[1:])
     for name in ("a", "b", "c", "covid"):

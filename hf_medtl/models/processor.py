@@ -199,7 +199,8 @@ class MedicalImageProcessor(BaseImageProcessor):
             values = values * np.float32(self.rescale_factor)
         if self.do_normalize:
             mean, std = (
-                np.broadcast_to(np.array(x, np.float32), 3).reshape(3, 1, 1) for x in (self.image_mean, self.image_std)
+                np.broadcast_to(np.array(x, np.float32).ravel()[:3], 3).reshape(3, 1, 1)  # a fourth is that of alpha
+                for x in (self.image_mean, self.image_std)
             )
             values = (values - mean) / std
         if self.do_pad:

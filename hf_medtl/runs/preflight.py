@@ -131,7 +131,7 @@ def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, 
     model.config.augmentation = recipe.augmentation  # Predictor shows no mirrored copies where training did not
     model.config.synthetic_data = bool(loaded.spec.phantom)  # Predictor warns: a demo model knows nothing of patients
     model.config.hf_medtl_version = __version__  # beside transformers_version
-    if loaded.positive is not None:
+    if loaded.positive is not None and task.has_probabilities:
         model.config.positive_label = loaded.positive  # a run that is resumed keeps it
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))

@@ -106,3 +106,9 @@ def test_pipeline_of_a_half_precision_ensemble(tmp_path):
         Image.new("RGB", (40, 40))
     )
     assert sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-2)
+
+
+def test_ensemble_refuses_another_number_of_labels(tmp_path):
+    make("ensemble").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected 3 labels, .* members have \[2\]"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)

@@ -102,3 +102,11 @@ def test_settings_of_loading_are_kept(tmp_path):
         MedicalImageProcessor(**SETTINGS)(RGB, return_tensors="pt").to(torch.bfloat16).pixel_values.dtype
         == torch.bfloat16
     )
+
+
+def test_a_fourth_mean_is_that_of_the_dropped_alpha():
+    rgba = np.random.default_rng(0).integers(0, 256, (20, 24, 4)).astype(np.uint8)
+    processor = MedicalImageProcessor(size={"height": 16, "width": 16})
+    expected = processor(rgba[..., :3], return_tensors="np", image_mean=(0.1, 0.2, 0.3), image_std=1.0)
+    found = processor(rgba, return_tensors="np", image_mean=(0.1, 0.2, 0.3, 0.9), image_std=(1.0,) * 4)
+    assert np.array_equal(found["pixel_values"], expected["pixel_values"])

@@ -71,7 +71,7 @@ def test_rejects_invalid_options(phantoms, tiny_checkpoint, tmp_path):
     for overrides, message in (
         ({"optim": "adamm"}, "Did you mean 'adam'"),
         ({"loss": "hinge"}, "cross_entropy, focal"),
-        ({"class_weights": "heavy"}, "balanced, effective"),
+        ({"class_weights": "heavy"}, "must be none, balanced or effective"),
         ({"effective_beta": 1.0}, "below 1"),
         ({"focal_gamma": -1.0}, "at least 0"),
         ({"ema_decay": 1.0}, "below 1"),
