@@ -58,12 +58,13 @@ class EnsembleForImageClassification(PreTrainedModel):
         config._attn_implementation = None
         super().__init__(config)
         config._attn_implementation = attention or config._attn_implementation
-        self.members = nn.ModuleList(build_member(member["config"], attention) for member in config.members)
-        if other := {member.config.num_labels for member in self.members} - {config.num_labels}:
+        members: list[Any] = [build_member(member["config"], attention) for member in config.members]
+        if other := {member.config.num_labels for member in members} - {config.num_labels}:
             raise ValueError(
                 f"expected {config.num_labels} labels, as in the configuration, but members have {sorted(other)}. "
                 "An ensemble can't change its labels: train members for them."
             )
+        self.members = nn.ModuleList(members)
         self.post_init()
 
     def forward(
