@@ -7,7 +7,7 @@ _PACKAGE = Path(__file__).parents[1]
 # In a wheel the model cards are in the package, in a clone beside it.
 _CARDS = next((path for path in (_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards") if path.is_dir()), _PACKAGE)
 
-PRESETS: dict[str, dict[str, Any]] = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     # Without network and in a minute on a CPU: images are drawn, and the network starts from random weights.
     "demo": {
         "dataset": "brain-phantoms",
@@ -18,7 +18,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 30,
         "early_stopping_patience": 0,
         "logging_steps": 20,
-        "output_dir": "runs/demo",
         "model_card": str(_CARDS / "phantoms.md"),
     },
     # For other images than those of the recipes: small networks that fine-tune on a CPU, too.
@@ -29,7 +28,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 2e-3,
         "num_train_epochs": 20,
         "per_device_train_batch_size": 16,
-        "output_dir": "runs/own_images",
     },
     "own_masks": {
         "dataset": "imagefolder",
@@ -41,7 +39,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 20,
         "per_device_train_batch_size": 8,
-        "output_dir": "runs/own_masks",
     },
     "cnn_brain": {
         "dataset": "brain-tumor-mri",
@@ -53,7 +50,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 40,
         "early_stopping_patience": 10,
         "per_device_train_batch_size": 16,
-        "output_dir": "runs/cnn_brain",
         "model_card": str(_CARDS / "brain.md"),
     },
     "cnn_covid4": {
@@ -66,7 +62,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 40,
         "early_stopping_patience": 8,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/cnn_covid4",
         "model_card": str(_CARDS / "covid.md"),
     },
     "cnn_pneumonia": {
@@ -79,7 +74,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 40,
         "early_stopping_patience": 8,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/cnn_pneumonia",
         "model_card": str(_CARDS / "pneumonia.md"),
     },
     "densenet121_covid4": {
@@ -90,7 +84,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/densenet121_covid4",
         "model_card": str(_CARDS / "covid.md"),
     },
     "densenet121_pneumonia": {
@@ -101,7 +94,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/densenet121_pneumonia",
         "model_card": str(_CARDS / "pneumonia.md"),
     },
     "efficientnet_b0_covid4": {
@@ -113,7 +105,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
         "head_dropout": 0.2,
-        "output_dir": "runs/efficientnet_b0_covid4",
         "model_card": str(_CARDS / "covid.md"),
     },
     "efficientnet_b0_pneumonia": {
@@ -125,7 +116,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
         "head_dropout": 0.2,
-        "output_dir": "runs/efficientnet_b0_pneumonia",
         "model_card": str(_CARDS / "pneumonia.md"),
     },
     "efficientnet_lite0_brain": {
@@ -142,7 +132,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "early_stopping_patience": 0,
         "load_best_model_at_end": False,
         "validation_fraction": 0.1,
-        "output_dir": "runs/efficientnet_lite0_brain",
         "model_card": str(_CARDS / "brain.md"),
     },
     "inception_resnet_v2_brain": {
@@ -153,7 +142,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 16,
-        "output_dir": "runs/inception_resnet_v2_brain",
         "model_card": str(_CARDS / "brain.md"),
     },
     "resnet50_brain": {
@@ -164,7 +152,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 16,
-        "output_dir": "runs/resnet50_brain",
         "model_card": str(_CARDS / "brain.md"),
     },
     "resnet50_covid4": {
@@ -175,7 +162,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/resnet50_covid4",
         "model_card": str(_CARDS / "covid.md"),
     },
     "resnet50_pneumonia": {
@@ -186,7 +172,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/resnet50_pneumonia",
         "model_card": str(_CARDS / "pneumonia.md"),
     },
     "unet_lungs": {
@@ -202,7 +187,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 8,
         "largest_components": 2,
         "fill_holes": True,
-        "output_dir": "runs/unet_lungs",
         "model_card": str(_CARDS / "lungs.md"),
     },
     "vgg16_covid4": {
@@ -215,7 +199,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.05,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/vgg16_covid4",
         "model_card": str(_CARDS / "covid.md"),
     },
     "vgg16_edema": {
@@ -230,7 +213,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.05,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 32,
-        "output_dir": "runs/vgg16_edema",
         "model_card": str(_CARDS / "edema.md"),
     },
     "vit_brain": {
@@ -241,7 +223,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 10,
         "per_device_train_batch_size": 16,
-        "output_dir": "runs/vit_brain",
         "model_card": str(_CARDS / "brain.md"),
     },
     "vit_covid3": {
@@ -252,7 +233,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 1e-3,
         "num_train_epochs": 10,
         "per_device_train_batch_size": 16,
-        "output_dir": "runs/vit_covid3",
         "model_card": str(_CARDS / "covid.md"),
     },
 }
+
+PRESETS = {name: options | {"output_dir": f"runs/{name}"} for name, options in _OPTIONS.items()}
