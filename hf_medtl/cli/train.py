@@ -12,7 +12,8 @@ from typing import Any
 
 import typer
 
-from hf_medtl.common.messages import given_arguments, in_notebook, show_messages
+from hf_medtl.common.messages import given_arguments, show_messages
+from hf_medtl.common.progress import in_notebook
 from hf_medtl.common.system import wait_passively
 from hf_medtl.common.text import nearest
 from hf_medtl.data.specs import DATASETS, check_dataset_name

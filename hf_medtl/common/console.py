@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from hf_medtl.common.messages import in_notebook
+from hf_medtl.common.progress import in_notebook
 
 if TYPE_CHECKING:
     from rich.console import Console

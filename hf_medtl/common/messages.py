@@ -4,8 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from hf_medtl.common.progress import in_notebook as in_notebook
-from hf_medtl.common.progress import shows_bars
+from hf_medtl.common.progress import in_notebook, shows_bars
 from hf_medtl.common.quiet import quiet_libraries
 
 KERNELS = ("ipykernel_launcher", "colab_kernel_launcher", "ipython", "ipython3", "__main__")
