@@ -15,6 +15,7 @@ from hf_medtl.evaluation.subgroups import generalization_gap
 from hf_medtl.runs.model_card import count_excluded, warn_instead, write_card
 from hf_medtl.runs.resuming import read_notes
 from hf_medtl.tasks import Task
+from hf_medtl.training.arguments import option_name
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import environment, peak_memory_mb
 from hf_medtl.training.trainer import MedicalTrainer
@@ -104,9 +105,9 @@ def write_artifacts(
 def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:
     """Sentences about training and the selection of the weights."""
     batch = recipe.undivided[0] * recipe.undivided[1]
-    optimizer = "adam" if recipe.plain_adam else str(getattr(recipe.optim, "value", recipe.optim))
+    optimizer = "adam" if recipe.plain_adam else option_name(recipe.optim)
     head = f" (head: {recipe.head_learning_rate:g})" if recipe.head_learning_rate else ""
-    schedule = str(getattr(recipe.lr_scheduler_type, "value", recipe.lr_scheduler_type))
+    schedule = option_name(recipe.lr_scheduler_type)
     mixing = [f", {name} {a:g}" for name, a in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if a]
     sentences = [
         f"Training: {STRATEGIES[recipe.strategy]}; {state.epoch or 0:g} of {recipe.num_train_epochs:g} epochs, "

@@ -17,6 +17,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.models.preprocessing import to_uint8
 from hf_medtl.models.strategies import count_blocks, eval_frozen_modules, parameter_depths, set_trainable
 from hf_medtl.tasks import Task
+from hf_medtl.training.arguments import option_name
 from hf_medtl.training.distributed import smallest_batch
 from hf_medtl.training.recipe import LOWER_IS_BETTER, Recipe
 from hf_medtl.training.trainer import MedicalTrainer
@@ -77,8 +78,8 @@ def check_metric(recipe: Recipe, task: Task, loaded: LoadedDataset) -> None:
         MedtlError: another name, a metric that is undefined because a label is missing, or one that
             --greater_is_better turns upside down.
     """
-    schedule = str(getattr(recipe.lr_scheduler_type, "value", recipe.lr_scheduler_type))
-    saving = str(getattr(recipe.save_strategy, "value", recipe.save_strategy))
+    schedule = option_name(recipe.lr_scheduler_type)
+    saving = option_name(recipe.save_strategy)
     if not (recipe.load_best_model_at_end or saving == "best" or schedule in ("reduce_lr_on_plateau", "greedy")):
         return
     metric = str(recipe.metric_for_best_model).removeprefix("eval_")
@@ -161,7 +162,7 @@ def _fails_on_one_image(recipe: Recipe, model: PreTrainedModel, processor: Any) 
 
 def _check_optimizer(recipe: Recipe, model: PreTrainedModel, number: int) -> None:
     """Make the optimizer and its schedule for a single parameter; `number` is that of training images."""
-    with _option_errors("--optim", getattr(recipe.optim, "value", recipe.optim)):
+    with _option_errors("--optim", option_name(recipe.optim)):
         kind, options = MedicalTrainer.get_optimizer_cls_and_kwargs(recipe, model)
         single: Any = [nn.Parameter(torch.zeros(1))]
         # Some take the whole model, or one optimizer for each parameter.
@@ -171,7 +172,7 @@ def _check_optimizer(recipe: Recipe, model: PreTrainedModel, number: int) -> Non
         return
     steps = math.ceil(number / math.prod(recipe.undivided) * recipe.num_train_epochs)
     steps = recipe.max_steps if recipe.max_steps > 0 else max(1, steps)
-    name = getattr(recipe.lr_scheduler_type, "value", recipe.lr_scheduler_type)
+    name = option_name(recipe.lr_scheduler_type)
     with _option_errors("--lr_scheduler_type", name, "Its values go in --lr_scheduler_kwargs."):
         get_scheduler(
             name,

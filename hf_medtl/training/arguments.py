@@ -41,6 +41,11 @@ UNSUPPORTED = {
 }
 
 
+def option_name(value: Any) -> str:
+    """Return the name of an option of TrainingArguments that is an enumeration, or is given as text."""
+    return str(getattr(value, "value", value))
+
+
 def check_arguments(recipe: Any) -> None:
     """Check ranges of options, and refuse those that training here does not support.
 
@@ -84,7 +89,7 @@ def check_arguments(recipe: Any) -> None:
 
 def _check_strategies(recipe: Any) -> None:
     """Check that evaluation, saving and the choice of the best checkpoint go together."""
-    evaluation, saving = (str(getattr(v, "value", v)) for v in (recipe.eval_strategy, recipe.save_strategy))
+    evaluation, saving = map(option_name, (recipe.eval_strategy, recipe.save_strategy))
     if not recipe.load_best_model_at_end:
         return
     if evaluation == "no" or saving == "no":
