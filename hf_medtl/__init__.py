@@ -6,9 +6,7 @@ For research and education. Not a medical device.
 import importlib
 from typing import TYPE_CHECKING
 
-import wrapt
-
-from hf_medtl.common.lazy import lazy_exports
+from hf_medtl.common.lazy import after_import, lazy_exports
 from hf_medtl.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -43,4 +41,4 @@ __getattr__, __dir__, __all__ = lazy_exports(
 
 # Our classes become known to the Auto classes as soon as transformers is imported; now would be early, and not light.
 # Later, with one of its modules, would be in the middle of an import that our classes need finished.
-wrapt.register_post_import_hook(lambda _: importlib.import_module("hf_medtl.models"), "transformers")
+after_import("transformers", lambda: importlib.import_module("hf_medtl.models"))

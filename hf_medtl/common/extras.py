@@ -1,7 +1,6 @@
 """Imports of optional dependencies (extras)."""
 
 import importlib
-import importlib.metadata
 import json
 from typing import Any
 
@@ -32,6 +31,8 @@ def install_command(extra: str) -> str:
     pip adds the packages of an extra to an installed hf_medtl without looking for hf_medtl on an index, so its name is
     enough; but what was installed from a git URL is named by it (PEP 610), for environments made anew.
     """
+    import importlib.metadata  # takes 25 ms, which --help would pay
+
     name = f"hf_medtl[{extra}]"
     try:
         origin = json.loads(importlib.metadata.distribution("hf_medtl").read_text("direct_url.json") or "{}")

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from hf_medtl.common.text import suggest
+from hf_medtl.common.yaml_files import read_yaml
 from hf_medtl.errors import MedtlError
-from hf_medtl.training.command_line import OptionParser, read_options, read_yaml
+from hf_medtl.training.command_line import OptionParser, read_options
 from hf_medtl.training.options import PRIVATE_OPTIONS, strip_path
 
 BUDGETS = ("steps", "epochs")

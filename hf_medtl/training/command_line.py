@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.training.flags import Flag, all_flags, groups
@@ -59,6 +57,8 @@ def read_options(
     for name, value in given.items():
         given[name] = flags[name].convert(value)
     path = given.get("config", recipe.get("config"))
+    from hf_medtl.common.yaml_files import read_yaml  # PyYAML takes 20 ms to import, and --help needs none
+
     file = _convert(flags, read_yaml(Path(path).expanduser(), "--config"), path) if path else {}
     values = {name: flag.default for name, flag in flags.items()} | recipe | file | given
     left_out = _leave_out(values, recipe, {*file, *given})
@@ -168,26 +168,3 @@ def _leave_out(values: dict[str, Any], recipe: Mapping[str, Any], given: set[str
     }
     values |= {name: flags[name].default for name in left_out}
     return left_out
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are truth values: yes, no and off are names of labels."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def read_yaml(path: Path, option: str) -> dict[str, Any]:
-    """Read the YAML file that was given with `option`: a mapping, in UTF-8, or in UTF-16 with a byte-order mark."""
-    try:
-        content = yaml.load(path.read_bytes(), _Loader)
-    except FileNotFoundError:
-        raise MedtlError(f"{option} {path} does not exist. Check the path; it is relative to {Path.cwd()}.") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise MedtlError(f"{option} {path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise MedtlError(f"{option} {path} must contain `key: value` lines, but contains a {type(content).__name__}.")
-    return content

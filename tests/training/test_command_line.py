@@ -6,6 +6,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_medtl import MedtlError
+from hf_medtl.common.yaml_files import read_yaml
 from hf_medtl.data.augmentation import AUGMENTATIONS
 from hf_medtl.evaluation import decisions
 from hf_medtl.models import build
@@ -13,7 +14,7 @@ from hf_medtl.models.processor import FITS, STEPS
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.models.strategies import STRATEGIES
 from hf_medtl.training import losses, mask_losses
-from hf_medtl.training.command_line import format_help, read_options, read_yaml
+from hf_medtl.training.command_line import format_help, read_options
 from hf_medtl.training.flags import all_flags, groups
 from hf_medtl.training.options import CHOICES, LISTS, OWN_NETWORKS, THRESHOLD_RULES, Options
 
