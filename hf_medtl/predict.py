@@ -42,7 +42,7 @@ from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
-from hf_medtl.models.build import check_finite
+from hf_medtl.models.build import load_trained
 from hf_medtl.models.copies import captured_inputs
 from hf_medtl.models.device import select_device
 from hf_medtl.models.ensemble import log_mean_exp
@@ -163,7 +163,8 @@ class Predictor:
             trust_remote_code: run code of the repository. Not needed for our models, whose classes are built in.
 
         Raises:
-            MedtlError: no such model or device, no network, or neither a classifier nor a segmentation model.
+            MedtlError: no such model or device, no network, neither a classifier nor a segmentation model, or weights
+                that are missing or not finite.
         """
         chosen = select_device(device)  # before anything is downloaded
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -171,9 +172,7 @@ class Predictor:
             config = AutoConfig.from_pretrained(name, **hub)
             segmentation = any(x.endswith("ForSemanticSegmentation") for x in config.architectures or ())
             auto: Any = AutoModelForSemanticSegmentation if segmentation else AutoModelForImageClassification
-            model, loading = auto.from_pretrained(
-                name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
+            model = load_trained(auto, name, **hub)
             processor = AutoImageProcessor.from_pretrained(name, **hub)
             # If the config announces the file, a failed download must not look like a missing file.
             announced = getattr(config, "outliers", None)
@@ -195,12 +194,6 @@ class Predictor:
                 f"{_similar_folder(Path(name))} Use a run folder or the id of a model on the Hub; check the spelling "
                 "and the network."
             ) from error
-        if absent := sorted(loading["missing_keys"]):
-            raise MedtlError(
-                f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "
-                "initialised randomly. Fine-tune it first, or use a fine-tuned model."
-            )
-        check_finite(str(name), model.state_dict())
         if Path(name).is_dir():
             revision = _digest(Path(name))
         else:  # the commit of the files in the Hub's cache

@@ -181,6 +181,30 @@ def load_weights(
     return model, {*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}
 
 
+def load_trained(auto: Any, name: str | Path, **hub: Any) -> PreTrainedModel:
+    """Load a model whose weights are used as they are, in float32.
+
+    Args:
+        auto: Auto class of the model.
+        name: folder or Hub id.
+        hub: revision, trust_remote_code and the like.
+
+    Raises:
+        MedtlError: tensors are missing or not finite.
+        OSError, ValueError, KeyError, RuntimeError: there is no such model.
+    """
+    model, loading = auto.from_pretrained(
+        name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if absent := sorted(loading["missing_keys"]):
+        raise MedtlError(
+            f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "
+            "initialised randomly. Fine-tune it first, or use a fine-tuned model."
+        )
+    check_finite(str(name), model.state_dict())
+    return model
+
+
 def check_missing(name: str, model: PreTrainedModel, missing: set[str], body: set[str]) -> None:
     """Raise MedtlError if a checkpoint lacks tensors of the body, which would be initialised randomly."""
     lacking = sorted(body & missing)

@@ -51,7 +51,7 @@ class MedicalImageProcessor(BaseImageProcessor):
     this order, because CLAHE would amplify the noise. Up to step 6 all values are whole numbers of 0 to 255.
 
     Args:
-        size: height and width in pixels.
+        size: height and width in pixels, or one number for both.
         resample: Pillow's number of the interpolation; 3 is bicubic.
         image_mean: per channel, of rescaled values.
         image_std: likewise.
@@ -72,7 +72,8 @@ class MedicalImageProcessor(BaseImageProcessor):
             object in this process, and never saved.
 
     Raises:
-        ValueError: an unknown step or fit, two crops, lung_crop without a model or with another than it was saved with.
+        ValueError: an unknown step or fit, a size without height or width, two crops, lung_crop without a model or with
+            another than it was saved with.
     """
 
     # Of the class, so that they are saved only where they are set: folders saved before do not have them.
@@ -85,7 +86,7 @@ class MedicalImageProcessor(BaseImageProcessor):
 
     def __init__(
         self,
-        size: dict[str, int] | SizeDict | None = None,
+        size: int | Sequence[int] | dict[str, int] | SizeDict | None = None,
         resample: int = 3,
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -106,7 +107,10 @@ class MedicalImageProcessor(BaseImageProcessor):
             raise ValueError(f"steps must be some of {STEPS} and fit one of {FITS}; found {steps!r} and {fit!r}.")
         if {"brain_crop", "lung_crop"} <= set(steps) or ("lung_crop" in steps) != (lung_model is not None):
             raise ValueError("steps can hold one crop only, and lung_model must be given with lung_crop and only then.")
-        self.size: Any = SizeDict(**dict(size or {"height": 224, "width": 224}))
+        self.size: Any = _size({"height": 224, "width": 224} if size is None else size, "size")
+        for name in ("crop_size", "pad_size"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _size(getattr(self, name), name))
         self.resample = int(resample)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.do_normalize, self.rescale_factor = do_normalize, rescale_factor
@@ -205,6 +209,11 @@ class MedicalImageProcessor(BaseImageProcessor):
             values = (values - mean) / std
         if self.do_pad:
             height, width = (self.pad_size[side] - values.shape[i] for i, side in ((1, "height"), (2, "width")))
+            if min(height, width) < 0:
+                raise ValueError(
+                    f"pad_size must be at least {values.shape[1]} × {values.shape[2]} pixels (height × width), the "
+                    f"size of the image; found {self.pad_size.height} × {self.pad_size.width}."
+                )
             values = np.pad(values, ((0, 0), (0, height), (0, width)))
         return values
 
@@ -283,16 +292,21 @@ class Lungs:
             comes from a repository with trusted code, code of the model in it is trusted, too; otherwise none is run.
 
     Raises:
-        OSError, ValueError: there is no such model.
+        OSError, ValueError: there is no such model, or its weights are missing or not finite.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         trust = __name__.startswith("transformers_modules.")
         self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust)
-        self.model = AutoModelForSemanticSegmentation.from_pretrained(
-            folder, trust_remote_code=trust, dtype=torch.float32, use_safetensors=True
-        ).eval()
+        stored: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        self.model, loading = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, trust_remote_code=trust, **stored
+        )
+        weights = self.model.eval().state_dict().items()
+        broken = [name for name, x in weights if x.is_floating_point() and not x.isfinite().all()]
+        if broken := sorted(loading["missing_keys"]) + broken:
+            raise ValueError(f"weights in {folder} are missing or not finite, such as {broken[0]}")
         names = self.model.config.id2label
         self.classes = [i for i, name in names.items() if "lung" in name.lower()] or [i for i in names if i]
         digest = hashlib.sha256()
@@ -398,9 +412,9 @@ def clahe(rgb: NDArray[np.uint8], clip: float = 2.0, grid: int = 8) -> NDArray[n
 
 
 def _size(value: Any, name: str) -> SizeDict:
-    """Return a size given as one number, as height and width, or as a dict of these."""
+    """Return a size given as one positive number, as height and width, or as a dict of these."""
     size = dict(value) if isinstance(value, dict | SizeDict) else get_size_dict(value, param_name=name)
-    if set(size) != {"height", "width"}:
+    if set(size) != {"height", "width"} or min(size.values()) < 1:
         raise ValueError(f"{name} must have height and width, found {size}.")
     return SizeDict(**size)
 

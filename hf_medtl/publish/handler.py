@@ -44,6 +44,9 @@ class EndpointHandler:
 
     Args:
         path: Folder of the model; code in it is run.
+
+    Raises:
+        ValueError: Weights are missing or not finite.
     """
 
     def __init__(self, path: str = ".") -> None:
@@ -51,7 +54,12 @@ class EndpointHandler:
         self.config = AutoConfig.from_pretrained(path, **trusted)
         self.of_masks = any(name.endswith("ForSemanticSegmentation") for name in self.config.architectures or ())
         auto: Any = AutoModelForSemanticSegmentation if self.of_masks else AutoModelForImageClassification
-        self.model = auto.from_pretrained(path, **trusted, dtype=torch.float32, use_safetensors=True).eval()
+        stored = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        self.model, loading = auto.from_pretrained(path, **trusted, **stored)
+        weights = self.model.eval().state_dict().items()
+        broken = [name for name, x in weights if x.is_floating_point() and not x.isfinite().all()]
+        if broken := sorted(loading["missing_keys"]) + broken:
+            raise ValueError(f"weights in {path} are missing or not finite, such as {broken[0]}; download them again")
         self.model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         self.processor = AutoImageProcessor.from_pretrained(path, **trusted)
         self.labels = [self.config.id2label[i] for i in range(self.config.num_labels)]

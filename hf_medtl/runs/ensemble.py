@@ -17,6 +17,7 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.build import load_trained
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.preprocessing import describe_processor, normalisation, shared_processor
 from hf_medtl.publish.card import eval_results
@@ -45,8 +46,9 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         data_dir: the data set of the runs, for a soup.
 
     Raises:
-        MedtlError: Fewer than two runs, an unfinished run or a segmentation run; runs with other labels, another
-            positive label or other preprocessing (for a soup: another architecture) than the first.
+        MedtlError: Fewer than two runs, an unfinished run or a segmentation run; weights that are missing or not
+            finite; runs with other labels, another positive label or other preprocessing (for a soup: another
+            architecture) than the first.
     """
     check_output_dir(folder, resuming=False)
     members = [RunFolder(path) for run in runs for path in (sorted(run.glob("fold-*")) or [run])]
@@ -57,9 +59,7 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         )
     results = [_classification_results(member) for member in members]
     processors = [AutoImageProcessor.from_pretrained(member.path) for member in members]
-    models = [
-        AutoModelForImageClassification.from_pretrained(member.path, dtype=torch.float32).eval() for member in members
-    ]
+    models = [load_trained(AutoModelForImageClassification, member.path).eval() for member in members]
     _check_same_outputs(names, results, models)
     processor = shared_processor(processors, names)
     combine = _average_weights if soup else _join_members

@@ -16,6 +16,7 @@ from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.localization import Region
 from hf_medtl.explain.report import check_supported, write_report
+from hf_medtl.models.build import load_trained
 from hf_medtl.models.device import select_device
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_explanations
@@ -122,7 +123,7 @@ def explain_model(
     out = out or Path(model) / "explanations"
     chosen = select_device(device)
     try:
-        network = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
+        network = load_trained(AutoModelForImageClassification, model)
         processor = AutoImageProcessor.from_pretrained(model)
         finished = fetch_run(model)
     except (OSError, ValueError) as error:

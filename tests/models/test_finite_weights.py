@@ -1,15 +1,22 @@
 """Weights and buffers that are NaN or infinite are refused by name when they are loaded, before anything is trained."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import ViTConfig
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import build_classifier, check_finite
 from hf_medtl.models.encoders import EncoderWeights
+from hf_medtl.models.preprocessing import build_processor
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.predict import Predictor
+from hf_medtl.publish.handler import EndpointHandler
+from hf_medtl.runs.ensemble import ensemble
+from hf_medtl.runs.explain import explain_model
 from tests.support.tiny_models import save_segformer, save_tiny
 
 
@@ -52,6 +59,30 @@ def test_segmentation_model_refuses_them(tmp_path):
     name = break_weights(folder, "query.weight", torch.nan)
     with pytest.raises(MedtlError, match=f"not finite.*{name}"):
         build_segmenter(str(folder), ("background", "lung"))
+
+
+def test_all_that_load_trained_weights_refuse_them(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    name = break_weights(folder, "classifier.bias", torch.nan)
+    message = rf"run has weights that are not finite .*{name} \(1 of"
+    with pytest.raises(MedtlError, match=message):
+        ensemble([finished_run, folder], tmp_path / "ensemble")
+    with pytest.raises(MedtlError, match=message):
+        explain_model(str(folder))
+    with pytest.raises(ValueError, match=f"not finite, such as .*{name}"):
+        EndpointHandler(str(folder))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_lung_model_refuses_missing_and_non_finite_weights(missing, tmp_path):
+    folder = save_segformer(tmp_path / "model")
+    build_processor("", steps=["lung_crop"], lung_model=str(folder), config=ViTConfig(image_size=32))
+    name = break_weights(folder, "linear_fuse.weight", torch.nan)
+    if missing:
+        path = folder / "model.safetensors"
+        save_file({k: x for k, x in load_file(path).items() if "linear_fuse" not in k}, path, {"format": "pt"})
+    with pytest.raises(MedtlError, match=f"--lung_model .* missing or not finite, such as .*{name}"):
+        build_processor("", steps=["lung_crop"], lung_model=str(folder), config=ViTConfig(image_size=32))
 
 
 def test_encoder_weights_refuse_them_only_if_they_are_used():

@@ -87,8 +87,24 @@ def test_unknown_or_unsupported_settings_raise():
         processor(RGB, do_center_crop=True)
     with pytest.raises(ValueError, match="8-bit"):
         processor(RGB / 255, do_rescale=False)
+    with pytest.raises(ValueError, match=r"pad_size must be at least 32 × 32 pixels .*; found 40 × 30"):
+        processor(RGB, do_pad=True, pad_size={"height": 40, "width": 30})
     two = [RGB, RGB[:30]]
     assert [values.shape for values in processor(two, do_resize=False)["pixel_values"]] == [(3, 40, 50), (3, 30, 50)]
+
+
+def test_sizes_are_read_alike_by_the_constructor_loading_and_a_call(tmp_path):
+    MedicalImageProcessor(size=48, do_center_crop=True, crop_size=(20, 24)).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert loaded(RGB)["pixel_values"][0].shape == (3, 20, 24)
+    assert dict(loaded.size) == {"height": 48, "width": 48}
+    larger = AutoImageProcessor.from_pretrained(tmp_path, size=[64, 52], crop_size={"width": 50, "height": 60})
+    assert larger(RGB)["pixel_values"][0].shape == (3, 60, 50)
+    for wrong in (0, "big", {"shortest_edge": 32}, {"height": 32}):
+        with pytest.raises(ValueError, match="size"):
+            MedicalImageProcessor(size=wrong)
+    with pytest.raises(ValueError, match="crop_size must have height and width"):
+        MedicalImageProcessor(crop_size={"shortest_edge": 32})
 
 
 def test_settings_of_loading_are_kept(tmp_path):
