@@ -33,12 +33,17 @@ ROWS = (
         roots=("", "brain-tumor-mri-dataset/", "Brain Tumor MRI Dataset/"),
         official={"Training": "train", "Testing": "test"},
         kaggle="masoudnickparvar/brain-tumor-mri-dataset",
-        # The version of 7,023 images (5,712 and 1,311), which publications use; a later one has 7,200.
-        counts={"no_tumor": 2000, "glioma": 1621, "meningioma": 1645, "pituitary": 1757},
-        citation="Msoud Nickparvar. Brain Tumor MRI Dataset. Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886.",
+        # Public code of 2026 that reads this page: 5,600 and 1,600. Before: 5,712 and 1,311, in the same folders
+        # (1321, 1339, 1595, 1457 and 300, 306, 405, 300; https://github.com/begumarici/BrainTumorDetection-DeepLearning).
+        counts={"no_tumor": 1800, "glioma": 1800, "meningioma": 1800, "pituitary": 1800},
+        citation="Msoud Nickparvar. Brain Tumor MRI Dataset. Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886 (the first "
+        "version, of 7,023 images).",
         problems=(
-            "No patient identifiers: slices of one patient are in both official splits. The tumours of figshare alone "
-            "(Cheng 2017) are 3,064 slices of 233 patients.",
+            "Two versions are in use: what Kaggle has now, 7,200 images (1,800 of each label), and the one of most "
+            "publications, 7,023 images (2,000 no_tumor, 1,621 glioma, 1,645 meningioma, 1,757 pituitary). Say which.",
+            "No patient identifiers, and slices of one patient can be in both official splits: the tumours of figshare "
+            "alone (Cheng 2017, https://figshare.com/articles/dataset/brain_tumor_dataset/1512427) are 3,064 slices of "
+            "233 patients.",
             "Put together from figshare (tumours), SARTAJ and Br35H (all images without a tumour): a model can learn "
             "the source instead of the tumour. SARTAJ is known for wrong labels.",
             "Never external to br35h, nor to other sets with images of figshare, SARTAJ or Br35H.",
@@ -48,7 +53,7 @@ ROWS = (
     DatasetSpec(
         name="br35h",
         title="Br35H: Brain Tumor Detection 2020",
-        # The folders pred (60 images without a label) and Br35H-Mask-RCNN (801 of the tumours, again) are left out.
+        # The folders pred (images without a label) and Br35H-Mask-RCNN (tumours of yes, again) are left out.
         pattern=r"(?P<label>yes|no)/[^/]+",
         values={"no": "no_tumor", "yes": "tumor"},
         example="yes/y0.jpg and no/no0.jpg",
@@ -56,11 +61,11 @@ ROWS = (
         positive="tumor",
         roots=("", "Br35H/", "brain-tumor-detection/"),
         kaggle="ahmedhamada0/brain-tumor-detection",
-        counts={"no_tumor": 1500, "tumor": 1500},
+        counts={"no_tumor": 1500, "tumor": 1500},  # https://github.com/gfnnnb/MM-NeuroOnco, docs/data_sources.md: 3,000
         citation="Ahmed Hamada. Br35H: Brain Tumor Detection 2020. Kaggle, 2020.",
         problems=(
             "No patient identifiers: different slices of one patient can be in different splits.",
-            "Images of mixed origin without a stated reference standard, many of them copies of another one.",
+            "Images of mixed origin without a stated reference standard; an audit shows which are copies.",
             "Not external to brain-tumor-mri-4, whose images without a tumour are from here, and likely not to "
             "brain-tumor-mri.",
         ),

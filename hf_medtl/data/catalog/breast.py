@@ -18,6 +18,7 @@ ROWS = (
             "{folder}/{stem}_mask.png",
         ),
         kaggle="aryashah2k/breast-ultrasound-images-dataset",
+        # https://github.com/dataset-ninja/breast-ultasound-images, which says CC0; others say CC BY 4.0.
         counts={"normal": 133, "benign": 437, "malignant": 210},
         citation="Al-Dhabyani et al. Dataset of breast ultrasound images. Data in Brief 28, 2020, "
         "doi:10.1016/j.dib.2019.104863.",

@@ -30,8 +30,8 @@ RSNA = (
 )
 RSNA_PAGE = "https://www.kaggle.com/competitions/rsna-pneumonia-detection-challenge"
 RSNA_PROBLEMS = (
-    "patientId numbers the images, not the patients: images of one patient of NIH ChestX-ray14 can be in different "
-    "splits.",
+    "patientId numbers the images, not the patients: images of one patient of NIH ChestX-ray14 (11,452 patients, by "
+    "the mapping that RSNA publishes) can be in different splits.",
     "All images are from NIH ChestX-ray14, and covid19-radiography has some of them: neither is external to it.",
     "Pneumonia means a lung opacity that radiologists took for one, without clinical data; the others are normal or "
     "have another abnormality.",
@@ -152,6 +152,8 @@ ROWS = (
         ),
         kaggle="nikhilpandey360/chest-xray-masks-and-labels",
         counts={"normal": 406, "tuberculosis": 394},
+        # Of the Shenzhen masks, https://github.com/FoolmanChen/Separate-Right-and-Left-Side-Lung-Masks-for-Shenzhen-
+        # Hospital-Chest-X-ray-Set; https://github.com/dataset-ninja/chest-xray says CC0 of all.
         licence="cc-by-nc-sa-4.0",
         citation="Jaeger et al., Quant Imaging Med Surg 4(6), 2014; Candemir et al., IEEE TMI 33(2), 2014.",
         problems=(
@@ -215,6 +217,7 @@ ROWS = (
         split_lists={"train": "train_val_list.txt", "test": "test_list.txt"},
         official={"train": "train", "test": "test"},
         kaggle="nih-chest-xrays/data",
+        # https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset; 86,524 images are for training.
         counts=dict(
             zip(
                 NIH_LABELS.values(),
@@ -223,15 +226,15 @@ ROWS = (
             )
         ),
         images=112120,
-        licence="cc0-1.0",
+        licence="cc0-1.0",  # of the Kaggle page; the NIH asks to be named, with its link and the paper
         citation="Wang et al. ChestX-ray8: Hospital-Scale Chest X-Ray Database and Benchmarks on Weakly-Supervised "
         "Classification and Localization of Common Thorax Diseases. CVPR 2017.",
         problems=(
             "The labels were mined from reports by text processing, with an accuracy that its authors expect to be "
-            "above 90 %: a label's absence means that the report does not mention it.",
+            "above 90 %, while a radiologist who looked at 700 images found less (Oakden-Rayner 2019, Exploring large "
+            "scale public medical image datasets): a label's absence means that the report does not mention it.",
             "112,120 images of 30,805 patients of one hospital; many are follow-ups of treated patients, so that "
             "drains and tubes can be exploited as shortcuts.",
-            "Findings are more frequent in the official test split than in train.",
             "Never external to sets with images from here: rsna-pneumonia, covid19-radiography and pulmonary-edema "
             "among them.",
         ),
@@ -250,7 +253,7 @@ ROWS = (
         # The labels of the official validation split are those of three radiologists, and patients are its own.
         official={"train": "train", "validation": "test"},
         homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
-        images=224316,
+        images=223648,  # 223,414 in train.csv and 234 in valid.csv; 224,316 with the test images
         licence="other",
         citation="Irvin et al. CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert "
         "Comparison. AAAI 2019, arXiv:1901.07031.",
@@ -259,10 +262,10 @@ ROWS = (
             "the report does not mention it, is read as absent.",
             "Images with an uncertain label (-1) are excluded, which is a selection.",
             "The test split is the official validation split (234 images of 200 patients, labelled by three "
-            "radiologists): intervals are wide, and some labels hardly occur. That of the competition (668 images) is "
-            "not part of the download.",
+            "radiologists): intervals are wide, and some labels hardly occur. That of the competition (668 images of "
+            "500 patients, https://github.com/rajpurkarlab/cheXlocalize) is not read.",
             "Frontal and lateral images are together: to use frontal ones only, --sources Frontal.",
-            "224,316 images of 65,240 patients of one hospital (Stanford).",
+            "223,414 training images of 64,540 patients of one hospital (Stanford).",
         ),
     ),
     DatasetSpec(

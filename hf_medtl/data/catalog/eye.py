@@ -16,7 +16,9 @@ ROWS = (
         official={"train": "train", "val": "train", "test": "test"},
         patient=r"[A-Z]+-(\d+)-\d+",
         kaggle="paultimothymooney/kermany2018",
-        counts={"normal": 26565, "cnv": 37455, "dme": 11598, "drusen": 8866},  # train 83,484, test 968, val 32
+        # Train 26,315, 37,205, 11,348 and 8,616; test 242 and val 8 of each. The licence also in medmnist/info.py of
+        # https://github.com/MedMNIST/MedMNIST.
+        counts={"normal": 26565, "cnv": 37455, "dme": 11598, "drusen": 8866},
         licence="cc-by-4.0",
         citation="Kermany et al. Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning. "
         "Cell 172(5), 2018; Mendeley Data v2 and v3, doi:10.17632/rscbjbr9sj.",
@@ -25,8 +27,8 @@ ROWS = (
             "2022, doi:10.1038/s41597-022-01618-6); their training images are excluded.",
             "The official validation split has only 32 images; ours is sampled from train by patient instead.",
             "The official test split has as many images of each label, unlike train: see the prevalence.",
-            "The counts are those of version 2 and of Kaggle; version 3 has more normal images and a test split of "
-            "1,000.",
+            "The counts are those of Kaggle; version 3 on Mendeley has more normal images (51,140 in train) and a test "
+            "split of 1,000.",
         ),
     ),
     DatasetSpec(
@@ -39,13 +41,15 @@ ROWS = (
         table=r"train\.csv",
         columns={"file_name": "train_images/{id_code}", "label": "{diagnosis}"},
         homepage="https://www.kaggle.com/competitions/aptos2019-blindness-detection",
+        # https://github.com/AtharvaPatil-Data/Diabetic-Retinopathy-Cascade-Classification, Data/README.md
         counts=dict(zip(APTOS_GRADES.values(), (1805, 370, 999, 193, 295), strict=True)),
         licence="other",
         citation="Asia Pacific Tele-Ophthalmology Society. APTOS 2019 Blindness Detection. Kaggle, 2019.",
         problems=(
             "No patient identifiers: both eyes of one patient can be in different splits.",
-            "Graded by one clinician per image; copies of images, some with another grade, are documented.",
-            "Cameras, sizes and crops differ between the grades and can be exploited as shortcuts.",
+            "Graded by one clinician per image; the page of the competition warns of noise in images and grades.",
+            "Images are from multiple clinics and cameras: where these differ between the grades, they can be "
+            "exploited as shortcuts.",
             "Grades are read as labels without an order. The competition's test images have no public grades.",
         ),
     ),
