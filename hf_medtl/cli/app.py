@@ -50,7 +50,7 @@ EXAMPLES = {
     "card write": "hf-medtl card write runs/demo --model_card card.md",
     "push": "hf-medtl push runs/demo OWNER/NAME --private --dry_run",
     "export": "hf-medtl export runs/demo --format onnx",
-    "predict": "hf-medtl predict runs/demo scans/ --out predictions.csv --maps maps",
+    "predict": "hf-medtl predict runs/demo scans/ --out predictions.csv --maps maps --explain gradcam",
     "space": "hf-medtl space --models runs/demo",
     "space push": "hf-medtl space push OWNER/NAME --models OWNER/MODEL --dry_run",
 }

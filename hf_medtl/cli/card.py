@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import make_group
+from hf_medtl.cli.options import check_exists, make_group
 from hf_medtl.errors import MedtlError
 
 app = make_group("Model cards.")
@@ -29,9 +29,12 @@ def new(file: Annotated[Path, typer.Argument(help="Markdown file to write.")] = 
 
 @app.command()
 def write(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", callback=check_exists)],
     model_card: Annotated[
-        Path | None, typer.Option("--model_card", help="Markdown file with the author's text; the run's if not given.")
+        Path | None,
+        typer.Option(
+            "--model_card", help="Markdown file with the author's text; the run's if not given.", callback=check_exists
+        ),
     ] = None,
 ) -> None:
     """Write the card of a finished run again, such as with a text that was not there when it trained.
@@ -46,7 +49,9 @@ def write(
 
 @app.command()
 def check(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or Markdown file for --model_card.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, or Markdown file for --model_card.", callback=check_exists)
+    ],
 ) -> None:
     """List what a card should say by CLAIM, TRIPOD+AI and Model Facts, and what is missing.
 

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DataDir, Figures, Seed
+from hf_medtl.cli.options import DataDir, Figures, Seed, check_runs
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs or cross-validations.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of two or more finished runs or cross-validations.", callback=check_runs),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for README.md, comparison.json and figures/.")] = Path("comparison"),
     metric: Annotated[
         list[str] | None,

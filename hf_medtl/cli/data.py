@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import Columns, DataDir, DatasetName, DryRun, Private, Seed, make_group
+from hf_medtl.cli.options import Columns, DataDir, DatasetName, DryRun, Private, Seed, make_group, one_of
 from hf_medtl.errors import MedtlError
+from hf_medtl.training.options import CHOICES
 
 app = make_group("Datasets: list, fetch, audit, preview, push.")
 
@@ -76,12 +77,19 @@ def preview(
     name: DatasetName,
     data_dir: DataDir = None,
     columns: Columns = "",
-    augmentation: Annotated[str, typer.Option(help="Name of an augmentation, or none.")] = "light",
+    augmentation: Annotated[
+        str,
+        typer.Option(
+            help="Name of an augmentation, or none.", callback=one_of("--augmentation", CHOICES["augmentation"])
+        ),
+    ] = "light",
     preprocessing: Annotated[str, typer.Option(help="Medical preprocessing steps, such as brain_crop,clahe.")] = "",
     lung_model: Annotated[
         str | None, typer.Option("--lung_model", help="Model that lung_crop needs: Hub id or run folder.")
     ] = None,
-    fit: Annotated[str, typer.Option(help="squash, or pad to keep the aspect ratio.")] = "squash",
+    fit: Annotated[
+        str, typer.Option(help="squash, or pad to keep the aspect ratio.", callback=one_of("--fit", CHOICES["fit"]))
+    ] = "squash",
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
     images: Annotated[int, typer.Option("--pictures", help="Number of images of each label.")] = 2,
     samples: Annotated[int, typer.Option(help="Number of augmented samples of each image.")] = 6,

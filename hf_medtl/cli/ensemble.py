@@ -5,14 +5,22 @@ from typing import Annotated
 
 import typer
 
+from hf_medtl.cli.options import check_exists, check_runs
+
 
 def ensemble(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or cross-validations.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs or cross-validations.", callback=check_runs)
+    ],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="New folder for the ensemble.")],
     soup: Annotated[bool, typer.Option("--soup", help="Average the weights instead of the probabilities.")] = False,
     data_dir: Annotated[
         Path | None,
-        typer.Option("--data_dir", help="The runs' data, to calibrate and test a model soup of runs on one split."),
+        typer.Option(
+            "--data_dir",
+            help="The runs' data, to calibrate and test a model soup of runs on one split.",
+            callback=check_exists,
+        ),
     ] = None,
 ) -> None:
     """Combine runs into one model that returns the mean of their calibrated probabilities."""

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import Columns, Device, Figures, Model, Revision, TrustRemoteCode
+from hf_medtl.cli.options import (
+    Columns,
+    Device,
+    Figures,
+    Model,
+    Revision,
+    TrustRemoteCode,
+    check_exists,
+    check_known_dataset,
+    one_of,
+)
 from hf_medtl.errors import MedtlError
 
 
@@ -13,13 +23,23 @@ def evaluate(
     model: Model,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Name from `hf-medtl data list`, or id on the Hub; imagefolder if only --data_dir is given."),
+        typer.Option(
+            help="Name from `hf-medtl data list`, or id on the Hub; imagefolder if only --data_dir is given.",
+            callback=check_known_dataset,
+        ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", help="Folder or file of the dataset; downloaded if not given.")
+        Path | None,
+        typer.Option(
+            "--data_dir", help="Folder or file of the dataset; downloaded if not given.", callback=check_exists
+        ),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="all, or one of the dataset's own splits: train, validation, test.")
+        str,
+        typer.Option(
+            help="all, or one of the dataset's own splits: train, validation, test.",
+            callback=one_of("--split", ("all", "train", "validation", "test")),
+        ),
     ] = "all",
     labels: Annotated[
         str | None,
@@ -35,7 +55,10 @@ def evaluate(
         bool, typer.Option("--drop_overlap", help="Exclude images that the model was trained on, and near-duplicates.")
     ] = False,
     training_data: Annotated[
-        Path | None, typer.Option("--training_data", help="The model's training data, to detect near-duplicates.")
+        Path | None,
+        typer.Option(
+            "--training_data", help="The model's training data, to detect near-duplicates.", callback=check_exists
+        ),
     ] = None,
     sources: Annotated[str, typer.Option(help="Hospitals or collections to test on, separated by commas.")] = "",
     columns: Columns = "",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DataDir, Device, Figures, Model, Seed
+from hf_medtl.cli.options import MAP_METHODS, DataDir, Device, Figures, Model, Seed, check_known_dataset, one_of
 
 
 def explain(
@@ -14,14 +14,27 @@ def explain(
         Path | None, typer.Option(help="Folder for the pages and explanations.json; MODEL/explanations by default.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Name from `hf-medtl data list`; the run's dataset by default.")
+        str | None,
+        typer.Option(
+            help="Name from `hf-medtl data list`; the run's dataset by default.", callback=check_known_dataset
+        ),
     ] = None,
     data_dir: DataDir = None,
     method: Annotated[
-        str, typer.Option(help="gradcam, gradcam++, eigencam, scorecam (slow), rollout or integrated_gradients.")
+        str,
+        typer.Option(
+            help="gradcam, gradcam++, eigencam, scorecam (slow), rollout or integrated_gradients.",
+            callback=one_of("--method", MAP_METHODS),
+        ),
     ] = "gradcam",
     layer: Annotated[str | None, typer.Option(help="Name of a module; chosen automatically by default.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the run: test, validation or train.")] = "test",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Split of the run: test, validation or train.",
+            callback=one_of("--split", ("test", "validation", "train")),
+        ),
+    ] = "test",
     number: Annotated[int, typer.Option(help="Maximum number of images on a page.")] = 12,
     sample: Annotated[int, typer.Option(help="Maximum number of images for the verdict on each label.")] = 12,
     masks: Annotated[

@@ -5,10 +5,14 @@ from typing import Annotated
 
 import typer
 
+from hf_medtl.cli.options import EXPORT_FORMATS, check_exists, one_of
+
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run or ensemble.")],
-    format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run or ensemble.", callback=check_exists)],
+    format: Annotated[
+        str, typer.Option(help="onnx or openvino.", callback=one_of("--format", EXPORT_FORMATS))
+    ] = "onnx",
     int8: Annotated[
         bool,
         typer.Option(
@@ -21,7 +25,9 @@ def export(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data_dir", help="The run's data; downloaded if not given. Any images for a run without splits.csv."
+            "--data_dir",
+            help="The run's data; downloaded if not given. Any images for a run without splits.csv.",
+            callback=check_exists,
         ),
     ] = None,
     force: Annotated[

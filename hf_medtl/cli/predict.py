@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_medtl.cli.options import Device, Model, Revision, TrustRemoteCode
+from hf_medtl.cli.options import MAP_METHODS, Device, Model, Revision, TrustRemoteCode, check_suffix, one_of
 from hf_medtl.errors import MedtlError
 
 if TYPE_CHECKING:
@@ -16,14 +16,19 @@ def predict(
     model: Model,
     inputs: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[
-        Path | None, typer.Option(help="Table to write: .csv, .jsonl or .parquet; printed if not given.")
+        Path | None,
+        typer.Option(
+            help="Table to write: .csv, .jsonl or .parquet; printed if not given.",
+            callback=check_suffix("--out", ".csv", ".jsonl", ".parquet"),
+        ),
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder for the masks of a segmentation model.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for images overlaid with heatmaps; see --explain.")] = None,
     explain: Annotated[
         str | None,
         typer.Option(
-            help="Heatmap method: gradcam, gradcam++, eigencam, rollout, ...; uncertainty for a segmentation model."
+            help="Heatmap method: gradcam, gradcam++, eigencam, rollout, ...; uncertainty for a segmentation model.",
+            callback=one_of("--explain", (*MAP_METHODS, "uncertainty")),
         ),
     ] = None,
     dicom: Annotated[

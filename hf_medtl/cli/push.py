@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DryRun, Private, Waive, parse_waivers, print_files
+from hf_medtl.cli.options import DryRun, Private, Waive, check_exists, parse_waivers, print_files
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, a cross-validation or a study.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, a cross-validation or a study.", callback=check_exists)
+    ],
     repo: Annotated[
         str, typer.Argument(help="Target repository: OWNER/NAME or NAME; prefix of the names of several models.")
     ],

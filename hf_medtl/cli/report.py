@@ -5,12 +5,25 @@ from typing import Annotated
 
 import typer
 
+from hf_medtl.cli.options import check_runs, check_suffix
+
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or cross-validations.")],
-    out: Annotated[Path, typer.Option(help="Page to write (.html): one file that works offline.")],
-    slides: Annotated[Path | None, typer.Option(help="Slides to write, too (.pptx).")] = None,
-    pdf: Annotated[Path | None, typer.Option(help="PDF with the same content (.pdf).")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs or cross-validations.", callback=check_runs)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Page to write (.html): one file that works offline.", callback=check_suffix("--out", ".html")
+        ),
+    ],
+    slides: Annotated[
+        Path | None, typer.Option(help="Slides to write, too (.pptx).", callback=check_suffix("--slides", ".pptx"))
+    ] = None,
+    pdf: Annotated[
+        Path | None, typer.Option(help="PDF with the same content (.pdf).", callback=check_suffix("--pdf", ".pdf"))
+    ] = None,
     data_dir: Annotated[
         list[str] | None,
         typer.Option("--data_dir", help="Data of the runs, to show images: DIR or DATASET=DIR; can be repeated."),

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hf_medtl.cli.options import Device, DryRun, Private, TrustRemoteCode, Waive, parse_waivers, print_files
+from hf_medtl.cli.options import (
+    Device,
+    DryRun,
+    Private,
+    TrustRemoteCode,
+    Waive,
+    check_models,
+    parse_waivers,
+    print_files,
+)
 from hf_medtl.common.extras import require
 
 
@@ -36,6 +45,7 @@ Models = Annotated[
         "--models",
         metavar="MODEL ...",
         help="One or more run folders or Hub ids; small models trained on generated images by default.",
+        callback=check_models,
     ),
 ]
 McpServer = Annotated[

@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +18,9 @@ from typer.testing import CliRunner
 
 from hf_medtl import MedtlError, load, read_image
 from hf_medtl.cli.app import app, expand_home
+from hf_medtl.cli.options import EXPORT_FORMATS, MAP_METHODS
+from hf_medtl.explain.maps import METHODS
+from hf_medtl.export.export import FORMATS
 from hf_medtl.version import __version__
 from tests.support.commands import COMMAND, run_cli, run_command
 from tests.support.image_files import write_noise_image
@@ -94,6 +99,55 @@ def test_missing_model_folder_is_an_error_at_once(model):
     result = CliRunner().invoke(app, ["predict", model, "image.png"])
     assert isinstance(result.exception, MedtlError)
     assert f"The folder {model} does not exist" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("report NOWHERE --out r.html", "NOWHERE does not exist"),
+        ("report . --out r.html", ". is not a finished run"),
+        ("report . --out r.pdf", r"--out is a file that ends with .html"),
+        ("compare NOWHERE runs/b", "NOWHERE does not exist"),
+        ("ensemble runs/dmo runs/b --output_dir both", r"runs/dmo does not exist. Did you mean 'runs/demo'\?"),
+        ("export NOWHERE", "NOWHERE does not exist"),
+        ("export . --format onxx", r"--format is one of onnx, openvino, but found 'onxx'. Did you mean 'onnx'\?"),
+        ("evaluate NOWHERE --data_dir .", "The folder NOWHERE does not exist"),
+        ("evaluate runs/demo --data_dir absent", "absent does not exist"),
+        ("evaluate runs/demo --data_dir . --split tets", "--split is one of .* Did you mean 'test'"),
+        ("evaluate runs/demo --data_dir . --figures jpg", "--figures takes png, pdf, svg"),
+        ("evaluate runs/demo --dataset brain-fantoms", "Unknown dataset 'brain-fantoms'.* Did you mean"),
+        ("explain demo", "The folder demo does not exist. Did you mean 'runs/demo'"),
+        ("explain runs/demo --method gradcan", "--method is one of .* Did you mean 'gradcam'"),
+        ("predict runs/demo x.png --explain gradcan", "--explain is one of .* Did you mean 'gradcam'"),
+        ("predict runs/demo x.png --out x.txt", "--out is a file that ends with .csv or .jsonl or .parquet"),
+        ("push NOWHERE owner/name", "NOWHERE does not exist"),
+        ("card check NOWHERE", "NOWHERE does not exist"),
+        ("card write NOWHERE", "NOWHERE does not exist"),
+        ("space --models NOWHERE", "The folder NOWHERE does not exist"),
+        ("space push owner/name --models NOWHERE", "The folder NOWHERE does not exist"),
+        ("data audit imagefolder --data_dir absent", "absent does not exist"),
+        ("data preview brain-phantoms --augmentation brian", "--augmentation is one of .* Did you mean 'brain'"),
+    ],
+)
+def test_wrong_arguments_are_errors_before_heavy_imports(words, message, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for module in (
+        "hf_medtl.report.build",
+        "hf_medtl.runs",
+        "hf_medtl.export.export",
+        "hf_medtl.space",
+        "hf_medtl.predict",
+    ):
+        monkeypatch.setitem(sys.modules, module, None)  # its import fails
+    error = CliRunner().invoke(app, shlex.split(words)).exception
+    assert isinstance(error, MedtlError), error
+    assert re.match(message, str(error))
+
+
+def test_choices_of_commands_are_those_of_their_modules():
+    assert tuple(FORMATS) == EXPORT_FORMATS
+    assert tuple(METHODS) == MAP_METHODS
 
 
 def test_unknown_option_suggests_the_nearest():
