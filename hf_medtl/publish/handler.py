@@ -146,6 +146,8 @@ def read(source: Any) -> Image.Image:
                 encoded = source.partition(",")[2] if source.startswith("data:") else source
                 source = base64.b64decode("".join(encoded.split()), validate=True)
             source = read_dicom(source) if source[128:132] == b"DICM" else Image.open(io.BytesIO(source))
+        # Pillow drops the lower bits of deep colours on loading.
+        deep = source.mode[0] in "IF" or ";16" in str([part[3] for part in getattr(source, "tile", [])])
         source.load()
     except Unsupported:
         raise
@@ -153,8 +155,8 @@ def read(source: Any) -> Image.Image:
         raise ValueError("expected an image in base64, but found other characters") from error
     except Exception as error:  # readers raise all kinds of errors on damaged files, which quote headers
         raise ValueError(f"not a readable image ({type(error).__name__})") from error
-    if source.mode[0] in "IF":
-        raise ValueError(f"expected an 8-bit image, found Pillow mode {source.mode}; apply a window first")
+    if deep:
+        raise ValueError(f"expected an 8-bit image, found more bits (Pillow mode {source.mode}); apply a window first")
     return ImageOps.exif_transpose(source).convert("RGB")
 
 
@@ -166,7 +168,7 @@ def read_dicom(content: bytes) -> Image.Image:
     """Read the middle frame as displayed: by its linear window, or else the 0.5th and 99.5th percentile of its pixels.
 
     Raises:
-        Unsupported: Pydicom is missing, or the file has lookup tables or settings of each frame.
+        Unsupported: Pydicom is missing, or the file has lookup tables, settings of each frame or bits below its values.
     """
     try:
         import numpy as np
@@ -179,13 +181,15 @@ def read_dicom(content: bytes) -> Image.Image:
         file = pydicom.dcmread(io.BytesIO(content))
         tables = ("VOILUTSequence", "ModalityLUTSequence", "SharedFunctionalGroupsSequence")
         kind = file.PhotometricInterpretation
-        if kind == "PALETTE COLOR" or file.get("VOILUTFunction") == "SIGMOID" or any(file.get(name) for name in tables):
-            raise Unsupported("this DICOM file has lookup tables that are not supported here; send it as PNG")
+        shifted = int(file.get("HighBit") or 0) >= file.BitsStored  # unused bits below the stored ones
+        palette = kind == "PALETTE COLOR" or file.get("VOILUTFunction") == "SIGMOID"
+        if shifted or palette or any(file.get(name) for name in tables):
+            raise Unsupported("this DICOM file has lookup tables or bits not supported here; send it as PNG")
         frames = int(file.get("NumberOfFrames") or 1)
         pixels = pydicom.pixels.pixel_array(file, index=frames // 2 if frames > 1 else None)
         if pixels.ndim == 3:
-            return Image.fromarray(pixels.astype(np.uint8) if file.BitsStored == 8 else pixels)
-        slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
+            return Image.fromarray(np.rint(pixels * (255 / (2**file.BitsStored - 1))).astype(np.uint8))
+        slope, intercept = float(file.get("RescaleSlope") or 1), float(file.get("RescaleIntercept") or 0)
         values, bits = pixels * slope + intercept, file.BitsStored
         centre, width = (np.atleast_1d(file.get(name) or np.nan)[0] for name in ("WindowCenter", "WindowWidth"))
         if width > 0:

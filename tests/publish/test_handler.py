@@ -5,6 +5,7 @@ import base64
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -84,6 +85,8 @@ def test_every_kind_of_body_has_the_same_answer(client, folder):
         ({"files": [("a", PNG), ("b", PNG)]}, "expected one file in the form, found 2"),
         ({"content": PNG, "headers": {"content-type": "multipart/form-data"}}, "expected one file"),
         ({"content": encode_image(Image.fromarray(np.full((9, 9), 4000, np.uint16)))}, "apply a window"),
+        ({"content": cv2.imencode(".png", np.full((9, 9, 3), 4000, np.uint16))[1].tobytes()}, "apply a window"),
+        ({"content": cv2.imencode(".tif", np.full((9, 9, 3), 4000, np.uint16))[1].tobytes()}, "apply a window"),
     ],
 )
 def test_bad_bodies_are_told(client, request_, message):
@@ -103,6 +106,9 @@ def test_bad_bodies_are_told(client, request_, message):
         make_dicom(RAMP.astype(np.int16) - 1000, PixelPaddingValue=-1000),
         make_dicom(COLOUR[..., 0].copy()),
         make_dicom(COLOUR),
+        make_dicom(COLOUR.astype(np.uint16) * 256 + 99),
+        make_dicom(RAMP, BitsStored=12, WindowCenter=9, WindowWidth=4, RescaleSlope=None, RescaleIntercept=None),
+        make_dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000, RescaleSlope=0),
         make_dicom(np.stack([RAMP // 2, RAMP, RAMP // 4]), frames=3, BitsStored=12),
     ],
 )
@@ -120,6 +126,9 @@ def test_dicom_that_is_not_read_here_says_so_without_its_header(client, monkeypa
     sigmoid = make_dicom(RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="SIGMOID")
     response = client.post("/", content=encode_dicom(sigmoid))
     assert response.status_code == 400 and "send it as PNG" in response.json()["error"]
+    shifted = make_dicom(RAMP << 4, BitsStored=12)
+    shifted.HighBit = 15
+    assert "bits not supported here" in client.post("/", content=encode_dicom(shifted)).json()["error"]
     torn = client.post("/", content=encode_dicom(make_dicom(RAMP, BitsStored=12))[:2000])
     assert torn.status_code == 400 and NAME not in torn.text
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
