@@ -85,7 +85,7 @@ def build_classifier(
             "such as google/vit-base-patch16-224-in21k, a folder with config.json"
             f"{'' if from_scratch else ' and model.safetensors'}, or random weights without a download: "
             f"{', '.join(OWN_NETWORKS)}.{nearest(name, OWN_NETWORKS)} Check the spelling, the network, or the path."
-            f"{_timm_tags(name)}"
+            f"{timm_tags(name)}"
         ) from error
     add_head_dropout(find_head(model), head_dropout)
     if from_scratch:
@@ -138,7 +138,7 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
     return TimmWrapperConfig(architecture=architecture.split(".")[0], **arguments)
 
 
-def _timm_tags(name: str) -> str:
+def timm_tags(name: str) -> str:
     """Suggest tags of pretrained weights for a timm architecture that was named without one."""
     import timm
 

@@ -6,13 +6,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
-from hf_medtl.common.text import split_commas
+from hf_medtl.common.model_place import check_place
+from hf_medtl.common.text import nearest, split_commas
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.leakage import load_external
 from hf_medtl.data.positive_label import check_positive
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.build import timm_tags
 from hf_medtl.publish.card_fields import check_prose
 from hf_medtl.publish.check import check_licence, contains_token
 from hf_medtl.publish.hub import check_hub_access
@@ -26,6 +28,7 @@ from hf_medtl.runs.search_space import Space, check_search
 from hf_medtl.runs.training_checks import check_training
 from hf_medtl.tasks import Task, get_task, task_for_dataset
 from hf_medtl.training.checkpoints import find_checkpoint
+from hf_medtl.training.options import OWN_NETWORKS
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.version import __version__
 
@@ -73,6 +76,7 @@ def check_options(recipe: Recipe) -> Space:
     get_task(recipe.task).check_recipe(recipe)
     if recipe.positive_label is not None:
         check_positive(DATASETS.get(recipe.dataset, DATASETS["imagefolder"]), recipe.positive_label)
+    _check_models(recipe)
     _, prose = read_prose(recipe.model_card)
     if contains_token((recipe.to_yaml() + prose).encode()):
         raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
@@ -135,6 +139,22 @@ def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, 
         model.config.positive_label = loaded.positive  # a run that is resumed keeps it
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+
+
+def _check_models(recipe: Recipe) -> None:
+    """Check that the models which will be loaded are where their names say; images are read first, for minutes."""
+    name = recipe.model_name_or_path
+    only_code = name in OWN_NETWORKS or (recipe.from_scratch and name.startswith("timm/"))  # without any file
+    for option, model, revision in (
+        ("model_name_or_path", None if only_code else name, recipe.model_revision),
+        ("lung_model", recipe.lung_model, None),
+    ):
+        try:
+            if model:
+                check_place(model, revision)
+        except MedtlError as error:
+            hint = (nearest(model, OWN_NETWORKS) or timm_tags(model)) if option == "model_name_or_path" else ""
+            raise MedtlError(f"--{option}: {error}{hint}") from error
 
 
 def _load_external(recipe: Recipe, loaded: LoadedDataset) -> LoadedDataset:

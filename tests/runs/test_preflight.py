@@ -43,5 +43,20 @@ def test_options_and_folder_are_checked_before_data_are_read(phantoms, tiny_chec
         preflight.check(Recipe(**values))
     with pytest.raises(MedtlError, match="number of trials"):
         preflight.check(Recipe(**values, search=-1))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for change, message in (
+        (
+            {"model_name_or_path": "google/vit-bas"},
+            r"--model_name_or_path: google/vit-bas is neither a folder .* network",
+        ),
+        ({"model_name_or_path": "cnn_basline"}, r"cnn_basline does not exist.* Did you mean 'cnn_baseline'\?"),
+        (
+            {"model_name_or_path": "timm/resnet50"},
+            r"timm/resnet50 is neither .* of this architecture: timm/resnet50\.a1",
+        ),
+        ({"lung_model": "runs/absent", "preprocessing": "lung_crop"}, "--lung_model: The folder runs/absent does not"),
+    ):
+        with pytest.raises(MedtlError, match=message):
+            preflight.check(Recipe(**values | change))
     with pytest.raises(MedtlError, match="holds an access token"):
         preflight.check(Recipe(**values, search=-1, run_name="hf_" + "a" * 34))
