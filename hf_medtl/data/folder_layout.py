@@ -62,24 +62,33 @@ def check_labels(root: Path, labels: dict[str, list[str]]) -> None:
         MedtlError: The same folders repeat below all of them, one has all others once more, or the
             names of all have a split and something else.
     """
-    below: dict[str, set[str]] = defaultdict(set)
+    paths: dict[str, list[list[str]]] = defaultdict(list)
     for parts in labels.values():
-        # Numbered folders repeat because they are patients, series or slices.
-        below[parts[0]].update(name.casefold() for name in parts[1:2] if not any(map(str.isdigit, name)))
-    repeated = set.intersection(*below.values()) if len(below) > 1 else set()
+        paths[parts[0]].append(parts[1:])
+    inner = {name: {parts[0].casefold() for parts in own if parts} for name, own in paths.items()}
+    below = {name: _unwrap(own) for name, own in paths.items()}
+    # Numbered folders repeat because they are patients, series or slices, but not if all have the same few of them.
+    repeated = (
+        {name for name in set.intersection(*below.values()) if not _has_number(name)} if len(below) > 1 else set()
+    )
+    numbered = set.union(*inner.values()) if inner else set()
+    if 1 < len(numbered) < len(inner) and all(inner.values()) and all(map(_has_number, (*inner, *numbered))):
+        repeated = numbered
     if len(repeated) > 1:
         raise MedtlError(
             f"{root}: the folders {abbreviate(sorted(below))} all have folders called {abbreviate(sorted(repeated))}, "
             "so it is doubtful which of them are the labels. If the first are splits, call them train, validation and "
-            "test; otherwise add a metadata.csv with the columns file_name and label."
+            "test; if they are parts of the data, give one of them; otherwise add a metadata.csv with the columns "
+            "file_name and label."
         )
-    for name, inner in below.items():
-        others = {other.casefold() for other in below if other != name}
-        if len(others) > 1 and others <= inner:
-            raise MedtlError(
-                f"{root}: the folder {name} has the folders {abbreviate(sorted(others))} once more, so it is no label. "
-                f"Remove it if it is a copy, or set --data_dir to {root / name}."
-            )
+    others = {name: {other.casefold() for other in inner if other != name} for name in inner}
+    copies = [name for name in inner if len(others[name]) > 1 and others[name] <= inner[name]]
+    if len(copies) == 1:
+        name = copies[0]
+        raise MedtlError(
+            f"{root}: the folder {name} has the folders {abbreviate(sorted(others[name]))} once more, so it is no "
+            f"label. Remove it if it is a copy, or set --data_dir to {root / name}."
+        )
     words = {name: split_word(name) for name in below}
     splits: dict[str, set[str | None]] = defaultdict(set)
     for split, rest in words.values():
@@ -89,6 +98,17 @@ def check_labels(root: Path, labels: dict[str, list[str]]) -> None:
             f"{root}: the names of the folders {abbreviate(sorted(below))} have both a split and a label. Move them "
             f"to folders of splits with folders of labels, such as train/{next(iter(splits))}."
         )
+
+
+def _has_number(name: str) -> bool:
+    return any(map(str.isdigit, name))
+
+
+def _unwrap(paths: list[list[str]]) -> set[str]:
+    """Return the names in lower case of the outermost folders of which there is more than one; empty if of none."""
+    while paths and all(paths) and len({parts[0] for parts in paths}) == 1:
+        paths = [parts[1:] for parts in paths]
+    return {parts[0].casefold() for parts in paths if parts}
 
 
 def _names(folders: dict[str, list[str]], level: int) -> set[str]:

@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from hf_medtl.data.dataset_spec import DatasetSpec
@@ -59,34 +59,43 @@ def pair_masks(images: Sequence[str]) -> tuple[dict[str, str], set[str]]:
     """
     folder_of = _find_mask_folders({posixpath.dirname(path) for path in images})
     names = {path: _parse_name(path) for path in images}
-    beside: list[str] = []
     inside: dict[str, list[str]] = defaultdict(list)
-    index: dict[Key, list[str]] = defaultdict(list)
     for path in images:
         if folder := folder_of[posixpath.dirname(path)]:
             inside[folder].append(path)
-        elif names[path][1]:
-            beside.append(path)
-    if not beside and not inside:
+    others = [path for path in images if not folder_of[posixpath.dirname(path)]]
+    if not inside and not any(names[path][1] for path in others):
         return {}, set()
-    for path in images:
-        if not folder_of[posixpath.dirname(path)] and not names[path][1]:
-            for folders in _patterns(tuple(path.split("/")[:-1]), bool(inside)):
-                index[folders, names[path][0][0]].append(path)
+    index = _index_images(others, names, bool(inside))
     masks: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # image -> folder -> masks
     recognized = set()
-    for path in beside:
-        folders = tuple(path.split("/")[:-1])
-        for image in next((index[folders, name] for name in names[path][0] if (folders, name) in index), []):
-            masks[image][""].append(path)
-            recognized.add(path)
     for folder, paths in inside.items():
         pairs = [(image, path) for path in paths for image in _find_images(path, folder, names[path][0], index)]
         if posixpath.basename(folder).lower() == "masks" or 2 * len({path for _, path in pairs}) >= len(paths):
             recognized.update(paths)
             for image, path in pairs:
                 masks[image][folder].append(path)
+        else:  # a folder around everything, such as lgg-mri-segmentation or Dataset_BUSI_with_GT
+            others.extend(paths)
+    index = _index_images(others, names)
+    for path in [path for path in others if names[path][1]]:
+        folders = tuple(path.split("/")[:-1])
+        for image in next((index[folders, name] for name in names[path][0] if (folders, name) in index), []):
+            masks[image][""].append(path)
+            recognized.add(path)
     return {image: "|".join(_choose(folders)) for image, folders in masks.items()}, recognized
+
+
+def _index_images(
+    paths: Sequence[str], names: Mapping[str, tuple[list[str], bool]], wildcards: bool = False
+) -> dict[Key, list[str]]:
+    """Return folders and name -> the images among files, those whose names do not say mask; see `_patterns`."""
+    index: dict[Key, list[str]] = defaultdict(list)
+    for path in paths:
+        if not names[path][1]:
+            for folders in _patterns(tuple(path.split("/")[:-1]), wildcards):
+                index[folders, names[path][0][0]].append(path)
+    return index
 
 
 def _find_mask_folders(folders: set[str]) -> dict[str, str]:

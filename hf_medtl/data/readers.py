@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_medtl.common.text import abbreviate
-from hf_medtl.data.folder_layout import check_labels, read_layout
+from hf_medtl.data.folder_layout import FolderLayout, check_labels, read_layout
 from hf_medtl.data.labels import discover_labels
 from hf_medtl.data.listing import is_image_file, list_folder, list_paths
 from hf_medtl.data.masks import find_mask, group_by_stem, pair_masks
@@ -103,6 +103,13 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
                 "mask": fact.get("mask") or find_mask(spec, path, stems) or pairs.get(path, ""),
             }
         )
+    notes = []
+    if spec.is_segmentation and _are_patients({row["label"] for row in rows}):
+        names = abbreviate(sorted({row["label"] for row in rows}), 3)
+        notes.append(f"The folders {names} are taken for patients: their images stay in one split.")
+        rows = [row | {"label": "", "patient": row["patient"] or row["label"]} for row in rows]
+    elif note := _describe_unused_folders(layout, rows):
+        notes.append(note)
     if not (multilabel or spec.is_segmentation):
         rows = _leave_out_unlabelled_splits(root, rows)
         check_labels(root, {path: layout.labels[path] for path in _labelled_by_folder(rows, facts)})
@@ -127,16 +134,20 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     _report_masks(root, masks & {*files}, spec.is_segmentation)
     splits = {row["official"] for row in rows} - {""}
     spec = discover_labels(spec, root, [row["label"] for row in rows], multilabel)
-    logger.info(
-        "%s: found the labels %s%s%s.",
-        root,
-        ", ".join(dict.fromkeys(spec.labels if multilabel else (row["label"] for row in rows))),
-        ", any number of them per image" if multilabel else "",
-        f" and the splits {', '.join(sorted(splits))}" if splits else "",
-    )
+    found = list(dict.fromkeys(spec.labels if multilabel else filter(None, (row["label"] for row in rows))))
+    if found:
+        logger.info(
+            "%s: found the labels %s%s%s.",
+            root,
+            ", ".join(found),
+            ", any number of them per image" if multilabel else "",
+            f" and the splits {', '.join(sorted(splits))}" if splits else "",
+        )
     if other_tables:
-        note = f"Not read: {abbreviate(other_tables, 5)}. Only a metadata.csv is, or a table with --dataset table."
-        spec = replace(spec, notes=(*spec.notes, note))
+        notes.append(
+            f"Not read: {abbreviate(other_tables, 5)}. Only a metadata.csv is, or a table with --dataset table."
+        )
+    spec = replace(spec, notes=(*spec.notes, *notes))
     return spec, [row | {"label": map_label(spec, row["label"])} for row in rows]
 
 
@@ -161,6 +172,22 @@ def _report_masks(root: Path, masks: set[str], is_segmentation: bool) -> None:
         advice = "" if is_segmentation else " To learn them, use --task image-segmentation."
         names = abbreviate(sorted(masks), 3)
         logger.info("%s: %d files are masks, not images to train on: %s.%s", root, len(masks), names, advice)
+
+
+def _are_patients(folders: set[str]) -> bool:
+    """True for folders of images with masks that are patients or series by their names: many, and all with a number."""
+    return len(folders) >= 5 and all(any(map(str.isdigit, name)) for name in folders)
+
+
+def _describe_unused_folders(layout: FolderLayout, rows: Rows) -> str:
+    """Return a sentence about folders inside those of the labels, which may be patients; "" if there are none."""
+    unused = sorted({"/".join(layout.labels[row["path"]][:2]) for row in rows if len(layout.labels[row["path"]]) > 1})
+    if all(row["patient"] for row in rows) or len(unused) <= len({name.split("/")[0] for name in unused}):
+        return ""
+    return (
+        f"Folders inside those of the labels are not used, such as {abbreviate(unused, 3)}. If they are patients, add "
+        "a metadata.csv with the columns file_name, label and patient."
+    )
 
 
 def _labelled_by_folder(rows: Rows, facts: dict[str, dict[str, str]]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from hf_medtl import MedtlError, load
 from hf_medtl.data.folder_layout import read_layout
 from hf_medtl.data.loading import survey
-from tests.support.image_files import write_noise_image
+from tests.support.image_files import write_mask, write_noise_image
 
 
 def write(root, counts):
@@ -52,6 +52,48 @@ def test_repeated_class_folders_are_refused(tmp_path):
     write(tmp_path, {f"{top}/{label}": 2 for top in ("first", "second") for label in ("benign", "malignant")})
     with pytest.raises(MedtlError, match="first, second all have folders called benign, malignant, so it is doubtful"):
         survey("imagefolder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "repeated"),
+    [
+        ([f"{part}/{part}/{split}/{label}" for part in ("Lung Data", "Infection Data") for split in ("Train", "Test")
+          for label in ("COVID", "Normal")], "test, train"),
+        ([f"{data}/{wrapper}/{label}" for data, wrapper in (("a", "x"), ("b", "y"))
+          for label in ("benign", "malignant")], "benign, malignant"),
+        ([f"{patient}/{label}" for patient in ("10253", "10254", "10255") for label in "01"], "0, 1"),
+        (["8863/0", "8863/1", "8864/0", "8865/1"], "0, 1"),
+    ],
+)  # fmt: skip
+def test_class_folders_inside_parts_and_patients_are_not_taken_for_less(tmp_path, folders, repeated):
+    write(tmp_path, dict.fromkeys(folders, 1))
+    with pytest.raises(MedtlError, match=f"all have folders called {repeated}, so it is doubtful"):
+        survey("imagefolder", tmp_path)
+
+
+def test_copy_of_numbered_folders_is_no_label(tmp_path):
+    write(tmp_path, {f"{top}{grade}": 1 for top in ("", "copy/") for grade in ("0", "1", "2")})
+    with pytest.raises(MedtlError, match="the folder copy has the folders 0, 1, 2 once more"):
+        survey("imagefolder", tmp_path)
+
+
+def test_unused_folders_inside_labels_are_named(tmp_path):
+    write(tmp_path, {f"{label}/patient{i}": 1 for label in ("benign", "malignant") for i in range(3)})
+    assert "not used, such as benign/patient0, benign/patient1" in " ".join(survey("imagefolder", tmp_path).spec.notes)
+    write(tmp_path / "plain", {f"{label}/images": 2 for label in ("benign", "malignant")})
+    assert not survey("imagefolder", tmp_path / "plain").spec.notes
+
+
+def test_numbered_folders_of_images_with_masks_are_patients(tmp_path):
+    """As in the lower-grade glioma set, whose wrapping folder is called lgg-mri-segmentation."""
+    for i in range(12):
+        write_noise_image(tmp_path / f"lgg-mri-segmentation/TCGA_{i % 6}/{i}.png", i)
+        write_mask(tmp_path / f"lgg-mri-segmentation/TCGA_{i % 6}/{i}_mask.png", "left")
+    loaded = load("imagefolder", tmp_path, task="image-segmentation")
+    assert loaded.labels == ()
+    assert loaded.table["path"].map(lambda path: path.split("/")[1]).nunique() == 6
+    assert (loaded.table.groupby("patient")["split"].nunique() == 1).all()
+    assert "are taken for patients" in " ".join(loaded.spec.notes)
 
 
 def test_copy_of_all_label_folders_is_no_label(tmp_path):

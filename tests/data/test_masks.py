@@ -30,6 +30,8 @@ FOLDERS = [
     {"a/1.png": "a/masks/1.png", "b/1.png": "masks/b/1.png"},
     {"CXR/1.png": "ManualMask/leftMask/1.png|ManualMask/rightMask/1.png"},
     {"img/1.jpg": "annotations/1.png"},
+    {"lgg-mri-segmentation/kaggle_3m/TCGA_1/1.tif": "lgg-mri-segmentation/kaggle_3m/TCGA_1/1_mask.tif"},
+    {"Dataset_BUSI_with_GT/benign/b (1).png": "Dataset_BUSI_with_GT/benign/b (1)_mask.png"},
     {"Lung Segmentation/CXR_png/1.png": "Lung Segmentation/masks/1_mask.png"},
 ]
 
