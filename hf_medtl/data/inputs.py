@@ -66,7 +66,9 @@ def read_source(numbered: tuple[int, ImageSource]) -> tuple[str, Image.Image | N
     (_, source), name = numbered, source_name(numbered)
     try:
         if isinstance(source, str | os.PathLike):
-            if str(source).startswith(("http://", "https://")):
+            if not str(source):  # Path("") would be the current folder
+                raise UnreadableImage("expected a path, found an empty one.")
+            if "://" in str(source) and not Path(source).exists():
                 raise UnreadableImage(f"{name}: addresses are not downloaded. Download the file and give its path.")
             path = Path(source)
             return name, read_image(image_files(path)[0] if path.is_dir() else path), ""
@@ -88,14 +90,14 @@ def read_source(numbered: tuple[int, ImageSource]) -> tuple[str, Image.Image | N
 def _from_array(array: "NDArray[Any] | torch.Tensor", name: str) -> Image.Image:
     """Convert 8-bit or binary pixels (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels; the fourth is alpha."""
     axes = (0, -1) if isinstance(array, torch.Tensor) else (-1, 0)  # where the channels are, most likely first
+    if array.dtype not in (np.uint8, np.bool_, torch.uint8, torch.bool):
+        found = str(array.dtype).removeprefix("torch.")
+        raise UnreadableImage(
+            f"{name}: expected 8-bit pixels, found {found}. Apply a window first, to whole numbers of 0 to 255 (uint8)."
+        )
     pixels = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * 255
-    if pixels.dtype != np.uint8:
-        raise UnreadableImage(
-            f"{name}: expected 8-bit pixels, found {pixels.dtype}. Apply a window first, to whole numbers of 0 to 255 "
-            "(uint8)."
-        )
     if pixels.ndim == 3:
         axis = next((axis for axis in axes if pixels.shape[axis] in (1, 3, 4)), None)
         if axis is not None:
