@@ -43,6 +43,10 @@ PATH_OPTIONS = (
 )
 
 
+class Unchosen(str):
+    """A default value that can be told from the same value of a user."""
+
+
 def _new(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -60,7 +64,10 @@ class Options:
     search_space: dict | str | None = _new(  # noqa: RUF009 - makes a field
         None, "Search space: {learning_rate: [1e-6, 1e-3, log], mixup: [0, 0.4], augmentation: [light, brain]}."
     )
-    dataset: str = _new("brain-tumor-mri", f"Dataset: {', '.join(DATASETS)}, or a Hub id such as owner/name.")
+    dataset: str = _new(
+        Unchosen("brain-tumor-mri"),
+        f"Dataset: {', '.join(DATASETS)}, or a Hub id such as owner/name. With --data_dir alone: your own images.",
+    )
     data_dir: str | None = _new(None, "Folder or file with the data. Downloaded (or generated) if omitted.")
     task: str | None = _new(None, "Learning task. Default: the task of the dataset.")
     mask_values: str | None = _new(

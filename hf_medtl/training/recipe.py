@@ -32,7 +32,15 @@ from hf_medtl.models.strategies import Strategy
 from hf_medtl.training.arguments import argument_errors, check_arguments
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.distributed import split_evenly
-from hf_medtl.training.options import MODEL_OPTIONS, PATH_OPTIONS, PRIVATE_OPTIONS, Options, check_choices, strip_path
+from hf_medtl.training.options import (
+    MODEL_OPTIONS,
+    PATH_OPTIONS,
+    PRIVATE_OPTIONS,
+    Options,
+    Unchosen,
+    check_choices,
+    strip_path,
+)
 from hf_medtl.training.tracking import check_trackers
 
 logger = logging.getLogger("hf_medtl")
@@ -63,6 +71,9 @@ class Recipe(Options, TrainingArguments):
         for option in PATH_OPTIONS:
             if str(getattr(self, option)).startswith("~"):  # shells leave it in --option=~/x, YAML and Python always
                 setattr(self, option, str(Path(getattr(self, option)).expanduser()))
+        if isinstance(self.dataset, Unchosen) and self.data_dir:  # as hf-medtl train --data_dir
+            self.dataset = "table" if Path(self.data_dir).is_file() else "imagefolder"
+        self.dataset = str(self.dataset)
         # Before values are resolved for this machine. Comparing with a second Recipe would reset the process group.
         self._chosen = {
             f.name: value
@@ -74,6 +85,7 @@ class Recipe(Options, TrainingArguments):
         for option in MODEL_OPTIONS:
             if option in self._chosen:
                 self._chosen[option] = strip_path(getattr(self, option))
+        self._chosen["dataset"] = self.dataset  # also the default, which holds only without data_dir
         if isinstance(self._chosen.get("debug"), list):  # YAML has no enums
             self._chosen["debug"] = " ".join(option.value for option in self._chosen["debug"])
         self._named: set[str] = set()
@@ -338,6 +350,8 @@ class Recipe(Options, TrainingArguments):
             MedtlError: an unknown key or flag, with the closest valid one; a value of the wrong type.
         """
         values, given, left_out = read_options(defaults, argv)
+        if values["config"]:  # recipe.yaml of older runs leaves out the default
+            values["dataset"] = str(values["dataset"])
         recipe = cls(**values)
         recipe._named, recipe.left_out = given, left_out
         return recipe

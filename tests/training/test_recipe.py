@@ -80,6 +80,20 @@ def test_card_and_augmentation_of_a_recipe_are_for_its_own_data_set(tmp_path):
     assert (mine.model_card, mine.augmentation) == (other.as_posix(), "chest")
 
 
+def test_data_dir_alone_is_the_users_own_data(tmp_path):
+    (tmp_path / "t.csv").touch()
+    own = Recipe(data_dir=str(tmp_path))
+    assert own.dataset == own.variant(seed=3).dataset == yaml.safe_load(own.to_yaml())["dataset"] == "imagefolder"
+    assert Recipe(data_dir=str(tmp_path / "t.csv")).dataset == "table"
+    assert Recipe(task="image-segmentation", model_name_or_path="unet", data_dir=str(tmp_path)).dataset == "imagefolder"
+    named = Recipe(dataset="brain-tumor-mri", data_dir=str(tmp_path))
+    assert named.dataset == named.variant(seed=3).dataset == yaml.safe_load(named.to_yaml())["dataset"]
+    assert named.dataset == Recipe().dataset == "brain-tumor-mri"
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")  # of an older run, without the default
+    old = Recipe.from_cli({}, ["--config", str(tmp_path / "recipe.yaml"), "--data_dir", str(tmp_path)])
+    assert old.dataset == "brain-tumor-mri"
+
+
 def test_recipe_yaml_round_trip(tmp_path):
     recipe = Recipe.from_cli(DEFAULTS, ["--seed", "7", "--weight_decay", "0.3", "--data_dir", "/home/someone/data"])
     text = recipe.to_yaml()
