@@ -71,7 +71,8 @@ def _check_spelling(path: Path, names: Sequence[str]) -> None:
     """
     spellings = defaultdict(list)
     for name in names:
-        text = unicodedata.normalize("NFKC", name).casefold().strip(" _")
+        shown = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")  # not joiners and marks
+        text = unicodedata.normalize("NFKC", shown).casefold().strip(" _")
         spellings[re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", text)].append(name)
     same = [sorted(group) for group in spellings.values() if len(group) > 1]
     if same:

@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from hf_medtl.common.csv_cells import original_text
 from hf_medtl.common.extras import require
 from hf_medtl.common.text import abbreviate
 from hf_medtl.errors import MedtlError
@@ -30,6 +32,8 @@ SIGNATURES = {  # of files that are no text, or text of another kind
     b"\xd0\xcf\x11\xe0": ".xls",
 }
 UNREADABLE = (".xlsb", ".ods", ".numbers", ".zip")
+# At the ends of cells, as copied from web pages and word processors.
+BLANK = f"{string.whitespace}\u00a0\u2007\u202f\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 MAX_CELL = 2**31 - 1  # run-length encoded masks are longer than the 128 KiB that `csv` allows
 
 
@@ -37,9 +41,9 @@ def read_table_file(file: Path) -> pd.DataFrame:
     """Read a table that a user hands in: every cell as text without spaces around it, "" if empty.
 
     CSV may be separated by comma, semicolon, tab or |, in UTF-8 or UTF-16 with or without a byte-order mark, or else in
-    Windows-1252, and compressed with gzip, bzip2 or xz. Rows without any content are left out, lists (in JSON Lines and
-    Parquet) are joined by | with one at the end, and whole numbers have no decimal point. Of an Excel file the first
-    sheet is read.
+    Windows-1252, and compressed with gzip, bzip2 or xz. Rows without any content and comments (#) above the names of
+    columns are left out, lists (in JSON and Parquet) are joined by | with one at the end, and whole numbers have no
+    decimal point. Of an Excel file the first sheet is read; each of cells merged in a column has their content.
 
     Args:
         file: The table.
@@ -67,16 +71,16 @@ def read_table_file(file: Path) -> pd.DataFrame:
         elif suffix in (".xls", *UNREADABLE):
             raise MedtlError(f"{file}: {suffix} files can't be read. Save the table as .xlsx or CSV.")
         else:
-            text = _decode(file, content)
-            is_json = suffix in (".jsonl", ".ndjson")
-            header, rows = _read_json_lines(file, text) if is_json else _read_csv(file, text)
+            text = _decode(file, content).lstrip("\ufeff")
+            is_json = suffix in (".jsonl", ".ndjson", ".json") or re.match(r"\s*\[\s*{", text)
+            header, rows = _read_json(file, text) if is_json else _read_csv(file, text)
     except (OSError, ValueError, KeyError, EOFError, csv.Error, lzma.LZMAError) as error:
         raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Use {FORMATS}.") from error
-    names = [" ".join(str("" if name is None else name).replace("\ufeff", "").split()) for name in header]
+    names = [" ".join(original_text(_to_text(name)).split()) for name in header]
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise MedtlError(f"{file}: two columns are called {abbreviate(twice)}. Rename or remove one of them.")
-    kept = [[_to_text(cell) for cell in row] for row in rows]
+    kept = [[original_text(_to_text(cell)) for cell in row] for row in rows]
     kept = [row for row in kept if any(row)]
     if not any(names) or not kept:
         raise MedtlError(f"{file} is empty: expected a line with the names of the columns, and one for each image.")
@@ -124,14 +128,13 @@ def _read_csv(file: Path, text: str) -> tuple[list[Any], list[list[Any]]]:
     separator = None
     if declared := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):  # Excel's own
         separator, text = declared[1], text[declared.end() :]
-    text = text.lstrip("\r\n")
-    unquoted = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    text = _without_comments(text.lstrip("\r\n"))
+    first, second = map(_count_separators, [*re.split(r"[\r\n]+", text, maxsplit=2), ""][:2])
     if separator is None:
-        counts = {sign: unquoted.count(sign) for sign in "\t,;"}
-        separator = max(counts, key=lambda sign: counts[sign])
-        if not counts[separator]:
-            separator = "|" if "|" in unquoted else ","
-    lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True))
+        separator = max(first, key=lambda sign: (0 < first[sign] == second[sign], first[sign]))
+        if not first[separator]:
+            separator = "|" if "|" in text.partition("\n")[0] else ","
+    lines = _split_rows(file, text, separator)
     if not lines:
         return [], []
     header, rows = lines[0], lines[1:]
@@ -144,9 +147,54 @@ def _read_csv(file: Path, text: str) -> tuple[list[Any], list[list[Any]]]:
     return header, [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
 
 
-def _read_json_lines(file: Path, text: str) -> tuple[list[Any], list[list[Any]]]:
-    """Return header and rows of JSON Lines, one object a line."""
-    records = [json.loads(line) for line in text.split("\n") if line.strip()]
+def _without_comments(text: str) -> str:
+    """Return a CSV text without the lines above the names of the columns that begin with #, or these without the #."""
+    comments = re.match(r"(#[^\r\n]*[\r\n]+)+", text)
+    if not comments:
+        return text
+    rest, last = text[comments.end() :], re.split(r"[\r\n]+", comments[0].strip())[-1]
+    counts = _count_separators(last)
+    if any(counts.values()) and counts == _count_separators(re.split(r"[\r\n]", rest, maxsplit=1)[0]):
+        return f"{last.lstrip('# ')}\n{rest}"
+    return rest
+
+
+def _count_separators(line: str) -> dict[str, int]:
+    """Return separator -> how often it is in a line, outside quotes."""
+    unquoted = re.sub(r'"[^"]*"', "", line)
+    return {sign: unquoted.count(sign) for sign in "\t,;"}
+
+
+def _split_rows(file: Path, text: str, separator: str) -> list[list[str]]:
+    """Return the cells of each row of a CSV text.
+
+    Raises:
+        MedtlError: A quote has no end, so that what follows would be one cell.
+    """
+    lines, rows, start = list(io.StringIO(text, newline="")), [], 0
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for row in reader:
+        if reader.line_num - start > 1:  # a cell with line breaks
+            try:
+                list(
+                    csv.reader(lines[start : reader.line_num], delimiter=separator, skipinitialspace=True, strict=True)
+                )
+            except csv.Error:
+                raise MedtlError(
+                    f"{file}: a quote in line {start + 1} has no end, so it is doubtful where the row ends. Add the "
+                    'quote (") that is missing, or write those inside a quoted cell twice.'
+                ) from None
+        rows.append(row)
+        start = reader.line_num
+    return rows
+
+
+def _read_json(file: Path, text: str) -> tuple[list[Any], list[list[Any]]]:
+    """Return header and rows of JSON Lines, one object a line, or of a JSON list of objects."""
+    if re.match(r"\s*\[\s*{", text):
+        records = json.loads(text)
+    else:
+        records = [json.loads(line) for line in text.split("\n") if line.strip()]
     if not all(isinstance(record, dict) for record in records):
         raise MedtlError(f'{file}: expected an object in each line, such as {{"file_name": "1.png", "label": "a"}}.')
     header = list(dict.fromkeys(name for record in records for name in record))
@@ -157,9 +205,12 @@ def _read_sheet(file: Path, content: bytes) -> tuple[list[Any], list[list[Any]]]
     """Return header and rows of the first sheet of an Excel file."""
     openpyxl = require("openpyxl", "excel", f"Reading {file.name}")
     try:
-        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
         name, *others = book.sheetnames
-        rows = [list(row) for row in book[name].iter_rows(values_only=True)]
+        rows = [list(row) for row in book[name].iter_rows(min_row=1, min_col=1, values_only=True)]
+        for cells in book[name].merged_cells.ranges:  # such as one patient beside several images
+            for row in range(cells.min_row, cells.max_row if cells.min_col == cells.max_col else 0):
+                rows[row][cells.min_col - 1] = rows[cells.min_row - 1][cells.min_col - 1]
     except Exception as error:  # openpyxl passes on what zip and XML readers raise
         raise MedtlError(f"{file} can't be read as an Excel file ({type(error).__name__}). Save it again.") from error
     if others:
@@ -178,4 +229,4 @@ def _to_text(cell: Any) -> str:
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    return str(cell).strip()
+    return str(cell).strip(BLANK)

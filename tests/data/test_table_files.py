@@ -48,6 +48,46 @@ def test_lists_are_joined(tmp_path):
         assert read_table_file(tmp_path / name)["label"].tolist() == ["a|b|", "c|", "|"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["# made by a script, on Monday\n# 2 images\n\na,b\n1,2\n", "# a,b\n1,2\n",
+     "a\u00a0,\u200bb\u200b\n1,\u20602\u00a0\n",
+     '[\n {"a": 1,\n  "b": 2}]', '[{"a": "1", "b": "2"}]', '{"a": 1, "b": 2}\n'],
+)  # fmt: skip
+def test_comments_invisible_characters_and_lists_of_objects_are_read(tmp_path, text):
+    file = tmp_path / ("t.json" if text[0] in "[{" else "t.csv")
+    file.write_text(text, encoding="utf-8")
+    table = read_table_file(file)
+    assert (list(table), table.to_numpy().tolist()) == (["a", "b"], [["1", "2"]])
+
+
+def test_separator_is_the_one_that_rows_have_too(tmp_path):
+    (tmp_path / "t.csv").write_text("file_name;label (a, b, c or d);age\n1.png;a;0,5\n2.png;b;1\n", encoding="utf-8")
+    assert list(read_table_file(tmp_path / "t.csv")) == ["file_name", "label (a, b, c or d)", "age"]
+
+
+def test_quote_without_an_end_is_refused_but_line_breaks_in_cells_are_read(tmp_path):
+    rows = ["file_name,label,note", "1.png,a,x", '2.png,b,"5 disc', "3.png,a,x", "4.png,b,x"]
+    for last in ("5.png,a,x", '5.png,a,"7 disc', '5.png,a,"two\nlines"'):
+        (tmp_path / "t.csv").write_text("\n".join([*rows, last]), encoding="utf-8")
+        with pytest.raises(MedtlError, match="a quote in line 3 has no end"):
+            read_table_file(tmp_path / "t.csv")
+    rows[2] = '2.png,b,"one, ""two""\n\nand, three, lines"'
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert read_table_file(tmp_path / "t.csv")["file_name"].tolist() == ["1.png", "2.png", "3.png", "4.png"]
+
+
+def test_merged_cells_of_a_column_all_have_their_content(tmp_path):
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in (["file", "patient"], ["1.png", "p"], ["2.png", None], ["3.png", "q"], ["4.png", None]):
+        book.active.append(row)
+    book.active.merge_cells("B2:B3")
+    book.save(tmp_path / "t.xlsx")
+    assert read_table_file(tmp_path / "t.xlsx")["patient"].tolist() == ["p", "p", "q", ""]
+
+
 def test_long_cells_and_quotes_inside_cells_are_kept(tmp_path):
     (tmp_path / "t.csv").write_text(f'file_name,note,mask\na.png,5" disc,{"1 2 " * 50_000}\n"say ""b"".png",,\n')
     table = read_table_file(tmp_path / "t.csv")
