@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from hf_medtl.common.csv_cells import original_cells
 from hf_medtl.common.files import read_json, write_atomic
 from hf_medtl.errors import MedtlError
 
@@ -18,7 +19,7 @@ TEXT_COLUMNS = ("group", "image_id", "label", "path", "patient", "sha256", "sour
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV file of a run: ids and labels as text, and the label of an image without labels as an empty one."""
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False)
+    return original_cells(pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False))
 
 
 class RunFolder:
@@ -118,8 +119,8 @@ class RunFolder:
         state = json.loads(newest.read_text("utf-8"))  # not `read_json`: a loss may have been NaN
         return state["log_history"], state.get("best_global_step")
 
-    def write(self, name: str, content: str | dict[str, Any]) -> None:
-        """Write text, or a dict as JSON, so that the file is either complete or absent."""
+    def write(self, name: str, content: str | bytes | dict[str, Any]) -> None:
+        """Write text, bytes, or a dict as JSON, so that the file is either complete or as it was."""
         write_atomic(self.path / name, content)
         self.__dict__ = {"path": self.path}  # forgets what was read
 

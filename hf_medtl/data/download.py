@@ -14,6 +14,8 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.common.csv_cells import to_csv
+from hf_medtl.common.files import write_atomic
 from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.common.text import abbreviate
 from hf_medtl.data.columns import ALIASES, plain_name
@@ -83,7 +85,7 @@ def unpack_medmnist(path: Path) -> Path:
                     rows.append({"file_name": f"{split}/{file.name}", "label": names})
                 yield
         if rows:
-            pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+            write_atomic(folder / "metadata.csv", to_csv(pd.DataFrame(rows)))
 
     return _create_once(f"medmnist/{path.stem}-{content}", write, sum(len(images) for images, _ in splits.values()))
 
@@ -160,7 +162,7 @@ def download_from_hub(name: str, columns: Mapping[str, str] | None = None) -> Pa
                 yield
         if unlabelled:
             logger.warning("%s: %d images have no label and are excluded.", name, unlabelled)
-        pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+        write_atomic(folder / "metadata.csv", to_csv(pd.DataFrame(rows)))
 
     key = hashlib.sha256(f"{builder.cache_dir} {sorted(chosen.items())}".encode()).hexdigest()[:16]
     total = sum(len(part) for part in splits.values())

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerState
 
+from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.evaluation import plots
@@ -73,11 +74,11 @@ def write_artifacts(
     }
     table = task.prediction_table(loaded, predictions)
     run = RunFolder(folder)
-    run.write("predictions.csv", table.to_csv(index=False))
+    run.write("predictions.csv", to_csv(table))
     for data, values in external:
         gap = generalization_gap(measured[0]["metrics"], measured[1]["metrics"])
         results["external"] = measured[1] | {"drop": gap, "excluded": count_excluded(data)}
-        run.write("external.csv", task.prediction_table(data, values).to_csv(index=False))
+        run.write("external.csv", to_csv(task.prediction_table(data, values)))
 
     run.write("results.json", results)  # before anything that only shows them
 

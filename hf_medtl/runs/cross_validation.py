@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
+from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
@@ -124,7 +125,7 @@ def summarise(summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, loa
     folder, task, singles = summary.path, task_for_dataset(loaded), [run.results for run in runs]
     tables = [run.predictions.assign(fold=fold) for fold, run in enumerate(runs)]
     table = pd.concat(tables, ignore_index=True)
-    summary.write("predictions.csv", table.to_csv(index=False))
+    summary.write("predictions.csv", to_csv(table))
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     environments = [single["environment"] for single in singles]

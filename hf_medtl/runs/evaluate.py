@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
@@ -153,7 +154,7 @@ def evaluate_model(
         plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
     task.draw_figures(pipeline, figures, external, predictions, results, external.spec.name)
     output = RunFolder(folder)
-    output.write("predictions.csv", task.prediction_table(external, predictions).to_csv(index=False))
+    output.write("predictions.csv", to_csv(task.prediction_table(external, predictions)))
     facts = {
         "results": results,
         "spec": external.spec,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.splits import pseudonymize_patients
@@ -115,10 +116,10 @@ def start_run(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.
         check_same_split(run, table)
         # A table of the user's own may call patients by their names.
         anonymous = table.assign(patient=pseudonymize_patients(table["patient"].tolist()))
-        run.write("splits.csv", anonymous[COLUMNS].to_csv(index=False))
+        run.write("splits.csv", to_csv(anonymous[COLUMNS]))
         run.write("recipe.yaml", recipe_yaml)
         if len(excluded):
-            run.write("excluded.csv", excluded.to_csv(index=False))
+            run.write("excluded.csv", to_csv(excluded))
     except PermissionError as error:
         raise MedtlError(NOT_WRITABLE.format(folder)) from error
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from hf_medtl.common.console import make_console
+from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
@@ -224,7 +225,7 @@ def _write_results(recipe: Recipe, run: RunFolder, study: "optuna.Study") -> Non
         for number, trial in enumerate(trials, 1)
     ]
     table = pd.DataFrame(rows)
-    run.write("trials.csv", table.to_csv(index=False))
+    run.write("trials.csv", to_csv(table))
     complete = [trial.state == TrialState.COMPLETE for trial in trials]
     if not any(complete):
         raise MedtlError(

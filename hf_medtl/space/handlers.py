@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hf_medtl.common.csv_cells import harmless_text
 from hf_medtl.data.dicom_writer import make_segmentation, read_header, write_dicom
 from hf_medtl.errors import MedtlError
 from hf_medtl.predict import prediction_columns
@@ -190,15 +191,9 @@ def to_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns)
     writer.writeheader()
-    writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows)
+    for row in rows:
+        writer.writerow({key: harmless_text(value) if isinstance(value, str) else value for key, value in row.items()})
     return stream.getvalue()
-
-
-def _escape_formula(value: Any) -> Any:
-    """Prefix text that a spreadsheet would evaluate as a formula."""
-    if isinstance(value, str) and (value[:1] in {"\t", "\r", "\n"} or value.lstrip()[:1] in set("=+-@＝＋－＠")):
-        return f"'{value}"
-    return value
 
 
 # Images
