@@ -45,6 +45,7 @@ class DatasetSpec:
         kaggle: `owner/name` on Kaggle.
         homepage: Web page of a dataset that can't be downloaded without an account or an agreement.
         phantom: Kind of synthetic images (`phantoms.py`); None for real data.
+        public: True if anybody can get the images under the same file names, which then need not be hidden.
         counts: Label -> number of files in the complete dataset.
         images: Number of images in the complete dataset, if it is not the sum of the counts.
         licence: Licence identifier as on the Hub, or "unknown".
@@ -78,6 +79,7 @@ class DatasetSpec:
     kaggle: str | None = None
     homepage: str = ""
     phantom: str | None = None
+    public: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     images: int = 0
     licence: str = "unknown"

@@ -6,6 +6,7 @@ ROWS = (
     DatasetSpec(
         name="brain-tumor-mri",
         title="Brain MRI Images for Brain Tumor Detection",
+        public=True,
         pattern=r"(?P<label>yes|no)/[^/]+",
         values={"no": "no_tumor", "yes": "tumor"},
         example="yes/Y1.jpg and no/1 no.jpeg",
@@ -26,6 +27,7 @@ ROWS = (
     DatasetSpec(
         name="brain-tumor-mri-4",
         title="Brain Tumor MRI Dataset (four classes)",
+        public=True,
         pattern=r"(?P<split>Training|Testing)/(?P<label>glioma|meningioma|notumor|pituitary)/[^/]+",
         values={"notumor": "no_tumor", "glioma": "glioma", "meningioma": "meningioma", "pituitary": "pituitary"},
         example="Training/glioma/Tr-gl_0010.jpg and Testing/notumor/Te-no_0010.jpg",
@@ -53,6 +55,7 @@ ROWS = (
     DatasetSpec(
         name="br35h",
         title="Br35H: Brain Tumor Detection 2020",
+        public=True,
         # The folders pred (images without a label) and Br35H-Mask-RCNN (tumours of yes, again) are left out.
         pattern=r"(?P<label>yes|no)/[^/]+",
         values={"no": "no_tumor", "yes": "tumor"},

@@ -6,6 +6,7 @@ ROWS = (
     DatasetSpec(
         name="busi",
         title="Breast Ultrasound Images (BUSI)",
+        public=True,
         pattern=r"(?P<label>normal|benign|malignant)/(?![^/]*_mask)[^/]+",
         values={name: name for name in ("normal", "benign", "malignant")},
         example="Dataset_BUSI_with_GT/benign/benign (1).png and benign (1)_mask.png",

@@ -41,6 +41,7 @@ ROWS = (
     DatasetSpec(
         name="chest-xray-pneumonia",
         title="Chest X-Ray Images (Pneumonia)",
+        public=True,
         pattern=r"(?P<split>train|val|test)/(?P<label>NORMAL|PNEUMONIA)/[^/]+",
         values={"NORMAL": "normal", "PNEUMONIA": "pneumonia"},
         example="chest_xray/train/NORMAL/IM-0115-0001.jpeg",
@@ -64,6 +65,7 @@ ROWS = (
     DatasetSpec(
         name="chest-xray-pneumonia-3",
         title="Chest X-Ray Images (Pneumonia), normal, bacterial or viral",
+        public=True,
         pattern=r"(?P<split>train|val|test)/(?:NORMAL|PNEUMONIA)/"
         r"(?:person\d+_)?(?P<label>IM|NORMAL2|bacteria|virus)[-_][^/]+",
         values={"IM": "normal", "NORMAL2": "normal", "bacteria": "bacterial", "virus": "viral"},
@@ -84,6 +86,7 @@ ROWS = (
     DatasetSpec(
         name="covid19-radiography",
         title="COVID-19 Radiography Database",
+        public=True,
         pattern=r"(?P<label>COVID|Lung_Opacity|Normal|NORMAL|Viral Pneumonia)/(?:images/)?[^/]+",
         values={
             "Normal": "normal",
@@ -116,6 +119,7 @@ ROWS = (
     DatasetSpec(
         name="chest-xray-covid19-pneumonia",
         title="Chest X-ray (Covid-19 & Pneumonia)",
+        public=True,
         pattern=r"(?P<split>train|test)/(?P<label>COVID19|NORMAL|PNEUMONIA)/[^/]+",
         values={"NORMAL": "normal", "COVID19": "covid19", "PNEUMONIA": "pneumonia"},
         example="Data/train/COVID19/COVID19(0).jpg",
@@ -134,6 +138,7 @@ ROWS = (
     DatasetSpec(
         name="lung-masks",
         title="Chest X-ray Masks and Labels (Shenzhen and Montgomery)",
+        public=True,
         pattern=r"(?:Montgomery/|MontgomerySet/|ChinaSet_AllFiles/)*CXR_png/"
         r"(?P<source>CHNCXR|MCUCXR)_\d+_(?P<label>[01])\.[^/]+",
         values={"0": "normal", "1": "tuberculosis"},
@@ -164,6 +169,7 @@ ROWS = (
     DatasetSpec(
         name="pulmonary-edema",
         title="Pulmonary edema on chest radiographs",
+        public=True,
         reader="folders",
         example="train/edema/1.png and train/normal/2.png",
         labels=("no_edema", "edema"),
@@ -180,6 +186,7 @@ ROWS = (
     DatasetSpec(
         name="covid-chestxray",
         title="COVID-19 image data collection",
+        public=True,
         reader="table",
         example="metadata.csv and images/",
         labels=("normal", "covid19", "pneumonia"),
@@ -207,6 +214,7 @@ ROWS = (
     DatasetSpec(
         name="nih-chestxray14",
         title="NIH ChestX-ray14",
+        public=True,
         reader="table",
         example="Data_Entry_2017.csv, images_001/images/00000001_000.png, train_val_list.txt and test_list.txt",
         labels=tuple(NIH_LABELS.values()),
@@ -242,6 +250,7 @@ ROWS = (
     DatasetSpec(
         name="chexpert",
         title="CheXpert",
+        public=True,
         reader="table",
         example="train.csv, valid.csv and train/patient00001/study1/view1_frontal.jpg (CheXpert-v1.0-small)",
         labels=tuple(CHEXPERT_LABELS.values()),
@@ -271,6 +280,7 @@ ROWS = (
     DatasetSpec(
         name="rsna-pneumonia",
         title="RSNA Pneumonia Detection Challenge",
+        public=True,
         reader="table",
         example="stage_2_train_labels.csv and stage_2_train_images/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm",
         labels=("no_pneumonia", "pneumonia"),
@@ -287,6 +297,7 @@ ROWS = (
     DatasetSpec(
         name="rsna-pneumonia-3",
         title="RSNA Pneumonia Detection Challenge, normal, another abnormality or lung opacity",
+        public=True,
         reader="table",
         example="stage_2_detailed_class_info.csv and stage_2_train_images/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm",
         labels=("normal", "not_normal", "lung_opacity"),

@@ -8,6 +8,7 @@ ROWS = (
     DatasetSpec(
         name="kermany-oct",
         title="Labeled Optical Coherence Tomography Images (OCT2017)",
+        public=True,
         pattern=r"(?P<split>train|val|test)/(?P<label>CNV|DME|DRUSEN|NORMAL)/[^/]+",
         values={name: name.lower() for name in ("NORMAL", "CNV", "DME", "DRUSEN")},
         example="OCT2017/train/CNV/CNV-1016042-1.jpeg",
@@ -34,6 +35,7 @@ ROWS = (
     DatasetSpec(
         name="aptos2019",
         title="APTOS 2019 Blindness Detection (diabetic retinopathy)",
+        public=True,
         reader="table",
         example="train.csv and train_images/000c1434d8d7.png",
         labels=tuple(APTOS_GRADES.values()),

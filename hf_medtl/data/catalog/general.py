@@ -8,6 +8,7 @@ ROWS = (
     DatasetSpec(
         name="medmnist",
         title="MedMNIST",
+        public=True,
         reader="folders",
         example="pneumoniamnist_224.npz",
         official=SPLIT_FOLDERS,
@@ -39,6 +40,7 @@ ROWS = (
     DatasetSpec(
         name="brain-phantoms",
         title="Synthetic brain slices (hf_medtl phantoms)",
+        public=True,
         pattern=r"(?P<label>no_lesion|lesion)/[^/]+",
         values={"no_lesion": "no_lesion", "lesion": "lesion"},
         example="lesion/brain-0001_0.png",
@@ -54,6 +56,7 @@ ROWS = (
     DatasetSpec(
         name="chest-phantoms",
         title="Synthetic chest radiographs (hf_medtl phantoms)",
+        public=True,
         pattern=r"(?P<label>normal|opacity)/[^/]+",
         values={"normal": "normal", "opacity": "opacity"},
         example="opacity/chest-0001_0.png",

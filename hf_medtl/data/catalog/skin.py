@@ -16,6 +16,7 @@ ROWS = (
     DatasetSpec(
         name="ham10000",
         title="HAM10000 (training images of ISIC 2018)",
+        public=True,
         reader="table",
         example="HAM10000_metadata.csv, HAM10000_images_part_1/ISIC_0024306.jpg and HAM10000_images_part_2/",
         labels=tuple(HAM10000_LABELS.values()),
