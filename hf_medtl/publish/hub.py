@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from hf_medtl.common.files import list_files
+from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
 from hf_medtl.publish.check import check_card, check_files, check_run_files, check_secrets, contains_token
@@ -252,16 +251,19 @@ def _set_card_repository(path: Path, repo_id: str, revision: str) -> None:
     if not name:
         return
     old, text = re.escape(name), path.read_text(encoding="utf-8")
+    download = f"hf download {repo_id} --revision {revision}"
     for pattern, new in {
         rf"^# {old}$": f"# {repo_id}",
         rf"^- name: {old}$": f"- name: {repo_id}",
         rf'(model=|from_pretrained\()"{old}"(, revision="[^"]*")?': rf'\g<1>"{repo_id}", revision="{revision}"',
         rf'^name(, revision)? = "{old}".*$': f'name, revision = "{repo_id}", "{revision}"',
         rf'"(local-dir|hf-hub):{old}(@[^"]*)?"': f'"hf-hub:{repo_id}@{revision}"',
-        rf"^hf download {old}( --revision \S+)?": f"hf download {repo_id} --revision {revision}",
+        rf"^pip install -r {old}/": f"{download} --local-dir model\npip install -r model/",  # of a folder
+        rf"^python {old}/handler": "python model/handler",
+        rf"^hf download {old}( --revision \S+)?": download,
     }.items():
         text = re.sub(pattern, new, text, flags=re.MULTILINE)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)
 
 
 HANDLER = Path(__file__).with_name("handler.py")
@@ -269,7 +271,7 @@ HANDLER = Path(__file__).with_name("handler.py")
 
 def _write_handler(folder: Path) -> None:
     """Copy `handler.py` into a run folder and write its `requirements.txt` (without torch)."""
-    shutil.copyfile(HANDLER, folder / HANDLER.name)
+    write_atomic(folder / HANDLER.name, HANDLER.read_bytes())
     config = (folder / "config.json").read_text(encoding="utf-8")
     requirements = {
         "transformers>=5.17,<6": True,
@@ -279,4 +281,4 @@ def _write_handler(folder: Path) -> None:
         "opencv-python-headless>=4.9": any(folder.rglob("processor.py")),
     }
     lines = [line for line, needed in requirements.items() if needed]
-    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(folder / "requirements.txt", "\n".join(lines) + "\n")

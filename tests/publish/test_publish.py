@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.publish.card_fields import missing_fields
-from hf_medtl.publish.hub import commit_files, plan_upload, push
+from hf_medtl.publish.hub import _set_card_repository, commit_files, plan_upload, push
 from hf_medtl.publish.hub_errors import with_retries
 from tests.support.commands import COMMAND, options
 
@@ -84,6 +84,17 @@ def test_rejects_invalid_run_before_upload(spoil, message, hub, publishable_run,
     assert PLANTED not in str(error.value)
     assert not hub_changes()
     assert not HfApi().repo_exists("ci-user/spoilt")
+
+
+def test_card_serves_from_the_folder_until_it_is_pushed(publishable_run):
+    readme = publishable_run / "README.md"
+    serve = "pip install -r finished/requirements.txt starlette uvicorn\npython finished/handler.py --port 8000"
+    assert serve in readme.read_text()
+    assert "hf download" not in readme.read_text()
+    for revision in ("v1", "v2"):
+        _set_card_repository(readme, "owner/name", revision)
+        download = f"hf download owner/name --revision {revision} --local-dir model\n"
+        assert download + serve.replace("finished", "model") in readme.read_text()
 
 
 def test_card_rejected_by_the_hub_creates_no_repository(publishable_run, fail_requests, hub_changes):
