@@ -1,6 +1,7 @@
 """Summary of a study: learning curves, paired differences, and the statements that they support."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hf_medtl.publish.templates import render
 from hf_medtl.runs.study_cells import StudyCell
 from hf_medtl.runs.study_grid import Grid
 from hf_medtl.tasks import task_for_results
+from hf_medtl.training.options import strip_path
 from hf_medtl.training.recipe import Recipe
 
 RESAMPLES = 2000
@@ -65,6 +67,14 @@ def summarise(run: RunFolder, recipe: Recipe, grid: Grid, cells: list[StudyCell]
         "cells": [_cell_json(cell) for cell in finished],
         "failed": failed,
     }
+    placeholders = {}  # for paths of this machine
+    if any(Path(model).exists() for model in grid.models):
+        placeholders["MODELS"] = (
+            "models",
+            f"the models {', '.join(map(strip_path, grid.models))}, by folder or Hub id",
+        )
+    if recipe.data_dir:
+        placeholders["DATA"] = ("data_dir", "the folder or file of the data")
     facts = {
         "name": folder.name,
         "study": result,
@@ -75,6 +85,12 @@ def summarise(run: RunFolder, recipe: Recipe, grid: Grid, cells: list[StudyCell]
         "contrasts": contrasts,
         "recipe_yaml": recipe.to_yaml(),
         "grid_yaml": grid.to_yaml(),
+        "command": (
+            'python -c "from hf_medtl.cli.study import main; main({}, {})" --config recipe.yaml --grid grid.yaml'
+            f"{''.join(f' --{option} {placeholder}' for placeholder, (option, _) in placeholders.items())}"
+            " --output_dir runs/again"
+        ),
+        "placeholders": {placeholder: meaning for placeholder, (_, meaning) in placeholders.items()},
     }
     run.write("README.md", render("study", facts))
     run.write("study.json", result)

@@ -1,7 +1,9 @@
 """Learning-curve studies: a resumable grid of ordinary runs, and its summary."""
 
 import json
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,21 @@ def test_study_json_and_page_have_all_cells(studied, phantoms):
     assert {line.count("|") for line in tables} == {4, 7}
     assert (studied / "figures" / "learning_curve.png").stat().st_size > 5000
     assert Grid.from_cli({}, ["--grid", str(studied / "grid.yaml")])[0].scratch == {"learning_rate": 0.01}
+
+
+def test_command_of_the_page_repeats_the_study(studied, phantoms, tiny_checkpoint, monkeypatch, capsys):
+    line = next(line for line in (studied / "README.md").read_text().splitlines() if line.startswith("python"))
+    assert "- MODELS: the models tiny-vit, by folder" in (studied / "README.md").read_text()
+    words = [
+        {"MODELS": str(tiny_checkpoint("vit")), "DATA": str(phantoms)}.get(word, word) for word in shlex.split(line)
+    ]
+    monkeypatch.chdir(studied)
+    monkeypatch.setattr(sys, "argv", [words[1], *words[3:], "--dry_run"])
+    with pytest.raises(SystemExit) as end:
+        exec(words[2], {})
+    assert end.value.code == 0
+    assert capsys.readouterr().out.count("tiny-vit, ") == 4
+    assert not (studied / "runs").exists()
 
 
 def test_finished_study_is_not_trained_again(studied, phantoms, tiny_checkpoint, capsys):
