@@ -31,9 +31,11 @@ class QuietReaders:
                     logging.getLogger(name).setLevel(logging.CRITICAL + 1)
                 self.opencv = sys.modules.get("cv2")  # prints libtiff's warnings
                 if self.opencv is not None:
-                    self.opencv_level = self.opencv.utils.logging.setLogLevel(
-                        self.opencv.utils.logging.LOG_LEVEL_SILENT
+                    # OpenCV 5 has a module for it, 4 has a function.
+                    self.set_opencv_level = getattr(self.opencv, "setLogLevel", None) or (
+                        self.opencv.utils.logging.setLogLevel
                     )
+                    self.opencv_level = self.set_opencv_level(0)  # silent
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
@@ -43,7 +45,7 @@ class QuietReaders:
                 for name, level in self.levels.items():
                     logging.getLogger(name).setLevel(level)
                 if self.opencv is not None:
-                    self.opencv.utils.logging.setLogLevel(self.opencv_level)
+                    self.set_opencv_level(self.opencv_level)
 
 
 QUIET = QuietReaders()
