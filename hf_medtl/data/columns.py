@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from hf_medtl.common.text import abbreviate, suggest
+from hf_medtl.data.images import EXTENSIONS
 from hf_medtl.data.split_names import parse_split
 from hf_medtl.errors import MedtlError
 
@@ -28,10 +29,24 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "patient": (
         *("patient", "patientid", "patientidentifier", "patientnumber", "patientno", "patientcode", "patientkey"),
-        *("patientindex", "patid", "ptid", "subject", "subjectid", "subjectcode", "subjectnumber", "subj", "subjid"),
-        *("participant", "participantid", "person", "personid", "mrn", "caseid", "casenumber", "lesionid"),
+        *(
+            "patientindex",
+            "patients",
+            "pid",
+            "patid",
+            "ptid",
+            "subject",
+            "subjects",
+            "subjectno",
+            "subjectid",
+            "subjectcode",
+            "subjectnumber",
+            "subj",
+            "subjid",
+        ),
+        *("participant", "participantid", "person", "personid", "mrn", "case", "caseid", "casenumber", "lesionid"),
         *("patientenid", "patientennummer", "patientennr", "patientnr", "patnr", "patientin"),
-        *("studyid", "studyinstanceuid", "examid", "accessionnumber"),
+        *("study", "studyid", "studyinstanceuid", "examid", "accessionnumber"),
     ),
     "source": (
         *("source", "site", "hospital", "institution", "institute", "center", "centre", "clinic", "facility"),
@@ -49,11 +64,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
 OWN_NAMES = {**{name: (name.replace("_", ""),) for name in FIELDS}, "label": ("label",)}  # spelled as ours in any case
 # What else a column with such a name may be; it isn't used without being named.
 HINTS = {
-    "patient": r"patient|subject|participant|person|\bcase\b|\bmrn\b|\bpid\b|\bpat\b",
+    "patient": r"patient|subject|participant|person|\bcases?\b|\bmrn\b|\bpid\b|\bpat\b|individual|proband|volunteer"
+    r"|donor|animal|\bmouse\b|\brat\b|pa[czt]ij?en|pazient|bolesni|sujet|пациент|患者|病人|환자|hasta",
     "label": r"label|diagnos|finding|\bclass|target|category|patholog|disease",
-    "split": r"split|fold\b|\bset\b|subset|partition",
+    "split": r"split|fold\b|\bset\b|subset|partition|^(is |in |for )?(train|test|val|validation)(ing)?( data| set)?$",
     "mask": r"mask|segment",
 }
+# A column with such a word may be the patient if its values repeat.
+IDENTIFIER = (
+    r"\b(e?id|uid|guid|n[or]|num|number|nummer|code|key|name|study|exam|visit|series|accession|record|hospital)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -150,13 +170,39 @@ def choose_columns(
     for name in ("patient", "label", "split", "mask"):
         if name in rules or not guessed:  # the columns of a public dataset are known
             continue
-        similar = [column for column in unused if re.search(HINTS[name], _words(column))]
+        similar = [column for column in unused if _may_be(name, column, frame[column])]
         if similar:
+            use = f"To use one: --columns {name}={similar[0]}"
+            if name == "split" and not _fits(name, similar[0], frame[similar[0]], has_file):
+                use = "To use one, write train, validation or test in each of its cells and call it split."
             warnings.append(
                 f"{table}: the column{'s' * (len(similar) > 1)} {abbreviate(similar, 4)} may be the {name} but "
-                f"{'are' if len(similar) > 1 else 'is'} not used. To use one: --columns {name}={similar[0]}"
+                f"{'are' if len(similar) > 1 else 'is'} not used. {use}"
             )
     return Columns(rules, [_describe(rules, unused, table)], warnings)
+
+
+def check_header(names: list[str], has_file: Callable[[str], bool], table: str) -> None:
+    """Refuse a table whose first row does not name its columns.
+
+    Args:
+        names: What the first row says.
+        has_file: True for a cell that names an existing file.
+        table: The table, for the error.
+
+    Raises:
+        MedtlError: The first row names a file, or is one cell with several words.
+    """
+    if files := [name for name in names if name.lower().endswith(EXTENSIONS) and has_file(name)]:
+        raise MedtlError(
+            f"{table}: the first row names the file {files[0]} instead of the columns. Add a row above it, such as "
+            "file_name,label."
+        )
+    if len(names) == 1 and re.search(r"[\s:/]", names[0]):
+        raise MedtlError(
+            f"{table}: expected columns separated by comma, semicolon, tab or |, found only one, {names[0]!r}. Save "
+            "the table as CSV."
+        )
 
 
 def columns_of(rule: str) -> list[str]:
@@ -213,9 +259,18 @@ def _fits(name: str, column: str, cells: pd.Series, has_file: Callable[[str], bo
         return True
     if name in ("file_name", "mask"):
         return any(map(has_file, sample_cells(cells)))
+    if name == "patient" and plain_name(column) in ("case", "study"):  # not case and control, or a few projects
+        return bool(cells.nunique() > max(2, len(cells) / 20))
     if name == "split":
         return all(parse_split(cell) for cell in set(cells) - {""}) and bool(cells.any())
     return True
+
+
+def _may_be(name: str, column: str, cells: pd.Series) -> bool:
+    """True if an unused column may be that of a field, by its name; of patients also by values that repeat."""
+    repeats = 2 < cells[cells != ""].nunique() < (cells != "").sum()
+    is_identifier = name == "patient" and repeats and re.search(IDENTIFIER, _words(column))
+    return bool(is_identifier or re.search(HINTS[name], _words(column)))
 
 
 def sample_cells(cells: pd.Series) -> list[str]:

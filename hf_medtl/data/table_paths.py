@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from hf_medtl.data.images import EXTENSIONS
 
@@ -17,7 +18,7 @@ class TablePaths:
 
     A cell is a path relative to the table, or else a file is found that the cell can only mean: one with the same name
     but for upper and lower case and the extension, whose path ends as the cell does or the other way round. So
-    `ISIC_0001` is `part_1/ISIC_0001.jpg`, and `C:\data\train\1.png` is `train/1.png`.
+    `ISIC_0001` is `part_1/ISIC_0001.jpg`, `C:\data\train\1.png` is `train/1.png`, and `7` is `007.png`.
     """
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
@@ -30,9 +31,11 @@ class TablePaths:
         self.root = root
         self.paths = set(paths)
         self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_number: dict[str, list[str]] = defaultdict(list)
         for path in paths:
             if path.lower().endswith(EXTENSIONS) or re.fullmatch(r"(\.\d+)?", PurePosixPath(path).suffix):
                 self._by_name[_plain(path)[-1]].append(path)
+                self._by_number[_plain(path)[-1].lstrip("0")].append(path)
 
     def find(self, cell: str, folder: str, mask: bool = False) -> str:
         """Return the path of the file that a cell means, below the data folder; "" if there is none, or more than one.
@@ -42,6 +45,17 @@ class TablePaths:
             folder: Folder of the table, relative to the data folder.
             mask: True if it names a mask, false for an image.
         """
+        address = re.match(r"\w+://", cell)
+        decoded = unquote(cell.partition("?")[0] if address else cell)
+        numbered = self._by_number[cell.lstrip("0")] if cell.isdecimal() else []  # spreadsheets remove leading zeros
+        return (
+            self._find(cell, folder, mask)
+            or (decoded != cell and self._find(decoded, folder, mask))
+            or (numbered[0] if len(numbered) == 1 else "")
+        )
+
+    def _find(self, cell: str, folder: str, mask: bool) -> str:
+        """Return the file of a cell without decoding it, or adding zeros to it; see `find`."""
         path = self.join(cell, folder)
         if path in self.paths:
             return path

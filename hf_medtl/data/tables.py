@@ -13,6 +13,7 @@ from hf_medtl.data.columns import (
     ALIASES,
     FIELDS,
     apply_rule,
+    check_header,
     choose_columns,
     column_names,
     columns_of,
@@ -197,6 +198,7 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.Da
         return any(index.find(part, folder, mask) for part in cell.split("|") for mask in (False, True))
 
     guess = [] if spec.table else [name for name in FIELDS if name != "label" or spec.reader == "table"]
+    check_header(column_names(frame), has_file, table)
     columns = choose_columns(frame, spec.columns, has_file, file, guess)
     rules = columns.rules
     if "file_name" not in rules:
@@ -221,6 +223,10 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.Da
         rows["label"], doubts = read_cells(rows["label"], file)
         warnings += doubts
     rows["patient"] = clean_patients(rows["patient"])
+    if any(rows["patient"]) and (unknown := rows["patient"].count("")) and not spec.table:
+        warnings.append(
+            f"{file}: {unknown} of {len(frame)} rows have no patient; each is taken for a patient of its own."
+        )
     rows["split"] = _parse_splits(spec, rows["split"], table)
     rows["file_name"], more = _find_images(rows["file_name"], index, file)
     rows["mask"] = _find_masks(rows["mask"], index, file)

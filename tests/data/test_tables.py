@@ -33,13 +33,58 @@ FOUR = ["1.png", "2.png", "3.png", "4.png"]
 
 
 @pytest.mark.parametrize("column", ["patient", "Patient", "patient_id", "PatientID", "patientId", "Patient ID",
-                                   "subject_id", "Subject", "participant_id", "MRN", "lesion_id"])  # fmt: skip
+                                   "subject_id", "Subject", "participant_id", "MRN", "pid", "Case",
+                                   "lesion_id"])  # fmt: skip
 def test_patients_are_read_from_a_column_of_any_usual_name(tmp_path, column):
     rows = {"file_name": FOUR, "label": list("aabb"), column: ["P1", "P2", "P3", "P3"], "age": [1, 2, 3, 4]}
     spec, images = read(write(tmp_path, rows, FOUR))
     assert [images[name]["patient"] for name in FOUR] == ["P1", "P2", "P3", "P3"]
     used = "patient" if column == "patient" else f"patient from {column}"
     assert spec.notes[0] == (f"t.csv: file_name, label, {used}; not used: age.")
+
+
+@pytest.mark.parametrize("column", ["ID", "eid", "Hospital number", "anon_id", "Subject code no.", "id_paciente", "病人",
+                                    "pacijent", "mouse", "Fall-ID"])  # fmt: skip
+def test_column_that_repeats_and_may_be_the_patient_is_named(tmp_path, column):
+    files = [*FOUR, "5.png"]
+    rows = {"file_name": files, "label": list("aabba"), column: ["X1", "X2", "X3", "X3", "X3"], "sex": list("mmffm")}
+    spec, images = read(write(tmp_path, rows, files))
+    assert not any(row["patient"] for row in images.values())
+    assert spec.notes[-1].startswith(f"t.csv: the column {column} may be the patient but is not used.")
+
+
+@pytest.mark.parametrize("column", ["case", "study"])
+def test_case_and_control_or_a_few_projects_are_no_patients(tmp_path, column):
+    rows = {"file_name": FOUR, "label": list("aabb"), column: list("0011")}
+    assert not any(row["patient"] for row in read(write(tmp_path, rows, FOUR))[1].values())
+
+
+def test_rows_without_a_patient_are_counted(tmp_path):
+    spec, _ = read(write(tmp_path, {"file_name": FOUR, "label": list("aabb"), "patient": ["p", "", "q", ""]}, FOUR))
+    assert "t.csv: 2 of 4 rows have no patient; each is taken for a patient of its own." in spec.notes
+
+
+@pytest.mark.parametrize("column", ["is_train", "Test", "fold"])
+def test_columns_of_splits_with_other_values_are_named_with_advice_that_works(tmp_path, column):
+    spec, _ = read(write(tmp_path, {"file_name": FOUR, "label": list("aabb"), column: list("0101")}, FOUR))
+    assert (
+        f"the column {column} may be the split but is not used. To use one, write train, validation" in spec.notes[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1.png,a\n2.png,a\n3.png,b\n4.png,b\n", "the first row names the file 1.png instead of the columns"),
+        ("file_name label\n1.png a\n2.png b\n", "found only one, 'file_name label'. Save the table as CSV"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["", "file_name=1.png,label=a"])
+def test_tables_without_a_header_or_columns_lose_no_image(tmp_path, text, message, columns):
+    file = write(tmp_path, {}, FOUR)
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(MedtlError, match=message):
+        read(file, columns)
 
 
 def test_studies_and_lesions_are_named_where_they_stand_for_patients(tmp_path, caplog):
@@ -151,6 +196,10 @@ def test_two_columns_that_may_be_the_label_are_refused_unless_they_agree(tmp_pat
         ("00000001_000.png", "images_001/images/00000001_000.png"),
         ("1.2.840.113", "dicom/1.2.840.113.dcm"),
         ("a.jpg", "a.png"),
+        ("7", "007.png"),
+        ("my%20scan.png", "my scan.png"),
+        ("100%25.png", "100%25.png"),
+        ("https://host/data/a%2B.png?raw=1", "a+.png"),
     ],
 )
 def test_paths_as_tables_have_them(tmp_path, cell, file):
