@@ -92,11 +92,13 @@ def test_uses_standard_terms(path: Path):
 )
 def test_names_say_what_they_are(path: Path):
     names = names_of(ast.parse(path.read_text(encoding="utf-8")))
-    assert not names & {*NOT_NAMES} - COMPATIBLE_NAMES.get(path.relative_to(PACKAGE).as_posix(), set())
+    wrong = names & {*NOT_NAMES} - COMPATIBLE_NAMES.get(path.relative_to(PACKAGE).as_posix(), set())
+    assert not wrong, f"call them by what they are: {wrong}"
 
 
 def test_docs_use_standard_terms():
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "model_cards").glob("*.md")):
         if path.name in ("design.md", "traps.md"):  # which name the words
             continue
-        assert not words_of(path.read_text(encoding="utf-8")) & NOT_USED.keys(), path
+        wrong = {word: NOT_USED[word] for word in words_of(path.read_text(encoding="utf-8")) & NOT_USED.keys()}
+        assert not wrong, f"{path.name}: use instead: {wrong}"

@@ -17,7 +17,10 @@ from tests.support.image_files import write_noise_image
 
 
 def draw(root: Path, *patterns: str, number: int = 4, start: int = 0) -> list[Path]:
-    """Write `number` images of noise for each pattern, in which {} is a running number; return their paths."""
+    """Write `number` images of noise for each pattern, in which {} is a running number; return their paths.
+
+    Images of the same number are copies, which stay in one split: begin a second call at another `start`.
+    """
     names = [pattern.replace("{}", str(start + i)) for i, pattern in enumerate(np.repeat(patterns, number).tolist())]
     return [write_noise_image(root / name, start + i) for i, name in enumerate(names)]
 

@@ -9,8 +9,10 @@ from PIL import Image
 
 from hf_medtl import DATASETS, MedtlError, load
 from hf_medtl.data.dataset import COLUMNS
+from hf_medtl.data.fingerprints import Fingerprint
 from hf_medtl.data.readers import READERS
 from hf_medtl.data.splits import join_groups, split_groups
+from tests.support.commands import ROOT
 from tests.support.image_files import write_noise_image
 
 FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
@@ -28,6 +30,16 @@ def brain(tmp_path):
     (root / "yes" / ".DS_Store").write_bytes(b"x")
     (root / "yes" / "._Y1.JPG").write_bytes(b"x")
     return root
+
+
+def test_files_that_need_a_package_are_not_called_damaged(brain, monkeypatch):
+    def missing(paths, name):
+        reason = "DICOM with JPEG Lossless needs pylibjpeg. Install it with: pip install hf_medtl[jpeg]"
+        return [Fingerprint("a" * 64, error=reason) for _ in paths]
+
+    monkeypatch.setattr("hf_medtl.data.loading.compute_fingerprints", missing)
+    with pytest.raises(MedtlError, match=r"or install what they need: pip install hf_medtl\[jpeg\]$"):
+        load("brain-tumor-mri", brain)
 
 
 def groups_in_two_splits(table: pd.DataFrame) -> int:
@@ -156,14 +168,17 @@ def test_rejects_given_split_that_leaks(brain, tmp_path):
         load("brain-tumor-mri", brain, splits=tmp_path / "splits.csv")
 
 
-def test_every_dataset_spec_is_complete():
-    for name, spec in DATASETS.items():
-        assert spec.name == name
-        assert set(spec.values.values()) == set(spec.labels)
-        assert set(spec.counts) <= set(spec.labels)
-        assert spec.positive is None or (spec.positive in spec.labels and len(spec.labels) == 2)
-        assert spec.reader in READERS
-        assert bool(spec.pattern) == (spec.reader == "paths")
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_spec_is_complete(name):
+    spec = DATASETS[name]
+    assert spec.name == name, "two rows have this name"
+    assert {*spec.values.values()} == {*spec.labels}, "each of `labels` must be a value of `values`, and no other name"
+    assert {*spec.counts} <= {*spec.labels}, "the keys of `counts` must be of `labels`"
+    assert spec.positive is None or spec.positive in spec.labels, "`positive` must be one of `labels`"
+    assert spec.positive is None or len(spec.labels) == 2, "only a row with two labels has a `positive` one"
+    assert spec.reader in READERS, f"`reader` must be one of {', '.join(READERS)}"
+    assert bool(spec.pattern) == (spec.reader == "paths"), "`pattern` is for the reader 'paths', which needs one"
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8"), "add it to the table in README.md, Data"
 
 
 def test_too_few_groups_and_invalid_fractions_raise():
@@ -179,7 +194,7 @@ def test_unexpected_layout_error_lists_expected_and_actual_files(tmp_path):
         load("brain-tumor-mri", tmp_path)
     with pytest.raises(MedtlError, match="is not a folder"):
         load("brain-tumor-mri", tmp_path / "absent")
-    with pytest.raises(MedtlError, match="Known datasets: brain-tumor-mri"):
+    with pytest.raises(MedtlError, match=r"Known datasets: .*brain-tumor-mri"):
         load("brian", tmp_path)
 
 

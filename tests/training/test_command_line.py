@@ -1,6 +1,7 @@
 """Options of a run: flags read without transformers, conversions, YAML, help, and names that other modules own."""
 
 import dataclasses
+import re
 
 import pytest
 from transformers import TrainingArguments
@@ -17,17 +18,31 @@ from hf_medtl.training import losses, mask_losses
 from hf_medtl.training.command_line import format_help, read_options
 from hf_medtl.training.flags import all_flags, groups
 from hf_medtl.training.options import CHOICES, LISTS, OWN_NETWORKS, THRESHOLD_RULES, Options
+from tests.support.commands import ROOT
 
 
 def test_names_are_those_of_the_modules_that_implement_them():
-    assert CHOICES["augmentation"] == AUGMENTATIONS
-    assert CHOICES["strategy"] == STRATEGIES
-    assert {*CHOICES["loss"]} == {*losses.LOSSES, *mask_losses.LOSSES}
-    assert CHOICES["class_weights"] == losses.CLASS_WEIGHTS
-    assert CHOICES["fit"] == FITS
-    assert LISTS["preprocessing"] == STEPS
-    assert (*build.OWN_NETWORKS, *ARCHITECTURES) == OWN_NETWORKS
-    assert THRESHOLD_RULES == decisions.THRESHOLD_RULES
+    """training/options.py repeats them, so that --help needs no heavy module: add a new name there, too."""
+    assert CHOICES["augmentation"] == AUGMENTATIONS, "CHOICES in training/options.py and AUGMENTATIONS differ"
+    assert CHOICES["strategy"] == STRATEGIES, "CHOICES in training/options.py and STRATEGIES differ"
+    named = {*losses.LOSSES, *mask_losses.LOSSES}
+    assert {*CHOICES["loss"]} == named, "CHOICES in training/options.py and LOSSES (losses.py, mask_losses.py) differ"
+    assert CHOICES["class_weights"] == losses.CLASS_WEIGHTS, "CHOICES in training/options.py and CLASS_WEIGHTS differ"
+    assert CHOICES["fit"] == FITS, "CHOICES in training/options.py and FITS differ"
+    assert LISTS["preprocessing"] == STEPS, "LISTS in training/options.py and STEPS differ"
+    assert (*build.OWN_NETWORKS, *ARCHITECTURES) == OWN_NETWORKS, "OWN_NETWORKS in training/options.py lacks one"
+    assert THRESHOLD_RULES == decisions.THRESHOLD_RULES, "THRESHOLD_RULES in training/options.py differs"
+
+
+def test_every_option_is_read_somewhere():
+    own = {field.name for field in dataclasses.fields(Options)} - {
+        f.name for f in dataclasses.fields(TrainingArguments)
+    }
+    package = ROOT / "hf_medtl"
+    lists = {package / "training" / name for name in ("options.py", "flags.py", "presets.py")}
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path not in lists)
+    unread = {name for name in own if not re.search(rf"[.\"']{name}\b", code)}
+    assert not unread, f"options in training/options.py that nothing reads: {unread}"
 
 
 def test_flags_are_the_fields_of_the_recipe_with_their_defaults():
