@@ -84,8 +84,9 @@ def split_groups(
         number = len({group for group, own in zip(groups, image_labels, strict=True) if label in own})
         if number < len(names):
             raise MedtlError(
-                f"Label {str(label)!r} has {number} independent group(s) of images, too few for the splits "
-                f"{', '.join(names)}. Add images of other patients, or remove the label."
+                f"Label {str(label)!r} has {number} independent group(s) of images (of one patient, or copies of one "
+                f"another), too few for the splits {', '.join(names)}. Add images of other patients, or remove the "
+                "label."
             )
     images = [image for image, own in enumerate(image_labels) for _ in own or ("",)]
     strata = [
