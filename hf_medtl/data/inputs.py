@@ -91,9 +91,9 @@ def _from_array(array: "NDArray[Any] | torch.Tensor", name: str) -> Image.Image:
     """Convert 8-bit or binary pixels (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels; the fourth is alpha."""
     axes = (0, -1) if isinstance(array, torch.Tensor) else (-1, 0)  # where the channels are, most likely first
     if array.dtype not in (np.uint8, np.bool_, torch.uint8, torch.bool):
-        found = str(array.dtype).removeprefix("torch.")
+        dtype = str(array.dtype).removeprefix("torch.")
         raise UnreadableImage(
-            f"{name}: expected 8-bit pixels, found {found}. Apply a window first, to whole numbers of 0 to 255 (uint8)."
+            f"{name}: expected 8-bit pixels, found {dtype}. Apply a window first, to whole numbers of 0 to 255 (uint8)."
         )
     pixels = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
     if pixels.dtype == np.bool_:

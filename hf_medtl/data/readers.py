@@ -134,12 +134,12 @@ def read_folders(spec: DatasetSpec, root: Path) -> tuple[DatasetSpec, Rows]:
     _report_masks(root, masks & {*files}, spec.is_segmentation)
     splits = {row["official"] for row in rows} - {""}
     spec = discover_labels(spec, root, [row["label"] for row in rows], multilabel)
-    found = list(dict.fromkeys(spec.labels if multilabel else filter(None, (row["label"] for row in rows))))
-    if found:
+    present = list(dict.fromkeys(spec.labels if multilabel else filter(None, (row["label"] for row in rows))))
+    if present:
         logger.info(
             "%s: found the labels %s%s%s.",
             root,
-            ", ".join(found),
+            ", ".join(present),
             ", any number of them per image" if multilabel else "",
             f" and the splits {', '.join(sorted(splits))}" if splits else "",
         )
