@@ -44,7 +44,7 @@ from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
 from hf_medtl.models.build import load_trained
 from hf_medtl.models.copies import captured_inputs
-from hf_medtl.models.device import select_device
+from hf_medtl.models.device import memory_format, select_device
 from hf_medtl.models.ensemble import log_mean_exp
 from hf_medtl.models.heads import find_head, is_segmenter, is_sigmoid, to_probabilities
 from hf_medtl.models.tta import AffineView, monte_carlo_dropout, tta_views
@@ -373,7 +373,9 @@ class Predictor:
 
     def _logits(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return logits in float32 for inputs on any device and in any precision."""
-        moved = BatchFeature(dict(inputs)).to(self.model.device, dtype=getattr(self.model, "dtype", torch.float32))
+        device = self.model.device
+        moved = BatchFeature(dict(inputs)).to(device, dtype=getattr(self.model, "dtype", torch.float32))
+        moved["pixel_values"] = moved["pixel_values"].contiguous(memory_format=memory_format(device))
         return model(**moved).logits.float()
 
     def _check_method(self, method: str) -> None:

@@ -27,3 +27,15 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
             f"Give {names}, or leave it out."
         ) from error
     return chosen
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return the layout of images (n, C, H, W) in memory with which convolutions, which follow their input, are fast.
+
+    Channels last, but on MPS, where gradients of batch norm fail with it. Remove the exception when all supported
+    versions of torch contain https://github.com/pytorch/pytorch/pull/188371.
+
+    Args:
+        device: of the model.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last

@@ -25,6 +25,7 @@ from transformers import (
 
 from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.device import memory_format
 from hf_medtl.models.heads import is_segmenter
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
@@ -151,11 +152,12 @@ class MedicalTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # uint8 travels to the device, a quarter of the bytes, and is normalised there. In place: allocating the batch
-        # again takes longer than the arithmetic. Channels last: convolutions are faster so, and follow their input.
+        # again takes longer than the arithmetic.
         inputs = super()._prepare_inputs(inputs)
         if "features" in inputs:
             return inputs
-        pixels = inputs["pixel_values"].to(dtype=torch.float32, memory_format=torch.channels_last)
+        pixels = inputs["pixel_values"]
+        pixels = pixels.to(dtype=torch.float32, memory_format=memory_format(pixels.device))
         inputs["pixel_values"] = pixels.sub_(self.mean).div_(self.std)
         if self.model.training and (self.args.mixup or self.args.cutmix):
             step = self.state.global_step

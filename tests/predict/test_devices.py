@@ -13,7 +13,7 @@ from hf_medtl.explain.faithfulness import deletion_insertion_curves
 from hf_medtl.explain.maps import METHODS, explain, to_pixel_values
 from hf_medtl.explain.randomisation import cascading_randomisation
 from hf_medtl.explain.segmentation import explain_masks
-from hf_medtl.models.device import select_device
+from hf_medtl.models.device import memory_format, select_device
 from hf_medtl.publish.handler import EndpointHandler
 from tests.support.no_float64 import refuse_float64
 from tests.support.tiny_models import build_tiny, save_foreign_classifier
@@ -94,6 +94,26 @@ def test_device_is_chosen_in_one_place(tmp_path, monkeypatch):
     for wrong in ("gpu", "xpu:7", "cuda:99"):
         with pytest.raises(MedtlError, match=r"can't be used on this machine .* Give cpu, or leave it out"):
             Predictor.from_pretrained("nobody/nothing", device=wrong)
+
+
+@pytest.mark.parametrize(
+    ("device", "layout"),
+    [("cpu", torch.channels_last), ("cuda", torch.channels_last), ("mps", torch.contiguous_format)],
+)
+def test_layout_of_images_follows_the_device(device, layout, predictor, make_trainer, monkeypatch):
+    given = memory_format(torch.device(device))
+    assert given == layout
+    for module in ("hf_medtl.predict", "hf_medtl.training.trainer"):
+        monkeypatch.setattr(f"{module}.memory_format", lambda _: given)
+    seen = []
+    hook = predictor.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    predictor.predict(IMAGES)
+    hook.remove()
+    batch = {"pixel_values": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
+    seen.append(make_trainer()._prepare_inputs(batch)["pixel_values"])
+    assert [pixels.is_contiguous(memory_format=layout) for pixels in seen] == [True, True]
 
 
 @pytest.mark.parametrize("command", ["predict", "explain", "evaluate", "space"])
