@@ -115,6 +115,9 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust_remote_code", help="Run code from the model's repository; hf_medtl's models need none.")
 ]
 Private = Annotated[bool, typer.Option("--private", help="Create a private repository, if it does not exist yet.")]
+PublishNames = Annotated[
+    bool, typer.Option("--publish_names", help="Name images by their files, which may hold names, not by numbers.")
+]
 DryRun = Annotated[bool, typer.Option("--dry_run", help="Check everything and list the files; upload nothing.")]
 Waive = Annotated[
     list[str] | None,

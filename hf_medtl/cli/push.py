@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DryRun, Private, Waive, check_exists, parse_waivers, print_files
+from hf_medtl.cli.options import DryRun, Private, PublishNames, Waive, check_exists, parse_waivers, print_files
 
 
 def push(
@@ -18,6 +18,7 @@ def push(
     private: Private = False,
     waive: Waive = None,
     collection: Annotated[str | None, typer.Option(help="Title of a Collection for the pushed models.")] = None,
+    publish_names: PublishNames = False,
     dry_run: DryRun = False,
 ) -> None:
     """Publish a finished run on the Hub as one commit, tagged v1, v2, ... Any problem stops it before the upload.
@@ -31,7 +32,7 @@ def push(
     reasons = parse_waivers(waive)
     models = {f"{repo}{suffix}": folder for suffix, folder in publishable_models(run).items()}
     for name, folder in models.items():  # all are checked before the first is sent
-        files = hub.plan_upload(folder, reasons)
+        files = hub.plan_upload(folder, reasons, publish_names)
         print_files(files)
         if dry_run:
             print(f"Dry run: {len(files)} files would go to {name}. Nothing was sent.")
@@ -41,7 +42,7 @@ def push(
         return
     urls = []
     for name, folder in models.items():
-        urls.append(hub.push(folder, name, private=private, waive=reasons, check=False))
+        urls.append(hub.push(folder, name, private=private, waive=reasons, check=False, publish_names=publish_names))
         print(f"Pushed to {urls[-1]}")
     if collection:
         print(f"Collected in {collect(collection, urls, private=private)}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import check_runs, check_suffix
+from hf_medtl.cli.options import PublishNames, check_runs, check_suffix
 
 
 def report(
@@ -29,9 +29,10 @@ def report(
         typer.Option("--data_dir", help="Data of the runs, to show images: DIR or DATASET=DIR; can be repeated."),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the report; by default the titles of the datasets.")] = "",
+    publish_names: PublishNames = False,
 ) -> None:
     """Write a report on runs: curves with bands, tables with intervals, images, differences."""
     from hf_medtl.report.build import write_report
 
-    for path in write_report(runs, out, slides, pdf, data_dir or [], title):
+    for path in write_report(runs, out, slides, pdf, data_dir or [], title, publish_names):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

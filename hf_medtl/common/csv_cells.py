@@ -8,6 +8,7 @@ import pandas as pd
 # What a spreadsheet may evaluate (OWASP, "CSV Injection"), with spaces and apostrophes before it: one more is put
 # before these, too, so that reading back is unambiguous.
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@＝＋－＠])")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 _HARMLESS = re.compile(f"'{_FORMULA.pattern}")
 
 
@@ -33,8 +34,8 @@ def original_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def harmless_text(text: str) -> str:
-    """Return the text of one cell, with an apostrophe before it if it begins as a formula does."""
-    return f"'{text}" if _FORMULA.match(text) else text
+    """Return the text of one cell, with an apostrophe before it if it begins as a formula does and is no number."""
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def original_text(text: str) -> str:

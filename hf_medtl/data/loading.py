@@ -15,6 +15,7 @@ from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.download import download_from_hub, unpack_medmnist
 from hf_medtl.data.filters import select_labeled, select_masked, select_sources
 from hf_medtl.data.fingerprints import Fingerprint, compute_fingerprints, near_duplicates
+from hf_medtl.data.identifiers import adopt_identifiers
 from hf_medtl.data.positive_label import choose_positive, warn_of_guess
 from hf_medtl.data.readers import READERS
 from hf_medtl.data.specs import DATASETS, DatasetSpec, check_dataset_name
@@ -31,6 +32,7 @@ from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
 
+INSTALL = "Install it with: "  # in the reason of a file that a missing package would read
 MAX_UNREADABLE = 0.05
 UNKNOWN_PATIENTS = "No patient identifiers: images of one patient can be in different splits."
 
@@ -93,6 +95,7 @@ def load(
     sampled = "sampled by group, stratified by label and source"
     left_out = ""
     if splits is not None:
+        table = adopt_identifiers(table, Path(splits))
         split = read_splits(table, Path(splits))
         left_out = "not in the splits.csv that was given"
         rule = "as in the splits.csv of another run"
@@ -274,10 +277,11 @@ def _check_files(
         examples = f"{examples} ..." if len(excluded) > 5 else f"{examples.rstrip('.')}."
         message = f"{len(excluded)} of {len(table)} files are unreadable: {examples}"
         if len(excluded) > MAX_UNREADABLE * len(table):
-            raise MedtlError(
-                f"{message} This is more than {MAX_UNREADABLE:.0%}: repair or remove them, or "
-                f"download {spec.title} again."
-            )
+            commands = {reason.partition(INSTALL)[2] for reason in excluded["reason"]} - {""}
+            advice = f"download {spec.title} again."
+            if commands:  # nothing is wrong with the files
+                advice = f"install what they need: {' ; '.join(sorted(commands))}"
+            raise MedtlError(f"{message} This is more than {MAX_UNREADABLE:.0%}: repair or remove them, or {advice}")
         logger.warning("%s They are excluded.", message)
     table = table[readable].drop(columns="reason").reset_index(drop=True)
     fingerprints = [item for item, keep in zip(results, readable, strict=True) if keep]

@@ -54,6 +54,7 @@ def write_report(
     seed: int = 0,
     region: Region | None = None,
     groups: Sequence[str] | None = None,
+    image_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write explanations.json, a page of images for each of TITLES, mean_maps.png and centres.png.
 
@@ -75,6 +76,7 @@ def write_report(
         region: where heatmaps should be, measured for all maps of the statistics. A small region, such as a lesion, is
             an additional check of the verdict; lungs, a quarter of the image and more, are not.
         groups: (n,) patient or duplicate group of each image, for intervals; by default each image is its own group.
+        image_names: (n,) what explanations.json calls the images; by default the names of the files.
 
     Returns:
         The content of explanations.json: for each label decided at least once a verdict, see `verdict`, with warnings,
@@ -125,7 +127,7 @@ def write_report(
             decision = f"{item.label} {item.probability:.2f}"
             caption = decision if decided[i] == truth[i] else f"{labels[i]}, predicted {decision}"
             items.append(gallery.GalleryItem(image, item.map, caption))
-            row = {"picture": paths[i].name, "label": labels[i]}
+            row = {"picture": image_names[i] if image_names else paths[i].name, "label": labels[i]}
             pages[name].append(row | {"decided": item.label, "probability": item.probability})
         if items:
             gallery.draw_page(items, out / f"{name}.png", f"{TITLES[name]}: {method}")

@@ -13,10 +13,12 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_medtl.common.files import list_files, write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
 from hf_medtl.publish.check import check_card, check_files, check_run_files, check_secrets, contains_token
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
+from hf_medtl.publish.neutral_files import are_names_public, neutral_files
 from hf_medtl.publish.templates import replace_section
 
 logger = logging.getLogger("hf_medtl")
@@ -27,7 +29,7 @@ UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
 
 
-def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[str, Path]:
+def plan_upload(folder: Path, waive: Mapping[str, str] | None = None, publish_names: bool = False) -> dict[str, Path]:
     """Check a run, refuse an incomplete one, and return the files to upload by their names in the repository.
 
     `handler.py` and `requirements.txt` are written to the folder.
@@ -35,6 +37,7 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[st
     Args:
         folder: Folder of a finished run.
         waive: Field that the card lacks -> reason, which is written on the card.
+        publish_names: Keep the file names of images, which otherwise become neutral identifiers.
 
     Raises:
         MedtlError: The run is incomplete, its card lacks a required field that is not waived, or a file holds a token.
@@ -61,7 +64,7 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None) -> dict[st
             f"--waive {next(iter(missing))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
     _write_handler(folder)
-    files = select_files(folder)
+    files = published_files(folder, publish_names)
     check_files(files)
     check_secrets(files)
     return files
@@ -73,6 +76,12 @@ def select_files(folder: Path) -> dict[str, Path]:
     return {name: files[name] for name in filter_repo_objects(files, allow_patterns=list(UPLOAD_PATTERNS))}
 
 
+def published_files(folder: Path, publish_names: bool = False) -> dict[str, Path]:
+    """Return the files of a run to upload; images have neutral identifiers in them, unless their names are public."""
+    files = select_files(folder)
+    return files if are_names_public(RunFolder(folder), publish_names) else neutral_files(folder, files)
+
+
 def push(
     folder: Path,
     repo_id: str,
@@ -81,6 +90,7 @@ def push(
     message: str = "Upload run",
     waive: Mapping[str, str] | None = None,
     check: bool = True,
+    publish_names: bool = False,
 ) -> str:
     """Upload a finished run as one commit, tag it v1, v2, ..., and return the repository's URL.
 
@@ -96,13 +106,14 @@ def push(
         message: Commit message.
         waive: As for `plan_upload`.
         check: Call `plan_upload` first. False if the caller has.
+        publish_names: As for `plan_upload`.
 
     Raises:
         MedtlError: As `plan_upload`, or the Hub refuses; then the repository is unchanged, or empty. If only the tag
             failed, the next push makes it.
     """
     if check:
-        plan_upload(folder, waive)
+        plan_upload(folder, waive, publish_names)
     card = folder / "README.md"
     write_waivers(card, waive or {})
     api, advice = HfApi(), f"The run is complete in {folder}; then: hf-medtl push {folder} {repo_id}"
@@ -113,10 +124,11 @@ def push(
         number = max((int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdigit()), default=0)
         # The card names the tag of this push, so pushing the same files again must not change the tag.
         _set_card_repository(card, repo.repo_id, f"v{number}")
-        if number and with_retries(lambda: _is_up_to_date(api, repo.repo_id, select_files(folder))):
+        if number and with_retries(lambda: _is_up_to_date(api, repo.repo_id, published_files(folder, publish_names))):
             return str(repo)
         _set_card_repository(card, repo.repo_id, f"v{number + 1}")
-        oid = commit_files(api, repo.repo_id, select_files(folder), message)  # the last commit if only the tag failed
+        files = published_files(folder, publish_names)
+        oid = commit_files(api, repo.repo_id, files, message)  # the last commit if only the tag failed
     with hub_errors(f"{repo_id} is uploaded, but could not be tagged", advice):
         with_retries(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
     return str(repo)

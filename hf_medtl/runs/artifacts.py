@@ -13,6 +13,7 @@ from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.evaluation.subgroups import generalization_gap
+from hf_medtl.publish.neutral_files import neutral_table
 from hf_medtl.runs.model_card import count_excluded, warn_instead, write_card
 from hf_medtl.runs.resuming import read_notes
 from hf_medtl.tasks import Task
@@ -94,7 +95,7 @@ def write_artifacts(
                 *_describe_training(recipe, trainer.state),
                 *(f"{note.removeprefix('# ')}." for note in read_notes(run)),
             ],
-            "worst": task.worst_images(table, results, MAX_WORST),
+            "worst": task.worst_images(neutral_table(run, table), results, MAX_WORST),
             "model_class": type(trainer.model).__name__,
             "parameters": trainer.model.num_parameters(),
             "own_code": sorted(path.name for path in folder.glob("*.py")),

@@ -20,6 +20,7 @@ from hf_medtl.models.build import load_trained
 from hf_medtl.models.device import select_device
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_explanations
+from hf_medtl.publish.neutral_files import are_names_public, neutral_table
 from hf_medtl.runs.finished import fetch_run
 
 
@@ -161,6 +162,7 @@ def explain_model(
         seed=seed,
         region=region,
         groups=list(rows["group"]),
+        image_names=None if are_names_public(finished) else list(neutral_table(finished, rows)["image_id"]),
     )
     if is_folder and split == "test" and (Path(model) / "README.md").is_file():
         write_explanations(Path(model), report, split)

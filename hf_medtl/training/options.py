@@ -178,6 +178,9 @@ class Options:
         None, "Repository: OWNER/NAME. Default: the name of --output_dir, under your account."
     )
     hub_private_repo: bool | None = _new(None, "Create a private repository.")
+    publish_names: bool = _new(
+        False, "Name images by their files on the card and in published tables; by numbers if not, unless known anyway."
+    )
 
     output_dir: str | None = _new("runs/run", "Folder of the run.")
     seed: int = _new(42, "Random seed of weights, batches and augmentation; of the split, too, without --split_seed.")
