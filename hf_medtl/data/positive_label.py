@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,20 +24,26 @@ SOURCES = {
 
 # Names are compared as `_words` writes them. Names that by themselves mean that a finding is absent:
 ABSENT = re.compile(
-    r"no|non|not|without|nil|none|neg(ative)?s?( .*)?|absent( .*)?|absence|false( .*)?|nothing|clear|clean"
+    r"no|non|not|without|nil|none|n[eé]g(ati[vf]\w*)?s?( .*)?|absent( .*)?|absence|false( .*)?|nothing|clear|clean"
     r"|n|0+|-|-\d+|\D+ ?0+|.+ -|normal\S*( .*)?|healthy( .*)?|controls?( .*)?|wild ?type( .*)?"
     r"|wt|cn|hc|nc|nor|norm|td|typical(ly developing)?|well|intact|un(affected|remarkable|involved)|asymptomatic"
-    r"|background"
+    r"|background|alive|surviv(ed|ors?)|ned"
     r"|.* (no|false|negative|neg|free|absent|normal|healthy|controls?|none|wild ?type|wt)|\S{3,}less"
+    # In German, French, Spanish, Portuguese, Italian, Slavic languages, Turkish, Chinese, Japanese and Korean:
+    r"|(gesund|unauff[aä]llig|negativ|saud[aá]ve|zdrav|zdrow|норма|здоров|отрицат|sağlıklı)\w*|sain[es]*|san[oa]s?"
+    r"|(kein\w*|ohne|sans|senza|bez|без|нет)( .*)?|(sin|sem) .+|nein|não|nao|hayır"
+    r"|[正健阴陰][常康性].*|[无無没沒未否].*|정상|음성"
 )
 # Those that mean it only beside a name of something worse: benign beside malignant, but not beside normal.
 MILDER = re.compile(
     r"benign( .*)?|low( .*)?|others?|rest|stable|healed|viable|united|union|safe|responsive|resectable|controlled"
-    r"|differentiated"
+    r"|differentiated|favou?rable( .*)?|good( .*)?|usable|gradable"
+    r"|benign[aeo]s?|bénin\w*|gutartig\w*|доброкач\w*|良性.*|양성"
 )
 PRESENT = re.compile(
     r"yes|true|pos(itive)?s?( .*)?|presen(t|ce)|abnormal(ity)?|malignan(t|cy)|cancer(ous)?|sick|ill|diseased?|patients?"
-    r"|cases?|affected|infected|\+|.+ (\+|pos|positive|present)|mutant|mutated"
+    r"|oui|ja|sí|sì|sim|da|tak|evet|да|[是有].*|krank|hasta|malad[eoi]\w*|enferm[oa]|bolest\w*|bolesn\w*|malign\w*|malin\w*"
+    r"|bösartig\w*|恶性|惡性|阳性|陽性|cases?|affected|infected|\+|.+ (\+|pos|positive|present)|mutant|mutated"
 )
 NEGATIONS = ("no", "non", "not", "un", "without", "w o", "absence of", "free of")
 # What a name such as notumor negates although the other label, such as glioma, is called otherwise.
@@ -166,7 +173,8 @@ def _closest(word: str, labels: Sequence[str]) -> str:
 
 def _words(label: str) -> str:
     """Return a label as words in lower case, without a number in front: 0_NonDemented is "non demented"."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[a-zA-Z0-9])(?=[-+]+$)", " ", label.strip())
+    label = unicodedata.normalize("NFC", label.strip())
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[a-zA-Z0-9])(?=[-+]+$)", " ", label)
     spaced = re.sub(r"(?<=\w)-(?=\w)|[^\w+-]|_", " ", spaced)
     return re.sub(r"^\d+ (?=\D)", "", " ".join(spaced.casefold().split()))
 
@@ -174,7 +182,7 @@ def _words(label: str) -> str:
 def _negated(name: str) -> list[tuple[str, bool]]:
     """Return what a name may negate, such as tumor in notumor, and whether the negation is a word of its own."""
     rests = [(name.removeprefix(word), name.startswith(f"{word} ")) for word in NEGATIONS if name.startswith(word)]
-    return [(rest.strip(), is_word) for rest, is_word in rests if rest.strip()]
+    return [(rest.strip(), is_word) for rest, is_word in rests if len(rest.strip()) > (0 if is_word else 1)]
 
 
 def _means_absence(name: str) -> bool:

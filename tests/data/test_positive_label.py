@@ -1,7 +1,9 @@
 """Positive label: names that mean an absence, pairs whose names do not tell, and what the user specifies."""
 
 import io
+import unicodedata
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from hf_medtl import DATASETS, MedtlError, Recipe, load
 from hf_medtl.data.leakage import load_external
 from hf_medtl.data.positive_label import choose_positive, guess_positive, is_absence
 from hf_medtl.runs import preflight
+from hf_medtl.runs.cross_validation import cross_validate
 from hf_medtl.runs.positive_label import settle_positive_label
 from tests.support.image_files import write_noise_image
 
@@ -23,7 +26,12 @@ COVID/non-COVID COVID-19/Non-COVID-19 COVID19/notCOVID TB/noTB displaced/nondisp
 pneumonia_positive/pneumonia_negative 1_pneumonia/0_normal symptomatic/asymptomatic melanoma/other present/absent
 glaucoma/non_glaucoma referable/non-referable opacity/without dr/nodr DR/No_DR amd/amd-free abnormal/brain_normal
 true_positive/false_positive Tumor_Yes/Tumor_No MI/nonMI Malignant_cases/Normal_cases
-detected/undetected tumor/tumorless
+detected/undetected tumor/tumorless unfavorable/favorable ungradable/gradable dead/alive Recurrence/NED
+oui/non ja/nein da/ne sim/não krank/gesund Tumor/kein_Tumor mit_Fraktur/ohne_Fraktur bösartig/gutartig
+auffällig/unauffällig malade/sain tumeur/sans_tumeur malin/bénin enfermo/sano tumor/sin_tumor maligno/benigno
+positivo/negativo positif/négatif bolestan/zdrav tumor/bez_tumora болен/здоров патология/норма hasta/sağlıklı
+肺炎/正常 患病/健康 恶性/良性 阳性/阴性 陽性/陰性
+肿瘤/无肿瘤 폐렴/정상
 """
 
 
@@ -40,6 +48,8 @@ def test_name_of_an_absence_is_negative(pair):
     positive, negative = pair.split("/")
     assert guess_positive([positive, negative]) == (positive, "names")
     assert guess_positive([negative, positive]) == (positive, "names")
+    decomposed = [unicodedata.normalize("NFD", label) for label in (negative, positive)]  # as macOS has folders
+    assert guess_positive(decomposed) == (decomposed[1], "names")
 
 
 @pytest.mark.parametrize("pair", ["cat/dog", "left/right", "a/b", "x/y", "covid/pneumonia", "1/2", "no_a/no_b",
@@ -147,6 +157,31 @@ def test_terminal_is_asked_for_the_positive_label_and_the_recipe_keeps_it(ambigu
         settle_positive_label(recipe.variant(positive_label=None), loaded, None)
 
 
+def test_folds_ask_and_warn_once(ambiguous, monkeypatch, caplog):
+    recipe = ambiguous[0].variant(folds=3)
+    caplog.clear()
+    cross_validate(recipe.variant(dry_run=True), lambda single: single.load_data())
+    assert caplog.text.count("--positive_label left or --positive_label right") == 1
+    monkeypatch.setattr("sys.stdin", Terminal("left\n"))
+    monkeypatch.setattr("sys.stdout", Terminal())
+    chosen = []
+
+    def stop(single):
+        chosen.append(single.load_data().positive)
+        raise MedtlError("one is enough")
+
+    with pytest.raises(MedtlError, match="one is enough"):
+        cross_validate(recipe, stop)
+    assert chosen == ["left"]
+    assert "positive_label: left" in recipe.of_fold(1).to_yaml()
+    fold = Path(str(recipe.output_dir)) / "fold-0"
+    fold.mkdir()
+    (fold / "config.json").write_text('{"positive_label": "left"}', encoding="utf-8")
+    with pytest.raises(MedtlError, match="one is enough"):  # it is not asked again
+        cross_validate(ambiguous[0].variant(folds=3), stop)
+    assert chosen == ["left", "left"]
+
+
 def test_resumed_run_and_repeated_split_keep_the_positive_label(ambiguous, tmp_path):
     recipe, loaded = ambiguous
     checkpoint = tmp_path / "checkpoint-1"
@@ -155,6 +190,8 @@ def test_resumed_run_and_repeated_split_keep_the_positive_label(ambiguous, tmp_p
     settled = settle_positive_label(recipe, loaded, str(checkpoint))
     assert (settled.positive, settled.spec.positive_source) == ("left", "model")
     assert "positive_label: left" in recipe.to_yaml()
+    with pytest.raises(MedtlError, match="--positive_label is right, but left in "):
+        settle_positive_label(recipe.variant(positive_label="right"), loaded, str(checkpoint))
     recipe = recipe.variant(positive_label=None, splits=str(checkpoint / "splits.csv"))
     assert settle_positive_label(recipe, loaded, None).positive == "left"
     (checkpoint / "config.json").write_text('{"positive_label": "cat"}', encoding="utf-8")

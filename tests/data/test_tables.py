@@ -43,8 +43,8 @@ def test_patients_are_read_from_a_column_of_any_usual_name(tmp_path, column):
     assert spec.notes[0] == (f"t.csv: file_name, label, {used}; not used: age.")
 
 
-@pytest.mark.parametrize("column", ["ID", "eid", "Hospital number", "anon_id", "Subject code no.", "id_paciente", "病人",
-                                    "pacijent", "mouse", "Fall-ID"])  # fmt: skip
+@pytest.mark.parametrize("column", ["ID", "eid", "Hospital number", "anon_id", "Subject code no.", "id_paciente",
+                                    "病人", "pacijent", "mouse", "Fall-ID"])  # fmt: skip
 def test_column_that_repeats_and_may_be_the_patient_is_named(tmp_path, column):
     files = [*FOUR, "5.png"]
     rows = {"file_name": files, "label": list("aabba"), column: ["X1", "X2", "X3", "X3", "X3"], "sex": list("mmffm")}
