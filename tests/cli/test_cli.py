@@ -146,8 +146,8 @@ def test_wrong_arguments_are_errors_before_heavy_imports(words, message, tmp_pat
 
 
 def test_choices_of_commands_are_those_of_their_modules():
-    assert tuple(FORMATS) == EXPORT_FORMATS
-    assert tuple(METHODS) == MAP_METHODS
+    assert tuple(FORMATS) == EXPORT_FORMATS, "EXPORT_FORMATS in cli/options.py and FORMATS of hf_medtl.export differ"
+    assert tuple(METHODS) == MAP_METHODS, "MAP_METHODS in cli/options.py and METHODS in explain/maps.py differ"
 
 
 def test_unknown_option_suggests_the_nearest():
