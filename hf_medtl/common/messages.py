@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hf_medtl.common.progress import in_notebook, shows_bars
@@ -35,6 +37,31 @@ class _StderrHandler(logging.StreamHandler):
 def given_arguments() -> list[str]:
     """Return the arguments of the running script; those of a notebook's kernel are not meant for it."""
     return [] if in_notebook() and Path(sys.argv[0]).stem in KERNELS else sys.argv[1:]
+
+
+@contextmanager
+def without_repeats(name: str) -> Iterator[None]:
+    """Show each message of a logger's children once: the folds of a cross-validation read the same data.
+
+    Args:
+        name: of the logger, such as "hf_medtl.data".
+    """
+    shown = set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = f"{record.name}: {record.getMessage()}"
+        repeated = message in shown
+        shown.add(message)
+        return not repeated
+
+    children = [logging.getLogger(child) for child in logging.root.manager.loggerDict if child.startswith(f"{name}.")]
+    for child in children:
+        child.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for child in children:
+            child.removeFilter(is_new)
 
 
 def show_messages(level: int | None = None) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 from accelerate import PartialState
 
 from hf_medtl.common.csv_cells import to_csv
+from hf_medtl.common.messages import without_repeats
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.splits import SPLITS
@@ -21,6 +22,7 @@ from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.console import show_folds, show_folds_plan
 from hf_medtl.runs.model_card import repeat_command
+from hf_medtl.runs.positive_label import settle_positive_label
 from hf_medtl.runs.sweep import Sweep, check_same_run, check_sweep_folder, lock_sweep
 from hf_medtl.tasks import task_for_dataset
 from hf_medtl.training.recipe import Recipe
@@ -50,6 +52,7 @@ class Fold:
         return "finished" if self.is_finished else "begun" if begun else "to do"
 
 
+@without_repeats("hf_medtl.data")
 def cross_validate(recipe: Recipe, run: Callable[[Recipe], Path]) -> Path:
     """Run each fold that is not finished in OUTPUT_DIR/fold-K, then summarise all folds.
 
@@ -66,17 +69,22 @@ def cross_validate(recipe: Recipe, run: Callable[[Recipe], Path]) -> Path:
         MedtlError: A finished fold has another recipe or split, the folder holds something else, or as `run`.
     """
     folder = Path(str(recipe.output_dir))
-    recipes = [recipe.of_fold(fold) for fold in range(recipe.folds)]
-    folds = [Fold(single, RunFolder(str(single.output_dir))) for single in recipes]
-    sweep = Sweep(folds, "folds", "the same command with --resume_from_checkpoint auto.")
     if (folder / "results.json").exists():
         raise MedtlError(f"{folder} holds finished results. Give another --output_dir, or move that one away.")
     check_sweep_folder(folder, ("fold-*", *SUMMARY_FILES), "folds", "; for a single run give --fold")
 
+    with recipe.main_process_first(local=True):  # the other processes find its caches
+        loaded = recipe.load_data()  # of fold 0
+    begun = next((path.parent for path in sorted(folder.glob("fold-*/config.json"))), None)
+    settle_positive_label(recipe, loaded, str(begun) if begun else None)  # once for all folds
+    recipes = [recipe.of_fold(fold) for fold in range(recipe.folds)]
+    folds = [Fold(single, RunFolder(str(single.output_dir))) for single in recipes]
+    sweep = Sweep(folds, "folds", "the same command with --resume_from_checkpoint auto.")
     plan = []
     for fold in folds:
-        with recipe.main_process_first(local=True):  # the other processes find its caches
-            loaded = fold.recipe.load_data()
+        if fold.recipe.fold:
+            with recipe.main_process_first(local=True):
+                loaded = fold.recipe.load_data()
         if fold.is_finished:
             _check_fold(fold, loaded)
         counts = {split: str(len(loaded.rows(split))) for split in SPLITS}

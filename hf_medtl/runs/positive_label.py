@@ -21,17 +21,24 @@ def settle_positive_label(recipe: Recipe, loaded: LoadedDataset, checkpoint: str
     Args:
         recipe: The options of the run.
         loaded: Its dataset.
-        checkpoint: The checkpoint to resume from, if any.
+        checkpoint: The checkpoint to resume from, or a fold's run, if any.
 
     Raises:
-        MedtlError: The question has no answer.
+        MedtlError: The question has no answer, or --positive_label is another than that of the checkpoint.
     """
-    if recipe.positive_label or loaded.positive is None:
+    if loaded.positive is None:
         return loaded
     earlier = checkpoint or (recipe.splits and Path(recipe.splits).parent)
     recorded = RunFolder(earlier).config.get("positive_label") if earlier else None
+    if recipe.positive_label:
+        if checkpoint and recorded in loaded.labels and recorded != recipe.positive_label:
+            raise MedtlError(
+                f"--positive_label is {recipe.positive_label}, but {recorded} in {checkpoint}, where the best "
+                "checkpoint was chosen with it. Give what it was, or start another run in another --output_dir."
+            )
+        return loaded
     if recorded in loaded.labels:
-        if recorded != loaded.positive:
+        if recorded != loaded.positive or "positive_label" in RunFolder(str(earlier)).recipe:
             logger.info("The positive label is %s, as in the run of %s.", recorded, earlier)
             recipe.choose(positive_label=recorded)  # so that recipe.yaml alone gives it again
         return replace(loaded, spec=replace(loaded.spec, positive=recorded, positive_source="model"))
@@ -44,7 +51,7 @@ def settle_positive_label(recipe: Recipe, loaded: LoadedDataset, checkpoint: str
 def _can_ask(recipe: Recipe) -> bool:
     """True if somebody is at the terminal, and the answer holds for the whole run."""
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    return at_terminal and recipe.world_size == 1 and not recipe.folds and not recipe.dry_run
+    return at_terminal and recipe.world_size == 1 and recipe.all_folds >= bool(recipe.folds) and not recipe.dry_run
 
 
 def _ask(labels: tuple[str, ...]) -> str:

@@ -76,7 +76,6 @@ def check_options(recipe: Recipe) -> Space:
     get_task(recipe.task).check_recipe(recipe)
     if recipe.positive_label is not None:
         check_positive(DATASETS.get(recipe.dataset, DATASETS["imagefolder"]), recipe.positive_label)
-    _check_models(recipe)
     _, prose = read_prose(recipe.model_card)
     if contains_token((recipe.to_yaml() + prose).encode()):
         raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
@@ -84,7 +83,9 @@ def check_options(recipe: Recipe) -> Space:
     if recipe.push_to_hub:
         check_hub_access(model_name(recipe))
         check_prose(prose)
-    return check_search(recipe) if recipe.search else {}
+    space = check_search(recipe) if recipe.search else {}
+    _check_models(recipe)  # last, because the Hub may be asked
+    return space
 
 
 def check(recipe: Recipe) -> Plan:

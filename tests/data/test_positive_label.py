@@ -104,7 +104,14 @@ def test_wrong_positive_label_is_an_error_before_images_are_read(tmp_path, monke
 def test_wrong_positive_label_of_a_named_dataset_is_an_error_before_the_data_are_looked_for(tmp_path):
     def check(dataset, label):
         preflight.check_options(
-            Recipe(dataset=dataset, positive_label=label, output_dir=str(tmp_path), report_to="none", use_cpu=True)
+            Recipe(
+                dataset=dataset,
+                positive_label=label,
+                model_name_or_path="cnn",
+                output_dir=str(tmp_path),
+                report_to="none",
+                use_cpu=True,
+            )
         )
 
     with pytest.raises(MedtlError, match="Did you mean 'tumor'"):
