@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
-from hf_medtl.common.text import suggest
+from hf_medtl.common.text import nearest
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.preprocessing import to_uint8
@@ -86,8 +86,8 @@ def check_metric(recipe: Recipe, task: Task, loaded: LoadedDataset) -> None:
     values = {"loss": 0.0} | task.validation_metrics(task.ideal_prediction(loaded))
     if metric not in values:
         raise MedtlError(
-            f"--metric_for_best_model must be one of {', '.join(sorted(values))}, but is {metric!r}. "
-            f"{suggest(metric, [*values]).partition(' See')[0]}".rstrip()
+            f"--metric_for_best_model must be one of {', '.join(sorted(values))}, but is {metric!r}."
+            f"{nearest(metric, values)}"
         )
     if not math.isfinite(values[metric]):
         counts = loaded.counts()["validation"]
