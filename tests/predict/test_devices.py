@@ -41,6 +41,10 @@ def test_the_fake_refuses_float64_before_the_host():
             (x * 2).double()
         with pytest.raises(TypeError, match="no float64"):
             x.to(torch.float64).cpu()
+        computed = torch.nn.Linear(3, 1)(x).detach() * 2
+        assert computed.cpu().numpy().shape == (1,)
+        with pytest.raises(TypeError, match="can't become an array"):
+            np.asarray(computed)
     assert (x * 2).double().dtype == torch.float64
 
 
@@ -79,7 +83,7 @@ def test_handler_needs_no_float64_on_the_device(tmp_path, predictor):
         found = handler({"inputs": IMAGES[0]})
     (expected,) = predictor.predict(IMAGES[0])
     assert found["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
-    assert ("unlike the training pictures" in found["reasons"]) == (expected.outlier > 1)
+    assert ("unlike the training images" in found["reasons"]) == (expected.outlier > 1)
 
 
 def test_device_is_chosen_in_one_place(tmp_path, monkeypatch):
