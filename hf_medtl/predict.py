@@ -67,7 +67,7 @@ class Prediction:
             separated by |, and "" for none.
         candidates: conformal set of labels; None if none was saved.
         reasons: reasons to abstain from a decision: "uncertain" (not exactly one candidate), "unlike the training
-            pictures" (out-of-distribution); empty if there are none.
+            images" (out-of-distribution); empty if there are none.
         outlier: out-of-distribution score divided by its threshold, above 1 for out-of-distribution images; None if no
             scorer was saved.
         spread: standard deviation of the label's probability over augmented copies or dropout passes; None without.
@@ -424,7 +424,7 @@ class Predictor:
         if candidates is not None and len(candidates) != 1:
             reasons.append("uncertain")
         if score is not None and score > 1:
-            reasons.append("unlike the training pictures")
+            reasons.append("unlike the training images")
         return {
             "probabilities": dict(zip(self.labels, p.tolist(), strict=True)),
             "label": self.labels[int(p.argmax())],

@@ -91,7 +91,7 @@ def preview(
         str, typer.Option(help="squash, or pad to keep the aspect ratio.", callback=one_of("--fit", CHOICES["fit"]))
     ] = "squash",
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 224,
-    images: Annotated[int, typer.Option("--pictures", help="Number of images of each label.")] = 2,
+    images: Annotated[int, typer.Option("--images", "--pictures", help="Number of images of each label.")] = 2,
     samples: Annotated[int, typer.Option(help="Number of augmented samples of each image.")] = 6,
     out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("preview.png"),
     seed: Seed = 0,

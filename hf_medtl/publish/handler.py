@@ -105,7 +105,7 @@ class EndpointHandler:
             candidates = [name for name in p if p[name] >= conformal["lowest"][name]]
             reasons += ["uncertain"] if len(candidates) != 1 else []
         if self.training and self.distance(self.features[0].cpu().double()) > config.outliers["threshold"]:
-            reasons.append("unlike the training pictures")
+            reasons.append("unlike the training images")
         answer = {"probabilities": p, "label": label, "decision": decision, "candidates": candidates}
         return {**answer, "abstain": bool(reasons), "reasons": reasons}
 

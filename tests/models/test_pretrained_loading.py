@@ -285,7 +285,7 @@ def test_handler_equals_predictor(finished_run, phantoms):
                 assert output[key] == getattr(expected, key)
             assert output["candidates"] == list(expected.candidates)
             assert output["reasons"] == list(expected.reasons)
-    assert "unlike the training pictures" in expected.reasons
+    assert "unlike the training images" in expected.reasons
     for nothing in (None, "", b"", "no base64"):
         with pytest.raises(ValueError, match="not a readable image"):
             handler({"inputs": nothing})

@@ -68,7 +68,7 @@ def test_chest_is_out_of_distribution_for_brains(folder, tmp_path):
     chests = write_phantoms(tmp_path / "chests", "chest", patients=3, images=1, size=64)
     predictions = Predictor.from_pretrained(folder).predict(sorted(chests.glob("[no]*/*.png")))
     assert predictions
-    assert all("unlike the training pictures" in prediction.reasons for prediction in predictions)
+    assert all("unlike the training images" in prediction.reasons for prediction in predictions)
     assert all(prediction.abstain for prediction in predictions)
 
 

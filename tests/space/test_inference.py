@@ -62,7 +62,7 @@ def test_reasons_are_sentences():
     none = Prediction("", candidates=(), reasons=("uncertain",))
     assert inference.describe_reason("uncertain", none, alpha).startswith("No label fits")
     strange = Prediction("", outlier=2.345)
-    assert "score is 2.35," in inference.describe_reason("unlike the training pictures", strange, None)
+    assert "score is 2.35," in inference.describe_reason("unlike the training images", strange, None)
 
 
 def test_abstains_on_noise_and_on_large_prediction_sets(registry, monkeypatch):
