@@ -14,12 +14,14 @@ logger = logging.getLogger(__name__)
 
 # What operating systems, network drives and viewers add to folders and archives; hidden files are left out, too.
 SYSTEM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin",
+                "recycler", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "__pycache__",
                 "system volume information", "lost+found", "dicomdir"}  # fmt: skip
 
 
 def is_system_file(name: str) -> bool:
     """True for the name of a hidden file or folder, or of one that systems add, such as `._a.png` or `Thumbs.db`."""
-    return (name.startswith(".") and name.strip(".") != "") or name.lower() in SYSTEM_FILES
+    is_hidden = name.startswith((".", "~$")) and name.strip(".") != ""  # ~$ is a lock of Office
+    return is_hidden or name.lower() in SYSTEM_FILES
 
 
 def is_image_file(root: Path, path: str) -> bool:

@@ -20,7 +20,8 @@ from hf_medtl.space.archives import read_entries
 from tests.support.image_files import write_noise_image
 
 SYSTEM = ["x/._a.png", "x/.a.png", ".hidden/a.png", "__MACOSX/x/._a.png", "x/Thumbs.db", "@eaDir/a.png/thumb.jpg",
-          "x/.DS_Store", "x/desktop.ini", "DICOMDIR"]  # fmt: skip
+          "x/.DS_Store", "x/desktop.ini", "DICOMDIR", "#recycle/a.png", "@Recycle/x/a.png", "#snapshot/d/a.png",
+          "x/@Recently-Snapshot/a.png", "x/~$labels.xlsx"]  # fmt: skip
 
 
 def write(path: Path, content: bytes = bytes(128) + b"DICM") -> None:
