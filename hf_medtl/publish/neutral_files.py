@@ -98,30 +98,30 @@ def neutral_files(folder: Path, files: Mapping[str, Path]) -> dict[str, Path]:
     if all(name == neutral for name, neutral in names.items()):
         return published
     paths = {} if run.splits is None else dict(zip(run.splits["path"], run.splits["image_id"], strict=True))
-    known = {neutral: neutral for neutral in names.values()}
-    known |= {path: names[image_id] for path, image_id in paths.items()} | names
+    by_name = {neutral: neutral for neutral in names.values()}
+    by_name |= {path: names[image_id] for path, image_id in paths.items()} | names
     ends: dict[str, str] = {}  # file name without folders -> identifier, "" if it is that of several images
-    for name, neutral in known.items():
+    for name, neutral in by_name.items():
         end = PurePosixPath(name).name
         ends[end] = neutral if ends.get(end, neutral) == neutral else ""
     texts: dict[str, str | dict[str, Any]] = {}
     for name, path in files.items():
         if path.suffix == ".csv":
-            texts[name] = _rename_rows(path, known)
+            texts[name] = _rename_rows(path, by_name)
         elif path.suffix == ".json":
             content = read_json(path)
-            if (renamed := _rename_values(content, known, ends)) != content:
+            if (renamed := _rename_values(content, by_name, ends)) != content:
                 texts[name] = renamed
     if "splits.csv" in texts:
         old = hashlib.sha256(files["splits.csv"].read_bytes()).hexdigest()
         new = hashlib.sha256(str(texts["splits.csv"]).encode()).hexdigest()
-        known |= {old: new}
+        by_name |= {old: new}
         for name in ("results.json", "evaluations.json"):
             if name in files:
-                texts[name] = _rename_values(texts.get(name) or read_json(files[name]), known, ends)
+                texts[name] = _rename_values(texts.get(name) or read_json(files[name]), by_name, ends)
     if "README.md" in files:
         card = files["README.md"].read_text(encoding="utf-8")
-        cells = {escape_cell(name): neutral for name, neutral in known.items()}
+        cells = {escape_cell(name): neutral for name, neutral in by_name.items()}
         card = re.sub(r"(?<=^\| )(.+?)(?= \|)", lambda cell: cells.get(cell[0], cell[0]), card, flags=re.MULTILINE)
         texts["README.md"] = card.replace(old, new) if "splits.csv" in texts else card
     for name, text in texts.items():
