@@ -1,6 +1,13 @@
-"""Atomic writes, strict JSON and listings of files."""
+"""Atomic writes, strict JSON and listings of files.
 
+Whatever the package writes goes through this module: a file is written beside its name, flushed to the disk and then
+renamed, so that a killed process or a full disk leaves the old file whole.
+"""
+
+import contextlib
 import json
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,28 +16,126 @@ from typing import Any
 
 from hf_medtl.errors import MedtlError
 
+PARTIAL = ".partial"  # suffix of files and folders that are being written; their names begin with a dot
 
-def write_atomic(path: Path, content: str | dict[str, Any]) -> None:
-    """Write text, or a dict as JSON, so that the file is either complete or absent.
+
+def write_atomic(path: Path, content: str | bytes | dict[str, Any]) -> None:
+    """Write text, bytes, or a dict as JSON, so that the file is either complete or as it was.
 
     Raises:
         ValueError: The dict holds NaN or infinity, which are not JSON.
     """
-    text = content if isinstance(content, str) else json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")  # else Windows changes what hashes are made from
+        partial.write_bytes(encode(content))
+
+
+def encode(content: str | bytes | dict[str, Any]) -> bytes:
+    """Return what `write_atomic` writes: UTF-8, with the line ends as they are on every system.
+
+    Raises:
+        ValueError: A dict holds NaN or infinity, which are not JSON.
+    """
+    if isinstance(content, dict):
+        content = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return content if isinstance(content, bytes) else content.encode()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write, which then becomes `path`; after an error it is removed."""
-    # The process id alone would not do: processes on other machines, or in other containers, may share the folder.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    """Yield the path of a file to write, which then becomes `path`; after an error it is removed.
+
+    It has another suffix than `path`: writers that choose their format by it must be given the format.
+    """
+    path = Path(os.path.realpath(path))  # a link stays one
+    partial = _partial_path(path.parent)
     try:
         yield partial
+        _sync(partial)
         partial.replace(path)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def adding_files(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write files to, which then replace those of the same names in `folder`, one by one.
+
+    After an error all files are as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = _partial_path(folder)
+    staging.mkdir()
+    try:
+        yield staging
+        files = list_files(staging)
+        for path in files.values():
+            _sync(path)
+        for name, path in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            path.replace(folder / name)
+        for parent in {(folder / name).parent for name in files}:
+            _sync(parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which then becomes `folder` as a whole; after an error the old one stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging, old = _partial_path(folder.parent), _partial_path(folder.parent)
+    staging.mkdir()
+    try:
+        yield staging
+        for path in list_files(staging).values():
+            _sync(path)
+        if folder.exists():
+            folder.replace(old)
+        try:
+            staging.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a killed process left unfinished in a folder and the folders below it."""
+    for path in [path for path in folder.rglob(f".*{PARTIAL}") if _is_partial(path)]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _partial_path(folder: Path) -> Path:
+    # The process id alone would not do: processes on other machines, or in other containers, may share the folder.
+    return folder / f".{uuid.uuid4().hex}{PARTIAL}"
+
+
+def _is_partial(path: Path) -> bool:
+    return path.suffix == PARTIAL and len(path.stem) == len(_partial_path(path.parent).stem)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk: else a power cut may leave an empty file."""
+    try:
+        # Windows syncs only what is open for writing, and has no folders that can be opened.
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    except OSError:
+        if os.name != "nt":
+            raise
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -50,5 +155,9 @@ def read_json(path: Path) -> Any:
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """Return all files below a folder by their relative names, with / as separator."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Return all files below a folder by their relative names, with / as separator; none that is being written."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(map(_is_partial, map(Path, path.relative_to(folder).parts)))
+    }

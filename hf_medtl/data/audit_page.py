@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from hf_medtl.common.files import write_atomic
 from hf_medtl.data.audit import Counts, Findings
 from hf_medtl.data.audit_plots import AVERAGED, render_figures
 from hf_medtl.data.dataset import Survey
@@ -114,9 +115,9 @@ def write_audit(survey: Survey, findings: Findings, out: Path) -> Path:
     )
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(findings, indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "audit.json").write_text(text + "\n", encoding="utf-8")
+    write_atomic(out / "audit.json", text + "\n")
     path = out / "audit.html"
-    path.write_text(page, encoding="utf-8")
+    write_atomic(path, page)
     return path
 
 

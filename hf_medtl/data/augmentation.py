@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hf_medtl.common.files import replacing
 from hf_medtl.errors import MedtlError
 
 AUGMENTATIONS = ("none", "light", "chest", "brain", "randaugment")
@@ -181,4 +182,5 @@ def save_preview(
             axes.set_axis_off()
         grid[row, 0].set_title(caption, fontsize=9, loc="left", parse_math=False)
     figure.suptitle(f"Preprocessed{', then ' + name if augment else ''}", fontsize=10)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=100, format=path.suffix.removeprefix(".") or None)

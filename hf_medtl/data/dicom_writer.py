@@ -17,6 +17,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from hf_medtl.common.extras import require
+from hf_medtl.common.files import replacing
 from hf_medtl.data.dicom_checks import inflate
 from hf_medtl.data.images import is_dicom, open_binary
 from hf_medtl.data.quiet import QUIET
@@ -229,7 +230,8 @@ def save_dicom_outputs(path: str, made: Mapping[Path, ObjectBuilder]) -> str:
         header = read_header(path)
         if header is not None:
             for target, make in made.items():
-                write_dicom(make(header), target)
+                with replacing(target) as partial:
+                    write_dicom(make(header), partial)
     except MedtlError as error:
         return f"{path}: {error} The prediction is unaffected; --no_dicom disables DICOM output."
     return ""

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.common.files import adding_files, write_atomic
 from hf_medtl.common.text import escape_cell
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset
 from hf_medtl.data.images import encode_image, read_image, read_mask
@@ -66,20 +67,21 @@ def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: s
         raise MedtlError(f"{loaded.spec.title} is multilabel. Only datasets with one label per image can be written.")
     schema = loaded.features().arrow_schema
     table = loaded.table.assign(patient=pseudonymize_patients(loaded.table["patient"].tolist()))
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(table), desc="Encoding images", unit="image", leave=False, disable=None) as progress:
+    progress = tqdm(total=len(table), desc="Encoding images", unit="image", leave=False, disable=None)
+    with adding_files(out) as staging, progress:
+        (staging / "data").mkdir()
         for split in SPLITS:
             rows = table[table["split"] == split]
             if rows.empty:
                 continue
-            with pq.ParquetWriter(out / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
+            with pq.ParquetWriter(staging / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
                 for start in range(0, len(rows), _BATCH_ROWS):
                     batch = list(_encode_rows(loaded, rows.iloc[start : start + _BATCH_ROWS]))
                     writer.write_table(pa.Table.from_pylist(batch, schema))
                     progress.update(len(batch))
-    splits = table[COLUMNS].to_csv(index=False)
-    (out / "splits.csv").write_text(splits, encoding="utf-8")
-    (out / "README.md").write_text(render_card(loaded, findings, name, splits), encoding="utf-8")
+        splits = table[COLUMNS].to_csv(index=False)
+        write_atomic(staging / "splits.csv", splits)
+        write_atomic(staging / "README.md", render_card(loaded, findings, name, splits))
     return out
 
 

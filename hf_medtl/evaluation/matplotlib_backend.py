@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure, SubFigure
 
+from hf_medtl.common.files import replacing
 from hf_medtl.common.text import split_commas, suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.marks import SYMBOLS, Band, Line, Plot
@@ -61,7 +62,8 @@ def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a figure as PNG, and beside it in each other format of `figure_formats`; text in them stays text."""
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
         for name in _formats.get():
-            figure.savefig(path.with_suffix(f".{name}"), dpi=dpi)
+            with replacing(path.with_suffix(f".{name}")) as partial:
+                figure.savefig(partial, dpi=dpi, format=name)
 
 
 def series_styles() -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from hf_medtl.common.files import replacing
 from hf_medtl.errors import MedtlError
 
 OOD_FILE = "outliers.safetensors"  # in a model's folder
@@ -75,7 +76,8 @@ class OutOfDistributionScorer:
     def save(self, folder: Path) -> None:
         """Write OOD_FILE."""
         arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name != "rest"}
-        save_file({**arrays, "rest": np.array([self.rest])}, folder / OOD_FILE)
+        with replacing(folder / OOD_FILE) as partial:
+            save_file({**arrays, "rest": np.array([self.rest])}, partial)
 
     @classmethod
     def load(cls, folder: Path) -> "OutOfDistributionScorer":

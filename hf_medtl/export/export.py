@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hf_medtl.common.files import write_atomic
+from hf_medtl.common.files import replacing_folder, write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
 from hf_medtl.data.inputs import image_files
@@ -98,10 +97,9 @@ def export_run(
     height, width = inputs["pixel_values"].shape[-2:]
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-        staging, onnx_file = Path(temporary) / "export", Path(temporary) / "onnx" / "model.onnx"
-        staging.mkdir()
-        onnx_file.parent.mkdir()
+    temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".")
+    with temporary as beside, replacing_folder(folder) as staging:
+        onnx_file = Path(beside) / "model.onnx"
         logger.info("Exporting %s to %s", run, kind)
         write_onnx(model, height, width, onnx_file)
         if int8:
@@ -139,9 +137,6 @@ def export_run(
         spec = build_preprocessing_spec(model, processor, (height, width), shape, file.name)
         write_atomic(staging / "preprocessing.json", spec)
         write_atomic(staging / "export.json", record)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.replace(folder)
     if out is None and (run / "README.md").is_file():
         write_export_section(run)
     return folder, record

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
-from hf_medtl.common.files import list_files
+from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.hub import UPLOAD_PATTERNS, commit_files, select_files
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
@@ -88,7 +88,7 @@ class CheckpointUploader(TrainerCallback):
             files["README.md"] = copy / "README.md"
             metadata = ModelCardData(license=self.licence, library_name="transformers", tags=["hf_medtl", "unfinished"])
             card = f"---\n{metadata.to_yaml()}\n---\n\n{render('checkpoint', facts)}"
-            files["README.md"].write_text(card, encoding="utf-8")
+            write_atomic(files["README.md"], card)
             with hub_errors(f"The checkpoint of step {facts['step']} could not be uploaded", "Training continues."):
                 api = HfApi()
                 with_retries(lambda: api.create_branch(self.repo_id, branch=BRANCH, exist_ok=True))

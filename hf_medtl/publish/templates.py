@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_medtl.common.files import write_atomic
 from hf_medtl.common.text import escape_cell
 from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
@@ -100,7 +101,7 @@ def replace_section(card: Path, name: str, text: str) -> None:
     before, marker, rest = old.partition(begin)
     after = rest.partition(end)[2] if marker else "\n"
     gap = "" if marker else "\n"
-    card.write_text(f"{before}{gap}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    write_atomic(card, f"{before}{gap}{begin}\n{text.strip()}\n{end}{after}")
 
 
 def card_sections(card: str) -> str:

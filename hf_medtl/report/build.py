@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_medtl.common.extras import install_command
+from hf_medtl.common.files import write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.names import METRIC_NAMES, short_name
+from hf_medtl.publish.neutral_files import neutral_data, neutral_run
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.report import classification, multilabel, segmentation
 from hf_medtl.report.blocks import Prose, Report, Section, Table
@@ -57,6 +59,7 @@ def write_report(
     pdf: Path | None = None,
     data_dir: Sequence[str] = (),
     title: str = "",
+    publish_names: bool = False,
 ) -> list[Path]:
     """Write a page and, if requested, slides and a PDF; return their paths.
 
@@ -67,6 +70,7 @@ def write_report(
         pdf: the PDF, .pdf.
         data_dir: locations of the data, each DIR for all runs or DATASET=DIR; without it the report has no images.
         title: of the report; by default the titles of the data sets.
+        publish_names: name images by their files, not by neutral identifiers.
 
     Raises:
         MedtlError: A folder holds no finished run, a file has another suffix, or plotly, python-pptx or reportlab is
@@ -75,7 +79,7 @@ def write_report(
     for path, suffix in ((out, ".html"), (slides, ".pptx"), (pdf, ".pdf")):
         if path and path.suffix.lower() != suffix:
             raise MedtlError(f"Expected a file that ends with {suffix}, found {path}.")
-    report = build_report(runs, _parse_data_dirs(data_dir), title)
+    report = build_report(runs, _parse_data_dirs(data_dir), title, publish_names)
     try:
         contents: dict[Path, bytes] = {out: render_page(report).encode()}
         if slides:
@@ -93,17 +97,20 @@ def write_report(
         ) from error
     for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_atomic(path, content)
     return list(contents)
 
 
-def build_report(folders: Sequence[Path], data_dirs: Mapping[str, Path], title: str = "") -> Report:
+def build_report(
+    folders: Sequence[Path], data_dirs: Mapping[str, Path], title: str = "", publish_names: bool = False
+) -> Report:
     """Return the content of a report.
 
     Args:
         folders: of finished runs or cross-validations.
         data_dirs: name of a data set -> folder or file; "" -> that of all others.
         title: of the report; by default the titles of the data sets.
+        publish_names: name images by their files, not by neutral identifiers.
 
     Raises:
         MedtlError: A folder holds no finished run.
@@ -111,7 +118,7 @@ def build_report(folders: Sequence[Path], data_dirs: Mapping[str, Path], title: 
     runs = read_runs(folders)
     comparison = comparison_section(runs)
     sections = [_overview(runs), *([comparison] if comparison else [])]
-    sections += [_run_section(name, run, data_dirs) for name, run in runs.items()]
+    sections += [_run_section(name, run, data_dirs, publish_names) for name, run in runs.items()]
     sections.append(Section("Limits and methods", [Prose(text) for text in LIMITS]))
     specs = [(run.results["dataset"], dataset_spec(run)) for run in runs.values()]
     title = title or ", ".join(dict.fromkeys(spec.title if spec else dataset for dataset, spec in specs))
@@ -163,8 +170,9 @@ def _key_facts(runs: Mapping[str, RunFolder]) -> dict[str, str]:
     return {"test images": count} | {short_name(name): format_interval(metrics[name]) for name in shown}
 
 
-def _run_section(name: str, run: RunFolder, data_dirs: Mapping[str, Path]) -> Section:
+def _run_section(name: str, run: RunFolder, data_dirs: Mapping[str, Path], publish_names: bool) -> Section:
     loaded, missing = _load_data(name, run, data_dirs)
+    loaded, run = loaded and neutral_data(run, loaded, publish_names), neutral_run(run, publish_names)
     task_sections = SECTIONS[task_for_results(run.results).name](run, loaded, missing)
     metric = main_metric(run)
     summary = f"{METRIC_NAMES[metric]} {format_interval(run.results['metrics'][metric])}, {image_count(run.results)}"

@@ -19,11 +19,11 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_medtl.common.files import replacing
+from hf_medtl.common.files import replacing, write_atomic
 from hf_medtl.common.system import is_disk_full
 from hf_medtl.common.text import printable
 from hf_medtl.data.dicom_writer import ObjectBuilder, make_overlay, make_segmentation, save_dicom_outputs
-from hf_medtl.data.images import read_image
+from hf_medtl.data.images import encode_image, read_image
 from hf_medtl.data.inputs import iter_sources
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
@@ -139,14 +139,14 @@ def predict_files(
             try:
                 if masks and prediction.mask is not None:
                     target = _target(masks, names[prediction.name])
-                    Image.fromarray(prediction.mask).save(target)
+                    write_atomic(target, encode_image(Image.fromarray(prediction.mask)))
                     objects[target.with_suffix(".seg.dcm")] = partial(
                         make_segmentation, mask=prediction.mask, labels=predictor.labels, **made_by
                     )
                 if maps and prediction.map is not None:
                     target = _target(maps, names[prediction.name])
                     blended = overlay(read_image(prediction.name), prediction.map)
-                    blended.save(target)
+                    write_atomic(target, encode_image(blended))
                     label = prediction.label
                     caption = f"{label} {prediction.probabilities[label]:.3f} by {explain}" if label else str(explain)
                     objects[target.with_suffix(".sc.dcm")] = partial(
@@ -201,7 +201,7 @@ def _parts(out: Path) -> list[Path]:
 def _truncate(part: Path) -> None:
     """Remove the last line of a part if it is incomplete because the process died."""
     content = part.read_bytes()
-    part.write_bytes(content[: content.rfind(b"\n") + 1])
+    write_atomic(part, content[: content.rfind(b"\n") + 1])
 
 
 def _rows(out: Path, identity: str) -> Iterator[dict[str, Any]]:

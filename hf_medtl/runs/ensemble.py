@@ -1,7 +1,6 @@
 """Ensembles of finished runs: averaged probabilities (deep ensemble) or averaged weights (model soup)."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from hf_medtl.common.files import adding_files
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.loading import load
@@ -72,9 +72,10 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     output = RunFolder(folder)
 
     def save() -> None:
-        model.save_pretrained(folder)
-        if not isinstance(processor, TimmWrapperImageProcessor):
-            processor.save_pretrained(folder)
+        with adding_files(folder) as staging:
+            model.save_pretrained(staging)
+            if not isinstance(processor, TimmWrapperImageProcessor):
+                processor.save_pretrained(staging)
 
     save()
     figures = folder / "figures"
@@ -107,7 +108,7 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         result["temperature"] = model.config.folded_temperature
         output.write("results.json", result)
         if same_split:  # otherwise the members share only the test images
-            shutil.copyfile(members[0].path / "splits.csv", folder / "splits.csv")
+            output.write("splits.csv", (members[0].path / "splits.csv").read_bytes())
     facts = {
         "members": [
             {

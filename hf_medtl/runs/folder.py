@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from hf_medtl.common.csv_cells import to_csv
+from hf_medtl.common.files import remove_partial_files
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.splits import pseudonymize_patients
@@ -112,6 +113,7 @@ def start_run(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.
     run = RunFolder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(folder)
         run.mark_unfinished()
         check_same_split(run, table)
         # A table of the user's own may call patients by their names.

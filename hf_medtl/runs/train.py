@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from hf_medtl.common.files import adding_files
 from hf_medtl.common.messages import show_messages
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import cores, is_disk_full, threads_are_chosen
@@ -251,8 +252,9 @@ def save(recipe: Recipe, folder: Path, model: Any, processor: Any) -> None:
     if recipe.should_save:
         # By timm's own names, so that timm loads its models, too: transformers drops the prefix only where it added it.
         weights = {key.removeprefix("timm_model."): tensor for key, tensor in model.state_dict().items()}
-        model.save_pretrained(folder, state_dict=weights)
-        if not hasattr(processor, "data_config"):  # a timm model keeps its preprocessing in config.json
-            processor.save_pretrained(folder)
+        with adding_files(folder) as staging:
+            model.save_pretrained(staging, state_dict=weights)
+            if not hasattr(processor, "data_config"):  # a timm model keeps its preprocessing in config.json
+                processor.save_pretrained(staging)
     if recipe.world_size > 1:
         torch.distributed.barrier()

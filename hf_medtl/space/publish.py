@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
-from hf_medtl.common.files import list_files
+from hf_medtl.common.files import adding_files, list_files, write_atomic
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import check_secrets
 from hf_medtl.publish.hub import commit_files, plan_upload, validate_card, write_waivers
@@ -59,33 +59,33 @@ def write_space(
     for source in models:
         if source not in runs:
             _check_on_hub(source)
-    (folder / "examples").mkdir(parents=True)
-    sources = []
-    for name, source in zip(names, models, strict=True):
-        if source not in runs:
-            sources.append((source, False))
-            continue
-        target = f"models/{name.replace('/', '-')}"
-        sources.append((target, True))
-        for path, file in runs[source].items():
-            if not path.startswith(EXCLUDED):
-                (folder / target / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, folder / target / path)
-        write_waivers(folder / target / "README.md", waive or {})
-    package = PACKAGE.replace("]", ",mcp]") if mcp_server else PACKAGE
-    line = requirement or f"{package}=={__version__}"
-    if line.endswith(".whl") and Path(line).is_file():
-        line = f"{package} @ {bundle_wheel(Path(line), folder, repo)}"
-    values = {"title": title, "sdk_version": GRADIO_VERSION, "sources": sources, "requirement": line,
-              "mcp_server": mcp_server}  # fmt: skip
-    for name in ("README.md", "app.py", "requirements.txt"):
-        text = template_environment("hf_medtl.space").get_template(f"{name}.jinja").render(values)
-        (folder / name).write_text(f"{text.rstrip()}\n", "utf-8")
-    for example in generate_examples():
-        (folder / "examples" / example.name).write_bytes(example.content)
-    files = list_files(folder)
-    check_secrets(files)
-    return files
+    with adding_files(folder) as staging:
+        sources = []
+        for name, source in zip(names, models, strict=True):
+            if source not in runs:
+                sources.append((source, False))
+                continue
+            target = f"models/{name.replace('/', '-')}"
+            sources.append((target, True))
+            for path, file in runs[source].items():
+                if not path.startswith(EXCLUDED):
+                    (staging / target / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, staging / target / path)
+            write_waivers(staging / target / "README.md", waive or {})
+        package = PACKAGE.replace("]", ",mcp]") if mcp_server else PACKAGE
+        line = requirement or f"{package}=={__version__}"
+        if line.endswith(".whl") and Path(line).is_file():
+            line = f"{package} @ {bundle_wheel(Path(line), staging, repo)}"
+        values = {"title": title, "sdk_version": GRADIO_VERSION, "sources": sources, "requirement": line,
+                  "mcp_server": mcp_server}  # fmt: skip
+        for name in ("README.md", "app.py", "requirements.txt"):
+            text = template_environment("hf_medtl.space").get_template(f"{name}.jinja").render(values)
+            write_atomic(staging / name, f"{text.rstrip()}\n")
+        (staging / "examples").mkdir()
+        for example in generate_examples():
+            write_atomic(staging / "examples" / example.name, example.content)
+        check_secrets(list_files(staging))
+    return list_files(folder)
 
 
 def _check_on_hub(name: str) -> None:
@@ -108,8 +108,9 @@ def bundle_wheel(wheel: Path, folder: Path, repo: str) -> str:
         folder: folder of the Space.
         repo: owner/name of the Space.
     """
-    shutil.copyfile(wheel, folder / wheel.name)
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    content = wheel.read_bytes()
+    write_atomic(folder / wheel.name, content)
+    digest = hashlib.sha256(content).hexdigest()
     return f"{constants.ENDPOINT}/spaces/{repo}/resolve/main/{wheel.name}#sha256={digest}"
 
 
