@@ -1,13 +1,14 @@
 """Jinja environment and filters for cards and pages."""
 
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_medtl.common.files import write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.text import escape_cell
 from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
@@ -68,6 +69,7 @@ def template_environment(package: str = "hf_medtl.publish", autoescape: bool = F
         "difference": format_difference,
         "dataset_link": dataset_link,
         "cell": escape_cell,
+        "quote": shlex.quote,
         "positive_label": describe_positive,
         "bibtex": escape_bibtex,
         "linked": dataset_link,  # the names of 0.1.0, for prose that users wrote
@@ -101,7 +103,7 @@ def replace_section(card: Path, name: str, text: str) -> None:
     before, marker, rest = old.partition(begin)
     after = rest.partition(end)[2] if marker else "\n"
     gap = "" if marker else "\n"
-    write_atomic(card, f"{before}{gap}{begin}\n{text.strip()}\n{end}{after}")
+    RunFolder(card.parent).write(card.name, f"{before}{gap}{begin}\n{text.strip()}\n{end}{after}")
 
 
 def card_sections(card: str) -> str:

@@ -223,6 +223,13 @@ def test_card_reports_no_wrong_decision(trained):
     assert "There was no wrong decision on a test image." in render_card(facts | {"worst": []})
 
 
+def test_commands_of_the_card_quote_the_name_of_the_folder(trained):
+    _, facts = trained("labels")
+    card = render_card(facts | {"name": "run [a] 1"})
+    assert "pip install -r 'run [a] 1/requirements.txt' starlette" in card
+    assert "python 'run [a] 1/handler.py' --port" in card
+
+
 @pytest.mark.slow
 def test_card_names_last_step_weights_and_its_command_reproduces_them(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
     overrides = {"load_best_model_at_end": False, "early_stopping_patience": 0, "num_train_epochs": 1, "ema_decay": 0.9}
