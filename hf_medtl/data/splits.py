@@ -78,7 +78,11 @@ def split_groups(
     names = list(fractions)
     target = np.array([fractions[name] for name in names])
     if (target <= 0).any() or abs(target.sum() - 1) > 1e-6:
-        raise MedtlError(f"Split fractions must be positive and sum to 1, found {fractions}.")
+        found = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+        raise MedtlError(
+            f"The fractions of the splits must be above 0 and sum to 1, found {found}. Set --validation_fraction and "
+            "--test_fraction, which leave the rest for training."
+        )
     image_labels = [split_labels(cell) for cell in labels]
     for label in sorted(set(chain.from_iterable(image_labels))):
         number = len({group for group, own in zip(groups, image_labels, strict=True) if label in own})

@@ -56,7 +56,16 @@ def check_training(recipe: Recipe, task: Task, loaded: LoadedDataset, model: Pre
             recipe.learning_rate,
         )
     _check_batches(recipe, len(loaded.rows("train")), model, processor)
-    _check_optimizer(recipe, model, len(loaded.rows("train")))
+    steps = _count_steps(recipe, len(loaded.rows("train")))
+    _check_optimizer(recipe, model, steps)
+    by_steps = option_name(recipe.eval_strategy) == "steps"
+    end = steps if by_steps else max(recipe.num_train_epochs, 1)
+    if recipe.load_best_model_at_end and recipe.eval_delay > end:
+        raise MedtlError(
+            f"--eval_delay {recipe.eval_delay:g} is after the end of training, at {end:g} "
+            f"{'steps' if by_steps else 'epochs'}: no checkpoint would be the best. Give a smaller one, or "
+            "--load_best_model_at_end false --early_stopping_patience 0."
+        )
     if recipe.activation_checkpointing and not model.supports_gradient_checkpointing:
         raise MedtlError(
             f"--gradient_checkpointing: {type(model).__name__} does not support it. Remove the option; a smaller "
@@ -160,8 +169,14 @@ def _fails_on_one_image(recipe: Recipe, model: PreTrainedModel, processor: Any) 
     return False
 
 
-def _check_optimizer(recipe: Recipe, model: PreTrainedModel, number: int) -> None:
-    """Make the optimizer and its schedule for a single parameter; `number` is that of training images."""
+def _count_steps(recipe: Recipe, number: int) -> int:
+    """Return the number of optimizer steps of a run on this number of training images."""
+    steps = math.ceil(number / math.prod(recipe.undivided) * recipe.num_train_epochs)
+    return recipe.max_steps if recipe.max_steps > 0 else max(1, steps)
+
+
+def _check_optimizer(recipe: Recipe, model: PreTrainedModel, steps: int) -> None:
+    """Make the optimizer and its schedule for a single parameter."""
     with _option_errors("--optim", option_name(recipe.optim)):
         kind, options = MedicalTrainer.get_optimizer_cls_and_kwargs(recipe, model)
         single: Any = [nn.Parameter(torch.zeros(1))]
@@ -170,8 +185,6 @@ def _check_optimizer(recipe: Recipe, model: PreTrainedModel, number: int) -> Non
         optimizer = torch.optim.SGD(single, recipe.learning_rate) if special else kind(single, **options)
     if recipe.lr_step_epochs:  # a schedule of our own
         return
-    steps = math.ceil(number / math.prod(recipe.undivided) * recipe.num_train_epochs)
-    steps = recipe.max_steps if recipe.max_steps > 0 else max(1, steps)
     name = option_name(recipe.lr_scheduler_type)
     with _option_errors("--lr_scheduler_type", name, "Its values go in --lr_scheduler_kwargs."):
         get_scheduler(

@@ -207,12 +207,22 @@ class Recipe(Options, TrainingArguments):
             value = getattr(self, option)
             if not 0 <= value < limit:
                 raise MedtlError(f"--{option} must be at least 0 and below {limit:g}, but is {value:g}.")
+        for option in ("validation_fraction", "test_fraction"):
+            value = getattr(self, option)
+            if not 0 <= value < 1:
+                raise MedtlError(f"--{option} must be at least 0 and below 1, but is {value:g}.")
         for option in ("lr_step_factor", "train_fraction"):
             value = getattr(self, option)
             if not 0 < value <= 1:
                 raise MedtlError(f"--{option} must be above 0 and at most 1, but is {value:g}.")
 
     def _check_folds(self) -> None:
+        if self.folds == 1:
+            raise MedtlError("--folds must be at least 2, or 0 for a single split, but is 1.")
+        if self.fold is not None and 0 < self.folds <= self.fold:
+            raise MedtlError(
+                f"--fold must be from 0 to {self.folds - 1} with --folds {self.folds}, but is {self.fold}."
+            )
         if self.fold is not None and not self.folds:
             raise MedtlError(f"--fold {self.fold} needs the number of folds. Add --folds, such as --folds 5.")
         if self.splits and self.train_fraction < 1:

@@ -34,6 +34,7 @@ def check(phantoms, tiny_checkpoint, tmp_path):
         ({"metric_for_best_model": "runtime"}, "must be one of .*roc_auc"),
         ({"greater_is_better": True}, "would choose the checkpoint with the worst loss"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "there are 28 training images"),
+        ({"eval_delay": 3}, "--eval_delay 3 is after the end of training, at 2 epochs"),
         ({"optim": "adamw_bnb_8bit"}, "--optim adamw_bnb_8bit does not work .*bitsandbytes"),
         ({"optim_args": "foo"}, "--optim adamw_torch"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr .*--lr_scheduler_kwargs"),

@@ -78,6 +78,10 @@ def test_rejects_invalid_options(phantoms, tiny_checkpoint, tmp_path):
         ({"label_smoothing_factor": 1.5}, "below 1"),
         ({"lr_step_epochs": 9.0}, "below 2"),
         ({"lr_step_factor": 0.0}, "above 0"),
+        ({"validation_fraction": 1.0}, "--validation_fraction must be at least 0 and below 1, but is 1"),
+        ({"test_fraction": -0.1}, "--test_fraction must be at least 0 and below 1, but is -0.1"),
+        ({"folds": 1}, "--folds must be at least 2"),
+        ({"folds": 5, "fold": 5}, "--fold must be from 0 to 4 with --folds 5, but is 5"),
     ):
         with pytest.raises(MedtlError, match=message):
             Recipe(**options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", **overrides))
