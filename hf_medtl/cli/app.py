@@ -21,15 +21,16 @@ from hf_medtl.cli.push import push
 from hf_medtl.cli.report import report
 from hf_medtl.cli.train import CONTEXT as ANY_OPTIONS
 from hf_medtl.cli.train import train
+from hf_medtl.cli.verify import verify
 from hf_medtl.common.messages import show_messages
-from hf_medtl.common.system import wait_passively
+from hf_medtl.common.system import is_disk_full, wait_passively
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 
 PANELS: dict[str, tuple[Any, ...]] = {
     "Data": (data,),
     "Train": (train, ensemble),
-    "Judge": (evaluate, compare, explain, report, metric),
+    "Judge": (evaluate, compare, explain, report, verify, metric),
     "Publish": (card, push, export),
     "Serve": (predict, space),
 }
@@ -44,6 +45,7 @@ EXAMPLES = {
     "compare": "hf-medtl compare runs/a runs/b --metric roc_auc --out comparison",
     "explain": "hf-medtl explain runs/demo --data_dir DIR --method gradcam",
     "report": "hf-medtl report runs/demo --out report.html --pdf report.pdf",
+    "verify": "hf-medtl verify runs/demo",
     "metric push": "hf-medtl metric push clinical_metrics OWNER/clinical_metrics --dry_run",
     "card check": "hf-medtl card check runs/demo",
     "card new": "hf-medtl card new card.md",
@@ -125,3 +127,7 @@ def main() -> None:
         app(prog_name="hf-medtl")
     except MedtlError as error:
         sys.exit(f"Error: {error}")
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        sys.exit(f"Error: the disk is full, or files may not be so large ({error}). Make room, and run this again.")

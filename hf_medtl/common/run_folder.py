@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from hf_medtl.common.checksums import CHECKSUMS, recording, write_checksums
 from hf_medtl.common.csv_cells import original_cells
-from hf_medtl.common.files import read_json, write_atomic
+from hf_medtl.common.files import encode, read_json, write_atomic
 from hf_medtl.errors import MedtlError
 
 UNFINISHED = "UNFINISHED"
@@ -121,17 +122,21 @@ class RunFolder:
 
     def write(self, name: str, content: str | bytes | dict[str, Any]) -> None:
         """Write text, bytes, or a dict as JSON, so that the file is either complete or as it was."""
-        write_atomic(self.path / name, content)
+        data = encode(content)
+        with recording(self.path, name, data):
+            write_atomic(self.path / name, data)
         self.__dict__ = {"path": self.path}  # forgets what was read
 
     def mark_unfinished(self) -> None:
-        """Mark the folder as that of an unfinished run."""
+        """Mark the folder as that of an unfinished run, whose files may change."""
+        (self.path / CHECKSUMS).unlink(missing_ok=True)
         self.write(
             UNFINISHED, "This run is not finished. To go on: the same command with --resume_from_checkpoint auto\n"
         )
 
     def mark_finished(self) -> None:
-        """Remove the mark: all files are there."""
+        """Write the checksums of all files, and remove the mark: all files are there."""
+        write_checksums(self.path)
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Export of a run to ONNX or OpenVINO, kept only if its decisions are those of the run."""
 
+import contextlib
 import importlib.metadata
 import logging
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hf_medtl.common.checksums import check_unchanged, recording_folder
 from hf_medtl.common.files import replacing_folder, write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
@@ -88,6 +90,7 @@ def export_run(
         raise MedtlError(f"--format is one of {', '.join(FORMATS)}, found {name!r}.")
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MedtlError(f"--out {out} is not empty. Give a folder that is new or empty.")
+    check_unchanged(run, "Nothing was exported.")
     kind, format_ = f"{name}-int8" if int8 else name, FORMATS[name]
     folder = out or run / "export" / kind
     predictor = Predictor.from_pretrained(run, device="cpu")
@@ -98,7 +101,8 @@ def export_run(
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".")
-    with temporary as beside, replacing_folder(folder) as staging:
+    recorded = recording_folder(run, f"export/{kind}") if out is None else contextlib.nullcontext()
+    with temporary as beside, recorded, replacing_folder(folder) as staging:
         onnx_file = Path(beside) / "model.onnx"
         logger.info("Exporting %s to %s", run, kind)
         write_onnx(model, height, width, onnx_file)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from hf_medtl.common.checksums import check_unchanged
 from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
@@ -67,6 +68,7 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None, publish_na
     files = published_files(folder, publish_names)
     check_files(files)
     check_secrets(files)
+    check_unchanged(folder, "Nothing was uploaded.")
     return files
 
 
@@ -275,7 +277,7 @@ def _set_card_repository(path: Path, repo_id: str, revision: str) -> None:
         rf"^hf download {old}( --revision \S+)?": download,
     }.items():
         text = re.sub(pattern, new, text, flags=re.MULTILINE)
-    write_atomic(path, text)
+    RunFolder(path.parent).write(path.name, text)
 
 
 HANDLER = Path(__file__).with_name("handler.py")
@@ -288,9 +290,9 @@ def _write_handler(folder: Path) -> None:
     requirements = {
         "transformers>=5.17,<6": True,
         "torchvision": True,
-        "timm>=1.0.20": '"timm_wrapper"' in config,
+        "timm>=1.0.26": '"timm_wrapper"' in config,
         "segmentation-models-pytorch>=0.5": any(folder.rglob("smp.py")),
-        "opencv-python-headless>=4.9": any(folder.rglob("processor.py")),
+        "opencv-python-headless>=4.13.0.90": any(folder.rglob("processor.py")),
     }
     lines = [line for line, needed in requirements.items() if needed]
     write_atomic(folder / "requirements.txt", "\n".join(lines) + "\n")

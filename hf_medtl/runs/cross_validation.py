@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
+from hf_medtl.common.checksums import CHECKSUMS, check_unchanged
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.messages import without_repeats
 from hf_medtl.common.run_folder import RunFolder
@@ -29,7 +30,7 @@ from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
 
-SUMMARY_FILES = ("README.md", "figures", "predictions.csv", "recipe.yaml", "results.json")
+SUMMARY_FILES = ("README.md", CHECKSUMS, "figures", "predictions.csv", "recipe.yaml", "results.json")
 FOLD_KEYS = ("n", "n_groups", "threshold", "temperature", "metrics", "train_seconds", "splits_sha256")
 
 
@@ -114,6 +115,7 @@ def _check_fold(fold: Fold, loaded: LoadedDataset) -> None:
     for name in ("recipe.yaml", "splits.csv", "predictions.csv"):
         if not (fold.run.path / name).is_file():
             raise MedtlError(f"{fold.run.path} is finished but has no {name}. Move it away, and it is trained again.")
+    check_unchanged(fold.run.path, "The folds were not summarised.")
     # Whether recipe.yaml names fold 0 depends on the version that wrote it; the split tells the fold in any case.
     check_same_run(fold.run, fold.recipe, loaded, ignored=["fold"])
 
@@ -177,6 +179,7 @@ def summarise(summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, loa
     summary.write("recipe.yaml", recipe_yaml)
     summary.write("results.json", result)
     summary.write("README.md", render("folds", facts))
+    summary.mark_finished()
     return result
 
 

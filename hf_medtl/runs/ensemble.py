@@ -12,6 +12,8 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
+from hf_medtl.common.checksums import check_unchanged
+from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.columns import parse_columns
@@ -58,6 +60,8 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
             f"An ensemble needs two or more runs, found {len(members)}. Give the folders of finished runs."
         )
     results = [_classification_results(member) for member in members]
+    for member in members:
+        check_unchanged(member.path, "No ensemble was made.")
     processors = [AutoImageProcessor.from_pretrained(member.path) for member in members]
     models = [load_trained(AutoModelForImageClassification, member.path).eval() for member in members]
     _check_same_outputs(names, results, models)
@@ -96,12 +100,12 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         predictions = task.predict(folder, loaded, "test")
         result |= task.measure(loaded, predictions, fitted)
         result |= {key: results[0][key] for key in ("positive_label_source",) if key in results[0]}
-        output.write("predictions.csv", task.prediction_table(loaded, predictions).to_csv(index=False))
+        output.write("predictions.csv", to_csv(task.prediction_table(loaded, predictions)))
         task.draw_figures(folder, figures, loaded, predictions, result)
     elif not soup and same_test:
         table = _mean_predictions([member.predictions for member in members])
         result |= task.pool_folds(table, [results[0] | thresholds], figures, "test split")
-        output.write("predictions.csv", table.to_csv(index=False))
+        output.write("predictions.csv", to_csv(table))
     else:
         logger.warning("No results are written: %s", _why_no_results(soup, same_split))
     if "metrics" in result:
@@ -128,6 +132,7 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
     }
     licences = {member.recipe.get("model_license", "apache-2.0") for member in members}
     _write_card(folder, model, processor, licences.pop() if len(licences) == 1 else "other", facts)
+    output.mark_finished()
     return result
 
 

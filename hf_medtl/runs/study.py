@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from tqdm import tqdm
 
+from hf_medtl.common.checksums import CHECKSUMS
 from hf_medtl.common.console import make_console
 from hf_medtl.common.files import write_atomic
 from hf_medtl.common.run_folder import RunFolder
@@ -34,7 +35,7 @@ from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
 
-STUDY_FILES = ("cells", "figures", "README.md", "grid.yaml", "recipe.yaml", "study.json")
+STUDY_FILES = ("cells", CHECKSUMS, "figures", "README.md", "grid.yaml", "recipe.yaml", "study.json")
 OVERHEAD = 15.0  # seconds of a run that do not depend on its images: figures, intervals, loading what was saved
 
 
@@ -77,6 +78,7 @@ def study(recipe: Recipe, grid: Grid, run: Callable[[Recipe], Path] = run) -> in
         _run_missing(Sweep(cells, "cells"), run)
         with figure_formats(recipe.figures):
             summarise(output, recipe, grid, cells)
+        output.mark_finished()
     return sum(not cell.is_finished for cell in cells)
 
 

@@ -1,14 +1,17 @@
 """Selection and integrity checks of checkpoints to resume from."""
 
-import hashlib
 import json
 import logging
+import pickle
 import zipfile
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
+from transformers.trainer_pt_utils import safe_globals
 
+from hf_medtl.common.checksums import sha256_of_file
 from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.errors import MedtlError
 
@@ -73,7 +76,7 @@ def _is_complete(folder: Path) -> bool:
 
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of each file of a checkpoint to SHA256SUMS."""
-    lines = [f"{_hash(path)}  {name}\n" for name, path in list_files(folder).items() if name != CHECKSUMS]
+    lines = [f"{sha256_of_file(path)}  {name}\n" for name, path in list_files(folder).items() if name != CHECKSUMS]
     write_atomic(folder / CHECKSUMS, "".join(lines))
 
 
@@ -89,14 +92,23 @@ def find_changes(folder: Path) -> str | None:
             return f"{CHECKSUMS} is damaged"
         if not path.is_file():
             return f"it has no {name}"
-        if _hash(path) != digest:
+        if sha256_of_file(path) != digest:
             return f"{name} has changed since it was written (its SHA-256 differs)"
     return None
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _find_foreign_objects(path: Path) -> str | None:
+    """Describe why torch would refuse a file of tensors and numbers; None if it would not. No code in it is run."""
+    if not zipfile.is_zipfile(path):
+        return f"{path.name} is truncated"
+    try:
+        with safe_globals():  # as Trainer loads it; memory-mapped, so that tensors are not read
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return f"{path.name} holds something else than tensors and numbers, which could run code"
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        return f"{path.name} is damaged ({type(error).__name__})"
+    return None
 
 
 def find_damage(folder: Path) -> str | None:
@@ -129,6 +141,6 @@ def find_damage(folder: Path) -> str | None:
                     pass
             except (SafetensorError, OSError):
                 return f"{path.name} is truncated"
-        elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
-            return f"{path.name} is truncated"
+        elif path.suffix in (".pt", ".pth", ".bin") and (damage := _find_foreign_objects(path)):
+            return damage
     return find_changes(folder)
