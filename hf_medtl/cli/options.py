@@ -42,9 +42,10 @@ def check_exists(value: Any) -> Any:
 
 def check_runs(paths: Sequence[Path]) -> Sequence[Path]:
     """Return folders of runs; raise MedtlError if one does not exist or holds no finished run."""
-    from hf_medtl.common.run_folder import RunFolder
+    check_exists(paths)
+    from hf_medtl.common.run_folder import RunFolder  # imports pandas
 
-    for path in check_exists(paths):
+    for path in paths:
         RunFolder(path).check_finished()
     return paths
 
