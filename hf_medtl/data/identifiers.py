@@ -9,7 +9,7 @@ import pandas as pd
 from hf_medtl.data.splits import read_splits_file
 
 IDENTIFIERS = "identifiers.csv"  # beside tables with file names; never published
-_NEUTRAL = re.compile(r"(?:image|external)-\d{6,}")
+NEUTRAL = re.compile(r"(?:image|external)-\d{6,}")
 
 
 def number_images(image_ids: Sequence[str], prefix: str = "image") -> dict[str, str]:
@@ -27,7 +27,7 @@ def number_images(image_ids: Sequence[str], prefix: str = "image") -> dict[str, 
 
 def are_neutral(image_ids: Sequence[str]) -> bool:
     """Return True if all of these are results of `number_images`."""
-    return bool(image_ids) and all(map(_NEUTRAL.fullmatch, image_ids))
+    return bool(image_ids) and all(map(NEUTRAL.fullmatch, image_ids))
 
 
 def adopt_identifiers(table: pd.DataFrame, splits: Path) -> pd.DataFrame:
