@@ -215,8 +215,8 @@ def check_shared_runs() -> Iterator[None]:
 
 @pytest.fixture
 def publishable_run(finished_run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the finished run, which a test may change."""
-    return shutil.copytree(finished_run, tmp_path / "ready")
+    """Return a copy of the finished run without checksums, which a test may change."""
+    return shutil.copytree(finished_run, tmp_path / "ready", ignore=shutil.ignore_patterns("checksums.json"))
 
 
 @pytest.fixture

@@ -23,12 +23,11 @@ def verify(
 
     if not run.is_dir():
         raise MedtlError(f"{run} is not a folder. Give the folder of a run.")
-    found = verify(run, accept)
-    for note in found.notes:
+    result = verify(run, accept)
+    for note in result.notes:
         print(f"Note: {note}")
-    for problem in found.problems:
+    for problem in result.problems:
         print(problem)
-    print(
-        f"{run}: {found.files} files checked, {len(found.problems) or 'no'} problem{'s' * (len(found.problems) != 1)}."
-    )
-    raise typer.Exit(int(bool(found.problems)))
+    number = len(result.problems)
+    print(f"{run}: {result.files} files checked, {number or 'no'} problem{'' if number == 1 else 's'}.")
+    raise typer.Exit(int(bool(result.problems)))

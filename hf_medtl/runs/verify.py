@@ -57,43 +57,43 @@ def verify(folder: Path, accept: bool = False) -> Verification:
     ]
     if not runs and not checkpoints:
         raise MedtlError(f"{folder} holds no run: it has none of {', '.join((*REQUIRED, 'config.json'))}.")
-    found = Verification()
+    result = Verification()
     for run in runs:
         if accept and not run.is_marked:
             write_checksums(run.path)
-        _verify_run(run, found)
+        _verify_run(run, result)
     for checkpoint in dict.fromkeys(checkpoints):
-        found.files += sum(path.is_file() for path in checkpoint.iterdir())
+        result.files += sum(path.is_file() for path in checkpoint.iterdir())
         if damage := find_damage(checkpoint):
-            found.problems.append(f"{checkpoint}: {damage}")
+            result.problems.append(f"{checkpoint}: {damage}")
         elif not (checkpoint / CHECKPOINT_CHECKSUMS).is_file():
-            found.notes.append(
+            result.notes.append(
                 f"{checkpoint} has no {CHECKPOINT_CHECKSUMS}: its files were only checked for being whole."
             )
-    return found
+    return result
 
 
-def _verify_run(run: RunFolder, found: Verification) -> None:
+def _verify_run(run: RunFolder, result: Verification) -> None:
     files = listed_files(run.path)
-    found.files += len(files)
+    result.files += len(files)
     if run.is_marked:
-        found.notes.append(f"{run.path} is not finished: its files have no checksums yet and were only read.")
+        result.notes.append(f"{run.path} is not finished: its files have no checksums yet and were only read.")
     elif not (run.path / CHECKSUMS).is_file():
-        found.notes.append(
+        result.notes.append(
             f"{run.path} has no {CHECKSUMS} (runs of 0.1.0 have none): its files were only read, so a change that "
             f"leaves a file readable is not seen. To record them as they are: hf-medtl verify {run.path} --accept"
         )
     changed = find_changed_files(run.path)
-    found.problems += changed
+    result.problems += changed
     said = " ".join(changed)
     missing = [path for path in _required_files(run) if not path.is_file() and str(path) not in said]
-    found.problems += [f"{path} is missing" for path in missing]
-    found.problems += [problem for path in files.values() if str(path) not in said for problem in _find_damage(path)]
+    result.problems += [f"{path} is missing" for path in missing]
+    result.problems += [problem for path in files.values() if str(path) not in said for problem in _find_damage(path)]
     results = run.path / "results.json"
-    if results.is_file() and not changed and not any(str(results) in problem for problem in found.problems):
+    if results.is_file() and not changed and not any(str(results) in problem for problem in result.problems):
         recorded, splits = run.results.get("splits_sha256"), run.path / "splits.csv"
         if recorded and splits.is_file() and sha256_of_file(splits) != recorded:
-            found.problems.append(
+            result.problems.append(
                 f"{splits} is not the split that the run was tested on (splits_sha256 in results.json)"
             )
 

@@ -1,6 +1,7 @@
 """Integrity of finished runs, and `hf-medtl verify`."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,12 @@ from hf_medtl.export.export import export_run
 from hf_medtl.publish.hub import plan_upload
 from hf_medtl.runs.ensemble import ensemble
 from hf_medtl.runs.verify import verify
+
+
+@pytest.fixture
+def whole_run(finished_run, tmp_path):
+    """A copy of the finished run with its checksums."""
+    return shutil.copytree(finished_run, tmp_path / "whole")
 
 
 def flip_bit(path) -> None:
@@ -32,53 +39,53 @@ def test_a_finished_run_is_whole(finished_run):
     }
 
 
-def test_a_flipped_bit_is_found_in_every_file(publishable_run):
-    names = [*json.loads((publishable_run / CHECKSUMS).read_text(encoding="utf-8"))["files"]]
-    checkpoint = next(publishable_run.glob("checkpoint-*"))
+def test_a_flipped_bit_is_found_in_every_file(whole_run):
+    names = [*json.loads((whole_run / CHECKSUMS).read_text(encoding="utf-8"))["files"]]
+    checkpoint = next(whole_run.glob("checkpoint-*"))
     states = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors")
-    paths = [publishable_run / name for name in names] + [checkpoint / name for name in states]
+    paths = [whole_run / name for name in names] + [checkpoint / name for name in states]
     for path in paths:
         flip_bit(path)
-    problems = verify(publishable_run).problems
+    problems = verify(whole_run).problems
     assert len(problems) == len(names) + 1  # of a checkpoint the first file
     assert all(any(str(path) in problem for problem in problems) for path in paths[: len(names)])
     for path in paths:
         flip_bit(path)
     for name in states:
         flip_bit(checkpoint / name)
-        (problem,) = verify(publishable_run).problems
+        (problem,) = verify(whole_run).problems
         assert str(checkpoint) in problem
         flip_bit(checkpoint / name)
-    assert not verify(publishable_run).problems
+    assert not verify(whole_run).problems
 
 
-def test_changed_weights_are_neither_exported_nor_joined_nor_published(publishable_run, tmp_path):
-    flip_bit(publishable_run / "model.safetensors")
+def test_changed_weights_are_neither_exported_nor_joined_nor_published(whole_run, tmp_path):
+    flip_bit(whole_run / "model.safetensors")
     with pytest.raises(MedtlError, match=r"model\.safetensors has changed .* Nothing was exported"):
-        export_run(publishable_run, "onnx")
+        export_run(whole_run, "onnx")
     with pytest.raises(MedtlError, match=r"model\.safetensors has changed .* No ensemble was made"):
-        ensemble([publishable_run, publishable_run], tmp_path / "both")
+        ensemble([whole_run, whole_run], tmp_path / "both")
     with pytest.raises(MedtlError, match=r"model\.safetensors has changed .* Nothing was uploaded"):
-        plan_upload(publishable_run)
-    verify(publishable_run, accept=True)
-    assert "model.safetensors" in plan_upload(publishable_run)
+        plan_upload(whole_run)
+    verify(whole_run, accept=True)
+    assert "model.safetensors" in plan_upload(whole_run)
 
 
-def test_a_run_of_an_older_version_is_read(publishable_run):
-    (publishable_run / CHECKSUMS).unlink()
-    for checkpoint in publishable_run.glob("checkpoint-*"):
+def test_a_run_of_an_older_version_is_read(whole_run):
+    (whole_run / CHECKSUMS).unlink()
+    for checkpoint in whole_run.glob("checkpoint-*"):
         (checkpoint / "SHA256SUMS").unlink()
-    found = verify(publishable_run)
+    found = verify(whole_run)
     assert not found.problems
     assert [note.partition(" has no ")[2].split()[0] for note in found.notes] == [CHECKSUMS, *["SHA256SUMS:"] * 2]
-    weights = publishable_run / "model.safetensors"
+    weights = whole_run / "model.safetensors"
     tensors = load_file(weights)
     next(iter(tensors.values())).fill_(torch.nan)
     save_file(tensors, weights, {"format": "pt"})
-    (publishable_run / "results.json").write_text('{"n":', encoding="utf-8")
-    (publishable_run / "predictions.csv").unlink()
-    (publishable_run / "figures" / "history.png").write_bytes(b"")
-    found = verify(publishable_run)
+    (whole_run / "results.json").write_text('{"n":', encoding="utf-8")
+    (whole_run / "predictions.csv").unlink()
+    (whole_run / "figures" / "history.png").write_bytes(b"")
+    found = verify(whole_run)
     said = "\n".join(found.problems)
     assert len(found.problems) == 4, said
     for text in (
@@ -89,22 +96,22 @@ def test_a_run_of_an_older_version_is_read(publishable_run):
     ):
         assert text in said
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "model.safetensors is damaged" in "\n".join(verify(publishable_run).problems)
-    (publishable_run / "UNFINISHED").touch()
-    assert "is not finished" in verify(publishable_run).notes[0]
+    assert "model.safetensors is damaged" in "\n".join(verify(whole_run).problems)
+    (whole_run / "UNFINISHED").touch()
+    assert "is not finished" in verify(whole_run).notes[0]
 
 
-def test_the_command_names_each_file(publishable_run, tmp_path):
+def test_the_command_names_each_file(whole_run, tmp_path):
     command = CliRunner()
-    result = command.invoke(app, ["verify", str(publishable_run)])
+    result = command.invoke(app, ["verify", str(whole_run)])
     assert (result.exit_code, result.output.count("\n")) == (0, 1)
     assert "no problems" in result.output
-    (publishable_run / "card.json").unlink()
-    flip_bit(publishable_run / "splits.csv")
-    result = command.invoke(app, ["verify", str(publishable_run)])
+    (whole_run / "card.json").unlink()
+    flip_bit(whole_run / "splits.csv")
+    result = command.invoke(app, ["verify", str(whole_run)])
     assert result.exit_code == 1
-    assert f"{publishable_run / 'card.json'} is missing\n" in result.output
-    assert f"{publishable_run / 'splits.csv'} has changed" in result.output
+    assert f"{whole_run / 'card.json'} is missing\n" in result.output
+    assert f"{whole_run / 'splits.csv'} has changed" in result.output
     assert "2 problems." in result.output
     with pytest.raises(MedtlError, match="holds no run"):
         command.invoke(app, ["verify", str(tmp_path)], catch_exceptions=False, standalone_mode=False)
