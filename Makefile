@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MINIMUM := .venv-minimum
 
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo test test-fast test-minimum check format minimum licences sbom clean
 
 help:
-	@echo "make demo       fine-tune a small ViT on synthetic brain slices and show the resulting run folder"
-	@echo "make test       run all tests"
-	@echo "make test-fast  run the tests that do not train, serve or take long"
-	@echo "make check      check format, lint, docstrings, spelling, types and import directions"
-	@echo "make format     fix format and lint where that is safe"
-	@echo "make clean      remove the virtual environment and caches (runs/ stays)"
+	@echo "make demo          fine-tune a small ViT on synthetic brain slices and show the resulting run folder"
+	@echo "make test          run all tests"
+	@echo "make test-fast     run the tests that do not train, serve or take long"
+	@echo "make test-minimum  the same with the lowest versions of all dependencies (needs Python 3.11)"
+	@echo "make check         check format, lint, docstrings, spelling, types and import directions"
+	@echo "make format        fix format and lint where that is safe"
+	@echo "make minimum       find the lowest versions that pyproject.toml allows: constraints-minimum.txt"
+	@echo "make licences      list the licences of all dependencies: docs/dependencies.md"
+	@echo "make sbom          write the software bill of materials: build/sbom.cdx.json"
+	@echo "make clean         remove the virtual environment and caches (runs/ stays)"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.11 ...')"
@@ -27,6 +32,11 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# All extras, whose packages are listed by `make licences` and `make sbom`.
+$(VENV)/.complete: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
 demo: $(VENV)/.base
 	$(BIN)/hf-medtl train demo --output_dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 
@@ -36,10 +46,16 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not real and not browser and not gpu"
 
+test-minimum:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11) and 'Python 3.11 is needed: make PYTHON=python3.11 test-minimum')"
+	test -x $(MINIMUM)/bin/python || $(PYTHON) -m venv $(MINIMUM)
+	$(MINIMUM)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints-minimum.txt --editable ".[test]"
+	$(MINIMUM)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not real and not browser and not gpu"
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell hf_medtl model_cards tests recipes benchmarks spaces docs *.md
+	$(BIN)/codespell hf_medtl model_cards tests recipes benchmarks spaces tools docs *.md
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_words.py tests/test_public_names.py
 
@@ -47,5 +63,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+minimum: $(INSTALLED)
+	$(BIN)/python -m tools.dependencies minimum
+
+licences sbom: $(VENV)/.complete
+	$(BIN)/python -m tools.dependencies $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(MINIMUM) build .mypy_cache .pytest_cache .ruff_cache *.egg-info
