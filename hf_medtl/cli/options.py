@@ -119,6 +119,12 @@ Private = Annotated[bool, typer.Option("--private", help="Create a private repos
 PublishNames = Annotated[
     bool, typer.Option("--publish_names", help="Name images by their files, which may hold names, not by numbers.")
 ]
+AllowWord = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow_word", help="Word that names no patient, though files of the data are called so. Can be repeated."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry_run", help="Check everything and list the files; upload nothing.")]
 Waive = Annotated[
     list[str] | None,

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import DryRun, Private, PublishNames, Waive, check_exists, parse_waivers, print_files
+from hf_medtl.cli.options import (
+    AllowWord,
+    DryRun,
+    Private,
+    PublishNames,
+    Waive,
+    check_exists,
+    parse_waivers,
+    print_files,
+)
 
 
 def push(
@@ -19,6 +28,7 @@ def push(
     waive: Waive = None,
     collection: Annotated[str | None, typer.Option(help="Title of a Collection for the pushed models.")] = None,
     publish_names: PublishNames = False,
+    allow_word: AllowWord = None,
     dry_run: DryRun = False,
 ) -> None:
     """Publish a finished run on the Hub as one commit, tagged v1, v2, ... Any problem stops it before the upload.
@@ -28,11 +38,12 @@ def push(
     """
     from hf_medtl.publish import hub
     from hf_medtl.publish.collections import collect, publishable_models
+    from hf_medtl.publish.private_names import allowed_words
 
-    reasons = parse_waivers(waive)
+    reasons, allowed = parse_waivers(waive), allowed_words(allow_word)
     models = {f"{repo}{suffix}": folder for suffix, folder in publishable_models(run).items()}
     for name, folder in models.items():  # all are checked before the first is sent
-        files = hub.plan_upload(folder, reasons, publish_names)
+        files = hub.plan_upload(folder, reasons, publish_names, allowed)
         print_files(files)
         if dry_run:
             print(f"Dry run: {len(files)} files would go to {name}. Nothing was sent.")
@@ -42,7 +53,10 @@ def push(
         return
     urls = []
     for name, folder in models.items():
-        urls.append(hub.push(folder, name, private=private, waive=reasons, check=False, publish_names=publish_names))
-        print(f"Pushed to {urls[-1]}")
+        url = hub.push(
+            folder, name, private=private, waive=reasons, check=False, publish_names=publish_names, allowed=allowed
+        )
+        urls.append(url)
+        print(f"Pushed to {url}")
     if collection:
         print(f"Collected in {collect(collection, urls, private=private)}")

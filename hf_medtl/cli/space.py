@@ -8,9 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from hf_medtl.cli.options import (
+    AllowWord,
     Device,
     DryRun,
     Private,
+    PublishNames,
     TrustRemoteCode,
     Waive,
     check_models,
@@ -97,10 +99,13 @@ def push(
     waive: Waive = None,
     mcp_server: McpServer = False,
     private: Private = False,
+    publish_names: PublishNames = False,
+    allow_word: AllowWord = None,
     dry_run: DryRun = False,
     out: Annotated[Path | None, typer.Option(help="Keep the files in this new folder.")] = None,
 ) -> None:
     """Publish the page as a Space in one commit: Hub models are referenced, the files of a run are uploaded."""
+    from hf_medtl.publish.private_names import allowed_words
     from hf_medtl.space.publish import push_space, write_space
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -113,6 +118,8 @@ def push(
             requirement=requirement,
             waive=parse_waivers(waive),
             mcp_server=mcp_server,
+            publish_names=publish_names,
+            allowed=allowed_words(allow_word),
         )
         print_files(files)
         if dry_run:

@@ -13,9 +13,12 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
 from hf_medtl.common.files import list_files, write_atomic
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.hub import UPLOAD_PATTERNS, commit_files, select_files
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
+from hf_medtl.publish.neutral_files import are_names_public, neutral_files
+from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import render
 
 logger = logging.getLogger("hf_medtl")
@@ -82,7 +85,11 @@ class CheckpointUploader(TrainerCallback):
     def _upload(self, copy: Path, facts: dict[str, Any]) -> None:
         try:
             checkpoint = list_files(copy)
-            files = select_files(copy) | {name: copy.parent / name for name in ("recipe.yaml", "splits.csv")}
+            run = copy.parent
+            files = select_files(copy) | {"recipe.yaml": run / "recipe.yaml"}
+            tables = {"splits.csv": run / "splits.csv"}
+            files |= tables if are_names_public(RunFolder(run)) else neutral_files(run, tables)
+            message = f"Training, step {facts['step']}"
             if facts["folder"]:
                 files |= {f"{facts['folder']}/{name}": path for name, path in checkpoint.items()}
             files["README.md"] = copy / "README.md"
@@ -93,7 +100,7 @@ class CheckpointUploader(TrainerCallback):
                 api = HfApi()
                 with_retries(lambda: api.create_branch(self.repo_id, branch=BRANCH, exist_ok=True))
                 stale = UPLOAD_PATTERNS if self.keep and facts["folder"] not in (None, "last-checkpoint") else ("*",)
-                commit_files(api, self.repo_id, files, f"Training, step {facts['step']}", revision=BRANCH, stale=stale)
+                commit_files(api, self.repo_id, files, message, revision=BRANCH, stale=stale, names=private_names(run))
             self.keep = True
         except MedtlError as error:
             logger.warning("%s", error)

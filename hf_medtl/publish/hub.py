@@ -15,11 +15,13 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from hf_medtl.common.checksums import check_unchanged
 from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.data.name_scan import check_names
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
 from hf_medtl.publish.check import check_card, check_files, check_run_files, check_secrets, contains_token
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.neutral_files import are_names_public, neutral_files
+from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import replace_section
 
 logger = logging.getLogger("hf_medtl")
@@ -30,7 +32,12 @@ UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
 
 
-def plan_upload(folder: Path, waive: Mapping[str, str] | None = None, publish_names: bool = False) -> dict[str, Path]:
+def plan_upload(
+    folder: Path,
+    waive: Mapping[str, str] | None = None,
+    publish_names: bool = False,
+    allowed: frozenset[str] = frozenset(),
+) -> dict[str, Path]:
     """Check a run, refuse an incomplete one, and return the files to upload by their names in the repository.
 
     `handler.py` and `requirements.txt` are written to the folder.
@@ -39,9 +46,11 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None, publish_na
         folder: Folder of a finished run.
         waive: Field that the card lacks -> reason, which is written on the card.
         publish_names: Keep the file names of images, which otherwise become neutral identifiers.
+        allowed: Words that are no names of patients, though files of the data are called so; see `allowed_words`.
 
     Raises:
-        MedtlError: The run is incomplete, its card lacks a required field that is not waived, or a file holds a token.
+        MedtlError: The run is incomplete, its card lacks a required field that is not waived, or a file holds a token
+            or what may be the name of a patient.
     """
     waive = waive or {}
     results = check_run_files(folder)
@@ -68,6 +77,7 @@ def plan_upload(folder: Path, waive: Mapping[str, str] | None = None, publish_na
     files = published_files(folder, publish_names)
     check_files(files)
     check_secrets(files)
+    check_names(files, private_names(folder, publish_names), allowed)
     check_unchanged(folder, "Nothing was uploaded.")
     return files
 
@@ -93,6 +103,7 @@ def push(
     waive: Mapping[str, str] | None = None,
     check: bool = True,
     publish_names: bool = False,
+    allowed: frozenset[str] = frozenset(),
 ) -> str:
     """Upload a finished run as one commit, tag it v1, v2, ..., and return the repository's URL.
 
@@ -109,13 +120,14 @@ def push(
         waive: As for `plan_upload`.
         check: Call `plan_upload` first. False if the caller has.
         publish_names: As for `plan_upload`.
+        allowed: As for `plan_upload`.
 
     Raises:
         MedtlError: As `plan_upload`, or the Hub refuses; then the repository is unchanged, or empty. If only the tag
             failed, the next push makes it.
     """
     if check:
-        plan_upload(folder, waive, publish_names)
+        plan_upload(folder, waive, publish_names, allowed)
     card = folder / "README.md"
     write_waivers(card, waive or {})
     api, advice = HfApi(), f"The run is complete in {folder}; then: hf-medtl push {folder} {repo_id}"
@@ -130,7 +142,9 @@ def push(
             return str(repo)
         _set_card_repository(card, repo.repo_id, f"v{number + 1}")
         files = published_files(folder, publish_names)
-        oid = commit_files(api, repo.repo_id, files, message)  # the last commit if only the tag failed
+        names = private_names(folder, publish_names)
+        # The last commit if only the tag failed.
+        oid = commit_files(api, repo.repo_id, files, message, names=names, allowed=allowed)
     with hub_errors(f"{repo_id} is uploaded, but could not be tagged", advice):
         with_retries(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
     return str(repo)
@@ -205,6 +219,8 @@ def commit_files(
     repo_type: str = "model",
     revision: str | None = None,
     stale: Sequence[str] = UPLOAD_PATTERNS,
+    names: Mapping[str, str] | None = None,
+    allowed: frozenset[str] = frozenset(),
 ) -> str:
     """Upload files to a repository as one commit; return its id, or that of the last commit if nothing changed.
 
@@ -219,12 +235,15 @@ def commit_files(
         repo_type: model or space.
         revision: Branch; main by default.
         stale: Patterns of files to delete there, unless they are among `files`.
+        names: Names that may not be published; see `private_names`.
+        allowed: Words that may, though they are among these.
 
     Raises:
-        MedtlError: A file holds a token.
+        MedtlError: A file holds a token or one of the names.
         OSError, HTTPError, RuntimeError, ValueError: Raised by the client, after retries of temporary failures.
     """
     check_secrets(files)
+    check_names(files, names or {}, allowed)
     where: Any = {"repo_type": repo_type, "revision": revision}
 
     def attempt() -> str:

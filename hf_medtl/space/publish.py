@@ -10,10 +10,12 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
 from hf_medtl.common.files import adding_files, list_files, write_atomic
+from hf_medtl.data.name_scan import check_names
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import check_secrets
 from hf_medtl.publish.hub import commit_files, plan_upload, validate_card, write_waivers
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
+from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import template_environment
 from hf_medtl.space.examples import generate_examples
 from hf_medtl.space.registry import unique_names
@@ -34,6 +36,8 @@ def write_space(
     requirement: str | None = None,
     waive: Mapping[str, str] | None = None,
     mcp_server: bool = False,
+    publish_names: bool = False,
+    allowed: frozenset[str] = frozenset(),
 ) -> dict[str, Path]:
     """Write README.md, app.py, requirements.txt, example images and the files of local runs.
 
@@ -45,6 +49,8 @@ def write_space(
         requirement: requirement line of hf_medtl, or a wheel to bundle. By default name and version.
         waive: missing fields of the model cards with reasons, as for `hf_medtl.publish.hub.plan_upload`.
         mcp_server: offer tools to language models.
+        publish_names: as for `hf_medtl.publish.hub.plan_upload`.
+        allowed: as for `hf_medtl.publish.hub.plan_upload`.
 
     Returns:
         Path in the Space -> file.
@@ -55,7 +61,9 @@ def write_space(
     if folder.exists() and any(folder.iterdir()):
         raise MedtlError(f"{folder} is not empty. Give a new folder.")
     names = unique_names(models)
-    runs = {source: plan_upload(Path(source), waive) for source in models if Path(source).is_dir()}
+    runs = {
+        source: plan_upload(Path(source), waive, publish_names, allowed) for source in models if Path(source).is_dir()
+    }
     for source in models:
         if source not in runs:
             _check_on_hub(source)
@@ -85,6 +93,8 @@ def write_space(
         for example in generate_examples():
             write_atomic(staging / "examples" / example.name, example.content)
         check_secrets(list_files(staging))
+        for source in runs:
+            check_names(list_files(staging), private_names(Path(source), publish_names), allowed)
     return list_files(folder)
 
 
