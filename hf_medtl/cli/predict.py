@@ -36,7 +36,7 @@ def predict(
         typer.Option(
             "--dicom/--no_dicom", help="Write masks and heatmaps of DICOM files as DICOM, too; these name the patient."
         ),
-    ] = True,
+    ] = False,
     tta: Annotated[
         int, typer.Option(min=0, help="Test-time augmentation: number of additional views of each image.")
     ] = 0,

@@ -233,7 +233,7 @@ def save_dicom_outputs(path: str, made: Mapping[Path, ObjectBuilder]) -> str:
                 with replacing(target) as partial:
                     write_dicom(make(header), partial)
     except MedtlError as error:
-        return f"{path}: {error} The prediction is unaffected; --no_dicom disables DICOM output."
+        return f"{path}: {error} The prediction is unaffected; without --dicom nothing is written as DICOM."
     return ""
 
 

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_medtl.common.csv_cells import harmless_cells
 from hf_medtl.common.files import replacing, write_atomic
 from hf_medtl.common.system import is_disk_full
 from hf_medtl.common.text import printable
@@ -54,7 +55,7 @@ def check_outputs(out: Path, masks: Path | None = None, maps: Path | None = None
         raise MedtlError(f"{printable(out)} already exists. Move it away, or use another --out.")
     if (maps is None) != (explain is None):
         raise MedtlError("--maps (folder) and --explain (method) must be given together.")
-    if maps and maps == masks:
+    if maps and masks and maps.resolve() == masks.resolve():
         raise MedtlError("--maps and --masks would overwrite each other's files. Give two folders.")
     for option, folder in (("--out", out.parent), ("--masks", masks), ("--maps", maps)):
         if folder is None:
@@ -79,7 +80,7 @@ def predict_files(
     explain: str | None = None,
     tta: int = 0,
     mc_dropout: int = 0,
-    dicom: bool = True,
+    dicom: bool = False,
 ) -> tuple[int, int]:
     """Write a table with one row per image.
 
@@ -99,7 +100,8 @@ def predict_files(
         tta: as for `Predictor.predict`.
         mc_dropout: as for `Predictor.predict`.
         dicom: also write masks and overlays of DICOM files as DICOM, with the suffixes .seg.dcm and .sc.dcm. If a file
-            lacks the required attributes, its row has an error beside the prediction.
+            lacks the required attributes, its row has an error beside the prediction. They name the patient as the
+            DICOM file does.
 
     Returns:
         The number of images, and how many of them have an error.
@@ -251,7 +253,7 @@ def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[in
             if parquet:
                 parquet.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
             elif suffix == ".csv":
-                table.to_csv(partial, mode="a", header=not start, index=False, encoding="utf-8")
+                harmless_cells(table).to_csv(partial, mode="a", header=not start, index=False, encoding="utf-8")
             else:
                 table.to_json(partial, orient="records", lines=True, mode="a", double_precision=15)
     return failed, differing

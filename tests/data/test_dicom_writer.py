@@ -216,7 +216,7 @@ def test_command_writes_segmentations_beside_masks(process_pool, segmenter, tmp_
         save_dicom(radiograph(PhotometricInterpretation=photometric), images / f"{name}.dcm")
     save_dicom(radiograph(StudyInstanceUID="", PatientComments=NAME), images / "nostudy.dcm")
     Image.fromarray(COLOUR).save(images / "photo.png")
-    paths = (segmenter, images, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks")
+    paths = (segmenter, images, "--out", tmp_path / "t.csv", "--masks", tmp_path / "masks", "--dicom")
     done = process_pool.run_script(COMMAND, "predict", *paths)
     assert done.returncode == 1
     assert "4 images, 1 of them with an error" in done.stdout
@@ -238,10 +238,10 @@ def test_command_writes_segmentations_beside_masks(process_pool, segmenter, tmp_
     assert all(NAME.encode() not in path.read_bytes() for path in (tmp_path / "masks").glob("*.png"))
 
 
-def test_command_writes_overlays_beside_heatmaps_unless_disabled(tiny_checkpoint, tmp_path):
+def test_command_writes_overlays_beside_heatmaps_if_asked(tiny_checkpoint, tmp_path):
     source = save_dicom(radiograph(), tmp_path / "scan.dcm")
     command = "predict", tiny_checkpoint("vit"), source, "--explain", "gradcam", "--out"
-    printed = run_cli(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps")
+    printed = run_cli(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps", "--dicom")
     saved = dcmread(tmp_path / "maps" / "scan.dcm.sc.dcm")
     assert np.array_equal(saved.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "scan.dcm.png")))
     label = pd.read_csv(tmp_path / "t.csv")["label"][0]
@@ -249,8 +249,9 @@ def test_command_writes_overlays_beside_heatmaps_unless_disabled(tiny_checkpoint
     assert "by gradcam" in saved.DerivationDescription
     assert saved.PatientName == NAME
     assert "Mustermann" not in printed + (tmp_path / "t.csv").read_text()
-    run_cli(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare", "--no_dicom")
+    run_cli(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare")
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["scan.dcm.png"]
+    assert b"Mustermann" not in (tmp_path / "bare" / "scan.dcm.png").read_bytes()
 
 
 @pytest.mark.real
