@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import Columns, DataDir, DatasetName, DryRun, Private, Seed, make_group, one_of
+from hf_medtl.cli.options import (
+    AllowWord,
+    Columns,
+    DataDir,
+    DatasetName,
+    DryRun,
+    Private,
+    PublishNames,
+    Seed,
+    make_group,
+    one_of,
+)
 from hf_medtl.errors import MedtlError
 from hf_medtl.training.options import CHOICES
 
@@ -129,16 +140,34 @@ def push(
     rights_held: Annotated[
         bool, typer.Option("--rights_held", help="I hold the right to publish these images.")
     ] = False,
+    outside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder outside the data whose images or masks may be published, too. Can be repeated."),
+    ] = None,
+    publish_names: PublishNames = False,
+    allow_word: AllowWord = None,
     dry_run: DryRun = False,
     out: Annotated[Path | None, typer.Option(help="Keep the files in this folder.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the split, if the dataset has none.")] = 42,
 ) -> None:
     """Publish a dataset as Parquet with a card, leak-free splits and the audit."""
+    from hf_medtl.common.csv_cells import to_csv
+    from hf_medtl.common.files import write_atomic
     from hf_medtl.data.audit import audit
     from hf_medtl.data.audit_page import summary, write_audit
     from hf_medtl.data.columns import parse_columns
+    from hf_medtl.data.identifiers import IDENTIFIERS, list_identifiers, number_images
     from hf_medtl.data.loading import load, survey
-    from hf_medtl.data.publish import check_licence, folder_size_mb, upload_dataset, write_parquet
+    from hf_medtl.data.publish import (
+        check_licence,
+        check_places,
+        check_published_names,
+        folder_size_mb,
+        hide_names,
+        upload_dataset,
+        write_parquet,
+    )
+    from hf_medtl.publish.private_names import allowed_words
 
     loaded = load(name, data_dir, seed=seed, columns=parse_columns(columns))
     check_licence(loaded, rights_held)
@@ -147,9 +176,19 @@ def push(
         if folder.exists() and any(folder.iterdir()):
             raise MedtlError(f"{folder} is not empty. Give --out a new or empty folder.")
         surveyed = survey(name, data_dir, columns=parse_columns(columns))
+        check_places(surveyed, outside or ())
         findings = audit(surveyed)
-        write_parquet(loaded, folder, summary(findings), repo)
-        write_audit(surveyed, findings, folder / "audit")
+        if publish_names or surveyed.spec.public:
+            write_parquet(loaded, folder, summary(findings), repo)
+            write_audit(surveyed, findings, folder / "audit")
+        else:
+            identifiers = number_images(surveyed.table["image_id"].tolist())
+            write_parquet(hide_names(loaded, identifiers), folder, summary(findings), repo)
+            names = dict(zip(surveyed.table["path"], surveyed.table["image_id"].map(identifiers), strict=True))
+            write_audit(surveyed, findings, folder / "audit", names)
+            check_published_names(folder, surveyed, allowed_words(allow_word))
+            if out:
+                write_atomic(out / IDENTIFIERS, to_csv(list_identifiers(surveyed.table, surveyed.root, identifiers)))
         print(f"{len(loaded.table)} images, {folder_size_mb(folder):.1f} MB")
         if dry_run:
             print(f"Dry run: nothing was uploaded to {repo}.")

@@ -2,7 +2,9 @@
 
 import importlib.resources
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -88,7 +90,7 @@ def verdicts(findings: Findings) -> list[tuple[str, str]]:
     return sorted(results, key=lambda item: SEVERITIES.index(item[0]))
 
 
-def write_audit(survey: Survey, findings: Findings, out: Path) -> Path:
+def write_audit(survey: Survey, findings: Findings, out: Path, names: Mapping[str, str] | None = None) -> Path:
     """Write audit.json and the self-contained audit.html, and return the path of the latter.
 
     Images in it are small, re-encoded from pixels and without metadata; it contains file names.
@@ -97,12 +99,17 @@ def write_audit(survey: Survey, findings: Findings, out: Path) -> Path:
         survey: The dataset.
         findings: Result of `audit`.
         out: Folder, created if necessary.
+        names: Path of an image -> what to call it; by default its path.
     """
+    shown = findings
+    if names is not None:  # messages about files that can't be read may quote their names
+        unreadable = [{"path": f"file {i}", "reason": "unreadable"} for i, _ in enumerate(findings["unreadable"], 1)]
+        shown = _rename(findings | {"unreadable": unreadable}, names)
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     template = importlib.resources.files("hf_medtl.data").joinpath("audit.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
-        f=findings,
-        p=render_figures(survey, findings, findings["measured"]["seed"]),
+        f=shown,
+        p=_rename(render_figures(survey, findings, findings["measured"]["seed"]), names or {}),
         verdicts=verdicts(findings),
         probes=PROBES,
         interval=_format_interval,
@@ -114,11 +121,20 @@ def write_audit(survey: Survey, findings: Findings, out: Path) -> Path:
         serious=SERIOUS,
     )
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(findings, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(shown, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(out / "audit.json", text + "\n")
     path = out / "audit.html"
     write_atomic(path, page)
     return path
+
+
+def _rename(value: Any, names: Mapping[str, str]) -> Any:
+    """Return nested lists and dicts with other texts."""
+    if isinstance(value, dict):
+        return {key: _rename(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rename(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def _single_label_formats(formats: Counts) -> list[tuple[str, str, int]]:

@@ -1,7 +1,7 @@
 """Neutral identifiers of images, which stand for their file names in whatever is published."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +28,18 @@ def number_images(image_ids: Sequence[str], prefix: str = "image") -> dict[str, 
 def are_neutral(image_ids: Sequence[str]) -> bool:
     """Return True if all of these are results of `number_images`."""
     return bool(image_ids) and all(map(NEUTRAL.fullmatch, image_ids))
+
+
+def list_identifiers(table: pd.DataFrame, root: Path, names: Mapping[str, str]) -> pd.DataFrame:
+    """Return the content of identifiers.csv: identifier, image_id and file.
+
+    Args:
+        table: The images, with the columns image_id and path.
+        root: Their data folder.
+        names: image_id -> identifier.
+    """
+    files = [str((root / path).absolute()) for path in table["path"]]
+    return pd.DataFrame({"identifier": table["image_id"].map(names), "image_id": table["image_id"], "file": files})
 
 
 def adopt_identifiers(table: pd.DataFrame, splits: Path) -> pd.DataFrame:

@@ -2,29 +2,37 @@
 
 import hashlib
 import importlib.resources
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData, HfApi
+from huggingface_hub.utils import filter_repo_objects
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_medtl.common.files import adding_files, write_atomic
+from hf_medtl.common.csv_cells import to_csv
+from hf_medtl.common.files import adding_files, list_files, write_atomic
 from hf_medtl.common.text import escape_cell
-from hf_medtl.data.dataset import COLUMNS, LoadedDataset
+from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
+from hf_medtl.data.identifiers import are_neutral
 from hf_medtl.data.images import encode_image, read_image, read_mask
+from hf_medtl.data.name_scan import check_names
+from hf_medtl.data.person_names import names_in_headers, names_in_paths
 from hf_medtl.data.splits import SPLITS, pseudonymize_patients
 from hf_medtl.errors import MedtlError
 
 # Licences that allow redistributing a modified copy (images are re-encoded); NC and SA also bind the recipients.
 REDISTRIBUTABLE = ("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
         "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "pddl", "odc-by", "odbl", "mit", "apache-2.0")  # fmt: skip
+UPLOADED = ["README.md", "splits.csv", "data/*.parquet", "audit/audit.*"]
+SurveyType = TypeVar("SurveyType", bound=Survey)
 _BATCH_ROWS = 64  # images in memory at a time
 
 
@@ -45,11 +53,64 @@ def check_licence(loaded: LoadedDataset, rights_held: bool) -> None:
         )
 
 
+def check_places(survey: Survey, outside: Sequence[Path] = ()) -> None:
+    """Check that all images and masks are inside the data folder: a table or a link may name any file of the disk.
+
+    Args:
+        survey: The dataset.
+        outside: Other folders that they may be in.
+
+    Raises:
+        MedtlError: One is elsewhere.
+    """
+    folders = [folder.resolve() for folder in (survey.root, *outside)]
+    masks = [part for cell in survey.table["mask"] for part in cell.split("|") if part]
+    for what, paths in (("images", list(survey.table["path"])), ("masks", masks)):
+        files = [(survey.root / path).resolve() for path in paths]
+        found = [file for file in files if not any(file.is_relative_to(folder) for folder in folders)]
+        if found:
+            raise MedtlError(
+                f"{len(found)} of {len(files)} {what} are outside {survey.root}, such as {found[0]}, and would be "
+                "published. Copy them into the folder, or allow their folder: --outside DIR. Nothing was uploaded."
+            )
+
+
+def hide_names(survey: SurveyType, names: Mapping[str, str]) -> SurveyType:
+    """Return a dataset with other image_ids; the paths stay, to read the images.
+
+    Args:
+        survey: The dataset.
+        names: image_id -> identifier of `number_images`.
+    """
+    return replace(survey, table=survey.table.assign(image_id=survey.table["image_id"].map(names)))
+
+
+def check_published_names(folder: Path, survey: Survey, allowed: frozenset[str] = frozenset()) -> None:
+    """Check that no file of a written dataset holds a name of a file, folder or header of its source.
+
+    Args:
+        folder: Result of `write_parquet`, with its audit.
+        survey: The dataset, with its own names.
+        allowed: As for `check_names`.
+
+    Raises:
+        MedtlError: One does.
+    """
+    table, excluded = survey.table, survey.excluded
+    masks = [part for cell in table["mask"] for part in cell.split("|") if part]
+    public = {*survey.labels, *table["source"], survey.spec.name, survey.spec.title}
+    names = names_in_headers([survey.root / path for path in [*table["path"], *masks]])
+    names |= names_in_paths([*table["path"], *masks, *excluded["path"], *table["image_id"]], public)
+    files = list_files(folder)
+    check_names({name: files[name] for name in filter_repo_objects(files, allow_patterns=UPLOADED)}, names, allowed)
+
+
 def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: str) -> Path:
     """Write the files of a dataset repository: data/SPLIT-*.parquet, README.md and splits.csv.
 
     Every image is decoded by `read_image` and re-encoded as PNG, which removes EXIF and DICOM headers; patients are
-    pseudonymized. `datasets.load_dataset` gives the columns image, mask, label, patient, source, image_id.
+    pseudonymized. `datasets.load_dataset` gives the columns image, mask, label, patient, source, image_id. Neutral
+    image_ids (`hide_names`) are in splits.csv instead of paths, too.
 
     Args:
         loaded: The dataset.
@@ -79,7 +140,9 @@ def write_parquet(loaded: LoadedDataset, out: Path, findings: list[str], name: s
                     batch = list(_encode_rows(loaded, rows.iloc[start : start + _BATCH_ROWS]))
                     writer.write_table(pa.Table.from_pylist(batch, schema))
                     progress.update(len(batch))
-        splits = table[COLUMNS].to_csv(index=False)
+        if are_neutral(table["image_id"].tolist()):
+            table["path"] = table["image_id"]
+        splits = to_csv(table[COLUMNS])
         write_atomic(staging / "splits.csv", splits)
         write_atomic(staging / "README.md", render_card(loaded, findings, name, splits))
     return out
@@ -167,7 +230,7 @@ def upload_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
             repo_id=repo.repo_id,
             repo_type="dataset",
             folder_path=folder,
-            allow_patterns=["README.md", "splits.csv", "data/*.parquet", "audit/audit.*"],
+            allow_patterns=UPLOADED,
             delete_patterns=["data/*.parquet"],  # files of an earlier push with other splits
             commit_message="Upload dataset",
         )

@@ -16,7 +16,7 @@ from hf_medtl.common.files import read_json, write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.text import escape_cell
 from hf_medtl.data.dataset import LoadedDataset
-from hf_medtl.data.identifiers import IDENTIFIERS, number_images
+from hf_medtl.data.identifiers import IDENTIFIERS, list_identifiers, number_images
 from hf_medtl.data.specs import DATASETS
 
 IMAGE_COLUMNS = ("image_id", "path")
@@ -47,8 +47,7 @@ def write_identifiers(run: RunFolder, loaded: LoadedDataset, external: LoadedDat
         if data is None or data.spec.public:
             continue
         names = number_images(data.table["image_id"].tolist(), prefix)
-        files = [str((data.root / path).absolute()) for path in data.table["path"]]
-        tables.append(pd.DataFrame({"identifier": names.values(), "image_id": names.keys(), "file": files}))
+        tables.append(list_identifiers(data.table, data.root, names))
     if tables:
         run.write(IDENTIFIERS, to_csv(pd.concat(tables)))
 
