@@ -123,6 +123,10 @@ def neutral_files(folder: Path, files: Mapping[str, Path]) -> dict[str, Path]:
         cells = {escape_cell(name): neutral for name, neutral in by_name.items()}
         card = re.sub(r"(?<=^\| )(.+?)(?= \|)", lambda cell: cells.get(cell[0], cell[0]), card, flags=re.MULTILINE)
         texts["README.md"] = card.replace(old, new) if "splits.csv" in texts else card
+    if not (folder / IDENTIFIERS).is_file():  # an older run
+        write_atomic(
+            folder / IDENTIFIERS, to_csv(pd.DataFrame({"identifier": list(names.values()), "image_id": list(names)}))
+        )
     for name, text in texts.items():
         published[name] = folder / STAGING / name
         published[name].parent.mkdir(parents=True, exist_ok=True)

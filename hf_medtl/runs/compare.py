@@ -16,6 +16,7 @@ from hf_medtl.evaluation.paired import LOWER_IS_BETTER, check_comparable, disagr
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.benchmark import count_macs, example_input, measure_latencies
 from hf_medtl.predict import Predictor
+from hf_medtl.publish.neutral_files import neutral_table
 from hf_medtl.runs.finished import read_runs
 from hf_medtl.tasks import task_for_results
 
@@ -94,6 +95,10 @@ class Comparison:
     def shown_disagreements(self) -> pd.DataFrame:
         """The widest disagreements, one image of each group: copies of an image would fill the table."""
         return self.disagreements.drop_duplicates("group").head(MAX_IMAGES)
+
+    def with_identifiers(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return some of `disagreements` with neutral identifiers, unless the file names of the data are public."""
+        return neutral_table(next(iter(self.runs.values())), table)
 
     @property
     def label_title(self) -> str:

@@ -192,7 +192,7 @@ def _to_json(comparison: Comparison, costs: Costs) -> dict[str, Any]:
         "differences": comparison.differences,
         "parts": comparison.parts,
         "costs": costs.table.reset_index(),
-        "disagreements": comparison.disagreements,
+        "disagreements": comparison.with_identifiers(comparison.disagreements),
     }
     return {
         **comparison.facts,

@@ -81,7 +81,7 @@ def _disagreements_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"image": row["image_id"], comparison.label_title: row["label"], **row["answers"]}
-            for row in comparison.shown_disagreements.to_dict("records")
+            for row in comparison.with_identifiers(comparison.shown_disagreements).to_dict("records")
         ]
     )
 

@@ -50,6 +50,8 @@ def test_published_files_join_without_names(run):
     assert "| image-000003 | no | 0.1 |\n| slice | no | 1 |" in texts["README.md"]
     assert f"Split: `{digest}`." in texts["README.md"]
     assert published["recipe.yaml"] == files["recipe.yaml"]
+    listed = read_table(run.path / "identifiers.csv")  # for the user to look up a file
+    assert dict(zip(listed["identifier"], listed["image_id"], strict=True)) == dict(zip(NEUTRAL, IDS, strict=True))
 
 
 def test_published_files_are_published_again_as_they_are(run):
