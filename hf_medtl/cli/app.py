@@ -23,7 +23,7 @@ from hf_medtl.cli.train import CONTEXT as ANY_OPTIONS
 from hf_medtl.cli.train import train
 from hf_medtl.cli.verify import verify
 from hf_medtl.common.messages import show_messages
-from hf_medtl.common.system import is_disk_full, wait_passively
+from hf_medtl.common.system import explain_shortage, wait_passively
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
 
@@ -128,6 +128,6 @@ def main() -> None:
     except MedtlError as error:
         sys.exit(f"Error: {error}")
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        sys.exit(f"Error: the disk is full, or files may not be so large ({error}). Make room, and run this again.")
+        if shortage := explain_shortage(error):
+            sys.exit(f"Error: {shortage}")
+        raise

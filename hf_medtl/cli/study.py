@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_medtl.cli.train import check_early
 from hf_medtl.common.messages import given_arguments, show_messages
+from hf_medtl.common.system import explain_shortage
 from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.runs.study_grid import Grid, make_parser
 from hf_medtl.training.command_line import read_options
@@ -41,4 +42,8 @@ def main(defaults: Mapping[str, Any], grid: Mapping[str, Any], argv: Sequence[st
         sys.exit(128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT))
     except MedtlError as error:
         sys.exit(f"Error: {error}")
+    except Exception as error:
+        if shortage := explain_shortage(error):
+            sys.exit(f"Error: {shortage}")
+        raise
     sys.exit(int(failed > 0))

@@ -14,7 +14,7 @@ import typer
 
 from hf_medtl.common.messages import given_arguments, show_messages
 from hf_medtl.common.progress import in_notebook
-from hf_medtl.common.system import wait_passively
+from hf_medtl.common.system import explain_shortage, wait_passively
 from hf_medtl.common.text import nearest
 from hf_medtl.data.specs import DATASETS, check_dataset_name
 from hf_medtl.errors import Interrupted, MedtlError
@@ -144,12 +144,13 @@ def main(defaults: Mapping[str, Any] | None = None, argv: Sequence[str] | None =
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
             get_error_handler().record_exception(error)
-        if not isinstance(error, MedtlError):
+        shortage = explain_shortage(error)
+        if not (shortage or isinstance(error, MedtlError)):
             raise
         if in_notebook():
             raise error from None
         distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        code = f"Error{' in process ' + os.environ['RANK'] if distributed else ''}: {error}"
+        code = f"Error{' in process ' + os.environ['RANK'] if distributed else ''}: {shortage or error}"
     _leave_process_group(code)
     if code is not None:
         sys.exit(code)

@@ -15,6 +15,7 @@ from hf_medtl.errors import MedtlError
 logger = logging.getLogger(__name__)
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
 DISK_FULL_MESSAGES = ("No space left", "File too large", "quota exceeded")
 
 
@@ -123,3 +124,18 @@ def is_disk_full(error: BaseException | None, folder: Path | None = None) -> boo
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def explain_shortage(error: BaseException) -> str | None:
+    """Return what to do about an error for lack of disk or memory; None for other errors."""
+    if isinstance(error, MedtlError):
+        return None
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if is_disk_full(error):
+        return f"The disk is full, or files may not be so large ({first}). Make room, then give the same command again."
+    if isinstance(error, MemoryError) or any(text in first for text in MEMORY_MESSAGES):
+        return (
+            f"There is too little memory ({first}). Take smaller batches or images, or end other programs, and give the "
+            "same command again."
+        )
+    return None

@@ -10,7 +10,7 @@ import pytest
 
 from hf_medtl.common.files import list_files, read_json, write_atomic
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.common.system import is_disk_full
+from hf_medtl.common.system import explain_shortage, is_disk_full
 from hf_medtl.errors import MedtlError
 
 
@@ -131,6 +131,29 @@ def test_disk_full_is_detected_in_causes_and_messages(tmp_path):
     explained = MedtlError("No space left, make room.")
     explained.__cause__ = full
     assert not is_disk_full(explained)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
+        (OSError(errno.EFBIG, "File too large"), "The disk is full"),
+        (MemoryError(), "There is too little memory (MemoryError)"),
+        (RuntimeError("can't start new thread"), "There is too little memory (can't start new thread)"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nmore"),
+            "too little memory",
+        ),
+    ],
+)
+def test_shortage_is_one_sentence(error, said):
+    assert said in explain_shortage(error)
+    assert "\n" not in explain_shortage(error)
+
+
+def test_other_errors_are_no_shortage():
+    assert explain_shortage(RuntimeError("shapes differ")) is None
+    assert explain_shortage(MedtlError("No space left, make room.")) is None
 
 
 def test_disk_without_free_space_is_full(tmp_path, monkeypatch):
