@@ -135,7 +135,7 @@ def explain_shortage(error: BaseException) -> str | None:
         return f"The disk is full, or files may not be so large ({first}). Make room, then give the same command again."
     if isinstance(error, MemoryError) or any(text in first for text in MEMORY_MESSAGES):
         return (
-            f"There is too little memory ({first}). Take smaller batches or images, or end other programs, and give the "
-            "same command again."
+            f"There is too little memory ({first}). Take smaller batches or images, or end other programs, and give "
+            "the same command again."
         )
     return None
