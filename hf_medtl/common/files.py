@@ -106,7 +106,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def remove_partial_files(folder: Path) -> None:
     """Remove what a killed process left unfinished in a folder and the folders below it."""
-    for path in [path for path in folder.rglob(f".*{PARTIAL}") if _is_partial(path)]:
+    for path in [path for path in folder.rglob(f".*{PARTIAL}") if is_partial(path)]:
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -116,7 +116,8 @@ def _partial_path(folder: Path) -> Path:
     return folder / f".{uuid.uuid4().hex}{PARTIAL}"
 
 
-def _is_partial(path: Path) -> bool:
+def is_partial(path: Path) -> bool:
+    """Return True for the name of a file or folder that is being written, or that a killed process left."""
     return path.suffix == PARTIAL and len(path.stem) == len(_partial_path(path.parent).stem)
 
 
@@ -159,5 +160,5 @@ def list_files(folder: Path) -> dict[str, Path]:
     return {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(map(_is_partial, map(Path, path.relative_to(folder).parts)))
+        if path.is_file() and not any(map(is_partial, map(Path, path.relative_to(folder).parts)))
     }

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from hf_medtl.common.csv_cells import to_csv
-from hf_medtl.common.files import remove_partial_files
+from hf_medtl.common.files import is_partial, remove_partial_files
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.splits import pseudonymize_patients
@@ -54,7 +54,8 @@ def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> N
             f"{folder} holds the checkpoints of an unfinished run. Go on with it: --resume_from_checkpoint auto. "
             "Or start anew: give another --output_dir, or move that one away."
         )
-    if any(path.name != ".run.lock" for path in folder.iterdir()) and not run.is_marked and not resuming:
+    own = (path.name.startswith(".run.lock") or is_partial(path) for path in folder.iterdir())  # of a killed process
+    if not all(own) and not run.is_marked and not resuming:
         raise MedtlError(f"{folder} is not empty and holds no run. Give an --output_dir that is new or empty.")
 
 

@@ -1,43 +1,53 @@
-"""Locks of run folders: one process writes to a folder at a time."""
+"""Locks of run folders: one process writes to a folder at a time.
+
+The system's lock ends with its process, however that ends. Beside it a file tells who has it: for the message, and
+because file systems that several machines share may lock on one machine only, or not at all.
+"""
 
 import contextlib
 import errno
 import logging
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hf_medtl.common.files import read_json, write_atomic
 from hf_medtl.errors import MedtlError
 from hf_medtl.runs.folder import NOT_WRITABLE
 
 logger = logging.getLogger("hf_medtl")
 
 RUN_LOCK = ".run.lock"
-BUSY = "Another process trains in {}. Wait for it, or give another --output_dir."
+TRAINS = "trains"  # what a process does that has RUN_LOCK
+BEAT = 10.0  # seconds after which a process shows again that it is alive
+SAME_START = 60.0  # seconds: the start of a process is computed from a clock that may be set
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, name: str, busy: str) -> Iterator[None]:
-    """Make a folder, and keep other processes from it until the context ends.
-
-    The system releases the lock if this process is killed.
+def lock_folder(folder: Path, name: str, does: str) -> Iterator[None]:
+    """Make a folder, and keep other processes from it until the context ends; a folder that stays empty is removed.
 
     Args:
         folder: to lock; made if it does not exist.
         name: of the lock's file in it, which is removed at the end.
-        busy: error message if another process has the lock.
+        does: what the process does in it, such as "trains".
 
     Raises:
         MedtlError: another process has the lock, or the folder can't be written to.
     """
-    lock = FileLock(folder / name, timeout=0)
+    lock, owner_file, is_new = FileLock(folder / name, timeout=0), _owner_file(folder, name), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise MedtlError(busy) from error
+        raise MedtlError(_refusal(folder, name, does)) from error
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MedtlError(NOT_WRITABLE.format(folder)) from error
@@ -45,15 +55,20 @@ def lock_folder(folder: Path, name: str, busy: str) -> Iterator[None]:
             raise MedtlError(f"--output_dir {folder} is no possible folder ({error}). Give another.") from error
         logger.warning("%s cannot be locked (%s): do not start a second run in it.", folder, error)
     try:
-        yield
+        if _is_alive(owner_file, locked=lock.is_locked):
+            raise MedtlError(_refusal(folder, name, does))
+        with _owner(owner_file):
+            yield
     finally:
         # On Windows an open file cannot be removed; elsewhere a later removal could be that of another process's lock.
-        if os.name != "nt":
+        if os.name != "nt" and lock.is_locked:
             (folder / name).unlink(missing_ok=True)
         lock.release()
-        if os.name == "nt":
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if os.name == "nt":
                 (folder / name).unlink(missing_ok=True)
+            if is_new:
+                folder.rmdir()  # if it is empty
 
 
 def check_unlocked(folder: Path) -> None:
@@ -68,7 +83,103 @@ def check_unlocked(folder: Path) -> None:
     try:
         lock.acquire()
     except Timeout as error:
-        raise MedtlError(BUSY.format(folder)) from error
+        raise MedtlError(_refusal(folder, RUN_LOCK, TRAINS)) from error
     except (OSError, NotImplementedError):  # `lock_folder` tells
         return
     lock.release()
+
+
+def _owner_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+def _refusal(folder: Path, name: str, does: str) -> str:
+    owner = _read_owner(_owner_file(folder, name))
+    who = f" (process {owner['process']} on {owner['host']}, since {owner['since']})" if owner else ""
+    return f"Another process {does} in {folder}{who}. Wait for it, or give another --output_dir."
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    """Return host, process, its start, since and beat of the process that has, or had, a lock; None if unknown."""
+    try:
+        owner = read_json(path)
+    except MedtlError:
+        return None
+    return (
+        owner if isinstance(owner, dict) and {"host", "process", "started", "since", "beat"} <= owner.keys() else None
+    )
+
+
+@contextlib.contextmanager
+def _owner(path: Path) -> Iterator[None]:
+    """Say in a file who has the lock, and renew it, so that another machine sees that this process is alive."""
+    process, ended = os.getpid(), threading.Event()
+    owner = {
+        "host": socket.gethostname(),
+        "process": process,
+        "started": _process_start(process),
+        "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+    }
+
+    def renew() -> None:
+        beat = 0
+        while not ended.wait(BEAT):
+            beat += 1
+            with contextlib.suppress(OSError):  # a full disk: training tells
+                write_atomic(path, owner | {"beat": beat})
+
+    write_atomic(path, owner | {"beat": 0})
+    thread = threading.Thread(target=renew, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(path: Path, locked: bool) -> bool:
+    """Return True if the process that a file names as the owner of a lock has not ended.
+
+    Args:
+        path: the file.
+        locked: True if this process got the system's lock: then no other of this machine has it.
+    """
+    owner = _read_owner(path)
+    if owner is None:
+        return False
+    if owner["host"] == socket.gethostname():
+        started = _process_start(int(owner["process"]))
+        same = started is not None and abs(started - float(owner["started"] or started)) < SAME_START
+        alive = same and not locked
+    else:
+        logger.info("%s was in use on %s. Seeing for %.0f s whether it still is.", path.parent, owner["host"], 3 * BEAT)
+        alive = _beats(path, owner)
+    if not alive:
+        logger.info("Process %s on %s has ended without removing its lock.", owner["process"], owner["host"])
+    return alive
+
+
+def _beats(path: Path, owner: dict[str, Any]) -> bool:
+    """Return True if a process on another machine renews its file. No clocks are compared: theirs may differ."""
+    until = time.monotonic() + 3 * BEAT
+    while time.monotonic() < until:
+        time.sleep(BEAT / 10)
+        now = _read_owner(path)
+        if now is None:
+            return False
+        if now != owner:
+            return True
+    return False
+
+
+def _process_start(process: int) -> float | None:
+    """Return when a process was started, in seconds; None if there is none of this number, which may be used again."""
+    import psutil  # accelerate needs it
+
+    try:
+        return float(psutil.Process(process).create_time())
+    except psutil.Error:
+        return None

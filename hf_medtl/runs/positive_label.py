@@ -31,10 +31,11 @@ def settle_positive_label(recipe: Recipe, loaded: LoadedDataset, checkpoint: str
     earlier = checkpoint or (recipe.splits and Path(recipe.splits).parent)
     recorded = RunFolder(earlier).config.get("positive_label") if earlier else None
     if recipe.positive_label:
-        if checkpoint and recorded in loaded.labels and recorded != recipe.positive_label:
+        if checkpoint and recorded in loaded.labels and recorded != recipe.positive_label and not recipe.allow_changes:
             raise MedtlError(
                 f"--positive_label is {recipe.positive_label}, but {recorded} in {checkpoint}, where the best "
-                "checkpoint was chosen with it. Give what it was, or start another run in another --output_dir."
+                "checkpoint was chosen with it. Give what it was, allow it (--allow_changes), or start another run in "
+                "another --output_dir."
             )
         return loaded
     if recorded in loaded.labels:

@@ -1,6 +1,8 @@
 """Options that may change when a run is resumed, those that may not, and the record of changes in recipe.yaml."""
 
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -9,6 +11,8 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.runs.folder import changed_options
 from hf_medtl.training.recipe import Recipe, default_value
+
+logger = logging.getLogger("hf_medtl")
 
 # Without effect on what is learned: they are not recorded. After training: decisions, tests, figures, publishing.
 FREE = {
@@ -21,7 +25,7 @@ FREE = {
         "external_labels",
         "external_sources",
     ),
-    *("figures", "fill_holes", "largest_components", "model_license", "positive_label", "threshold"),
+    *("figures", "fill_holes", "largest_components", "model_license", "positive_label", "publish_names", "threshold"),
     *("dataloader_in_order", "dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers"),
     *("ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "debug"),
@@ -42,8 +46,15 @@ RECORDED = {
     *("torch_compile_backend", "torch_compile_mode", "num_train_epochs", "save_only_model", "save_steps"),
     *("save_strategy", "warmup_steps"),
 }
+# These change what is learned, or which weights are chosen, from the checkpoint on: with --allow_changes.
+MEANING = {
+    *("augmentation", "class_weights", "cutmix", "effective_beta", "fit", "focal_gamma", "greater_is_better"),
+    *("label_smoothing_factor", "load_best_model_at_end", "loss", "lung_model", "metric_for_best_model", "mixup"),
+    *("neftune_noise_alpha", "preprocessing"),
+}
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 NOTE = "# Resumed "
+ALLOWED = " (--allow_changes)"  # ends the notes of MEANING
 
 
 def check_changes(recipe: Recipe, checkpoint: str) -> list[str]:
@@ -58,16 +69,37 @@ def check_changes(recipe: Recipe, checkpoint: str) -> list[str]:
     """
     run, step = RunFolder(Path(checkpoint).parent), Path(checkpoint).name.removeprefix("checkpoint-")
     changes = changed_options(run, recipe.to_yaml())
+    if not (run.path / "recipe.yaml").is_file():
+        logger.warning("%s has no recipe.yaml: its options cannot be compared with those that are given now.", run.path)
     same_batch = _step_images(run.recipe) == _step_images(yaml.safe_load(recipe.to_yaml()) or {})
     recorded = RECORDED | {*BATCH} if same_batch else RECORDED
-    refused = [text for name, text in changes.items() if name not in FREE | recorded]
+    possible = recorded | (MEANING if recipe.allow_changes else set())
+    refused = {name: text for name, text in changes.items() if name not in FREE | possible}
     if refused:
+        allow = "" if {*refused} - MEANING else "allow it (--allow_changes), and the card tells of it; "
         raise MedtlError(
-            f"{'; '.join(refused)}. Training cannot go on from {checkpoint} with that: give what it was, or start "
-            "another run in another --output_dir."
+            f"{'; '.join(refused.values())}. Training cannot go on from {checkpoint} with that: give what it was, "
+            f"{allow}or start another run in another --output_dir."
         )
-    notes = [f"{NOTE}at step {step}: {_brief(text)}" for name, text in changes.items() if name in recorded]
+    notes = [
+        f"{NOTE}at step {step}: {_brief(text)}{ALLOWED * (name in MEANING)}"
+        for name, text in changes.items()
+        if name in possible
+    ]
+    before = RunFolder(checkpoint).config.get("positive_label")
+    if recipe.allow_changes and recipe.positive_label and before not in (None, recipe.positive_label):
+        notes.append(f"{NOTE}at step {step}: --positive_label was {before}, then {recipe.positive_label}{ALLOWED}")
     return [*read_notes(run), *notes]
+
+
+def last_change(notes: Sequence[str]) -> int:
+    """Return the step from which on the weights are those of the recipe: earlier ones were chosen by another.
+
+    Args:
+        notes: Comments of recipe.yaml.
+    """
+    steps = [note.removeprefix(f"{NOTE}at step ").partition(":")[0] for note in notes if note.endswith(ALLOWED)]
+    return max(map(int, steps), default=0)
 
 
 def read_notes(run: RunFolder) -> list[str]:

@@ -103,8 +103,7 @@ def lock_sweep(folder: Path, sweep: str) -> Iterator[None]:
     Raises:
         MedtlError: Another process runs one, or the folder can't be written to.
     """
-    busy = f"Another process runs a {sweep} in {folder}. Wait for it, or give another --output_dir."
-    with lock_folder(folder, f".{sweep}.lock", busy):
+    with lock_folder(folder, f".{sweep}.lock", f"runs a {sweep}"):
         yield
 
 

@@ -25,15 +25,17 @@ from hf_medtl.evaluation.matplotlib_backend import figure_formats
 from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
 from hf_medtl.publish.checkpoints import CheckpointUploader
 from hf_medtl.publish.hub import create_repository, push, validate_card
+from hf_medtl.publish.neutral_files import write_identifiers
 from hf_medtl.runs import preflight
 from hf_medtl.runs.artifacts import write_artifacts
 from hf_medtl.runs.console import show_plan, show_results
 from hf_medtl.runs.cross_validation import cross_validate
 from hf_medtl.runs.folder import check_output_dir, check_shared_folder, start_run
-from hf_medtl.runs.lock import BUSY, RUN_LOCK, lock_folder
+from hf_medtl.runs.lock import RUN_LOCK, TRAINS, lock_folder
 from hf_medtl.runs.model_card import model_name, render_with_dummy_results
 from hf_medtl.runs.preflight import Plan, build
 from hf_medtl.runs.preprocessing import preprocess_splits
+from hf_medtl.runs.resuming import last_change
 from hf_medtl.runs.search import search
 from hf_medtl.runs.search_space import show_space
 from hf_medtl.tasks import task_for_dataset
@@ -79,11 +81,11 @@ def _run(recipe: Recipe) -> Path:
         logger.info("Dry run: data, model, disk and flags are fine. Nothing was written.")
         return folder
 
-    if recipe.push_to_hub and recipe.should_save:
-        _make_repository(recipe, plan)
     # Of the main process alone, also for the others of its job.
-    lock = lock_folder(folder, RUN_LOCK, BUSY.format(folder)) if recipe.should_save else contextlib.nullcontext()
-    with lock:
+    lock = lock_folder(folder, RUN_LOCK, TRAINS) if recipe.should_save else contextlib.nullcontext()
+    with lock:  # before the Hub is asked, whose error would say nothing of the other process
+        if recipe.push_to_hub and recipe.should_save:
+            _make_repository(recipe, plan)
         return _train_and_write(recipe, plan)
 
 
@@ -152,6 +154,7 @@ def _start(recipe: Recipe, plan: Plan) -> None:
         check_output_dir(plan.folder, resuming=bool(recipe.resume_from_checkpoint), searching=bool(plan.space))
         recipe_yaml = "".join(f"{note}\n" for note in plan.notes) + recipe.to_yaml()
         start_run(plan.folder, recipe_yaml, plan.loaded.table, plan.loaded.excluded)
+        write_identifiers(RunFolder(plan.folder), plan.loaded, plan.external)
 
 
 def _train(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> float | None:
@@ -163,6 +166,7 @@ def _train(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> float | None:
     if recipe.push_to_hub and recipe.hub_strategy != "end":
         trainer.add_callback(CheckpointUploader(str(recipe.hub_model_id), recipe.model_license))
     keep_trackers_open(trainer)
+    trainer.changed_at = last_change(plan.notes)
     with EnergyMeter(recipe, resumed=bool(plan.checkpoint)) as meter:
         trainer.train(resume_from_checkpoint=plan.checkpoint)
     if trainer.progress.interrupted:

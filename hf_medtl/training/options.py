@@ -29,7 +29,7 @@ THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalenc
 
 # Excluded from recipe.yaml: machine-specific paths, which must not be published.
 PRIVATE_OPTIONS = (
-    *("config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
+    *("allow_changes", "config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
     *("resume_from_checkpoint", "splits"),
 )
 
@@ -186,6 +186,9 @@ class Options:
     seed: int = _new(42, "Random seed of weights, batches and augmentation; of the split, too, without --split_seed.")
     resume_from_checkpoint: str | None = _new(
         None, "auto goes on from the newest complete checkpoint in --output_dir; a folder, from that one."
+    )
+    allow_changes: bool = _new(
+        False, "Resume with another preprocessing, augmentation, loss or metric than before; the card tells of it."
     )
     num_train_epochs: float = _new(10.0, "Number of epochs at most.")
     per_device_train_batch_size: int = _new(16, "Images in a batch.")

@@ -90,6 +90,7 @@ class MedicalTrainer(Trainer):
         self.lora: Any = None
         self.ema: Ema | None = None
         self.checkpoint: str | None = None  # to resume from
+        self.changed_at = 0  # step of a checkpoint from which training goes on with another loss, data or metric
         self.undo_features: Callable[[], None] | None = None
         # Mark every parameter that will be trained at any stage as requiring grad now, for the optimizer and DDP.
         set_trainable(model, self.strategy.trainable_blocks(self.strategy.epochs, self.blocks), self.depths)
@@ -411,10 +412,13 @@ class MedicalTrainer(Trainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """As `Trainer._init_training_state`, but checks the best checkpoint of a resumed run."""
         result = super()._init_training_state(*args, **kwargs)
-        if self.state.best_global_step and self.args.load_best_model_at_end:
+        step = self.state.best_global_step or 0
+        if step and (self.args.load_best_model_at_end or step <= self.changed_at):
             # Trainer forgets the path if the run folder was moved.
-            best = Path(self.state.best_model_checkpoint or self._checkpoint_folder(self.state.best_global_step))
+            best = Path(self.state.best_model_checkpoint or self._checkpoint_folder(step))
             damage = find_changes(best) if best.is_dir() else "it is missing"
+            if step <= self.changed_at:
+                damage = "options that it was trained or chosen with have changed since"
             if damage:
                 logger.warning(
                     "The best checkpoint so far, %s, cannot be used: %s. The best of the coming ones will be used.",

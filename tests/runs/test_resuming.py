@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.runs.resuming import BATCH, FREE, RECORDED, check_changes, read_notes
+from hf_medtl.runs.resuming import BATCH, FREE, MEANING, RECORDED, check_changes, last_change, read_notes
 from tests.support.commands import options
 
 
@@ -74,8 +74,53 @@ def test_a_recipe_of_an_older_version_resumes(changes, tmp_path):
 def test_every_name_is_an_option():
     names = {f.name for f in dataclasses.fields(Recipe)}
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
-    assert {*FREE, *RECORDED, *BATCH} <= names | inherited
-    assert not FREE & RECORDED
+    newer = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # than the lowest version of transformers
+    assert {*FREE, *RECORDED, *MEANING, *BATCH} - newer <= names | inherited
+    assert len({*FREE, *RECORDED, *MEANING}) == len(FREE) + len(RECORDED) + len(MEANING)
+
+
+@pytest.mark.parametrize("option", sorted(MEANING - {"greater_is_better"}))
+def test_another_meaning_is_allowed_if_asked_for_and_then_recorded(changes, option):
+    values = {"focal_gamma": 3.0, "effective_beta": 0.9, "label_smoothing_factor": 0.1, "mixup": 0.2, "cutmix": 0.2}
+    values |= {"loss": "focal", "class_weights": "balanced", "augmentation": "brain", "preprocessing": "clahe"}
+    values |= {"fit": "pad", "metric_for_best_model": "roc_auc", "neftune_noise_alpha": 0.1}
+    values |= {"load_best_model_at_end": False, "lung_model": "someone/lungs"}
+    more = {"preprocessing": "lung_crop", "lung_model": "someone/others"} if option == "lung_model" else {}
+    more |= {"early_stopping_patience": 0} if option == "load_best_model_at_end" else {}
+    more |= {"loss": "focal"} if option == "focal_gamma" else {}
+    more |= {"class_weights": "effective"} if option == "effective_beta" else {}
+    value = values[option]
+    with pytest.raises(MedtlError, match=rf"--{option} was .* and is {value} now.*allow it \(--allow_changes\)"):
+        changes(more, more | {option: value})
+    (note,) = changes(more, more | {option: value, "allow_changes": True})
+    assert note.startswith(f"# Resumed at step 24: --{option} was ")
+    assert note.endswith(f", then {value} (--allow_changes)")
+
+
+def test_what_would_have_no_effect_is_refused_even_then(changes):
+    with pytest.raises(MedtlError, match="--learning_rate was not given") as error:
+        changes({}, {"learning_rate": 1e-3, "loss": "focal", "allow_changes": True})
+    assert "--loss" not in str(error.value)
+    assert "allow it" not in str(error.value)
+
+
+def test_another_positive_label_is_recorded(changes, tmp_path):
+    (tmp_path / "checkpoint-24").mkdir()
+    (tmp_path / "checkpoint-24" / "config.json").write_text('{"positive_label": "a"}', encoding="utf-8")
+    (note,) = changes({}, {"positive_label": "b", "allow_changes": True})
+    assert note == "# Resumed at step 24: --positive_label was a, then b (--allow_changes)"
+    assert changes({}, {"positive_label": "a", "allow_changes": True}) == []
+
+
+def test_weights_of_before_a_change_are_not_chosen_later():
+    notes = [f"# Resumed at step {step}: --x was 1, then 2{end}" for step, end in ((8, ""), (4, " (--allow_changes)"))]
+    assert last_change(notes) == 4
+    assert last_change([]) == 0
+
+
+def test_a_checkpoint_without_recipe_is_not_silently_compared(tmp_path, caplog):
+    assert check_changes(Recipe(use_cpu=True, loss="focal"), str(tmp_path / "checkpoint-24")) == []
+    assert "has no recipe.yaml" in caplog.text
 
 
 def test_a_resumed_run_names_its_changes(finished_run, phantoms, tiny_checkpoint, tmp_path, capsys):
@@ -87,9 +132,17 @@ def test_a_resumed_run_names_its_changes(finished_run, phantoms, tiny_checkpoint
     values = options(phantoms, tiny_checkpoint("vit"), folder, model_card=card, resume_from_checkpoint="auto")
     with pytest.raises(MedtlError, match=r"--loss was not given in the run of .* and is focal now"):
         run(Recipe(**values, loss="focal"))
-    run(Recipe(**values | {"num_train_epochs": 3}))
-    note = "# Resumed at step 8: --num_train_epochs was 2, then 3"
-    assert f"checkpoint-8. {note[2:]}" in capsys.readouterr().out
-    assert read_notes(RunFolder(folder)) == [note]
+    run(Recipe(**values | {"num_train_epochs": 3}, loss="focal", allow_changes=True))
+    notes = [
+        "# Resumed at step 8: --loss was not given, then focal (--allow_changes)",
+        "# Resumed at step 8: --num_train_epochs was 2, then 3",
+    ]
+    output = capsys.readouterr().out
+    assert all(note[2:] in output for note in notes)
+    assert read_notes(RunFolder(folder)) == notes
     assert RunFolder(folder).recipe["num_train_epochs"] == 3
-    assert re.search(r"- Resumed at step 8: --num_train_epochs was 2, then 3\.", (folder / "README.md").read_text())
+    assert "allow_changes" not in RunFolder(folder).recipe
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "- Resumed at step 8: --loss was not given, then focal (--allow_changes).\n" in card
+    assert re.search(r"- Resumed at step 8: --num_train_epochs was 2, then 3\.", card)
+    assert "The weights are those of step 12," in card  # whatever those of before, by the other loss, were

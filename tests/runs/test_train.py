@@ -48,7 +48,7 @@ def test_run_folder_is_complete(finished_run):
     assert present == {
         "config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "splits.csv", "results.json",
         "predictions.csv", "README.md", "figures/history.png", "figures/confusion_matrix.png", "figures/roc.png",
-        "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors", "card.json",
+        "figures/reliability.png", "figures/risk_coverage.png", "outliers.safetensors", "card.json", "checksums.json",
     }  # fmt: skip
     for figure in (finished_run / "figures").iterdir():
         Image.open(figure).verify()
