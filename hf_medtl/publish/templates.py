@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.text import escape_cell
@@ -55,8 +56,11 @@ def escape_bibtex(text: str) -> str:
 
 
 def template_environment(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
-    """Return the Jinja environment for the templates of a package, with our filters."""
-    environment = Environment(
+    """Return the Jinja environment for the templates of a package, with our filters.
+
+    Texts of --model_card are rendered with it, too, and may be somebody else's, so it is one that runs no code.
+    """
+    environment = SandboxedEnvironment(
         loader=PackageLoader(package, ""),
         undefined=StrictUndefined,
         trim_blocks=True,

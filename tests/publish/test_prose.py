@@ -51,6 +51,23 @@ def test_template_that_does_not_fit_is_one_error(text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "results.n.__class__.__base__.__subclasses__()",
+        "cycler.__init__.__globals__.os.mkdir(folder)",
+        "lipsum.__globals__['os'].mkdir(folder)",
+        "'{0.__class__}'.format(results)",
+        "range(200000) | list",  # a memory bomb
+    ],
+)
+def test_template_runs_no_code(code, tmp_path):
+    folder = tmp_path / "made"
+    with pytest.raises(MedtlError, match=r"can't be filled in"):
+        render_prose(f"{{{{ results.n }}}} {{{{ {code} }}}}", FACTS | {"folder": str(folder)})
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
 def test_cards_of_presets_render_with_any_number_of_labels(card):
     findings, prose = read_prose(card)
