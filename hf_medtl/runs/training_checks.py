@@ -66,7 +66,10 @@ def check_training(recipe: Recipe, task: Task, loaded: LoadedDataset, model: Pre
             f"{'steps' if by_steps else 'epochs'}: no checkpoint would be the best. Give a smaller one, or "
             "--load_best_model_at_end false --early_stopping_patience 0."
         )
-    if recipe.activation_checkpointing and not model.supports_gradient_checkpointing:
+    # Before transformers 5.23 there is only the older name.
+    if getattr(recipe, "activation_checkpointing", recipe.gradient_checkpointing) and (
+        not model.supports_gradient_checkpointing
+    ):
         raise MedtlError(
             f"--gradient_checkpointing: {type(model).__name__} does not support it. Remove the option; a smaller "
             "--per_device_train_batch_size with --gradient_accumulation_steps saves memory, too."
