@@ -1,6 +1,7 @@
 """Dependencies: declared and used, licences, minimum versions, bill of materials."""
 
 import ast
+import contextlib
 import functools
 import re
 import sys
@@ -118,12 +119,10 @@ def test_page_of_licences_lists_every_package():
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| ([\w.-]+) \| (.+) \| [\w, -]+ \|$", page, re.MULTILINE))
     pins = read_pins("constraints.txt")
+    if any(version(package) != pins[package] for package in declared()):
+        pytest.skip("other versions are installed than those of constraints.txt, and may need other packages")
     for package in closure(EXTRAS):
-        try:
-            same_version = version(package) == pins.get(package)
-        except PackageNotFoundError:
-            continue
-        if same_version:
+        with contextlib.suppress(PackageNotFoundError):  # an extra that is not installed
             assert listed.get(package) == licence(package), f"{package}: run `make licences`"
 
 

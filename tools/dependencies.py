@@ -120,7 +120,7 @@ def bill_of_materials() -> dict[str, Any]:
                "--mc-type", "library", "--short-PURLs", "--output-reproducible"]  # fmt: skip
     done = subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.PIPE)
     bill = clean_bill(json.loads(done.stdout), closure(), closure(EXTRAS))
-    version = re.search(r'"(.+)"', (ROOT / "hf_medtl" / "version.py").read_text(encoding="utf-8"))
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "hf_medtl" / "version.py").read_text(encoding="utf-8"))
     bill["metadata"]["component"]["version"] = version[1] if version else ""
     return bill
 

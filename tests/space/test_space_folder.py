@@ -81,7 +81,7 @@ def test_metadata_follow_hub_rules(hub):
     assert str(data.sdk_version) == GRADIO_VERSION == PINS["gradio"]
     extra = map(Requirement, PROJECT["optional-dependencies"]["space"])
     gradio = next(requirement for requirement in extra if requirement.name == "gradio")
-    assert str(gradio.specifier) == "<7,>=6.16"
+    assert str(gradio.specifier) == "<7,>=6.25"
     assert Version(str(data.sdk_version)) in gradio.specifier
     assert isinstance(data.python_version, str)  # TRAP: unquoted, YAML reads 3.10 as 3.1
     assert Version(data.python_version) >= Version("3.11")
