@@ -1,4 +1,4 @@
-"""Patient data in DICOM headers: neither output, logs, cache nor uploads contain the name or number."""
+"""Patient data in headers and file names: outputs, logs, cache and uploads do not contain the name or number."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,11 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from tests.support.commands import COMMAND, flags, run_command
+from hf_medtl import MedtlError, Recipe, load, run
+from hf_medtl.publish.hub import plan_upload
+from hf_medtl.space.publish import write_space
+from tests.support.commands import COMMAND, WAIVED, flags, options, run_cli, run_command
+from tests.support.image_files import write_noise_image
 
 NAME, NUMBER = "Mustermann", "PID-4711-0815"
 
@@ -87,3 +91,60 @@ def test_patient_name_and_number_reach_no_output(folder, tiny_checkpoint, tmp_pa
         (tmp_path / f"{i}.log").write_text(process.stdout + process.stderr)
     assert {"run", "cache", "audit", "push", "grid.png"} <= {path.name for path in tmp_path.iterdir()}
     assert files_with_patient_data(tmp_path) == []
+
+
+def write_named_images(root: Path, seed: int) -> Path:
+    """Write 32 images in folders that are called after patients."""
+    for i in range(32):
+        label = "sick" if i % 2 else "well"
+        write_noise_image(root / label / f"{NAME}_Erika_{seed + i // 2}" / "slice_1.png", seed + i)
+    return root
+
+
+@pytest.mark.slow
+def test_names_of_folders_stay_on_this_machine(tiny_checkpoint, tmp_path):
+    data, other = write_named_images(tmp_path / "data", 0), write_named_images(tmp_path / "other", 100)
+    recipe = options(data, tiny_checkpoint("vit"), tmp_path / "run", dataset="imagefolder", num_train_epochs=1)
+    folder = run(Recipe(**recipe | {"per_device_train_batch_size": 16}))
+    run_cli("explain", folder, "--data_dir", data, "--number", 2, "--sample", 2)
+    run_cli(
+        "evaluate",
+        folder,
+        "--dataset",
+        "imagefolder",
+        "--data_dir",
+        other,
+        "--out",
+        tmp_path / "evaluation",
+        "--update_card",
+    )
+    run_cli("report", folder, "--out", tmp_path / "report.html", "--data_dir", data)
+    assert "image-0000" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| image-0000" in card  # noise can't be learned: some decisions are wrong
+
+    files = plan_upload(folder, WAIVED)
+    assert {"explanations.json", "evaluations.json", "splits.csv", "predictions.csv"} < files.keys()
+    space = write_space(tmp_path / "space", [str(folder)], waive=WAIVED)
+    published = [*files.values(), *space.values(), tmp_path / "report.html", tmp_path / "evaluation" / "README.md"]
+    secrets = (b"Mustermann", b"Erika", b"slice_1")
+    assert not [path for path in published if any(secret in path.read_bytes() for secret in secrets)]
+    assert not [name for name in (*files, *space) if "identifiers" in name]
+
+    # Here names stay, and the identifiers lead to them.
+    local = (folder / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    there = files["predictions.csv"].read_text(encoding="utf-8").splitlines()
+    names = dict(line.split(",")[:2] for line in (folder / "identifiers.csv").read_text(encoding="utf-8").splitlines())
+    assert [names.get(line.partition(",")[0]) for line in there[1:]] == [line.partition(",")[0] for line in local[1:]]
+    assert any(f"| {identifier} |" in card for identifier in names)
+    # The published split finds the images again, by their content.
+    again = load("imagefolder", data, splits=files["splits.csv"]).table["image_id"].tolist()
+    splits = files["splits.csv"].read_text(encoding="utf-8").splitlines()
+    assert again == [line.partition(",")[0] for line in splits[1:]]
+    # A name that came onto the card another way is found.
+    with (folder / "README.md").open("a", encoding="utf-8") as stream:
+        stream.write(f"\nThanks to {NAME.upper()}.\n")
+    with pytest.raises(MedtlError, match=r"README.md, line \d+, holds a word that is also in a file or folder name"):
+        plan_upload(folder, WAIVED)
+    assert plan_upload(folder, WAIVED, allowed=frozenset({NAME.lower()}))
+    assert plan_upload(folder, WAIVED, publish_names=True)["splits.csv"] == folder / "splits.csv"
