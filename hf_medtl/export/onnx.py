@@ -143,6 +143,7 @@ def move_onnx(source: Path, folder: Path) -> Path:
 def load_onnx(file: Path, threads: int = 0) -> InferenceFn:
     """Load a model with ONNX Runtime on the CPU; 0 threads means one a core."""
     runtime = require("onnxruntime", "export", "ONNX inference")
+    runtime.disable_telemetry_events()  # on by default on Windows
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
