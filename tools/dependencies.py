@@ -43,7 +43,8 @@ def requirements(package: str, extra: str = "") -> list[Requirement]:
 def closure(extras: Iterable[str] = ()) -> set[str]:
     """Return the names of all packages that this one brings on this platform, with the given extras."""
     this = canonicalize_name(PROJECT["name"])
-    todo, seen = [(this, extra) for extra in ("", *extras)], set()
+    todo: list[tuple[str, str]] = [(this, extra) for extra in ("", *extras)]
+    seen: set[tuple[str, str]] = set()
     while todo:
         package, extra = todo.pop()
         if (package, extra) not in seen:
