@@ -98,7 +98,7 @@ def wait_passively() -> None:
 
 def threads_are_chosen() -> bool:
     """Return True if the user of `accelerate launch` set OMP_NUM_THREADS, which it otherwise sets itself."""
-    import psutil  # accelerate needs it
+    import psutil
 
     try:
         return "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()  # of the launcher
