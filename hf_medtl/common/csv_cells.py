@@ -50,5 +50,5 @@ def _map_text(table: pd.DataFrame, function: Callable[[str], str]) -> pd.DataFra
     changed = table.rename(columns=convert)
     for position, dtype in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):
-            changed.isetitem(position, table.iloc[:, position].map(convert).astype(dtype))
+            changed.isetitem(position, table.iloc[:, position].map(convert).astype(dtype).array)
     return changed

@@ -54,7 +54,7 @@ class _AfterImport:
 
         def execute_and_act(module: Any) -> None:
             execute(module)
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
             self.action()
 
         spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]

@@ -12,7 +12,6 @@ from PIL import ExifTags, Image
 
 from hf_medtl.data.fingerprints import map_threads
 from hf_medtl.data.images import EXTENSIONS, is_dicom
-from hf_medtl.data.split_names import parse_split
 
 PACKAGE = Path(__file__).parents[1]
 IN_PATH = "a file or folder name of the data"
@@ -36,18 +35,24 @@ LONG_NUMBER, LONGEST_VALUE = 7, 64  # digits of a number without letters; charac
 
 def fold(text: str) -> str:
     """Return text in which letters are equal that differ in case or in how they are encoded."""
+    if text.isascii():
+        return text.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def squeeze(text: str) -> str:
     """Return the folded letters and digits of a text."""
-    return "".join(filter(str.isalnum, fold(text)))
+    text = fold(text)
+    return text if text.isalnum() else "".join(filter(str.isalnum, text))
 
 
 def split_words(text: str) -> list[str]:
     """Return the folded words of a text, and the parts of those such as ErikaMuster."""
     words = []
-    for word in WORD.findall(unicodedata.normalize("NFKC", text)):
+    for word in WORD.findall(text if text.isascii() else unicodedata.normalize("NFKC", text)):
+        if word.islower() or word.isupper():
+            words.append(word)
+            continue
         parts = re.findall(r"[^\W\d_a-z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])", word)
         words += [word, *(parts if len(parts) > 1 else [])]
     return [fold(word) for word in words]
@@ -77,7 +82,7 @@ def names_in_paths(paths: Iterable[str], public: Iterable[str] = ()) -> dict[str
         end = next((end for end in EXTENSIONS if component.lower().endswith(end)), "")
         stem = component[: len(component) - len(end)]
         words = [word for word in split_words(stem) if is_name(word) and word not in own]
-        if words and not parse_split(stem) and squeeze(stem) not in own:
+        if words and squeeze(stem) not in own:
             names |= dict.fromkeys([*words, squeeze(stem)], IN_PATH)
     return names
 
@@ -89,8 +94,8 @@ def names_in_headers(files: Sequence[Path]) -> dict[str, str]:
         files: The images; missing and unreadable ones are left out.
     """
     names: dict[str, str] = {}
-    for found in map_threads(_read_names, files, "Reading headers", "file"):
-        names |= found
+    for names_of_file in map_threads(_read_names, files, "Reading headers", "file"):
+        names |= names_of_file
     return names
 
 

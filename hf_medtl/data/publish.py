@@ -67,11 +67,11 @@ def check_places(survey: Survey, outside: Sequence[Path] = ()) -> None:
     masks = [part for cell in survey.table["mask"] for part in cell.split("|") if part]
     for what, paths in (("images", list(survey.table["path"])), ("masks", masks)):
         files = [(survey.root / path).resolve() for path in paths]
-        found = [file for file in files if not any(file.is_relative_to(folder) for folder in folders)]
-        if found:
+        elsewhere = [file for file in files if not any(file.is_relative_to(folder) for folder in folders)]
+        if elsewhere:
             raise MedtlError(
-                f"{len(found)} of {len(files)} {what} are outside {survey.root}, such as {found[0]}, and would be "
-                "published. Copy them into the folder, or allow their folder: --outside DIR. Nothing was uploaded."
+                f"{len(elsewhere)} of {len(files)} {what} are outside {survey.root}, such as {elsewhere[0]}, and would "
+                "be published. Copy them into the folder, or allow their folder: --outside DIR. Nothing was uploaded."
             )
 
 

@@ -85,10 +85,12 @@ def _verify_run(run: RunFolder, result: Verification) -> None:
         )
     changed = find_changed_files(run.path)
     result.problems += changed
-    said = " ".join(changed)
-    missing = [path for path in _required_files(run) if not path.is_file() and str(path) not in said]
+    reported = " ".join(changed)
+    missing = [path for path in _required_files(run) if not path.is_file() and str(path) not in reported]
     result.problems += [f"{path} is missing" for path in missing]
-    result.problems += [problem for path in files.values() if str(path) not in said for problem in _find_damage(path)]
+    result.problems += [
+        problem for path in files.values() if str(path) not in reported for problem in _find_damage(path)
+    ]
     results = run.path / "results.json"
     if results.is_file() and not changed and not any(str(results) in problem for problem in result.problems):
         recorded, splits = run.results.get("splits_sha256"), run.path / "splits.csv"

@@ -182,7 +182,7 @@ def test_folds_ask_and_warn_once(ambiguous, monkeypatch, caplog):
     assert chosen == ["left"]
     assert "positive_label: left" in recipe.of_fold(1).to_yaml()
     fold = Path(str(recipe.output_dir)) / "fold-0"
-    fold.mkdir()
+    fold.mkdir(parents=True, exist_ok=True)
     (fold / "config.json").write_text('{"positive_label": "left"}', encoding="utf-8")
     with pytest.raises(MedtlError, match="one is enough"):  # it is not asked again
         cross_validate(ambiguous[0].variant(folds=3), stop)

@@ -31,7 +31,7 @@ def test_plan_says_how_a_table_was_read(tiny_checkpoint, tmp_path, capsys):
     show_plan(recipe, preflight.check(recipe))
     output = capsys.readouterr().out
     assert "- t.csv: file_name from Path, label from Grade [I], patient from MRN; not used: fold." in output
-    assert "- t.csv: the column fold may be the split but is not used. To use one: --columns split=fold" in output
+    assert "- t.csv: the column fold may be the split but is not used. To use one, write train, " in output
     assert "columns: label=grade i" in recipe.to_yaml()
 
 
