@@ -1,5 +1,6 @@
 """Inputs for prediction: images as files, folders, bytes or arrays."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -11,16 +12,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from hf_medtl.common.text import printable
 from hf_medtl.data.images import EXTENSIONS, read_image, to_rgb
 from hf_medtl.data.listing import list_images
+from hf_medtl.data.masks import pair_masks
 from hf_medtl.errors import MedtlError, UnreadableImage
 
+logger = logging.getLogger("hf_medtl")
 ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8] | torch.Tensor
 LOADING = threading.Lock()  # one image may be given twice, and its open file can't be read by two threads at once
 
 
 def image_files(path: Path) -> list[Path]:
     """Return a file itself, or the images below a folder, sorted by name.
+
+    As in training, masks beside images are no images, see `pair_masks`; a folder of masks alone has them all.
 
     Raises:
         MedtlError: The path does not exist, or the folder has no images.
@@ -32,10 +38,22 @@ def image_files(path: Path) -> list[Path]:
                 f"{path} has no images. Expected DICOM files, or names ending in {', '.join(EXTENSIONS)}; pass other "
                 "files directly."
             )
-        return files
+        return _leave_out_masks(files, path)
     if not path.exists():
         raise MedtlError(f"{path} does not exist. Give files, or a folder with images.")
     return [path]
+
+
+def _leave_out_masks(files: list[Path], folder: Path) -> list[Path]:
+    """Return the images among files below a folder that are no masks of others; all if there are only masks."""
+    names = [file.relative_to(folder).as_posix() for file in files]
+    _, masks = pair_masks(names)
+    images = [file for file, name in zip(files, names, strict=True) if name not in masks]
+    if not images or not masks:
+        return files
+    what = "1 mask beside an image is" if len(masks) == 1 else f"{len(masks)} masks beside images are"
+    logger.warning("%s: %s left out; name the files to predict them.", printable(folder), what)
+    return images
 
 
 def iter_sources(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:

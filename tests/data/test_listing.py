@@ -10,7 +10,7 @@ import pytest
 
 from hf_medtl import MedtlError
 from hf_medtl.common.text import printable
-from hf_medtl.data.inputs import image_files
+from hf_medtl.data.inputs import image_files, iter_sources
 from hf_medtl.data.listing import is_system_file, list_images, list_paths
 from hf_medtl.data.loading import survey
 from hf_medtl.data.readers import files_below, is_picture
@@ -43,6 +43,16 @@ def test_training_and_prediction_list_the_same_images(root):
     expected = ["x/a [1] #2.PNG", "x/b.png", "y/IM0001", "y/c.jpg", f"y/{'n' * 251}.png"]
     assert list_images(root) == image_files(root) == [root / path for path in expected]
     assert list_paths(root) == sorted([*expected, "README", "notes.txt"])
+
+
+def test_masks_beside_images_are_not_predicted_but_named_ones_are(tmp_path, caplog):
+    for name in ("x.png", "x_mask.png", "masks/y.png", "images/y.png", "only_mask.png"):
+        write(tmp_path / name)
+    assert image_files(tmp_path) == [tmp_path / name for name in ("images/y.png", "only_mask.png", "x.png")]
+    assert caplog.messages == [f"{tmp_path}: 2 masks beside images are left out; name the files to predict them."]
+    assert image_files(tmp_path / "masks") == [tmp_path / "masks" / "y.png"]
+    named = [tmp_path / "x_mask.png", tmp_path / "x.png"]
+    assert list(iter_sources(named)) == named
 
 
 def test_names_of_earlier_releases_remain(root):
