@@ -78,19 +78,19 @@ def split_groups(
     names = list(fractions)
     target = np.array([fractions[name] for name in names])
     if (target <= 0).any() or abs(target.sum() - 1) > 1e-6:
-        found = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+        given = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
         raise MedtlError(
-            f"The fractions of the splits must be above 0 and sum to 1, found {found}. Set --validation_fraction and "
+            f"The fractions of the splits must be above 0 and sum to 1, found {given}. Set --validation_fraction and "
             "--test_fraction, which leave the rest for training."
         )
     image_labels = [split_labels(cell) for cell in labels]
     for label in sorted(set(chain.from_iterable(image_labels))):
         number = len({group for group, own in zip(groups, image_labels, strict=True) if label in own})
         if number < len(names):
+            parts = f"{len(names)} folds" if names[0].isdecimal() else f"splits {', '.join(names)}"
             raise MedtlError(
                 f"Label {str(label)!r} has {number} independent group(s) of images (of one patient, or copies of one "
-                f"another), too few for the splits {', '.join(names)}. Add images of other patients, or remove the "
-                "label."
+                f"another), too few for the {parts}. Add images of other patients, or remove the label."
             )
     images = [image for image, own in enumerate(image_labels) for _ in own or ("",)]
     strata = [

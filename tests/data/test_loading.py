@@ -184,6 +184,8 @@ def test_dataset_spec_is_complete(name):
 def test_too_few_groups_and_invalid_fractions_raise():
     with pytest.raises(MedtlError, match="'b' has 2 independent group"):
         split_groups(["a"] * 9 + ["b"] * 2, [f"g{i}" for i in range(11)], FRACTIONS, 0)
+    with pytest.raises(MedtlError, match=r"'b' has 2 independent .* too few for the 100 folds\."):
+        split_groups(["b"] * 2, ["g0", "g1"], {str(i): 0.01 for i in range(100)}, 0)
     with pytest.raises(MedtlError, match="sum to 1"):
         split_groups(["a"] * 9, [f"g{i}" for i in range(9)], {"train": 0.9, "test": 0.2}, 0)
 
