@@ -1,12 +1,17 @@
 """Checks of options inherited from TrainingArguments: their ranges, and those that training here does not support."""
 
+import functools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
+from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
+from hf_medtl.training.flags import all_flags
+from hf_medtl.training.options import LISTS
 
 # Lowest value -> options; None is allowed.
 LOWEST: dict[int, tuple[str, ...]] = {
@@ -35,6 +40,8 @@ BELOW = {"adam_beta1": 1, "adam_beta2": 1, **dict.fromkeys(("data_seed", "seed",
 UNSUPPORTED = {
     "batch_eval_metrics": "metrics of this project need all validation images at once.",
     "eval_do_concat_batches": "metrics of this project need all validation images at once.",
+    "label_names": "the task knows which inputs of the model are labels.",
+    "parallelism_config": "parallelism within a model is for language models.",
     "prediction_loss_only": "validation would have no metrics.",
     "remove_unused_columns": "it would remove the images.",
     "use_liger_kernel": "liger kernels are for language models.",
@@ -44,6 +51,28 @@ UNSUPPORTED = {
 def option_name(value: Any) -> str:
     """Return the name of an option of TrainingArguments that is an enumeration, or is given as text."""
     return str(getattr(value, "value", value))
+
+
+def check_names(cls: Any) -> Any:
+    """Decorate a dataclass of options to refuse unknown ones, and values that are not among the choices of an option.
+
+    Raises:
+        MedtlError: the option with the nearest name, or the choices.
+    """
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        flags = all_flags()
+        for name, value in options.items():
+            if name not in flags:
+                raise MedtlError(f"Unknown option {name!r}. {suggest(name, flags)}")
+            if flags[name].choices and name not in LISTS and isinstance(value, str):  # also an enumeration
+                flags[name].convert(option_name(value))
+        construct(self, *args, **options)
+
+    cls.__init__ = checked
+    return cls
 
 
 def check_arguments(recipe: Any) -> None:
@@ -66,6 +95,8 @@ def check_arguments(recipe: Any) -> None:
             above = "above 0" if name in ABOVE_ZERO else f"at least {low}"
             below = "" if high == math.inf else f" and below {high}"
             raise MedtlError(f"--{name} must be a number {above}{below}, but is {value!r}.")
+    if recipe.do_train is False:
+        raise MedtlError("--do_train false has no effect: a run is trained. Use --dry_run, or hf-medtl evaluate RUN.")
     if recipe.max_steps != -1 and recipe.max_steps < 1:
         raise MedtlError(f"--max_steps must be at least 1, or -1 to count epochs, but is {recipe.max_steps}.")
     for name, reason in UNSUPPORTED.items():
@@ -105,8 +136,11 @@ def _check_strategies(recipe: Any) -> None:
 
 
 @contextmanager
-def argument_errors() -> Iterator[None]:
+def argument_errors(chosen: Mapping[str, Any]) -> Iterator[None]:
     """Turn any error of the construction of TrainingArguments into a MedtlError of one line.
+
+    Args:
+        chosen: options of TrainingArguments that were given, and their values: what the error may be about.
 
     Raises:
         MedtlError: an option that transformers refuses, with its reason.
@@ -117,4 +151,7 @@ def argument_errors() -> Iterator[None]:
         raise
     except Exception as error:  # ValueError mostly, but also KeyError, OSError, ImportError, ... of files and packages
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MedtlError(f"An option is invalid: {reason.rstrip('.')}. See --help.") from error
+        words = {*re.findall(r"\w+", reason)}
+        named = [name for name, value in chosen.items() if name in words or (str(value) and str(value) in reason)]
+        what = " or ".join(f"--{name}" for name in named or chosen) or "An option"
+        raise MedtlError(f"{what} is invalid: {reason.rstrip('.')}. See --help.") from error

@@ -29,7 +29,7 @@ from hf_medtl.evaluation.postprocessing import check_postprocessing
 from hf_medtl.models.build import is_custom_architecture
 from hf_medtl.models.preprocessing import check_steps
 from hf_medtl.models.strategies import Strategy
-from hf_medtl.training.arguments import argument_errors, check_arguments
+from hf_medtl.training.arguments import argument_errors, check_arguments, check_names
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.distributed import split_evenly
 from hf_medtl.training.options import (
@@ -59,6 +59,7 @@ STRATEGY_OPTIONS = {
 LOWER_IS_BETTER = ("loss", "brier", "ece", "hausdorff95")  # TrainingArguments knows this of losses only
 
 
+@check_names
 @dataclass
 class Recipe(Options, TrainingArguments):
     """Configuration of a run: the fields of `Options` and every field of `transformers.TrainingArguments`.
@@ -113,7 +114,8 @@ class Recipe(Options, TrainingArguments):
         if self.greater_is_better is None and self.metric_for_best_model:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch would warn at each epoch
-        with argument_errors():
+        own = {f.name for f in dataclasses.fields(Options)}
+        with argument_errors({name: value for name, value in self._chosen.items() if name not in own}):
             super().__post_init__()
         self._set_processes()
         check_trackers(cast(list[str], self.report_to))

@@ -1,7 +1,10 @@
 """Options inherited from TrainingArguments: each invalid one is one plain sentence."""
 
+import inspect
+
 import numpy as np
 import pytest
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_medtl import MedtlError, Recipe
 
@@ -37,7 +40,11 @@ BASE = ["--use_cpu", "true", "--dataset", "brain-phantoms"]
         ("--eval_strategy no", "--load_best_model_at_end needs --eval_strategy"),
         ("--lr_scheduler_type foo", "'foo'"),
         ("--hub_strategy foo", "'foo'"),
-        ('--accelerator_config {"foo":1}', "unexpected keyword argument 'foo'"),
+        ('--accelerator_config {"foo":1}', "--accelerator_config is invalid: AcceleratorConfig.__init__() got an"),
+        ("--ddp_backend nope", "--ddp_backend must be nccl, gloo"),
+        ("--ddp_backend gloo", "--ddp_backend is invalid: "),
+        ("--label_names a", "--label_names: the task knows"),
+        ("--do_train false", "--do_train false has no effect: a run is trained"),
         ("--accelerator_config absent.json", "No such file or directory: 'absent.json'"),
         ("--torch_compile_backend foo", "--torch_compile_backend must be one of"),
         ("--fsdp full_shard", "there is one"),
@@ -50,6 +57,23 @@ def test_an_option_that_cannot_work_is_one_sentence(flags, message):
         Recipe.from_cli({}, [*BASE, *flags.split()])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("warmup_ratio", 0.1, "Unknown option 'warmup_ratio'. Did you mean 'warmup_steps'"),
+        ("save_strategy", "epochs", "--save_strategy must be .* but is 'epochs'. Did you mean 'epoch'"),
+        ("train_sampling_strategy", "nope", "--train_sampling_strategy must be random, "),
+        ("parallelism_config", object(), "--parallelism_config: parallelism within"),
+        ("do_train", False, "--do_train false has no effect"),
+    ],
+)
+def test_options_from_python_are_checked_as_those_of_the_command_line(option, value, message):
+    with pytest.raises(MedtlError, match=message):
+        Recipe(use_cpu=True, **{option: value})
+    assert next(iter(inspect.signature(Recipe).parameters)) != "args"
+    assert Recipe(use_cpu=True, save_strategy=IntervalStrategy.EPOCH).do_train is None
 
 
 def test_a_number_given_as_text_is_an_error():
