@@ -18,7 +18,7 @@ from PIL import Image
 
 from hf_medtl.data.file_types import image_type
 from hf_medtl.data.identifiers import NEUTRAL
-from hf_medtl.data.person_names import image_texts, split_words, squeeze
+from hf_medtl.data.person_names import WORD, image_texts, split_words, squeeze
 from hf_medtl.errors import MedtlError
 
 # Text in a binary file. Random bytes have short names by chance, so these count in a long text only.
@@ -29,6 +29,7 @@ _UTF_16 = {"utf-16-le": re.compile(rb"[\x20-\xff][\x00-\x06](?:[\x20-\xff][\x00-
            "utf-16-be": re.compile(rb"[\x00-\x06][\x20-\xff](?:[\x00-\x06][\x20-\xff]){3,}")}  # fmt: skip
 LONG_TEXT, LONG_WORD = 16, 7
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
+_CHECKSUM = re.compile(r"[a-z]?[0-9a-f]+")  # or a number, as of groups and patients
 _TOKEN = re.compile(r"[^\s\"'<>|,;:()\[\]{}=/\\&?#]+")
 
 Content = bytes | mmap.mmap
@@ -51,29 +52,35 @@ def check_names(files: Mapping[str, Path], names: Mapping[str, str], allowed: fr
         for where, text, is_binary in itertools.chain([("The name of a file", name, False)], _read(name, path)):
             if (key := _find(text, names, allowed, is_binary)) is not None:
                 raise MedtlError(
-                    f"{where} holds a word that is also in {names[key]}, so it may name a patient. Nothing was "
-                    "uploaded: take it out, or, if it names nobody, pass --allow_word and the word."
+                    f"{where}{_line(text, names, allowed)} holds a word that is also in {names[key]}, so it may name "
+                    "a patient. Nothing was uploaded: take it out, or if it names nobody, pass --allow_word and it."
                 )
 
 
+def _line(text: str, names: Mapping[str, str], allowed: frozenset[str]) -> str:
+    """Return the line of the first name in a text of several lines; "" if it has one only, or there is none in it."""
+    lines = text.split("\n")
+    for number, line in enumerate(lines if len(lines) > 1 else [], start=1):
+        if any(_find(variant, names, allowed, binary) is not None for variant, binary in _variants(line)):
+            return f", line {number},"
+    return ""
+
+
 def _read(name: str, path: Path) -> Iterator[tuple[str, str, bool]]:
-    """Yield file and line, a text there, and true if it is from a binary file."""
+    """Yield file, a text in it, and true if it is from a binary file."""
     if path.stat().st_size == 0:
         return
     if path.suffix == ".parquet":
-        yield from ((name, *text) for text in _parquet_texts(path))
+        texts = _parquet_texts(path)
+        yield from ((name, *text) for text in texts)
         return
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if path.suffix == ".safetensors":  # only the header: weights are random bytes
-            length = struct.unpack("<Q", content[:8].ljust(8, b"\0"))[0]
-            yield from ((name, *text) for text in _texts(content[8 : 8 + length]))
-            return
-        text = None if content.find(b"\0") >= 0 else _decode(content[:])
-        if text is None:
-            yield from ((name, *text) for text in _texts(content))
-            return
-        for number, line in enumerate(re.sub(r"(?<=[\w+/]{60})\r?\n(?=[\w+/])", "\x0b", text).split("\n"), start=1):
-            yield from ((f"{name}, line {number},", *text) for text in _variants(line.replace("\x0b", "")))
+    with path.open("rb") as stream:  # a map is closed with the last iterator over it
+        small = path.stat().st_size < LARGE
+        content = stream.read() if small else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if path.suffix == ".safetensors":  # only the header: weights are random bytes
+        length = struct.unpack("<Q", content[:8].ljust(8, b"\0"))[0]
+        content = content[8 : 8 + length]
+    yield from ((name, *text) for text in _texts(content))
 
 
 def _texts(content: Content) -> Iterator[tuple[str, bool]]:
@@ -117,13 +124,13 @@ def _variants(text: str) -> Iterator[tuple[str, bool]]:
         yield unquote(text), False
     if "\\u" in text or "\\x" in text:
         yield re.sub(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})", lambda m: chr(int(m[1] or m[2], 16)), text), False
-    for match in _BASE64.finditer(text):
-        yield from _base64_texts(match.group().rstrip("=").replace("-", "+").replace("_", "/"))
+    joined = re.sub(r"(?<=[\w+/]{60})\r?\n(?=[\w+/])", "", NEUTRAL.sub(" ", text))  # lines of one base64 text
+    for encoded in dict.fromkeys(_BASE64.findall(joined)):
+        if not _CHECKSUM.fullmatch(encoded):
+            yield from _base64_texts(encoded.rstrip("=").replace("-", "+").replace("_", "/"))
 
 
 def _base64_texts(encoded: str) -> Iterator[tuple[str, bool]]:
-    if re.fullmatch(r"[0-9a-f]+", encoded):  # a checksum or a number
-        return
     for start in range(4 if len(encoded) >= LONG_TEXT else 1):  # letters before it may belong to something else
         part = encoded[start:]
         part = part[:-1] if len(part) % 4 == 1 else part
@@ -191,8 +198,19 @@ def _values(value: object) -> Iterator[str | bytes]:
 
 
 def _find(text: str, names: Mapping[str, str], allowed: frozenset[str], is_binary: bool) -> str | None:
-    """Return the first name in a text, whole words and whole names of files only."""
-    shortest, text = LONG_WORD if is_binary else 0, NEUTRAL.sub(" ", text)
-    keys = [*split_words(text), *map(squeeze, _TOKEN.findall(text)), *map(squeeze, re.findall(r"[^\W_]+", text))]
-    stems = [squeeze(token.rpartition(".")[0]) for token in _TOKEN.findall(text) if "." in token]
-    return next((key for key in [*keys, *stems] if len(key) >= shortest and key in names and key not in allowed), None)
+    """Return a name in a text: whole words, and whole names of files, only."""
+    shortest = LONG_WORD if is_binary else 0
+    hits = (key for key in _keys(text) if key in names and len(key) >= shortest and key not in allowed)
+    return next(hits, None)
+
+
+def _keys(text: str) -> Iterator[str]:
+    """Yield the folded words of a text, and the letters and digits of what may be names of files."""
+    text = NEUTRAL.sub(" ", text)
+    for word in {*WORD.findall(text)}:
+        yield from split_words(word)
+    for token in {*_TOKEN.findall(text)}:
+        yield squeeze(token)
+        if not token.isalnum():
+            yield squeeze(token.rpartition(".")[0])
+            yield from map(squeeze, re.findall(r"[^\W_]+", token))
