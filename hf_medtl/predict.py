@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BatchFeature,
@@ -42,12 +40,13 @@ from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
-from hf_medtl.models.build import load_trained
+from hf_medtl.models.build import first_line, load_trained
 from hf_medtl.models.copies import captured_inputs
 from hf_medtl.models.device import memory_format, select_device
 from hf_medtl.models.ensemble import log_mean_exp
 from hf_medtl.models.heads import find_head, is_segmenter, is_sigmoid, to_probabilities
 from hf_medtl.models.tta import AffineView, monte_carlo_dropout, tta_views
+from hf_medtl.models.untrusted import check_model, load_config, load_processor
 
 logger = logging.getLogger("hf_medtl")
 
@@ -164,20 +163,24 @@ class Predictor:
 
         Raises:
             MedtlError: no such model or device, no network, neither a classifier nor a segmentation model, or weights
-                that are missing or not finite.
+                that are missing or not finite, or files that ask for what no model needs.
         """
         chosen = select_device(device)  # before anything is downloaded
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
-            config = AutoConfig.from_pretrained(name, **hub)
+            hub["revision"] = check_model(name, **hub)  # of a Hub id a commit, so that all files are of one
+            config = load_config(name, **hub)
             segmentation = any(x.endswith("ForSemanticSegmentation") for x in config.architectures or ())
             auto: Any = AutoModelForSemanticSegmentation if segmentation else AutoModelForImageClassification
+            DecisionRule.from_config(config)  # fails for values that no rule has
             model = load_trained(auto, name, **hub)
-            processor = AutoImageProcessor.from_pretrained(name, **hub)
+            processor = load_processor(name, **hub)
             # If the config announces the file, a failed download must not look like a missing file.
             announced = getattr(config, "outliers", None)
             ood_file = cached_file(name, OOD_FILE, revision=revision) if announced else None
             outliers = OutOfDistributionScorer.load(Path(ood_file).parent) if ood_file else None
+            if outliers and outliers.centres.shape[1] != find_head(model).in_features:
+                raise ValueError(f"{OOD_FILE} belongs to another model")
         except (OSError, ValueError, KeyError, HFValidationError, SafetensorError, RuntimeError) as error:
             if is_disk_full(error):
                 raise MedtlError(
@@ -190,7 +193,7 @@ class Predictor:
                     "folders checkpoint-STEP."
                 ) from error
             raise MedtlError(
-                f"{name} can't be loaded as an image classifier or a segmentation model ({str(error).splitlines()[0]})."
+                f"{name} can't be loaded as an image classifier or a segmentation model ({first_line(error)})."
                 f"{_similar_folder(Path(name))} Use a run folder or the id of a model on the Hub; check the spelling "
                 "and the network."
             ) from error

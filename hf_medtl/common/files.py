@@ -151,8 +151,20 @@ def read_json(path: Path) -> Any:
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise MedtlError(f"{path} is damaged ({error}).") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        MedtlError: The file is missing or damaged, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise MedtlError(f"{path} is damaged: expected an object, found {type(content).__name__}.")
+    return content
 
 
 def list_files(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,8 @@ import yaml
 
 from hf_medtl.common.checksums import CHECKSUMS, recording, write_checksums
 from hf_medtl.common.csv_cells import original_cells
-from hf_medtl.common.files import encode, read_json, write_atomic
+from hf_medtl.common.files import encode, read_object, write_atomic
+from hf_medtl.common.links import check_link, check_links
 from hf_medtl.errors import MedtlError
 
 UNFINISHED = "UNFINISHED"
@@ -56,19 +57,27 @@ class RunFolder:
         """Return this folder, of a finished run or of all folds of one.
 
         Raises:
-            MedtlError: The run is not finished, or the folder holds none.
+            MedtlError: The run is not finished, or the folder holds none, or links to files elsewhere.
         """
         if not self.is_finished or not (self.path / "predictions.csv").is_file():
             raise MedtlError(
                 f"{self.path} is not a finished run: results.json or predictions.csv is missing, or it is marked as "
                 "unfinished. Give the folder of a finished run, or of all folds of one."
             )
+        check_links(self.path)
         return self
 
     @cached_property
     def results(self) -> dict[str, Any]:
         """results.json."""
-        return self._json("results.json")
+        results = self._json("results.json")
+        for key, kind in (("task", str), ("dataset", str), ("metrics", dict), ("folds", list)):
+            if not isinstance(results.get(key, kind()), kind):
+                raise MedtlError(f"{self.path / 'results.json'} is damaged: {key} is {results[key]!r}.")
+        for fold in results.get("folds", ()):
+            if not isinstance(fold, dict) or not str(fold.get("fold")).isdecimal():
+                raise MedtlError(f"{self.path / 'results.json'} is damaged: {fold!r} is no fold.")
+        return results
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -78,13 +87,19 @@ class RunFolder:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """recipe.yaml: the options that differ from the defaults."""
-        path = self.path / "recipe.yaml"
-        return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
+        path = self._file("recipe.yaml")
+        try:
+            recipe = (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise MedtlError(f"{path} is damaged ({' '.join(str(error).split())}).") from error
+        if not isinstance(recipe, dict):
+            raise MedtlError(f"{path} is damaged: expected options with values, found {type(recipe).__name__}.")
+        return recipe
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """predictions.csv, of the test split."""
-        return read_table(self.path / "predictions.csv")
+        return read_table(self._file("predictions.csv"))
 
     @cached_property
     def external(self) -> pd.DataFrame | None:
@@ -140,7 +155,13 @@ class RunFolder:
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name) if (self.path / name).is_file() else {}
+        path = self._file(name)
+        return read_object(path) if path.is_file() else {}
 
     def _table(self, name: str) -> pd.DataFrame | None:
-        return read_table(self.path / name) if (self.path / name).is_file() else None
+        path = self._file(name)
+        return read_table(path) if path.is_file() else None
+
+    def _file(self, name: str) -> Path:
+        check_link(self.path / name, self.path)
+        return self.path / name

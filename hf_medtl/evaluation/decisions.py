@@ -57,14 +57,18 @@ class DecisionRule:
 
         Args:
             config: `PretrainedConfig`, or the content of config.json.
+
+        Raises:
+            MedtlError: a value of another type, or out of range.
         """
 
         def get(key: str) -> Any:
             return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
 
-        names = {int(index): label for index, label in get("id2label").items()}
+        id2label = get("id2label") or dict(enumerate(get("label_names") or ()))  # timm's configuration has a list
+        names = {int(index): label for index, label in id2label.items()}
         is_segmentation = any(name.endswith("ForSemanticSegmentation") for name in get("architectures") or ())
-        return cls(
+        rule = cls(
             labels=tuple(names[index] for index in sorted(names)),
             multilabel=get("problem_type") == "multi_label_classification" or (len(names) == 1 and not is_segmentation),
             positive=get("positive_label"),
@@ -74,9 +78,34 @@ class DecisionRule:
             thresholds=get("thresholds"),
             unfitted=tuple(get("unfitted_thresholds") or ()),
             conformal=get("conformal"),
-            ood_threshold=(get("outliers") or {}).get("threshold"),
+            ood_threshold=_entry(get("outliers"), "threshold", "outliers"),
             postprocessing=get("postprocessing") or ({} if is_segmentation else None),
         )
+        rule._check()
+        return rule
+
+    def _check(self) -> None:
+        """Raise MedtlError for values that no rule has: a configuration can come from anybody."""
+        limits: dict[str, tuple[Any, float]] = {  # name -> value, and the highest that there is
+            "folded_temperature": (self.temperature, math.inf),
+            "threshold": (self.threshold, 1.0001),  # of a specificity it may be the next number after 1
+            "outliers.threshold": (self.ood_threshold, math.inf),
+        }
+        lowest = _entry(self.conformal, "lowest", "conformal") if self.conformal else {}
+        for name, values in {"thresholds": self.thresholds or {}, "conformal.lowest": lowest}.items():
+            if not isinstance(values, Mapping):
+                raise MedtlError(f"{name} in config.json must give a probability for each label, found {values!r}.")
+            limits |= {f"{name} of {label}": (value, 1.0001) for label, value in values.items()}
+        for name, (value, highest) in limits.items():
+            if value is not None and (
+                type(value) not in (int, float) or not 0 <= value <= highest or value == math.inf
+            ):
+                numbers = "of 0 or more" if highest == math.inf else "from 0 to 1"
+                raise MedtlError(f"{name} in config.json must be a number {numbers}, found {value!r}.")
+        if lowest and (missing := [label for label in self.labels if lowest.get(label) is None]):
+            raise MedtlError(f"conformal.lowest in config.json gives no probability for {', '.join(missing)}.")
+        if not isinstance(self.positive, str | None) or not isinstance(self.threshold_rule, str | None):
+            raise MedtlError("positive_label and threshold_rule in config.json must be texts.")
 
     def to_config(self) -> dict[str, Any]:
         """Return the keys of config.json that hold the rule."""
@@ -137,6 +166,13 @@ class DecisionRule:
             f"The decision is “{self.positive}” if its probability is at least {self.threshold:.3f}{rule}. The "
             "threshold was chosen on the validation split."
         )
+
+
+def _entry(settings: Any, key: str, name: str) -> Any:
+    """Return an entry of a dict of config.json, None without one."""
+    if settings is None or isinstance(settings, Mapping):
+        return (settings or {}).get(key)
+    raise MedtlError(f"{name} in config.json must be an object with {key}, found {settings!r}.")
 
 
 def youden(scores: Scores, positive: NDArray[np.bool_]) -> float:

@@ -1,7 +1,9 @@
 """Out-of-distribution detection: Mahalanobis distance of features from those of the training images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,10 +86,28 @@ class OutOfDistributionScorer:
         """Read OOD_FILE.
 
         Raises:
+            MedtlError: the file holds something else.
             OSError: the folder has no such file.
         """
         arrays = load_file(folder / OOD_FILE)
+        problem = _find_problem(arrays)
+        if problem:
+            raise MedtlError(f"{folder / OOD_FILE} is no scorer of out-of-distribution images: {problem}.")
         return cls(rest=float(arrays.pop("rest")[0]), **arrays)
+
+
+def _find_problem(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return why arrays make no scorer, or an empty text."""
+    dimensions = {"centres": 2, "components": 2, "variances": 1, "rest": 1}
+    if set(arrays) != set(dimensions):
+        return f"expected {', '.join(dimensions)}, found {', '.join(sorted(arrays)) or 'nothing'}"
+    for name, array in arrays.items():
+        if array.ndim != dimensions[name] or array.dtype.kind != "f" or not np.isfinite(array).all():
+            return f"{name} must be finite floats in {dimensions[name]} dimensions"
+    (number, width), (rank, across) = arrays["centres"].shape, arrays["components"].shape
+    if not number or not width or width != across or arrays["variances"].shape != (rank,) or arrays["rest"].size != 1:
+        return "the shapes do not belong together"
+    return "" if min(arrays["variances"].min(initial=1), arrays["rest"][0]) > 0 else "variances must be positive"
 
 
 def ood_threshold(scores: NDArray[np.floating], alpha: float = 0.05) -> float:

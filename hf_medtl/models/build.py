@@ -21,6 +21,8 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
 from hf_medtl.models.preprocessing import build_processor, check_steps
+from hf_medtl.models.size_limit import limited_size
+from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def build_classifier(
             head = {n for n, p in model.named_parameters() if id(p) in head_ids}
             check_missing(name, model, missing, {n for n, _ in model.named_parameters()} - head)
             missing &= head
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedtlError(
             f"Can't build an image classifier from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
             "such as google/vit-base-patch16-224-in21k, a folder with config.json"
@@ -117,14 +119,14 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
     """Return the configuration of a folder, a Hub id, one of our own networks or, from scratch, a timm architecture.
 
     Raises:
-        MedtlError: timm has no such architecture or no such tag.
+        MedtlError: timm has no such architecture or no such tag, or the files ask for what no model needs.
         OSError, ValueError: no configuration was found.
     """
     if is_custom_architecture(name):
         preset = PRESETS.get(name)
         return AutoConfig.from_pretrained(ARCHITECTURES / name) if preset is None else MedicalCnnConfig(**preset)
     if not from_scratch or not name.startswith("timm/") or Path(name).exists():
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return load_config(name, revision=revision)
     import timm
 
     architecture = name.removeprefix("timm/")
@@ -167,15 +169,17 @@ def load_weights(
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of missing weights: `check_missing` has a better one
     try:
-        model, info = auto.from_pretrained(
-            name,
-            config=config,
-            revision=revision,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with plain_errors(), limited_size(name, revision):
+            model, info = auto.from_pretrained(
+                name,
+                config=config,
+                revision=revision,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     finally:
         transformers_logging.set_verbosity(level)
     return model, {*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}
@@ -190,12 +194,15 @@ def load_trained(auto: Any, name: str | Path, **hub: Any) -> PreTrainedModel:
         hub: revision, trust_remote_code and the like.
 
     Raises:
-        MedtlError: tensors are missing or not finite.
+        MedtlError: tensors are missing or not finite, or the files ask for what no model needs.
         OSError, ValueError, KeyError, RuntimeError: there is no such model.
     """
-    model, loading = auto.from_pretrained(
-        name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    hub = {"trust_remote_code": False, "revision": None} | hub
+    hub["revision"] = check_model(name, **hub)
+    with plain_errors(), limited_size(name, hub["revision"]):
+        model, loading = auto.from_pretrained(
+            name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     if absent := sorted(loading["missing_keys"]):
         raise MedtlError(
             f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "

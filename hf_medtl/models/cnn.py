@@ -27,6 +27,9 @@ class MedicalCnnConfig(PreTrainedConfig):
         num_channels: channels of the images.
         image_size: height and width in pixels that the image processor resizes to; the network accepts any size.
         kwargs: arguments of every configuration, such as `num_labels`.
+
+    Raises:
+        ValueError: more blocks, convolutions, channels or labels than any such network has.
     """
 
     model_type = "medical_cnn"
@@ -41,10 +44,20 @@ class MedicalCnnConfig(PreTrainedConfig):
         image_size: int = 128,
         **kwargs: Any,
     ) -> None:
+        check_number_of_labels(kwargs)
+        if not 0 < len(widths) <= 64 or not 0 < max(widths) <= 65_536 or not 0 < convolutions <= 64:
+            raise ValueError("widths must be 1 to 64 numbers of up to 65536, and convolutions 1 to 64.")
         self.widths, self.convolutions = list(widths), convolutions
         self.batch_norm, self.attention = batch_norm, attention
         self.num_channels, self.image_size = num_channels, image_size
         super().__init__(**kwargs)
+
+
+def check_number_of_labels(settings: dict[str, Any]) -> None:
+    """Raise ValueError if a configuration asks for absurdly many labels, each of which would get a name."""
+    for key in ("num_labels", "num_classes"):
+        if int(settings.get(key) or 0) > 100_000:
+            raise ValueError(f"{key} must be 100000 or less, found {settings[key]}.")
 
 
 class Attention(nn.Module):

@@ -1,6 +1,7 @@
 """Deep ensemble of classifiers, averaging probabilities. This file is copied beside the weights, with cnn.py."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,26 @@ from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTra
 from transformers.modeling_outputs import ImageClassifierOutput
 
 # Relative, so that it resolves both in hf_medtl and beside the weights; stock Auto classes do not know this class.
-from .cnn import MedicalCnnConfig, MedicalCnnForImageClassification
+from .cnn import MedicalCnnConfig, MedicalCnnForImageClassification, check_number_of_labels
+
+# Arguments of timm's architectures that a configuration may give: sizes and rates alone. TRAP: `transformers` hands all
+# on to timm, which would unpickle a `checkpoint_path`.
+TIMM_ARGUMENTS = frozenset({
+    "act_layer", "always_partition", "ape", "attn_drop_rate", "avg_down", "base_width", "bn_eps", "bn_momentum",
+    "cardinality", "channels", "class_token", "conv_bias", "conv_mlp", "depth", "depths", "dim", "dims",
+    "distillation", "down_kernel_size", "downsamples", "drop_block_rate", "drop_path_rate", "drop_rate",
+    "dynamic_img_pad", "dynamic_img_size", "embed_dim", "embed_dims", "embed_layer", "expand_ratio", "fc_norm",
+    "features_only", "final_norm", "fix_init", "fix_stem", "global_pool", "groups", "growth_rate", "head_dim",
+    "head_dropout", "head_hidden_size", "head_init_scale", "head_norm_first", "heads", "img_size", "in_chans",
+    "init_values", "kernel_size", "layer_scale_init_value", "layers", "ls_init_value", "mlp_layer", "mlp_ratio",
+    "mlp_ratios", "no_embed_class", "norm_eps", "norm_layer", "num_classes", "num_features", "num_heads",
+    "num_init_features", "out_indices", "output_stride", "patch_drop_rate", "patch_norm", "patch_size",
+    "pool_include_prefix", "pool_type", "pos_drop_rate", "pos_embed", "pre_norm", "proj_drop_rate", "qk_norm",
+    "qkv_bias", "qkv_fused", "ref_feat_shape", "reg_tokens", "rope_mixed_mode", "rope_temperature", "round_limit",
+    "scale_attn_inner_norm", "scale_mlp", "scale_mlp_norm", "stem_chs", "stem_size", "stem_type", "stem_width",
+    "strict_img_size", "swiglu_mlp", "use_abs_pos_emb", "use_fc_norm", "use_grn", "use_pos_embed", "use_post_norm",
+    "use_rope", "use_rot_pos_emb", "weight_init", "width", "widths", "window_size", "zero_init_last",
+})  # fmt: skip
 
 
 class EnsembleConfig(PreTrainedConfig):
@@ -34,6 +54,7 @@ class EnsembleConfig(PreTrainedConfig):
         std: Sequence[float] = (0.5, 0.5, 0.5),
         **kwargs: Any,
     ) -> None:
+        check_number_of_labels(kwargs)
         self.members = [dict(member) for member in members]
         self.mean, self.std = list(mean), list(std)
         super().__init__(**kwargs)
@@ -118,11 +139,24 @@ def build_member(settings: dict[str, Any], attention: str | None = None) -> PreT
         settings: dict of the configuration.
         attention: implementation of attention; None for the model's own choice.
     """
+    check_member(settings)
     if settings["model_type"] == MedicalCnnConfig.model_type:
         return MedicalCnnForImageClassification(MedicalCnnConfig.from_dict(settings))
     config: Any = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     given = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForImageClassification.from_config(config, dtype=torch.get_default_dtype(), **given)
+
+
+def check_member(settings: dict[str, Any]) -> None:
+    """Raise ValueError if a member's configuration names no known model, or asks timm for more than an architecture."""
+    check_number_of_labels(settings)
+    model_type = settings.get("model_type")
+    if model_type not in {MedicalCnnConfig.model_type, *CONFIG_MAPPING} or model_type == EnsembleConfig.model_type:
+        raise ValueError(f"members must be image classifiers, found the model type {model_type!r}.")
+    if unknown := sorted(set(settings.get("model_args") or {}) - TIMM_ARGUMENTS):
+        raise ValueError(f"model_args of a member may give sizes and rates only, found {', '.join(unknown)}.")
+    if not re.fullmatch(r"[\w.\-]+", str(settings.get("architecture") or "timm")):
+        raise ValueError(f"the architecture of a member must be a name in timm, found {settings['architecture']!r}.")
 
 
 def log_mean_exp(logs: torch.Tensor) -> torch.Tensor:

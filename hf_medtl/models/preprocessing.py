@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor, PreTrainedConfig, TimmWrapperConfig, ViTImageProcessor
+from transformers import PreTrainedConfig, TimmWrapperConfig, ViTImageProcessor
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, lung_model_folder, opencv
+from hf_medtl.models.untrusted import check_model, load_processor
 
 LUNG_MARGIN = 0.05  # predicted lungs are a little too small, above all in the costophrenic angles
 
@@ -57,8 +58,8 @@ def build_processor(
         _set_timm_processor(config, None if plain else MedicalImageProcessor)
         return timm if plain else _medical_from_timm(timm, steps, fit, lung_model)
     try:
-        stock = AutoImageProcessor.from_pretrained(name, **hub) if name else ViTImageProcessor(size=config.image_size)
-    except (OSError, ValueError) as error:
+        stock = load_processor(name, **hub) if name else ViTImageProcessor(size=config.image_size)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedtlError(
             f"{name} has no usable preprocessor_config.json ({type(error).__name__}), so size, mean and standard "
             "deviation of its images are unknown. Use a checkpoint that has one."
@@ -91,6 +92,7 @@ def medical_processor(
     if lung_model is None:
         return MedicalImageProcessor(**settings, steps=steps, fit=fit)
     try:
+        check_model(lung_model)
         folder = lung_model_folder(lung_model)
         return MedicalImageProcessor(**settings, steps=steps, fit=fit, lung_model=folder, crop_margin=LUNG_MARGIN)
     except (OSError, ValueError, KeyError) as error:

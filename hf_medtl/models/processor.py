@@ -30,6 +30,8 @@ OVERRIDES = {
     *("image_std", "do_pad", "fit", "crop_margin", "blur_sigma", "clahe_clip", "clahe_grid"),
 }
 IGNORED = {"do_convert_rgb", "default_to_square", "device", "disable_grouping", "image_seq_length"}
+MAX_SIDE = 8_192  # pixels; anybody can publish settings, so sizes have limits
+MAX_SETTING = 128  # pixels of sigma, tiles in a row, sides of a box
 LUNG_MODEL = "lung_model"  # folder of the lung_crop model, beside preprocessor_config.json
 LUNG_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json", "*.py")
 COUNTS_LOCK = threading.Lock()  # a lock inside the processor could not be copied with it
@@ -107,6 +109,13 @@ class MedicalImageProcessor(BaseImageProcessor):
             raise ValueError(f"steps must be some of {STEPS} and fit one of {FITS}; found {steps!r} and {fit!r}.")
         if {"brain_crop", "lung_crop"} <= set(steps) or ("lung_crop" in steps) != (lung_model is not None):
             raise ValueError("steps can hold one crop only, and lung_model must be given with lung_crop and only then.")
+        numbers = [*image_mean, *image_std, rescale_factor, crop_margin, blur_sigma, clahe_clip]
+        if not {len(image_mean), len(image_std)} <= {1, 3} or not np.isfinite(numbers).all():
+            raise ValueError(
+                "image_mean and image_std must have one or three numbers, and all settings must be finite."
+            )
+        if max(abs(crop_margin), blur_sigma, clahe_grid) > MAX_SETTING or min(blur_sigma, clahe_grid - 1) < 0:
+            raise ValueError(f"crop_margin, blur_sigma and clahe_grid must be positive and {MAX_SETTING} at most.")
         self.size: Any = _size({"height": 224, "width": 224} if size is None else size, "size")
         for name in ("crop_size", "pad_size"):
             if getattr(self, name) is not None:
@@ -414,8 +423,8 @@ def clahe(rgb: NDArray[np.uint8], clip: float = 2.0, grid: int = 8) -> NDArray[n
 def _size(value: Any, name: str) -> SizeDict:
     """Return a size given as one positive number, as height and width, or as a dict of these."""
     size = dict(value) if isinstance(value, dict | SizeDict) else get_size_dict(value, param_name=name)
-    if set(size) != {"height", "width"} or min(size.values()) < 1:
-        raise ValueError(f"{name} must have height and width, found {size}.")
+    if set(size) != {"height", "width"} or not 1 <= min(size.values()) <= max(size.values()) <= MAX_SIDE:
+        raise ValueError(f"{name} must have height and width of 1 to {MAX_SIDE} pixels, found {size}.")
     return SizeDict(**size)
 
 

@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,6 +22,7 @@ from hf_medtl.models.build import check_finite, check_missing, first_line, load_
 from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
 from hf_medtl.models.preprocessing import input_size
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation
+from hf_medtl.models.untrusted import load_config, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +118,12 @@ def _load(
 ) -> tuple[PreTrainedModel, SegformerImageProcessor]:
     """Load a checkpoint; a missing decoder, and a head for other labels, are initialised randomly."""
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = load_config(name, revision=revision)
         processor = _processor_like(name, config, image_size, revision)
         same_labels = tuple((config.id2label or {}).values()) == labels
         set_labels(config, labels)
         model, missing = load_weights(AutoModelForSemanticSegmentation, name, config, revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedtlError(
             f"Can't build a segmentation model from {name!r} ({first_line(error)}). Expected one of "
             f"{', '.join(ARCHITECTURES)}, or a model for semantic segmentation: an id on the Hub, or a folder with "
@@ -152,7 +151,7 @@ def _processor_like(
     name: str, config: PreTrainedConfig, image_size: int | None, revision: str | None
 ) -> SegformerImageProcessor:
     """Return a processor with the size, interpolation, mean and standard deviation of a checkpoint, without a crop."""
-    stock: Any = AutoImageProcessor.from_pretrained(name, revision=revision)
+    stock: Any = load_processor(name, revision=revision)
     if getattr(stock, "do_flip_channel_order", False) or not getattr(stock, "do_normalize", True):
         raise MedtlError(
             f"{name} expects images in another channel order or without normalisation, which "

@@ -1,5 +1,6 @@
 """Segmentation networks of SMP. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -10,6 +11,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 ARCHITECTURES = ("unet", "unetplusplus", "deeplabv3plus", "fpn", "manet", "segformer")
+# Arguments of SMP's classes and of timm's architectures that a configuration may give: sizes and rates alone. TRAP: SMP
+# hands what it does not know on to timm, which would unpickle a `checkpoint_path`.
+SMP_ARGUMENTS = frozenset({
+    "activation", "decoder_aspp_dropout", "decoder_aspp_separable", "decoder_atrous_rates", "decoder_attention_type",
+    "decoder_channels", "decoder_dropout", "decoder_interpolation", "decoder_merge_policy", "decoder_pab_channels",
+    "decoder_pyramid_channels", "decoder_segmentation_channels", "decoder_use_batchnorm", "decoder_use_norm",
+    "drop_path_rate", "drop_rate", "encoder_depth", "encoder_output_stride", "img_size", "patch_size", "upsampling",
+    "window_size",
+})  # fmt: skip
 STRIDE = 32  # of the coarsest features of every encoder, in pixels
 
 
@@ -27,7 +37,8 @@ class SmpConfig(PreTrainedConfig):
         kwargs: arguments of every configuration, such as `num_labels`, which includes the background.
 
     Raises:
-        ValueError: an unknown architecture, or `encoder_weights`.
+        ValueError: an unknown architecture, `encoder_weights`, an encoder from elsewhere, or arguments other than
+            SMP_ARGUMENTS.
     """
 
     model_type = "medical_smp"
@@ -48,6 +59,14 @@ class SmpConfig(PreTrainedConfig):
             raise ValueError(
                 f"encoder_weights must be None: load weights into the model instead; found {encoder_weights!r}."
             )
+        if not re.fullmatch(r"[\w.\-]+", str(encoder_name)):  # hf-hub:NAME and local-dir:NAME load something else
+            raise ValueError(f"encoder_name must be a name in SMP or timm, found {encoder_name!r}.")
+        if int(kwargs.get("num_labels") or 0) > 100_000:  # each would get a name
+            raise ValueError(f"num_labels must be 100000 or less, found {kwargs['num_labels']}.")
+        if unknown := sorted(set(model_args or {}) - SMP_ARGUMENTS):
+            raise ValueError(f"model_args may give {', '.join(sorted(SMP_ARGUMENTS))}; found {', '.join(unknown)}.")
+        if any(isinstance(value, list | tuple | dict) and len(value) > 100 for value in (model_args or {}).values()):
+            raise ValueError("model_args may have lists of 100 entries at most.")
         self.architecture, self.encoder_name, self.encoder_weights = architecture, encoder_name, encoder_weights
         self.model_args = dict(model_args or {})
         self.num_channels, self.semantic_loss_ignore_index = num_channels, semantic_loss_ignore_index

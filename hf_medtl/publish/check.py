@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from hf_medtl.common.files import read_json
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
+from hf_medtl.evaluation.decisions import DecisionRule
+from hf_medtl.models.untrusted import check_model
 from hf_medtl.publish.base_model import sha256_of
 from hf_medtl.publish.licences import LICENCES
 
@@ -39,7 +41,9 @@ def check_run_files(folder: Path) -> dict[str, Any]:
         raise MedtlError(
             f"{folder} has no {', '.join(missing)}. Nothing was uploaded: train again, or restore the files."
         )
+    check_model(folder)
     config, results = _read_json(folder / "config.json"), _read_json(folder / "results.json")
+    DecisionRule.from_config(config)
     for path in [*weight_files(folder), *folder.glob("outliers.safetensors")]:
         _check_weights(path)
     check_exports(folder)

@@ -14,6 +14,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_medtl.common.checksums import check_unchanged
 from hf_medtl.common.files import list_files, write_atomic
+from hf_medtl.common.links import check_link
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.name_scan import check_names
 from hf_medtl.errors import MedtlError
@@ -83,9 +84,16 @@ def plan_upload(
 
 
 def select_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder that are uploaded, by their names in the repository."""
+    """Return the files of a folder that are uploaded, by their names in the repository.
+
+    Raises:
+        MedtlError: A file is a link to outside the folder, such as to a private one.
+    """
     files = list_files(folder)
-    return {name: files[name] for name in filter_repo_objects(files, allow_patterns=list(UPLOAD_PATTERNS))}
+    chosen = [*filter_repo_objects(files, allow_patterns=list(UPLOAD_PATTERNS))]
+    for name in chosen:
+        check_link(files[name], folder)
+    return {name: files[name] for name in chosen}
 
 
 def published_files(folder: Path, publish_names: bool = False) -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """Model registry of the Space: models loaded once, with the results and explanations of their runs."""
 
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from typing import Any
 from PIL import Image
 from transformers.utils.hub import cached_file
 
+from hf_medtl.common.files import read_object
+from hf_medtl.common.links import check_link
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.attention import attention_head_maps
 from hf_medtl.explain.layers import Layer, find_layer
@@ -141,9 +142,18 @@ def _attention_shape(predictor: Predictor, pixels: Any) -> tuple[int, int] | Non
 
 
 def _read_json(source: str, name: str) -> dict[str, Any]:
-    return json.loads(_read_text(source, name) or "{}")
+    path = _find(source, name)
+    return read_object(path) if path else {}
 
 
 def _read_text(source: str, name: str) -> str:
+    path = _find(source, name)
+    return path.read_text(encoding="utf-8") if path else ""
+
+
+def _find(source: str, name: str) -> Path | None:
+    """Return a file of a run or repository, None without one; what is shown to visitors must not be from elsewhere."""
     path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    return Path(path).read_text(encoding="utf-8") if path else ""
+    if path:
+        check_link(Path(path), Path(path).parent)
+    return Path(path) if path else None
