@@ -12,6 +12,7 @@ from hf_medtl.cli.options import (
     Model,
     Revision,
     TrustRemoteCode,
+    UpdateCard,
     check_exists,
     check_known_dataset,
     one_of,
@@ -79,10 +80,12 @@ def evaluate(
     revision: Revision = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
+    update_card: UpdateCard = False,
 ) -> None:
     """Evaluate a model on another dataset: metrics, generalization gap, subgroups.
 
-    Images that overlap with the training data are refused.
+    Images that overlap with the training data are refused. The folder and card of a run keep the results, unless --out
+    is given.
     """
     from hf_medtl.common.text import parse_label_map, split_commas
     from hf_medtl.data.columns import parse_columns
@@ -112,6 +115,7 @@ def evaluate(
             revision=revision,
             device=device,
             trust_remote_code=trust_remote_code,
+            update_card=update_card,
         )
     if result:
         show_evaluation(folder, result, SHOWN)

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import MAP_METHODS, DataDir, Device, Figures, Model, Seed, check_known_dataset, one_of
+from hf_medtl.cli.options import (
+    MAP_METHODS,
+    DataDir,
+    Device,
+    Figures,
+    Model,
+    Seed,
+    UpdateCard,
+    check_known_dataset,
+    one_of,
+)
 
 
 def explain(
@@ -48,10 +58,11 @@ def explain(
     figures: Figures = "png",
     seed: Seed = 0,
     device: Device = None,
+    update_card: UpdateCard = False,
 ) -> None:
     """Draw heatmaps of what a classifier looks at, and test whether they can be trusted.
 
-    The verdict on a run's test split is saved in its folder (explanations.json) and on its card.
+    The verdict on a run's test split is saved in its folder (explanations.json) and on its card, unless --out is given.
     """
     from hf_medtl.common.console import make_console, with_bold
     from hf_medtl.evaluation.matplotlib_backend import figure_formats
@@ -59,7 +70,8 @@ def explain(
 
     with figure_formats(figures):
         out, result = explain_model(
-            model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed, device
+            *(model, out, dataset, data_dir, method, layer, split, number, sample, masks, lung_model, seed, device),
+            update_card=update_card,
         )
     console = make_console()
     energy = result.get("energy", {"by_label": {}})["by_label"]

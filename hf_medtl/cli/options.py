@@ -103,6 +103,9 @@ DataDir = Annotated[
 Columns = Annotated[
     str, typer.Option(help="Columns of a table by other names, such as file_name=Path,label=Finding,patient=PatientID.")
 ]
+UpdateCard = Annotated[
+    bool, typer.Option("--update_card", help="With --out, too, save the results in the run's folder and on its card.")
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
 Figures = Annotated[

@@ -56,6 +56,7 @@ def evaluate_model(
     revision: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    update_card: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Evaluate a model on a data set, as a recipe does with --external_dataset, and write the results to a folder.
 
@@ -78,12 +79,13 @@ def evaluate_model(
         revision: as for `Predictor.from_pretrained`.
         device: as for `Predictor.from_pretrained`.
         trust_remote_code: as for `Predictor.from_pretrained`.
+        update_card: with `out`, too, add the results to evaluations.json and the card of the run that is evaluated.
 
     Returns:
         The folder and results.json: the keys of a run's external results, and model, revision, internal (the model's
         own metrics and data set), no_drop (why there is no drop, or ""), overlap (seen, without_thumbnail, unsure),
         slices (column -> value -> n, n_groups, metrics, warning), and robustness if it was measured. The folder and
-        card of an evaluated run keep most of it.
+        card of an evaluated run keep most of it, unless `out` is given without `update_card`.
 
     Raises:
         MedtlError: As `EvaluatedModel.read`, `load_external` and `subgroup_columns`; a folder that is not empty.
@@ -164,7 +166,10 @@ def evaluate_model(
     output.write("README.md", render("evaluation", facts))
     output.write("results.json", results)
     if (Path(model) / "README.md").is_file() and (Path(model) / "results.json").is_file():
-        write_evaluation(Path(model), results, external.spec.title, SHOWN)
+        if update_card or out is None:
+            write_evaluation(Path(model), results, external.spec.title, SHOWN)
+        else:
+            logger.info("%s was not changed. --update_card adds the results to it and to its card.", model)
     return folder, results
 
 

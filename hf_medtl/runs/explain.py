@@ -1,5 +1,6 @@
 """Heatmaps of a saved classifier, with their sanity checks, and the regions that they are compared with."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
@@ -16,12 +17,15 @@ from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.localization import Region
 from hf_medtl.explain.report import check_supported, write_report
-from hf_medtl.models.build import load_trained
+from hf_medtl.models.build import first_line, load_trained
 from hf_medtl.models.device import select_device
+from hf_medtl.models.untrusted import load_processor
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_explanations
 from hf_medtl.publish.neutral_files import are_names_public, neutral_table
 from hf_medtl.runs.finished import fetch_run
+
+logger = logging.getLogger("hf_medtl")
 
 
 def dataset_masks(loaded: LoadedDataset) -> Region:
@@ -92,10 +96,12 @@ def explain_model(
     lung_model: str | None = None,
     seed: int = 0,
     device: str | None = None,
+    update_card: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Write heatmap pages of a saved classifier and its sanity checks; return the folder and the report.
 
-    The verdict on the test split of a run folder is saved there, too: in explanations.json and on its card.
+    The verdict on the test split of a run folder is saved there, too, in explanations.json and on its card, unless
+    `out` is given without `update_card`.
 
     Args:
         model: Run folder or Hub id.
@@ -111,6 +117,7 @@ def explain_model(
         lung_model: Measure it inside the lungs that this model segments.
         seed: Seed of the sample and of the tests.
         device: See `hf_medtl.models.device.select_device`.
+        update_card: Save the verdict in the run folder with `out`, too.
 
     Raises:
         MedtlError: Both regions are given, there is no folder to write to, the model is no classifier of hf_medtl, or
@@ -121,15 +128,16 @@ def explain_model(
     is_folder = Path(model).is_dir()
     if out is None and not is_folder:
         raise MedtlError("Give --out, the folder for the pages: only a run folder has a default.")
+    update_card = update_card or out is None
     out = out or Path(model) / "explanations"
     chosen = select_device(device)
     try:
         network = load_trained(AutoModelForImageClassification, model)
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = load_processor(model)
         finished = fetch_run(model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedtlError(
-            f"{model} can't be loaded as a classifier ({str(error).strip().splitlines()[0]}). Give the folder of "
+            f"{model} can't be loaded as a classifier ({first_line(error)}). Give the folder of "
             "a finished run, or the id of a published one."
         ) from error
     check_supported(network)
@@ -165,5 +173,8 @@ def explain_model(
         image_names=None if are_names_public(finished) else list(neutral_table(finished, rows)["image_id"]),
     )
     if is_folder and split == "test" and (Path(model) / "README.md").is_file():
-        write_explanations(Path(model), report, split)
+        if update_card:
+            write_explanations(Path(model), report, split)
+        else:
+            logger.info("%s was not changed. --update_card saves the verdict there and on its card.", model)
     return out, report

@@ -107,7 +107,8 @@ def explained(finished_run, phantoms, tmp_path_factory):
     """Return a finished run, the folder written by the command, and its output."""
     root = tmp_path_factory.mktemp("explained")
     run = shutil.copytree(finished_run, root / "run")
-    printed = run_cli("explain", run, "--data_dir", phantoms, "--out", root / "new", "--sample", 2, "--number", 3)
+    arguments = ("--data_dir", phantoms, "--out", root / "new", "--sample", 2, "--number", 3, "--update_card")
+    printed = run_cli("explain", run, *arguments)
     return run, root / "new", printed
 
 
@@ -211,7 +212,7 @@ def test_lung_region_comes_from_segmentation_model(finished_run, phantoms, tmp_p
     assert region.name == "lungs"
     assert str(tmp_path.parent) not in region.source
     common = "--data_dir", phantoms, "--sample", 1, "--number", 1, "--out", tmp_path / "out"
-    printed = run_cli("explain", finished_run, *common, "--split", "validation", "--lung_model", tmp_path / "unet")
+    printed = run_cli("explain", finished_run, *common, "--lung_model", tmp_path / "unet")  # leaves the run alone
     energy = json.loads((tmp_path / "out" / "explanations.json").read_text())["energy"]
     assert energy["by_label"]
     assert all(facts["summary"] in printed for facts in energy["by_label"].values())

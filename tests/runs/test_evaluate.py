@@ -49,6 +49,9 @@ def test_own_data_give_the_results_of_the_run(finished_run, phantoms, tmp_path):
         evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     folder, results = evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "out", drop_overlap=True)
+    assert not (finished_run / "evaluations.json").exists()  # elsewhere, and not asked for
+    asked = {"out": tmp_path / "asked", "drop_overlap": True, "update_card": True}
+    assert evaluate_model(finished_run, "brain-phantoms", phantoms, **asked)[1]["metrics"] == results["metrics"]
     run_results = json.loads((finished_run / "results.json").read_text())
     assert results == json.loads((folder / "results.json").read_text())
     assert results["n"] == (split == "test").sum()
