@@ -43,7 +43,9 @@
     };
     Plotly.react(div, resolveColours(data, css), resolveColours(fullLayout, css), {
       responsive: true, displaylogo: false, displayModeBar: printing || coarse.matches ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg" },
+      // A list of what is shown: plotly.js adds buttons in new releases, since 7.0 one that uploads the data.
+      modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]],
+      showSendToCloud: false, plotlyServerURL: "", toImageButtonOptions: { format: "svg" },
     });
   };
 
