@@ -65,6 +65,10 @@ def space(
     context: typer.Context,
     models: Models = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 allows other machines.")] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name to answer to besides local ones, such as that of a reverse proxy; repeatable."),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
     trust_remote_code: TrustRemoteCode = False,
     mcp_server: McpServer = False,
@@ -78,7 +82,12 @@ def space(
 
     check_port(host, port)
     guarded = create_app(
-        models or [], trust_remote_code=trust_remote_code, mcp_server=mcp_server, host=host, device=device
+        models or [],
+        trust_remote_code=trust_remote_code,
+        mcp_server=mcp_server,
+        host=host,
+        allowed_hosts=allowed_host or [],
+        device=device,
     )
     print(f"Open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} in a browser. Ctrl-C stops it.", flush=True)
     serve(guarded, host, port)

@@ -20,6 +20,7 @@ from hf_medtl.common.extras import require
 from hf_medtl.errors import MedtlError
 from hf_medtl.space.security.hardening import secure_page
 from hf_medtl.space.security.middleware import SecurityMiddleware
+from hf_medtl.space.security.origins import LOCAL_HOSTS
 from hf_medtl.space.security.upload_store import upload_folder
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def create_app(
     limits: dict[str, Any] | None = None,
     mcp_server: bool = False,
     host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
     device: str | None = None,
 ) -> SecurityMiddleware:
-    """Return the ASGI app of a Space.
+    """Return the ASGI app of a Space, to be served by itself or mounted in another app.
 
     Args:
         models: run folders or Hub ids. If empty, small demonstration models of synthetic images are trained.
@@ -48,7 +50,8 @@ def create_app(
         trust_remote_code: run code from the models' repositories. Models of hf_medtl need none.
         limits: keyword arguments of `SecurityMiddleware`.
         mcp_server: also offer the endpoints as tools to language models (Model Context Protocol).
-        host: address the server will listen on.
+        host: address the server will listen on. If it is local, requests for other host names are refused.
+        allowed_hosts: host names that are answered nevertheless, such as that of a reverse proxy.
         device: of the models, see `hf_medtl.models.device.select_device`.
 
     Raises:
@@ -68,14 +71,16 @@ def create_app(
     if mcp_server:
         require("mcp", "mcp", "--mcp_server")
     registry = ModelRegistry(models or demo_models(), trust_remote_code, device)
+    is_local = host in {"127.0.0.1", "localhost", "::1"} and "SPACE_ID" not in os.environ
+    hosts = {*LOCAL_HOSTS, *map(str.lower, allowed_hosts)} if is_local else None
     return secure_page(
         build_page(registry, load_examples(examples) if examples else generate_examples()),
-        {"allow_eval": True, "max_age": SESSION_SECONDS} | (limits or {}),
+        {"allow_eval": True, "max_age": SESSION_SECONDS, "hosts": hosts} | (limits or {}),
         create_mcp_app(registry, upload_folder(folder), host) if mcp_server else None,
         theme=gradio.themes.Base(font=FONT, font_mono=MONO, primary_hue="blue"),
         css=read_asset("space.css"),
         js=f"() => {{{read_asset('viewer.js')}}}",
-        footer_links=["api", "settings"],
+        footer_links=[],  # Gradio's drawers: one records the screen
     )
 
 

@@ -97,6 +97,14 @@ def test_pages_have_a_session_capacity_and_a_closed_api(page):
     assert ".api_open" in inspect.getsource(routes), message
 
 
+def test_queues_hold_events_with_their_requests(page):
+    message = changed("Blocks._queue or the requests of its events", "security/hardening.py, count_waiting")
+    assert page._queue.event_queue_per_concurrency_id == {}, message
+    assert queueing.EventQueue("", 1).queue == [], message
+    assert "request" in inspect.signature(queueing.Event).parameters, message
+    assert "self.request = request" in inspect.getsource(queueing.Event.__init__), message
+
+
 def test_endpoints_are_named_in_the_api_info(page):
     message = changed("Blocks.get_api_info", "security/hardening.py, secure_page")
     assert list(page.get_api_info()["named_endpoints"]) == ["/echo"], message

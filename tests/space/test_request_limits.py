@@ -18,6 +18,8 @@ NAME = "Mustermann_Erika"
 
 async def echo(scope, receive, send) -> None:
     """Answer with "ok", or fail with a name in the error."""
+    if scope["type"] == "lifespan":
+        return
     if scope["path"] == "/config":
         raise ValueError(NAME)
     await send(
@@ -120,6 +122,8 @@ def test_tool_calls_hold_budget_until_answered(tmp_path, monkeypatch):
         end = asyncio.Event()
 
         async def slow(scope, receive, send) -> None:
+            if scope["type"] == "lifespan":
+                return
             await end.wait()
             await echo(scope, receive, send)
 
@@ -149,6 +153,8 @@ def test_open_responses_per_client_are_limited(tmp_path, monkeypatch):
         end = asyncio.Event()
 
         async def stream(scope, receive, send) -> None:
+            if scope["type"] == "lifespan":
+                return
             await end.wait()
             await echo(scope, receive, send)
 

@@ -61,7 +61,15 @@ def secure_page(
     page.has_launched = True
     endpoints = frozenset(name.removeprefix("/") for name in page.get_api_info()["named_endpoints"])
     defaults: dict[str, Any] = {"endpoints": endpoints, "mcp": mcp_app is not None}
+    defaults["count_waiting"] = lambda client: count_waiting(page, client)
     return SecurityMiddleware(app, Path(get_upload_folder()), **(defaults | (limits or {})))
+
+
+def count_waiting(page: "Blocks", client: str) -> int:
+    """Return the number of events of a client that wait in the page's queue: Gradio 6.31 limits those of all only."""
+    queues = page._queue.event_queue_per_concurrency_id.values()
+    clients = [event.request.client for queue in queues for event in queue.queue]
+    return sum(waiting is not None and waiting.host == client for waiting in clients)
 
 
 def keep_no_session_copies() -> None:

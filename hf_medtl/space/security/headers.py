@@ -11,7 +11,14 @@ from starlette.types import Message, Scope, Send
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), display-capture=(), payment=(), usb=()",
+    "Permissions-Policy": ", ".join(
+        f"{feature}=()"
+        for feature in (
+            *("camera", "microphone", "display-capture", "clipboard-read", "geolocation"),
+            *("payment", "usb", "serial", "hid", "bluetooth"),
+        )
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",  # no image of it on other sites
 }
 # Gradio allows every site to read its answers (CORS), and echoes request headers in answers to range requests.
 REMOVED_PREFIXES = ("access-control-", "server", "content-security-policy")

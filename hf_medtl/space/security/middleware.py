@@ -10,22 +10,24 @@ Written against Gradio 6.31: `routes.py`, `route_utils.py`, `processing_utils.py
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import anyio.to_thread
 from starlette.datastructures import Headers, UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_medtl.space.security.headers import SecureSend
+from hf_medtl.space.security.json_bodies import count_json_values, replay, sanitize_json
+from hf_medtl.space.security.origins import check_host, check_same_site
 from hf_medtl.space.security.rate_limit import RateLimiter, client_address
 from hf_medtl.space.security.upload_budget import BUSY, HTTPRefusal, UploadBudget, body_too_large
 from hf_medtl.space.security.upload_store import is_inside, list_below, remove_old_files, store_upload, upload_folder
@@ -46,11 +48,11 @@ MCP_PATH = f"{API}mcp"  # tools for language models, if the app has them
 # Limits
 MAX_MCP_BYTES = 20_000_000  # of one tool call
 MAX_JSON_VALUES = 1000  # of one tool call: mcp builds a message for each invalid value, and serves nobody meanwhile
-MAX_SESSION = 64  # characters of a session's name: the page uses 11, gradio_client 36
 MAX_FILES = 200  # of one upload
 MAX_STORED = 4_000_000_000  # bytes of uploads on disk
 MAX_INCOMING = 2_000_000_000  # bytes on disk of uploads that are still arriving
 MAX_CALLS, MAX_EVENTS = 300_000_000, 500_000_000  # bytes in memory of tool calls, and of the page's other requests
+MAX_WAITING = 25  # events of one client in the queue, which has 100
 MAX_OPEN = 100  # open GET responses of one client (the server handles 500); a page has one or two
 GENERIC_ERROR = "Something went wrong. Try again."
 
@@ -70,6 +72,8 @@ class SecurityMiddleware:
         allow_eval: allow the page's scripts to evaluate strings, which `gr.HTML` and `js=` need.
         endpoints: names of the endpoints that may be called by plain HTTP.
         mcp: True if the app has a route for language models.
+        hosts: host names that are answered, in lower case; None for all.
+        count_waiting: returns the number of a client's events in the queue.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class SecurityMiddleware:
         allow_eval: bool = False,
         endpoints: frozenset[str] = frozenset(),
         mcp: bool = False,
+        hosts: Collection[str] | None = None,
+        count_waiting: Callable[[str], int] = lambda client: 0,
     ) -> None:
         self.app = app
         self.uploads = uploads.resolve()
@@ -94,15 +100,20 @@ class SecurityMiddleware:
         self.rate_limiter, self.exempt_clients = RateLimiter(posts_per_minute), frozenset(exempt_clients)
         self.upload_bytes, self.body_bytes, self.max_age = upload_bytes, body_bytes, max_age
         self.scripts = "'self' 'unsafe-eval'" if allow_eval else "'self'"
-        self.endpoints, self.mcp = endpoints, mcp
+        self.endpoints, self.mcp, self.hosts, self.count_waiting = endpoints, mcp, hosts, count_waiting
         self.upload_budget = UploadBudget(MAX_INCOMING)
         self.call_budget = UploadBudget(MAX_CALLS)
         self.event_budget = UploadBudget(MAX_EVENTS)
         self.open_responses = Counter[str]()  # GET requests in progress, by client
+        self.lifespan: asyncio.Task[Any] | None = None
+        self.started = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, or the lifespan of the app."""
         if scope["type"] == "lifespan":
+            if self.lifespan is None:
+                self.lifespan = asyncio.current_task()
+                self.started.set()
             sweeper = asyncio.create_task(self._sweep())
             try:
                 await self.app(scope, receive, send)
@@ -110,7 +121,10 @@ class SecurityMiddleware:
                 sweeper.cancel()
         elif scope["type"] == "http":
             secure_send = SecureSend(send, self.scripts)
+            if self.lifespan is None:
+                self.lifespan = asyncio.create_task(self._run_lifespan())
             try:
+                await self.started.wait()
                 await self._respond(scope, receive, secure_send)
                 if secure_send.failed:
                     await secure_send.send_instead(scope, error_response(scope, 500, GENERIC_ERROR))
@@ -122,29 +136,54 @@ class SecurityMiddleware:
         else:  # a websocket, which Gradio does not use
             await send({"type": "websocket.close", "code": 1008})
 
+    async def _run_lifespan(self) -> None:
+        """Start the app and run until the server stops: an app in which this one is mounted does neither."""
+        messages: Iterator[Message] = iter([{"type": "lifespan.startup"}])
+
+        async def receive() -> Message:
+            return next(messages, None) or await asyncio.Future[Message]()
+
+        async def send(message: Message) -> None:
+            self.started.set()
+
+        try:
+            await self({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+        except Exception as error:
+            logger.error("%s while the page was started.", type(error).__name__)
+        finally:
+            self.started.set()
+
     async def _respond(self, scope: Scope, receive: Receive, send: SecureSend) -> None:
         """Respond to one HTTP request, or pass it on to the app."""
         # Routes
-        method, path = scope["method"], scope["path"]
+        check_host(Headers(scope=scope), self.hosts)
+        method, path = scope["method"], route_path(scope)
         if path.rstrip("/") == MCP_PATH and self.mcp:
-            path, scope = MCP_PATH, {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
+            path, full = MCP_PATH, scope.get("root_path", "") + MCP_PATH
+            scope = {**scope, "path": full, "raw_path": full.encode()}
             if method != "POST":  # the protocol asks for 405 where there are no sessions
                 raise HTTPRefusal(405, "Only POST is supported here.")
         elif not self._is_allowed(method, path):
             raise HTTPRefusal(404, "Not found.")
         scope = self._clean(scope)
         if method != "POST":
+            if path == "/" and b"view=" in scope["query_string"]:  # opens Gradio's drawers: one records the screen
+                return await RedirectResponse("?")(scope, receive, send)
             if path == API + "upload_progress":  # Gradio does not know of uploads stored by the middleware
                 return await Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
             return await self._pass_get(scope, receive, send)
 
-        # Rate limit
+        # Origin and rate limit
+        check_same_site(Headers(scope=scope))
         client = client_address(scope, self.behind_proxy)
         seconds = 0 if client in self.exempt_clients else self.rate_limiter.wait(client)
         if seconds:
             response = error_response(scope, 429, f"Too many requests. Try again in {seconds} seconds.")
             response.headers["Retry-After"] = str(seconds)
             return await response(scope, receive, send)
+        if client not in self.exempt_clients and self.count_waiting(client) >= MAX_WAITING:
+            raise HTTPRefusal(429, "Too many of your requests are waiting. Try again when some are answered.")
+        scope["client"] = (client, 0)  # by which `count_waiting` counts
 
         # Bodies
         if path == API + "upload":
@@ -196,7 +235,7 @@ class SecurityMiddleware:
     def _clean(self, scope: Scope) -> Scope:
         """Return the scope without headers and parameters that Gradio trusts or echoes."""
         # Without accept-encoding the page is not compressed: its inline scripts are hashed.
-        removed = {b"range"} | ({b"accept-encoding"} if scope["path"] == "/" else set())
+        removed = {b"range"} | ({b"accept-encoding"} if route_path(scope) == "/" else set())
         if not self.behind_proxy:
             removed |= {name for name, _ in scope["headers"] if name.startswith(b"x-forwarded-")}
         headers = [(name, value) for name, value in scope["headers"] if name not in removed]
@@ -240,57 +279,13 @@ class SecurityMiddleware:
             await asyncio.sleep(min(60, self.max_age))
 
 
+def route_path(scope: Scope) -> str:
+    """Return the decoded path below the one at which the app is mounted."""
+    return scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+
+
 def error_response(scope: Scope, status: int, message: str) -> Response:
     """Return a response that Gradio's page displays: text for uploads, otherwise JSON."""
-    if scope["path"] == API + "upload":
+    if route_path(scope) == API + "upload":
         return PlainTextResponse(message, status)
     return JSONResponse({"detail": message, "error": message}, status)
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that first delivers a body that was already read."""
-    messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def replayed() -> Message:
-        return next(messages, None) or await receive()
-
-    return replayed
-
-
-def sanitize_json(body: bytes, uploads: Path) -> bytes | None:
-    """Return a JSON body without original file names, or None if it must be refused.
-
-    It is refused if it is no JSON, if a "path" in it is not a file below `uploads`, or if a session's name is long.
-    Gradio would fetch a path that is a URL, `gr.Image` writes a copy under the file's original name, and as of 6.31 a
-    session's name stays in memory forever if its answer is never read.
-
-    Args:
-        body: body of the request; an empty one is returned as it is.
-        uploads: folder of stored uploads.
-    """
-    if not body:
-        return body
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    pending = [document]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            if len(str(value.get("session_hash"))) > MAX_SESSION:
-                return None
-            path = value.get("path")
-            if path and not (isinstance(path, str) and is_inside(path, uploads)):
-                return None
-            if path and value.get("orig_name"):
-                value["orig_name"] = Path(path).name
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-    return json.dumps(document).encode()
-
-
-def count_json_values(body: bytes) -> int:
-    """Return an upper bound of the values in a JSON body, including JSON inside its strings, without parsing it."""
-    return sum(map(body.count, (b",", b"[", b"{", b"\\u")))
