@@ -13,6 +13,7 @@ SUFFIXES = (".csv", ".json", ".md", ".py", ".safetensors", ".yaml")  # of files 
 FOLDERS = ("export", "figures", "lung_model")  # with all they hold
 UNLISTED = (CHECKSUMS, "handler.py")  # each push writes the latter anew
 EDITABLE = ("README.md",)  # its author may change it
+SHOWN = (*EDITABLE, "figures/", "export/")  # what no other file is made from
 
 Checksums = Mapping[str, str | list[str]]  # file -> its SHA-256, or several while it is being replaced
 
@@ -29,6 +30,11 @@ def listed_files(folder: Path) -> dict[str, Path]:
     for name in FOLDERS:
         files |= {f"{name}/{inner}": path for inner, path in list_files(folder / name).items()}
     return {name: path for name, path in files.items() if name not in UNLISTED and not name.startswith(".")}
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return True if a path, with links followed, is below a folder: a list of files may be somebody else's."""
+    return folder.resolve() in path.resolve().parents
 
 
 def write_checksums(folder: Path) -> None:
@@ -52,33 +58,44 @@ def read_checksums(folder: Path) -> Checksums | None:
 
 
 def find_changed_files(folder: Path) -> list[str]:
-    """Return a description of each file of a run that is missing or differs from its checksum; empty without these."""
+    """Return a description of each file of a run that is missing or differs from its checksum; empty without these.
+
+    A whole export may have been deleted; the others stay.
+    """
+    return [*_changes(folder).values()]
+
+
+def _changes(folder: Path) -> dict[str, str]:
     try:
         expected = read_checksums(folder) or {}
     except MedtlError as error:
-        return [str(error)]
-    changes = []
+        return {CHECKSUMS: str(error)}
+    changes = {}
     for name, digests in expected.items():
         path = folder / name
-        if not path.is_file():
-            changes.append(f"{path} is missing")
+        if not is_inside(path, folder):
+            changes[name] = f"{folder / CHECKSUMS} is damaged: {name!r} is not in the folder"
+        elif name.startswith("export/") and not path.parent.exists():
+            continue
+        elif not path.is_file():
+            changes[name] = f"{path} is missing"
         elif sha256_of_file(path) not in digests:  # one, or one of several
-            changes.append(f"{path} has changed since it was written (its SHA-256 differs)")
+            changes[name] = f"{path} has changed since it was written (its SHA-256 differs)"
     return changes
 
 
-def check_unchanged(folder: Path, then: str) -> None:
-    """Refuse a run of which a file is missing or has changed, other than the card, which its author may edit.
+def check_unchanged(folder: Path, then: str, ignored: tuple[str, ...] = EDITABLE) -> None:
+    """Refuse a run of which a file is missing or has changed.
 
     Args:
         folder: The run folder.
         then: What was not done, such as "Nothing was uploaded."
+        ignored: Beginnings of the names of files that do not matter for it.
 
     Raises:
         MedtlError: The first such file.
     """
-    editable = tuple(str(folder / name) for name in EDITABLE)
-    if changes := [change for change in find_changed_files(folder) if not change.startswith(editable)]:
+    if changes := [change for name, change in _changes(folder).items() if not name.startswith(ignored)]:
         raise MedtlError(
             f"{changes[0]}. {then} Restore it from a copy (hf-medtl verify {folder} lists all such files); if you "
             f"changed it on purpose: hf-medtl verify {folder} --accept."

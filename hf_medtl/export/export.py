@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hf_medtl.common.checksums import check_unchanged, recording_folder
+from hf_medtl.common.checksums import SHOWN, check_unchanged, recording_folder
 from hf_medtl.common.files import replacing_folder, write_atomic
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
@@ -90,7 +90,7 @@ def export_run(
         raise MedtlError(f"--format is one of {', '.join(FORMATS)}, found {name!r}.")
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MedtlError(f"--out {out} is not empty. Give a folder that is new or empty.")
-    check_unchanged(run, "Nothing was exported.")
+    check_unchanged(run, "Nothing was exported.", SHOWN)
     kind, format_ = f"{name}-int8" if int8 else name, FORMATS[name]
     folder = out or run / "export" / kind
     predictor = Predictor.from_pretrained(run, device="cpu")

@@ -1,16 +1,17 @@
 """Batch prediction of files: resumable, distributed over processes, and robust to unreadable files."""
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -29,8 +30,10 @@ from hf_medtl.data.inputs import iter_sources
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.gallery import overlay
 from hf_medtl.predict import Predictor, prediction_columns
+from hf_medtl.runs.lock import lock_folder
 
 logger = logging.getLogger("hf_medtl")
+P, R = ParamSpec("P"), TypeVar("R")
 FORMATS = (".csv", ".jsonl", ".parquet")
 BLOCK = 10_000  # rows in memory while the table is written
 LONGEST_NAME = 240  # bytes of a file name, of the 255 that file systems allow: .seg.dcm may follow
@@ -69,6 +72,20 @@ def check_outputs(out: Path, masks: Path | None = None, maps: Path | None = None
             ) from error
 
 
+def _one_at_a_time(function: Callable[Concatenate[Predictor, Sequence[Path], Path, P], R]) -> Callable[..., R]:
+    """Refuse a second job with the same table: rows of both would be mixed in its parts."""
+
+    @functools.wraps(function)
+    def locked(predictor: Predictor, inputs: Sequence[Path], out: Path, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not PartialState().is_main_process:
+            return function(predictor, inputs, out, *args, **kwargs)
+        with lock_folder(out.parent, f".{out.name}.lock", f"predicts to {printable(out.name)}", "--out"):
+            return function(predictor, inputs, out, *args, **kwargs)
+
+    return locked
+
+
+@_one_at_a_time
 def predict_files(
     predictor: Predictor,
     inputs: Sequence[Path],

@@ -9,22 +9,24 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import ModelCardData
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
-from hf_medtl.common.checksums import check_unchanged
+from hf_medtl.common.checksums import SHOWN, check_unchanged
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import load_trained
+from hf_medtl.models.build import first_line, load_trained
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.preprocessing import describe_processor, normalisation, shared_processor
+from hf_medtl.models.untrusted import load_config, load_processor
 from hf_medtl.publish.card import eval_results
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.folder import check_output_dir
+from hf_medtl.runs.lock import RUN_LOCK, lock_folder
 from hf_medtl.tasks import task_for_dataset, task_for_results
 
 logger = logging.getLogger("hf_medtl")
@@ -53,6 +55,11 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
             architecture) than the first.
     """
     check_output_dir(folder, resuming=False)
+    with lock_folder(folder, RUN_LOCK, "writes an ensemble"):
+        return _ensemble(runs, folder, soup, data_dir)
+
+
+def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | None) -> dict[str, Any]:
     members = [RunFolder(path) for run in runs for path in (sorted(run.glob("fold-*")) or [run])]
     names = [f"{member.path.resolve().parent.name}/{member.path.resolve().name}" for member in members]
     if len(members) < 2:
@@ -61,9 +68,8 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         )
     results = [_classification_results(member) for member in members]
     for member in members:
-        check_unchanged(member.path, "No ensemble was made.")
-    processors = [AutoImageProcessor.from_pretrained(member.path) for member in members]
-    models = [load_trained(AutoModelForImageClassification, member.path).eval() for member in members]
+        check_unchanged(member.path, "No ensemble was made.", SHOWN)
+    models, processors = zip(*map(_load_member, members), strict=True)
     _check_same_outputs(names, results, models)
     processor = shared_processor(processors, names)
     combine = _average_weights if soup else _join_members
@@ -141,6 +147,15 @@ def _classification_results(run: RunFolder) -> dict[str, Any]:
     if not task_for_results(run.check_finished().results).has_probabilities:
         raise MedtlError(f"{run.path} is a run of {run.task}: only classifiers can be averaged.")
     return run.results
+
+
+def _load_member(member: RunFolder) -> tuple[PreTrainedModel, Any]:
+    try:
+        return load_trained(AutoModelForImageClassification, member.path).eval(), load_processor(member.path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MedtlError(
+            f"{member.path} can't be loaded as a classifier ({first_line(error)}). Train it again, or leave it out."
+        ) from error
 
 
 def _check_same_outputs(
@@ -260,7 +275,7 @@ def _write_card(folder: Path, model: PreTrainedModel, processor: Any, licence: s
         model_name=folder.name,
         eval_results=eval_results(facts["results"], dataset, dataset) or None,
     )
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     facts = facts | {
         "name": folder.name,
         "model_class": type(model).__name__,

@@ -31,13 +31,14 @@ SAME_START = 60.0  # seconds: the start of a process is computed from a clock th
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, name: str, does: str) -> Iterator[None]:
+def lock_folder(folder: Path, name: str, does: str, option: str = "--output_dir") -> Iterator[None]:
     """Make a folder, and keep other processes from it until the context ends; a folder that stays empty is removed.
 
     Args:
         folder: to lock; made if it does not exist.
         name: of the lock's file in it, which is removed at the end.
         does: what the process does in it, such as "trains".
+        option: what names the folder on the command line.
 
     Raises:
         MedtlError: another process has the lock, or the folder can't be written to.
@@ -47,16 +48,16 @@ def lock_folder(folder: Path, name: str, does: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise MedtlError(_refusal(folder, name, does)) from error
+        raise MedtlError(_refusal(folder, name, does, option)) from error
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MedtlError(NOT_WRITABLE.format(folder)) from error
         if not folder.is_dir():
-            raise MedtlError(f"--output_dir {folder} is no possible folder ({error}). Give another.") from error
+            raise MedtlError(f"{option} {folder} is no possible folder ({error}). Give another.") from error
         logger.warning("%s cannot be locked (%s): do not start a second run in it.", folder, error)
     try:
         if _is_alive(owner_file, locked=lock.is_locked):
-            raise MedtlError(_refusal(folder, name, does))
+            raise MedtlError(_refusal(folder, name, does, option))
         with _owner(owner_file):
             yield
     finally:
@@ -93,10 +94,10 @@ def _owner_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _refusal(folder: Path, name: str, does: str) -> str:
+def _refusal(folder: Path, name: str, does: str, option: str = "--output_dir") -> str:
     owner = _read_owner(_owner_file(folder, name))
     who = f" (process {owner['process']} on {owner['host']}, since {owner['since']})" if owner else ""
-    return f"Another process {does} in {folder}{who}. Wait for it, or give another --output_dir."
+    return f"Another process {does} in {folder}{who}. Wait for it, or give another {option}."
 
 
 def _read_owner(path: Path) -> dict[str, Any] | None:

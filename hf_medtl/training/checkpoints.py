@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 from transformers.trainer_pt_utils import safe_globals
 
-from hf_medtl.common.checksums import sha256_of_file
+from hf_medtl.common.checksums import is_inside, sha256_of_file
 from hf_medtl.common.files import list_files, write_atomic
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.untrusted import load_config
 
 logger = logging.getLogger("hf_medtl")
 
@@ -55,7 +55,7 @@ def find_checkpoint(checkpoint: str | None, output_dir: Path, labels: tuple[str,
             f"{folder} is not a complete checkpoint: {damage}. Pass a checkpoint-* folder of the run, "
             "or --resume_from_checkpoint auto."
         )
-    checkpoint_labels = tuple(AutoConfig.from_pretrained(folder).id2label.values())
+    checkpoint_labels = tuple((load_config(folder).id2label or {}).values())
     if not (folder / CHECKSUMS).is_file():
         logger.info("%s has no checksums (%s), so its files are only checked for being complete.", folder, CHECKSUMS)
     if checkpoint_labels != labels:
@@ -88,7 +88,7 @@ def find_changes(folder: Path) -> str | None:
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         path = folder / name
-        if not name or len(digest) != 64:
+        if not name or len(digest) != 64 or not is_inside(path, folder):
             return f"{CHECKSUMS} is damaged"
         if not path.is_file():
             return f"it has no {name}"

@@ -1,11 +1,13 @@
 """Checksums of a run's files."""
 
 import json
+import shutil
 
 import pytest
 
 from hf_medtl.common.checksums import (
     CHECKSUMS,
+    SHOWN,
     check_unchanged,
     find_changed_files,
     read_checksums,
@@ -89,12 +91,30 @@ def test_an_export_that_is_replaced_is_recorded_and_one_that_fails_is_not(run):
     assert "export/onnx/model.xml" in read_checksums(run.path)
 
 
+def test_an_export_may_be_deleted_or_made_again(run):
+    (run.path / "export" / "onnx" / "model.onnx").write_bytes(b"damaged")
+    check_unchanged(run.path, "", SHOWN)
+    with pytest.raises(MedtlError, match=r"model\.onnx has changed"):
+        check_unchanged(run.path, "Nothing was uploaded.")
+    shutil.rmtree(run.path / "export" / "onnx")
+    check_unchanged(run.path, "")
+
+
 def test_the_card_may_be_edited_by_hand_and_other_files_may_not(run):
     (run.path / "README.md").write_text("# mine\n", encoding="utf-8")
     check_unchanged(run.path, "Nothing was uploaded.")
     (run.path / "results.json").write_text('{"n": 9}', encoding="utf-8")
     with pytest.raises(MedtlError, match=r"results\.json has changed .* Nothing was uploaded\. Restore it"):
         check_unchanged(run.path, "Nothing was uploaded.")
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/etc/passwd", "link.json"])
+def test_a_list_of_files_elsewhere_is_not_followed(run, name, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("other") / "outside.json"
+    outside.write_text("{}", encoding="utf-8")
+    (run.path / "link.json").symlink_to(outside)
+    (run.path / CHECKSUMS).write_text(json.dumps({"files": {name: sha256_of_file(outside)}}), encoding="utf-8")
+    assert find_changed_files(run.path) == [f"{run.path / CHECKSUMS} is damaged: {name!r} is not in the folder"]
 
 
 def test_a_run_without_checksums_and_damaged_ones(run):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -169,6 +170,24 @@ def test_cache_of_killed_process_is_rebuilt(cache_folder, tmp_path):
     began = time.monotonic()
     assert np.array_equal(build(paths), np.concatenate([small([read_image(path)]) for path in paths]))
     assert time.monotonic() - began < 10  # does not wait for the dead process
+
+
+@pytest.mark.slow
+def test_another_run_goes_on_when_the_one_that_prepares_its_images_is_killed(cache_folder, tmp_path, caplog):
+    caplog.set_level("INFO", "hf_medtl")
+    paths = write_images(tmp_path / "data", 200)
+    process = start(BUILDER, tmp_path / "data", 0.05)
+    wait_for("*.partial", cache_folder)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(build, paths)
+        while "Waiting for another process" not in caplog.text:
+            assert not waiting.done()
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert np.array_equal(waiting.result(60), np.concatenate([small([read_image(path)]) for path in paths]))
+    assert len(called) == 200 + 200  # prepared here once, and read once for the comparison
+    assert not list(cache_folder.glob("*.partial"))
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from filelock import FileLock
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.common.files import replacing
 from hf_medtl.runs import preflight
+from hf_medtl.runs.batch_predict import predict_files
+from hf_medtl.runs.ensemble import ensemble
 from hf_medtl.runs.lock import RUN_LOCK, check_unlocked, lock_folder
 from tests.support.commands import ROOT, options
 
@@ -154,6 +156,17 @@ def test_a_process_on_another_machine_that_shows_it_is_alive_is_respected(tmp_pa
             lock_folder(tmp_path / "run", RUN_LOCK, "trains"),
         ):
             pass
+
+
+def test_a_second_job_with_the_same_table_or_ensemble_is_refused(tmp_path):
+    for name, start in (
+        (".out.csv.lock", lambda: predict_files(None, [], tmp_path / "out.csv", "model")),
+        (RUN_LOCK, lambda: ensemble([], tmp_path)),
+    ):
+        with lock_folder(tmp_path, name, "works"), pytest.raises(MedtlError, match="Another process") as error:
+            start()
+        assert ("give another --out." in str(error.value)) == (name != RUN_LOCK)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_a_killed_run_leaves_does_not_make_a_folder_full(tmp_path):

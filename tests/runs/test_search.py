@@ -82,7 +82,7 @@ def recorded(phantoms, tiny_checkpoint, tmp_path_factory) -> tuple[Path, set[int
 def test_search_writes_its_files_and_starts_with_the_recipe(recorded):
     folder, _ = recorded
     assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
-        "best.yaml", "figures", "recipe.yaml", "search.db", "splits.csv", "trials.csv"
+        "best.yaml", "checksums.json", "figures", "recipe.yaml", "search.db", "splits.csv", "trials.csv"
     }  # fmt: skip
     assert (folder / "figures" / "search.png").stat().st_size > 1000
     trials = pd.read_csv(folder / "trials.csv")
