@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
-DISK_FULL_MESSAGES = ("No space left", "File too large", "quota exceeded")
+DISK_FULL_MESSAGES = ("No space left", "File too large", "quota exceeded", "disk I/O error", "disk is full")
+LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer")  # of Gloo
 
 
 def cache_dir() -> Path:
@@ -127,7 +128,7 @@ def is_disk_full(error: BaseException | None, folder: Path | None = None) -> boo
 
 
 def explain_shortage(error: BaseException) -> str | None:
-    """Return what to do about an error for lack of disk or memory; None for other errors."""
+    """Return what to do about an error for lack of disk, memory or a process of the job; None for other errors."""
     if isinstance(error, MedtlError):
         return None
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -138,4 +139,6 @@ def explain_shortage(error: BaseException) -> str | None:
             f"There is too little memory ({first}). Take smaller batches or images, or end other programs, and give "
             "the same command again."
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in LOST_MESSAGES):
+        return "Another process of this job has ended; its own error says why."
     return None

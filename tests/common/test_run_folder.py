@@ -138,6 +138,7 @@ def test_disk_full_is_detected_in_causes_and_messages(tmp_path):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
         (OSError(errno.EFBIG, "File too large"), "The disk is full"),
+        (RuntimeError("(sqlite3.OperationalError) disk I/O error\n[SQL: CREATE INDEX]"), "The disk is full"),
         (MemoryError(), "There is too little memory (MemoryError)"),
         (RuntimeError("can't start new thread"), "There is too little memory (can't start new thread)"),
         (
@@ -149,6 +150,13 @@ def test_disk_full_is_detected_in_causes_and_messages(tmp_path):
 def test_shortage_is_one_sentence(error, said):
     assert said in explain_shortage(error)
     assert "\n" not in explain_shortage(error)
+
+
+def test_lost_process_of_a_job_is_one_sentence(monkeypatch):
+    lost = RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:56751. Check the logs.")
+    assert explain_shortage(lost) is None  # such as of a web server
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert explain_shortage(lost) == "Another process of this job has ended; its own error says why."
 
 
 def test_other_errors_are_no_shortage():
