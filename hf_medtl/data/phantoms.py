@@ -366,7 +366,8 @@ def write_phantoms(
         new = Path(unfinished) / "phantoms"  # a folder of its own: the temporary one can be read by its owner only
         for name in ("masks", *LABELS[kind]):
             (new / name).mkdir(parents=True)
-        for phantom in tqdm(phantoms, f"Drawing {kind} phantoms", patients * images, unit="image", delay=2):
+        title, total = f"Drawing {kind} phantoms", patients * images
+        for phantom in tqdm(phantoms, title, total, unit="image", delay=2, disable=None):
             file = f"{phantom.patient}_{phantom.index}.png"
             Image.fromarray(phantom.image).save(new / phantom.label / file)
             Image.fromarray(phantom.mask).save(new / "masks" / file)

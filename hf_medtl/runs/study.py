@@ -85,7 +85,7 @@ def study(recipe: Recipe, grid: Grid, run: Callable[[Recipe], Path] = run) -> in
 def _run_missing(sweep: Sweep[StudyCell], run: Callable[[Recipe], Path]) -> None:
     """Run what is not finished; a cell that fails is noted and does not stop the others."""
     number = len(sweep.cells)
-    with tqdm(total=number, initial=number - len(sweep.missing), unit="cell", desc="Study") as bar:
+    with tqdm(total=number, initial=number - len(sweep.missing), unit="cell", desc="Study", disable=None) as bar:
 
         def run_cell(cell: StudyCell) -> None:
             bar.set_postfix_str(cell.name)

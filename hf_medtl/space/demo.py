@@ -1,5 +1,6 @@
 """Demonstration models for a Space without models: small, trained on synthetic images at first use."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -15,8 +16,11 @@ from huggingface_hub import constants
 from tqdm import tqdm
 from transformers import ViTConfig, ViTImageProcessor
 
+from hf_medtl.common.progress import shows_bars
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
+
+logger = logging.getLogger("hf_medtl")
 
 VIT: dict[str, Any] = {
     "image_size": 64,
@@ -70,8 +74,11 @@ def _train_all(names: Sequence[str], folder: Path) -> None:
     """Train some of RECIPES, two at a time. If one fails or the user interrupts, stop the others, too."""
     epochs = sum(int(RECIPES[name][RECIPES[name].index("--num_train_epochs") + 1]) for name in names)
     processes: list[subprocess.Popen[str]] = []
+    what, bars = "Training small models on synthetic images", shows_bars()
+    if names and not bars:
+        logger.info("%s: %d epochs", what, epochs)
     with (
-        tqdm(total=epochs, desc="Training small models on synthetic images", unit="epoch", disable=not names) as bar,
+        tqdm(total=epochs, desc=what, unit="epoch", disable=not (names and bars)) as bar,
         ThreadPoolExecutor(2) as pool,
     ):
         try:

@@ -1,11 +1,14 @@
 """Progress of long stages, and silence for libraries."""
 
+import ast
 import logging
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+import hf_medtl
 from hf_medtl.common.messages import show_messages
 from hf_medtl.common.progress import track
 from hf_medtl.common.quiet import quiet_libraries
@@ -82,3 +85,16 @@ def test_messages_go_above_bars(monkeypatch, terminal):
         logger.info("Note")
     lines = stream.text.replace("\r", "\n").split("\n")
     assert [line.strip() for line in lines].count("Note") == 2
+
+
+def test_every_bar_says_when_it_is_hidden():
+    """Without `disable`, tqdm draws in files of logs, too."""
+    package = Path(hf_medtl.__file__).parent
+    careless = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in sorted({*package.rglob("*.py")} - {package / "common" / "progress.py"})
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tqdm"
+        if "disable" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert careless == []
