@@ -96,7 +96,7 @@ def disk_needed(parameters: int, save_total_limit: int | None, epochs: int, copi
         copies: Copies of the weights in a checkpoint (more with adapters or averaged weights).
     """
     checkpoints = min(save_total_limit or epochs, epochs) + 1  # a new one is written before an old one goes
-    return 4 * parameters * ((2 + copies) * checkpoints + 1) + 20e6
+    return 4 * parameters * ((2 + copies) * checkpoints + 2) + 20e6  # the old weights stay until the new are written
 
 
 def start_run(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.DataFrame) -> None:

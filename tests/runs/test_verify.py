@@ -15,6 +15,7 @@ from hf_medtl.export.export import export_run
 from hf_medtl.publish.hub import plan_upload
 from hf_medtl.runs.ensemble import ensemble
 from hf_medtl.runs.verify import verify
+from tests.support.commands import ROOT
 
 
 @pytest.fixture
@@ -99,6 +100,13 @@ def test_a_run_of_an_older_version_is_read(whole_run):
     assert "model.safetensors is damaged" in "\n".join(verify(whole_run).problems)
     (whole_run / "UNFINISHED").touch()
     assert "is not finished" in verify(whole_run).notes[0]
+
+
+def test_a_published_folder_of_the_first_version_lacks_only_its_card():
+    folder = ROOT / "tests" / "publish" / "published" / "0.1.0" / "vit"
+    result = verify(folder)
+    assert result.problems == [f"{folder / 'README.md'} is missing"]
+    assert result.notes[0].startswith(f"{folder} has no checksums.json")
 
 
 def test_the_command_names_each_file(whole_run, tmp_path):
