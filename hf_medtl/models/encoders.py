@@ -17,6 +17,7 @@ from torch import nn
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import check_finite, first_line
 from hf_medtl.models.smp import SmpConfig, build_network
+from hf_medtl.models.untrusted import check_model
 
 PREFIX = re.compile(r"^((timm_model|encoder|model)\.)+")  # added by TimmWrapper, SMP and SMP's timm encoders
 
@@ -111,6 +112,7 @@ def read_encoder(folder: Path, names: Sequence[str] = ()) -> EncoderWeights:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
+        check_model(folder)
         tensors = load_file(folder / "model.safetensors")
         normalisation = {**config, **config.get("pretrained_cfg", {})}
         if (folder / "preprocessor_config.json").exists():

@@ -18,6 +18,7 @@ from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.ood import OutOfDistributionScorer
 from hf_medtl.models.build import load_trained
 from hf_medtl.models.cnn import MedicalCnnConfig
+from hf_medtl.models.encoders import read_encoder
 from hf_medtl.models.ensemble import EnsembleConfig, build_member
 from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.models.size_limit import limited_size
@@ -137,6 +138,13 @@ def test_an_index_names_files_of_its_folder_alone(name, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}), encoding="utf-8")
     with pytest.raises(MedtlError, match="expected names of safetensors files in the same folder"):
         check_model(tmp_path)
+
+
+def test_folders_of_encoders_are_checked(tmp_path):
+    settings = {"architecture": "local-dir:x", "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(MedtlError, match=r"architecture in config\.json is 'local-dir:x'"):
+        read_encoder(tmp_path)
 
 
 def test_adapters_are_refused(tmp_path):
