@@ -36,6 +36,9 @@ def write(
             "--model_card", help="Markdown file with the author's text; the run's if not given.", callback=check_exists
         ),
     ] = None,
+    figures: Annotated[
+        str | None, typer.Option(help="Draw the figures again, too, in formats separated by commas: png, pdf, svg.")
+    ] = None,
 ) -> None:
     """Write the card of a finished run again, such as with a text that was not there when it trained.
 
@@ -43,6 +46,11 @@ def write(
     """
     from hf_medtl.runs.model_card import rewrite_card
 
+    if figures is not None:
+        from hf_medtl.runs.redrawing import redraw_figures
+
+        redraw_figures(run, figures)
+        print(f"Drew {run / 'figures'}; outlines of masks and risk-coverage curves there are as they were.")
     rewrite_card(run, model_card)
     print(f"Wrote {run / 'README.md'}. Missing fields: hf-medtl card check {run}")
 

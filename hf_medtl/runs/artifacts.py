@@ -85,7 +85,7 @@ def write_artifacts(
 
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    with warn_instead("Figures", folder, f"hf-medtl report {folder}"):
+    with warn_instead("Figures", folder, f"hf-medtl card write {folder} --figures {recipe.figures}"):
         log, best = trainer.state.log_history, trainer.state.best_global_step
         plots.training_history(log, best, figures / "history.png", task.main_metric, METRIC_NAMES[task.main_metric])
         task.draw_figures(folder, figures, loaded, predictions, results)

@@ -9,11 +9,14 @@ import pytest
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerState
 
 from hf_medtl import MedtlError, Recipe
+from hf_medtl.common.checksums import find_changed_files
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.publish.card_fields import AUTHOR_FIELDS, missing_fields
 from hf_medtl.publish.templates import copy_sections, replace_section
 from hf_medtl.runs import preflight
 from hf_medtl.runs.artifacts import write_artifacts
 from hf_medtl.runs.model_card import collect_facts, render_with_dummy_results, rewrite_card, warn_instead
+from hf_medtl.runs.redrawing import redraw_figures
 from hf_medtl.tasks import get_task
 from tests.support.commands import options, run_cli
 from tests.support.multilabel_tables import write_table
@@ -105,6 +108,22 @@ def test_written_again_with_another_text_a_card_keeps_the_sections_of_other_comm
     (publishable_run / "card.json").unlink()
     with pytest.raises(MedtlError, match=r"no results.json or no card.json"):
         rewrite_card(publishable_run)
+
+
+def test_figures_are_drawn_again_from_the_predictions(publishable_run, tmp_path):
+    run, figures = RunFolder(publishable_run), publishable_run / "figures"
+    names = {path.name for path in figures.iterdir()} - {"risk_coverage.png"}
+    for name in names:
+        (figures / name).unlink()
+    run.mark_finished()
+    with pytest.raises(MedtlError, match="found 'gif'"):
+        redraw_figures(publishable_run, "gif")
+    output = run_cli("card", "write", publishable_run, "--figures", "pdf")
+    assert "risk-coverage curves there are as they were" in output
+    drawn = {path.name for path in figures.iterdir()}
+    assert drawn == {"risk_coverage.png"} | names | {name.replace(".png", ".pdf") for name in names}
+    assert find_changed_files(publishable_run) == []
+    assert run.results["metrics"]  # as they were
 
 
 def test_copies_sections_that_the_new_card_has_or_lacks():
