@@ -50,11 +50,27 @@ def check_names(files: Mapping[str, Path], names: Mapping[str, str], allowed: fr
         return
     for name, path in files.items():
         for where, text, is_binary in itertools.chain([("The name of a file", name, False)], _read(name, path)):
-            if (key := _find(text, names, allowed, is_binary)) is not None:
-                raise MedtlError(
-                    f"{where}{_line(text, names, allowed)} holds a word that is also in {names[key]}, so it may name "
-                    "a patient. Nothing was uploaded: take it out, or if it names nobody, pass --allow_word and it."
-                )
+            _refuse(where, text, names, allowed, is_binary)
+
+
+def check_text(where: str, text: str, names: Mapping[str, str]) -> None:
+    """Raise MedtlError as `check_names` if a text that will be published holds a name.
+
+    Args:
+        where: What the text is, for the message.
+        text: The text.
+        names: As for `check_names`.
+    """
+    for variant, is_binary in _variants(text):
+        _refuse(where, variant, names, frozenset(), is_binary)
+
+
+def _refuse(where: str, text: str, names: Mapping[str, str], allowed: frozenset[str], is_binary: bool) -> None:
+    if (key := _find(text, names, allowed, is_binary)) is not None:
+        raise MedtlError(
+            f"{where}{_line(text, names, allowed)} holds a word that is also in {names[key]}, so it may name a "
+            "patient. Nothing was uploaded: take it out or, if it names nobody, push with --allow_word and the word."
+        )
 
 
 def _line(text: str, names: Mapping[str, str], allowed: frozenset[str]) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hf_medtl.common.run_folder import RunFolder, read_table
+from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.identifiers import IDENTIFIERS, are_neutral
+from hf_medtl.data.name_scan import check_text
 from hf_medtl.data.person_names import names_in_headers, names_in_paths, split_words, squeeze
 from hf_medtl.publish.neutral_files import are_names_public
 
@@ -41,12 +43,29 @@ def _read_names(folder: Path, tables: tuple[tuple[Path, int], ...]) -> dict[str,
     results = RunFolder(folder).results
     public |= {str(results.get("dataset")), *map(str, results.get("labels", ()))}
     existing = [path for path in map(Path, files) if path.is_file()]
-    if len(existing) < len(files) or (paths and not files):
+    total = len(files) or len(paths)  # an older run does not know where its files were
+    if len(existing) < total:
         logger.warning(
             "%d of %d images are not where they were in training, so names in their headers are not looked for.",
-            *(max(len(files), len(paths)) - len(existing), max(len(files), len(paths))),
+            *(total - len(existing), total),
         )
     return names_in_headers(existing) | names_in_paths(paths, public)
+
+
+def check_planned_card(card: str, datasets: Iterable[LoadedDataset | None]) -> None:
+    """Check before training that a card has no names of files and folders, such as in its author's prose.
+
+    Args:
+        card: The card, with made-up results.
+        datasets: The data sets of the run.
+
+    Raises:
+        MedtlError: It has one.
+    """
+    for loaded in datasets:
+        if loaded and not loaded.spec.public:
+            public = {*loaded.labels, *loaded.table["source"], loaded.spec.name, loaded.spec.title}
+            check_text("The model card", card, names_in_paths(loaded.table["path"], public))
 
 
 def allowed_words(words: Iterable[str] | None) -> frozenset[str]:

@@ -26,6 +26,7 @@ from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
 from hf_medtl.publish.checkpoints import CheckpointUploader
 from hf_medtl.publish.hub import create_repository, push, validate_card
 from hf_medtl.publish.neutral_files import write_identifiers
+from hf_medtl.publish.private_names import check_planned_card
 from hf_medtl.runs import preflight
 from hf_medtl.runs.artifacts import write_artifacts
 from hf_medtl.runs.console import show_plan, show_results
@@ -138,6 +139,9 @@ def _set_up_cpu(recipe: Recipe) -> None:
 
 def _make_repository(recipe: Recipe, plan: Plan) -> None:
     """Make the repository of the run: what the Hub refuses shows before training."""
+    if not recipe.publish_names:
+        card = render_with_dummy_results(recipe, plan.task, plan.loaded, plan.external, plan.card)
+        check_planned_card(card, (plan.loaded, plan.external))
     recipe.hub_model_id = create_repository(model_name(recipe), recipe.hub_private_repo)
     plan.card["name"] = recipe.hub_model_id
     card = render_with_dummy_results(recipe, plan.task, plan.loaded, plan.external, plan.card)
