@@ -67,10 +67,10 @@ def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | N
             f"An ensemble needs two or more runs, found {len(members)}. Give the folders of finished runs."
         )
     results = [_classification_results(member) for member in members]
-    for member in members:
-        check_unchanged(member.path, "No ensemble was made.", SHOWN)
     models, processors = zip(*map(_load_member, members), strict=True)
     _check_same_outputs(names, results, models)
+    for member in members:
+        check_unchanged(member.path, "No ensemble was made.", SHOWN)
     processor = shared_processor(processors, names)
     combine = _average_weights if soup else _join_members
     model, processor = combine(models, names, processors, processor)

@@ -244,7 +244,8 @@ def test_ensemble_is_verified_on_shared_test_images_or_given_ones(finished_run, 
     assert report["split"] == "test"
     assert report["metric"] == "roc_auc"
     assert report["largest_logit_difference"] < 1e-4
-    (tmp_path / "both" / "splits.csv").unlink()  # as in an ensemble of folds
+    for name in ("splits.csv", "checksums.json"):
+        (tmp_path / "both" / name).unlink()  # as in an ensemble of folds
     with pytest.raises(MedtlError, match=r"no splits.csv.*--data_dir with any images"):
         export_run(tmp_path / "both", "onnx")
     _, report = export_run(tmp_path / "both", "onnx", data_dir=phantoms / "lesion")
@@ -366,7 +367,8 @@ def rewrite(path, **values):
     ids=["other weights", "changed", "gone", "another threshold", "unknown weights"],
 )
 def test_outdated_export_blocks_publishing(export_other_weights, message, folder, exported, tmp_path, monkeypatch):
-    run_copy = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("onnx-int8", "openvino"))
+    ignored = shutil.ignore_patterns("onnx-int8", "openvino", "checksums.json")
+    run_copy = shutil.copytree(folder, tmp_path / "other", ignore=ignored)
     plan_upload(run_copy, WAIVED)
     export_other_weights(run_copy)
     with pytest.raises(MedtlError, match=f"{message}.*hf-medtl export .* --format onnx\\), or delete"):
