@@ -102,12 +102,12 @@ def _verify_run(run: RunFolder, result: Verification) -> None:
 
 def _required_files(run: RunFolder) -> Iterator[Path]:
     """Yield the files that a run needs, beyond those that its checksums name."""
+    others = any((run.path / name).exists() for name in ("study.json", SEARCH_DB))
     trained = (run.path / "config.json").is_file() or (run.path / "splits.csv").is_file()
-    if trained and not run.is_marked:
+    if trained and not run.is_marked and not others:
         yield run.path / "config.json"
         with contextlib.suppress(MedtlError):  # a damaged index, which is found by reading it
             yield from weight_files(run.path)
-    others = any((run.path / name).exists() for name in ("study.json", SEARCH_DB))
     if (run.path / "recipe.yaml").is_file() and not run.is_marked and not others:
         yield from (run.path / name for name in REQUIRED)
 

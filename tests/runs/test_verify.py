@@ -109,6 +109,14 @@ def test_a_published_folder_of_the_first_version_lacks_only_its_card():
     assert result.notes[0].startswith(f"{folder} has no checksums.json")
 
 
+def test_a_search_needs_no_weights(finished_run, tmp_path):
+    for name in ("splits.csv", "recipe.yaml"):
+        shutil.copy(finished_run / name, tmp_path / name)
+    assert any("config.json is missing" in problem for problem in verify(tmp_path).problems)
+    (tmp_path / "search.db").touch()
+    assert verify(tmp_path).problems == []
+
+
 def test_the_command_names_each_file(whole_run, tmp_path):
     command = CliRunner()
     result = command.invoke(app, ["verify", str(whole_run)])
