@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MINIMUM := .venv-minimum
 
-.PHONY: help demo test test-fast test-minimum check format minimum licences sbom clean
+.PHONY: help demo test test-fast test-minimum faults check format minimum licences sbom clean
 
 help:
 	@echo "make demo          fine-tune a small ViT on synthetic brain slices and show the resulting run folder"
 	@echo "make test          run all tests"
 	@echo "make test-fast     run the tests that do not train, serve or take long"
 	@echo "make test-minimum  the same with the lowest versions of all dependencies (needs Python 3.11)"
+	@echo "make faults        kill, starve and disturb all stages of the work 200 times, and compare (an hour)"
 	@echo "make check         check format, lint, docstrings, spelling, types and import directions"
 	@echo "make format        fix format and lint where that is safe"
 	@echo "make minimum       find the lowest versions that pyproject.toml allows: constraints-minimum.txt"
@@ -51,6 +52,9 @@ test-minimum:
 	test -x $(MINIMUM)/bin/python || $(PYTHON) -m venv $(MINIMUM)
 	$(MINIMUM)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints-minimum.txt --editable ".[test]"
 	$(MINIMUM)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not real and not browser and not gpu"
+
+faults: $(INSTALLED)
+	HF_MEDTL_FAULTS=$${HF_MEDTL_FAULTS:-200} $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
