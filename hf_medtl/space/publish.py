@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 
 from hf_medtl.common.files import adding_files, list_files, write_atomic
 from hf_medtl.data.name_scan import check_names
+from hf_medtl.data.person_names import names_in_headers
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import check_secrets
 from hf_medtl.publish.hub import commit_files, plan_upload, validate_card, write_waivers
@@ -140,10 +141,12 @@ def push_space(folder: Path, repo: str, *, private: bool = False) -> str:
     api, files = HfApi(), list_files(folder)
     if private and any(name.endswith(".whl") for name in files):
         raise MedtlError("The Hub cannot install a wheel from a private Space. Give another --requirement.")
+    names = names_in_headers([path for name, path in files.items() if name.startswith("examples/")])
+    check_names(files, names)  # the user may have put images of their own there
     validate_card(folder / "README.md", "space")
     with hub_errors(f"The Space {repo} could not be uploaded", "Push it again."):
         url = with_retries(
             lambda: api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         )
-        commit_files(api, url.repo_id, files, "Upload Space", repo_type="space", stale=MANAGED_FILES)
+        commit_files(api, url.repo_id, files, "Upload Space", repo_type="space", stale=MANAGED_FILES, names=names)
     return str(url)

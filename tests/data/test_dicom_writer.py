@@ -239,19 +239,24 @@ def test_command_writes_segmentations_beside_masks(process_pool, segmenter, tmp_
 
 
 def test_command_writes_overlays_beside_heatmaps_if_asked(tiny_checkpoint, tmp_path):
-    source = save_dicom(radiograph(), tmp_path / "scan.dcm")
-    command = "predict", tiny_checkpoint("vit"), source, "--explain", "gradcam", "--out"
+    for name in ("one", "two"):  # files of the same name, of two patients
+        (tmp_path / name).mkdir()
+        save_dicom(radiograph(PatientID=name), tmp_path / name / "scan.dcm")
+    command = "predict", tiny_checkpoint("vit"), tmp_path / "one", tmp_path / "two", "--explain", "gradcam", "--out"
     printed = run_cli(*command, tmp_path / "t.csv", "--maps", tmp_path / "maps", "--dicom")
-    saved = dcmread(tmp_path / "maps" / "scan.dcm.sc.dcm")
-    assert np.array_equal(saved.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "scan.dcm.png")))
+    assert dcmread(tmp_path / "maps" / "two" / "scan.dcm.sc.dcm").PatientID == "two"
+    saved = dcmread(tmp_path / "maps" / "one" / "scan.dcm.sc.dcm")
+    assert saved.PatientID == "one"
+    assert np.array_equal(saved.pixel_array, np.asarray(Image.open(tmp_path / "maps" / "one" / "scan.dcm.png")))
     label = pd.read_csv(tmp_path / "t.csv")["label"][0]
     assert f"{label} 0." in saved.DerivationDescription
     assert "by gradcam" in saved.DerivationDescription
     assert saved.PatientName == NAME
     assert "Mustermann" not in printed + (tmp_path / "t.csv").read_text()
     run_cli(*command, tmp_path / "bare.csv", "--maps", tmp_path / "bare")
-    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["scan.dcm.png"]
-    assert b"Mustermann" not in (tmp_path / "bare" / "scan.dcm.png").read_bytes()
+    files = [path for path in (tmp_path / "bare").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["scan.dcm.png"] * 2
+    assert not [path for path in files if b"Mustermann" in path.read_bytes()]
 
 
 @pytest.mark.real

@@ -29,8 +29,10 @@ from PIL import Image
 
 from hf_medtl import MedtlError
 from hf_medtl.cli.space import repeat_models_option
+from hf_medtl.data.person_names import names_in_headers
 from hf_medtl.publish.hub import push
 from hf_medtl.publish.licences import LICENCES
+from hf_medtl.space.examples import generate_examples
 from hf_medtl.space.publish import GRADIO_VERSION, PACKAGE, bundle_wheel, push_space, write_space
 from hf_medtl.space.registry import ModelRegistry
 from tests.support.commands import COMMAND, ROOT, run_cli, run_command
@@ -207,6 +209,18 @@ def test_bundled_wheel_can_be_downloaded(hub, wheel, tmp_path):
     assert (
         bundle_wheel(other_wheel, tmp_path / "copy", name) not in Path(lines).read_text()
     )  # another file gives another hash, so that pip installs it again
+
+
+def test_example_with_a_name_in_its_header_is_not_pushed(tmp_path):
+    (tmp_path / "examples").mkdir()
+    for example in generate_examples():  # those of ours name nobody
+        (tmp_path / "examples" / example.name).write_bytes(example.content)
+    assert names_in_headers([*(tmp_path / "examples").iterdir()]) == {}
+    exif = Image.Exif()
+    exif[0x013B] = "Hans Meier"  # Artist
+    Image.new("L", (8, 8)).save(tmp_path / "examples" / "own.jpg", exif=exif)
+    with pytest.raises(MedtlError, match=r"examples/own.jpg holds a word that is also in EXIF.*Nothing was uploaded"):
+        push_space(tmp_path, "ci-user/own-example")
 
 
 def test_refused_push_raises_without_token(hub, tmp_path, monkeypatch):
