@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import log_softmax, logsigmoid
 from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 # Relative, so that it resolves both in hf_medtl and beside the weights; stock Auto classes do not know this class.
 from .cnn import MedicalCnnConfig, MedicalCnnForImageClassification, check_number_of_labels
@@ -151,10 +152,12 @@ def check_member(settings: dict[str, Any]) -> None:
     """Raise ValueError if a member's configuration names no known model, or asks timm for more than an architecture."""
     check_number_of_labels(settings)
     model_type = settings.get("model_type")
-    if model_type not in {MedicalCnnConfig.model_type, *CONFIG_MAPPING} or model_type == EnsembleConfig.model_type:
+    if model_type not in {MedicalCnnConfig.model_type, *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}:
         raise ValueError(f"members must be image classifiers, found the model type {model_type!r}.")
     if unknown := sorted(set(settings.get("model_args") or {}) - TIMM_ARGUMENTS):
         raise ValueError(f"model_args of a member may give sizes and rates only, found {', '.join(unknown)}.")
+    if "/" in str(settings.get("attn_implementation") or settings.get("_attn_implementation")):
+        raise ValueError("attn_implementation of a member must not be a kernel on the Hub.")
     if not re.fullmatch(r"[\w.\-]+", str(settings.get("architecture") or "timm")):
         raise ValueError(f"the architecture of a member must be a name in timm, found {settings['architecture']!r}.")
 

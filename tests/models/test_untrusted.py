@@ -73,6 +73,27 @@ def test_configurations_of_published_models_pass():
     check_config({"quantization_config": None, "transformers_weights": "model-a.safetensors"}, "any")
 
 
+def test_models_on_the_hub_are_checked_at_the_commit_that_is_loaded(tmp_path, monkeypatch):
+    folder = tmp_path / "0123abc"
+    folder.mkdir()
+    patterns = []
+
+    def download(name, revision, allow_patterns):
+        patterns.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("hf_medtl.models.untrusted.snapshot_download", download)
+    (folder / "config.json").write_text(json.dumps({"backbone": "other/model"}), encoding="utf-8")
+    with pytest.raises(MedtlError, match=r"owner/hostile: backbone in config\.json would load another model"):
+        check_model("owner/hostile", "main")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert check_model("owner/fine", "main") == "0123abc"
+    assert {"config.json", "adapter_config.json", "lung_model/config.json"} <= set(patterns)
+    assert not [pattern for pattern in patterns if not pattern.endswith(".json")]  # weights come after the check
+    monkeypatch.delattr("hf_medtl.models.untrusted.snapshot_download")
+    assert check_model("owner/fine", "0123abc") == "0123abc"  # a commit is checked once
+
+
 def test_with_trusted_code_only_sizes_are_checked():
     check_config({"backbone": "a/b", "attn_implementation": "a/kernel"}, "x", trusted=True)
     with pytest.raises(MedtlError, match="num_labels"):
@@ -108,6 +129,8 @@ def test_our_classes_refuse_by_themselves_what_stock_code_hands_them():
         ({"model_args": {"checkpoint_path": "x"}}, "sizes and rates only, found checkpoint_path"),
         ({"architecture": "local-dir:x"}, "must be a name in timm"),
         ({"model_type": "medical_ensemble"}, "must be image classifiers"),
+        ({"model_type": "dpt", "backbone": "a/b"}, "must be image classifiers"),
+        ({"attn_implementation": "a/kernel"}, "must not be a kernel on the Hub"),
         ({"num_classes": 10**9}, "num_classes must be 100000 or less"),
     ):
         with pytest.raises(ValueError, match=message):
