@@ -17,6 +17,7 @@ from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.columns import parse_columns
+from hf_medtl.data.identifiers import IDENTIFIERS
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import first_line, load_trained
@@ -118,7 +119,9 @@ def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | N
         result["temperature"] = model.config.folded_temperature
         output.write("results.json", result)
         if same_split:  # otherwise the members share only the test images
-            output.write("splits.csv", (members[0].path / "splits.csv").read_bytes())
+            for name in ("splits.csv", IDENTIFIERS):  # the latter as far as file names are not public
+                if (members[0].path / name).is_file():
+                    output.write(name, (members[0].path / name).read_bytes())
     facts = {
         "members": [
             {
