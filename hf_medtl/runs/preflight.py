@@ -154,7 +154,9 @@ def _check_models(recipe: Recipe) -> None:
             if model:
                 check_place(model, revision)
         except MedtlError as error:
-            hint = (nearest(model, OWN_NETWORKS) or timm_tags(model)) if option == "model_name_or_path" else ""
+            hint = (
+                (nearest(str(model), OWN_NETWORKS) or timm_tags(str(model))) if option == "model_name_or_path" else ""
+            )
             raise MedtlError(f"--{option}: {error}{hint}") from error
 
 

@@ -211,7 +211,7 @@ class Options:
     )
     restore_callback_states_from_checkpoint: bool = True
     ddp_find_unused_parameters: bool | None = False
-    do_train: bool | None = None  # so that False can be told from the default, and be refused
+    do_train: Any = None  # so that False can be told from the default, and be refused
     # Trainer would drop the columns that are not in the model's signature, among them the images.
     remove_unused_columns: bool = False
 
