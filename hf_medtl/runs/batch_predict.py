@@ -33,7 +33,8 @@ from hf_medtl.predict import Predictor, prediction_columns
 from hf_medtl.runs.lock import lock_folder
 
 logger = logging.getLogger("hf_medtl")
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 FORMATS = (".csv", ".jsonl", ".parquet")
 BLOCK = 10_000  # rows in memory while the table is written
 LONGEST_NAME = 240  # bytes of a file name, of the 255 that file systems allow: .seg.dcm may follow

@@ -98,7 +98,8 @@ def test_finished_folds_are_not_trained_again(validated, phantoms, tiny_checkpoi
     output = tmp_path / "all"
     shutil.copytree(validated, output)
     (output / "results.json").unlink()
-    # An earlier version did not write fold 0 to recipe.yaml.
+    # An earlier version did not write fold 0 to recipe.yaml, and no checksums.
+    (output / "fold-0" / "checksums.json").unlink()
     lines = (output / "fold-0" / "recipe.yaml").read_text().splitlines()
     (output / "fold-0" / "recipe.yaml").write_text("\n".join(line for line in lines if line != "fold: 0"))
     with monkeypatch.context() as patch:
