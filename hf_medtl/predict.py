@@ -166,7 +166,7 @@ class Predictor:
                 that are missing or not finite, or files that ask for what no model needs.
         """
         chosen = select_device(device)  # before anything is downloaded
-        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             hub["revision"] = check_model(name, **hub)  # of a Hub id a commit, so that all files are of one
             config = load_config(name, **hub)
