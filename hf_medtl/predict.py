@@ -173,7 +173,7 @@ class Predictor:
             segmentation = any(x.endswith("ForSemanticSegmentation") for x in config.architectures or ())
             auto: Any = AutoModelForSemanticSegmentation if segmentation else AutoModelForImageClassification
             DecisionRule.from_config(config)  # fails for values that no rule has
-            model = load_trained(auto, name, **hub)
+            model: Any = load_trained(auto, name, **hub)
             processor = load_processor(name, **hub)
             # If the config announces the file, a failed download must not look like a missing file.
             announced = getattr(config, "outliers", None)

@@ -132,7 +132,7 @@ def explain_model(
     out = out or Path(model) / "explanations"
     chosen = select_device(device)
     try:
-        network = load_trained(AutoModelForImageClassification, model)
+        network: Any = load_trained(AutoModelForImageClassification, model)
         processor = load_processor(model)
         finished = fetch_run(model)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
