@@ -24,8 +24,10 @@ DICOM_KEYWORDS = (
     *("NameOfPhysiciansReadingStudy", "PhysiciansOfRecord"),
 )
 # Fields of EXIF, PNG and XMP in which a person may be named; others name cameras and programs.
-_EXIF_TAGS = ("Artist", "CameraOwnerName", "ImageDescription", "UserComment")
-_EXIF_TAGS += ("XPAuthor", "XPComment", "XPKeywords", "XPSubject", "XPTitle")
+_EXIF_TAGS = (
+    *("Artist", "CameraOwnerName", "ImageDescription", "UserComment"),
+    *("XPAuthor", "XPComment", "XPKeywords", "XPSubject", "XPTitle"),
+)
 _TEXT_KEYS = {"author", "comment", "creator", "description", "id", "name", "patient", "subject", "title"}
 _XMP = re.compile(r"<(?:dc:(?:creator|title|description|subject)|[\w]+:(?:OwnerName|Author\w*|Person\w*))\b.*?</", re.S)
 WORD = re.compile(r"[^\W\d_]+")

@@ -185,7 +185,7 @@ def load_weights(
     return model, {*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}
 
 
-def load_trained(auto: Any, name: str | Path, **hub: Any) -> PreTrainedModel:
+def load_trained(auto: Any, name: str | Path, **hub: Any) -> Any:  # a PreTrainedModel, whose `to` is typed wrongly
     """Load a model whose weights are used as they are, in float32.
 
     Args:
