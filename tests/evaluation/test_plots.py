@@ -41,9 +41,12 @@ def test_unknown_figure_format_names_the_nearest() -> None:
 
 def test_confusion_matrix_shows_counts_and_percentages_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *_, **__: texts.extend(text.get_text() for text in figure.axes[0].texts)
-    )
+
+    def save(figure: Figure, file: Path, **_: object) -> None:
+        texts.extend(text.get_text() for text in figure.axes[0].texts)
+        file.touch()
+
+    monkeypatch.setattr(Figure, "savefig", save)
     plots.confusion_matrix([[8, 2, 0], [1, 3, 0], [0, 0, 0]], ["a", "b", "c"], tmp_path / "matrix.png")
     assert texts == ["8\n80 %", "2\n20 %", "0\n0 %", "1\n25 %", "3\n75 %", "0\n0 %", "0", "0", "0"]
 

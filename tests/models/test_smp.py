@@ -1,6 +1,7 @@
 """Segmentation networks: pretrained encoders, exact saving and loading, and loading with stock code."""
 
 import copy
+import importlib.metadata
 import json
 import socket
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,6 +35,9 @@ from tests.support.commands import run_command
 from tests.support.tiny_models import LABELS, TINY, build_tiny
 
 ENCODERS = ("tu-test_resnet", "mit_b0")
+HAS_MAXVIT = pytest.mark.skipif(
+    Version(importlib.metadata.version("timm")) < Version("1.0.31"), reason="this timm has no test_maxvit"
+)
 
 # User code with stock transformers, in a process where hf_medtl can't be imported.
 USER_CODE = """
@@ -131,6 +136,7 @@ def test_architectures_save_and_load(architecture, tmp_path, no_network):
     assert torch.equal(loaded(pixel_values=pixels).logits, logits)
 
 
+@HAS_MAXVIT
 @pytest.mark.slow
 def test_unsaved_buffers_are_initialised_after_loading(tmp_path):
     """TRAP: unsaved buffers, such as relative positions, are undefined after from_pretrained."""
@@ -296,7 +302,12 @@ def test_unknown_name_raises_with_suggestions():
 
 @pytest.mark.parametrize(
     ("architecture", "encoder"),
-    [("unetplusplus", "mit_b0"), ("deeplabv3plus", "vgg11"), ("unet", "tu-test_vit"), ("unet", "tu-test_maxvit")],
+    [
+        ("unetplusplus", "mit_b0"),
+        ("deeplabv3plus", "vgg11"),
+        ("unet", "tu-test_vit"),
+        pytest.param("unet", "tu-test_maxvit", marks=HAS_MAXVIT),
+    ],
 )
 def test_incompatible_encoder_raises(architecture, encoder):
     with pytest.raises(MedtlError, match=f"{architecture} with the encoder {encoder} does not work"):
