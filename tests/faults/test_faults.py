@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.numpy import load_file
 
+from hf_medtl.common.files import is_partial
 from hf_medtl.runs.verify import verify
 from tests.faults.conftest import Workshop
 from tests.faults.stages import STAGES, Stage
@@ -33,7 +34,6 @@ import resource
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {value},) * 2)
 """
-PARTIAL = re.compile(r"\.[0-9a-f]{32}$")
 
 
 def check_whole(path: Path) -> None:
@@ -153,5 +153,5 @@ def test_disturbed_work_is_repeated_or_refused(trial, make_workshop, undisturbed
         check_same(workshop, reference, stage, name)
         outcome = "finished before, the same" if finished else "the same"
         assert find_problems(workshop) == []
-    left = [path for path in workshop.folder.rglob("*") if PARTIAL.search(path.name)]
+    left = [path for path in workshop.folder.rglob("*") if is_partial(path)]
     record_property("outcome", outcome + (f", {len(left)} partial files left" if left else ""))
