@@ -22,7 +22,7 @@ from hf_medtl.cli.report import report
 from hf_medtl.cli.train import CONTEXT as ANY_OPTIONS
 from hf_medtl.cli.train import train
 from hf_medtl.cli.verify import verify
-from hf_medtl.common.messages import show_messages
+from hf_medtl.common.messages import show_messages, start_logging
 from hf_medtl.common.system import explain_shortage, wait_passively
 from hf_medtl.errors import MedtlError
 from hf_medtl.version import __version__
@@ -120,7 +120,7 @@ for _panel, _commands in PANELS.items():
 
 def main() -> None:
     """Run the command; print errors that the user can fix without a traceback, with exit code 1."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    start_logging()
     show_messages(logging.INFO)
     wait_passively()
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_medtl.cli.train import check_early
-from hf_medtl.common.messages import given_arguments, show_messages
+from hf_medtl.common.messages import given_arguments, show_messages, start_logging
 from hf_medtl.common.system import explain_shortage
 from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.runs.study_grid import Grid, make_parser
@@ -26,7 +26,7 @@ def main(defaults: Mapping[str, Any], grid: Mapping[str, Any], argv: Sequence[st
         argv: Command-line flags; by default those of the running script.
     """
     argv = given_arguments() if argv is None else argv
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    start_logging()
     show_messages(logging.INFO)
     if {"-h", "--help", "--help_all"} & {*argv}:
         print(make_parser().format_help())

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from hf_medtl.common.messages import given_arguments, show_messages
+from hf_medtl.common.messages import given_arguments, show_messages, start_logging
 from hf_medtl.common.progress import in_notebook
 from hf_medtl.common.system import explain_shortage, wait_passively
 from hf_medtl.common.text import nearest
@@ -114,7 +114,7 @@ def main(defaults: Mapping[str, Any] | None = None, argv: Sequence[str] | None =
         Interrupted: In a notebook, after its kernel was interrupted.
     """
     is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    start_logging()
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: no message twice
     show_messages(logging.INFO if is_main else logging.ERROR)
     wait_passively()

@@ -8,10 +8,18 @@ from pathlib import Path
 
 from hf_medtl.common.progress import in_notebook, shows_bars
 from hf_medtl.common.quiet import quiet_libraries
+from hf_medtl.errors import escape_controls
 
 KERNELS = ("ipykernel_launcher", "colab_kernel_launcher", "ipython", "ipython3", "__main__")
 
 logger = logging.getLogger("hf_medtl")
+
+
+class _MessageFormatter(logging.Formatter):
+    """Formatter of the message alone, without the control characters that names of files and labels may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record))
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -19,6 +27,7 @@ class _StderrHandler(logging.StreamHandler):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.setFormatter(_MessageFormatter())
 
     @property
     def stream(self) -> object:
@@ -62,6 +71,14 @@ def without_repeats(name: str) -> Iterator[None]:
     finally:
         for child in children:
             child.removeFilter(is_new)
+
+
+def start_logging() -> None:
+    """Print warnings of all packages on stderr, as a command does, unless handlers exist."""
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_MessageFormatter())
 
 
 def show_messages(level: int | None = None) -> None:
