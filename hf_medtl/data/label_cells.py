@@ -160,7 +160,9 @@ def _parse_list(cell: str) -> str:
     for parse in (json.loads, ast.literal_eval):
         try:
             parts = parse(cell)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two of brackets in brackets
+            continue
+        if not isinstance(parts, list):
             continue
         return "|".join([*(str(part).strip() for part in parts), ""]) or "|"
     return cell

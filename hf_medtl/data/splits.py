@@ -182,10 +182,13 @@ def read_splits(table: pd.DataFrame, path: Path) -> NDArray[np.str_]:
     if unknown := [name for name, split in names.items() if split is None]:
         raise MedtlError(f"{path}: expected the splits {', '.join(SPLITS)}, found {', '.join(map(repr, unknown))}.")
     given["split"] = given["split"].map(names)
+    if not given.index.is_unique:
+        twice = sorted(set(given.index[given.index.duplicated()]))
+        raise MedtlError(f"{path} has more than one row for {abbreviate(twice, 3)}. Keep one row for each image.")
     hashes = table.set_index("image_id")["sha256"]
     absent = sorted(set(given.index) - set(hashes.index))
     changed = [name for name in given.index if name in hashes.index and hashes[name] != given.at[name, "sha256"]]
-    if absent or changed or not given.index.is_unique:
+    if absent or changed:
         raise MedtlError(
             f"{path} does not fit these images: {len(absent)} are missing ({abbreviate(absent, 3)}), {len(changed)} "
             f"have different contents ({abbreviate(changed, 3)}). Use the dataset that the file was made with."

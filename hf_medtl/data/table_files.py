@@ -9,11 +9,15 @@ import logging
 import lzma
 import re
 import string
+import zipfile
+import zlib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_medtl.common.csv_cells import original_text
@@ -32,8 +36,14 @@ SIGNATURES = {  # of files that are no text, or text of another kind
     b"\xd0\xcf\x11\xe0": ".xls",
 }
 UNREADABLE = (".xlsb", ".ods", ".numbers", ".zip")
+# What readers raise for damaged files
+DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, RecursionError, MemoryError, csv.Error,
+           lzma.LZMAError, zlib.error, pa.ArrowException)  # fmt: skip
 # At the ends of cells, as copied from web pages and word processors.
 BLANK = f"{string.whitespace}\u00a0\u2007\u202f\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+MAX_UNPACKED = 512 << 20  # bytes of a compressed table
+MAX_CELLS = 20_000_000  # of a sheet, or of Parquet, where a few bytes can stand for billions
+MERGED = re.compile(rb'mergeCell ref="([A-Z]+)(\d+):([A-Z]+)(\d+)"')
 MAX_CELL = 2**31 - 1  # run-length encoded masks are longer than the 128 KiB that `csv` allows
 
 
@@ -59,12 +69,14 @@ def read_table_file(file: Path) -> pd.DataFrame:
     header: list[Any]
     rows: list[list[Any]]
     try:
-        content = OPENERS[file.suffix.lower()](file).read() if file.suffix.lower() in OPENERS else file.read_bytes()
+        content = _read_packed(file) if file.suffix.lower() in OPENERS else file.read_bytes()
         suffix = Path(file.stem).suffix.lower() if file.suffix.lower() in OPENERS else file.suffix.lower()
         if suffix not in UNREADABLE:
             suffix = next((name for start, name in SIGNATURES.items() if content.startswith(start)), suffix)
         if suffix == ".parquet":
-            columns = pq.read_table(io.BytesIO(content)).to_pydict()
+            packed = pq.ParquetFile(io.BytesIO(content))
+            _check_cells(file, packed.metadata.num_rows, packed.metadata.num_columns)
+            columns = packed.read().to_pydict()
             header, rows = list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
         elif suffix in (".xlsx", ".xlsm"):
             header, rows = _read_sheet(file, content)
@@ -74,7 +86,7 @@ def read_table_file(file: Path) -> pd.DataFrame:
             text = _decode(file, content).lstrip("\ufeff")
             is_json = suffix in (".jsonl", ".ndjson", ".json") or re.match(r"\s*\[\s*{", text)
             header, rows = _read_json(file, text) if is_json else _read_csv(file, text)
-    except (OSError, ValueError, KeyError, EOFError, csv.Error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         raise MedtlError(f"{file} can't be read as a table ({type(error).__name__}). Use {FORMATS}.") from error
     names = [" ".join(original_text(_to_text(name)).split()) for name in header]
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -92,6 +104,24 @@ def read_table_file(file: Path) -> pd.DataFrame:
         )
     frame = pd.DataFrame(kept, columns=pd.Index(names), dtype=object)
     return frame.loc[:, [bool(name) for name in names]]
+
+
+def _read_packed(file: Path) -> bytes:
+    """Return the content of a compressed table."""
+    with OPENERS[file.suffix.lower()](file) as stream:
+        content: bytes = stream.read(MAX_UNPACKED + 1)
+    if len(content) > MAX_UNPACKED:
+        raise MedtlError(f"{file} has more than {MAX_UNPACKED >> 20} MiB when unpacked. Unpack it, if it is a table.")
+    return content
+
+
+def _check_cells(file: Path, rows: int, columns: int) -> None:
+    """Raise MedtlError if a table has more cells than any that describes images."""
+    if rows * columns > MAX_CELLS:
+        raise MedtlError(
+            f"{file} has {rows:,} rows and {columns:,} columns, more than {MAX_CELLS:,} cells. Save a table with one "
+            "row for each image and the columns that are needed."
+        )
 
 
 def _decode(file: Path, content: bytes) -> str:
@@ -205,12 +235,23 @@ def _read_sheet(file: Path, content: bytes) -> tuple[list[Any], list[list[Any]]]
     """Return header and rows of the first sheet of an Excel file."""
     openpyxl = require("openpyxl", "excel", f"Reading {file.name}")
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_UNPACKED:
+                raise MedtlError(f"{file} has more than {MAX_UNPACKED >> 20} MiB when unpacked. Save it as CSV.")
+            sheets = [archive.read(member) for member in archive.namelist() if "worksheets/" in member]
+        for corners in chain.from_iterable(map(MERGED.findall, sheets)):  # openpyxl makes an object for each cell
+            left, right = (openpyxl.utils.column_index_from_string(name.decode()) for name in corners[::2])
+            top, bottom = map(int, corners[1::2])
+            _check_cells(file, abs(bottom - top) + 1, abs(right - left) + 1)
         book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
         name, *others = book.sheetnames
+        _check_cells(file, book[name].max_row, book[name].max_column)
         rows = [list(row) for row in book[name].iter_rows(min_row=1, min_col=1, values_only=True)]
         for cells in book[name].merged_cells.ranges:  # such as one patient beside several images
             for row in range(cells.min_row, cells.max_row if cells.min_col == cells.max_col else 0):
                 rows[row][cells.min_col - 1] = rows[cells.min_row - 1][cells.min_col - 1]
+    except MedtlError:
+        raise
     except Exception as error:  # openpyxl passes on what zip and XML readers raise
         raise MedtlError(f"{file} can't be read as an Excel file ({type(error).__name__}). Save it again.") from error
     if others:
