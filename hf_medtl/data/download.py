@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ from hf_medtl.errors import MedtlError
 
 logger = logging.getLogger(__name__)
 
+MAX_RATIO = 200  # of the arrays of a MedMNIST file and their compressed bytes, beyond a GiB
 # From medmnist/info.py of MedMNIST 3.0; labels of other sets are named by their numbers.
 MEDMNIST: dict[str, tuple[str, ...]] = {
     "pneumoniamnist": ("normal", "pneumonia"),
@@ -46,9 +48,15 @@ def unpack_medmnist(path: Path) -> Path:
     """
     try:
         content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max(MAX_RATIO * path.stat().st_size, 1 << 30):
+            raise ValueError("more zeros than any images have")
         arrays = np.load(path, allow_pickle=False)
         splits = {name: (arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "val", "test")}
-    except (OSError, ValueError, KeyError) as error:
+        if not all(isinstance(array, np.ndarray) for pair in splits.values() for array in pair):
+            raise ValueError("members that are no arrays")
+    except Exception as error:  # NumPy passes on whatever its readers of archives and of headers raise
         raise MedtlError(
             f"{path} is not a MedMNIST file ({type(error).__name__}): expected an .npz with train_images, train_labels "
             "and the same for val and test."
@@ -56,6 +64,11 @@ def unpack_medmnist(path: Path) -> Path:
     for images, labels in splits.values():
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
             raise MedtlError(f"{path}: expected uint8 images (n, H, W) or (n, H, W, 3), found {images.shape}.")
+        if labels.dtype.kind not in "ui" or not images.size or not labels.size or labels.min() < 0:
+            raise MedtlError(
+                f"{path}: expected images with labels 0, 1, ..., found {labels.dtype} {labels.shape} for images "
+                f"{images.shape}. Download it again."
+            )
         if labels.size != len(images) and (
             labels.ndim != 2 or len(labels) != len(images) or not np.isin(labels, (0, 1)).all()
         ):
@@ -68,6 +81,14 @@ def unpack_medmnist(path: Path) -> Path:
             f"{path}: expected the same number of labels in each split, found {[a.shape for _, a in splits.values()]}."
         )
     label_names = MEDMNIST.get(path.stem.split("_")[0], ())
+    number = max(
+        labels.max() + 1 if labels.size == len(images) else labels.shape[1] for images, labels in splits.values()
+    )
+    if label_names and number > len(label_names):
+        raise MedtlError(
+            f"{path}: expected the {len(label_names)} labels {', '.join(label_names)}, found {number}. Give the file "
+            "the name of its set."
+        )
 
     def name(label: int) -> str:
         return label_names[label] if label_names else f"{label:02d}"
