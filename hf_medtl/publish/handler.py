@@ -38,6 +38,8 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+MAX_PIXELS = 100_000_000
+
 
 class EndpointHandler:
     """Custom handler, see https://huggingface.co/docs/inference-endpoints/guides/custom_handler.
@@ -147,8 +149,11 @@ def read(source: Any) -> Image.Image:
                 source = base64.b64decode("".join(encoded.split()), validate=True)
             source = read_dicom(source) if source[128:132] == b"DICM" else Image.open(io.BytesIO(source))
         # Pillow drops the lower bits of deep colours on loading.
+        if source.width * source.height > MAX_PIXELS:
+            raise Unsupported(f"expected at most {MAX_PIXELS:,} pixels, found {source.width} × {source.height}")
         deep = source.mode[0] in "IF" or ";16" in str([part[3] for part in getattr(source, "tile", [])])
         source.load()
+        image = ImageOps.exif_transpose(source)
     except Unsupported:
         raise
     except binascii.Error as error:
@@ -157,11 +162,11 @@ def read(source: Any) -> Image.Image:
         raise ValueError(f"not a readable image ({type(error).__name__})") from error
     if deep:
         raise ValueError(f"expected an 8-bit image, found more bits (Pillow mode {source.mode}); apply a window first")
-    return ImageOps.exif_transpose(source).convert("RGB")
+    return image.convert("RGB")
 
 
 class Unsupported(ValueError):
-    """A DICOM file that is not read here."""
+    """A file that is not read here."""
 
 
 def read_dicom(content: bytes) -> Image.Image:
@@ -221,7 +226,7 @@ def parse(content_type: str, body: bytes) -> Any:
     if content_type.lower().startswith("application/json") or body[:1] == b"{":
         try:
             return json.loads(body)["inputs"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError('expected JSON such as {"inputs": "BASE64"}') from error
     return body
 
