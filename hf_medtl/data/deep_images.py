@@ -16,6 +16,8 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of TIFF 6.0
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS = 256, 257, 258, 259, 262, 273
 ORIENTATION, SAMPLES, LENGTHS, PLANAR, SAMPLE_FORMAT = 274, 277, 279, 284, 339
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+MAX_TILE = 1 << 24  # pixels of a tile that is much larger than its image
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretations
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # sample formats
 # Grey values (bits, format) that Pillow reads as they are.
@@ -54,6 +56,10 @@ class Layout:
             return (self.bits, self.format) not in EXACT and self.bits >= 8
         return self.bits > 8 and self.photometric in {WHITE_IS_ZERO, BLACK_IS_ZERO, RGB}
 
+    def max_pixels(self, limit: int) -> int:
+        """Return the number of these pixels that take the memory of `limit` pixels of eight bytes, at most `limit`."""
+        return min(limit, 64 * limit // (self.samples * self.bits))
+
 
 def read_layout(stream: BinaryIO, page: int = 0) -> Layout | None:
     """Return the layout of a PNG or TIFF file; None for other files and damaged headers.
@@ -69,7 +75,7 @@ def read_layout(stream: BinaryIO, page: int = 0) -> Layout | None:
             width, height, bits, colour = struct.unpack(">LLBB", head[16:26])
             return Layout(width, height, {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], bits)
         return _read_directory(stream, head[:16], page) if head[:4] in TIFF else None
-    except (KeyError, TypeError, ValueError, IndexError, OSError, SyntaxError, struct.error):
+    except Exception:  # Pillow's reader of directories raises whatever a damaged one provokes, OverflowError included
         return None
     finally:
         stream.seek(0)
@@ -99,6 +105,26 @@ def _read_directory(stream: BinaryIO, head: bytes, page: int) -> Layout | None:
     )
 
 
+def check_tiles(layout: Layout | None, name: str) -> None:
+    """Check the tiles of a TIFF, which decoders allocate as a whole however small the image is.
+
+    Args:
+        layout: Layout of the image; nothing is checked for None.
+        name: Name of the file in errors.
+
+    Raises:
+        UnreadableImage: They are huge and much larger than the image.
+    """
+    if layout is None or layout.directory is None:
+        return
+    width, height = (layout.directory.get(tag, 1) for tag in (TILE_WIDTH, TILE_HEIGHT))
+    if width * height > MAX_TILE and (width > 2 * layout.width or height > 2 * layout.height):
+        raise UnreadableImage(
+            f"{name}: tiles of {width} × {height} pixels, but the image has {layout.width} × {layout.height}. Save it "
+            "again."
+        )
+
+
 def read_pixels(content: bytes, layout: Layout, name: str) -> NDArray[Any]:
     """Return the values of an image, (H, W) grey or (H, W, 3) RGB, without alpha, upright by TIFF's orientation.
 
@@ -111,8 +137,9 @@ def read_pixels(content: bytes, layout: Layout, name: str) -> NDArray[Any]:
         name: Name of the file in errors.
 
     Raises:
-        UnreadableImage: The file is damaged, or no reader knows its layout.
+        UnreadableImage: The file is damaged, no reader knows its layout, or its tiles are huge.
     """
+    check_tiles(layout, name)
     grey = layout.photometric in {WHITE_IS_ZERO, BLACK_IS_ZERO} or layout.samples < 3
     if not (grey and layout.samples <= 2) and not (layout.photometric == RGB and layout.samples in {3, 4}):
         raise UnreadableImage(
@@ -142,9 +169,13 @@ def _read_strips(content: bytes, layout: Layout, name: str) -> NDArray[Any]:
     kind = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}[layout.format]
     dtype = np.dtype(f"{'<' if content[:2] == b'II' else '>'}{kind}{layout.bits // 8}")
     strips = zip(directory[OFFSETS], directory.get(LENGTHS, (len(content),)), strict=True)
-    joined = b"".join(content[offset : offset + length] for offset, length in strips)
     number = layout.height * layout.width * layout.samples
-    if len(joined) < number * dtype.itemsize:
+    needed, joined = number * dtype.itemsize, bytearray()
+    for offset, length in strips:  # they may overlap, so that all of them are much longer than the file
+        joined += content[offset : offset + min(length, needed - len(joined))]
+        if len(joined) >= needed:
+            break
+    if len(joined) < needed:
         raise UnreadableImage(f"{name}: the image is truncated. Download or save it again.")
     values = np.frombuffer(joined, dtype, number)
     if directory.get(PLANAR, 1) == 2:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from hf_medtl.common.text import printable
-from hf_medtl.data.deep_images import PHOTOMETRIC, WHITE_IS_ZERO, Layout, read_layout, read_pixels, turn_upright
+from hf_medtl.data.deep_images import (
+    PHOTOMETRIC,
+    WHITE_IS_ZERO,
+    Layout,
+    check_tiles,
+    read_layout,
+    read_pixels,
+    turn_upright,
+)
 from hf_medtl.data.file_types import SUPPORTED, image_type, other_file_type
 from hf_medtl.data.pixels import MAX_PIXELS, apply_window
 from hf_medtl.data.quiet import QUIET
@@ -109,12 +117,13 @@ def to_rgb(image: Image.Image, window: tuple[float, float] | None = None, name: 
     if stream is not None and image.format in {"PNG", "TIFF"}:
         position = stream.tell()
         layout = read_layout(stream, image.tell())
+        check_tiles(layout, name)
         if layout is not None and layout.deep:
             rgb = _read_deep(stream, layout, window, name)
             stream.seek(position)
             return rgb
         stream.seek(position)
-    _check_pixels(image.width, image.height, image.mode in {"I", "F"}, name)
+    _check_pixels(image.width, image.height, MAX_PIXELS // 4 if image.mode in {"I", "F"} else MAX_PIXELS, name)
     image.load()
     white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     if image.getexif().get(0x0112, 1) != 1:  # orientation
@@ -232,7 +241,7 @@ def _read_ordinary(stream: BinaryIO, name: str, window: tuple[float, float] | No
 
 def _read_deep(stream: BinaryIO, layout: Layout, window: tuple[float, float] | None, name: str) -> Image.Image:
     """Read a PNG or TIFF with more than 8 bits in a layout that Pillow would damage."""
-    _check_pixels(layout.width, layout.height, True, name)
+    _check_pixels(layout.width, layout.height, layout.max_pixels(MAX_PIXELS // 4), name)
     stream.seek(0)
     content = stream.read()
     pixels = read_pixels(content, layout, name)
@@ -256,9 +265,8 @@ def _seek(image: Image.Image, frame: int, name: str) -> None:
         raise UnreadableImage(f"{name}: there is no frame {frame}. Choose one from 0 to {last}.") from error
 
 
-def _check_pixels(width: int, height: int, deep: bool, name: str) -> None:
-    """Raise UnreadableImage if an image has too many pixels for the memory; with `deep` ones, a quarter of them."""
-    limit = MAX_PIXELS // 4 if deep else MAX_PIXELS
+def _check_pixels(width: int, height: int, limit: int, name: str) -> None:
+    """Raise UnreadableImage if an image has too many pixels for the memory."""
     if width * height > limit:
         raise UnreadableImage(
             f"{name}: {width} × {height} pixels, more than the limit of {limit:,}. "

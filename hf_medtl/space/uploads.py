@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from hf_medtl.data import dicom, nifti
-from hf_medtl.data.deep_images import read_layout, read_pixels
+from hf_medtl.data.deep_images import check_tiles, read_layout, read_pixels
 from hf_medtl.data.file_types import SUPPORTED, image_type, other_file_type
 from hf_medtl.data.images import FORMATS, is_dicom, open_nifti, read_image
 from hf_medtl.data.pixels import GreyRange
@@ -215,7 +215,7 @@ def _inspect_nifti(content: bytes) -> tuple[int, GreyRange | None]:
     volume = open_nifti(io.BytesIO(content))
     assert volume is not None  # `detect_format` has opened it
     columns, rows, slices, size = nifti.read_dimensions(volume, "The file")
-    _check_size(columns, rows, slices)
+    _check_size(columns, rows, slices, MAX_PIXELS // 4)  # scaled values have eight bytes
     if size > MAX_VOLUME:
         raise MedtlError(f"The volume is larger than {MAX_VOLUME // 1_000_000} MB uncompressed. Send a part of it.")
     volume.seek(0)
@@ -230,8 +230,9 @@ def _inspect_image(content: bytes) -> tuple[int, GreyRange | None]:
     if not image_type(content):
         raise MedtlError(other_file_type(content) or UNKNOWN)
     layout = read_layout(io.BytesIO(content))
+    check_tiles(layout, "The file")
     if layout is not None and layout.deep:
-        _check_size(layout.width, layout.height, 1, MAX_PIXELS // 4)
+        _check_size(layout.width, layout.height, 1, layout.max_pixels(MAX_PIXELS // 4))
         pixels = read_pixels(content, layout, "The file")
         if pixels.ndim == 2:
             return 1, GreyRange.from_pixels(pixels)
