@@ -20,8 +20,15 @@ TEXT_COLUMNS = ("group", "image_id", "label", "path", "patient", "sha256", "sour
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file of a run: ids and labels as text, and the label of an image without labels as an empty one."""
-    return original_cells(pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False))
+    """Read a CSV file of a run: ids and labels as text, and the label of an image without labels as an empty one.
+
+    Raises:
+        MedtlError: The file is damaged.
+    """
+    try:
+        return original_cells(pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False))
+    except ValueError as error:  # of pandas' parser, or bytes that are not UTF-8
+        raise MedtlError(f"{path} is damaged ({str(error).strip()}). Restore it from a copy of the run.") from error
 
 
 class RunFolder:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from huggingface_hub.repocard import ModelCard
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from hf_medtl.common.files import read_json
+from hf_medtl.common.files import read_json, read_object
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
@@ -93,7 +93,7 @@ def check_files(files: Mapping[str, Path]) -> None:
     for name, path in files.items():
         try:
             if path.suffix == ".json":
-                _read_json(path)
+                _read_json(path, read_json)
             elif path.suffix == ".png":
                 Image.open(path).verify()
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
@@ -157,9 +157,9 @@ def contains_token(content: bytes | mmap.mmap) -> bool:
     return bool(TOKEN.search(content)) or (len(own) > 5 and content.find(own) >= 0)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, read: Callable[[Path], Any] = read_object) -> Any:
     try:
-        return read_json(path)
+        return read(path)
     except MedtlError as error:
         raise MedtlError(f"{error} Nothing was uploaded.") from error
 
