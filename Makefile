@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MINIMUM := .venv-minimum
 
-.PHONY: help demo test test-fast test-minimum faults check format minimum licences sbom clean
+.PHONY: help demo test test-fast test-minimum faults fuzz check format minimum licences sbom clean
 
 help:
 	@echo "make demo          fine-tune a small ViT on synthetic brain slices and show the resulting run folder"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast     run the tests that do not train, serve or take long"
 	@echo "make test-minimum  the same with the lowest versions of all dependencies (needs Python 3.11)"
 	@echo "make faults        kill, starve and disturb all stages of the work 200 times, and compare (an hour)"
+	@echo "make fuzz          read 600 damaged files of each kind that users hand in"
 	@echo "make check         check format, lint, docstrings, spelling, types and import directions"
 	@echo "make format        fix format and lint where that is safe"
 	@echo "make minimum       find the lowest versions that pyproject.toml allows: constraints-minimum.txt"
@@ -55,6 +56,9 @@ test-minimum:
 
 faults: $(INSTALLED)
 	HF_MEDTL_FAULTS=$${HF_MEDTL_FAULTS:-200} $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
+
+fuzz: $(INSTALLED)
+	HF_MEDTL_FUZZ=$${HF_MEDTL_FUZZ:-600} $(BIN)/python -m pytest -n 2 --dist worksteal -s tests/fuzz
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

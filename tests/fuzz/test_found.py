@@ -1,0 +1,195 @@
+"""Small inputs that fuzzing found to end in a traceback, or to print what a terminal obeys."""
+
+import io
+import logging
+import random
+import struct
+import zipfile
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_medtl.common.console import make_console
+from hf_medtl.common.messages import show_messages
+from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.yaml_files import read_yaml
+from hf_medtl.data import read_image
+from hf_medtl.data.download import unpack_medmnist
+from hf_medtl.data.label_cells import read_cells
+from hf_medtl.data.splits import read_splits
+from hf_medtl.data.table_files import read_table_file
+from hf_medtl.errors import MedtlError, UnreadableImage
+from hf_medtl.publish import handler
+from hf_medtl.publish.check import check_card, check_run_files
+from tests.support.fuzz_seeds import array_archive, array_files, image_files, png_bomb, table_files
+from tests.support.mutations import mutate
+
+RED = "\x1b[31mred\x1b[0m"
+
+
+def test_an_error_is_one_line_without_control_characters():
+    assert str(MedtlError(f"{RED}:\r\n  no\u202e\u2028 file\x9b.")) == r"\x1b[31mred\x1b[0m: no\u202e\u2028 file\x9b."
+    assert str(MedtlError("a × b · ä\u00a0🩻")) == "a × b · ä\u00a0🩻"
+    assert len(str(MedtlError("x" * 70_000))) < 5_000
+
+
+def test_messages_and_tables_print_no_control_characters(capsys):
+    logger = logging.getLogger("hf_medtl")
+    kept, logger.handlers[:] = [*logger.handlers], []
+    propagate, logger.propagate = logger.propagate, False
+    hidden, logging.root.handlers[:] = [*logging.root.handlers], []
+    try:
+        show_messages(logging.INFO)
+        logger.info("%s is read.", RED)
+        make_console().print(RED)
+    finally:
+        logger.handlers[:], logger.propagate, logging.root.handlers[:] = kept, propagate, hidden
+    printed = capsys.readouterr()
+    assert printed.err == "\\x1b[31mred\\x1b[0m is read.\n"
+    assert printed.out == "\\x1b[31mred\\x1b[0m\n"
+
+
+@pytest.mark.parametrize("offset", [1 << 63, (1 << 64) - 1])
+def test_a_big_tiff_whose_directory_is_nowhere(offset):
+    content = bytearray(image_files()["big.tif"])
+    content[8:16] = struct.pack("<Q", offset)
+    with pytest.raises(UnreadableImage, match="the TIFF is damaged"):
+        read_image(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "line", ["a: 2024-13-45", "a: " + "[" * 3000, "a: &x [*x]", "a: &x [1, 1, 1]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i) if i else chr(120)}'] * 9)}]\n" for i in range(8)
+    )],
+    ids=["no date", "brackets", "holds itself", "repeats billions"],
+)  # fmt: skip
+def test_yaml_that_is_no_options(line, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(line)
+    with pytest.raises(MedtlError, match=r"--config .*recipe\.yaml"):
+        read_yaml(tmp_path / "recipe.yaml", "--config")
+
+
+def test_a_cell_of_brackets_is_a_label():
+    cells = ["[" * 3000, "[" * 3000 + "]" * 3000, "[" * 150 + "]" * 150]
+    assert read_cells(cells, "table")[0][:2] == cells[:2]
+
+
+def write_sheet(path, cell="A3", merged=""):
+    book = openpyxl.Workbook()
+    for row in (["file_name", "label"], ["0.png", "a"]):
+        book.active.append(row)
+    book.active[cell] = "1.png"
+    book.save(path)
+    if merged:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        sheet = members["xl/worksheets/sheet1.xml"]
+        ranges = f'</sheetData><mergeCells count="1"><mergeCell ref="{merged}"/></mergeCells>'.encode()
+        members["xl/worksheets/sheet1.xml"] = sheet.replace(b"</sheetData>", ranges)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("where", [{"cell": "XFD1048576"}, {"merged": "A1:XFD1048576"}])
+def test_a_sheet_of_billions_of_cells(where, tmp_path):
+    write_sheet(tmp_path / "table.xlsx", **where)
+    with pytest.raises(MedtlError, match=r"table\.xlsx has 1,048,576 rows and 16,384 columns"):
+        read_table_file(tmp_path / "table.xlsx")
+
+
+def test_a_merged_cell_is_still_read(tmp_path):
+    write_sheet(tmp_path / "table.xlsx", merged="B2:B3")
+    assert read_table_file(tmp_path / "table.xlsx")["label"].tolist() == ["a", "a"]
+
+
+def test_parquet_of_millions_of_equal_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_medtl.data.table_files.MAX_CELLS", 1000)
+    pq.write_table(pa.table({"file_name": ["0.png"] * 600, "label": ["a"] * 600}), tmp_path / "table.parquet")
+    with pytest.raises(MedtlError, match="has 600 rows and 2 columns, more than 1,000 cells"):
+        read_table_file(tmp_path / "table.parquet")
+
+
+def test_a_packed_table_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_medtl.data.table_files.MAX_UNPACKED", 100)
+    (tmp_path / "table.csv.gz").write_bytes(table_files()["packed.csv.gz"])
+    with pytest.raises(MedtlError, match="when unpacked"):
+        read_table_file(tmp_path / "table.csv.gz")
+
+
+@pytest.mark.parametrize("name", sorted(table_files()))
+def test_damaged_tables(name, tmp_path):
+    for number in range(10):
+        path = tmp_path / name
+        path.write_bytes(mutate(random.Random(number), name, table_files(), text=True))
+        try:
+            assert len(read_table_file(path))
+        except MedtlError as error:
+            assert str(error).replace("\u00a0", "").isprintable()
+
+
+def test_splits_that_list_an_image_twice(tmp_path):
+    table = pd.DataFrame({"image_id": ["a", "b"], "sha256": ["1", "2"], "group": ["g", "h"]})
+    (tmp_path / "splits.csv").write_text("image_id,split,sha256\na,train,1\na,train,1\nb,test,2\n")
+    with pytest.raises(MedtlError, match="more than one row for a"):
+        read_splits(table, tmp_path / "splits.csv")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_labels": np.array([[9], *[[0]] * 7], np.uint8)},  # label_names[9]
+        {"train_labels": np.full((8, 1), -1)},  # label_names[-1]
+        {"train_labels": np.full((8, 1), np.nan)},
+        {"train_labels": np.array(1)},
+        {"train_labels": np.array(["a"] * 8)},
+        {"train_images": np.zeros((0, 28, 28), np.uint8)},
+        {"train_images": np.zeros((8, 0, 28), np.uint8)},
+    ],
+)
+def test_arrays_that_are_no_images_with_labels(changes, tmp_path):
+    with np.load(io.BytesIO(array_files()["breastmnist.npz"])) as arrays:
+        content = array_archive(**dict(arrays) | changes)
+    (tmp_path / "breastmnist.npz").write_bytes(content)
+    with pytest.raises(MedtlError, match=r"breastmnist\.npz: expected"):
+        unpack_medmnist(tmp_path / "breastmnist.npz")
+
+
+@pytest.mark.parametrize("name", ["objects.npz", "lying.npz", "truncated.npz", "text.npz"])
+def test_damaged_array_files(name, tmp_path):
+    whole = array_files()["breastmnist.npz"]
+    content = {"truncated.npz": whole[:3000], "text.npz": whole.replace(b"test_images.npy", b"test_images.txt")}
+    (tmp_path / name).write_bytes(content.get(name) or array_files()[name])
+    with pytest.raises(MedtlError, match="is not a MedMNIST file"):
+        unpack_medmnist(tmp_path / name)
+
+
+def test_the_handler_refuses_large_images_before_it_decodes_them():
+    with pytest.raises(ValueError, match="expected at most 100,000,000 pixels"):
+        handler.read(png_bomb(10_001))
+    with pytest.raises(ValueError, match="expected JSON"):
+        handler.parse("application/json", b"[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\0", b"image_id,path\na,\xff\n", b'image_id\n"a\n', b"a\nb,c\n1,2,3,4\n"]
+)
+def test_a_damaged_table_of_a_run(content, tmp_path):
+    (tmp_path / "predictions.csv").write_bytes(content)
+    with pytest.raises(MedtlError, match=r"predictions\.csv is damaged"):
+        RunFolder(tmp_path).predictions  # noqa: B018
+
+
+@pytest.mark.parametrize("content", ["1", "[]", '"a"', "null", "[" * 100_000])
+def test_results_that_are_no_object(content, tmp_path):
+    for name in ("README.md", "config.json", "recipe.yaml"):
+        (tmp_path / name).write_text("---\nlicense: mit\npipeline_tag: x\nlibrary_name: y\n---\n{}")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "results.json").write_text(content)
+    for check in (check_run_files, check_card):
+        with pytest.raises(MedtlError, match=r"results\.json is damaged"):
+            check(tmp_path)
