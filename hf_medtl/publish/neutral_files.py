@@ -18,6 +18,7 @@ from hf_medtl.common.text import escape_cell
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.identifiers import IDENTIFIERS, list_identifiers, number_images
 from hf_medtl.data.specs import DATASETS
+from hf_medtl.errors import MedtlError
 
 IMAGE_COLUMNS = ("image_id", "path")
 STAGING = ".publish"  # in the run folder: what is published instead of the files of the same names
@@ -53,9 +54,16 @@ def write_identifiers(run: RunFolder, loaded: LoadedDataset, external: LoadedDat
 
 
 def identifiers(run: RunFolder) -> dict[str, str]:
-    """Return image_id -> identifier of a run, of a cross-validation, or of an older run without identifiers.csv."""
+    """Return image_id -> identifier of a run, of a cross-validation, or of an older run without identifiers.csv.
+
+    Raises:
+        MedtlError: Its table lacks the images.
+    """
     splits = next((table for table in (run.splits, *(fold.splits for fold in run.folds)) if table is not None), None)
-    return number_images((run.predictions if splits is None else splits)["image_id"].tolist())
+    table = run.predictions if splits is None else splits
+    if "image_id" not in table:
+        raise MedtlError(f"A table of {run.path} is damaged: it has no column image_id.")
+    return number_images(list(map(str, table["image_id"])))
 
 
 def neutral_run(run: RunFolder, publish_names: bool = False) -> RunFolder:
@@ -96,7 +104,11 @@ def neutral_files(folder: Path, files: Mapping[str, Path]) -> dict[str, Path]:
     names = identifiers(run)
     if all(name == neutral for name, neutral in names.items()):
         return published
-    paths = {} if run.splits is None else dict(zip(run.splits["path"], run.splits["image_id"], strict=True))
+    paths = (
+        {}
+        if run.splits is None or "path" not in run.splits
+        else dict(zip(run.splits["path"], run.splits["image_id"], strict=True))
+    )
     by_name = {neutral: neutral for neutral in names.values()}
     by_name |= {path: names[image_id] for path, image_id in paths.items()} | names
     ends: dict[str, str] = {}  # file name without folders -> identifier, "" if it is that of several images
@@ -143,8 +155,11 @@ def _rename(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 def _rename_rows(path: Path, names: Mapping[str, str]) -> str:
     """Return CSV text as of `_rename`; the text of numbers stays as it is, to the last digit."""
     stream = io.StringIO()
-    with path.open(encoding="utf-8", newline="") as source:
-        header, *rows = csv.reader(source)
+    try:
+        with path.open(encoding="utf-8", newline="") as source:
+            header, *rows = csv.reader(source)
+    except (ValueError, csv.Error) as error:
+        raise MedtlError(f"{path} is damaged ({error}). Nothing was uploaded.") from error
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
@@ -163,7 +178,9 @@ def _rename_values(value: Any, names: Mapping[str, str], ends: Mapping[str, str]
     """
     if isinstance(value, dict):
         return {
-            key: ends.get(item, names.get(item, "")) if key == "picture" else _rename_values(item, names, ends)
+            key: ends.get(str(item), names.get(str(item), ""))
+            if key == "picture"
+            else _rename_values(item, names, ends)
             for key, item in value.items()
         }
     if isinstance(value, list):

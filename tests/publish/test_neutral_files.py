@@ -9,6 +9,7 @@ import pytest
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder, read_table
 from hf_medtl.data.identifiers import adopt_identifiers, number_images
+from hf_medtl.errors import MedtlError
 from hf_medtl.publish.neutral_files import are_names_public, neutral_files, neutral_run
 
 PATHS = ["data/no/Meier_Hans/slice_1.png", "data/no/Meier_Hans/slice_2.png", "data/yes/Muster|Erika/slice_1.png"]
@@ -68,6 +69,16 @@ def test_tables_of_a_report_join_without_names(run):
     assert renamed.splits["image_id"].tolist() == NEUTRAL
     assert run.predictions["image_id"].tolist() == IDS[::-1]
     assert neutral_run(run, publish_names=True).predictions["image_id"].tolist() == IDS[::-1]
+
+
+def test_damaged_tables_are_refused(run):
+    files = {"predictions.csv": run.path / "predictions.csv"}
+    (run.path / "predictions.csv").write_bytes(b"")
+    with pytest.raises(MedtlError, match=r"predictions.csv is damaged"):
+        neutral_files(run.path, files)
+    (run.path / "splits.csv").write_text("name,split\n1,test\n")
+    with pytest.raises(MedtlError, match="no column image_id"):
+        neutral_files(run.path, files)
 
 
 def test_names_are_public_if_the_data_are_or_the_user_says_so(run):
