@@ -63,7 +63,7 @@ fuzz: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell hf_medtl model_cards tests recipes benchmarks spaces tools docs *.md
+	$(BIN)/codespell hf_medtl model_cards tests recipes benchmarks spaces docs *.md
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_words.py tests/test_public_names.py
 
@@ -72,10 +72,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 minimum: $(INSTALLED)
-	$(BIN)/python -m tools.dependencies minimum
+	$(BIN)/python -m tests.support.dependencies minimum
 
 licences sbom: $(VENV)/.complete
-	$(BIN)/python -m tools.dependencies $@
+	$(BIN)/python -m tests.support.dependencies $@
 
 clean:
 	rm -rf $(VENV) $(MINIMUM) build .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.support.commands import ROOT
-from tools.dependencies import EXTRAS, clean_bill, closure, is_gpl, licence
+from tests.support.dependencies import EXTRAS, clean_bill, closure, is_gpl, licence
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Loaded by name by another library, so nothing here imports them.

@@ -1,8 +1,8 @@
 """Dependencies: their licences, the lowest versions that are tested, and the software bill of materials.
 
-    python -m tools.dependencies licences  # of what is installed -> docs/dependencies.md
-    python -m tools.dependencies minimum   # lowest versions that pyproject.toml allows -> constraints-minimum.txt
-    python -m tools.dependencies sbom      # of what is installed -> build/sbom.cdx.json (CycloneDX)
+    python -m tests.support.dependencies licences  # of what is installed -> docs/dependencies.md
+    python -m tests.support.dependencies minimum   # lowest versions allowed -> constraints-minimum.txt
+    python -m tests.support.dependencies sbom      # of what is installed -> build/sbom.cdx.json (CycloneDX)
 
 `licences` and `sbom` need every extra installed: `pip install -c constraints.txt -e ".[all,dev]"`.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = sorted(PROJECT["optional-dependencies"].keys() - {"all", "dev", "test"})  # of users
 # What packages do not say in their metadata.
