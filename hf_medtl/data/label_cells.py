@@ -15,8 +15,10 @@ from hf_medtl.data.specs import split_labels
 from hf_medtl.errors import MedtlError
 
 NUMBERS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": 0, "-1": -1, "-1.0": -1}
-MISSING = r"(?i)nan|null|n/a|#n/a|<na>|nat"  # spellings of an empty cell
-NO_PATIENT = rf"{MISSING}|na|none|unknown|unk|anonymous|anonymized|-+|\?+|\.|-1"
+# Spellings of an empty cell, and those that may also be the name of a label
+MISSING = r"(?i)nan|null|n/a|n\.a\.?|#n/a|#nv|<na>|nat|-+|\?+|\.+|missing|not (available|known|given)"
+DOUBTFUL = r"(?i)na|none|unknown|unk|undefined|unlabell?ed|no label"
+NO_PATIENT = rf"{MISSING}|{DOUBTFUL[4:]}|anon|anonymous|anonymi[sz]ed|no id|none given|k\.a\.|x{{3,}}|-1"
 UNCERTAIN = "?uncertain: "  # begins a label that can't be used; a ? excludes the image
 POLICIES = ("exclude", "negative", "positive")
 
@@ -35,7 +37,12 @@ def read_cells(cells: Sequence[str], table: str) -> tuple[list[str], list[str]]:
     if all(re.fullmatch(r"(-?\d+(\.0+)?)?", label) for label in labels):
         labels = [label.partition(".")[0] for label in labels]
     labels = [re.sub(r"\s*\|\s*", "|", label) for label in labels]
-    notes = []
+    doubtful = sorted({label for label in labels if re.fullmatch(DOUBTFUL, label)})
+    notes = [
+        f"{table}: {labels.count(name)} of {len(labels)} images have the label {name!r}. If it is not known what they "
+        "show, remove their rows."
+        for name in doubtful
+    ]
     for sign in ",;":
         joined = sorted({label for label in labels if sign in label})
         if not joined:

@@ -2,6 +2,7 @@
 
 import logging
 import posixpath
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -227,10 +228,24 @@ def _read_images(spec: DatasetSpec, index: TablePaths, file: str) -> tuple[pd.Da
         warnings.append(
             f"{file}: {unknown} of {len(frame)} rows have no patient; each is taken for a patient of its own."
         )
+    if common := _patient_of_most(rows["patient"]):
+        warnings.append(
+            f"{file}: {rows['patient'].count(common)} of {len(frame)} rows have the patient {common!r}. If that stands "
+            "for unknown patients, leave the cells empty: else their images all stay in one split."
+        )
     rows["split"] = _parse_splits(spec, rows["split"], table)
     rows["file_name"], more = _find_images(rows["file_name"], index, file)
     rows["mask"] = _find_masks(rows["mask"], index, file)
+    pairs = zip(rows["file_name"], rows["mask"], strict=True)
+    if own := sorted({name for name, mask in pairs if name in mask.split("|")}):
+        raise MedtlError(f"{table}: {len(own)} images are their own masks: {abbreviate(own, 3)}. Correct the paths.")
     return pd.DataFrame(rows), [*sentences, *more], warnings
+
+
+def _patient_of_most(patients: Sequence[str]) -> str:
+    """Return the patient of more than half of the rows, if there are at least two others; "" for none."""
+    counts = Counter(filter(None, patients)).most_common(1)
+    return counts[0][0] if len({*patients} - {""}) > 2 and counts[0][1] > len(patients) / 2 else ""
 
 
 def _guess_indicators(frame: pd.DataFrame, table: str, taken: Container[str] = ()) -> str:

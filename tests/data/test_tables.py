@@ -373,3 +373,43 @@ def test_uncertain_labels_of_folders_are_excluded_too(tmp_path):
     write(tmp_path, rows, FOUR, "metadata.csv")
     _, images = read_folders(with_columns(DATASETS["imagefolder"], "label=Edema+Mass"), tmp_path)
     assert [row["label"] for row in images] == ["?uncertain: Edema", "Edema|Mass", "", "Edema"]
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "N/A", "n.a.", "<NA>", "#NV", "-", "--", "?", "missing", "not available"])
+def test_cells_without_a_label_are_no_label_of_that_name(tmp_path, cell):
+    file = write(tmp_path, {"file_name": FOUR, "label": ["a", cell, "b", "b"]}, FOUR)
+    with pytest.raises(MedtlError, match="1 rows have no label"):
+        read(file)
+
+
+@pytest.mark.parametrize("cell", ["NA", "None", "unknown", "unlabeled"])
+def test_labels_that_may_mean_none_are_named(tmp_path, cell):
+    spec, _ = read(write(tmp_path, {"file_name": FOUR, "label": ["a", cell, "b", "b"]}, FOUR))
+    assert f"t.csv: 1 of 4 images have the label {cell!r}. If it is not known what they show" in spec.notes[-1]
+
+
+@pytest.mark.parametrize("cell", ["missing", "not available", "NA", "anon", "anonymised", "n.a.", "no id", "XXX", "--"])
+def test_unknown_patients_are_not_one_patient(tmp_path, cell):
+    rows = {"file_name": FOUR, "label": list("aabb"), "patient": [cell, "p", cell, cell]}
+    assert [row["patient"] for row in read(write(tmp_path, rows, FOUR))[1].values()] == ["", "p", "", ""]
+
+
+def test_a_patient_of_most_images_is_named(tmp_path):
+    files = [f"{i}.png" for i in range(8)]
+    rows = {"file_name": files, "label": list("aabbaabb"), "patient": ["000", "p", "q", *["000"] * 5]}
+    spec, images = read(write(tmp_path, rows, files))
+    assert "6 of 8 rows have the patient '000'. If that stands for unknown patients" in spec.notes[-1]
+    assert images["0.png"]["patient"] == "000"
+
+
+def test_an_image_is_not_its_own_mask(tmp_path):
+    rows = {"file_name": FOUR, "label": list("aabb"), "mask": ["2.png", "2.png", "", ""]}
+    with pytest.raises(MedtlError, match="1 images are their own masks"):
+        read(write(tmp_path, rows, FOUR))
+
+
+@pytest.mark.parametrize("other", ["1.png", "./1.png", "x/../1.png"])
+def test_one_file_with_two_labels_is_refused(tmp_path, other):
+    rows = {"file_name": [*FOUR, other], "label": list("aabbb")}
+    with pytest.raises(MedtlError, match=r"1 images have rows with a different label: 1\.png \(a, b\)"):
+        read(write(tmp_path, rows, FOUR))
