@@ -83,7 +83,7 @@ def test_pages_of_other_sites_send_nothing(headers, status, tmp_path):
     app = SecurityMiddleware(accept, tmp_path, behind_proxy=False)
     for path in ("queue/join", "cancel", "upload"):
         response = send(app, "POST", API + path, headers=headers)
-        assert response.status_code == status, path
+        assert response.status_code == (400 if path == "upload" and status == 200 else status), path  # without a file
         check_headers(response)
     assert send(app, "GET", "/", headers=headers).status_code == 200  # a link to the page
 

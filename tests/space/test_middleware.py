@@ -141,7 +141,7 @@ def test_every_response_has_security_headers(page, png):
             ("OPTIONS", API + "upload", 404),
             ("DELETE", "/", 404),
             ("POST", API + "queue/join", 422),
-            ("POST", API + "upload", 200),
+            ("POST", API + "upload", 400),
         ]:
             response = client.request(method, path)
             assert response.status_code == status, (method, path)
@@ -343,7 +343,8 @@ def test_aborted_upload_leaves_nothing(page):
     with page.client() as client:
         malformed = client.post(API + "upload", content=b"x", headers={"Content-Type": "multipart/form-data"})
         assert malformed.status_code == 400
-        none = client.post(API + "upload", data={"files": "text"})
+        assert client.post(API + "upload", data={"files": "text"}).status_code == 400  # not multipart
+        none = client.post(API + "upload", files={"files": (None, "text")})
         assert none.json() == []
     assert len(list(page.folder.rglob("*"))) == before
 

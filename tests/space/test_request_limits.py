@@ -3,14 +3,18 @@
 import asyncio
 import os
 import time
+import tracemalloc
 
 import httpx
+import numpy as np
 import pytest
 
 from hf_medtl.space.security import middleware, rate_limit, upload_budget, upload_store
 from hf_medtl.space.security.middleware import API, SecurityMiddleware
 from hf_medtl.space.security.rate_limit import RateLimiter, client_address
 from hf_medtl.space.security.upload_store import remove_old_files
+from hf_medtl.space.window_controls import MAX_IMAGES, receive_uploads
+from tests.support.dicom_files import encode_dicom, make_dicom
 from tests.support.space_fixtures import check_headers
 
 NAME = "Mustermann_Erika"
@@ -144,6 +148,30 @@ def test_endless_body_times_out(path, tmp_path, monkeypatch):
     app = SecurityMiddleware(echo, tmp_path, mcp=True)
     assert asyncio.run(asyncio.wait_for(send_body(app, path, BODY, b"", then=asyncio.Event()), 20)) == 408
     assert app.upload_budget.used_bytes == app.call_budget.used_bytes == app.event_budget.used_bytes == 0
+
+
+def test_many_large_files_of_one_upload_stay_out_of_memory(tmp_path):
+    """300 DICOM files of 300 kB: 200 are stored, more are refused, and neither is kept in memory."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (384, 384), dtype=np.uint16)
+    dicom = encode_dicom(make_dicom(pixels, BitsStored=12))
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.dcm"\r\n\r\n'
+    app = SecurityMiddleware(echo, tmp_path)
+    for number, status in ((300, 400), (200, 200)):
+        parts = [part for _ in range(number) for part in (head, dicom, b"\r\n")]
+        tracemalloc.start()
+        try:
+            assert asyncio.run(send_body(app, API + "upload", *parts, b"--b--\r\n")) == status
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 50 * len(dicom)  # 200 times before
+        stored = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(stored) == (0 if status == 400 else number)
+    received, problems = receive_uploads([str(path) for path in stored])
+    assert len(received.uploads) == MAX_IMAGES
+    assert received.n_bytes == MAX_IMAGES * len(dicom)
+    assert "Only the first 12" in problems[-1]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_open_responses_per_client_are_limited(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import anyio.to_thread
 from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,6 +56,12 @@ MAX_CALLS, MAX_EVENTS = 300_000_000, 500_000_000  # bytes in memory of tool call
 MAX_WAITING = 25  # events of one client in the queue, which has 100
 MAX_OPEN = 100  # open GET responses of one client (the server handles 500); a page has one or two
 GENERIC_ERROR = "Something went wrong. Try again."
+
+
+class FormParser(MultiPartParser):
+    """Parser of uploads that keeps little of each file in memory: by default a megabyte, and there may be 200."""
+
+    spool_max_size = 1 << 16
 
 
 class SecurityMiddleware:
@@ -251,12 +258,14 @@ class SecurityMiddleware:
         if not await anyio.to_thread.run_sync(self._has_disk_space):
             raise HTTPRefusal(503, BUSY)
         try:
-            async with (
-                self.upload_budget.limit(receive, self.upload_bytes) as limited,
-                Request(scope, limited).form(max_files=MAX_FILES, max_fields=9) as form,
-            ):
-                files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
-                paths = [await anyio.to_thread.run_sync(store_upload, file, self.incoming) for file in files]
+            async with self.upload_budget.limit(receive, self.upload_bytes) as limited:
+                stream = Request(scope, limited).stream()
+                form = await FormParser(Headers(scope=scope), stream, max_files=MAX_FILES, max_fields=9).parse()
+                try:
+                    files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
+                    paths = [await anyio.to_thread.run_sync(store_upload, file, self.incoming) for file in files]
+                finally:
+                    await form.close()
         except HTTPRefusal:
             raise
         except Exception as error:
