@@ -80,10 +80,10 @@ class RunFolder:
         results = self._json("results.json")
         for key, kind in (("task", str), ("dataset", str), ("metrics", dict), ("folds", list)):
             if not isinstance(results.get(key, kind()), kind):
-                raise MedtlError(f"{self.path / 'results.json'} is damaged: {key} is {results[key]!r}.")
+                raise MedtlError(f"{self.path / 'results.json'} is damaged: {key} is {str(results[key])[:100]!r}.")
         for fold in results.get("folds", ()):
             if not isinstance(fold, dict) or not str(fold.get("fold")).isdecimal():
-                raise MedtlError(f"{self.path / 'results.json'} is damaged: {fold!r} is no fold.")
+                raise MedtlError(f"{self.path / 'results.json'} is damaged: {str(fold)[:100]!r} is no fold.")
         return results
 
     @cached_property
