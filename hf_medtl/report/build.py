@@ -27,7 +27,7 @@ from hf_medtl.report.sections import (
     training_section,
     use_section,
 )
-from hf_medtl.runs.finished import load_run_data, read_runs
+from hf_medtl.runs.finished import load_run_data, read_runs, reading
 from hf_medtl.tasks import task_for_results
 
 logger = logging.getLogger("hf_medtl")
@@ -113,16 +113,17 @@ def build_report(
         publish_names: name images by their files, not by neutral identifiers.
 
     Raises:
-        MedtlError: A folder holds no finished run.
+        MedtlError: A folder holds no finished run, or a damaged one.
     """
     runs = read_runs(folders)
-    comparison = comparison_section(runs)
-    sections = [_overview(runs), *([comparison] if comparison else [])]
-    sections += [_run_section(name, run, data_dirs, publish_names) for name, run in runs.items()]
-    sections.append(Section("Limits and methods", [Prose(text) for text in LIMITS]))
-    specs = [(run.results["dataset"], dataset_spec(run)) for run in runs.values()]
-    title = title or ", ".join(dict.fromkeys(spec.title if spec else dataset for dataset, spec in specs))
-    return Report(title, ", ".join(runs), _key_facts(runs), list(runs), sections)
+    with reading(*runs.values()):
+        comparison = comparison_section(runs)
+        sections = [_overview(runs), *([comparison] if comparison else [])]
+        sections += [_run_section(name, run, data_dirs, publish_names) for name, run in runs.items()]
+        sections.append(Section("Limits and methods", [Prose(text) for text in LIMITS]))
+        specs = [(run.results["dataset"], dataset_spec(run)) for run in runs.values()]
+        title = title or ", ".join(dict.fromkeys(spec.title if spec else dataset for dataset, spec in specs))
+        return Report(title, ", ".join(runs), _key_facts(runs), list(runs), sections)
 
 
 def _parse_data_dirs(values: Sequence[str]) -> dict[str, Path]:

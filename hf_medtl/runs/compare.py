@@ -17,7 +17,7 @@ from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.benchmark import count_macs, example_input, measure_latencies
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.neutral_files import neutral_table
-from hf_medtl.runs.finished import read_runs
+from hf_medtl.runs.finished import read_runs, reading
 from hf_medtl.tasks import task_for_results
 
 BEST = "best"
@@ -179,13 +179,14 @@ def run_scores(run: RunFolder) -> RunScores:
     """Return a finished run or cross-validation in the form in which runs are compared.
 
     Raises:
-        MedtlError: A fold of a cross-validation is missing.
+        MedtlError: A fold of a cross-validation is missing, or a file is damaged.
     """
-    table = run.predictions.sort_values("image_id", ignore_index=True)
     models = _finished_models(run)
-    if models[0].splits is not None:  # an ensemble may have none
-        table = table.assign(sha256=table["image_id"].map(image_files(run)["sha256"]))
-    return task_for_results(run.results).run_scores(table, [model.results for model in models])
+    with reading(run):
+        table = run.predictions.sort_values("image_id", ignore_index=True)
+        if models[0].splits is not None:  # an ensemble may have none
+            table = table.assign(sha256=table["image_id"].map(image_files(run)["sha256"]))
+        return task_for_results(run.results).run_scores(table, [model.results for model in models])
 
 
 def image_files(run: RunFolder) -> pd.DataFrame:

@@ -1,9 +1,12 @@
 """Finished runs: short names for several of them, files of a published one, and the data set of one."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from pandas.errors import InvalidIndexError
 from transformers.utils.hub import cached_file
 
 from hf_medtl.common.run_folder import RunFolder
@@ -12,6 +15,32 @@ from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
+
+logger = logging.getLogger("hf_medtl")
+
+# What computing with values of a damaged file ends in.
+DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, InvalidIndexError)
+
+
+@contextmanager
+def reading(*runs: RunFolder) -> Iterator[None]:
+    """Say that the files of runs are damaged where they lack values or have others than a run writes.
+
+    Args:
+        runs: finished runs whose files are used inside.
+
+    Raises:
+        MedtlError: the files are damaged.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        names = ", ".join(str(run.path) for run in runs)
+        logger.debug("Damaged files of %s", names, exc_info=True)
+        raise MedtlError(
+            f"{names}: results.json, recipe.yaml, splits.csv or predictions.csv has a value that no run writes "
+            f"({type(error).__name__}: {error}). Find the file with hf-medtl verify RUN, and restore it from a copy."
+        ) from error
 
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, RunFolder]:

@@ -25,6 +25,7 @@ from hf_medtl.data.table_files import read_table_file
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.publish import handler
 from hf_medtl.publish.check import check_card, check_run_files
+from hf_medtl.runs.compare import compare_runs
 from tests.support.fuzz_seeds import array_archive, array_files, image_files, png_bomb, table_files
 from tests.support.mutations import mutate
 
@@ -193,3 +194,20 @@ def test_results_that_are_no_object(content, tmp_path):
     for check in (check_run_files, check_card):
         with pytest.raises(MedtlError, match=r"results\.json is damaged"):
             check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("results.json", '"labels"', '"names"'),
+        ("results.json", '"threshold": ', '"threshold": "|", "old_threshold": '),
+        ("predictions.csv", "lesion,", "lesions,"),
+        ("splits.csv", "sha256", "sha512"),
+    ],
+)
+def test_a_run_with_values_that_no_run_writes(name, old, new, publishable_run, finished_run):
+    path = publishable_run / name
+    assert old in path.read_text("utf-8")
+    path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+    with pytest.raises(MedtlError, match="has a value that no run writes"):
+        compare_runs([publishable_run, finished_run])
