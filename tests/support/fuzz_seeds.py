@@ -212,7 +212,7 @@ data_dir: images
 num_train_epochs: 2
 learning_rate: 5e-5
 per_device_train_batch_size: 8
-class_weights: true
+class_weights: balanced
 columns: file_name=a,label=b
 report_to: [tensorboard]
 lr_scheduler_kwargs: {num_cycles: 1}

@@ -211,6 +211,7 @@ def _show_logs() -> None:
 def _watch(folder: Path) -> list[str]:
     """Return a list that gets what this process does outside of the folder and of the installed libraries."""
     allowed = (str(folder), str(Path(__file__).parents[2]), *LIBRARIES, os.environ.get("HF_HOME", str(folder)))
+    allowed = (*allowed, str(Path.home() / ".cache" / "matplotlib"))
     allowed = (*allowed, os.environ.get("HF_MEDTL_CACHE", str(folder)))
     events: list[str] = []
 
