@@ -40,17 +40,17 @@ def read_yaml(path: Path, option: str) -> dict[str, Any]:
     return content
 
 
-def _count(value: Any, known: dict[int, float]) -> float:
+def _count(value: Any, counts: dict[int, float]) -> float:
     """Return the number of values in lists and mappings, repeated ones each time; infinity where they hold themselves.
 
     Args:
         value: What a file contains.
-        known: id of a list or mapping -> its number, of those counted before.
+        counts: id of a list or mapping -> its number, of those counted before.
     """
     if not isinstance(value, dict | list | tuple | set):
         return 1
-    if id(value) not in known:
-        known[id(value)] = math.inf
+    if id(value) not in counts:
+        counts[id(value)] = math.inf
         items = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(item, known) for item in items)
-    return known[id(value)]
+        counts[id(value)] = 1 + sum(_count(item, counts) for item in items)
+    return counts[id(value)]
