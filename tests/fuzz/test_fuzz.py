@@ -32,10 +32,10 @@ def check(target, folder, few):
 @pytest.mark.parametrize("name", NAMES)
 def test_files(name, tmp_path):
     target = next(target for target in targets() if target.name == name)
-    check(target, tmp_path, 20 if name.startswith(("survey", "medmnist")) else 60)
+    check(target, tmp_path, 8 if name.startswith(("survey", "medmnist")) else 40)
 
 
 @pytest.mark.parametrize("name", RUN_NAMES)
 def test_files_of_runs(name, tmp_path, finished_run):
     target = next(target for target in run_targets(finished_run) if target.name == name)
-    check(target, tmp_path, 30 if name in ("run folder", "card check") else 4)
+    check(target, tmp_path, 20 if name in ("run folder", "card check") else 2)
