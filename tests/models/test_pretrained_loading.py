@@ -21,6 +21,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from hf_medtl import Predictor, Recipe, run
+from hf_medtl.common.checksums import sha256_of_file
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import encode_image
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.export.export import export_run
@@ -138,8 +140,9 @@ def fetch(family: str, name: str) -> Path:
 def published_predictions(family: str, data: Path) -> tuple[pd.DataFrame, list[Path]]:
     """Return predictions.csv from the Hub, and the images of its rows."""
     rows = pd.read_csv(fetch(family, "predictions.csv"), keep_default_na=False)
-    paths = pd.read_csv(fetch(family, "splits.csv")).set_index("image_id")["path"]
-    return rows, [data / paths[image_id] for image_id in rows["image_id"]]
+    sums = pd.read_csv(fetch(family, "splits.csv")).set_index("image_id")["sha256"]  # names of files are not published
+    files = {sha256_of_file(path): path for path in data.rglob("*.png") if path.parent.name != "masks"}
+    return rows, [files[sums[image_id]] for image_id in rows["image_id"]]
 
 
 def snippets(family: str) -> dict[str, str]:
@@ -302,7 +305,7 @@ def test_card_of_unchanged_run_keeps_tag(hub, finished_run, phantoms, tmp_path):
         text = (folder / "README.md").read_text()
         assert text.count(f'"{name}", revision="v1"') == 4
         assert f'name, revision = "{name}", "v1"' in text
-    (folder / "results.json").write_text((folder / "results.json").read_text() + "\n")
+    RunFolder(folder).write("results.json", (folder / "results.json").read_text() + "\n")
     HfApi().delete_tag("ci-user/first", tag="v1")  # as if the connection had broken before it was set
     push(folder, "ci-user/second", waive=WAIVED)
     push(folder, "ci-user/first", waive=WAIVED)
