@@ -16,7 +16,8 @@ def check_link(path: Path, folder: Path) -> None:
         folder: of a model or a run; it may be a link itself.
     """
     real, base = path.resolve(), folder.resolve()
-    inside = [base, *([base.parent.parent / "blobs"] if base.parent.name == "snapshots" else [])]
+    of_hub = base.parent.name == "snapshots"  # its files are with those of the repository, or of all (Xet)
+    inside = [base, *(parent / "blobs" for parent in base.parents[1:3] if of_hub)]
     if not any(real.is_relative_to(parent) for parent in inside):
         raise MedtlError(f"{path} leads to {real}, outside its folder. Copy the file itself into {folder}.")
 

@@ -198,6 +198,10 @@ def test_links_may_lead_to_the_folder_itself_and_to_the_cache_it_is_in(tmp_path)
     shutil.copyfile(outside, blobs / "1234")
     (snapshot / "config.json").symlink_to(Path("../../blobs/1234"))
     check_model(snapshot)
+    (tmp_path / "blobs" / "12").mkdir(parents=True)  # where files from Xet storage lie
+    shutil.copyfile(outside, tmp_path / "blobs" / "12" / "34")
+    (snapshot / "preprocessor_config.json").symlink_to(Path("../../../blobs/12/34"))
+    check_model(snapshot)
 
 
 def test_links_of_checkpoints_are_left_alone(tmp_path):
