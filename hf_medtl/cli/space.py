@@ -67,7 +67,10 @@ def space(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 allows other machines.")] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="Host name to answer to besides local ones, such as that of a reverse proxy; repeatable."),
+        typer.Option(
+            "--allowed_host",
+            help="Host name to answer to besides local ones, such as that of a reverse proxy; repeatable.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
     trust_remote_code: TrustRemoteCode = False,
