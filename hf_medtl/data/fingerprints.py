@@ -69,7 +69,7 @@ def _compute_fingerprint(path: Path, cached: dict[str, Fingerprint]) -> Fingerpr
     try:
         image = read_image(content, name=(name := printable(path)))
     except UnreadableImage as error:
-        reason = "empty file" if not content else str(error).removeprefix(f"{name}: ")
+        reason = "empty file" if not content else str(error.args[0]).removeprefix(f"{name}: ")
         return Fingerprint(sha256, error=reason)
     bits = np.packbits(imagehash.phash(image).hash.ravel())
     grey = image.convert("L")
