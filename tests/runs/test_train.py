@@ -178,7 +178,7 @@ def test_user_errors_have_no_traceback(process_pool, phantoms, tmp_path):
     values = options(phantoms, Path("nobody/absent"), tmp_path / "run")
     process = process_pool.run_script("recipes/vit_brain.py", *flags(**values))
     assert process.returncode == 1
-    assert "Error: --model_name_or_path: nobody/absent is neither a folder" in process.stderr
+    assert "Error: --model_name_or_path: There is no folder and no model nobody/absent on the Hub" in process.stderr
     assert "Traceback" not in process.stderr
 
 

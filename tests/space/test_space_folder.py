@@ -162,7 +162,7 @@ def test_invalid_input_writes_nothing(publishable_run, tmp_path, hub_changes):
         assert not hub_changes()
 
     expect_error("ci-user/nowhere is neither a folder nor a model", "--models", "ci-user/nowhere")
-    expect_error("/nowhere is neither a folder nor a model", "--models", "/nowhere")
+    expect_error("The folder /nowhere does not exist", "--models", "/nowhere")
     expect_error("given twice", "--models", publishable_run, publishable_run)
     expect_error("requirements.txt holds an access token", "--requirement", f"hf_medtl @ https://{TOKEN}@host/x.zip")
     (publishable_run / "recipe.yaml").write_text(f"note: {TOKEN}\n")
