@@ -72,7 +72,7 @@ def find_problems(workshop: Workshop) -> list[str]:
 
 def is_plain(text: str) -> bool:
     """Return whether a command ended with an error for people: no traceback."""
-    return "Traceback" not in text and ("Error: " in text or "Interrupted" in text)
+    return "Traceback" not in text and re.search(r"Error( in process \d+)?: |Interrupted", text) is not None
 
 
 def check_same(workshop: Workshop, reference: Workshop, stage: Stage, name: str) -> None:
