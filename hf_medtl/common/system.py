@@ -15,8 +15,13 @@ from hf_medtl.errors import MedtlError
 logger = logging.getLogger(__name__)
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread")
-DISK_FULL_MESSAGES = ("No space left", "File too large", "quota exceeded", "disk I/O error", "disk is full")
+MEMORY_MESSAGES = (
+    *("out of memory", "can't allocate memory", "Cannot allocate memory", "can't start new thread", "bad_alloc"),
+)
+DISK_FULL_MESSAGES = (
+    *("No space left", "File too large", "quota exceeded", "disk I/O error", "disk is full"),
+    "unexpected pos",  # of torch.save, when fewer bytes are written than it gave
+)
 LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer")  # of Gloo
 
 

@@ -139,6 +139,8 @@ def test_disk_full_is_detected_in_causes_and_messages(tmp_path):
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
         (OSError(errno.EFBIG, "File too large"), "The disk is full"),
         (RuntimeError("(sqlite3.OperationalError) disk I/O error\n[SQL: CREATE INDEX]"), "The disk is full"),
+        (RuntimeError("[inline_container.cc:671] . unexpected pos 175296 vs 175184"), "The disk is full"),
+        (RuntimeError("std::bad_alloc"), "too little memory"),
         (MemoryError(), "There is too little memory (MemoryError)"),
         (RuntimeError("can't start new thread"), "There is too little memory (can't start new thread)"),
         (
