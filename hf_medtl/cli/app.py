@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,8 @@ from hf_medtl.cli.report import report
 from hf_medtl.cli.train import CONTEXT as ANY_OPTIONS
 from hf_medtl.cli.train import train
 from hf_medtl.cli.verify import verify
-from hf_medtl.common.messages import show_messages, start_logging
-from hf_medtl.common.system import explain_shortage, wait_passively
-from hf_medtl.errors import MedtlError
+from hf_medtl.common.messages import exit_with_message, show_messages, start_logging
+from hf_medtl.common.system import wait_passively
 from hf_medtl.version import __version__
 
 PANELS: dict[str, tuple[Any, ...]] = {
@@ -123,11 +121,5 @@ def main() -> None:
     start_logging()
     show_messages(logging.INFO)
     wait_passively()
-    try:
+    with exit_with_message():
         app(prog_name="hf-medtl")
-    except MedtlError as error:
-        sys.exit(f"Error: {error}")
-    except Exception as error:
-        if shortage := explain_shortage(error):
-            sys.exit(f"Error: {shortage}")
-        raise

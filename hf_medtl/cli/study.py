@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_medtl.cli.train import check_early
-from hf_medtl.common.messages import given_arguments, show_messages, start_logging
-from hf_medtl.common.system import explain_shortage
-from hf_medtl.errors import Interrupted, MedtlError
+from hf_medtl.common.messages import exit_with_message, given_arguments, show_messages, start_logging
+from hf_medtl.errors import Interrupted
 from hf_medtl.runs.study_grid import Grid, make_parser
 from hf_medtl.training.command_line import read_options
 
@@ -31,19 +30,14 @@ def main(defaults: Mapping[str, Any], grid: Mapping[str, Any], argv: Sequence[st
     if {"-h", "--help", "--help_all"} & {*argv}:
         print(make_parser().format_help())
     try:
-        cells, rest = Grid.from_cli(dict(grid), argv)
-        check_early(read_options(defaults, rest)[0])
-        from hf_medtl.runs.study import study  # after the checks, because it imports torch
-        from hf_medtl.training.recipe import Recipe
+        with exit_with_message():
+            cells, rest = Grid.from_cli(dict(grid), argv)
+            check_early(read_options(defaults, rest)[0])
+            from hf_medtl.runs.study import study  # after the checks, because it imports torch
+            from hf_medtl.training.recipe import Recipe
 
-        failed = study(Recipe.from_cli(dict(defaults), rest), cells)
+            failed = study(Recipe.from_cli(dict(defaults), rest), cells)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nInterrupted. {stop}", file=sys.stderr)
         sys.exit(128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT))
-    except MedtlError as error:
-        sys.exit(f"Error: {error}")
-    except Exception as error:
-        if shortage := explain_shortage(error):
-            sys.exit(f"Error: {shortage}")
-        raise
     sys.exit(int(failed > 0))

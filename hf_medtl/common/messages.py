@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hf_medtl.common.progress import in_notebook, shows_bars
 from hf_medtl.common.quiet import quiet_libraries
-from hf_medtl.errors import escape_controls
+from hf_medtl.common.system import explain_shortage
+from hf_medtl.errors import MedtlError, escape_controls
 
 KERNELS = ("ipykernel_launcher", "colab_kernel_launcher", "ipython", "ipython3", "__main__")
 
@@ -71,6 +72,19 @@ def without_repeats(name: str) -> Iterator[None]:
     finally:
         for child in children:
             child.removeFilter(is_new)
+
+
+@contextmanager
+def exit_with_message() -> Iterator[None]:
+    """End the process with exit code 1 and one sentence, without a traceback, after an error that the user can mend."""
+    try:
+        yield
+    except MedtlError as error:
+        sys.exit(f"Error: {error}")
+    except Exception as error:
+        if shortage := explain_shortage(error):
+            sys.exit(f"Error: {shortage}")
+        raise
 
 
 def start_logging() -> None:
