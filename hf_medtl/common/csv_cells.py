@@ -14,9 +14,10 @@ _HARMLESS = re.compile(f"'{_FORMULA.pattern}")
 
 def to_csv(table: pd.DataFrame) -> str:
     """Return a table as CSV text without its index; see `harmless_cells`."""
-    text = harmless_cells(table).to_csv(index=False, lineterminator="\n")
+    cells = harmless_cells(table)
+    text = cells.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # else a cell with a carriage return would not be quoted
-        text = harmless_cells(table).to_csv(index=False, lineterminator="\r\n")
+        text = cells.to_csv(index=False, lineterminator="\r\n")
     return text
 
 

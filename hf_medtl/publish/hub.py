@@ -146,8 +146,10 @@ def push(
         number = max((int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdigit()), default=0)
         # The card names the tag of this push, so pushing the same files again must not change the tag.
         _set_card_repository(card, repo.repo_id, f"v{number}")
-        if number and with_retries(lambda: _is_up_to_date(api, repo.repo_id, published_files(folder, publish_names))):
-            return str(repo)
+        if number:
+            before = published_files(folder, publish_names)  # once, not at each try
+            if with_retries(lambda: _is_up_to_date(api, repo.repo_id, before)):
+                return str(repo)
         _set_card_repository(card, repo.repo_id, f"v{number + 1}")
         files = published_files(folder, publish_names)
         names = private_names(folder, publish_names)
