@@ -72,6 +72,11 @@ SLOW_FIXTURES = {
 }
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name tests of bytes by the argument: bytes may hold a date, and all processes must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests as slow by their fixtures, so that `make test-fast` leaves them out."""
     for item in items:
