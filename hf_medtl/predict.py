@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import cores, is_disk_full
-from hf_medtl.common.text import nearest
+from hf_medtl.common.text import first_line, nearest
 from hf_medtl.data.augmentation import MIRRORING
 from hf_medtl.data.inputs import ImageSource, iter_sources, read_source, source_name
 from hf_medtl.errors import MedtlError
@@ -40,7 +40,7 @@ from hf_medtl.explain.geometry import find_geometry, restore
 from hf_medtl.explain.layers import Layer, find_layer
 from hf_medtl.explain.maps import METHODS, Heatmaps, heatmaps
 from hf_medtl.explain.segmentation import CAMS, entropy
-from hf_medtl.models.build import first_line, load_trained
+from hf_medtl.models.build import load_trained
 from hf_medtl.models.copies import captured_inputs
 from hf_medtl.models.device import memory_format, select_device
 from hf_medtl.models.ensemble import log_mean_exp

@@ -59,3 +59,8 @@ def escape_cell(value: Any) -> str:
     """
     line = " ".join(str(value).split())
     return re.sub(r"[\\\\|`<*~]|(?<=\])\(|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error message, up to 200 characters."""
+    return str(error).strip().split("\n")[0][:200]

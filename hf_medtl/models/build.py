@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_medtl.common.text import nearest
+from hf_medtl.common.text import first_line, nearest
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
@@ -238,8 +238,3 @@ def check_finite(source: str, tensors: Mapping[str, torch.Tensor]) -> None:
             f"{broken[0]} ({number} of {tensors[broken[0]].numel()} values): they were saved in too few bits, or their "
             "training diverged. Download them again, save them in float32, or use other weights."
         )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message, up to 200 characters."""
-    return str(error).strip().split("\n")[0][:200]

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from hf_medtl.common.text import first_line
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import check_finite, first_line
+from hf_medtl.models.build import check_finite
 from hf_medtl.models.smp import SmpConfig, build_network
 from hf_medtl.models.untrusted import check_model
 

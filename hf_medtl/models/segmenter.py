@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers import initialization as init
 
+from hf_medtl.common.text import first_line
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import check_finite, check_missing, first_line, load_weights, set_labels
+from hf_medtl.models.build import check_finite, check_missing, load_weights, set_labels
 from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
 from hf_medtl.models.preprocessing import input_size
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation

@@ -16,11 +16,12 @@ from hf_medtl.common.checksums import SHOWN, check_unchanged
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.text import first_line
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.identifiers import IDENTIFIERS
 from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import first_line, load_trained
+from hf_medtl.models.build import load_trained
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.preprocessing import describe_processor, normalisation, shared_processor
 from hf_medtl.models.untrusted import load_config, load_processor

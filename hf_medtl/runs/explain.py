@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
+from hf_medtl.common.text import first_line
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image, read_mask
@@ -17,7 +18,7 @@ from hf_medtl.data.loading import load
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain.localization import Region
 from hf_medtl.explain.report import check_supported, write_report
-from hf_medtl.models.build import first_line, load_trained
+from hf_medtl.models.build import load_trained
 from hf_medtl.models.device import select_device
 from hf_medtl.models.untrusted import load_processor
 from hf_medtl.predict import Predictor
