@@ -1,6 +1,7 @@
 """Batch prediction of files: resumable, distributed over processes, and robust to unreadable files."""
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
@@ -37,6 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 FORMATS = (".csv", ".jsonl", ".parquet")
 BLOCK = 10_000  # rows in memory while the table is written
+STAMP = "file"  # key of the size and the time of an image's file in the rows of a part
 LONGEST_NAME = 240  # bytes of a file name, of the 255 that file systems allow: .seg.dcm may follow
 
 
@@ -103,7 +105,8 @@ def predict_files(
     """Write a table with one row per image.
 
     Until all are done, rows are in OUT.part-*.jsonl, written after each batch: the same command resumes from there,
-    with any number of processes (`accelerate launch`). Rows have the order of the files.
+    with any number of processes (`accelerate launch`), and predicts again what was changed since. Rows have the order
+    of the files.
 
     Args:
         predictor: the model.
@@ -141,7 +144,7 @@ def predict_files(
         for path in _parts(out):
             _truncate(path)
     state.wait_for_everyone()
-    done = {row["path"] for row in _rows(out, identity)} & {str(path) for path in files}
+    done = {row["path"] for row in _rows(out, identity) if _is_current(row)} & {str(path) for path in files}
     if done and state.is_main_process:
         logger.info("%d of %d images are already done.", len(done), len(files))
     state.wait_for_everyone()  # no process may write before all have read
@@ -150,11 +153,18 @@ def predict_files(
     # Only the end of a folder's path: the folders above it may contain a person's name.
     model_name = "/".join(Path(predictor.config.name_or_path or type(predictor.model).__name__).parts[-2:])
     made_by: dict[str, Any] = {"model_name": model_name, "revision": predictor.revision}
+    stamps: dict[str, list[int] | None] = {}
+
+    def stamped() -> Iterator[Path]:
+        for path in remaining:
+            stamps[str(path)] = _stamp(path)  # before it is read
+            yield path
+
     with _disk_full_explained(part), part.open("a", encoding="utf-8") as stream:
         if not part.stat().st_size:
             stream.write(json.dumps({"model": identity}) + "\n")
         bar = tqdm(total=len(remaining), unit="image", disable=None if state.is_local_main_process else True)
-        for number, prediction in enumerate(predictor.stream(remaining, batch_size, explain, tta, mc_dropout), 1):
+        for number, prediction in enumerate(predictor.stream(stamped(), batch_size, explain, tta, mc_dropout), 1):
             row, objects = prediction.row(), dict[Path, ObjectBuilder]()
             try:
                 if masks and prediction.mask is not None:
@@ -175,10 +185,10 @@ def predict_files(
                 if dicom and objects:
                     row["error"] = save_dicom_outputs(prediction.name, objects) or row["error"]
             except (OSError, MedtlError) as error:  # of this image alone; the prediction is unaffected
-                if is_disk_full(error):
+                if is_disk_full(error) or getattr(error, "errno", None) == errno.EROFS:  # of all images
                     raise
                 row["error"] = f"{prediction.name}: no image of the result could be written ({error})."
-            stream.write(json.dumps(row) + "\n")
+            stream.write(json.dumps(row | {STAMP: stamps.pop(prediction.name, None)}) + "\n")
             if number % batch_size == 0:
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -237,6 +247,20 @@ def _rows(out: Path, identity: str) -> Iterator[dict[str, Any]]:
                     )
 
 
+def _stamp(path: Path) -> list[int] | None:
+    """Return the size and the time of change of a file, which tell whether it is the same; None if it is missing."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _is_current(row: dict[str, Any]) -> bool:
+    """Return True if the file of a row is as it was; parts of older versions do not say."""
+    return STAMP not in row or row[STAMP] == _stamp(Path(row["path"]))
+
+
 def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[int, int]:
     """Merge the rows of the parts in the order of the files, block by block, into an atomically written table.
 
@@ -248,7 +272,10 @@ def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[in
         offset = 0
         with part.open("rb") as stream:
             for line in stream:
-                positions[json.loads(line).get("path", "")] = part, offset
+                row = json.loads(line)
+                path = row.get("path", "")
+                if path not in positions or _is_current(row):  # of a changed image the newer row
+                    positions[path] = part, offset
                 offset += len(line)
     suffix = out.suffix.lower()
     text, failed, differing = ["path", "label", "decision", "reason", "error"], 0, 0

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -123,6 +124,36 @@ def test_full_disk_is_one_sentence_and_keeps_rows(predictor, tmp_path, monkeypat
     monkeypatch.setattr(Predictor, "_predict_size", lambda *_: pytest.fail("all rows are there"))
     assert predict_files(predictor, paths, tmp_path / "out.csv", "m", **more) == (3, 0)
     assert not [*tmp_path.glob(".out*"), *tmp_path.glob("*part*")]
+
+
+def test_read_only_folder_ends_the_work_and_keeps_rows(predictor, tmp_path, monkeypatch):
+    """As the error of its row, it would leave a finished table without maps."""
+    paths = [write(tmp_path / f"{i}.png", i) for i in range(3)]
+    monkeypatch.setattr(batch_predict, "overlay", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    more = {"maps": tmp_path / "maps", "explain": "gradcam"}
+    with pytest.raises(OSError, match="Read-only"):
+        predict_files(predictor, paths, tmp_path / "out.csv", "m", **more)
+    monkeypatch.undo()
+    assert predict_files(predictor, paths, tmp_path / "out.csv", "m", **more) == (3, 0)
+    assert len([*(tmp_path / "maps").iterdir()]) == 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_image_that_changed_before_the_work_went_on_is_predicted_again(predictor, tmp_path, monkeypatch, processes):
+    paths, out = [write(tmp_path / f"{i}.png", i) for i in range(3)], tmp_path / "out.csv"
+    predict_files(predictor, paths, tmp_path / "before.csv", "m")
+    monkeypatch.setattr(pd.DataFrame, "to_csv", Mock(side_effect=OSError(errno.ENOSPC, "x")))
+    with pytest.raises(MedtlError, match="disk is full"):  # when all rows are there
+        predict_files(predictor, paths, out, "m")
+    monkeypatch.undo()
+    if processes == 2:  # the part of another process, whose rows come last
+        (tmp_path / "out.csv.part-0.jsonl").rename(tmp_path / "out.csv.part-1.jsonl")
+    write(paths[1], 7)
+    predict_files(predictor, paths, tmp_path / "after.csv", "m")
+    assert predict_files(predictor, paths, out, "m") == (3, 0)
+    before, after, table = (pd.read_csv(tmp_path / name) for name in ("before.csv", "after.csv", "out.csv"))
+    assert before["p_ill"][1] != pytest.approx(after["p_ill"][1], abs=1e-4)
+    assert table["p_ill"].tolist() == pytest.approx(after["p_ill"].tolist(), abs=2e-6)
 
 
 def test_map_that_can_not_be_written_is_an_error_of_its_row(predictor, tmp_path):
