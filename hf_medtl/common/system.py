@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hf_medtl.errors import MedtlError
@@ -21,6 +21,14 @@ MEMORY_MESSAGES = (
 DISK_FULL_MESSAGES = (
     *("No space left", "File too large", "quota exceeded", "disk I/O error", "disk is full"),
     "unexpected pos",  # of torch.save, when fewer bytes are written than it gave
+)
+REFUSED_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, getattr(errno, "ESTALE", errno.EIO))
+REFUSED_MESSAGES = (
+    "Read-only file system",
+    "Input/output error",
+    "Stale file handle",
+    "readonly database",
+    "unable to open database file",
 )
 LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer")  # of Gloo
 
@@ -123,10 +131,13 @@ def is_disk_full(error: BaseException | None, folder: Path | None = None) -> boo
     """
     if folder is not None and folder.exists() and shutil.disk_usage(folder).free < 1_000_000:
         return True
-    if isinstance(error, MedtlError):
-        return False
+    return not isinstance(error, MedtlError) and _has_cause(error, DISK_FULL_ERRNOS, DISK_FULL_MESSAGES)
+
+
+def _has_cause(error: BaseException | None, numbers: Sequence[int], messages: Sequence[str]) -> bool:
+    """Return True if an exception or one in its cause chain has one of the errnos, or one of the messages in its own."""
     while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL_ERRNOS or any(text in str(error) for text in DISK_FULL_MESSAGES):
+        if getattr(error, "errno", None) in numbers or any(text in str(error) for text in messages):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -139,6 +150,11 @@ def explain_shortage(error: BaseException) -> str | None:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if is_disk_full(error):
         return f"The disk is full, or files may not be so large ({first}). Make room, then give the same command again."
+    if _has_cause(error, REFUSED_ERRNOS, REFUSED_MESSAGES):
+        return (
+            f"The system refuses to read or write a file ({first}). Check that its folder may be written to and that "
+            "the disk is sound, then give the same command again."
+        )
     if isinstance(error, MemoryError) or any(text in first for text in MEMORY_MESSAGES):
         return (
             f"There is too little memory ({first}). Take smaller batches or images, or end other programs, and give "

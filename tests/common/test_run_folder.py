@@ -141,6 +141,11 @@ def test_disk_full_is_detected_in_causes_and_messages(tmp_path):
         (RuntimeError("(sqlite3.OperationalError) disk I/O error\n[SQL: CREATE INDEX]"), "The disk is full"),
         (RuntimeError("[inline_container.cc:671] . unexpected pos 175296 vs 175184"), "The disk is full"),
         (RuntimeError("std::bad_alloc"), "too little memory"),
+        (OSError(errno.EROFS, "Read-only file system"), "refuses to read or write a file ([Errno 30] Read-only"),
+        (PermissionError(errno.EACCES, "Permission denied"), "refuses to read or write a file"),
+        (OSError(errno.EIO, "Input/output error"), "that the disk is sound"),
+        (RuntimeError("open file failed with strerror: Read-only file system"), "refuses to read or write a file"),
+        (RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"), "refuses to read or write"),
         (MemoryError(), "There is too little memory (MemoryError)"),
         (RuntimeError("can't start new thread"), "There is too little memory (can't start new thread)"),
         (
