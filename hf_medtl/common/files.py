@@ -1,12 +1,15 @@
 """Atomic writes, strict JSON and listings of files.
 
 Whatever the package writes goes through this module: a file is written beside its name, flushed to the disk and then
-renamed, so that a killed process or a full disk leaves the old file whole.
+renamed, so that a killed process or a full disk leaves the old file whole. What a killed process left half written is
+removed by the next one that writes in the folder.
 """
 
 import contextlib
+import functools
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_medtl.common.processes import has_ended, process_mark
 from hf_medtl.errors import MedtlError
 
-PARTIAL = ".partial"  # suffix of files and folders that are being written; their names begin with a dot
+PARTIAL = ".partial"  # suffix of files and folders that are being written
+_PARTIAL_NAME = re.compile(rf"\.([0-9a-f]{{24}})[0-9a-f]{{8}}\{PARTIAL}")  # of the process, and random
 
 
 def write_atomic(path: Path, content: str | bytes | dict[str, Any]) -> None:
@@ -105,20 +110,33 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed process left unfinished in a folder and the folders below it."""
+    """Remove what is half written in a folder, which no other process may write to, and the folders below it."""
     for path in [path for path in folder.rglob(f".*{PARTIAL}") if is_partial(path)]:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _partial_path(folder: Path) -> Path:
-    # The process id alone would not do: processes on other machines, or in other containers, may share the folder.
-    return folder / f".{uuid.uuid4().hex}{PARTIAL}"
+        _remove(path)
 
 
 def is_partial(path: Path) -> bool:
     """Return True for the name of a file or folder that is being written, or that a killed process left."""
-    return path.suffix == PARTIAL and len(path.stem) == len(_partial_path(path.parent).stem)
+    return _PARTIAL_NAME.fullmatch(path.name) is not None
+
+
+def _partial_path(folder: Path) -> Path:
+    _remove_abandoned(folder)
+    return folder / f".{process_mark()}{uuid.uuid4().hex[:8]}{PARTIAL}"
+
+
+@functools.lru_cache(1024)  # once: a folder of a hundred thousand masks takes time to list
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that have ended left half written in a folder."""
+    with contextlib.suppress(OSError):
+        for path in [path for path in folder.iterdir() if is_partial(path)]:
+            if has_ended(_PARTIAL_NAME.sub(r"\1", path.name)):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_medtl.common.files import read_json, write_atomic
+from hf_medtl.common.processes import is_running, process_start
 from hf_medtl.errors import MedtlError
 from hf_medtl.runs.folder import NOT_WRITABLE
 
@@ -27,7 +28,6 @@ logger = logging.getLogger("hf_medtl")
 RUN_LOCK = ".run.lock"
 TRAINS = "trains"  # what a process does that has RUN_LOCK
 BEAT = 10.0  # seconds after which a process shows again that it is alive
-SAME_START = 60.0  # seconds: the start of a process is computed from a clock that may be set
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _owner(path: Path) -> Iterator[None]:
     owner = {
         "host": socket.gethostname(),
         "process": process,
-        "started": _process_start(process),
+        "started": process_start(),
         "since": datetime.now().astimezone().isoformat(" ", "seconds"),
     }
 
@@ -152,9 +152,7 @@ def _is_alive(path: Path, locked: bool) -> bool:
     if owner is None:
         return False
     if owner["host"] == socket.gethostname():
-        started = _process_start(int(owner["process"]))
-        same = started is not None and abs(started - float(owner["started"] or started)) < SAME_START
-        alive = same and not locked
+        alive = not locked and is_running(int(owner["process"]), owner["started"])
     else:
         logger.info("%s was in use on %s. Seeing for %.0f s whether it still is.", path.parent, owner["host"], 3 * BEAT)
         alive = _beats(path, owner)
@@ -174,13 +172,3 @@ def _beats(path: Path, owner: dict[str, Any]) -> bool:
         if now != owner:
             return True
     return False
-
-
-def _process_start(process: int) -> float | None:
-    """Return when a process was started, in seconds; None if there is none of this number, which may be used again."""
-    import psutil  # accelerate needs it
-
-    try:
-        return float(psutil.Process(process).create_time())
-    except psutil.Error:
-        return None

@@ -161,3 +161,27 @@ def test_what_a_killed_process_left_is_not_listed_and_removed(tmp_path):
     assert [*list_files(tmp_path)] == ["figures.partial"]
     remove_partial_files(tmp_path)
     assert [*contents(tmp_path)] == ["figures.partial"]
+
+
+def test_the_next_writer_removes_what_ended_processes_left_and_nothing_else(tmp_path):
+    with replacing(tmp_path / "a") as own:
+        own.write_bytes(b"half")
+        running = own.name
+        # The same process number, started at another time: of a process that has ended.
+        ended = f".{running[1:17]}00000005{running[25:]}"
+        elsewhere = f".00000000{running[9:]}"  # another machine's
+        older = f".{'f' * 32}.partial"  # of a version whose names said nothing of the process
+        (tmp_path / "folder").mkdir()
+        for name in (ended, elsewhere, older, ".notes.partial", "folder/a"):
+            (tmp_path / name).write_bytes(b"half")
+        (tmp_path / ended).replace(tmp_path / "folder" / ended)
+        (tmp_path / ended).mkdir()
+        (tmp_path / ended / "model.safetensors").write_bytes(b"half")
+        files._remove_abandoned.cache_clear()  # this process has written here before
+        write_atomic(tmp_path / "b", b"whole")
+        kept = {running, elsewhere, older, ".notes.partial", "folder/a", f"folder/{ended}"}
+        assert {*contents(tmp_path)} == kept | {"b"}
+        assert not (tmp_path / ended).exists()
+        write_atomic(tmp_path / "folder" / "b", b"whole")
+        assert not (tmp_path / "folder" / ended).exists()
+    assert (tmp_path / "a").read_bytes() == b"half"
