@@ -11,6 +11,7 @@ from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassificati
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.models.smp import SmpConfig, SmpForSemanticSegmentation
+from hf_medtl.models.timm_config import TimmBackboneConfig, TimmWrapperConfig
 
 # The first argument should be a model's configuration class, but this processor serves any model: registered for
 # ViTConfig, say, it would be shadowed by ViTImageProcessor. So it is its own key, under both backends, because
@@ -24,6 +25,8 @@ AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)
 AutoModelForImageClassification.register(EnsembleConfig, EnsembleForImageClassification)
 AutoConfig.register(SmpConfig.model_type, SmpConfig)
 AutoModelForSemanticSegmentation.register(SmpConfig, SmpForSemanticSegmentation)
+for _config in (TimmBackboneConfig, TimmWrapperConfig):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
 
 # Makes save_pretrained copy the files of these classes beside the weights.
 MedicalImageProcessor.register_for_auto_class()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_medtl.common.links import check_link, check_links
 from hf_medtl.common.run_folder import RunFolder
@@ -144,6 +144,33 @@ def test_our_classes_refuse_by_themselves_what_stock_code_hands_them():
     for setting in ({"size": 8193}, {"clahe_grid": 129}, {"blur_sigma": 1e9}, {"image_mean": [0.5, float("nan"), 0.5]}):
         with pytest.raises(ValueError, match=r"8192|128|finite"):
             MedicalImageProcessor(**setting)
+
+
+def test_stock_auto_classes_load_timm_models_without_what_timm_would_open(tmp_path):
+    from transformers import TimmWrapperForImageClassification
+
+    settings = {"model_type": "timm_wrapper", "architecture": "test_resnet"} | {
+        "label_names": ["a", "b"],
+        "num_classes": 2,
+    }
+    for change, message in (
+        ({"model_args": {"checkpoint_path": "x"}}, "model_args in config.json has 'checkpoint_path'"),
+        ({"model_args": {"pretrained_cfg": {"url": "http://x"}}}, "has 'pretrained_cfg'"),
+        ({"architecture": "local-dir:x"}, "architecture in config.json is 'local-dir:x'"),
+        ({"num_classes": 10**9}, "num_labels in config.json is 1000000000"),
+        ({"model_type": "timm_backbone", "backbone": "hf-hub:a/b"}, "backbone in config.json is 'hf-hub:a/b'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings | change), encoding="utf-8")
+        with pytest.raises(MedtlError, match=f"The model: .*{message}"):
+            AutoModelForImageClassification.from_pretrained(tmp_path)
+        nested = {"backbone_config": {**settings, **change}}
+        with pytest.raises(MedtlError, match=message):
+            AutoConfig.for_model("upernet", **nested)
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"model_args": {"depth": 1}}), encoding="utf-8")
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.model_args, config.id2label) == ({"depth": 1}, {0: "a", 1: "b"})
+    config = AutoConfig.for_model("timm_wrapper", architecture="test_resnet")
+    assert type(AutoModelForImageClassification.from_config(config)) is TimmWrapperForImageClassification
 
 
 def test_safetensors_headers_are_bounded(tmp_path):
