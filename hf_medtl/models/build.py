@@ -1,5 +1,6 @@
 """Classifier builder: backbone name and labels to model and image processor."""
 
+import copy
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from hf_medtl.common.text import first_line, nearest
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
+from hf_medtl.models.image_size import check_image_size, resize_model, set_image_size
 from hf_medtl.models.preprocessing import build_processor, check_steps
 from hf_medtl.models.size_limit import limited_size
 from hf_medtl.models.untrusted import check_model, load_config, plain_errors
@@ -40,6 +42,7 @@ def build_classifier(
     fit: str = "squash",
     lung_model: str | None = None,
     head_dropout: float = 0.0,
+    image_size: int | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier for `labels` and its image processor.
 
@@ -55,10 +58,12 @@ def build_classifier(
         fit: as for `build_processor`.
         lung_model: as for `build_processor`.
         head_dropout: dropout rate of the inputs of the head, see `add_head_dropout`.
+        image_size: height and width of its images in pixels, for which position embeddings are interpolated; None for
+            that of the checkpoint.
 
     Raises:
         MedtlError: no such model, no network, not an image classifier, incomplete or non-finite weights, no linear
-            head, or an unknown step or fit.
+            head, an image size that the model can't have, or an unknown step or fit.
     """
     check_steps(steps, fit, lung_model)  # before weights are downloaded
     custom = is_custom_architecture(name)
@@ -72,8 +77,11 @@ def build_classifier(
         config.architectures = []
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
+        resized = copy.deepcopy(config)
+        if image_size is not None:
+            set_image_size(resized, image_size)
         if from_scratch:
-            model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+            model = AutoModelForImageClassification.from_config(resized, dtype=torch.float32)
             _init_like_timm(model)
         else:
             model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
@@ -81,6 +89,8 @@ def build_classifier(
             head = {n for n, p in model.named_parameters() if id(p) in head_ids}
             check_missing(name, model, missing, {n for n, _ in model.named_parameters()} - head)
             missing &= head
+            if resized.to_dict() != config.to_dict():
+                model = resize_model(model, resized)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedtlError(
             f"Can't build an image classifier from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
@@ -89,6 +99,8 @@ def build_classifier(
             f"{', '.join(OWN_NETWORKS)}.{nearest(name, OWN_NETWORKS)} Check the spelling, the network, or the path."
             f"{timm_tags(name)}"
         ) from error
+    if image_size is not None:
+        check_image_size(model, image_size)
     add_head_dropout(find_head(model), head_dropout)
     if from_scratch:
         logger.info("%s with random weights", type(model).__name__)
@@ -98,7 +110,8 @@ def build_classifier(
     if not from_scratch:
         check_finite(name, model.state_dict())
     own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
-    processor = build_processor(own if custom else name, model.config, steps, fit, lung_model, revision=revision)
+    source = own if custom else name
+    processor = build_processor(source, model.config, steps, fit, lung_model, image_size, revision=revision)
     return model, processor
 
 

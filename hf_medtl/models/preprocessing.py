@@ -27,6 +27,7 @@ def build_processor(
     steps: Sequence[str] = (),
     fit: str = "squash",
     lung_model: str | None = None,
+    image_size: int | None = None,
     **hub: Any,
 ) -> Any:
     """Build an image processor that resizes the whole image to the model's size; nothing is cropped by default.
@@ -41,6 +42,7 @@ def build_processor(
         steps: some of STEPS, see `MedicalImageProcessor`.
         fit: "squash", or "pad" to keep the aspect ratio.
         lung_model: Hub id or folder of the segmentation model that lung_crop needs.
+        image_size: height and width in pixels; None for those of the checkpoint. A timm configuration names its own.
         hub: `revision`, `token`.
 
     Raises:
@@ -65,7 +67,7 @@ def build_processor(
             "deviation of its images are unknown. Use a checkpoint that has one."
         ) from error
     settings: dict[str, Any] = {
-        "size": input_size(stock, config),
+        "size": {"height": image_size, "width": image_size} if image_size else input_size(stock, config),
         "resample": Image.Resampling.BICUBIC if stock.resample is None else stock.resample,
         "image_mean": list(stock.image_mean),
         "image_std": list(stock.image_std),

@@ -50,7 +50,7 @@ class Classification(Task):
     def check_recipe(self, recipe: Recipe) -> None:
         """Check the loss, the threshold rule and alpha, and refuse options for masks."""
         recipe.refuse(
-            ("encoder", "encoder_weights", "image_size", "mask_values", "largest_components", "fill_holes"),
+            ("encoder", "encoder_weights", "mask_values", "largest_components", "fill_holes"),
             "only for --task image-segmentation. Remove the option, or add --task image-segmentation.",
         )
         if recipe.loss not in LOSSES:
@@ -74,6 +74,7 @@ class Classification(Task):
             fit=recipe.fit,
             lung_model=recipe.lung_model,
             head_dropout=recipe.head_dropout,
+            image_size=recipe.image_size,
         )
         # The backbone may have been a multilabel model, and pipeline() applies the sigmoid that its config names.
         model.config.problem_type = None
