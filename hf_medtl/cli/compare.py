@@ -32,9 +32,10 @@ def compare(
     """Compare runs: metrics, paired differences with corrected p-values, costs and disagreements."""
     from hf_medtl.evaluation.matplotlib_backend import figure_formats
     from hf_medtl.runs.compare import compare_runs, measure_costs
-    from hf_medtl.runs.compare_page import check_out, show_comparison, write_comparison
+    from hf_medtl.runs.compare_page import COMPARISON, show_comparison, write_comparison
+    from hf_medtl.runs.output_folder import check_new
 
-    check_out(out)
+    check_new(out, earlier=COMPARISON)
     comparison = compare_runs(runs, metric or (), reference, seed)
     costs = measure_costs(comparison.runs, None if no_latency else device)
     with figure_formats(figures):

@@ -18,7 +18,6 @@ from hf_medtl.cli.options import (
     make_group,
     one_of,
 )
-from hf_medtl.errors import MedtlError
 from hf_medtl.training.options import CHOICES
 
 app = make_group("Datasets: list, fetch, audit, preview, push.")
@@ -168,13 +167,14 @@ def push(
         write_parquet,
     )
     from hf_medtl.publish.private_names import allowed_words
+    from hf_medtl.runs.output_folder import check_new, filling
 
+    if out:
+        check_new(out)
     loaded = load(name, data_dir, seed=seed, columns=parse_columns(columns))
     check_licence(loaded, rights_held)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = out or Path(temporary)
-        if folder.exists() and any(folder.iterdir()):
-            raise MedtlError(f"{folder} is not empty. Give --out a new or empty folder.")
+    with filling(out, "writes a dataset") if out else tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         surveyed = survey(name, data_dir, columns=parse_columns(columns))
         check_places(surveyed, outside or ())
         findings = audit(surveyed)
@@ -188,7 +188,7 @@ def push(
             write_audit(surveyed, findings, folder / "audit", names)
             check_published_names(folder, surveyed, allowed_words(allow_word))
             if out:
-                write_atomic(out / IDENTIFIERS, to_csv(list_identifiers(surveyed.table, surveyed.root, identifiers)))
+                write_atomic(folder / IDENTIFIERS, to_csv(list_identifiers(surveyed.table, surveyed.root, identifiers)))
         print(f"{len(loaded.table)} images, {folder_size_mb(folder):.1f} MB")
         if dry_run:
             print(f"Dry run: nothing was uploaded to {repo}.")

@@ -118,10 +118,11 @@ def push(
 ) -> None:
     """Publish the page as a Space in one commit: Hub models are referenced, the files of a run are uploaded."""
     from hf_medtl.publish.private_names import allowed_words
+    from hf_medtl.runs.output_folder import filling
     from hf_medtl.space.publish import push_space, write_space
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = out or Path(temporary)
+    with filling(out, "writes a Space") if out else tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         files = write_space(
             folder,
             models or [],

@@ -128,15 +128,20 @@ def recording_folder(folder: Path, inner: str) -> Iterator[None]:
     if files is None:
         yield
         return
-    others = {name: value for name, value in files.items() if not name.startswith(f"{inner}/")}
-    _write(folder, others)
+
+    def others() -> dict[str, str | list[str]]:  # read each time: they may change meanwhile
+        now = read_checksums(folder) or {}
+        return {name: value for name, value in now.items() if not name.startswith(f"{inner}/")}
+
+    _write(folder, others())
     try:
         yield
     except BaseException:
-        _write(folder, files)
+        old = {name: value for name, value in files.items() if name.startswith(f"{inner}/")}
+        _write(folder, others() | old)
         raise
     new = {name: path for name, path in listed_files(folder).items() if name.startswith(f"{inner}/")}
-    _write(folder, others | {name: sha256_of_file(path) for name, path in new.items()})
+    _write(folder, others() | {name: sha256_of_file(path) for name, path in new.items()})
 
 
 def _write(folder: Path, files: Checksums) -> None:

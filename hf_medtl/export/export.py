@@ -15,6 +15,7 @@ import torch
 
 from hf_medtl.common.checksums import SHOWN, check_unchanged, recording_folder
 from hf_medtl.common.files import replacing_folder, write_atomic
+from hf_medtl.common.licences import UNKNOWN, Source, card_metadata, normalise, read_licence
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.images import read_image
 from hf_medtl.data.inputs import image_files
@@ -30,6 +31,8 @@ from hf_medtl.publish.base_model import sha256_of
 from hf_medtl.publish.card import write_export_section
 from hf_medtl.publish.check import weight_files
 from hf_medtl.runs.finished import load_run_data
+from hf_medtl.runs.lock import lock_folder
+from hf_medtl.runs.output_folder import check_new, filling
 from hf_medtl.tasks import task_for_results
 from hf_medtl.training.runtime import environment
 
@@ -88,8 +91,8 @@ def export_run(
     """
     if name not in FORMATS:
         raise MedtlError(f"--format is one of {', '.join(FORMATS)}, found {name!r}.")
-    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MedtlError(f"--out {out} is not empty. Give a folder that is new or empty.")
+    if out:
+        check_new(out)
     check_unchanged(run, "Nothing was exported.", SHOWN)
     kind, format_ = f"{name}-int8" if int8 else name, FORMATS[name]
     folder = out or run / "export" / kind
@@ -99,20 +102,18 @@ def export_run(
     inputs = processor([read_image(images.tested[0])], return_tensors="pt")
     height, width = inputs["pixel_values"].shape[-2:]
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".")
-    recorded = recording_folder(run, f"export/{kind}") if out is None else contextlib.nullcontext()
-    with temporary as beside, recorded, replacing_folder(folder) as staging:
-        onnx_file = Path(beside) / "model.onnx"
-        logger.info("Exporting %s to %s", run, kind)
-        write_onnx(model, height, width, onnx_file)
-        if int8:
-            quantised = onnx_file.with_name("int8.onnx")
-            logger.info("Quantising with %d images", len(images.calibration))
-            quantise_onnx(onnx_file, quantised, _preprocess(processor, images.calibration))
-            quantised.replace(onnx_file)
-            onnx_file.with_name("model.onnx.data").unlink(missing_ok=True)
-        file = format_.write(onnx_file, staging)
+    with filling(out, "exports a model") if out else _replacing_export(run, kind) as staging:
+        with tempfile.TemporaryDirectory(dir=staging) as beside:
+            onnx_file = Path(beside) / "model.onnx"
+            logger.info("Exporting %s to %s", run, kind)
+            write_onnx(model, height, width, onnx_file)
+            if int8:
+                quantised = onnx_file.with_name("int8.onnx")
+                logger.info("Quantising with %d images", len(images.calibration))
+                quantise_onnx(onnx_file, quantised, _preprocess(processor, images.calibration))
+                quantised.replace(onnx_file)
+                onnx_file.with_name("model.onnx.data").unlink(missing_ok=True)
+            file = format_.write(onnx_file, staging)
         logger.info("Comparing with the model on %d images", len(images.tested))
         threads = torch.get_num_threads()
         infer = format_.load(file, threads)
@@ -139,11 +140,22 @@ def export_run(
             record["forced"] = True
         shape = infer(inputs["pixel_values"].numpy()).shape
         spec = build_preprocessing_spec(model, processor, (height, width), shape, file.name)
+        licence = Source(run.name, *read_licence(run / "README.md"))
+        spec["license"] = card_metadata(normalise(licence.licence) or UNKNOWN, [licence])
         write_atomic(staging / "preprocessing.json", spec)
         write_atomic(staging / "export.json", record)
     if out is None and (run / "README.md").is_file():
         write_export_section(run)
     return folder, record
+
+
+@contextlib.contextmanager
+def _replacing_export(run: Path, kind: str) -> Iterator[Path]:
+    """Yield a folder to write to, which then becomes RUN/export/KIND; other processes are kept from that one."""
+    inner = f"export/{kind}"
+    lock = lock_folder(run, f".{kind}.lock", f"exports to {kind}", "--out")
+    with lock, recording_folder(run, inner), replacing_folder(run / inner) as staging:
+        yield staging
 
 
 def _reference_images(run: Path, predictor: Predictor, data_dir: Path | None, int8: bool) -> ReferenceImages:

@@ -20,7 +20,9 @@ from hf_medtl.evaluation.paired import LOWER_IS_BETTER
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.compare import Comparison, Costs, image_files
 from hf_medtl.runs.compare_tables import UNKNOWN, tables
+from hf_medtl.runs.output_folder import filling
 
+COMPARISON = "comparison.json"
 PART_METRICS = ("sensitivity", "ppv", "f1", "roc_auc", "dice", "iou")
 
 
@@ -114,16 +116,6 @@ def _read_disagreements(comparison: Comparison, data_dir: Path | None) -> tuple[
         return [], f"The images cannot be shown ({reason}). Give the runs' own data with --data_dir."
 
 
-def check_out(out: Path) -> None:
-    """Check that a folder is new, empty or holds a comparison, so that no other README.md is overwritten.
-
-    Raises:
-        MedtlError: The folder holds something else.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "comparison.json").exists()):
-        raise MedtlError(f"--out {out} is not empty and holds no comparison. Give a new or empty folder.")
-
-
 def write_comparison(comparison: Comparison, costs: Costs, out: Path, data_dir: Path | None = None) -> str:
     """Write comparison.json, README.md and figures/ to a folder.
 
@@ -137,13 +129,9 @@ def write_comparison(comparison: Comparison, costs: Costs, out: Path, data_dir: 
         Why no images are shown, or "".
 
     Raises:
-        MedtlError: The folder holds something else.
+        MedtlError: The folder holds something else, or another process writes to it.
     """
-    check_out(out)
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
     images, why_not = _read_disagreements(comparison, data_dir)
-    _draw_figures(comparison, costs, figures, images)
     facts = comparison.facts | {
         "runs": list(comparison.runs),
         "reference": comparison.reference,
@@ -155,8 +143,11 @@ def write_comparison(comparison: Comparison, costs: Costs, out: Path, data_dir: 
         "disagreement_summary": _disagreement_summary(comparison),
         "why_not": why_not,
     }
-    write_atomic(out / "README.md", render("comparison", facts))
-    write_atomic(out / "comparison.json", _to_json(comparison, costs))
+    with filling(out, "writes a comparison", earlier=COMPARISON) as staging:
+        (staging / "figures").mkdir()
+        _draw_figures(comparison, costs, staging / "figures", images)
+        write_atomic(staging / "README.md", render("comparison", facts))
+        write_atomic(staging / COMPARISON, _to_json(comparison, costs))
     return why_not
 
 

@@ -28,6 +28,7 @@ from hf_medtl.publish.card import write_evaluation
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.evaluated_model import EvaluatedModel
 from hf_medtl.runs.model_card import count_excluded
+from hf_medtl.runs.output_folder import check_new, filling
 from hf_medtl.tasks import Task, task_for_dataset
 from hf_medtl.training.runtime import environment
 
@@ -88,13 +89,12 @@ def evaluate_model(
         card of an evaluated run keep most of it, unless `out` is given without `update_card`.
 
     Raises:
-        MedtlError: As `EvaluatedModel.read`, `load_external` and `subgroup_columns`; a folder that is not empty.
+        MedtlError: As `EvaluatedModel.read`, `load_external`, `subgroup_columns` and `filling`.
     """
     subject = EvaluatedModel.read(model, training_data, positive, revision, device, trust_remote_code)
     predictor = subject.predictor
     folder = Path(out or f"evaluations/{subject.name.replace('/', '--')}-on-{dataset.replace('/', '--')}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MedtlError(f"{folder} is not empty. Give another --out, or move it away.")
+    check_new(folder)
     if subject.unsure:
         logger.warning("Overlap: %s.", subject.unsure)
     external = load_external(
@@ -121,55 +121,56 @@ def evaluate_model(
     if dry_run:
         logger.info("Dry run: model, data, labels and overlap were checked. Nothing was written.")
         return folder, {}
-    pipeline = predictor.pipeline()
-    with predictor.collect_features() as features, torch.inference_mode():
-        predictions = task.predict(pipeline, external, "test")
-    results = {
-        "model": subject.name,
-        "revision": predictor.revision,
-        "dataset": external.spec.name,
-        "task": external.spec.task,
-        "split": split,
-        **task.measure(external, predictions, subject.rule),
-        **({"outliers": proportion(predictor.ood_scores(features) > 1)} if features else {}),
-        "internal": {
-            key: subject.results[key]
-            for key in ("dataset", "split", "n", "n_groups", "metrics")
-            if key in subject.results
-        },
-        "slices": {
-            name: _subgroup_results(task, external, predictions, subject, column) for name, column in subgroups.items()
-        },
-        "overlap": subject.overlap,
-        "excluded": count_excluded(external),
-        "environment": environment("float32", 1),
-    }
-    results["no_drop"] = _why_no_gap(subject, external)
-    results["drop"] = {}
-    if not results["no_drop"]:
-        results["drop"] = generalization_gap(subject.results["metrics"], results["metrics"])
-    figures = folder / "figures"
-    if robust:
-        results["robustness"] = _measure_robustness(task, external, predictions, subject, other)
-    figures.mkdir(parents=True)
-    if robust:
-        plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
-    task.draw_figures(pipeline, figures, external, predictions, results, external.spec.name)
-    output = RunFolder(folder)
-    output.write("predictions.csv", to_csv(task.prediction_table(external, predictions)))
-    facts = {
-        "results": results,
-        "spec": external.spec,
-        "figures": sorted(path.name for path in figures.glob("*.png")),
-        "shown": [name for name in SHOWN if name in results["metrics"]],
-    }
-    output.write("README.md", render("evaluation", facts))
-    output.write("results.json", results)
-    if (Path(model) / "README.md").is_file() and (Path(model) / "results.json").is_file():
-        if update_card or out is None:
-            write_evaluation(Path(model), results, external.spec.title, SHOWN)
-        else:
-            logger.info("%s was not changed. --update_card adds the results to it and to its card.", model)
+    with filling(folder, "evaluates a model") as staging:
+        pipeline = predictor.pipeline()
+        with predictor.collect_features() as features, torch.inference_mode():
+            predictions = task.predict(pipeline, external, "test")
+        results = {
+            "model": subject.name,
+            "revision": predictor.revision,
+            "dataset": external.spec.name,
+            "task": external.spec.task,
+            "split": split,
+            **task.measure(external, predictions, subject.rule),
+            **({"outliers": proportion(predictor.ood_scores(features) > 1)} if features else {}),
+            "internal": {
+                key: subject.results[key]
+                for key in ("dataset", "split", "n", "n_groups", "metrics")
+                if key in subject.results
+            },
+            "slices": {
+                name: _subgroup_results(task, external, predictions, subject, column)
+                for name, column in subgroups.items()
+            },
+            "overlap": subject.overlap,
+            "excluded": count_excluded(external),
+            "environment": environment("float32", 1),
+        }
+        results["no_drop"] = _why_no_gap(subject, external)
+        results["drop"] = {}
+        if not results["no_drop"]:
+            results["drop"] = generalization_gap(subject.results["metrics"], results["metrics"])
+        figures = staging / "figures"
+        figures.mkdir()
+        if robust:
+            results["robustness"] = _measure_robustness(task, external, predictions, subject, other)
+            plots.robustness(results["robustness"], figures / "robustness.png", external.spec.name)
+        task.draw_figures(pipeline, figures, external, predictions, results, external.spec.name)
+        output = RunFolder(staging)
+        output.write("predictions.csv", to_csv(task.prediction_table(external, predictions)))
+        facts = {
+            "results": results,
+            "spec": external.spec,
+            "figures": sorted(path.name for path in figures.glob("*.png")),
+            "shown": [name for name in SHOWN if name in results["metrics"]],
+        }
+        output.write("README.md", render("evaluation", facts))
+        output.write("results.json", results)
+        if (Path(model) / "README.md").is_file() and (Path(model) / "results.json").is_file():
+            if update_card or out is None:
+                write_evaluation(Path(model), results, external.spec.title, SHOWN)
+            else:
+                logger.info("%s was not changed. --update_card adds the results to it and to its card.", model)
     return folder, results
 
 

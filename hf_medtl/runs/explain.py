@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
+from hf_medtl.common.files import adding_files
 from hf_medtl.common.text import first_line
 from hf_medtl.data.columns import parse_columns
 from hf_medtl.data.dataset import LoadedDataset
@@ -25,6 +26,7 @@ from hf_medtl.predict import Predictor
 from hf_medtl.publish.card import write_explanations
 from hf_medtl.publish.neutral_files import are_names_public, neutral_table
 from hf_medtl.runs.finished import fetch_run
+from hf_medtl.runs.lock import RUN_LOCK, lock_folder
 
 logger = logging.getLogger("hf_medtl")
 
@@ -121,8 +123,8 @@ def explain_model(
         update_card: Save the verdict in the run folder with `out`, too.
 
     Raises:
-        MedtlError: Both regions are given, there is no folder to write to, the model is no classifier of hf_medtl, or
-            the split is empty.
+        MedtlError: Both regions are given, there is no folder to write to or another process writes to it, the model
+            is no classifier of hf_medtl, or the split is empty.
     """
     if masks and lung_model:
         raise MedtlError("Heatmaps are compared with one region. Give --masks or --lung_model, not both.")
@@ -157,22 +159,23 @@ def explain_model(
         region = lung_masks(lung_model, chosen)
     else:  # masks say more than any other check, so they are used wherever there are some
         region = dataset_masks(loaded) if masks or loaded.table["mask"].any() else None
-    report = write_report(
-        network,
-        processor,
-        [loaded.root / path for path in rows["path"]],
-        list(rows["label"]),
-        read_image,
-        out,
-        method,
-        layer,
-        number,
-        sample,
-        seed=seed,
-        region=region,
-        groups=list(rows["group"]),
-        image_names=None if are_names_public(finished) else list(neutral_table(finished, rows)["image_id"]),
-    )
+    with lock_folder(out, RUN_LOCK, "writes explanations", "--out"), adding_files(out) as staging:
+        report = write_report(
+            network,
+            processor,
+            [loaded.root / path for path in rows["path"]],
+            list(rows["label"]),
+            read_image,
+            staging,
+            method,
+            layer,
+            number,
+            sample,
+            seed=seed,
+            region=region,
+            groups=list(rows["group"]),
+            image_names=None if are_names_public(finished) else list(neutral_table(finished, rows)["image_id"]),
+        )
     if is_folder and split == "test" and (Path(model) / "README.md").is_file():
         if update_card:
             write_explanations(Path(model), report, split)

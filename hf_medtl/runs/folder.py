@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import socket
 import time
@@ -11,16 +12,17 @@ import pandas as pd
 import yaml
 
 from hf_medtl.common.csv_cells import to_csv
-from hf_medtl.common.files import is_partial, remove_partial_files
-from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.common.files import is_partial, list_files, read_object, remove_partial_files
+from hf_medtl.common.run_folder import UNFINISHED, RunFolder
 from hf_medtl.data.dataset import COLUMNS
 from hf_medtl.data.splits import pseudonymize_patients
 from hf_medtl.errors import MedtlError
 from hf_medtl.training.recipe import Recipe, default_value
 
 SEARCH_DB = "search.db"
+LOCK_FILE = re.compile(r"\..+\.lock(\.json)?")  # of `lock_folder`
 GIGABYTE = 1e9
-NOT_WRITABLE = "--output_dir {} can't be written to. Give a folder that you have write access to."
+NOT_WRITABLE = "{} {} can't be written to. Give a folder that you have write access to."
 
 
 def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> None:
@@ -39,7 +41,7 @@ def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> N
     if not existing.is_dir():
         raise MedtlError(f"--output_dir {folder}: {existing} is a file. Give a folder that is new or empty.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise MedtlError(NOT_WRITABLE.format(folder))
+        raise MedtlError(NOT_WRITABLE.format("--output_dir", folder))
     if existing != folder.absolute():
         return
     if (folder / SEARCH_DB).exists():
@@ -54,9 +56,30 @@ def check_output_dir(folder: Path, resuming: bool, searching: bool = False) -> N
             f"{folder} holds the checkpoints of an unfinished run. Go on with it: --resume_from_checkpoint auto. "
             "Or start anew: give another --output_dir, or move that one away."
         )
-    own = (path.name.startswith(".run.lock") or is_partial(path) for path in folder.iterdir())  # of a killed process
-    if not all(own) and not run.is_marked and not resuming:
+    if not is_unused(folder) and not run.is_marked and not resuming:
         raise MedtlError(f"{folder} is not empty and holds no run. Give an --output_dir that is new or empty.")
+
+
+def is_unused(folder: Path) -> bool:
+    """Return True for a folder that is empty but for what a killed process left: locks, and files half written."""
+    if not folder.is_dir():
+        return False
+    begun = list_begun(folder)
+    names = {part for name in begun for part in Path(name).parts[:1]}
+    for path in folder.iterdir():
+        own = is_partial(path) or LOCK_FILE.fullmatch(path.name)
+        if not own and (path.name not in names or path.is_symlink()):
+            return False
+    return all(name in begun or LOCK_FILE.fullmatch(name) for name in list_files(folder))
+
+
+def list_begun(folder: Path) -> set[str]:
+    """Return the files of a folder that a killed process made, by the list in `UNFINISHED`, and that list."""
+    try:
+        files = read_object(folder / UNFINISHED).get("files")
+    except MedtlError:  # there is none, or it is the mark of a run
+        return set()
+    return {UNFINISHED, *files} if isinstance(files, list) and all(isinstance(name, str) for name in files) else set()
 
 
 def _existing_part(folder: Path) -> Path:
@@ -124,7 +147,7 @@ def start_run(folder: Path, recipe_yaml: str, table: pd.DataFrame, excluded: pd.
         if len(excluded):
             run.write("excluded.csv", to_csv(excluded))
     except PermissionError as error:
-        raise MedtlError(NOT_WRITABLE.format(folder)) from error
+        raise MedtlError(NOT_WRITABLE.format("--output_dir", folder)) from error
 
 
 def check_same_split(run: RunFolder, table: pd.DataFrame) -> None:

@@ -51,7 +51,7 @@ def lock_folder(folder: Path, name: str, does: str, option: str = "--output_dir"
         raise MedtlError(_refusal(folder, name, does, option)) from error
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MedtlError(NOT_WRITABLE.format(folder)) from error
+            raise MedtlError(NOT_WRITABLE.format(option, folder)) from error
         if not folder.is_dir():
             raise MedtlError(f"{option} {folder} is no possible folder ({error}). Give another.") from error
         logger.warning("%s cannot be locked (%s): do not start a second run in it.", folder, error)

@@ -24,6 +24,7 @@ from hf_medtl.export.export import FORMATS
 from hf_medtl.version import __version__
 from tests.support.commands import COMMAND, run_cli, run_command
 from tests.support.image_files import write_noise_image
+from tests.support.killed import leave_killed
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +226,7 @@ def test_push_requires_licence_or_rights_and_strips_metadata(hub, tmp_path):
         run_cli("data", "push", "imagefolder", "ci/refused", "--data_dir", tmp_path / "in")
     assert not HfApi().repo_exists("ci/refused", repo_type="dataset")
     printed = run_cli("data", "push", "imagefolder", "ci/refused", "--data_dir", tmp_path / "in", "--rights_held",
-                    "--dry_run", "--out", tmp_path / "out")  # fmt: skip
+                    "--dry_run", "--out", leave_killed(tmp_path / "out"))  # fmt: skip
     assert "nothing was uploaded" in printed
     assert not HfApi().repo_exists("ci/refused", repo_type="dataset")
     assert "license: other" in (tmp_path / "out" / "README.md").read_text()

@@ -15,6 +15,7 @@ from hf_medtl.explain.localization import Region, energy_in_region, summarise_en
 from hf_medtl.explain.report import certainty, shortcut_warnings
 from hf_medtl.explain.statistics import GRID, common_grid, draw_figures, heatmap_statistics, mean_maps
 from hf_medtl.runs.explain import dataset_masks, lung_masks
+from hf_medtl.runs.lock import RUN_LOCK, lock_folder
 from tests.support.commands import run_cli
 from tests.support.tiny_models import build_tiny
 
@@ -216,6 +217,11 @@ def test_lung_region_comes_from_segmentation_model(finished_run, phantoms, tmp_p
     energy = json.loads((tmp_path / "out" / "explanations.json").read_text())["energy"]
     assert energy["by_label"]
     assert all(facts["summary"] in printed for facts in energy["by_label"].values())
+    with (
+        lock_folder(tmp_path / "out", RUN_LOCK, "works"),
+        pytest.raises(MedtlError, match="Another process writes explanations in"),
+    ):
+        run_cli("explain", finished_run, *common, "--lung_model", tmp_path / "unet")
     with pytest.raises(MedtlError, match="predicts labels"):
         run_cli("explain", finished_run, *common, "--lung_model", finished_run)
     with pytest.raises(MedtlError, match="--masks or --lung_model"):

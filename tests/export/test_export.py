@@ -33,6 +33,7 @@ from hf_medtl.publish.check import check_exports
 from hf_medtl.publish.hub import plan_upload
 from hf_medtl.runs.ensemble import ensemble
 from tests.support.commands import WAIVED, options
+from tests.support.killed import leave_killed
 from tests.support.multilabel_tables import write_table
 from tests.support.segmentation_runs import segmentation_recipe
 from tests.support.tiny_models import build_tiny, save_segformer
@@ -192,9 +193,12 @@ def test_openvino_and_int8_exports_get_their_own_rows(folder, exported, phantoms
 @pytest.mark.slow
 def test_openvino_int8_export_in_another_folder(folder, phantoms, tmp_path):
     export_folder, report = export_run(
-        folder, "openvino", int8=True, out=tmp_path / "new", data_dir=phantoms, force=True
+        folder, "openvino", int8=True, out=leave_killed(tmp_path / "new"), data_dir=phantoms, force=True
     )
     assert export_folder == tmp_path / "new"
+    assert {path.name for path in export_folder.iterdir()} == {
+        *("export.json", "model.bin", "model.xml", "preprocessing.json")
+    }
     assert "FakeQuantize" in (export_folder / "model.xml").read_text()
     assert report["largest_logit_difference"] < 1
     assert "openvino-int8" not in (folder / "README.md").read_text()  # the export is in another folder
@@ -268,6 +272,7 @@ def test_masks_are_compared_at_image_size(tmp_path):
     spec = json.loads((run_folder / "export" / "onnx" / "preprocessing.json").read_text())
     assert spec["output"]["shape"] == ["batch", 2, 64, 64]
     assert spec["decision"]["postprocessing"] == {"largest_components": 2}
+    assert spec["license"] == {"license": "apache-2.0"}
     assert "mask = logits.argmax(axis=0)" in (run_folder / "README.md").read_text()
 
 

@@ -24,6 +24,7 @@ from hf_medtl.runs.compare_page import write_comparison
 from hf_medtl.runs.compare_tables import tables
 from hf_medtl.training.runtime import EnergyMeter
 from tests.support.commands import options, run_cli
+from tests.support.killed import leave_killed
 
 NAMES = ("no", "yes")
 
@@ -318,7 +319,7 @@ def test_command_writes_a_page(runs_with_images, phantoms, tmp_path):
         "compare",
         *runs_with_images,
         "--out",
-        tmp_path / "out",
+        leave_killed(tmp_path / "out"),
         "--data_dir",
         phantoms,
         "--reference",
@@ -327,6 +328,7 @@ def test_command_writes_a_page(runs_with_images, phantoms, tmp_path):
         "accuracy",
     )
     assert "corrected" in printed and "Holm" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "comparison.json", "figures"}
     text, content = ((tmp_path / "out" / name).read_text() for name in ("README.md", "comparison.json"))
     for path in (str(tmp_path), str(phantoms)):
         assert path not in text + content

@@ -19,8 +19,10 @@ from hf_medtl.publish.hub import push
 from hf_medtl.publish.templates import format_interval
 from hf_medtl.runs.evaluate import evaluate_model
 from hf_medtl.runs.evaluated_model import EvaluatedModel
+from hf_medtl.runs.lock import RUN_LOCK, lock_folder
 from tests.support.commands import run_cli
 from tests.support.image_files import write_noise_image
+from tests.support.killed import leave_killed
 from tests.support.tiny_models import save_foreign_classifier
 
 
@@ -48,7 +50,9 @@ def test_own_data_give_the_results_of_the_run(finished_run, phantoms, tmp_path):
     with pytest.raises(MedtlError, match=f"{(split != 'test').sum()} of its 48 images are among .*--drop_overlap"):
         evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    folder, results = evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "out", drop_overlap=True)
+    out = leave_killed(tmp_path / "out")
+    folder, results = evaluate_model(finished_run, "brain-phantoms", phantoms, out=out, drop_overlap=True)
+    assert {path.name for path in folder.iterdir()} == {"README.md", "figures", "predictions.csv", "results.json"}
     assert not (finished_run / "evaluations.json").exists()  # elsewhere, and not asked for
     asked = {"out": tmp_path / "asked", "drop_overlap": True, "update_card": True}
     assert evaluate_model(finished_run, "brain-phantoms", phantoms, **asked)[1]["metrics"] == results["metrics"]
@@ -82,6 +86,11 @@ def test_own_data_give_the_results_of_the_run(finished_run, phantoms, tmp_path):
     assert "contained it in" in card
     with pytest.raises(MedtlError, match="is not empty"):
         evaluate_model(finished_run, "brain-phantoms", phantoms, out=folder)
+    with (
+        lock_folder(tmp_path / "busy", RUN_LOCK, "works"),
+        pytest.raises(MedtlError, match="Another process evaluates a model in"),
+    ):
+        evaluate_model(finished_run, "brain-phantoms", phantoms, out=tmp_path / "busy", drop_overlap=True)
 
 
 def test_near_duplicates_are_detected_given_the_training_images(finished_run, phantoms, tmp_path, monkeypatch, caplog):
