@@ -8,6 +8,7 @@ from transformers import (
 )
 
 from hf_medtl.models.cnn import MedicalCnnConfig, MedicalCnnForImageClassification
+from hf_medtl.models.encoder_classifier import EncoderConfig, EncoderForImageClassification
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.processor import MedicalImageProcessor
 from hf_medtl.models.smp import SmpConfig, SmpForSemanticSegmentation
@@ -21,6 +22,8 @@ AutoImageProcessor.register(
 )
 AutoConfig.register(MedicalCnnConfig.model_type, MedicalCnnConfig)
 AutoModelForImageClassification.register(MedicalCnnConfig, MedicalCnnForImageClassification)
+AutoConfig.register(EncoderConfig.model_type, EncoderConfig)
+AutoModelForImageClassification.register(EncoderConfig, EncoderForImageClassification)
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)
 AutoModelForImageClassification.register(EnsembleConfig, EnsembleForImageClassification)
 AutoConfig.register(SmpConfig.model_type, SmpConfig)
@@ -32,6 +35,8 @@ for _config in (TimmBackboneConfig, TimmWrapperConfig):
 MedicalImageProcessor.register_for_auto_class()
 MedicalCnnConfig.register_for_auto_class()
 MedicalCnnForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+EncoderConfig.register_for_auto_class()
+EncoderForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 EnsembleConfig.register_for_auto_class()
 EnsembleForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 SmpConfig.register_for_auto_class()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,10 +20,12 @@ from transformers.utils import logging as transformers_logging
 
 from hf_medtl.common.text import first_line, nearest
 from hf_medtl.errors import MedtlError
+from hf_medtl.models.backbones import classifier_config
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
+from hf_medtl.models.encoder_classifier import EncoderConfig, without_pooler
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
 from hf_medtl.models.image_size import check_image_size, resize_model, set_image_size
-from hf_medtl.models.preprocessing import build_processor, check_steps
+from hf_medtl.models.preprocessing import build_processor, check_steps, size_of
 from hf_medtl.models.size_limit import limited_size
 from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 
@@ -43,6 +46,7 @@ def build_classifier(
     lung_model: str | None = None,
     head_dropout: float = 0.0,
     image_size: int | None = None,
+    pooling: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier for `labels` and its image processor.
 
@@ -60,6 +64,7 @@ def build_classifier(
         head_dropout: dropout rate of the inputs of the head, see `add_head_dropout`.
         image_size: height and width of its images in pixels, for which position embeddings are interpolated; None for
             that of the checkpoint.
+        pooling: how an image encoder is pooled, see `classifier_config`.
 
     Raises:
         MedtlError: no such model, no network, not an image classifier, incomplete or non-finite weights, no linear
@@ -69,7 +74,8 @@ def build_classifier(
     custom = is_custom_architecture(name)
     missing: set[str] = set()
     try:
-        config = read_config(name, from_scratch, revision)
+        stored = read_config(name, from_scratch, revision)
+        config = classifier_config(name, stored, pooling)
         from_scratch = from_scratch or custom
         old_labels = tuple((config.id2label or {}).values())
         set_labels(config, labels)
@@ -84,7 +90,10 @@ def build_classifier(
             model = AutoModelForImageClassification.from_config(resized, dtype=torch.float32)
             _init_like_timm(model)
         else:
-            model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
+            if isinstance(config, EncoderConfig) and not isinstance(stored, EncoderConfig):
+                model, missing = _load_encoder(name, config, revision)
+            else:
+                model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
             head_ids = {id(p) for p in find_head(model).parameters()}
             head = {n for n, p in model.named_parameters() if id(p) in head_ids}
             check_missing(name, model, missing, {n for n, _ in model.named_parameters()} - head)
@@ -99,8 +108,6 @@ def build_classifier(
             f"{', '.join(OWN_NETWORKS)}.{nearest(name, OWN_NETWORKS)} Check the spelling, the network, or the path."
             f"{timm_tags(name)}"
         ) from error
-    if image_size is not None:
-        check_image_size(model, image_size)
     add_head_dropout(find_head(model), head_dropout)
     if from_scratch:
         logger.info("%s with random weights", type(model).__name__)
@@ -112,6 +119,7 @@ def build_classifier(
     own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
     source = own if custom else name
     processor = build_processor(source, model.config, steps, fit, lung_model, image_size, revision=revision)
+    check_image_size(model, *size_of(processor))
     return model, processor
 
 
@@ -171,10 +179,27 @@ def _init_like_timm(model: Any) -> None:
         model.timm_model.load_state_dict(fresh.state_dict())
 
 
+def _load_encoder(name: str, config: EncoderConfig, revision: str | None) -> tuple[PreTrainedModel, set[str]]:
+    """Load an encoder into a new classifier; also return the names of missing tensors, as `load_weights`."""
+    encoder, missing = load_weights(
+        AutoModel, name, config.vision_config, revision, **without_pooler(config.vision_config)
+    )
+    model: Any = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    model.encoder.load_state_dict(encoder.state_dict())
+    return model, {f"encoder.{key}" for key in missing} | {"classifier.weight", "classifier.bias"}
+
+
 def load_weights(
-    auto: Any, name: str, config: PreTrainedConfig, revision: str | None
+    auto: Any, name: str, config: PreTrainedConfig, revision: str | None, **arguments: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load a model of an Auto class in float32; also return the names of missing or differently shaped tensors.
+
+    Args:
+        auto: the Auto class.
+        name: Hub id or folder.
+        config: of the model.
+        revision: branch, tag or commit on the Hub.
+        arguments: of the model's class.
 
     Raises:
         OSError, ValueError, KeyError: there is no such checkpoint.
@@ -192,6 +217,7 @@ def load_weights(
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                **arguments,
             )
     finally:
         transformers_logging.set_verbosity(level)

@@ -1,4 +1,4 @@
-"""Deep ensemble of classifiers, averaging probabilities. This file is copied beside the weights, with cnn.py."""
+"""Deep ensemble of classifiers, averaging probabilities. This file is copied beside the weights, with its members'."""
 
 import math
 import re
@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 # Relative, so that it resolves both in hf_medtl and beside the weights; stock Auto classes do not know this class.
 from .cnn import MedicalCnnConfig, MedicalCnnForImageClassification, check_number_of_labels
+from .encoder_classifier import EncoderConfig, EncoderForImageClassification
 
 # Arguments of timm's architectures that a configuration may give: sizes and rates alone. TRAP: `transformers` hands all
 # on to timm, which would unpickle a `checkpoint_path`.
@@ -143,6 +144,8 @@ def build_member(settings: dict[str, Any], attention: str | None = None) -> PreT
     check_member(settings)
     if settings["model_type"] == MedicalCnnConfig.model_type:
         return MedicalCnnForImageClassification(MedicalCnnConfig.from_dict(settings))
+    if settings["model_type"] == EncoderConfig.model_type:
+        return EncoderForImageClassification(EncoderConfig.from_dict(settings))
     config: Any = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     given = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForImageClassification.from_config(config, dtype=torch.get_default_dtype(), **given)
@@ -152,7 +155,11 @@ def check_member(settings: dict[str, Any]) -> None:
     """Raise ValueError if a member's configuration names no known model, or asks timm for more than an architecture."""
     check_number_of_labels(settings)
     model_type = settings.get("model_type")
-    if model_type not in {MedicalCnnConfig.model_type, *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}:
+    if model_type not in {
+        MedicalCnnConfig.model_type,
+        EncoderConfig.model_type,
+        *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    }:
         raise ValueError(f"members must be image classifiers, found the model type {model_type!r}.")
     if unknown := sorted(set(settings.get("model_args") or {}) - TIMM_ARGUMENTS):
         raise ValueError(f"model_args of a member may give sizes and rates only, found {', '.join(unknown)}.")

@@ -77,15 +77,17 @@ def resize_model(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrained
 
 
 @torch.no_grad()  # TRAP: BEiT caches tensors, and training can't use those of inference mode
-def check_image_size(model: PreTrainedModel, size: int) -> None:
-    """Raise MedtlError if a classifier does not take images of this height and width in pixels."""
-    training = model.training
+def check_image_size(model: PreTrainedModel, height: int, width: int) -> None:
+    """Raise MedtlError if a classifier gives no logits (1, K) for an image of this height and width in pixels."""
+    training, labels = model.training, int(model.config.num_labels or 0)
     try:
-        model.eval()(pixel_values=torch.zeros(1, 3, size, size))
+        logits = model.eval()(pixel_values=torch.zeros(1, 3, height, width)).logits
+        if logits.shape != (1, labels):
+            raise ValueError(f"expected logits of the shape (1, {labels}), found {tuple(logits.shape)}")
     except Exception as error:  # of any library, at any layer
         raise MedtlError(
-            f"{type(model).__name__} does not work for images of {size} × {size} pixels ({first_line(error)}). Use "
-            "another --image_size, or none for that of the checkpoint."
+            f"{type(model).__name__} does not work for images of {height} × {width} pixels ({first_line(error)}). Use "
+            "another --image_size or another backbone."
         ) from error
     finally:
         model.train(training)

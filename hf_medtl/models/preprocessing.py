@@ -188,6 +188,13 @@ def input_size(processor: Any, config: PreTrainedConfig) -> dict[str, int]:
     return {"height": config.image_size, "width": config.image_size}
 
 
+def size_of(processor: Any) -> tuple[int, int]:
+    """Return height and width in pixels of what one of our image processors returns."""
+    if hasattr(processor, "data_config"):
+        return tuple(processor.data_config["input_size"][1:])
+    return processor.size["height"], processor.size["width"]
+
+
 def normalisation(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean and standard deviation (3, 1, 1) used by `processor`, scaled to pixels of 0..255."""
     source = processor.data_config if hasattr(processor, "data_config") else vars(processor)
@@ -220,9 +227,10 @@ def to_uint8(processor: Any, images: Sequence[Image.Image]) -> NDArray[np.uint8]
 def describe_processor(processor: Any) -> str:
     """Describe the preprocessing in one sentence."""
     if hasattr(processor, "data_config"):
-        size, mean, std = processor.data_config["input_size"][1:], *(processor.data_config[k] for k in ("mean", "std"))
+        mean, std = (processor.data_config[k] for k in ("mean", "std"))
     else:
-        size, mean, std = (processor.size.height, processor.size.width), processor.image_mean, processor.image_std
+        mean, std = processor.image_mean, processor.image_std
+    size = size_of(processor)
     steps, fit = (processor.steps, processor.fit) if isinstance(processor, MedicalImageProcessor) else ((), "squash")
     cropped = {"brain_crop", "lung_crop"} & {*steps}
     parts = [

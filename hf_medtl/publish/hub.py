@@ -28,9 +28,9 @@ from hf_medtl.publish.templates import replace_section
 logger = logging.getLogger("hf_medtl")
 UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "model-*-of-*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor.py",
-         "cnn.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv", "predictions.csv",
-         "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*", "outliers.safetensors",
-         "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
+         "cnn.py", "encoder_classifier.py", "smp.py", "ensemble.py", "recipe.yaml", "results.json", "splits.csv",
+         "predictions.csv", "explanations.json", "evaluations.json", "figures/*.png", "lung_model/*",
+         "outliers.safetensors", "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
 
 
 def plan_upload(

@@ -75,6 +75,7 @@ class Classification(Task):
             lung_model=recipe.lung_model,
             head_dropout=recipe.head_dropout,
             image_size=recipe.image_size,
+            pooling=recipe.pooling,
         )
         # The backbone may have been a multilabel model, and pipeline() applies the sigmoid that its config names.
         model.config.problem_type = None

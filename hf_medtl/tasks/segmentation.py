@@ -63,6 +63,7 @@ class Segmentation(Task):
                 "effective_beta",
                 "label_smoothing_factor",
                 "head_dropout",
+                "pooling",
                 "feature_views",
             ),
             "not for --task image-segmentation. Remove the option; for rare structures use --loss dice, bce_dice or "

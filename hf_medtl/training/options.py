@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("image-classification", "image-segmentation"),
     "augmentation": ("none", "light", "chest", "brain", "randaugment"),
     "fit": ("squash", "pad"),
+    "pooling": ("cls", "mean", "attention"),
     "strategy": ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
     "loss": ("cross_entropy", "focal", "dice", "bce_dice", "tversky"),
     "class_weights": ("none", "balanced", "effective"),
@@ -116,7 +117,12 @@ class Options:
     )
     encoder_weights: str = _new("imagenet", "Encoder weights: 'imagenet', 'none' (random init) or a local folder.")
     image_size: int | None = _new(
-        None, "Input height and width of the segmentation network in pixels. Default: 256, or the checkpoint's size."
+        None,
+        "Input height and width of the model in pixels. Default: the checkpoint's size, or 256 for a new segmentation "
+        "network.",
+    )
+    pooling: str | None = _new(
+        None, "Pooling of an image encoder (class token, mean of patches, its attention). Default: the encoder's own."
     )
     model_revision: str | None = _new(None, "Branch, tag or commit of the backbone on the Hub.")
     from_scratch: bool = _new(
