@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import check_exists, make_group
+from hf_medtl.cli.options import LicenseWaiver, ModelLicense, check_exists, make_group
 from hf_medtl.errors import MedtlError
 
 app = make_group("Model cards.")
@@ -36,6 +36,8 @@ def write(
             "--model_card", help="Markdown file with the author's text; the run's if not given.", callback=check_exists
         ),
     ] = None,
+    model_license: ModelLicense = None,
+    license_waiver: LicenseWaiver = None,
     figures: Annotated[
         str | None, typer.Option(help="Draw the figures again, too, in formats separated by commas: png, pdf, svg.")
     ] = None,
@@ -51,7 +53,7 @@ def write(
 
         redraw_figures(run, figures)
         print(f"Drew {run / 'figures'}; outlines of masks and risk-coverage curves there are as they were.")
-    rewrite_card(run, model_card)
+    rewrite_card(run, model_card, model_license, license_waiver)
     print(f"Wrote {run / 'README.md'}. Missing fields: hf-medtl card check {run}")
 
 
@@ -68,6 +70,7 @@ def check(
     from hf_medtl.common.run_folder import RunFolder
     from hf_medtl.publish.card_fields import AUTHOR_FIELDS, CARD_FIELDS, missing_fields
     from hf_medtl.publish.check import check_card, check_exports
+    from hf_medtl.publish.licences import check_chain
     from hf_medtl.publish.prose import read_prose
 
     if run.is_file():
@@ -79,7 +82,7 @@ def check(
                 f"{run} is neither a finished run, with results.json and README.md, nor a Markdown file for "
                 "--model_card."
             )
-        check_card(run)
+        card = check_card(run)
         text = (run / "README.md").read_text(encoding="utf-8")
     missing = missing_fields(text, results, fields)
     for name, field in fields.items():
@@ -87,4 +90,5 @@ def check(
         print(f"{state}  {name}: {field.description}")
     if not run.is_file():
         check_exports(run)
+        check_chain(run, card)
     raise typer.Exit(int(any(field.required for field in missing.values())))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_medtl.cli.options import check_exists, check_runs
+from hf_medtl.cli.options import LicenseWaiver, ModelLicense, check_exists, check_runs
 
 
 def ensemble(
@@ -22,12 +22,14 @@ def ensemble(
             callback=check_exists,
         ),
     ] = None,
+    model_license: ModelLicense = None,
+    license_waiver: LicenseWaiver = None,
 ) -> None:
     """Combine runs into one model that returns the mean of their calibrated probabilities."""
     from hf_medtl.runs.console import show_results
     from hf_medtl.runs.ensemble import ensemble
 
-    result = ensemble(runs, output_dir, soup, data_dir)
+    result = ensemble(runs, output_dir, soup, data_dir, model_license, license_waiver)
     if "metrics" in result:
         show_results(output_dir, result)
     print(f"{output_dir}: weights, and a README.md with all results.")

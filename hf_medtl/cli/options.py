@@ -129,6 +129,16 @@ AllowWord = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry_run", help="Check everything and list the files; upload nothing.")]
+ModelLicense = Annotated[
+    str | None, typer.Option("--model_license", help="License of the weights, as the Hub names it.")
+]
+LicenseWaiver = Annotated[
+    str | None,
+    typer.Option(
+        "--license_waiver",
+        help="Sentence for the card: who permits a license that allows more than those of data and base model.",
+    ),
+]
 Waive = Annotated[
     list[str] | None,
     typer.Option(help="FIELD=REASON: why the card lacks a required field; written on the card. Can be repeated."),

@@ -41,6 +41,7 @@ def check_place(name: str, revision: str | None = None) -> None:
     if Path(name).expanduser().exists():
         return
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -55,12 +56,15 @@ def check_place(name: str, revision: str | None = None) -> None:
             return
         get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=TIMEOUT)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        if not isinstance(error, GatedRepoError):
-            at = f" at {revision}" if isinstance(error, RevisionNotFoundError) else ""
+        if isinstance(error, GatedRepoError):
             raise MedtlError(
-                f"There is no folder and no model {name}{at} on the Hub, or the token has no access to it."
-                f"{nearest_folder(name)} Check the spelling."
+                f"{name} is gated: accept its terms at {ENDPOINT}/{name}, and log in with `hf auth login`."
             ) from error
+        at = f" at {revision}" if isinstance(error, RevisionNotFoundError) else ""
+        raise MedtlError(
+            f"There is no folder and no model {name}{at} on the Hub, or the token has no access to it."
+            f"{nearest_folder(name)} Check the spelling."
+        ) from error
     except HfHubHTTPError:
         return  # loading tells why, after its retries
     except (HTTPError, OSError) as error:

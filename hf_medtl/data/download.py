@@ -12,11 +12,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import write_atomic
+from hf_medtl.common.licences import UNKNOWN, read_licence
 from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.common.text import abbreviate
 from hf_medtl.data.columns import ALIASES, plain_name
@@ -188,6 +191,14 @@ def download_from_hub(name: str, columns: Mapping[str, str] | None = None) -> Pa
     key = hashlib.sha256(f"{builder.cache_dir} {sorted(chosen.items())}".encode()).hexdigest()[:16]
     total = sum(len(part) for part in splits.values())
     return _create_once(f"hub/{name.replace('/', '--')}-{key}", write, total)
+
+
+def licence_on_hub(name: str) -> str:
+    """Return the licence on the card of a dataset on the Hub; "unknown" if it has none or can't be read."""
+    try:
+        return read_licence(Path(hf_hub_download(name, "README.md", repo_type="dataset")))[0] or UNKNOWN
+    except (OSError, HTTPError):
+        return UNKNOWN
 
 
 def _choose_columns(name: str, features: list[str], images: list[str], stated: Mapping[str, str]) -> dict[str, str]:

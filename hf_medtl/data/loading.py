@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from hf_medtl.common.extras import require
+from hf_medtl.common.licences import UNKNOWN, read_licence
 from hf_medtl.common.run_folder import read_table
 from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.data import phantoms
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
-from hf_medtl.data.download import download_from_hub, unpack_medmnist
+from hf_medtl.data.download import download_from_hub, licence_on_hub, unpack_medmnist
 from hf_medtl.data.filters import select_labeled, select_masked, select_sources
 from hf_medtl.data.fingerprints import Fingerprint, compute_fingerprints, near_duplicates
 from hf_medtl.data.identifiers import adopt_identifiers
@@ -166,6 +167,8 @@ def survey(
     spec, rows = READERS[spec.reader](spec, root)
     if root.is_file():
         root = root.parent
+    if spec.licence == UNKNOWN:
+        spec = replace(spec, licence=read_licence(root / "README.md")[0] or UNKNOWN)
     table = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
     table["source"] = table["source"].replace("", spec.id)
     table["official"] = table["official"].map(lambda name: spec.official.get(name, ""))
@@ -199,7 +202,8 @@ def locate_dataset(
     if dataset not in DATASETS and "/" in dataset:
         spec = replace(DATASETS["imagefolder"], name=dataset, title=dataset)
         if path is None:
-            return spec, download_from_hub(dataset, columns)
+            root = download_from_hub(dataset, columns)
+            return replace(spec, licence=licence_on_hub(dataset)), root
         return replace(spec, columns=dict(columns or {})), path
     check_dataset_name(dataset)
     spec = DATASETS[dataset]

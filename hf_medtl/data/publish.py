@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files, list_files, write_atomic
+from hf_medtl.common.licences import LICENCES, card_metadata, normalise
 from hf_medtl.common.text import escape_cell
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.identifiers import are_neutral
@@ -28,9 +29,6 @@ from hf_medtl.data.person_names import names_in_headers, names_in_paths
 from hf_medtl.data.splits import SPLITS, pseudonymize_patients
 from hf_medtl.errors import MedtlError
 
-# Licences that allow redistributing a modified copy (images are re-encoded); NC and SA also bind the recipients.
-REDISTRIBUTABLE = ("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
-        "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "pddl", "odc-by", "odbl", "mit", "apache-2.0")  # fmt: skip
 UPLOADED = ["README.md", "splits.csv", "data/*.parquet", "audit/audit.*"]
 SurveyType = TypeVar("SurveyType", bound=Survey)
 _BATCH_ROWS = 64  # images in memory at a time
@@ -46,11 +44,17 @@ def check_licence(loaded: LoadedDataset, rights_held: bool) -> None:
     Raises:
         MedtlError: The licence is unknown or forbids redistribution, and the rights are not held.
     """
-    if loaded.spec.licence not in REDISTRIBUTABLE and not rights_held:
+    if not _is_redistributable(loaded.spec.licence) and not rights_held:
         raise MedtlError(
             f"The licence of {loaded.spec.title} is {loaded.spec.licence}: it is not known to allow redistribution, so "
             "nothing was uploaded. Ask its owners. If you hold the right to publish these images, pass --rights_held."
         )
+
+
+def _is_redistributable(licence: str) -> bool:
+    """Return True if a licence is known to allow a modified copy, which re-encoded images are."""
+    terms = LICENCES.get(normalise(licence))
+    return terms is not None and terms.redistribution and terms.derivatives
 
 
 def check_places(survey: Survey, outside: Sequence[Path] = ()) -> None:
@@ -183,9 +187,9 @@ def render_card(loaded: LoadedDataset, findings: list[str], name: str, splits: s
     spec = loaded.spec
     number = len(loaded.table)
     sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M"]
-    licence = spec.licence if spec.licence in REDISTRIBUTABLE else "other"
+    licence = normalise(spec.licence) if _is_redistributable(spec.licence) else "other"
     metadata = DatasetCardData(
-        license=licence,
+        **card_metadata(licence),
         task_categories=[spec.task],
         pretty_name=spec.title,
         size_categories=[sizes[min(3, max(0, len(str(number)) - 3))]],

@@ -10,6 +10,8 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 
+from hf_medtl.common.licences import stated_licence
+
 BIBTEX = re.compile(r"^```(?:bibtex|bib|latex)?[ \t]*\n(@\w+\{.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -24,6 +26,7 @@ class BaseModel:
         sha256: File -> SHA-256 of the weights in a folder.
         licence: Licence by their card; None without a card, or if it names none.
         bibtex: BibTeX entries on their card.
+        licence_link: Page with the text of the licence, if the card gives one.
     """
 
     name: str
@@ -32,6 +35,7 @@ class BaseModel:
     sha256: dict[str, str]
     licence: str | None
     bibtex: tuple[str, ...]
+    licence_link: str = ""
 
 
 def find_base_model(name: str, revision: str | None = None) -> BaseModel:
@@ -50,15 +54,16 @@ def find_base_model(name: str, revision: str | None = None) -> BaseModel:
     return BaseModel(name, False, commit, {}, *_read_card(None, name, commit))
 
 
-def _read_card(path: Path | None, name: str, revision: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """Return licence and BibTeX entries of a model card, if it is available: a run does not fail without one."""
+def _read_card(path: Path | None, name: str, revision: str | None) -> tuple[str | None, tuple[str, ...], str]:
+    """Return licence, BibTeX entries and link to the licence of a model card; a run does not fail without one."""
     try:
         card = ModelCard.load(path or hf_hub_download(name, "README.md", revision=revision))
     except (OSError, HTTPError, ValueError, yaml.YAMLError):
-        return None, ()
-    value = getattr(card.data, "license_name", None) or card.data.license
-    licence = ", ".join(map(str, value)) if isinstance(value, list) else value and str(value)
-    return licence, tuple(entry.strip() for entry in BIBTEX.findall(card.text.replace("\r\n", "\n")))
+        return None, (), ""
+    licence, link = stated_licence(card.data.to_dict())
+    if link and not link.startswith(("https://", "http://")):  # of a file beside the card
+        link = "" if path else f"https://huggingface.co/{name}/blob/{revision or 'main'}/{link}"
+    return licence or None, tuple(entry.strip() for entry in BIBTEX.findall(card.text.replace("\r\n", "\n"))), link
 
 
 def sha256_of(files: Sequence[Path]) -> dict[str, str]:

@@ -7,9 +7,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_medtl.common.files import read_json
+from hf_medtl.common.licences import card_metadata
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.text import escape_cell
 from hf_medtl.evaluation.names import METRIC_NAMES
+from hf_medtl.publish.licences import describe_licences, list_sources
 from hf_medtl.publish.prose import render_prose
 from hf_medtl.publish.templates import format_interval, render, replace_section
 
@@ -20,7 +22,8 @@ def render_card(facts: dict[str, Any], prose: str = "") -> str:
     Args:
         facts: `results` (content of results.json), `spec` and `external_spec` (rows of DATASETS), `counts` (split ->
             label -> number), `excluded` (kind -> number), `name`, `base_model` (`BaseModel`; None for random weights),
-            `start` (description of the weights before training), `license`, `model_class`, `parameters`, `processor`,
+            `start` (description of the weights before training), `license` (as chosen by `choose_licence`), maybe
+            `license_waiver` and `lung_model` (`BaseModel`), `model_class`, `parameters`, `processor`,
             `own_code` (names of code files beside the weights), `recipe_yaml`, `worst` (rows of a table of test images,
             worst first), and the provenance that `hf_medtl.runs.artifacts` collects.
         prose: Markdown by the author (intended use, limits), maybe a template with the same facts (`render_prose`).
@@ -30,7 +33,8 @@ def render_card(facts: dict[str, Any], prose: str = "") -> str:
     """
     facts = facts | {"names": METRIC_NAMES, "origin": facts["base_model"]}  # origin: for prose written for 0.1.0
     written = render_prose(prose, facts)
-    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | {'prose': written})}"
+    more = {"prose": written, "licences": describe_licences(facts), "license_waiver": facts.get("license_waiver")}
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{render(facts['spec'].task, facts | more)}"
 
 
 def write_explanations(folder: Path, report: dict[str, Any], split: str) -> None:
@@ -114,7 +118,7 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
     tested += [(facts["external_spec"], results["external"], None)] if "external" in results else []
     published = None if base_model is None or base_model.is_local else base_model.name
     return ModelCardData(
-        license=facts["license"],
+        **card_metadata(facts["license"], list_sources(facts)),
         base_model=published,
         base_model_relation="finetune" if published else None,
         # Only ids on the Hub, which links them; the model-index names other data sets.

@@ -22,7 +22,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.models.untrusted import check_model
 from hf_medtl.publish.base_model import sha256_of
-from hf_medtl.publish.licences import LICENCES
+from hf_medtl.publish.licences import check_licence
 
 REQUIRED_FILES = ("README.md", "config.json", "results.json", "recipe.yaml")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
@@ -128,15 +128,6 @@ def check_card(folder: Path) -> ModelCard:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise MedtlError(f"The model-index of {folder}/README.md has {value!r} for {result.metric_type}.")
     return card
-
-
-def check_licence(name: Any) -> None:
-    """Raise MedtlError if the Hub does not know a licence of this name."""
-    if name not in LICENCES:
-        raise MedtlError(
-            f"The Hub knows no licence {name!r}. Give one of its identifiers, such as apache-2.0 or cc-by-nc-4.0 "
-            "(https://huggingface.co/docs/hub/repositories-licenses), or other."
-        )
 
 
 def check_secrets(files: Mapping[str, Path]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ class CheckpointUploader(TrainerCallback):
 
     Args:
         repo_id: owner/name of an existing repository.
-        licence: Licence of the weights.
+        licence: Licence of the weights, as `card_metadata` returns it.
     """
 
-    def __init__(self, repo_id: str, licence: str) -> None:
+    def __init__(self, repo_id: str, licence: Mapping[str, str]) -> None:
         self.repo_id, self.licence = repo_id, licence
         self.worker = ThreadPoolExecutor(1)
         self.job: Future[None] | None = None
@@ -93,7 +94,7 @@ class CheckpointUploader(TrainerCallback):
             if facts["folder"]:
                 files |= {f"{facts['folder']}/{name}": path for name, path in checkpoint.items()}
             files["README.md"] = copy / "README.md"
-            metadata = ModelCardData(license=self.licence, library_name="transformers", tags=["hf_medtl", "unfinished"])
+            metadata = ModelCardData(**self.licence, library_name="transformers", tags=["hf_medtl", "unfinished"])
             card = f"---\n{metadata.to_yaml()}\n---\n\n{render('checkpoint', facts)}"
             write_atomic(files["README.md"], card)
             with hub_errors(f"The checkpoint of step {facts['step']} could not be uploaded", "Training continues."):

@@ -21,6 +21,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
 from hf_medtl.publish.check import check_card, check_files, check_run_files, check_secrets, contains_token
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
+from hf_medtl.publish.licences import check_chain
 from hf_medtl.publish.neutral_files import are_names_public, neutral_files
 from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import replace_section
@@ -50,12 +51,12 @@ def plan_upload(
         allowed: Words that are no names of patients, though files of the data are called so; see `allowed_words`.
 
     Raises:
-        MedtlError: The run is incomplete, its card lacks a required field that is not waived, or a file holds a token
-            or what may be the name of a patient.
+        MedtlError: The run is incomplete, its card lacks a required field that is not waived, its licence allows more
+            than those of data and base model, or a file holds a token or what may be the name of a patient.
     """
     waive = waive or {}
     results = check_run_files(folder)
-    check_card(folder)
+    check_chain(folder, check_card(folder))
     for name, reason in waive.items():
         if name not in CARD_FIELDS or not reason.strip():
             raise MedtlError(

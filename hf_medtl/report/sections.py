@@ -230,7 +230,7 @@ def use_section(run: RunFolder) -> Section:
     spec = dataset_spec(run)
     rows = [("data", spec.licence if spec else "not known to hf_medtl"),
             ("this model", ModelCard(text).data.to_dict().get("license", "not stated"))]  # fmt: skip
-    note = "The licence of the data may restrict the use of the model; it was not checked whether it does."
+    note = "The card names what each licence allows. Whether it fits a use is for the user to judge."
     return Section("Use and licence", [*blocks, Table("Licences", ("of", "licence"), rows, note)])
 
 

@@ -56,6 +56,7 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
         "model card": recipe.model_card
         or "none: the card will list what its author has to state. hf-medtl card new FILE writes the headings, "
         "--model_card FILE takes them",
+        "licence": plan.card["license"],
         "left out": recipe.left_out
         and "of the recipe, which is for another data set: "
         + ", ".join(f"{name} {Path(str(value)).name}" for name, value in recipe.left_out.items()),

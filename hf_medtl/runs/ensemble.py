@@ -15,6 +15,7 @@ from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 from hf_medtl.common.checksums import SHOWN, check_unchanged
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files
+from hf_medtl.common.licences import card_metadata
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.text import first_line
 from hf_medtl.data.columns import parse_columns
@@ -26,15 +27,32 @@ from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassificat
 from hf_medtl.models.preprocessing import describe_processor, normalisation, shared_processor
 from hf_medtl.models.untrusted import load_config, load_processor
 from hf_medtl.publish.card import eval_results
+from hf_medtl.publish.licences import (
+    asked_licence,
+    check_licence,
+    check_waiver,
+    choose_licence,
+    describe_licence,
+    find_problem,
+    member_sources,
+    own_source,
+)
 from hf_medtl.publish.templates import render
 from hf_medtl.runs.folder import check_output_dir
-from hf_medtl.runs.lock import RUN_LOCK, lock_folder
+from hf_medtl.runs.output_folder import filling
 from hf_medtl.tasks import task_for_dataset, task_for_results
 
 logger = logging.getLogger("hf_medtl")
 
 
-def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: Path | None = None) -> dict[str, Any]:
+def ensemble(
+    runs: Sequence[Path],
+    folder: Path,
+    soup: bool = False,
+    data_dir: Path | None = None,
+    model_license: str | None = None,
+    license_waiver: str | None = None,
+) -> dict[str, Any]:
     """Write an ensemble of runs to a folder; return its results, without metrics if none would be unbiased.
 
     The mean of calibrated probabilities is decided with the mean of the runs' thresholds. It is evaluated if all runs
@@ -50,19 +68,46 @@ def ensemble(runs: Sequence[Path], folder: Path, soup: bool = False, data_dir: P
         soup: average weights instead of probabilities (Wortsman et al. 2022, Model soups,
             https://arxiv.org/abs/2203.05482).
         data_dir: the data set of the runs, for a soup.
+        model_license: licence of the ensemble; the strictest of the members' by default.
+        license_waiver: sentence for the card about permissions beyond the licences of the members.
 
     Raises:
         MedtlError: Fewer than two runs, an unfinished run or a segmentation run; weights that are missing or not
             finite; runs with other labels, another positive label or other preprocessing (for a soup: another
-            architecture) than the first.
+            architecture) than the first; a licence that allows more than the members'.
     """
     check_output_dir(folder, resuming=False)
-    with lock_folder(folder, RUN_LOCK, "writes an ensemble"):
-        return _ensemble(runs, folder, soup, data_dir)
-
-
-def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | None) -> dict[str, Any]:
     members = [RunFolder(path) for run in runs for path in (sorted(run.glob("fold-*")) or [run])]
+    licence = _choose_licence(members, model_license, license_waiver)
+    with filling(folder, "writes an ensemble", "--output_dir") as staging:
+        return _ensemble(members, staging, folder.name, soup, data_dir, licence)
+
+
+def _choose_licence(members: Sequence[RunFolder], asked: str | None, waiver: str | None) -> dict[str, Any]:
+    """Return the front matter about the licence of an ensemble, and what its card says of each member's."""
+    if asked is not None:
+        check_licence(asked)
+    check_waiver(waiver)
+    sources = [source for member in members for source in member_sources(member.path)]
+    problem = find_problem(sources, asked_licence(sources, asked), waiver)
+    if problem and asked:
+        raise MedtlError(f"{problem} No ensemble was made.")
+    if problem:
+        logger.warning("%s It is not for publishing as it is.", problem)
+    licence = choose_licence(sources, asked, waiver)
+    lines = {source.title: describe_licence(source) for source in sources}
+    lines["This model"] = describe_licence(own_source(licence, sources))
+    return {"metadata": card_metadata(licence, sources), "licences": lines, "license_waiver": waiver}
+
+
+def _ensemble(
+    members: Sequence[RunFolder],
+    folder: Path,
+    model_name: str,
+    soup: bool,
+    data_dir: Path | None,
+    licence: dict[str, Any],
+) -> dict[str, Any]:
     names = [f"{member.path.resolve().parent.name}/{member.path.resolve().name}" for member in members]
     if len(members) < 2:
         raise MedtlError(
@@ -80,7 +125,6 @@ def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | N
     positive = results[0]["positive_label"]
     thresholds = task.mean_thresholds(results)
     model.config.update(task.decision_rule(results[0] | thresholds, fitted=not soup).to_config())
-    folder.mkdir(parents=True, exist_ok=True)
     output = RunFolder(folder)
 
     def save() -> None:
@@ -91,7 +135,7 @@ def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | N
 
     save()
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
+    figures.mkdir()
     same_split = len({_split_text(member) for member in members}) == 1
     columns = ["image_id", "label", "group"]
     same_test = all(member.predictions[columns].equals(members[0].predictions[columns]) for member in members)
@@ -124,6 +168,7 @@ def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | N
                 if (members[0].path / name).is_file():
                     output.write(name, (members[0].path / name).read_bytes())
     facts = {
+        "name": model_name,
         "members": [
             {
                 "name": name,
@@ -140,8 +185,7 @@ def _ensemble(runs: Sequence[Path], folder: Path, soup: bool, data_dir: Path | N
         "results": result,
         "why_not": _why_no_results(soup, same_split),
     }
-    licences = {member.recipe.get("model_license", "apache-2.0") for member in members}
-    _write_card(folder, model, processor, licences.pop() if len(licences) == 1 else "other", facts)
+    _write_card(folder, model, processor, facts | licence)
     output.mark_finished()
     return result
 
@@ -267,21 +311,20 @@ def _why_no_results(soup: bool, same_split: bool) -> str:
     return "a soup is a new model. Give --data_dir to fit its temperature and threshold and to test it."
 
 
-def _write_card(folder: Path, model: PreTrainedModel, processor: Any, licence: str, facts: dict[str, Any]) -> None:
+def _write_card(folder: Path, model: PreTrainedModel, processor: Any, facts: dict[str, Any]) -> None:
     """Write README.md with metadata that the Hub accepts."""
     dataset = facts["dataset"]
     metadata = ModelCardData(
-        license=licence,
+        **facts["metadata"],
         datasets=[dataset] if "/" in dataset else None,
         pipeline_tag=facts["results"]["task"],
         library_name="transformers",
         tags=["medical", "hf_medtl", "model-soup" if facts["soup"] else "ensemble"],
-        model_name=folder.name,
+        model_name=facts["name"],
         eval_results=eval_results(facts["results"], dataset, dataset) or None,
     )
     config = load_config(folder)
     facts = facts | {
-        "name": folder.name,
         "model_class": type(model).__name__,
         "parameters": model.num_parameters(),
         "processor": describe_processor(processor),

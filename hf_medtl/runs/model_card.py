@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_medtl.common.code_version import citation
 from hf_medtl.common.files import read_json
+from hf_medtl.common.licences import UNKNOWN
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import is_disk_full
 from hf_medtl.data.dataset import LoadedDataset
@@ -21,6 +22,15 @@ from hf_medtl.evaluation.subgroups import generalization_gap
 from hf_medtl.models.preprocessing import describe_processor
 from hf_medtl.publish.base_model import BaseModel, find_base_model
 from hf_medtl.publish.card import render_card
+from hf_medtl.publish.licences import (
+    FACTS,
+    asked_licence,
+    check_licence,
+    check_waiver,
+    choose_licence,
+    find_problem,
+    list_sources,
+)
 from hf_medtl.publish.prose import read_prose
 from hf_medtl.publish.sentences import finding_sentences
 from hf_medtl.publish.templates import copy_sections
@@ -31,7 +41,6 @@ from hf_medtl.training.runtime import environment
 
 logger = logging.getLogger("hf_medtl")
 
-FACTS = "card.json"  # in the run folder; not published
 SECTIONS = ("explanations", "evaluations", "exports", "waived")  # of other commands on a card
 
 
@@ -54,6 +63,11 @@ def collect_facts(
         processor: Its image processor.
     """
     base, (findings, prose) = task.base_model(recipe), read_prose(recipe.model_card)
+    weights = {
+        "base_model": find_base_model(*base) if base else None,
+        "lung_model": find_base_model(recipe.lung_model) if recipe.lung_model else None,
+    }
+    sources = list_sources({"spec": loaded.spec} | weights)
     return {
         "findings": findings,
         "prose": prose,
@@ -65,9 +79,10 @@ def collect_facts(
         "found": describe_data_checks(loaded),
         "split_rule": loaded.rule,
         "name": model_name(recipe),
-        "base_model": find_base_model(*base) if base else None,
+        **weights,
         "start": task.describe_initial_weights(recipe, model),
-        "license": recipe.model_license,
+        "license": choose_licence(sources, recipe.model_license, recipe.license_waiver),
+        "license_waiver": recipe.license_waiver,
         "model_class": type(model).__name__,
         "parameters": model.num_parameters(),
         "processor": describe_processor(processor),
@@ -179,16 +194,27 @@ def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
     rewrite_card(folder)
 
 
-def rewrite_card(folder: Path, model_card: str | Path | None = None) -> None:
+def rewrite_card(
+    folder: Path,
+    model_card: str | Path | None = None,
+    model_license: str | None = None,
+    license_waiver: str | None = None,
+) -> None:
     """Write the card of a finished run again; sections that other commands have written on it are kept.
 
     Args:
         folder: Run folder.
         model_card: File with the author's prose; that of the run if omitted.
+        model_license: Licence of the model; that of the run if omitted.
+        license_waiver: What the author states about permissions beyond the licences of data and base model.
 
     Raises:
-        MedtlError: The folder has no card.json, or the prose does not fit the run.
+        MedtlError: The folder has no card.json, the prose does not fit the run, or the licence allows more than those
+            of data and base model.
     """
+    if model_license is not None:
+        check_licence(model_license)
+    check_waiver(license_waiver)
     run, card = RunFolder(folder), folder / "README.md"
     if not run.results or not (folder / FACTS).is_file():
         raise MedtlError(f"{folder} has no results.json or no {FACTS}, from which its card could be written.")
@@ -196,14 +222,34 @@ def rewrite_card(folder: Path, model_card: str | Path | None = None) -> None:
     if model_card:
         facts["findings"], facts["prose"] = read_prose(model_card)
         run.write(FACTS, facts)
-    for key, kind in (("spec", DatasetSpec), ("external_spec", DatasetSpec), ("base_model", BaseModel)):
+    _choose_again(facts, model_license, license_waiver)
+    if model_license or license_waiver:
+        run.write(FACTS, facts)
+    for key, kind in (
+        ("spec", DatasetSpec),
+        ("external_spec", DatasetSpec),
+        ("base_model", BaseModel),
+        ("lung_model", BaseModel),
+    ):
         names = {field.name for field in dataclasses.fields(kind)}
-        facts[key] = facts[key] and kind(**{name: value for name, value in facts[key].items() if name in names})
+        if value := facts.get(key):
+            facts[key] = kind(**{name: value for name, value in value.items() if name in names})
     wording = finding_sentences(facts["findings"], run.results, facts["spec"].title)
     if wording and run.config.get("wording") != wording:  # for Predictor and the Space
         run.write("config.json", run.config | {"wording": wording})
     text = render_card(facts | {"results": run.results, "wording": wording}, facts["prose"])
     run.write("README.md", copy_sections(card.read_text("utf-8"), text, SECTIONS) if card.exists() else text)
+
+
+def _choose_again(facts: dict[str, Any], model_license: str | None, license_waiver: str | None) -> None:
+    """Set the licence and the waiver among the facts of a card."""
+    facts["license_waiver"] = license_waiver or facts.get("license_waiver")
+    sources, before = list_sources(facts), facts["license"]
+    asked = model_license or (None if before == UNKNOWN else before)
+    facts["license"] = choose_licence(sources, asked, facts["license_waiver"])
+    problem = find_problem(sources, asked_licence(sources, asked), facts["license_waiver"])
+    if model_license and problem:
+        raise MedtlError(f"{problem} The card was not written.")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Checks before training: options, tokens, card, output folder, data, labels, checkpoint, model, loss and disk."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import timm_tags
 from hf_medtl.publish.card_fields import check_prose
-from hf_medtl.publish.check import check_licence, contains_token
+from hf_medtl.publish.check import contains_token
 from hf_medtl.publish.hub import check_hub_access
+from hf_medtl.publish.licences import asked_licence, check_licence, check_waiver, find_problem, list_sources
 from hf_medtl.publish.prose import read_prose
 from hf_medtl.runs.folder import check_disk, check_output_dir, disk_needed
 from hf_medtl.runs.lock import check_unlocked
@@ -31,6 +34,8 @@ from hf_medtl.training.checkpoints import find_checkpoint
 from hf_medtl.training.options import OWN_NETWORKS
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.version import __version__
+
+logger = logging.getLogger("hf_medtl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +84,9 @@ def check_options(recipe: Recipe) -> Space:
     _, prose = read_prose(recipe.model_card)
     if contains_token((recipe.to_yaml() + prose).encode()):
         raise MedtlError("An option or --model_card holds an access token, which would be saved. Give it in HF_TOKEN.")
-    check_licence(recipe.model_license)
+    if recipe.model_license is not None:
+        check_licence(recipe.model_license)
+    check_waiver(recipe.license_waiver)
     if recipe.push_to_hub:
         check_hub_access(model_name(recipe))
         check_prose(prose)
@@ -118,6 +125,7 @@ def check(recipe: Recipe) -> Plan:
     needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
     check_disk(folder, needed)
     card = collect_facts(recipe, task, loaded, external, model, processor)
+    _check_licences(recipe, card)
     render_with_dummy_results(recipe, task, loaded, external, card)
     return Plan(folder, task, loaded, external, space, checkpoint, model, processor, loss, needed, card, notes)
 
@@ -140,6 +148,16 @@ def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, 
         model.config.positive_label = loaded.positive  # a run that is resumed keeps it
     recipe.plan.check(model)
     return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+
+
+def _check_licences(recipe: Recipe, card: Mapping[str, Any]) -> None:
+    """Refuse to train for the Hub, or else warn, if the model could not be published under its licence."""
+    sources = list_sources(card)
+    problem = find_problem(sources, asked_licence(sources, recipe.model_license), recipe.license_waiver)
+    if problem and recipe.push_to_hub:
+        raise MedtlError(f"{problem} Nothing was trained.")
+    if problem:
+        logger.warning("%s As it is, the card says %s, and push refuses the model.", problem, card["license"])
 
 
 def _check_models(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hf_medtl.common.files import adding_files
+from hf_medtl.common.licences import card_metadata
 from hf_medtl.common.messages import show_messages
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.system import cores, is_disk_full, threads_are_chosen
@@ -25,6 +26,7 @@ from hf_medtl.evaluation.matplotlib_backend import figure_formats
 from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
 from hf_medtl.publish.checkpoints import CheckpointUploader
 from hf_medtl.publish.hub import create_repository, push, validate_card
+from hf_medtl.publish.licences import list_sources
 from hf_medtl.publish.neutral_files import write_identifiers
 from hf_medtl.publish.private_names import check_planned_card
 from hf_medtl.runs import preflight
@@ -168,7 +170,8 @@ def _train(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> float | None:
         Interrupted: By a signal, after a checkpoint was written.
     """
     if recipe.push_to_hub and recipe.hub_strategy != "end":
-        trainer.add_callback(CheckpointUploader(str(recipe.hub_model_id), recipe.model_license))
+        licence = card_metadata(plan.card["license"], list_sources(plan.card))
+        trainer.add_callback(CheckpointUploader(str(recipe.hub_model_id), licence))
     keep_trackers_open(trainer)
     trainer.changed_at = last_change(plan.notes)
     with EnergyMeter(recipe, resumed=bool(plan.checkpoint)) as meter:

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
 from hf_medtl.common.files import adding_files, list_files, write_atomic
+from hf_medtl.common.licences import HUB_NAMES, UNKNOWN, Source, inherit, read_licence
 from hf_medtl.data.name_scan import check_names
 from hf_medtl.data.person_names import names_in_headers
 from hf_medtl.errors import MedtlError
@@ -18,6 +19,7 @@ from hf_medtl.publish.hub import commit_files, plan_upload, validate_card, write
 from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import template_environment
+from hf_medtl.runs.output_folder import check_new
 from hf_medtl.space.examples import generate_examples
 from hf_medtl.space.registry import unique_names
 from hf_medtl.version import __version__
@@ -59,8 +61,7 @@ def write_space(
     Raises:
         MedtlError: the folder is not empty, a run cannot be published, a model does not exist, or a file holds a token.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise MedtlError(f"{folder} is not empty. Give a new folder.")
+    check_new(folder)
     names = unique_names(models)
     runs = {
         source: plan_upload(Path(source), waive, publish_names, allowed) for source in models if Path(source).is_dir()
@@ -86,7 +87,7 @@ def write_space(
         if line.endswith(".whl") and Path(line).is_file():
             line = f"{package} @ {bundle_wheel(Path(line), staging, repo)}"
         values = {"title": title, "sdk_version": GRADIO_VERSION, "sources": sources, "requirement": line,
-                  "mcp_server": mcp_server}  # fmt: skip
+                  "licence": _licence(runs), "mcp_server": mcp_server}  # fmt: skip
         for name in ("README.md", "app.py", "requirements.txt"):
             text = template_environment("hf_medtl.space").get_template(f"{name}.jinja").render(values)
             write_atomic(staging / name, f"{text.rstrip()}\n")
@@ -97,6 +98,13 @@ def write_space(
         for source in runs:
             check_names(list_files(staging), private_names(Path(source), publish_names), allowed)
     return list_files(folder)
+
+
+def _licence(runs: Iterable[str]) -> str:
+    """Return the licence of a Space with the files of runs: the strictest, or `other` if the Hub has no name for it."""
+    sources = [Source(f"the model {run}", *read_licence(Path(run) / "README.md")) for run in runs]
+    licence = inherit(sources)
+    return licence if licence in HUB_NAMES and licence != UNKNOWN else "other"
 
 
 def _check_on_hub(name: str) -> None:

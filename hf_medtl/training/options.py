@@ -128,6 +128,13 @@ class Options:
     from_scratch: bool = _new(
         False, "Initialize the backbone with random weights. No network access is needed for timm/NAME then."
     )
+    image_mean: str | None = _new(
+        None,
+        "Mean that images (pixels of 0 to 1) are normalised with, where the backbone does not say: 0.485,0.456,0.406.",
+    )
+    image_std: str | None = _new(
+        None, "Standard deviation, likewise: 0.229,0.224,0.225. One number is for all channels."
+    )
     head_dropout: float = _new(0.0, "Dropout rate before the classification head, such as 0.5.")
     augmentation: str = _new("light", "Augmentation of training images.")
     preprocessing: str = _new("", "Preprocessing steps, separated by commas.")
@@ -178,7 +185,12 @@ class Options:
     mixed_precision: str = _new("auto", "Mixed precision; auto is bf16 or fp16 if the hardware supports it.")
     model_card: str | None = _new(None, "Markdown file with text for the model card.")
     figures: str = _new("png", "Formats of figures, separated by commas; png (300 dpi) is always written.")
-    model_license: str = _new("apache-2.0", "License of the fine-tuned weights, as the Hub names it.")
+    model_license: str | None = _new(
+        None, "License of the fine-tuned weights, as the Hub names it. Default: the strictest of data and base model."
+    )
+    license_waiver: str | None = _new(
+        None, "Sentence for the card: who permits a license that allows more than those of data and base model."
+    )
     push_to_hub: bool = _new(False, "Publish the finished run as a model repository on the Hub.")
     hub_model_id: str | None = _new(
         None, "Repository: OWNER/NAME. Default: the name of --output_dir, under your account."

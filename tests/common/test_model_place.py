@@ -17,7 +17,10 @@ RESPONSE = httpx.Response(404, request=httpx.Request("HEAD", "http://hub"))
         (RepositoryNotFoundError("404", response=RESPONSE), "no model google/vit on the Hub"),
         (RevisionNotFoundError("404", response=RESPONSE), "no model google/vit at v2 on the Hub"),
         (HTTPError("no route"), r"the Hub can't be reached \(HTTPError\)"),
-        (GatedRepoError("403", response=RESPONSE), None),
+        (
+            GatedRepoError("403", response=RESPONSE),
+            r"is gated: accept its terms at http.*/google/vit, .*`hf auth login`",
+        ),
         (huggingface_hub.errors.HfHubHTTPError("503", response=RESPONSE), None),
     ],
 )

@@ -29,13 +29,14 @@ from PIL import Image
 
 from hf_medtl import MedtlError
 from hf_medtl.cli.space import repeat_models_option
+from hf_medtl.common.licences import HUB_NAMES
 from hf_medtl.data.person_names import names_in_headers
 from hf_medtl.publish.hub import push
-from hf_medtl.publish.licences import LICENCES
 from hf_medtl.space.examples import generate_examples
 from hf_medtl.space.publish import GRADIO_VERSION, PACKAGE, bundle_wheel, push_space, write_space
 from hf_medtl.space.registry import ModelRegistry
 from tests.support.commands import COMMAND, ROOT, run_cli, run_command
+from tests.support.killed import leave_killed
 from tests.support.process_pool import free_port
 from tests.support.tiny_models import build_tiny, save_tiny
 
@@ -88,7 +89,7 @@ def test_metadata_follow_hub_rules(hub):
     assert isinstance(data.python_version, str)  # TRAP: unquoted, YAML reads 3.10 as 3.1
     assert Version(data.python_version) >= Version("3.11")
     assert Version(data.python_version) in Requirement(f"python{PROJECT['requires-python']}").specifier
-    assert data.license in LICENCES
+    assert data.license in HUB_NAMES
     assert len(data.to_dict()["short_description"]) <= 60
     assert {data.to_dict()["colorFrom"], data.to_dict()["colorTo"]} <= COLOURS
     assert (ROOT / "spaces" / data.app_file).is_file()
@@ -139,7 +140,7 @@ def test_runs_are_copied_and_hub_models_are_named(publishable_run, published, tm
 
 
 def test_dry_run_sends_nothing_and_out_keeps_files(published, hub_changes, tmp_path):
-    out = tmp_path / "out"
+    out = leave_killed(tmp_path / "out")
     printed = run_cli("space", "push", "ci-user/dry", "--models", published, "--dry_run", "--out", out)
     assert "Nothing was sent" in printed
     assert set(read_files(out)) == FILES

@@ -16,8 +16,10 @@ from transformers import (
 from hf_medtl.models.segmenter import build_segmenter
 
 
-def save_tiny(family: str, folder: Path) -> Path:
+def save_tiny(family: str, folder: Path, licence: str = "apache-2.0") -> Path:
     """Save a tiny checkpoint with random weights and its own labels, as it would come from the Hub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
     from transformers import (
         BitImageProcessor,
         ConvNextConfig,
