@@ -3,6 +3,7 @@
 import copy
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hf_medtl.models.backbones import classifier_config
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.encoder_classifier import EncoderConfig, without_pooler
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
-from hf_medtl.models.image_size import check_image_size, resize_model, set_image_size
+from hf_medtl.models.image_size import check_image_size, resize_model, set_channels, set_image_size
 from hf_medtl.models.preprocessing import build_processor, check_steps, size_of
 from hf_medtl.models.size_limit import limited_size
 from hf_medtl.models.untrusted import check_model, load_config, plain_errors
@@ -32,6 +33,8 @@ from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 logger = logging.getLogger(__name__)
 
 OWN_NETWORKS = (*PRESETS, "vit_tiny")
+DINOV3 = re.compile(r"dinov3(?:-vit(s|b|l|h|7b)\d+(plus)?|-convnext-(\w+?)-|)")
+VIT_SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}
 ARCHITECTURES = Path(__file__).with_name("architectures")  # NAME/config.json and its preprocessor_config.json
 
 
@@ -47,6 +50,8 @@ def build_classifier(
     head_dropout: float = 0.0,
     image_size: int | None = None,
     pooling: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier for `labels` and its image processor.
 
@@ -65,6 +70,9 @@ def build_classifier(
         image_size: height and width of its images in pixels, for which position embeddings are interpolated; None for
             that of the checkpoint.
         pooling: how an image encoder is pooled, see `classifier_config`.
+        mean: per channel, of pixels in [0, 1], with which the images of a checkpoint without preprocessing settings
+            are normalised.
+        std: likewise.
 
     Raises:
         MedtlError: no such model, no network, not an image classifier, incomplete or non-finite weights, no linear
@@ -84,6 +92,7 @@ def build_classifier(
         if isinstance(config, TimmWrapperConfig):
             config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
         resized = copy.deepcopy(config)
+        set_channels(resized)
         if image_size is not None:
             set_image_size(resized, image_size)
         if from_scratch:
@@ -118,7 +127,7 @@ def build_classifier(
         check_finite(name, model.state_dict())
     own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
     source = own if custom else name
-    processor = build_processor(source, model.config, steps, fit, lung_model, image_size, revision=revision)
+    processor = build_processor(source, model.config, steps, fit, lung_model, image_size, mean, std, revision=revision)
     check_image_size(model, *size_of(processor))
     return model, processor
 
@@ -162,11 +171,18 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
 
 
 def timm_tags(name: str) -> str:
-    """Suggest tags of pretrained weights for a timm architecture that was named without one."""
+    """Suggest weights in timm: of an architecture that was named without a tag, or of a DINOv3, which is gated."""
     import timm
 
-    names = timm.list_pretrained(f"{name.removeprefix('timm/')}.*") if name.startswith("timm/") else []
-    return f" Weights of this architecture: timm/{', timm/'.join(names[:4])}." if names else ""
+    if name.startswith("timm/"):
+        names = timm.list_pretrained(f"{name.removeprefix('timm/')}.*")
+        return f" Weights of this architecture: timm/{', timm/'.join(names[:4])}." if names else ""
+    if not (found := DINOV3.search(name.lower())):
+        return ""
+    vit, plus, convnext = found.groups()
+    size = f"{VIT_SIZES.get(vit or '', '*')}{'_plus' if plus else ''}"
+    names = timm.list_pretrained(f"convnext_{convnext}.dinov3*" if convnext else f"vit_{size}_patch16_dinov3.*")
+    return f" The same network without a gate: timm/{', timm/'.join(names[:4])}." if names else ""
 
 
 def _init_like_timm(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Input size of classifiers: position embeddings for other image sizes than that of the checkpoint."""
+"""Input of classifiers: position embeddings for another image size, and stems of one channel for RGB images."""
 
 import inspect
 import math
@@ -47,16 +47,32 @@ def set_image_size(config: PreTrainedConfig, size: int) -> None:
     vision.image_size = size if isinstance(own, int) else [size, size]
 
 
+def set_channels(config: PreTrainedConfig) -> None:
+    """Set three channels in the configuration, changed in place, of a model for grey images: ours are always RGB."""
+    if isinstance(config, TimmWrapperConfig):
+        arguments = dict(config.model_args or {})
+        if arguments.get("in_chans") == 1:
+            del arguments["in_chans"]
+            size = config.pretrained_cfg["input_size"]  # type: ignore[attr-defined]
+            config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, *size[1:]]}  # type: ignore[attr-defined]
+            config.model_args = arguments
+        return
+    vision: Any = getattr(config, "vision_config", None) or config
+    if getattr(vision, "num_channels", 3) == 1:
+        vision.num_channels = 3
+
+
 def resize_model(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a classifier with the weights of `model` for the image size of `config`.
+    """Return a classifier with the weights of `model` for the image size and channels of `config`.
 
     Position embeddings are interpolated once, here, as the library of the model does it when it meets another size:
     bicubic, biases of relative positions bilinear, and those of timm by its own functions. So stock classes load the
-    saved model without further settings.
+    saved model without further settings. A stem of one channel becomes one of three with a third of its weights each,
+    whose output for a grey image is the same.
 
     Args:
         model: classifier with its weights.
-        config: its configuration after `set_image_size`.
+        config: its configuration after `set_image_size` and `set_channels`.
 
     Raises:
         MedtlError: a tensor depends on the size in a way that is not known.
@@ -142,9 +158,19 @@ def _has_windows(config: Any, size: int) -> bool:
 
 
 def _interpolate(model: PreTrainedModel, name: str, values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Interpolate a grid of embeddings (1, n, C) or (n, C), which begins or ends with tokens that have no position."""
+    """Interpolate a grid of embeddings (1, n, C) or (n, C), which begins or ends with tokens that have no position.
+
+    A convolution of one channel (out, 1, h, w) is spread over three.
+    """
     grid = values
     table = name.endswith(TABLE)
+    if (
+        values is not None
+        and values.ndim == 4
+        and values.shape[1] == 1
+        and values.expand(-1, 3, -1, -1).shape == like.shape
+    ):
+        return values.expand_as(like) / 3
     if grid is not None and grid.ndim == 3 and len(grid) == 1:
         grid = grid[0]
     if grid is None or grid.ndim != 2 or like.ndim != values.ndim or like.shape[-1] != grid.shape[-1]:

@@ -14,6 +14,8 @@ from hf_medtl.models.untrusted import check_config
 class TimmWrapperConfig(transformers.TimmWrapperConfig):
     """Configuration of a timm classifier whose `architecture` is a name and whose `model_args` are sizes and rates.
 
+    timm writes the number of classes into `model_args`, too, where `transformers` would pass it on a second time.
+
     Raises:
         MedtlError: it asks for anything else.
     """
@@ -21,6 +23,8 @@ class TimmWrapperConfig(transformers.TimmWrapperConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         asked = {"architecture": self.architecture, "model_args": self.model_args}
         check_config(asked | {"num_labels": kwargs.get("num_labels")}, "The model")
+        if self.model_args:
+            self.model_args = {key: value for key, value in self.model_args.items() if key != "num_classes"}
         super().__post_init__(**kwargs)
 
 

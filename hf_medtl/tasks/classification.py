@@ -31,6 +31,7 @@ from hf_medtl.evaluation.probability_charts import Scores
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import fold_temperature
+from hf_medtl.models.preprocessing import parse_statistics
 from hf_medtl.tasks.base import Reader, Score, Task
 from hf_medtl.training.losses import LOSSES, ClassificationLoss, MultiLabelLoss, class_weights
 from hf_medtl.training.recipe import Recipe
@@ -56,6 +57,7 @@ class Classification(Task):
         if recipe.loss not in LOSSES:
             raise MedtlError(f"--loss must be one of {', '.join(LOSSES)} for classification, but is {recipe.loss!r}.")
         parse_rule(recipe.threshold)
+        parse_statistics(recipe.image_mean, recipe.image_std)
         if not 0 < recipe.conformal_alpha < 1:
             raise MedtlError(f"--conformal_alpha must be between 0 and 1, but is {recipe.conformal_alpha:g}.")
 
@@ -65,6 +67,7 @@ class Classification(Task):
 
     def build(self, recipe: Recipe, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
         """Return the classifier and its image processor."""
+        mean, std = parse_statistics(recipe.image_mean, recipe.image_std)
         model, processor = build_classifier(
             recipe.model_name_or_path,
             labels,
@@ -76,6 +79,8 @@ class Classification(Task):
             head_dropout=recipe.head_dropout,
             image_size=recipe.image_size,
             pooling=recipe.pooling,
+            mean=mean,
+            std=std,
         )
         # The backbone may have been a multilabel model, and pipeline() applies the sigmoid that its config names.
         model.config.problem_type = None

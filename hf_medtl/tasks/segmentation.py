@@ -63,11 +63,14 @@ class Segmentation(Task):
                 "effective_beta",
                 "label_smoothing_factor",
                 "head_dropout",
-                "pooling",
                 "feature_views",
             ),
             "not for --task image-segmentation. Remove the option; for rare structures use --loss dice, bce_dice or "
             "tversky.",
+        )
+        recipe.refuse(
+            ("pooling", "image_mean", "image_std"),
+            "not for --task image-segmentation, whose encoder has its own. Remove the option.",
         )
         recipe.refuse(
             ("preprocessing", "fit", "lung_model"),
