@@ -19,6 +19,7 @@ from hf_medtl import MedtlError, Recipe, load, read_image, run
 from hf_medtl.evaluation.evaluate import predict_probabilities
 from hf_medtl.runs.ensemble import ensemble
 from tests.support.commands import options, run_cli, run_command
+from tests.support.killed import leave_killed
 from tests.support.multilabel_tables import write_table
 
 # In a process that cannot import hf_medtl and has no network.
@@ -56,7 +57,7 @@ def runs(phantoms, tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def joined(runs, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ensembles") / "joined"
+    folder = leave_killed(tmp_path_factory.mktemp("ensembles") / "joined")
     ensemble(list(runs.values()), folder)
     return folder
 
