@@ -30,7 +30,11 @@ REFUSED_MESSAGES = (
     "readonly database",
     "unable to open database file",
 )
-LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer")  # of Gloo
+# Of Gloo, of NCCL and of the store through which processes find each other.
+LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv, got 0 bytes")
+LATE_MESSAGES = (
+    *("Timed out waiting", "Timed out after", "socket has timed out", "wait timeout after", "Watchdog caught"),
+)
 
 
 def cache_dir() -> Path:
@@ -135,7 +139,7 @@ def is_disk_full(error: BaseException | None, folder: Path | None = None) -> boo
 
 
 def _has_cause(error: BaseException | None, numbers: Sequence[int], messages: Sequence[str]) -> bool:
-    """Return True if an exception or one in its cause chain has one of the errnos, or one of the messages in its own."""
+    """Return True if an exception, or one in its cause chain, has one of the errnos, or of the messages in its own."""
     while error is not None:
         if getattr(error, "errno", None) in numbers or any(text in str(error) for text in messages):
             return True
@@ -160,6 +164,12 @@ def explain_shortage(error: BaseException) -> str | None:
             f"There is too little memory ({first}). Take smaller batches or images, or end other programs, and give "
             "the same command again."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in LOST_MESSAGES):
-        return "Another process of this job has ended; its own error says why."
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if any(text in str(error) for text in LOST_MESSAGES):
+            return "Another process of this job has ended; its own error says why."
+        if any(text in str(error) for text in LATE_MESSAGES):
+            return (
+                f"Another process of this job has stopped, or is too slow ({first}). Look at its machine, or wait "
+                "longer (--ddp_timeout SECONDS), and give the same command with --resume_from_checkpoint auto."
+            )
     return None

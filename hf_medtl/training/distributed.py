@@ -5,17 +5,32 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.data_loader import get_sampler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_medtl.errors import MedtlError
 
 PADDING_EXAMPLE = "stand_in"  # batch column that marks examples which must not count
+
+
+def join_processes(cpu: bool, backend: str | None, timeout: float) -> None:
+    """Let the processes of a job on CPUs find each other, before transformers does, which ignores --ddp_timeout there.
+
+    Args:
+        cpu: train on CPUs.
+        backend: of torch.distributed; None for the usual one.
+        timeout: seconds after which a process no longer waits for the others.
+    """
+    cpu |= os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        PartialState(cpu=True, backend=backend, timeout=timedelta(seconds=timeout))
 
 
 def split_evenly(batch: int, accumulation: int, processes: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from hf_medtl.models.preprocessing import check_steps
 from hf_medtl.models.strategies import Strategy
 from hf_medtl.training.arguments import argument_errors, check_arguments, check_names
 from hf_medtl.training.command_line import read_options
-from hf_medtl.training.distributed import split_evenly
+from hf_medtl.training.distributed import join_processes, split_evenly
 from hf_medtl.training.options import (
     MODEL_OPTIONS,
     PATH_OPTIONS,
@@ -116,6 +116,7 @@ class Recipe(Options, TrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available()  # torch would warn at each epoch
         own = {f.name for f in dataclasses.fields(Options)}
         with argument_errors({name: value for name, value in self._chosen.items() if name not in own}):
+            join_processes(self.use_cpu, self.ddp_backend, self.ddp_timeout)
             super().__post_init__()
         self._set_processes()
         check_trackers(cast(list[str], self.report_to))

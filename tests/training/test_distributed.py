@@ -25,7 +25,7 @@ from hf_medtl.runs.folder import check_shared_folder
 from hf_medtl.training.checkpoints import find_checkpoint, find_damage
 from hf_medtl.training.distributed import StepShardSampler, split_evenly
 from tests.support.commands import ROOT, flags, options, run_command
-from tests.support.process_pool import free_port
+from tests.support.process_pool import ForkedProcess, free_port
 
 LABELS = ("no_lesion", "lesion")
 
@@ -349,6 +349,33 @@ def test_resumes_after_twenty_kills_at_random_times(process_pool, phantoms, vit,
     assert torn >= 3
     assert process_pool.wait(start(output, "--resume_from_checkpoint", "auto")) == [0], (tmp_path / "log.0").read_text()
     assert equal_weights(tmp_path / "through", output)
+
+
+STANDS_STILL = """
+import sys, time, torch
+from hf_medtl import Recipe
+from hf_medtl.common.system import explain_shortage
+Recipe(output_dir=sys.argv[1], use_cpu=True, ddp_timeout=1, report_to="none")
+torch.distributed.barrier()
+time.sleep(60 * rank)
+try:
+    torch.distributed.barrier()
+except RuntimeError as error:
+    sys.exit(explain_shortage(error))
+"""
+
+
+def test_process_that_stands_still_is_not_waited_for(process_pool, tmp_path):
+    """Transformers leaves the timeout out on CPUs: it was half an hour whatever the option."""
+    log, argv = str(tmp_path / "log.{rank}"), ["-c", str(tmp_path / "run")]
+    pids = process_pool.ask(stdout=log, stderr=log, argv=argv, processes=2, code=STANDS_STILL)
+    waiting, still = (ForkedProcess(process_pool, pid) for pid in pids)
+    try:
+        assert waiting.wait(50) == 1
+    finally:
+        still.kill()
+        still.wait()
+    assert "Another process of this job has stopped, or is too slow" in (tmp_path / "log.0").read_text("utf-8")
 
 
 # ---- through accelerate's launcher, with the files of recipes/accelerate
