@@ -36,7 +36,7 @@ CLASSES = {"FileHandler", "ParquetWriter", "RotatingFileHandler"}
 TARGET_IS_SECOND = {"save_file", "save_model", "dump", "copy", "copy2", "copyfile", "copyfileobj", "copytree", "move"}
 WRITING = {mode + more for mode in "wax" for more in ("", "b", "t", "+", "b+", "+b")} | {"r+", "r+b", "rb+"}
 TARGET_BY_NAME = {"path_or_buf", "path", "fname", "file", "filename", "dst", "f", "fp"}
-OURS = {"replacing", "adding_files", "replacing_folder", "TemporaryDirectory", "BytesIO"}
+OURS = {"replacing", "adding_files", "replacing_folder", "scratch_folder", "TemporaryDirectory", "BytesIO"}
 
 
 def root(node: ast.expr) -> str:

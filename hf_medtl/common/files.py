@@ -68,10 +68,7 @@ def adding_files(folder: Path) -> Iterator[Path]:
 
     After an error all files are as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = _partial_path(folder)
-    staging.mkdir()
-    try:
+    with scratch_folder(folder) as staging:
         yield staging
         files = list_files(staging)
         for path in files.values():
@@ -81,32 +78,40 @@ def adding_files(folder: Path) -> Iterator[Path]:
             path.replace(folder / name)
         for parent in {(folder / name).parent for name in files}:
             _sync(parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to write to, which then becomes `folder` as a whole; after an error the old one stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging, old = _partial_path(folder.parent), _partial_path(folder.parent)
-    staging.mkdir()
+    old = _partial_path(folder.parent)
     try:
-        yield staging
-        for path in list_files(staging).values():
-            _sync(path)
-        if folder.exists():
-            folder.replace(old)
-        try:
-            staging.replace(folder)
-        except OSError:
-            if old.exists():
-                old.replace(folder)
-            raise
-        _sync(folder.parent)
+        with scratch_folder(folder.parent) as staging:
+            yield staging
+            for path in list_files(staging).values():
+                _sync(path)
+            if folder.exists():
+                folder.replace(old)
+            try:
+                staging.replace(folder)
+            except OSError:
+                if old.exists():
+                    old.replace(folder)
+                raise
+            _sync(folder.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in another one, which is made too, and remove it at the end, unless it was moved."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = _partial_path(parent)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_partial_files(folder: Path) -> None:

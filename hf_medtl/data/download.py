@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_medtl.common.csv_cells import to_csv
-from hf_medtl.common.files import write_atomic
+from hf_medtl.common.files import scratch_folder, write_atomic
 from hf_medtl.common.licences import UNKNOWN, read_licence
 from hf_medtl.common.system import cache_dir, writing_cache
 from hf_medtl.common.text import abbreviate
@@ -250,12 +249,7 @@ def _create_once(name: str, write: Callable[[Path], Iterator[None]], total: int)
     folder = cache_dir() / "unpacked" / name
     if folder.exists():
         return folder
-    with (
-        writing_cache(folder.parent),
-        tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as unfinished,
-    ):
-        new = Path(unfinished) / "images"
-        new.mkdir()
+    with writing_cache(folder.parent), scratch_folder(folder.parent) as new:
         for _ in tqdm(write(new), f"Unpacking {folder.name}", total, unit="image", leave=False, disable=None):
             pass
         try:

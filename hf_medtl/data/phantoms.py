@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from PIL import Image
 from scipy.ndimage import binary_opening, gaussian_filter, map_coordinates
 from scipy.special import expit
 from tqdm import tqdm
+
+from hf_medtl.common.files import scratch_folder
 
 Array = NDArray[np.float64]
 LABELS = {"brain": ("no_lesion", "lesion"), "chest": ("normal", "opacity")}
@@ -361,11 +362,9 @@ def write_phantoms(
     wanted = {"kind": kind, "patients": patients, "pictures": images, "seed": seed, "size": size, "version": VERSION}
     if _holds(folder, wanted):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
-        new = Path(unfinished) / "phantoms"  # a folder of its own: the temporary one can be read by its owner only
+    with scratch_folder(folder.parent) as new:
         for name in ("masks", *LABELS[kind]):
-            (new / name).mkdir(parents=True)
+            (new / name).mkdir()
         title, total = f"Drawing {kind} phantoms", patients * images
         for phantom in tqdm(phantoms, title, total, unit="image", delay=2, disable=None):
             file = f"{phantom.patient}_{phantom.index}.png"
