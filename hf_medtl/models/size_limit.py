@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.processor import LUNG_MODEL
+from hf_medtl.models.weight_files import weight_files
 
 MAX_TENSORS = 200_000  # and layers
 SLACK = 256 * 2**20  # bytes that a model may have beyond its weights, such as a new decoder
@@ -35,9 +36,13 @@ def limited_size(name: str | Path, revision: str | None = None) -> Iterator[None
         patterns = ("*.safetensors", f"{LUNG_MODEL}/*.safetensors")
         stored = sum(path.stat().st_size for pattern in patterns for path in Path(name).glob(pattern))
     else:
-        options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
-        file = cached_file(name, "model.safetensors", revision=revision, **options)
-        stored = Path(file).stat().st_size if file else 2**40  # in shards
+        options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+
+        def find(file: str) -> Path | None:
+            path = cached_file(name, file, **options)
+            return Path(path) if path else None
+
+        stored = sum(path.stat().st_size for path in map(find, weight_files(find)) if path)
     # 16 bits become 32, and each tensor is registered twice: without and with its values.
     _building.limit, _building.bytes, _building.objects, _building.source = 4 * stored + SLACK, 0, 0, name
     try:

@@ -8,8 +8,7 @@ the weights explain. Libraries do some of that if a configuration asks for it: t
 import json
 import math
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ from hf_medtl.models.ensemble import TIMM_ARGUMENTS
 from hf_medtl.models.processor import LUNG_MODEL, MAX_SIDE
 from hf_medtl.models.size_limit import limited_size
 from hf_medtl.models.smp import SMP_ARGUMENTS
+from hf_medtl.models.weight_files import check_header, check_hub_weights, weight_files
 
 MAX_LABELS = 100_000  # ImageNet-21k has 21,843
 MAX_LAYERS = 2_000
 MAX_NUMBER = 2**24  # of anything else that a configuration counts, such as a vocabulary
 MAX_JSON = 64 * 2**20  # bytes
-MAX_HEADER = 16 * 2**20  # bytes, for 100,000 tensors
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
-INDEX = "model.safetensors.index.json"
+INDEX = "*.safetensors.index.json"
 CHECKED = ("config.json", *SETTINGS, "adapter_config.json", INDEX)
 LAYERS = re.compile(r"layers|depth|blocks|stages|convs|convolutions|repeats")
 NUMBERS = re.compile(r"num_labels|num_classes")
@@ -44,7 +43,7 @@ _checked: set[tuple[str | Path, str | None, bool]] = set()  # name, commit and t
 
 
 def check_model(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> str | None:
-    """Check everything in a folder or Hub repository that decides what loading it does.
+    """Check everything in a folder or Hub repository that decides what loading it does, before weights are downloaded.
 
     Args:
         name: folder or Hub id.
@@ -75,8 +74,14 @@ def check_model(name: str | Path, revision: str | None = None, trust_remote_code
     if lungs.is_dir():
         _check_folder(lungs, f"{name}/{LUNG_MODEL}", trust_remote_code)
     if not Path(name).is_dir():
+        lung_files = [f"{LUNG_MODEL}/{file}" for file in weight_files(_finder(lungs))] if lungs.is_dir() else []
+        check_hub_weights(str(name), folder.name, [*weight_files(_finder(folder)), *lung_files])
         _checked.add((name, revision, trust_remote_code))
     return revision
+
+
+def _finder(folder: Path) -> Callable[[str], Path | None]:
+    return lambda name: folder / name if (folder / name).is_file() else None
 
 
 def load_config(name: str | Path, **hub: Any) -> PreTrainedConfig:
@@ -226,28 +231,16 @@ def check_processor(settings: Mapping[str, Any], source: str) -> None:
             raise MedtlError(f"{where} has {len(value)} entries, which no image processor has.")
 
 
-def check_header(path: Path) -> None:
-    """Raise MedtlError if the header of a safetensors file is larger than that of any model, or than the file."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 0 < length <= min(MAX_HEADER, size - 8):
-        raise MedtlError(
-            f"{path} is damaged: expected a header of 1 to {MAX_HEADER} bytes, found {length} in a file of {size} "
-            "bytes. Download it again, or use another model."
-        )
-
-
 def _check_index(folder: Path, source: str) -> None:
-    """Raise MedtlError if the index of weights in shards names files elsewhere."""
-    weight_map = read_settings(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
-    for name in weight_map.values() if isinstance(weight_map, dict) else [weight_map]:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or not name.endswith(".safetensors"):
-            raise MedtlError(
-                f"{source}/{INDEX} names {_printable(repr(name))}; expected names of safetensors files in the same "
-                "folder. Use another model."
-            )
+    """Raise MedtlError if an index of weights in shards names files elsewhere."""
+    for path in sorted(folder.glob(INDEX)):
+        weight_map = read_settings(path).get("weight_map", {})
+        for name in weight_map.values() if isinstance(weight_map, dict) else [None]:
+            if not isinstance(name, str) or not NAME.fullmatch(name) or not name.endswith(".safetensors"):
+                raise MedtlError(
+                    f"{source}/{path.name} names {_printable(repr(name))}; expected names of safetensors files in the "
+                    "same folder. Use another model."
+                )
 
 
 def _printable(text: str) -> str:
