@@ -1,4 +1,7 @@
-"""Number and seed of the trials of the fault campaign, its fixtures, and a table of its outcomes."""
+"""Number and seed of the trials of the fault campaign, its fixtures, and a table of its outcomes.
+
+HF_MEDTL_FAULTS may also name trials, as the campaign prints them: "training-kill-0.511 push-file_limit-0.938".
+"""
 
 import os
 import random
@@ -6,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,14 +17,17 @@ import pytest
 from tests.faults.stages import STAGES, Stage
 from tests.support.commands import ROOT
 from tests.support.process_pool import ForkedProcess, ProcessPool
+from tests.support.tiny_models import save_segformer
 
-TRIALS, SEED = int(os.environ.get("HF_MEDTL_FAULTS", "0")), int(os.environ.get("HF_MEDTL_FAULTS_SEED", "0"))
-SHORT = (("training", "kill"), ("evaluate", "kill"), ("export", "file_limit"), ("predict", "kill"), ("push", "kill"))
+TRIALS, SEED = os.environ.get("HF_MEDTL_FAULTS", "0"), int(os.environ.get("HF_MEDTL_FAULTS_SEED", "0"))
+SHORT = "training-kill-0.7 evaluate-kill-0.758 card-file_limit-0.1 predict-kill-0.511 push-kill-0.511"
 # How often each fault is drawn, relative to the others.
 FAULTS = {"kill": 10, "terminate": 2, "file_limit": 3, "full_disk": 2, "memory": 2, "changed_data": 2, "pause": 1}
-FAULTS |= {"clock": 1}
+FAULTS |= {"clock": 1, "clock_set_back": 2, "other_data": 2, "read_only": 2, "read_only_data": 1}
+FAULTS_OF_MANY = FAULTS | {"pause": 4, "lost_process": 6, "number": 6}  # of processes
 COMMAND = """
-import os, runpy
+import faulthandler, os, runpy
+faulthandler.enable()
 os.environ.update({environment!r})
 {code}
 {start}
@@ -32,14 +38,17 @@ START_STUDY = f"runpy.run_path({str(ROOT / 'recipes' / 'study.py')!r}, run_name=
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Draw the stage, the fault and the moment of each trial."""
-    if "trial" in metafunc.fixturenames:
-        draw = random.Random(SEED)
-        trials = [(*pair, draw.random()) for pair in SHORT]
-        if TRIALS:
-            names, weights = list(FAULTS), list(FAULTS.values())
-            trials = [(draw.choice(list(STAGES)), *draw.choices(names, weights), draw.random()) for _ in range(TRIALS)]
-        ids = [f"{number}-{stage}-{fault}-{moment:.3f}" for number, (stage, fault, moment) in enumerate(trials)]
-        metafunc.parametrize("trial", trials, ids=ids)
+    if "trial" not in metafunc.fixturenames:
+        return
+    draw = random.Random(SEED)
+
+    def draw_trial() -> str:
+        stage = draw.choice(list(STAGES))
+        faults = FAULTS if STAGES[stage].processes == 1 else FAULTS_OF_MANY
+        return f"{stage}-{draw.choices([*faults], [*faults.values()])[0]}-{draw.random():.3f}"
+
+    trials = [draw_trial() for _ in range(int(TRIALS))] if TRIALS.isdigit() else TRIALS.split()
+    metafunc.parametrize("trial", trials or SHORT.split())  # equal names get numbers
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -51,13 +60,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{number:4d}  {stage:18s} {fault:13s} {outcome}")
 
 
+def mount(*words: object) -> None:
+    """Mount a file system, or skip the test if this user may not."""
+    if subprocess.run(["mount", *map(str, words)], check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small or a read-only disk")
+
+
 @dataclass
 class Workshop:
-    """Folders of one trial: copies of the finished runs, a folder to write to, a cache, and the images."""
+    """Folders of one trial: copies of the finished runs, a folder to write to, a cache, and the images.
+
+    Attributes:
+        folder: of the trial, which has all others.
+        pool: starts the processes.
+        values: what replaces the words of a stage in braces.
+        read_only: folders that are read-only for a while.
+        seconds: how long the command took, at best.
+    """
 
     folder: Path
     pool: ProcessPool
     values: dict[str, str]
+    read_only: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def out(self) -> Path:
@@ -73,22 +98,36 @@ class Workshop:
 
     def mount_small_disk(self, size: int) -> None:
         """Make the folder to write to a disk of `size` bytes."""
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "trial", self.out], check=False).returncode:
-            pytest.skip("only root can mount a small disk")
+        mount("-t", "tmpfs", "-o", f"size={size}", "trial", self.out)
 
     def make_room(self) -> None:
         """Enlarge the small disk, if there is one."""
         if self.out.is_mount():
-            subprocess.run(["mount", "-o", "remount,size=1G", self.out], check=True)
+            mount("-o", "remount,size=1G", self.out)
 
-    def start(self, stage: Stage, name: str, more: str = "", code: str = "") -> list[ForkedProcess]:
+    def forbid_writing(self, *folders: Path) -> None:
+        """Make folders read-only, also for root; files that are open for writing stay so."""
+        for folder in folders:
+            mount("--bind", folder, folder)
+            self.read_only.append(folder)
+            mount("-o", "remount,bind,ro", folder)
+
+    def allow_writing(self) -> None:
+        """Undo `forbid_writing`."""
+        while self.read_only:
+            subprocess.run(["umount", "-l", self.read_only.pop()], check=True)
+
+    def start(
+        self, stage: Stage, name: str, more: str = "", code: str = "", processes: int | None = None
+    ) -> list[ForkedProcess]:
         """Start the command of a stage; its output goes to NAME.RANK in the trial's folder."""
         first, *words = f"{stage.words} {more}".format(**self.values).split()
         environment = {"HF_MEDTL_CACHE": str(self.folder / "cache")}
         start, words = (START_STUDY, words) if first == "study" else (START, [first, *words])
         text = COMMAND.format(environment=environment, code=code, start=start)
         log = str(self.folder / f"{name}.{{rank}}")
-        pids = self.pool.ask(stdout=log, stderr=log, argv=["hf-medtl", *words], processes=stage.processes, code=text)
+        number = processes or stage.processes
+        pids = self.pool.ask(stdout=log, stderr=log, argv=["hf-medtl", *words], processes=number, code=text)
         return [ForkedProcess(self.pool, pid) for pid in pids]
 
     def read(self, name: str) -> str:
@@ -103,39 +142,49 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def make_workshop(phantoms, tiny_checkpoint, finished_run, hub, process_pool, tmp_path_factory):
+def make_workshop(phantoms, chest_phantoms, tiny_checkpoint, finished_run, hub, process_pool, tmp_path_factory):
     """Return a function that makes the folders of a trial."""
-    disks: list[Path] = []
+    made: list[Workshop] = []
+    segformer = tmp_path_factory.mktemp("segformer")
+    save_segformer(segformer)
 
-    def make() -> Workshop:
+    def make(stage: Stage) -> Workshop:
         folder = tmp_path_factory.mktemp("trial")
         for name in "ab":
             shutil.copytree(finished_run, folder / "runs" / name)
-        shutil.copytree(phantoms, folder / "data")
+        shutil.copytree(chest_phantoms if "chest-phantoms" in stage.words else phantoms, folder / "data")
         (folder / "out").mkdir()
-        disks.append(folder / "out")
-        values = {"vit": tiny_checkpoint("vit"), "cnn": tiny_checkpoint("cnn"), "hub": f"ci/trial-{folder.name}"}
+        values = {
+            "vit": tiny_checkpoint("vit"),
+            "cnn": tiny_checkpoint("cnn"),
+            "segformer": segformer,
+            "hub": f"ci/trial-{folder.name}",
+        }
         values |= {name: folder / name for name in ("runs", "out", "data")}
-        return Workshop(folder, process_pool, {key: str(value) for key, value in values.items()})
+        made.append(Workshop(folder, process_pool, {key: str(value) for key, value in values.items()}))
+        return made[-1]
 
     yield make
-    for disk in filter(Path.is_mount, disks):
-        subprocess.run(["umount", "-l", disk], check=True)
+    for workshop in made:
+        workshop.allow_writing()
+        if workshop.out.is_mount():
+            subprocess.run(["umount", "-l", workshop.out], check=True)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(make_workshop):
-    """Return a function that runs a stage once without a fault: its folders and how many seconds it took."""
-    done: dict[str, tuple[Workshop, float]] = {}
+    """Return a function that runs a stage once without a fault and returns its folders."""
+    done: dict[str, Workshop] = {}
 
-    def run(name: str) -> tuple[Workshop, float]:
+    def run(name: str) -> Workshop:
         if name not in done:
-            workshop, stage = make_workshop(), STAGES[name]
-            begin = time.monotonic()
+            stage = STAGES[name]
+            workshop, begin = make_workshop(stage), time.monotonic()
             codes = [process.wait(600) for process in workshop.start(stage, "undisturbed")]
+            workshop.seconds = time.monotonic() - begin
             assert codes == [0] * stage.processes, workshop.read("undisturbed")[-3000:]
             assert all(list((workshop.runs if p.startswith("a/") else workshop.out).glob(p)) for p in stage.same)
-            done[name] = workshop, time.monotonic() - begin
+            done[name] = workshop
         return done[name]
 
     return run

@@ -8,9 +8,9 @@ class Stage:
     """A command that is disturbed and then repeated.
 
     Args:
-        words: of `hf-medtl`, or of recipes/study.py if the first is "study". {runs}, {out}, {data}, {vit}, {cnn} and
-            {hub} are replaced: the folder of finished runs a and b, the folder to write to, the images, two small
-            checkpoints and a repository of its own.
+        words: of `hf-medtl`, or of recipes/study.py if the first is "study". {runs}, {out}, {data}, {vit}, {cnn},
+            {segformer} and {hub} are replaced: the folder of finished runs a and b, the folder to write to, the images,
+            three small checkpoints and a repository of its own.
         same: patterns of files, below {out} or {runs}, that a repeated command gives bit by bit.
         again: words of the repeated command that are not in the first.
         processes: number of processes of a distributed run.
@@ -37,6 +37,11 @@ STAGES = {
     "training_averaged": Stage(f"{_TRAIN} --ema_decay 0.9", _WEIGHTS, _RESUME),
     "features": Stage(f"{_TRAIN} --strategy feature_extraction --augmentation none", _WEIGHTS, _RESUME),
     "distributed": Stage(_TRAIN, _WEIGHTS, _RESUME, processes=2),
+    "masks": Stage(
+        _TRAIN.replace("brain", "chest").replace("{vit}", "{segformer}") + " --task image-segmentation --image_size 64",
+        _WEIGHTS,
+        _RESUME,
+    ),
     "folds": Stage(f"{_TRAIN} --num_train_epochs 1 --folds 3", _FOLDS, _RESUME),
     "search": Stage(f"{_TRAIN} --num_train_epochs 1 --search 3", ("run/best.yaml",)),
     "study": Stage(
@@ -67,6 +72,10 @@ STAGES = {
     "predict": Stage(
         "predict {runs}/a {data} --device cpu --out {out}/table.csv --maps {out}/maps --explain gradcam",
         ("table.csv", "maps/**/*.png"),
+    ),
+    "predict_masks": Stage(
+        "predict {segformer} {data} --device cpu --out {out}/table.csv --masks {out}/masks",
+        ("table.csv", "masks/**/*.png"),
     ),
     "audit": Stage("data audit brain-phantoms --data_dir {data} --out {out}/audit", ()),
 }
