@@ -80,35 +80,16 @@ def build_classifier(
     """
     check_steps(steps, fit, lung_model)  # before weights are downloaded
     custom = is_custom_architecture(name)
-    missing: set[str] = set()
+    from_scratch = from_scratch or custom
     try:
-        stored = read_config(name, from_scratch, revision)
-        config = classifier_config(name, stored, pooling)
-        from_scratch = from_scratch or custom
-        old_labels = tuple((config.id2label or {}).values())
-        set_labels(config, labels)
-        # DeiT and LeViT with a teacher would be classes with two heads, which give no loss: the first class has one.
-        config.architectures = []
-        if isinstance(config, TimmWrapperConfig):
-            config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
-        resized = copy.deepcopy(config)
-        set_channels(resized)
-        if image_size is not None:
-            set_image_size(resized, image_size)
-        if from_scratch:
-            model = AutoModelForImageClassification.from_config(resized, dtype=torch.float32)
-            _init_like_timm(model)
-        else:
-            if isinstance(config, EncoderConfig) and not isinstance(stored, EncoderConfig):
-                model, missing = _load_encoder(name, config, revision)
-            else:
-                model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
-            head_ids = {id(p) for p in find_head(model).parameters()}
-            head = {n for n, p in model.named_parameters() if id(p) in head_ids}
-            check_missing(name, model, missing, {n for n, _ in model.named_parameters()} - head)
-            missing &= head
-            if resized.to_dict() != config.to_dict():
-                model = resize_model(model, resized)
+        with plain_errors():  # of any library, at any checkpoint
+            model = _build_model(name, labels, from_scratch, revision, image_size, pooling)
+            add_head_dropout(find_head(model), head_dropout)
+            own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
+            source, hub = own if custom else name, {"revision": revision}
+            processor = build_processor(source, model.config, steps, fit, lung_model, image_size, mean, std, **hub)
+            check_image_size(model, *size_of(processor))
+            return model, processor
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedtlError(
             f"Can't build an image classifier from {name!r} ({first_line(error)}). Expected a model id on the Hub, "
@@ -117,19 +98,48 @@ def build_classifier(
             f"{', '.join(OWN_NETWORKS)}.{nearest(name, OWN_NETWORKS)} Check the spelling, the network, or the path."
             f"{timm_tags(name)}"
         ) from error
-    add_head_dropout(find_head(model), head_dropout)
+
+
+def _build_model(
+    name: str,
+    labels: tuple[str, ...],
+    from_scratch: bool,
+    revision: str | None,
+    image_size: int | None,
+    pooling: str | None,
+) -> PreTrainedModel:
+    """Return the model of `build_classifier`."""
+    stored = read_config(name, from_scratch, revision)
+    config = classifier_config(name, stored, pooling)
+    old_labels = tuple((config.id2label or {}).values())
+    set_labels(config, labels)
+    # DeiT and LeViT with a teacher would be classes with two heads, which give no loss: the first class has one.
+    config.architectures = []
+    if isinstance(config, TimmWrapperConfig):
+        config.label_names = list(labels)  # a loaded config keeps the old names here, and writes them over ours
+    resized = copy.deepcopy(config)
+    set_channels(resized)
+    if image_size is not None:
+        set_image_size(resized, image_size)
     if from_scratch:
+        model = AutoModelForImageClassification.from_config(resized, dtype=torch.float32)
+        _init_like_timm(model)
         logger.info("%s with random weights", type(model).__name__)
-    elif old_labels != labels or missing:
+        return model
+    if isinstance(config, EncoderConfig) and not isinstance(stored, EncoderConfig):
+        model, missing = _load_encoder(name, config, revision)
+    else:
+        model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
+    head_ids = {id(p) for p in find_head(model).parameters()}
+    head = {n for n, p in model.named_parameters() if id(p) in head_ids}
+    check_missing(name, model, missing, {n for n, _ in model.named_parameters()} - head)
+    if resized.to_dict() != config.to_dict():
+        model = resize_model(model, resized)
+    if old_labels != labels or missing & head:
         reset_head(model)
         logger.info("New head for the labels %s", ", ".join(labels))
-    if not from_scratch:
-        check_finite(name, model.state_dict())
-    own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
-    source = own if custom else name
-    processor = build_processor(source, model.config, steps, fit, lung_model, image_size, mean, std, revision=revision)
-    check_image_size(model, *size_of(processor))
-    return model, processor
+    check_finite(name, model.state_dict())
+    return model
 
 
 def is_custom_architecture(name: str) -> bool:
@@ -142,6 +152,7 @@ def is_custom_architecture(name: str) -> bool:
 
 def set_labels(config: PreTrainedConfig, labels: Sequence[str]) -> None:
     """Set `id2label` and `label2id`, in the order of the outputs."""
+    config.num_labels = len(labels)  # PVT has it as a setting of its own
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
 
 

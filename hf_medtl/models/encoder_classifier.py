@@ -20,7 +20,6 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "dinov3_convnext": ("cls", "mean"),
     "dinov3_vit": ("cls", "mean"),
     "ijepa": ("mean",),
-    "metaclip_2_vision_model": ("cls", "mean"),
     "mlcd_vision_model": ("cls", "mean"),
     "pixio": ("cls", "mean"),
     "siglip_vision_model": ("attention", "mean"),
@@ -28,7 +27,7 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "vit": ("cls", "mean"),
     "vit_msn": ("cls", "mean"),
 }
-NORM_AFTER_POOLING = ("chinese_clip_vision_model", "clip_vision_model", "metaclip_2_vision_model", "mlcd_vision_model")
+NORM_AFTER_POOLING = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
 HEADS = ("vision_use_head", "use_head")  # settings of encoders that have an attention pooling
 
 

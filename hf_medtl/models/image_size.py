@@ -95,7 +95,7 @@ def resize_model(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrained
 @torch.no_grad()  # TRAP: BEiT caches tensors, and training can't use those of inference mode
 def check_image_size(model: PreTrainedModel, height: int, width: int) -> None:
     """Raise MedtlError if a classifier gives no logits (1, K) for an image of this height and width in pixels."""
-    training, labels = model.training, int(model.config.num_labels or 0)
+    training, labels = model.training, len(model.config.id2label or ())
     try:
         logits = model.eval()(pixel_values=torch.zeros(1, 3, height, width)).logits
         if logits.shape != (1, labels):

@@ -126,6 +126,10 @@ def _statistics(
             f"{name} does not say with which mean and standard deviation its images are normalised. Give them with "
             "--image_mean and --image_std, such as 0.5 and 0.5."
         )
+    if lengths := {len(value) for each in (stated, given) if each for value in each.values()} - {1, 3}:
+        raise MedtlError(
+            f"{name} normalises images of {max(lengths)} channels, and images here are RGB. Use another checkpoint."
+        )
     own, other = (
         None if each is None else {key: [*value] * (3 // len(value)) for key, value in each.items()}
         for each in (stated, given)

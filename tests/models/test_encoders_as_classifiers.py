@@ -10,7 +10,7 @@ from hf_medtl import MedtlError
 from hf_medtl.explain.attention import attention_weights
 from hf_medtl.explain.layers import find_layer
 from hf_medtl.models.build import build_classifier
-from hf_medtl.models.encoder_classifier import ENCODERS, EncoderConfig, EncoderForImageClassification
+from hf_medtl.models.encoder_classifier import EncoderConfig, EncoderForImageClassification
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.strategies import count_blocks, head_names, parameter_depths, set_trainable
 from hf_medtl.publish.hub import UPLOAD_PATTERNS
@@ -197,4 +197,3 @@ def test_pooling_that_an_encoder_does_not_have_is_refused(encoder, model_type, p
 def test_encoders_of_other_types_are_not_built():
     with pytest.raises(ValueError, match=r"expected an image encoder of the type .* found 'timm_wrapper'"):
         EncoderConfig({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x"}})
-    assert {*ENCODERS} <= {*CONFIG_MAPPING.keys()}
