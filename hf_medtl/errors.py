@@ -34,6 +34,10 @@ class MedtlError(_Explained):
     """An error that the user can mend. Recipes print its message without a traceback."""
 
 
+class Unavailable(MedtlError):
+    """Files or disk space that a command needs are not there; the same command works as soon as they are."""
+
+
 class UnreadableImage(MedtlError):
     """A file that is not a readable image: empty, truncated, of another kind, or too large to open safely."""
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hf_medtl.common.system import cache_dir, cores, writing_cache
 from hf_medtl.common.text import printable
 from hf_medtl.data.images import read_image, read_mask
-from hf_medtl.errors import MedtlError, UnreadableImage
+from hf_medtl.errors import MedtlError, Unavailable, UnreadableImage
 
 logger = logging.getLogger(__name__)
 
@@ -211,12 +211,12 @@ def _build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], Prep
 
 
 def _check_disk_space(folder: Path, number: int, first: PreparedRow) -> None:
-    """Log the size of the prepared images; raise MedtlError if the disk lacks space for them."""
+    """Log the size of the prepared images; raise Unavailable if the disk lacks space for them."""
     shape, size = first["pixels"].shape, number * sum(value.nbytes for value in first.values())
     logger.info("Preparing %d images of %d × %d pixels: %.2f GB in %s", number, *shape[:2], size / 1e9, folder)
     free = shutil.disk_usage(folder).free
     if free < 1.01 * size:
-        raise MedtlError(
+        raise Unavailable(
             f"The prepared images need {size / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free. "
             "Free some space, or set HF_MEDTL_CACHE to a folder on another disk."
         )
@@ -302,15 +302,15 @@ def _read_mask(
 
 
 def _read_verified(path: Path, sha256: str) -> bytes:
-    """Return the content of a file; raise MedtlError if its sha256 differs."""
+    """Return the content of a file; raise Unavailable if its sha256 differs."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise MedtlError(
+        raise Unavailable(
             f"{printable(path)} can no longer be read ({error.strerror}). Restore it and start again."
         ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise MedtlError(
+        raise Unavailable(
             f"{printable(path)} changed while it was being prepared. Start again when nothing writes to the data."
         )
     return content

@@ -1,5 +1,6 @@
 """Hyperparameter search: an Optuna study whose trials are whole trainings, scored on the validation split."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,10 +20,11 @@ from transformers import TrainerCallback
 from hf_medtl.common.console import make_console
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.errors import MedtlError
+from hf_medtl.common.system import MEMORY_MESSAGES, explain_shortage
+from hf_medtl.errors import MedtlError, Unavailable, UnreadableImage
 from hf_medtl.evaluation import plots
 from hf_medtl.runs.folder import SEARCH_DB
-from hf_medtl.runs.search_space import SEARCHABLE, Space, belongs_to, own_value, sample, trial_recipe
+from hf_medtl.runs.search_space import MEMORY_OPTIONS, SEARCHABLE, Space, belongs_to, own_value, sample, trial_recipe
 from hf_medtl.runs.sweep import Sweep, lock_sweep
 from hf_medtl.training.options import MODEL_OPTIONS
 from hf_medtl.training.recipe import Recipe
@@ -162,7 +164,12 @@ class TrialCallback(TrainerCallback):
 
 
 def _run_trial(trial: Trial, recipe: Recipe, space: Space, make_trainer: MakeTrainer) -> None:
-    """Sample values, train with them, and tell the study the value, or that the trial is pruned."""
+    """Sample values, train with them, and tell the study the value, or that the trial is pruned.
+
+    Raises:
+        MedtlError: Files, disk or memory were missing. The trial counts as failed, and the same search makes it again.
+    """
+    from optuna.exceptions import StorageInternalError
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -176,12 +183,24 @@ def _run_trial(trial: Trial, recipe: Recipe, space: Space, make_trainer: MakeTra
         shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         logger.info("%s: %s", name, shown)
         callback = TrialCallback(asked, f"eval_{str(recipe.metric_for_best_model).removeprefix('eval_')}")
-        result = _train(lambda: make_trainer(trial_recipe(recipe, values), TrialTrainer), callback)
+        try:
+            result = _train(lambda: make_trainer(trial_recipe(recipe, values), TrialTrainer), callback)
+        except Exception as error:
+            if not _is_own(error, study, space):
+                raise
+            result = _reason(error)
         asked.set_user_attr("evaluations", callback.evaluations)
         if isinstance(result, str):
             asked.set_user_attr("why", result)
-    except BaseException:  # Ctrl-C, too
-        study.tell(asked, state=TrialState.FAIL)
+    except BaseException as error:  # Ctrl-C, too
+        with contextlib.suppress(StorageInternalError):  # on a full disk; it counts as failed when it is opened again
+            asked.set_user_attr("why", _reason(error))
+            study.tell(asked, state=TrialState.FAIL)
+        shortage = explain_shortage(error) or (str(error) if isinstance(error, MedtlError) else None)
+        if shortage:
+            raise MedtlError(
+                f"{name} failed, not for its values: {shortage} The same command tries it again."
+            ) from error
         raise
     if isinstance(result, str):
         study.tell(asked, state=TrialState.PRUNED)
@@ -191,17 +210,36 @@ def _run_trial(trial: Trial, recipe: Recipe, space: Space, make_trainer: MakeTra
         logger.info("%s: %s %.4f", name, callback.metric, result)
 
 
+def _is_own(error: BaseException, study: "optuna.Study", space: Space) -> bool:
+    """Return True if a trial failed for its values; False if what all trials need is missing: files, disk, memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in MEMORY_MESSAGES):
+        # Where the values of another trial fit, those of this one, if they need memory, may be too large.
+        return any(trial.value is not None for trial in ended_trials(study)) and not {*MEMORY_OPTIONS}.isdisjoint(space)
+    if not isinstance(error, MedtlError | ValueError):  # metrics refuse values that are not finite
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Unavailable | UnreadableImage | OSError | MemoryError):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _train(make: Callable[[], MedicalTrainer], callback: TrialCallback) -> float | str:
-    """Train; return the best validation value, or the reason why there is none."""
+    """Train; return the best validation value, or the reason why training was stopped."""
     trainer = None
     try:
         trainer = make()
         trainer.add_callback(callback)
         trainer.train()
-    except (MedtlError, ValueError, torch.OutOfMemoryError) as error:  # metrics refuse values that are not finite
+    except Exception:
         if trainer is not None:
             trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # gives Ctrl-C back
-        return str(error).splitlines()[0]
+        raise
     if trainer.progress.interrupted:
         raise KeyboardInterrupt
     return callback.why or float(trainer.state.best_metric)  # type: ignore[arg-type]

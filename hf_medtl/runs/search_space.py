@@ -50,6 +50,8 @@ SEARCHABLE: dict[str, type] = {
 }
 # Options that change what the validation loss measures.
 LOSS_OPTIONS = ("class_weights", "effective_beta", "focal_gamma", "label_smoothing_factor", "loss")
+# Options that change how much memory a trial needs.
+MEMORY_OPTIONS = ("ema_decay", "lora_rank", "per_device_train_batch_size", "strategy", "unfreeze_blocks")
 # What --search tries by default for a strategy.
 STRATEGY_SPACES: dict[str, Space] = {
     "last_n": {"unfreeze_blocks": [1, 2, 4]},

@@ -1,5 +1,6 @@
 """Hyperparameter search: resumable and reproducible trials, never scored on the test split."""
 
+import errno
 import gc
 import importlib
 import importlib.util
@@ -9,22 +10,27 @@ import sqlite3
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from hf_medtl import MedtlError, Recipe, run
+from hf_medtl import MedtlError, Recipe, read_image, run
+from hf_medtl.data import cache
 from hf_medtl.data.prepared import PreparedImages
+from hf_medtl.errors import Unavailable
 from hf_medtl.runs import search, search_space
 from hf_medtl.runs.preflight import build
 from hf_medtl.runs.search_space import check_search, read_space, sample
 from hf_medtl.runs.train import make_trainer
 from hf_medtl.tasks.classification import Classification
 from tests.support.commands import ROOT, flags, options
+from tests.support.image_files import write_noise_image
 
 SPACE = {"learning_rate": ["1e-4", 1e-2, "log"], "mixup": [0, 0.4], "augmentation": ["light", "brain"]}
 COMPARED_COLUMNS = ["value", "learning_rate", "mixup", "augmentation", "state", "evaluations"]  # not the seconds
@@ -242,6 +248,75 @@ def test_failed_trials_do_not_end_the_search(phantoms, tiny_checkpoint, tmp_path
     monkeypatch.setattr(search, "sample", lambda *args: sample(*args) | {"learning_rate": 1e30})
     with pytest.raises(MedtlError, match=r"None of 2 trials gave a value.*training loss is nan"):
         run(Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path / "none", search=2)))
+
+
+def errors_from_outside(folder: Path) -> list[Exception]:
+    """What a trial meets when files, the disk or memory are missing, whatever its values are."""
+    image = write_noise_image(folder / "image.png", 1)
+    row = {"pixels": np.zeros((9, 9, 3), np.uint8)}
+    made: list[Exception] = [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ]
+    for call in (
+        lambda: cache._read_verified(folder / "removed.png", ""),
+        lambda: cache._read_verified(image, "of another content"),
+        lambda: cache._check_disk_space(folder, 10**15, row),
+        lambda: read_image(image.read_bytes()[:99], name="cut.png"),
+    ):
+        with pytest.raises(MedtlError) as caught:
+            call()
+        made.append(caught.value)
+    return made
+
+
+def test_missing_files_disk_and_memory_are_not_the_fault_of_values(tmp_path):
+    study, batches = optuna.create_study(), {"per_device_train_batch_size": [8, 512]}
+    outside = errors_from_outside(tmp_path)
+    for error in (*outside, ValueError("no model")):
+        error.__cause__ = error.__cause__ or (FileNotFoundError("weights") if type(error) is ValueError else None)
+        assert not search._is_own(error, study, SPACE | batches)
+    for error in (MedtlError("--probe_epochs must be 1 or more."), ValueError("Input contains NaN")):
+        assert search._is_own(error, study, SPACE)
+    # Where another trial fitted, values that need more memory may be the reason themselves.
+    study.add_trial(optuna.create_trial(value=1.0))
+    assert [search._is_own(error, study, SPACE | batches) for error in outside] == [False, True, True, *[False] * 4]
+    assert not any(search._is_own(error, study, SPACE) for error in outside)
+
+
+def test_a_trial_that_failed_for_a_reason_outside_is_made_again(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
+    raised = []
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
+    monkeypatch.setattr(search.plots, "search_trials", lambda *args: None)
+
+    def train(make, callback):
+        number = len(search.ended_trials(callback.trial.study)) + 1
+        if number == 2:
+            raise MedtlError("--probe_epochs must be 1 or more.")
+        if number == 3 and raised:
+            raise raised.pop()
+        return callback.trial.params["mixup"]
+
+    monkeypatch.setattr(search, "_train", train)
+
+    def run_search(name: str) -> pd.DataFrame:
+        recipe = Recipe(**search_options(phantoms, tiny_checkpoint("vit"), tmp_path / name))
+        search.search(recipe, read_space(SPACE), None)
+        return pd.read_csv(tmp_path / name / "trials.csv")
+
+    through = run_search("through")
+    assert through["state"].tolist() == ["complete", "pruned", "complete", "complete"]
+    raised.append(Unavailable("a.png can no longer be read."))
+    with pytest.raises(
+        MedtlError, match=r"Trial 3 of 4 failed, not for its values: a\.png .* The same command tries it"
+    ):
+        run_search("disturbed")
+    assert finished_trials(tmp_path / "disturbed") == 2
+    with sqlite3.connect(tmp_path / "disturbed" / "search.db") as base:
+        reasons = base.execute("select value_json from trial_user_attributes where key = 'why'").fetchall()
+    assert ('"a.png can no longer be read."',) in reasons
+    pd.testing.assert_frame_equal(run_search("disturbed")[COMPARED_COLUMNS], through[COMPARED_COLUMNS])
 
 
 def test_pruned_trial_stops_early_and_saves_nothing(phantoms, tiny_checkpoint, tmp_path):
