@@ -33,6 +33,7 @@ from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 logger = logging.getLogger(__name__)
 
 OWN_NETWORKS = (*PRESETS, "vit_tiny")
+TOWER = r"^(?:model\.)?(?:vision_(?:model|tower)\.)+"  # prefix of the image encoder in a model for images and text
 DINOV3 = re.compile(r"dinov3(?:-vit(s|b|l|h|7b)\d+(plus)?|-convnext-(\w+?)-|)")
 VIT_SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}
 ARCHITECTURES = Path(__file__).with_name("architectures")  # NAME/config.json and its preprocessor_config.json
@@ -127,7 +128,7 @@ def _build_model(
         logger.info("%s with random weights", type(model).__name__)
         return model
     if isinstance(config, EncoderConfig) and not isinstance(stored, EncoderConfig):
-        model, missing = _load_encoder(name, config, revision)
+        model, missing = _load_encoder(name, stored, config, revision)
     else:
         model, missing = load_weights(AutoModelForImageClassification, name, config, revision)
     head_ids = {id(p) for p in find_head(model).parameters()}
@@ -206,11 +207,21 @@ def _init_like_timm(model: Any) -> None:
         model.timm_model.load_state_dict(fresh.state_dict())
 
 
-def _load_encoder(name: str, config: EncoderConfig, revision: str | None) -> tuple[PreTrainedModel, set[str]]:
-    """Load an encoder into a new classifier; also return the names of missing tensors, as `load_weights`."""
-    encoder, missing = load_weights(
-        AutoModel, name, config.vision_config, revision, **without_pooler(config.vision_config)
-    )
+def _load_encoder(
+    name: str, stored: PreTrainedConfig, config: EncoderConfig, revision: str | None
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load an encoder into a new classifier; also return the names of missing tensors, as `load_weights`.
+
+    Args:
+        name: Hub id or folder.
+        stored: its configuration, which may be that of a model for images and text.
+        config: of the classifier.
+        revision: branch, tag or commit on the Hub.
+    """
+    arguments: dict[str, Any] = without_pooler(config.vision_config)
+    if hasattr(stored, "vision_config"):
+        arguments["key_mapping"] = {TOWER: ""}
+    encoder, missing = load_weights(AutoModel, name, config.vision_config, revision, **arguments)
     model: Any = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     model.encoder.load_state_dict(encoder.state_dict())
     return model, {f"encoder.{key}" for key in missing} | {"classifier.weight", "classifier.bias"}

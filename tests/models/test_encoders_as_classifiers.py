@@ -99,6 +99,19 @@ def test_masked_autoencoder_is_a_stock_vit_that_sees_all_patches(encoder, tmp_pa
     assert all(torch.equal(x, body[name]) for name, x in model.base_model.state_dict().items())
 
 
+def test_image_encoder_of_a_model_for_images_and_text_is_used(tmp_path):
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    both = {"vision_config": SHAPES["aimv2_vision_model"], "text_config": text | {"vocab_size": 20}}
+    whole = AutoModel.from_config(CONFIG_MAPPING["aimv2"](**both)).eval()
+    whole.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    model, _ = build_classifier(str(tmp_path), LABELS)
+    with torch.no_grad():
+        expected = model.classifier(whole.vision_model(pixel_values=pixels()).pooler_output)
+        torch.testing.assert_close(model.eval()(pixel_values=pixels()).logits, expected)
+
+
 @pytest.mark.parametrize("name", ["vit", "ijepa"])
 def test_stock_class_is_kept_for_its_own_pooling(encoder, name):
     pooling = {"vit": "cls", "ijepa": "mean"}[name]
