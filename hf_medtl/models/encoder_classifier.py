@@ -117,6 +117,7 @@ class EncoderForImageClassification(PreTrainedModel):
         return_dict: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> ImageClassifierOutput | tuple[Any, ...]:
         """Return logits (B, K) of images (B, 3, H, W), and with labels the loss, like stock classifiers.
@@ -127,13 +128,16 @@ class EncoderForImageClassification(PreTrainedModel):
             return_dict: False returns a tuple; None is the configuration's setting.
             output_hidden_states: also return the output of each layer of the encoder; None as above.
             output_attentions: also return its attention, with the implementation "eager"; None as above.
-            kwargs: `interpolate_pos_encoding`, where the encoder knows it, and arguments of the loss, such as
-                `num_items_in_batch`; others that stock models take are ignored.
+            interpolate_pos_encoding: take images of another size, where the encoder has embeddings of positions.
+            kwargs: arguments of the loss, such as `num_items_in_batch`; others that stock models take are ignored.
         """
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
         more: dict[str, Any] = {name: True for name, value in wanted.items() if value}
-        if kwargs.get("interpolate_pos_encoding"):
+        if (
+            interpolate_pos_encoding
+            and "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters
+        ):
             more["interpolate_pos_encoding"] = True
         outputs = self.encoder(pixel_values=pixel_values, return_dict=True, **more)
         logits = self.classifier(self.pool(outputs, pixel_values))

@@ -93,11 +93,18 @@ def resize_model(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrained
 
 
 @torch.no_grad()  # TRAP: BEiT caches tensors, and training can't use those of inference mode
-def check_image_size(model: PreTrainedModel, height: int, width: int) -> None:
-    """Raise MedtlError if a classifier gives no logits (1, K) for an image of this height and width in pixels."""
+def check_image_size(model: PreTrainedModel, height: int, width: int, **arguments: Any) -> None:
+    """Raise MedtlError if a classifier gives no logits (1, K) for an image of this height and width in pixels.
+
+    Args:
+        model: the classifier; it is left as it is.
+        height: pixels.
+        width: pixels.
+        arguments: of its forward, see `size_arguments`.
+    """
     training, labels = model.training, len(model.config.id2label or ())
     try:
-        logits = model.eval()(pixel_values=torch.zeros(1, 3, height, width)).logits
+        logits = model.eval()(pixel_values=torch.zeros(1, 3, height, width, device=model.device), **arguments).logits
         if logits.shape != (1, labels):
             raise ValueError(f"expected logits of the shape (1, {labels}), found {tuple(logits.shape)}")
     except Exception as error:  # of any library, at any layer
@@ -107,6 +114,12 @@ def check_image_size(model: PreTrainedModel, height: int, width: int) -> None:
         ) from error
     finally:
         model.train(training)
+
+
+def size_arguments(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the arguments with which a model takes images of another size than its own."""
+    known = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
+    return {"interpolate_pos_encoding": True} if known else {}
 
 
 def _set_timm_size(config: TimmWrapperConfig, size: int) -> None:

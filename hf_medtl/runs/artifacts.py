@@ -118,6 +118,8 @@ def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:
         f"weights {recipe.class_weights}.",
         f"Augmentation of training images: {recipe.augmentation}{''.join(mixing)}.",
     ]
+    if stages := [f"{number} at {size} × {size} pixels" for size, number in recipe.sizes.stages]:
+        sentences.append(f"Epochs on smaller images came first: {', then '.join(stages)}.")
     average = f" They are an exponential moving average (decay {recipe.ema_decay:g})." if recipe.ema_decay else ""
     if recipe.load_best_model_at_end and state.best_global_step:
         sentences.append(

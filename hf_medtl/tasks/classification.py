@@ -77,11 +77,12 @@ class Classification(Task):
             fit=recipe.fit,
             lung_model=recipe.lung_model,
             head_dropout=recipe.head_dropout,
-            image_size=recipe.image_size,
+            image_size=recipe.sizes.last,
             pooling=recipe.pooling,
             mean=mean,
             std=std,
         )
+        recipe.sizes.check(model)
         # The backbone may have been a multilabel model, and pipeline() applies the sigmoid that its config names.
         model.config.problem_type = None
         return model, processor

@@ -83,6 +83,8 @@ class Segmentation(Task):
         recipe.refuse(
             ("from_scratch",), "to train a segmentation network from random weights, use --encoder_weights none."
         )
+        if recipe.sizes.stages:
+            raise MedtlError("--image_size is one number for --task image-segmentation: masks keep their size.")
         if recipe.loss not in LOSSES:
             raise MedtlError(f"--loss must be one of {', '.join(LOSSES)} for segmentation, but is {recipe.loss!r}.")
         if recipe.strategy not in STRATEGIES:
@@ -114,7 +116,7 @@ class Segmentation(Task):
             labels,
             encoder=recipe.encoder,
             encoder_weights=recipe.encoder_weights,
-            image_size=recipe.image_size,
+            image_size=recipe.sizes.last,
             revision=recipe.model_revision,
         )
         classes = recipe.mask_classes

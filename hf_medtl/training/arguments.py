@@ -29,17 +29,12 @@ LOWEST: dict[int, tuple[str, ...]] = {
         *("max_grad_norm", "save_total_limit", "seed", "split_seed", "warmup_steps", "weight_decay"),
     ),
     1: (
-        *("dataloader_prefetch_factor", "eval_accumulation_steps", "gradient_accumulation_steps", "image_size"),
+        *("dataloader_prefetch_factor", "eval_accumulation_steps", "gradient_accumulation_steps"),
         *("per_device_eval_batch_size", "per_device_train_batch_size", "torch_empty_cache_steps"),
     ),
 }
 ABOVE_ZERO = ("eval_steps", "logging_steps", "num_train_epochs", "save_steps")
-BELOW = {
-    "adam_beta1": 1,
-    "adam_beta2": 1,
-    "image_size": 8193,
-    **dict.fromkeys(("data_seed", "seed", "split_seed"), 2**32),
-}
+BELOW = {"adam_beta1": 1, "adam_beta2": 1, **dict.fromkeys(("data_seed", "seed", "split_seed"), 2**32)}
 
 # Option -> why training here does not support it.
 UNSUPPORTED = {

@@ -116,10 +116,10 @@ class Options:
         None, "Encoder of a new segmentation network, such as resnet34, mit_b0 or tu-convnext_tiny."
     )
     encoder_weights: str = _new("imagenet", "Encoder weights: 'imagenet', 'none' (random init) or a local folder.")
-    image_size: int | None = _new(
+    image_size: int | str | None = _new(
         None,
-        "Input height and width of the model in pixels. Default: the checkpoint's size, or 256 for a new segmentation "
-        "network.",
+        "Input height and width of the model in pixels; 128:5,224 trains 5 epochs at 128 pixels first. Default: the "
+        "checkpoint's size, or 256 for a new segmentation network.",
     )
     pooling: str | None = _new(
         None, "Pooling of an image encoder (class token, mean of patches, its attention). Default: the encoder's own."

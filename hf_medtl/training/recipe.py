@@ -32,6 +32,7 @@ from hf_medtl.models.strategies import Strategy
 from hf_medtl.training.arguments import argument_errors, check_arguments, check_names
 from hf_medtl.training.command_line import read_options
 from hf_medtl.training.distributed import join_processes, split_evenly
+from hf_medtl.training.image_sizes import ImageSizes
 from hf_medtl.training.options import (
     MODEL_OPTIONS,
     PATH_OPTIONS,
@@ -75,6 +76,8 @@ class Recipe(Options, TrainingArguments):
         if isinstance(self.dataset, Unchosen) and self.data_dir:  # as hf-medtl train --data_dir
             self.dataset = "table" if Path(self.data_dir).is_file() else "imagefolder"
         self.dataset = str(self.dataset)
+        if str(self.image_size).isdecimal():
+            self.image_size = int(str(self.image_size))
         # Before values are resolved for this machine. Comparing with a second Recipe would reset the process group.
         self._chosen = {
             f.name: value
@@ -139,6 +142,7 @@ class Recipe(Options, TrainingArguments):
         parse_columns(self.columns)
         parse_columns(self.external_columns, "--external_columns")
         check_steps(self.steps, self.fit, self.lung_model)
+        self.sizes  # noqa: B018 - raises for an invalid value
         check_postprocessing(self.postprocessing)
         self.mask_classes  # noqa: B018 - raises for an invalid value
         self._check_values()
@@ -246,6 +250,11 @@ class Recipe(Options, TrainingArguments):
                 f"--resume_from_checkpoint {self.resume_from_checkpoint} belongs to one fold. Use auto: each fold "
                 "resumes from its own checkpoint."
             )
+
+    @property
+    def sizes(self) -> ImageSizes:
+        """Sizes of the images by epoch."""
+        return ImageSizes.parse(self.image_size, self.num_train_epochs)
 
     @property
     def all_folds(self) -> bool:

@@ -27,6 +27,7 @@ from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.device import memory_format
 from hf_medtl.models.heads import is_segmenter
+from hf_medtl.models.image_size import size_arguments
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
     add_lora,
@@ -97,6 +98,8 @@ class MedicalTrainer(Trainer):
         if self.strategy.name == "lora":
             self.lora = add_lora(model, self.strategy.lora_rank, self.strategy.lora_alpha)
         self.reduce = reduce
+        self.size: int | None = None  # of training images in this epoch, where it is not that of the model
+        self.size_arguments = size_arguments(model) if recipe.sizes.stages else {}
         self.divergence = DivergenceCheck(recipe)
         self.sets: list[features.FeatureSet] = []
         can_cache = recipe.cache_features and not is_segmenter(model)
@@ -159,6 +162,9 @@ class MedicalTrainer(Trainer):
             return inputs
         pixels = inputs["pixel_values"]
         pixels = pixels.to(dtype=torch.float32, memory_format=memory_format(pixels.device))
+        if self.model.training and self.size:
+            pixels = nn.functional.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+            inputs |= self.size_arguments
         inputs["pixel_values"] = pixels.sub_(self.mean).div_(self.std)
         if self.model.training and (self.args.mixup or self.args.cutmix):
             step = self.state.global_step
@@ -265,7 +271,8 @@ class MedicalTrainer(Trainer):
                 self.ema.average[name].copy_(tensor)
 
     def apply_epoch_strategy(self, epoch: int) -> None:
-        """Freeze and unfreeze parameters, and switch between features and images, for this epoch."""
+        """Freeze and unfreeze parameters, and set the size of images, or features instead of them, for this epoch."""
+        self.size = self.args.sizes.at(epoch)
         number = self.strategy.trainable_blocks(epoch, self.blocks)
         for data in self.sets:
             data.in_use.fill_(self.strategy.head_only(epoch))

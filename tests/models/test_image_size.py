@@ -165,5 +165,5 @@ def test_size_is_part_of_the_cache_key_and_the_recipe(checkpoint):
     assert len(keys) == 3
     recipe = Recipe(dataset="brain-tumor-mri", image_size=48, use_cpu=True)
     assert "image_size: 48" in recipe.to_yaml()
-    with pytest.raises(MedtlError, match="--image_size must be a number at least 1 and below 8193"):
+    with pytest.raises(MedtlError, match="--image_size must be 1 to 8192 pixels"):
         Recipe(dataset="brain-tumor-mri", image_size=9000, use_cpu=True)
