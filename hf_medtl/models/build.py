@@ -25,8 +25,8 @@ from hf_medtl.models.backbones import classifier_config
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.encoder_classifier import EncoderConfig, without_pooler
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
-from hf_medtl.models.image_size import check_image_size, resize_model, set_channels, set_image_size
-from hf_medtl.models.preprocessing import build_processor, check_steps, size_of
+from hf_medtl.models.image_size import check_image_size, resize_model, reverse_channels, set_channels, set_image_size
+from hf_medtl.models.preprocessing import build_processor, check_steps, size_of, takes_bgr
 from hf_medtl.models.size_limit import limited_size
 from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 
@@ -89,6 +89,8 @@ def build_classifier(
             own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
             source, hub = own if custom else name, {"revision": revision}
             processor = build_processor(source, model.config, steps, fit, lung_model, image_size, mean, std, **hub)
+            if not from_scratch and takes_bgr(name, **hub):
+                reverse_channels(model)
             check_image_size(model, *size_of(processor))
             return model, processor
     except (OSError, ValueError, KeyError, RuntimeError) as error:

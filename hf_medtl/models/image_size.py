@@ -92,6 +92,13 @@ def resize_model(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrained
     return resized.train(model.training)
 
 
+@torch.no_grad()
+def reverse_channels(model: PreTrainedModel) -> None:
+    """Reverse the channels of the first convolution, so that a model for BGR images gives the same for RGB ones."""
+    stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    stem.weight.copy_(stem.weight.flip(1))
+
+
 @torch.no_grad()  # TRAP: BEiT caches tensors, and training can't use those of inference mode
 def check_image_size(model: PreTrainedModel, height: int, width: int, **arguments: Any) -> None:
     """Raise MedtlError if a classifier gives no logits (1, K) for an image of this height and width in pixels.

@@ -89,6 +89,14 @@ def build_processor(
     return ViTImageProcessor(**settings) if plain else medical_processor(settings, steps, fit, lung_model)
 
 
+def takes_bgr(name: str | None, **hub: Any) -> bool:
+    """Return True if the stock processor of a checkpoint reverses the channels, as that of MobileViT does."""
+    try:
+        return bool(name) and bool(getattr(load_processor(str(name), **hub), "do_flip_channel_order", False))
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError):
+        return False  # `build_processor` says what is wrong
+
+
 def _setting(processor: Any, name: str, default: Any) -> Any:
     """Return a setting of a stock processor, or `default` if it has none."""
     value = getattr(processor, name, None)

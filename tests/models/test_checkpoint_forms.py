@@ -9,6 +9,9 @@ from timm.models import save_for_hf
 from transformers import (
     AutoModelForImageClassification,
     EfficientNetImageProcessor,
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    MobileViTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -123,6 +126,22 @@ def test_processors_that_normalise_twice_are_folded_into_one(bare):
     image = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(0))
     expected = stock(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], expected, rtol=0, atol=1e-5)
+
+
+def test_models_for_bgr_images_take_rgb(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8] * 7, "image_size": 32, "num_attention_heads": 2}
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    network = MobileViTForImageClassification(MobileViTConfig(**sizes, **names)).eval()
+    network.save_pretrained(tmp_path)
+    stock = MobileViTImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False, resample=3)
+    stock.save_pretrained(tmp_path)
+    model, processor = build_classifier(str(tmp_path), LABELS)
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
+    values = stock(image, return_tensors="pt")["pixel_values"]
+    ours = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ours, values.flip(1))
+    torch.testing.assert_close(model.eval()(pixel_values=ours).logits, network(pixel_values=values).logits)
 
 
 @pytest.mark.parametrize(
