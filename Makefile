@@ -55,7 +55,7 @@ test-minimum:
 	$(MINIMUM)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not real and not browser and not gpu"
 
 faults: $(INSTALLED)
-	HF_MEDTL_FAULTS=$${HF_MEDTL_FAULTS:-200} $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
+	HF_MEDTL_FAULTS=$${HF_MEDTL_FAULTS:-200} $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults
 
 fuzz: $(INSTALLED)
 	HF_MEDTL_FUZZ=$${HF_MEDTL_FUZZ:-600} $(BIN)/python -m pytest -n 2 --dist worksteal -s tests/fuzz
