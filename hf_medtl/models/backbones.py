@@ -1,5 +1,6 @@
 """Class of the classifier for a checkpoint: a stock class where there is one, otherwise one on its image encoder."""
 
+import re
 from typing import Any
 
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, ViTConfig
@@ -7,7 +8,8 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfi
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.encoder_classifier import ENCODERS, EncoderConfig
 
-POOLINGS = ("cls", "mean", "attention")
+DINOV3 = re.compile(r"dinov3(?:-vit(s|b|l|h|7b)\d+(plus)?|-convnext-(\w+?)-|)")
+VIT_SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}
 OWN_POOLING = {"deit": "cls", "ijepa": "mean", "vit": "cls", "vit_msn": "cls"}  # of stock classifiers
 # Model types whose stock classifier does not take pixel values alone -> why they are refused.
 UNFIT = {
@@ -16,8 +18,6 @@ UNFIT = {
     "siglip2_vision_model": "SigLIP 2 NaFlex takes patches of images of any shape instead of images of one size. Use a "
     "checkpoint with a fixed size, such as google/siglip2-base-patch16-224.",
     "imagegpt": "ImageGPT takes colours of a palette instead of images. Use another backbone.",
-    "perceiver": "Perceiver comes in three classes for images, and its configuration does not name one. Use another "
-    "backbone.",
     "shieldgemma2": "ShieldGemma 2 answers questions of a policy and has no head for labels. Use another backbone.",
 }
 
@@ -28,7 +28,7 @@ def classifier_config(name: str, config: PreTrainedConfig, pooling: str | None =
     Args:
         name: of the checkpoint, for the message.
         config: its configuration.
-        pooling: one of POOLINGS, see `EncoderConfig`; None for that of the stock class, or the encoder's own.
+        pooling: cls, mean or attention, see `EncoderConfig`; None for that of the stock class, or the encoder's own.
 
     Raises:
         MedtlError: there is no image encoder in it that is supported, or it can't be pooled in this way.
@@ -59,3 +59,18 @@ def classifier_config(name: str, config: PreTrainedConfig, pooling: str | None =
         return EncoderConfig(vision, pooling, id2label=config.id2label, label2id=config.label2id)
     except ValueError as error:
         raise MedtlError(f"--pooling {pooling}: {error}") from error
+
+
+def timm_tags(name: str) -> str:
+    """Suggest weights in timm: of an architecture that was named without a tag, or of a DINOv3, which is gated."""
+    import timm
+
+    if name.startswith("timm/"):
+        names = timm.list_pretrained(f"{name.removeprefix('timm/')}.*")
+        return f" Weights of this architecture: timm/{', timm/'.join(names[:4])}." if names else ""
+    if not (found := DINOV3.search(name.lower())):
+        return ""
+    vit, plus, convnext = found.groups()
+    size = f"{VIT_SIZES.get(vit or '', '*')}{'_plus' if plus else ''}"
+    names = timm.list_pretrained(f"convnext_{convnext}.dinov3*" if convnext else f"vit_{size}_patch16_dinov3.*")
+    return f" The same network without a gate: timm/{', timm/'.join(names[:4])}." if names else ""

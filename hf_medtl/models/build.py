@@ -3,7 +3,6 @@
 import copy
 import difflib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,20 @@ from transformers.utils import logging as transformers_logging
 
 from hf_medtl.common.text import first_line, nearest
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.backbones import classifier_config
+from hf_medtl.models.backbones import classifier_config, timm_tags
 from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig
 from hf_medtl.models.encoder_classifier import EncoderConfig, without_pooler
 from hf_medtl.models.heads import add_head_dropout, find_head, reset_head
 from hf_medtl.models.image_size import check_image_size, resize_model, reverse_channels, set_channels, set_image_size
-from hf_medtl.models.preprocessing import build_processor, check_steps, size_of, takes_bgr
+from hf_medtl.models.preprocessing import build_processor, check_steps, size_of
 from hf_medtl.models.size_limit import limited_size
+from hf_medtl.models.stock_processor import takes_bgr
 from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 
 logger = logging.getLogger(__name__)
 
 OWN_NETWORKS = (*PRESETS, "vit_tiny")
 TOWER = r"^(?:model\.)?(?:vision_(?:model|tower)\.)+"  # prefix of the image encoder in a model for images and text
-DINOV3 = re.compile(r"dinov3(?:-vit(s|b|l|h|7b)\d+(plus)?|-convnext-(\w+?)-|)")
-VIT_SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}
 ARCHITECTURES = Path(__file__).with_name("architectures")  # NAME/config.json and its preprocessor_config.json
 
 
@@ -182,21 +180,6 @@ def read_config(name: str, from_scratch: bool = False, revision: str | None = No
     pretrained_cfg = pretrained.to_dict(remove_source=True, remove_null=True)
     arguments: dict[str, Any] = {"pretrained_cfg": pretrained_cfg}
     return TimmWrapperConfig(architecture=architecture.split(".")[0], **arguments)
-
-
-def timm_tags(name: str) -> str:
-    """Suggest weights in timm: of an architecture that was named without a tag, or of a DINOv3, which is gated."""
-    import timm
-
-    if name.startswith("timm/"):
-        names = timm.list_pretrained(f"{name.removeprefix('timm/')}.*")
-        return f" Weights of this architecture: timm/{', timm/'.join(names[:4])}." if names else ""
-    if not (found := DINOV3.search(name.lower())):
-        return ""
-    vit, plus, convnext = found.groups()
-    size = f"{VIT_SIZES.get(vit or '', '*')}{'_plus' if plus else ''}"
-    names = timm.list_pretrained(f"convnext_{convnext}.dinov3*" if convnext else f"vit_{size}_patch16_dinov3.*")
-    return f" The same network without a gate: timm/{', timm/'.join(names[:4])}." if names else ""
 
 
 def _init_like_timm(model: Any) -> None:

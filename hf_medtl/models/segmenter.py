@@ -21,8 +21,8 @@ from hf_medtl.common.text import first_line
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import check_finite, check_missing, load_weights, set_labels
 from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
-from hf_medtl.models.preprocessing import input_size
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation
+from hf_medtl.models.stock_processor import input_size
 from hf_medtl.models.untrusted import load_config, load_processor
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from hf_medtl.data.leakage import load_external
 from hf_medtl.data.positive_label import check_positive
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import timm_tags
+from hf_medtl.models.backbones import timm_tags
 from hf_medtl.publish.card_fields import check_prose
 from hf_medtl.publish.check import contains_token
 from hf_medtl.publish.hub import check_hub_access

@@ -31,7 +31,7 @@ from hf_medtl.evaluation.probability_charts import Scores
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import fold_temperature
-from hf_medtl.models.preprocessing import parse_statistics
+from hf_medtl.models.stock_processor import parse_statistics
 from hf_medtl.tasks.base import Reader, Score, Task
 from hf_medtl.training.losses import LOSSES, ClassificationLoss, MultiLabelLoss, class_weights
 from hf_medtl.training.recipe import Recipe

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from hf_medtl import MedtlError, Recipe
-from hf_medtl.models.backbones import classifier_config
-from hf_medtl.models.build import build_classifier, timm_tags
+from hf_medtl.models.backbones import classifier_config, timm_tags
+from hf_medtl.models.build import build_classifier
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.training.options import check_choices
