@@ -105,7 +105,7 @@ def write_named_images(root: Path, seed: int) -> Path:
 def test_names_of_folders_stay_on_this_machine(tiny_checkpoint, tmp_path):
     data, other = write_named_images(tmp_path / "data", 0), write_named_images(tmp_path / "other", 100)
     recipe = options(data, tiny_checkpoint("vit"), tmp_path / "run", dataset="imagefolder", num_train_epochs=1)
-    folder = run(Recipe(**recipe | {"per_device_train_batch_size": 16}))
+    folder = run(Recipe(**recipe | {"per_device_train_batch_size": 16, "model_license": "mit"}))
     run_cli("explain", folder, "--data_dir", data, "--number", 2, "--sample", 2)
     run_cli(
         "evaluate",

@@ -182,7 +182,7 @@ def test_card_gives_splits_seeds_packages_checksum_and_energy(kind, trained):
     assert "Energy: not recorded." in text
     (checksum,) = facts["base_model"].sha256.values()
     assert f"SHA-256 of model.safetensors `{checksum}`" in text
-    assert "- Weights before training: unknown, because no card names it." in text
+    assert "- Weights before training: apache-2.0 (commercial use allowed; <https://spdx.org/" in text
     energy = render_card(facts | {"results": results | {"energy_kwh": 0.01234}})
     assert "Energy: 0.0123 kWh, by codecarbon." in energy
 
@@ -266,8 +266,8 @@ def test_card_links_base_model_with_commit_licence_and_citation(hub, phantoms, t
     assert read.data.base_model == "ci-user/base"
     assert read.data.base_model_relation == "finetune"
     assert f"[ci-user/base](https://huggingface.co/ci-user/base), commit `{commit}`." in read.text
-    assert "- Weights before training: cc-by-nc-4.0." in read.text
-    assert "one of them forbids commercial use" in read.text
+    assert "- Weights before training: cc-by-nc-4.0 (no commercial use; <https://creativecommons.org/" in read.text
+    assert read.data.license == "cc-by-nc-4.0"
     assert "@article{base," in read.text
     assert "no entry" not in read.text
     read.validate()

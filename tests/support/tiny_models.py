@@ -16,10 +16,15 @@ from transformers import (
 from hf_medtl.models.segmenter import build_segmenter
 
 
-def save_tiny(family: str, folder: Path, licence: str = "apache-2.0") -> Path:
-    """Save a tiny checkpoint with random weights and its own labels, as it would come from the Hub."""
+def write_licence(folder: Path, licence: str = "apache-2.0") -> None:
+    """Write a card that states a licence."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
+
+
+def save_tiny(family: str, folder: Path, licence: str = "apache-2.0") -> Path:
+    """Save a tiny checkpoint with random weights and its own labels, as it would come from the Hub."""
+    write_licence(folder, licence)
     from transformers import (
         BitImageProcessor,
         ConvNextConfig,
@@ -95,6 +100,7 @@ def save_segformer(folder):
         "decoder_hidden_size": 16,
     }
     torch.manual_seed(0)
+    write_licence(folder)
     SegformerForSemanticSegmentation(SegformerConfig(**sizes, num_labels=5)).save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder
