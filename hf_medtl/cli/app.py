@@ -14,6 +14,7 @@ from hf_medtl.cli.ensemble import ensemble
 from hf_medtl.cli.evaluate import evaluate
 from hf_medtl.cli.explain import explain
 from hf_medtl.cli.export import export
+from hf_medtl.cli.import_ import import_
 from hf_medtl.cli.options import CONTEXT
 from hf_medtl.cli.predict import predict
 from hf_medtl.cli.push import push
@@ -27,7 +28,7 @@ from hf_medtl.version import __version__
 
 PANELS: dict[str, tuple[Any, ...]] = {
     "Data": (data,),
-    "Train": (train, ensemble),
+    "Train": (train, import_, ensemble),
     "Judge": (evaluate, compare, explain, report, verify, metric),
     "Publish": (card, push, export),
     "Serve": (predict, space),
@@ -38,6 +39,7 @@ EXAMPLES = {
     "data audit": "hf-medtl data audit imagefolder --data_dir DIR --out audit",
     "data preview": "hf-medtl data preview imagefolder --data_dir DIR --augmentation chest --out preview.png",
     "data push": "hf-medtl data push imagefolder OWNER/NAME --data_dir DIR --rights_held --dry_run",
+    "import": "hf-medtl import torchxrayvision:densenet121-res224-all --out xrv",
     "ensemble": "hf-medtl ensemble runs/a runs/b --output_dir runs/both",
     "evaluate": "hf-medtl evaluate runs/demo --data_dir DIR --by sex",
     "compare": "hf-medtl compare runs/a runs/b --metric roc_auc --out comparison",
@@ -95,7 +97,7 @@ def expand_home(word: str) -> str:
 
 
 def _name(command: Any) -> str:
-    return command.__name__.rpartition(".")[2]
+    return command.__name__.rpartition(".")[2].removesuffix("_")  # import_
 
 
 def _add(command: Any, panel: str) -> None:
@@ -104,7 +106,7 @@ def _add(command: Any, panel: str) -> None:
     epilog = f"Example: {example}" if example else None
     if not hasattr(command, "app"):
         settings = ANY_OPTIONS if command is train else None
-        app.command(rich_help_panel=panel, epilog=epilog, context_settings=settings)(command)
+        app.command(name, rich_help_panel=panel, epilog=epilog, context_settings=settings)(command)
         return
     app.add_typer(command.app, name=name, rich_help_panel=panel, epilog=epilog)
     for info in command.app.registered_commands:

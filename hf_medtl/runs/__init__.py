@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cross_validate": "hf_medtl.runs.cross_validation",
         "evaluate_model": "hf_medtl.runs.evaluate",
         "explain_model": "hf_medtl.runs.explain",
+        "import_model": "hf_medtl.runs.importing",
         "predict_files": "hf_medtl.runs.batch_predict",
         "run": "hf_medtl.runs.train",
     },
