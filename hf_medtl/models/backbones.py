@@ -68,9 +68,9 @@ def timm_tags(name: str) -> str:
     if name.startswith("timm/"):
         names = timm.list_pretrained(f"{name.removeprefix('timm/')}.*")
         return f" Weights of this architecture: timm/{', timm/'.join(names[:4])}." if names else ""
-    if not (found := DINOV3.search(name.lower())):
+    if not (match := DINOV3.search(name.lower())):
         return ""
-    vit, plus, convnext = found.groups()
+    vit, plus, convnext = match.groups()
     size = f"{VIT_SIZES.get(vit or '', '*')}{'_plus' if plus else ''}"
     names = timm.list_pretrained(f"convnext_{convnext}.dinov3*" if convnext else f"vit_{size}_patch16_dinov3.*")
     return f" The same network without a gate: timm/{', timm/'.join(names[:4])}." if names else ""

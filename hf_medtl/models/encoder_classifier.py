@@ -169,8 +169,8 @@ class EncoderForImageClassification(PreTrainedModel):
 
 def encoder_class(config: PreTrainedConfig) -> Any:
     """Return the class of an encoder; without a head."""
-    found = MODEL_MAPPING[type(config)]
-    return found[0] if isinstance(found, tuple | list) else found
+    classes = MODEL_MAPPING[type(config)]
+    return classes[0] if isinstance(classes, tuple | list) else classes
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def check_image_size(model: PreTrainedModel, height: int, width: int, **argument
 
 def size_arguments(model: PreTrainedModel) -> dict[str, Any]:
     """Return the arguments with which a model takes images of another size than its own."""
-    known = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
-    return {"interpolate_pos_encoding": True} if known else {}
+    accepted = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
+    return {"interpolate_pos_encoding": True} if accepted else {}
 
 
 def _set_timm_size(config: TimmWrapperConfig, size: int) -> None:
