@@ -11,7 +11,7 @@ from tests.support.hostile_folders import KINDS, Bait, write_families, write_hos
 # Kinds that are loaded as if nothing was wrong, since nothing hostile in them is ever looked at.
 HARMLESS = (
     "name_or_path", "pipelines", "code_in_config", "code_in_processor", "loose_code", "pickles", "html_label",
-    "templates", "results_of_other_types", "recipe_with_tags", "nested_results",
+    "templates", "results_of_other_types", "recipe_with_tags", "nested_results", "timm_sources",
 )  # fmt: skip
 # Kinds in which other files than the model's are hostile.
 RUN_KINDS = ("link_of_card", "link_of_results", "nested_results", "results_of_other_types", "recipe_with_tags")

@@ -234,6 +234,16 @@ def _header(size: int, claimed: int | None = None) -> Callable[[Path, Bait], Non
     return write
 
 
+def _lying_header(tensor: Changes) -> Callable[[Path, Bait], None]:
+    """Return a kind whose weights have a tensor that does not fit the eight bytes that follow."""
+
+    def write(folder: Path, bait: Bait) -> None:
+        header = json.dumps({"classifier.weight": tensor}).encode()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+
+    return write
+
+
 def _outliers(**arrays: Any) -> Callable[[Path, Bait], None]:
     """Return a kind with other arrays in outliers.safetensors; None removes one."""
 
@@ -304,6 +314,22 @@ KINDS: dict[str, tuple[str, Callable[[Path, Bait], None]]] = {
     "timm_checkpoint_path": ("timm", _model_args(checkpoint_path="PICKLE")),
     "timm_pretrained": ("timm", _model_args(pretrained=True)),
     "timm_pretrained_file": ("timm", _model_args(pretrained_cfg={"file": "PICKLE"}, pretrained_cfg_overlay={})),
+    "timm_pretrained_of_hub": ("timm", _model_args(pretrained=True, pretrained_cfg={"hf_hub_id": "stranger/model"})),
+    "timm_sources": (
+        "timm",
+        _configured(
+            pretrained_cfg={
+                "input_size": [3, 64, 64],
+                "mean": [0.5] * 3,
+                "std": [0.2] * 3,
+                "source": "hf-hub",
+                "custom_load": True,
+                "hf_hub_id": "stranger/model",
+                "file": "PICKLE",
+                "url": "http://127.0.0.1:9/x.pth",
+            }
+        ),
+    ),
     "timm_features": ("timm", _model_args(features_only=True, feature_cfg={"feature_cls": "PICKLE"})),
     "timm_of_hub": ("timm", _configured(architecture="hf-hub:stranger/model")),
     "timm_of_folder": ("timm", _configured(architecture="local-dir:MODEL")),
@@ -378,6 +404,8 @@ KINDS: dict[str, tuple[str, Callable[[Path, Bait], None]]] = {
     "link_of_outliers": ("vit", _link("outliers.safetensors", "model/model.safetensors")),
     "header_claims_much": ("vit", _header(2, claimed=2**62)),
     "header_of_17_mb": ("vit", _header(17 * 2**20)),
+    "header_of_a_huge_tensor": ("vit", _lying_header({"dtype": "F32", "shape": [10**6] * 2, "data_offsets": [0, 8]})),
+    "header_of_other_type": ("vit", _lying_header({"dtype": "F64", "shape": [2], "data_offsets": [0, 8]})),
     "many_labels": ("vit", _labels(200_000)),
     "number_of_labels": ("vit", _configured(num_labels=HUGE, id2label=None, label2id=None)),
     "number_of_classes": ("timm", _configured(num_classes=HUGE, label_names=None)),
