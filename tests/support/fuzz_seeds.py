@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,12 +102,30 @@ def tiff_colour16() -> bytes:
 def medical_files() -> dict[str, bytes]:
     """Return name -> content of DICOM and NIfTI files."""
     import nibabel
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+    from pydicom.data import get_testdata_file
+    from pydicom.uid import (
+        DeflatedExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        JPEG2000Lossless,
+        JPEGBaseline8Bit,
+        RLELossless,
+    )
 
     windowed = {"WindowCenter": 40, "WindowWidth": 400, "RescaleSlope": 1, "RescaleIntercept": -1024}
     plain = make_dicom(DEEP, BitsStored=16, **windowed)
-    compressed = make_dicom(DEEP)
-    compressed.compress(RLELossless, generate_instance_uid=False)
+    compressed = {}
+    for name, pixels, syntax in (
+        ("rle.dcm", DEEP, RLELossless),
+        ("rle_colour.dcm", COLOURS, RLELossless),
+        ("jpeg2000.dcm", np.tile(DEEP, (2, 2)), JPEG2000Lossless),
+        ("jpeg2000_colour.dcm", np.tile(COLOURS, (2, 2, 1)), JPEG2000Lossless),
+    ):
+        data = make_dicom(pixels)
+        data.compress(syntax, generate_instance_uid=False)
+        compressed[name] = encode_dicom(data)
+    for name in ("MR_small_jpeg_ls_lossless", "JPEGLSNearLossless_08", "SC_rgb_jls_lossy_sample", "GDCMJ2K_TextGBR"):
+        path = get_testdata_file(f"{name}.dcm", download=False)  # in pydicom itself
+        compressed[f"{name}.dcm"] = Path(str(path)).read_bytes()
     overlays = make_dicom(GREYS, PixelPaddingValue=0)
     overlays.add_new(0x60000010, "US", 24)
     overlays.add_new(0x60000011, "US", 32)
@@ -128,7 +147,6 @@ def medical_files() -> dict[str, bytes]:
         "implicit.dcm": encode_dicom(make_dicom(GREYS, syntax=ImplicitVRLittleEndian)),
         "colour.dcm": encode_dicom(make_dicom(COLOURS)),
         "frames.dcm": encode_dicom(make_dicom(np.stack([DEEP] * 3), frames=3)),
-        "rle.dcm": encode_dicom(compressed),
         "deflated.dcm": encode_dicom(make_dicom(DEEP, syntax=DeflatedExplicitVRLittleEndian)),
         "jpeg.dcm": encode_dicom(make_encapsulated_dicom(code, GREYS, JPEGBaseline8Bit)),
         "overlays.dcm": encode_dicom(overlays),
@@ -137,6 +155,7 @@ def medical_files() -> dict[str, bytes]:
         "series.nii": nibabel.Nifti1Image(np.stack([volume] * 2, -1).astype(np.float32), affine).to_bytes(),
         "second.nii": nibabel.Nifti2Image(volume, affine).to_bytes(),
         "volume.nii.gz": gzip.compress(nifti, mtime=0),
+        **compressed,
     }
 
 
