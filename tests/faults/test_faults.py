@@ -243,8 +243,9 @@ def test_disturbed_work_is_repeated_or_refused(trial, make_workshop, undisturbed
         codes = wait(workshop, repeat(workshop, stage, "repeated"), "repeated")
         said = workshop.read("repeated")
         check_finished(workshop, before)
-    if any(codes):
+    if any(codes):  # without the fault, only what lies there already may be refused
         assert is_plain(said), said[-3000:]
+        assert re.search("not empty|a finished run|already exists", said), said[-3000:]
         outcome = "refused: " + re.sub(r"\S*/\S*", "PATH", said.strip().splitlines()[-1])[:110]
     elif changed:
         outcome = "finished with the old image or the new one"
