@@ -89,7 +89,7 @@ class EncoderForImageClassification(PreTrainedModel):
     config: EncoderConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

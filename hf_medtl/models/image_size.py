@@ -53,8 +53,8 @@ def set_channels(config: PreTrainedConfig) -> None:
         arguments = dict(config.model_args or {})
         if arguments.get("in_chans") == 1:
             del arguments["in_chans"]
-            size = config.pretrained_cfg["input_size"]  # type: ignore[attr-defined]
-            config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, *size[1:]]}  # type: ignore[attr-defined]
+            size = config.pretrained_cfg["input_size"]
+            config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, *size[1:]]}
             config.model_args = arguments
         return
     vision: Any = getattr(config, "vision_config", None) or config
@@ -81,9 +81,10 @@ def resize_model(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrained
     weights, expected = model.state_dict(), resized.state_dict()
     if isinstance(config, TimmWrapperConfig):
         network: Any = resized.timm_model
+        original: Any = model.timm_model
         convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
-            weights = {f"timm_model.{key}": x for key, x in convert(model.timm_model.state_dict(), network).items()}
+            weights = {f"timm_model.{key}": x for key, x in convert(original.state_dict(), network).items()}
     buffers = {name for name, _ in resized.named_buffers()}
     for name, like in expected.items():
         if name not in weights or weights[name].shape != like.shape:
@@ -136,13 +137,13 @@ def _set_timm_size(config: TimmWrapperConfig, size: int) -> None:
     arguments = dict(config.model_args or {})
     with torch.device("meta"), init.meta_device_safe_creation_ops():
         network = timm.create_model(config.architecture, **arguments)
-    own = list(config.pretrained_cfg["input_size"])  # type: ignore[attr-defined]
+    own = list(config.pretrained_cfg["input_size"])
     if takes_img_size(network) and [size, size] != own[1:]:
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         if patch is not None and not arguments.get("dynamic_img_pad"):
             _check_patches(size, patch)
         config.model_args = arguments | {"img_size": size}
-    config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [own[0], size, size]}  # type: ignore[attr-defined]
+    config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [own[0], size, size]}
 
 
 def takes_img_size(network: nn.Module) -> bool:
@@ -182,18 +183,12 @@ def _interpolate(model: PreTrainedModel, name: str, values: torch.Tensor | None,
 
     A convolution of one channel (out, 1, h, w) is spread over three.
     """
-    grid = values
-    table = name.endswith(TABLE)
-    if (
-        values is not None
-        and values.ndim == 4
-        and values.shape[1] == 1
-        and values.expand(-1, 3, -1, -1).shape == like.shape
-    ):
+    if values is None or values.ndim != like.ndim:
+        raise _size_error(model, name)
+    if values.ndim == 4 and values.shape[1] == 1 and values.expand(-1, 3, -1, -1).shape == like.shape:
         return values.expand_as(like) / 3
-    if grid is not None and grid.ndim == 3 and len(grid) == 1:
-        grid = grid[0]
-    if grid is None or grid.ndim != 2 or like.ndim != values.ndim or like.shape[-1] != grid.shape[-1]:
+    table, grid = name.endswith(TABLE), values[0] if values.ndim == 3 and len(values) == 1 else values
+    if grid.ndim != 2 or like.shape[-1] != grid.shape[-1]:
         raise _size_error(model, name)
     old, new = math.isqrt(len(grid)), math.isqrt(like.shape[-2])
     others = len(grid) - old**2
@@ -201,10 +196,8 @@ def _interpolate(model: PreTrainedModel, name: str, values: torch.Tensor | None,
         raise _size_error(model, name)
     (first, second) = grid.split([old**2, others] if table else [others, old**2])
     positions = (first if table else second).T.reshape(1, -1, old, old)
-    options: dict[str, Any] = {
-        "mode": "bilinear" if table else "bicubic",
-        "antialias": model.config.model_type in ANTIALIASED,
-    }
+    model_type = (getattr(model.config, "vision_config", None) or model.config).model_type
+    options: dict[str, Any] = {"mode": "bilinear" if table else "bicubic", "antialias": model_type in ANTIALIASED}
     positions = interpolate(positions.float(), (new, new), align_corners=False, **options).reshape(-1, new**2).T
     return torch.cat([positions, second] if table else [first, positions]).reshape(like.shape)
 

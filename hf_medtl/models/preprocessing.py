@@ -55,7 +55,9 @@ def build_processor(
             settings where `mean` and `std` are given.
     """
     check_steps(steps, fit, lung_model)
-    given = None if mean is None or std is None else {"image_mean": list(mean), "image_std": list(std)}
+    given: dict[str, Any] | None = None
+    if mean is not None and std is not None:
+        given = {"image_mean": list(mean), "image_std": list(std)}
     plain = not steps and fit == "squash"
     if isinstance(config, TimmWrapperConfig):
         from transformers.models.timm_wrapper import TimmWrapperImageProcessor
