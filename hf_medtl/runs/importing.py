@@ -214,14 +214,15 @@ def _write(imported: Imported, folder: Path, name: str) -> dict[str, Any]:
     }
     outputs = int(getattr(model, "num_classes", 0) or 0)
     labels = imported.labels or tuple(f"LABEL_{number}" for number in range(outputs))
-    config = TimmWrapperConfig(
-        architecture=imported.architecture,
-        pretrained_cfg=cfg,
-        model_args=imported.options or None,
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-        problem_type="multi_label_classification" if imported.labels else None,
-    )
+    options: dict[str, Any] = {
+        "architecture": imported.architecture,
+        "pretrained_cfg": cfg,
+        "model_args": imported.options or None,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": "multi_label_classification" if imported.labels else None,
+    }
+    config = TimmWrapperConfig(**options)
     wrapper = (TimmWrapperForImageClassification if outputs else TimmWrapperModel)(config)
     wrapper.load_state_dict(model.state_dict())
     # By timm's own names, so that timm loads the folder, too.

@@ -121,9 +121,9 @@ def test_unknown_releases_and_missing_network_are_one_sentence(home, monkeypatch
 
 
 TOWERS = {
-    "trunk": {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224},
+    "trunk": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 160},
     "average": {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "none", "image_size": 160},
-    "clip": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "clip": {"image_size": 224, "layers": 10, "width": 256, "patch_size": 16},
 }
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
 
@@ -132,10 +132,8 @@ TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers"
 def test_visual_tower_of_open_clip_has_the_same_features(kind, tmp_path):
     library = pytest.importorskip("open_clip", reason="open_clip is not installed")
     torch.manual_seed(0)
-    embed = 192 if kind == "average" else 32
-    quick = kind == "clip"
-    theirs = library.CustomTextCLIP(embed, TOWERS[kind], TEXT, quick_gelu=quick).eval()
-    model = {"embed_dim": embed, "vision_cfg": TOWERS[kind], "text_cfg": TEXT} | ({"quick_gelu": True} if quick else {})
+    theirs = library.CustomTextCLIP(32, TOWERS[kind], TEXT).eval()
+    model = {"embed_dim": 32, "vision_cfg": TOWERS[kind], "text_cfg": TEXT}
     settings = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bicubic", "resize_mode": "shortest"}
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / open_clip.CONFIG).write_text(json.dumps({"model_cfg": model, "preprocess_cfg": settings}))
@@ -159,10 +157,12 @@ def test_visual_tower_of_open_clip_has_the_same_features(kind, tmp_path):
 
 
 def test_towers_that_timm_does_not_have_are_refused():
-    def choose(**vision):
-        return open_clip.choose_architecture({"model_cfg": {"vision_cfg": vision}})
+    def choose(quick_gelu=False, **vision):
+        return open_clip.choose_architecture({"model_cfg": {"vision_cfg": vision, "quick_gelu": quick_gelu}})
 
     assert choose(layers=24, width=1024, patch_size=14, image_size=336) == ("vit_large_patch14_clip_336", {})
+    base = {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224}
+    assert choose(quick_gelu=True, **base) == ("vit_base_patch32_clip_quickgelu_224", {})
     with pytest.raises(MedtlError, match=r"no architecture for this visual tower \(.*layers \[3, 4, 6, 3\]"):
         choose(layers=[3, 4, 6, 3], width=64, image_size=224)
     with pytest.raises(MedtlError, match="attentional_pool True"):

@@ -53,7 +53,7 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        known = {
+        allowed = {
             "collections.OrderedDict": OrderedDict,
             "__builtin__.set": set,  # by the name of Python 2, as in all pickles of protocol 2
             "torch._utils._rebuild_tensor": _view,
@@ -62,9 +62,9 @@ class _Reader(pickle.Unpickler):
             **{f"torch.{storage}": dtype for storage, dtype in DTYPES.items()},
             **self.stand_ins,
         }
-        if full not in known:
+        if full not in allowed:
             raise pickle.UnpicklingError(f"GLOBAL {full} was not an allowed global")
-        return known[full]
+        return allowed[full]
 
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] == "module":  # a class, the file it was in, and its source code

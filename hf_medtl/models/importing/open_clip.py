@@ -19,6 +19,9 @@ WEIGHTS = (
 )
 # Width, layers and patch size of open_clip's own vision transformers -> timm's name of the same.
 TOWERS = {
+    (256, 10, 16): "vit_xsmall_patch16_clip",
+    (512, 12, 16): "vit_medium_patch16_clip",
+    (512, 12, 32): "vit_medium_patch32_clip",
     (768, 12, 32): "vit_base_patch32_clip",
     (768, 12, 16): "vit_base_patch16_clip",
     (1024, 24, 14): "vit_large_patch14_clip",
