@@ -120,8 +120,14 @@ class RunFolder:
 
     @property
     def task(self) -> str:
-        """Name of the task's pipeline, such as image-classification."""
-        return self.results["task"]
+        """Name of the task's pipeline, such as image-classification.
+
+        Raises:
+            MedtlError: results.json does not give it.
+        """
+        if not isinstance(task := self.results.get("task"), str):
+            raise MedtlError(f"{self.path / 'results.json'} is damaged: it does not name the task of the run.")
+        return task
 
     @cached_property
     def folds(self) -> list["RunFolder"]:

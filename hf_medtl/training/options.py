@@ -251,6 +251,15 @@ def check_choices(values: Mapping[str, Any]) -> None:
             )
 
 
+def check_name_length(option: str, path: Any) -> None:
+    """Raise MedtlError if a name in a path is longer than file systems allow: looking for it would be an OSError."""
+    if not isinstance(path, str) or path.lstrip().startswith("{"):  # settings themselves, in JSON
+        return
+    longest = max((len(part.encode("utf-8", "replace")) for part in Path(path).parts), default=0)
+    if longest > 255:
+        raise MedtlError(f"--{option} has a name of {longest} bytes; files and folders have 255 at most. Shorten it.")
+
+
 def strip_path(name: str) -> str:
     """Return the name of a folder without its path; other names as they are."""
     return Path(name).resolve().name if Path(name).exists() else name

@@ -40,6 +40,7 @@ from hf_medtl.training.options import (
     Options,
     Unchosen,
     check_choices,
+    check_name_length,
     strip_path,
 )
 from hf_medtl.training.tracking import check_trackers
@@ -70,6 +71,8 @@ class Recipe(Options, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
+        for option in (*PATH_OPTIONS, "dataset"):
+            check_name_length(option, getattr(self, option))
         for option in PATH_OPTIONS:
             if str(getattr(self, option)).startswith("~"):  # shells leave it in --option=~/x, YAML and Python always
                 setattr(self, option, str(Path(getattr(self, option)).expanduser()))

@@ -19,7 +19,7 @@ def check_trackers(names: list[str]) -> None:
         MedtlError: an unknown name, or a package that is not installed.
     """
     for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
+        if str(name) not in INTEGRATION_TO_CALLBACK:  # YAML has lists in lists
             available = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise MedtlError(f"--report_to must be none, all, or one of {available}, but is {name!r}.")
         if name not in get_available_reporting_integrations():

@@ -26,6 +26,8 @@ from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.publish import handler
 from hf_medtl.publish.check import check_card, check_run_files
 from hf_medtl.runs.compare import compare_runs
+from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.tracking import check_trackers
 from tests.support.fuzz_seeds import array_archive, array_files, image_files, png_bomb, table_files
 from tests.support.mutations import mutate
 
@@ -211,3 +213,21 @@ def test_a_run_with_values_that_no_run_writes(name, old, new, publishable_run, f
     path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
     with pytest.raises(MedtlError, match="has a value that no run writes"):
         compare_runs([publishable_run, finished_run])
+
+
+@pytest.mark.parametrize("option", ["model_name_or_path", "data_dir", "output_dir", "dataset", "splits"])
+def test_an_option_with_a_name_that_no_file_has(option):
+    with pytest.raises(MedtlError, match=rf"--{option} has a name of 1000 bytes; files and folders have 255 at most"):
+        Recipe(**{"data_dir": "images", option: f"a/{'9' * 1000}"})
+
+
+def test_trackers_in_a_list_of_their_own():
+    with pytest.raises(MedtlError, match=r"--report_to must be none, all, or one of .*, but is \['tensorboard'\]"):
+        check_trackers([["tensorboard"]])
+
+
+@pytest.mark.parametrize("results", ["{}", '{"task": ["image-classification"]}'])
+def test_results_without_a_task(results, tmp_path):
+    (tmp_path / "results.json").write_text(results, encoding="utf-8")
+    with pytest.raises(MedtlError, match=r"results\.json is damaged: "):
+        RunFolder(tmp_path).task  # noqa: B018
