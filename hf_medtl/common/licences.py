@@ -209,7 +209,7 @@ def _allows_more(chosen: Licence, terms: Licence) -> bool:
     return any(getattr(chosen, name) and not getattr(terms, name) for name in permissions)
 
 
-def card_metadata(licence: str, sources: Sequence[Source] = ()) -> dict[str, str]:
+def card_metadata(licence: str, sources: Sequence[Source] = ()) -> dict[str, Any]:
     """Return the licence as the front matter of a card on the Hub states it.
 
     Args:

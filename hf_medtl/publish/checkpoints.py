@@ -41,7 +41,7 @@ class CheckpointUploader(TrainerCallback):
         licence: Licence of the weights, as `card_metadata` returns it.
     """
 
-    def __init__(self, repo_id: str, licence: Mapping[str, str]) -> None:
+    def __init__(self, repo_id: str, licence: Mapping[str, Any]) -> None:
         self.repo_id, self.licence = repo_id, licence
         self.worker = ThreadPoolExecutor(1)
         self.job: Future[None] | None = None

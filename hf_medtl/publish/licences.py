@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from hf_medtl.common.files import read_json
+from hf_medtl.common.files import read_object
 from hf_medtl.common.licences import (
     HUB_NAMES,
     LICENCES,
@@ -130,12 +130,25 @@ def check_chain(folder: Path, card: ModelCard) -> None:
     """
     if not (folder / FACTS).is_file():  # an ensemble, or a run of an old version
         return
-    facts = read_json(folder / FACTS)
+    facts = _read_facts(folder)
     licence = stated_licence(card.data.to_dict())[0]
     if problem := find_problem(list_sources(facts), normalise(licence), facts.get("license_waiver")):
         raise MedtlError(
             f"{problem} (hf-medtl card write {folder} takes these options for a finished run.) Nothing was uploaded."
         )
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts of a run's card, with those about the sources of the model.
+
+    Raises:
+        MedtlError: They are damaged.
+    """
+    facts = read_object(folder / FACTS)
+    works = [(facts.get("spec"), "title"), *((facts[key], "name") for key in MODELS if facts.get(key))]
+    if not all(isinstance(work, dict) and isinstance(work.get(name), str) for work, name in works):
+        raise MedtlError(f"{folder / FACTS} does not name the data and the base model of the run. Train it again.")
+    return facts
 
 
 def describe_licences(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -168,8 +181,8 @@ def member_sources(folder: Path) -> list[Source]:
     """
     for name in (FACTS, "README.md"):
         check_link(folder / name, folder)
-    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-    sources = [] if facts.get("license_waiver") or "spec" not in facts else list_sources(facts)
+    facts = _read_facts(folder) if (folder / FACTS).is_file() else {}
+    sources = [] if facts.get("license_waiver") or not facts else list_sources(facts)
     return [Source(f"the run {folder.resolve().name}", *read_licence(folder / "README.md")), *sources]
 
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from hf_medtl import MedtlError, Recipe, load
 from hf_medtl.common.licences import (
@@ -17,10 +17,12 @@ from hf_medtl.common.licences import (
     normalise,
     read_licence,
 )
+from hf_medtl.data.download import licence_on_hub
 from hf_medtl.data.publish import render_card
-from hf_medtl.publish.base_model import find_base_model
+from hf_medtl.data.specs import DATASETS
+from hf_medtl.publish.base_model import BaseModel, find_base_model
 from hf_medtl.publish.hub import plan_upload
-from hf_medtl.publish.licences import choose_licence, find_problem, member_sources
+from hf_medtl.publish.licences import choose_licence, find_problem, list_sources, member_sources
 from hf_medtl.runs import preflight
 from hf_medtl.runs.ensemble import ensemble
 from hf_medtl.runs.model_card import rewrite_card
@@ -233,3 +235,24 @@ def test_data_state_their_licence_on_their_card_and_are_passed_on_under_it(tmp_p
     loaded = load("imagefolder", tmp_path / "in")
     assert loaded.spec.licence == "cc-by-nc-sa-4.0"
     assert "license: cc-by-nc-sa-4.0" in render_card(loaded, [], "ci/data", "")
+
+
+def test_the_lung_model_is_a_source_too():
+    lungs = BaseModel("lungs", True, None, {}, "cc-by-nc-4.0", ())
+    sources = list_sources({"spec": DATASETS["brain-phantoms"], "base_model": None, "lung_model": lungs})
+    assert [source.title for source in sources][1:] == ["the lung model lungs"]
+    assert inherit(sources) == "cc-by-nc-4.0"
+
+
+def test_licence_of_a_data_set_on_the_hub_is_that_of_its_card(hub):
+    HfApi().create_repo("ci-user/licensed", repo_type="dataset", exist_ok=True)
+    card = b"---\nlicense: other\nlicense_name: msrla\n---\n"
+    HfApi().upload_file(repo_id="ci-user/licensed", repo_type="dataset", path_or_fileobj=card, path_in_repo="README.md")
+    assert licence_on_hub("ci-user/licensed") == "msrla"
+    assert licence_on_hub("ci-user/no-such-data") == "unknown"
+
+
+def test_damaged_facts_of_a_card_are_one_sentence(publishable_run):
+    (publishable_run / "card.json").write_text('{"spec": 3}', encoding="utf-8")
+    with pytest.raises(MedtlError, match=r"card\.json does not name the data"):
+        plan_upload(publishable_run, WAIVED)
