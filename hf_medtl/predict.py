@@ -170,7 +170,7 @@ class Predictor:
         try:
             hub["revision"] = check_model(name, **hub)  # of a Hub id a commit, so that all files are of one
             config = load_config(name, **hub)
-            segmentation = any(x.endswith("ForSemanticSegmentation") for x in config.architectures or ())
+            segmentation = any(str(x).endswith("ForSemanticSegmentation") for x in config.architectures or ())
             auto: Any = AutoModelForSemanticSegmentation if segmentation else AutoModelForImageClassification
             DecisionRule.from_config(config)  # fails for values that no rule has
             model: Any = load_trained(auto, name, **hub)

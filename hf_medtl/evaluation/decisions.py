@@ -67,7 +67,7 @@ class DecisionRule:
 
         id2label = get("id2label") or dict(enumerate(get("label_names") or ()))  # timm's configuration has a list
         names = {int(index): label for index, label in id2label.items()}
-        is_segmentation = any(name.endswith("ForSemanticSegmentation") for name in get("architectures") or ())
+        is_segmentation = any(str(name).endswith("ForSemanticSegmentation") for name in get("architectures") or ())
         rule = cls(
             labels=tuple(names[index] for index in sorted(names)),
             multilabel=get("problem_type") == "multi_label_classification" or (len(names) == 1 and not is_segmentation),

@@ -23,6 +23,7 @@ from hf_medtl.data.label_cells import read_cells
 from hf_medtl.data.splits import read_splits
 from hf_medtl.data.table_files import read_table_file
 from hf_medtl.errors import MedtlError, UnreadableImage
+from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.publish import handler
 from hf_medtl.publish.check import check_card, check_run_files
 from hf_medtl.runs.compare import compare_runs
@@ -231,3 +232,8 @@ def test_results_without_a_task(results, tmp_path):
     (tmp_path / "results.json").write_text(results, encoding="utf-8")
     with pytest.raises(MedtlError, match=r"results\.json is damaged: "):
         RunFolder(tmp_path).task  # noqa: B018
+
+
+def test_architectures_in_lists_of_their_own():
+    rule = DecisionRule.from_config({"id2label": {"0": "a", "1": "b"}, "architectures": [["X"], 3]})
+    assert rule.labels == ("a", "b")
