@@ -1,9 +1,10 @@
 """Classifier builder: backbone name and labels to model and image processor."""
 
+import contextlib
 import copy
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,17 @@ def _load_encoder(
     return model, {f"encoder.{key}" for key in missing} | {"classifier.weight", "classifier.bias"}
 
 
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silence the report of `transformers` on tensors: `check_missing` and `load_trained` have better ones."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
 def load_weights(
     auto: Any, name: str, config: PreTrainedConfig, revision: str | None, **arguments: Any
 ) -> tuple[PreTrainedModel, set[str]]:
@@ -227,23 +239,18 @@ def load_weights(
     Raises:
         OSError, ValueError, KeyError: there is no such checkpoint.
     """
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of missing weights: `check_missing` has a better one
-    try:
-        with plain_errors(), limited_size(name, revision):
-            model, info = auto.from_pretrained(
-                name,
-                config=config,
-                revision=revision,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **arguments,
-            )
-    finally:
-        transformers_logging.set_verbosity(level)
+    with _quiet_loading(), plain_errors(), limited_size(name, revision):
+        model, info = auto.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
+        )
     return model, {*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}
 
 
@@ -261,7 +268,7 @@ def load_trained(auto: Any, name: str | Path, **hub: Any) -> Any:  # a PreTraine
     """
     hub = {"trust_remote_code": False, "revision": None} | hub
     hub["revision"] = check_model(name, **hub)
-    with plain_errors(), limited_size(name, hub["revision"]):
+    with _quiet_loading(), plain_errors(), limited_size(name, hub["revision"]):
         model, loading = auto.from_pretrained(
             name, **hub, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
@@ -270,6 +277,8 @@ def load_trained(auto: Any, name: str | Path, **hub: Any) -> Any:  # a PreTraine
             f"{name} has no weights for {len(absent)} tensors of its model, such as {absent[0]}; they would be "
             "initialised randomly. Fine-tune it first, or use a fine-tuned model."
         )
+    if unused := sorted(loading["unexpected_keys"]):
+        logger.warning("%s has %d tensors that its model does not use, such as %r.", name, len(unused), unused[0])
     check_finite(str(name), model.state_dict())
     return model
 

@@ -54,7 +54,7 @@ class EndpointHandler:
     def __init__(self, path: str = ".") -> None:
         trusted = {"trust_remote_code": True}  # like this file
         self.config = AutoConfig.from_pretrained(path, **trusted)
-        self.of_masks = any(name.endswith("ForSemanticSegmentation") for name in self.config.architectures or ())
+        self.of_masks = any(str(name).endswith("ForSemanticSegmentation") for name in self.config.architectures or ())
         auto: Any = AutoModelForSemanticSegmentation if self.of_masks else AutoModelForImageClassification
         stored = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
         self.model, loading = auto.from_pretrained(path, **trusted, **stored)

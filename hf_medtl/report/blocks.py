@@ -38,6 +38,10 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
+    def __post_init__(self) -> None:
+        # A name in results.json that is no text stands in the table as it is.
+        object.__setattr__(self, "rows", [[str(cell) for cell in row] for row in self.rows])
+
 
 @dataclass(frozen=True)
 class Matrix:

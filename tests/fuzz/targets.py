@@ -111,7 +111,7 @@ def wrong_survey(survey: loading.Survey) -> str:
     table = survey.table
     if not set(table["path"]) <= {*TABLE["file_name"]}:
         return f"images {sorted(set(table['path']))}"
-    if not table["path"].is_unique or {"nan", "none", "null", ""} & {label.lower() for label in survey.labels}:
+    if not table["path"].is_unique or {"nan", "null", ""} & {label.lower() for label in survey.labels}:
         return f"labels {survey.labels} of {table['path'].tolist()}"
     for patient, group in table.groupby("patient"):
         if str(patient).lower() in {"nan", "none", "null", "unknown", "-"} and len(group) > 1:

@@ -1,8 +1,10 @@
 """Small inputs that fuzzing found to end in a traceback, or to print what a terminal obeys."""
 
 import io
+import json
 import logging
 import random
+import shutil
 import struct
 import zipfile
 
@@ -12,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForImageClassification
 
 from hf_medtl.common.console import make_console
 from hf_medtl.common.messages import show_messages
@@ -24,8 +27,10 @@ from hf_medtl.data.splits import read_splits
 from hf_medtl.data.table_files import read_table_file
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.evaluation.decisions import DecisionRule
+from hf_medtl.models.build import load_trained
 from hf_medtl.publish import handler
 from hf_medtl.publish.check import check_card, check_run_files
+from hf_medtl.report.blocks import Table
 from hf_medtl.runs.compare import compare_runs
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.tracking import check_trackers
@@ -237,3 +242,17 @@ def test_results_without_a_task(results, tmp_path):
 def test_architectures_in_lists_of_their_own():
     rule = DecisionRule.from_config({"id2label": {"0": "a", "1": "b"}, "architectures": [["X"], 3]})
     assert rule.labels == ("a", "b")
+
+
+def test_cells_of_a_report_that_are_no_text():
+    assert Table("", ("name", "value"), [["a", 3]]).rows == [["a", "3"]]
+
+
+def test_weights_beyond_the_model_are_said_without_codes_of_the_terminal(finished_run, tmp_path, caplog, capfd):
+    shutil.copytree(finished_run, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(settings | {"num_hidden_layers": 1}), encoding="utf-8")
+    load_trained(AutoModelForImageClassification, tmp_path / "model")
+    assert "tensors that its model does not use, such as 'vit.layers.1." in caplog.text
+    assert "LOAD REPORT" not in caplog.text + "".join(capfd.readouterr())
