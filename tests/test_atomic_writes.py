@@ -19,6 +19,7 @@ EXEMPT = {
     "publish/checkpoints.py:_submit": "to the staging folder of an upload",
     "publish/checkpoints.py:_link_or_copy": "to the staging folder of an upload",
     "runs/batch_predict.py:predict_files": "appends lines, synced; `_truncate` removes an unfinished last one",
+    "runs/importing.py:_write": "to the staging folder of `filling`",
     "runs/train.py:_detect_ood": "the method of our own class, which is checked itself",
     "runs/study.py:_redirect_output": "appends to a log",
     "space/app.py:analyze": "a session is touched, no file",

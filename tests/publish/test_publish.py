@@ -52,7 +52,7 @@ def set_nan_weight(folder):
         (lambda folder: (folder / "UNFINISHED").touch(), "not a finished run"),
         (lambda folder: (folder / "model.safetensors").unlink(), "missing or damaged"),
         (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml"),
-        (truncate, "missing or damaged"),
+        (truncate, "model.safetensors is damaged: its header gives"),
         (set_nan_weight, "training diverged"),
         (replace("results.json", '"value": ', '"value": NaN, "was": '), "NaN is not a result"),
         (replace("config.json", "{", ""), "is damaged"),
