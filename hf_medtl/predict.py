@@ -43,7 +43,7 @@ from hf_medtl.explain.segmentation import CAMS, entropy
 from hf_medtl.models.build import load_trained
 from hf_medtl.models.copies import captured_inputs
 from hf_medtl.models.device import memory_format, select_device
-from hf_medtl.models.ensemble import log_mean_exp
+from hf_medtl.models.ensemble import EnsembleForImageClassification, log_mean_exp
 from hf_medtl.models.heads import find_head, is_segmenter, is_sigmoid, to_probabilities
 from hf_medtl.models.tta import AffineView, monte_carlo_dropout, tta_views
 from hf_medtl.models.untrusted import check_model, load_config, load_processor
@@ -75,6 +75,7 @@ class Prediction:
         area: class -> fraction of the image's pixels, without the background.
         seconds: time of the model and all later steps for the batch, per image.
         error: why there is no prediction, or no heatmap.
+        embedding: (d,) the input of the classification head; None if not requested.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Prediction:
     area: dict[str, float] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
     error: str = ""
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def abstain(self) -> bool:
@@ -197,11 +199,7 @@ class Predictor:
                 f"{_similar_folder(Path(name))} Use a run folder or the id of a model on the Hub; check the spelling "
                 "and the network."
             ) from error
-        if Path(name).is_dir():
-            revision = _digest(Path(name))
-        else:  # the commit of the files in the Hub's cache
-            revision = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
-        return cls(model.to(chosen), processor, outliers, revision)
+        return cls(model.to(chosen), processor, outliers, loaded_revision(name, revision))
 
     def predict(
         self,
@@ -210,6 +208,7 @@ class Predictor:
         explain: str | None = None,
         tta: int = 0,
         mc_dropout: int = 0,
+        embed: bool = False,
     ) -> list[Prediction]:
         """Predict images, in order; a folder stands for the images in it.
 
@@ -226,11 +225,12 @@ class Predictor:
             tta: test-time augmentation: number of rotated and zoomed copies, also flipped if the model was trained with
                 flipped images.
             mc_dropout: number of Monte Carlo passes with dropout.
+            embed: also return the input of the classification head for the plain image.
 
         Raises:
-            MedtlError: an unknown method, too many copies, or no dropout in the model.
+            MedtlError: an unknown method, too many copies, no dropout in the model, or no single head to embed with.
         """
-        return list(self.stream(images, batch_size, explain, tta, mc_dropout))
+        return list(self.stream(images, batch_size, explain, tta, mc_dropout, embed))
 
     def stream(
         self,
@@ -239,6 +239,7 @@ class Predictor:
         explain: str | None = None,
         tta: int = 0,
         mc_dropout: int = 0,
+        embed: bool = False,
     ) -> Iterator[Prediction]:
         """Return an iterator over the results of `predict`, with two batches of images at a time in memory."""
         if mc_dropout < 0:
@@ -248,9 +249,14 @@ class Predictor:
             raise MedtlError(f"Unknown explain method {explain!r} for this model. Known: {', '.join(methods)}.")
         if explain and not self.is_segmentation:
             self._check_method(explain)
+        if embed and (self.is_segmentation or isinstance(self.model, EnsembleForImageClassification)):
+            raise MedtlError(
+                f"Embeddings are the input of the head of a classifier, but {type(self.model).__name__} has no single "
+                "head. Use a classifier, one member of an ensemble, or an image encoder."
+            )
         copies = tta_views(tta, mirrored=getattr(self.config, "augmentation", None) in MIRRORING)
         dropping = [monte_carlo_dropout(self.model)] * mc_dropout if mc_dropout else []
-        return self._stream(iter_sources(images), batch_size, explain, copies, dropping)
+        return self._stream(iter_sources(images), batch_size, explain, copies, dropping, embed)
 
     def _stream(
         self,
@@ -259,6 +265,7 @@ class Predictor:
         explain: str | None,
         copies: Sequence[AffineView],
         dropping: Sequence[PreTrainedModel],
+        embed: bool,
     ) -> Iterator[Prediction]:
         sources = enumerate(images)
         if batch_size < 1:
@@ -270,7 +277,7 @@ class Predictor:
             while batch := list(waiting):
                 waiting = pool.map(read_source, islice(sources, batch_size))  # read while the model works
                 started, readable = time.monotonic(), [image for _, image, _ in batch if image is not None]
-                results = iter(self._predict_batch(readable, explain, copies, dropping))
+                results = iter(self._predict_batch(readable, explain, copies, dropping, embed))
                 seconds = (time.monotonic() - started) / max(1, len(readable))
                 for name, image, error in batch:
                     fields = {"error": error} if image is None else {**next(results), "seconds": seconds}
@@ -279,7 +286,12 @@ class Predictor:
                     yield Prediction(name, **fields)
 
     def _predict_batch(
-        self, images: Sequence[Image.Image], explain: str | None, copies: Sequence[AffineView], dropping: Sequence[Any]
+        self,
+        images: Sequence[Image.Image],
+        explain: str | None,
+        copies: Sequence[AffineView],
+        dropping: Sequence[Any],
+        embed: bool,
     ) -> list[dict[str, Any]]:
         """Return the fields of `Prediction` for each RGB image; what fails for one size is an error of that size."""
         fields: list[dict[str, Any]] = [{} for _ in images]
@@ -295,7 +307,7 @@ class Predictor:
             same_size = [images[i] for i in numbers]
             inputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             try:
-                results = list(self._predict_size(same_size, inputs, explain, copies, dropping))
+                results = list(self._predict_size(same_size, inputs, explain, copies, dropping, embed))
             except (ValueError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
                     raise
@@ -312,9 +324,10 @@ class Predictor:
         explain: str | None,
         copies: Sequence[AffineView],
         dropping: Sequence[Any],
+        embed: bool,
     ) -> Iterator[dict[str, Any]]:
         """Yield the fields of `Prediction` for images whose inputs have one size."""
-        with self.collect_features() as features:
+        with self.collect_features(embed) as features:
             passes = list(self._passes(inputs, copies, dropping))
         if self.is_segmentation:
             logits = passes[0] if len(passes) == 1 else log_mean_exp(torch.stack(passes).log_softmax(dim=2))
@@ -330,15 +343,19 @@ class Predictor:
         for i, label in enumerate(best):
             score = None if scores is None or np.isnan(scores[i]) else float(scores[i])
             spread = None if spreads is None else float(spreads[i, label])
-            yield self._labels(probabilities[i], score) | {"spread": spread} | maps[i]
+            embedding = {"embedding": features[0][i].float().cpu().numpy()} if embed else {}
+            yield self._labels(probabilities[i], score) | {"spread": spread} | embedding | maps[i]
 
     @contextmanager
-    def collect_features(self) -> Iterator[list[torch.Tensor]]:
-        """Collect the features (B, d) before the head of each batch, for `ood_scores`; none without a scorer.
+    def collect_features(self, always: bool = False) -> Iterator[list[torch.Tensor]]:
+        """Collect the features (B, d) before the head of each batch, for `ood_scores`.
 
         Only those of this thread: others can use the predictor meanwhile.
+
+        Args:
+            always: also without a scorer, where there are none otherwise.
         """
-        with captured_inputs(find_head(self.model) if self.outliers else None) as features:
+        with captured_inputs(find_head(self.model) if self.outliers or always else None) as features:
             yield features
 
     def ood_scores(self, features: list[torch.Tensor]) -> NDArray[np.float64]:
@@ -460,7 +477,11 @@ def _similar_folder(folder: Path) -> str:
     return nearest(str(folder), (str(path) for path in folder.parent.iterdir() if path.is_dir()))
 
 
-def _digest(folder: Path) -> str:
+def loaded_revision(name: str | Path, revision: str | None = None) -> str | None:
+    """Return the commit of the files in the Hub's cache, or the first digits of the SHA-256 of a folder's weights."""
+    if not Path(name).is_dir():
+        return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    folder = Path(name)
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         with path.open("rb") as stream:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from hf_medtl.cli import card, data, metric, space
 from hf_medtl.cli.compare import compare
+from hf_medtl.cli.embed import embed
 from hf_medtl.cli.ensemble import ensemble
 from hf_medtl.cli.evaluate import evaluate
 from hf_medtl.cli.explain import explain
@@ -31,7 +32,7 @@ PANELS: dict[str, tuple[Any, ...]] = {
     "Train": (train, import_, ensemble),
     "Judge": (evaluate, compare, explain, report, verify, metric),
     "Publish": (card, push, export),
-    "Serve": (predict, space),
+    "Serve": (predict, embed, space),
 }
 EXAMPLES = {
     "data list": "hf-medtl data list",
@@ -53,6 +54,7 @@ EXAMPLES = {
     "push": "hf-medtl push runs/demo OWNER/NAME --private --dry_run",
     "export": "hf-medtl export runs/demo --format onnx",
     "predict": "hf-medtl predict runs/demo scans/ --out predictions.csv --maps maps --explain gradcam",
+    "embed": "hf-medtl embed runs/demo scans/ --out embeddings.parquet",
     "space": "hf-medtl space --models runs/demo",
     "space push": "hf-medtl space push OWNER/NAME --models OWNER/MODEL --dry_run",
 }

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "compare_runs": "hf_medtl.runs.compare",
         "cross_validate": "hf_medtl.runs.cross_validation",
+        "embed_images": "hf_medtl.runs.embed",
         "evaluate_model": "hf_medtl.runs.evaluate",
         "explain_model": "hf_medtl.runs.explain",
         "import_model": "hf_medtl.runs.importing",

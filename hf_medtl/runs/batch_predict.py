@@ -9,11 +9,12 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 FORMATS = (".csv", ".jsonl", ".parquet")
 BLOCK = 10_000  # rows in memory while the table is written
+FACTS = ("label", "group", "split")  # columns of text that a data set may have; label is the predicted one otherwise
 STAMP = "file"  # key of the size and the time of an image's file in the rows of a part
 LONGEST_NAME = 240  # bytes of a file name, of the 255 that file systems allow: .seg.dcm may follow
 
@@ -101,6 +103,8 @@ def predict_files(
     tta: int = 0,
     mc_dropout: int = 0,
     dicom: bool = False,
+    embed: bool = False,
+    facts: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[int, int]:
     """Write a table with one row per image.
 
@@ -123,6 +127,8 @@ def predict_files(
         dicom: also write masks and overlays of DICOM files as DICOM, with the suffixes .seg.dcm and .sc.dcm. If a file
             lacks the required attributes, its row has an error beside the prediction. They name the patient as the
             DICOM file does.
+        embed: write the input of the classification head, `embedding`, instead of predictions.
+        facts: with `embed`, what is known of images: path -> some of label, group and split, which become columns.
 
     Returns:
         The number of images, and how many of them have an error.
@@ -138,6 +144,11 @@ def predict_files(
     if masks and not predictor.is_segmentation:
         raise MedtlError("--masks is for segmentation models; this one predicts labels. Leave it out.")
     identity += "".join(f", {name} {number}" for name, number in (("tta", tta), ("dropout", mc_dropout)) if number)
+    identity += ", embedding" if embed else ""
+    columns = prediction_columns(predictor, bool(tta or mc_dropout))
+    if embed:
+        present = {name for fact in (facts or {}).values() for name in fact}
+        columns = ["path", *(name for name in FACTS if name in present), "embedding", "error"]
     files = [Path(str(path)) for path in dict.fromkeys(iter_sources(inputs))]
     names = _names(files, inputs)
     if state.is_main_process:
@@ -163,9 +174,13 @@ def predict_files(
     with _disk_full_explained(part), part.open("a", encoding="utf-8") as stream:
         if not part.stat().st_size:
             stream.write(json.dumps({"model": identity}) + "\n")
+        predictions = predictor.stream(stamped(), batch_size, explain, tta, mc_dropout, embed)
         bar = tqdm(total=len(remaining), unit="image", disable=None if state.is_local_main_process else True)
-        for number, prediction in enumerate(predictor.stream(stamped(), batch_size, explain, tta, mc_dropout), 1):
+        for number, prediction in enumerate(predictions, 1):
             row, objects = prediction.row(), dict[Path, ObjectBuilder]()
+            if embed:
+                values = None if prediction.embedding is None else prediction.embedding.tolist()
+                row = {"path": prediction.name, "embedding": values, "error": prediction.error}
             try:
                 if masks and prediction.mask is not None:
                     target = _target(masks, names[prediction.name])
@@ -198,7 +213,7 @@ def predict_files(
     failed = 0
     if state.is_main_process:
         with _disk_full_explained(out):
-            failed, differing = _write_table(out, files, prediction_columns(predictor, bool(tta or mc_dropout)))
+            failed, differing = _write_table(out, files, columns, facts or {})
         if differing and not (predictor.multilabel or predictor.is_segmentation):
             logger.info(
                 "In %d row%s the decision is not the most probable label. %s",
@@ -261,7 +276,9 @@ def _is_current(row: dict[str, Any]) -> bool:
     return STAMP not in row or row[STAMP] == _stamp(Path(row["path"]))
 
 
-def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[int, int]:
+def _write_table(
+    out: Path, files: Sequence[Path], names: list[str], facts: Mapping[str, Mapping[str, str]]
+) -> tuple[int, int]:
     """Merge the rows of the parts in the order of the files, block by block, into an atomically written table.
 
     Returns:
@@ -278,10 +295,9 @@ def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[in
                     positions[path] = part, offset
                 offset += len(line)
     suffix = out.suffix.lower()
-    text, failed, differing = ["path", "label", "decision", "reason", "error"], 0, 0
-    schema = pa.schema(
-        (name, pa.string() if name in text else pa.bool_() if name == "abstain" else pa.float64()) for name in names
-    )
+    text, failed, differing = ["path", *FACTS, "decision", "reason", "error"], 0, 0
+    types = dict.fromkeys(text, pa.string()) | {"abstain": pa.bool_(), "embedding": pa.list_(pa.float32())}
+    schema = pa.schema((name, types.get(name, pa.float64())) for name in names)
     with replacing(out) as partial, contextlib.ExitStack() as stack:
         streams = {part: stack.enter_context(part.open("rb")) for part in _parts(out)}
         parquet = stack.enter_context(pq.ParquetWriter(partial, schema)) if suffix == ".parquet" else None
@@ -290,11 +306,14 @@ def _write_table(out: Path, files: Sequence[Path], names: list[str]) -> tuple[in
             for path in files[start : start + BLOCK]:
                 part, offset = positions[str(path)]
                 streams[part].seek(offset)
-                row = json.loads(streams[part].readline())
+                row = json.loads(streams[part].readline()) | dict(facts.get(str(path), {}))
+                if row.get("embedding"):
+                    row["embedding"] = np.asarray(row["embedding"], np.float32)  # a tenth of the memory of a list
                 rows.append(row | {name: printable(row[name]) for name in text if row.get(name)})
             table = pd.DataFrame(rows, columns=names)
             failed += int((table["error"] != "").sum())
-            differing += int((table["label"] != table["decision"])[table["decision"].notna()].sum())
+            if "decision" in table:
+                differing += int((table["label"] != table["decision"])[table["decision"].notna()].sum())
             if parquet:
                 parquet.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
             elif suffix == ".csv":
