@@ -110,7 +110,7 @@ def train(family: str, folder: Path, phantoms: Path, tiny_checkpoint) -> tuple[P
         return run(segmentation_recipe(data, folder / family, **overrides)), data
     backbone = tiny_checkpoint({"several": "vit", "steps": "vit"}.get(family, family))
     overrides = {
-        "several": {"dataset": "table"},
+        "several": {"dataset": "table", "model_license": "mit"},
         "steps": {"preprocessing": "brain_crop,clahe"},
         "timm": {"learning_rate": 1e-2, "num_train_epochs": 4},
     }.get(family, {})

@@ -85,7 +85,7 @@ def test_checkpoints_go_without_names_or_not_at_all(run, monkeypatch, caplog):
 
     monkeypatch.setattr("hf_medtl.publish.checkpoints.commit_files", commit)
     monkeypatch.setattr("hf_medtl.publish.checkpoints.HfApi.create_branch", lambda *_, **__: None)
-    uploader, copy = CheckpointUploader("owner/name", "mit"), run.path / ".upload"
+    uploader, copy = CheckpointUploader("owner/name", {"license": "mit"}), run.path / ".upload"
     facts = {"name": "owner/name", "branch": "checkpoints", "step": 1, "epoch": "1", "epochs": "2", "folder": "last"}
     copy.mkdir()
     (copy / "config.json").write_text("{}")

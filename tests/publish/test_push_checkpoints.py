@@ -137,7 +137,7 @@ def test_checkpoints_during_an_upload_are_skipped_or_queued(strategy, always, ex
         steps.append(facts["step"])
         released.wait(0.2 if always or strategy == "all_checkpoints" else 60)
 
-    uploads = CheckpointUploader("ci-user/slow", "mit")
+    uploads = CheckpointUploader("ci-user/slow", {"license": "mit"})
     monkeypatch.setattr(uploads, "_upload", upload)
     args = SimpleNamespace(output_dir=tmp_path, hub_strategy=strategy, hub_always_push=always, num_train_epochs=1.0)
     for step in (1, 2, 3):
