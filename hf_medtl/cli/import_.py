@@ -6,20 +6,6 @@ from typing import Annotated
 import typer
 
 from hf_medtl.cli.options import ModelLicense
-from hf_medtl.errors import MedtlError
-
-
-def parse_numbers(option: str, text: str | None) -> list[float] | None:
-    """Return three numbers, separated by commas, or one for all channels; None for None."""
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3):
-        raise MedtlError(f"{option} is three numbers, such as 0.485,0.456,0.406, or one, but found {text!r}.")
-    return numbers * (3 // len(numbers))
 
 
 def import_(
@@ -48,9 +34,11 @@ def import_(
     model_license: ModelLicense = None,
 ) -> None:
     """Convert weights of other libraries to a plain folder for --model_name_or_path. Nothing in a file is run."""
+    from hf_medtl.models.stock_processor import parse_channels
     from hf_medtl.runs.importing import import_model
 
-    mean, std = parse_numbers("--image_mean", image_mean), parse_numbers("--image_std", image_std)
+    mean = None if image_mean is None else parse_channels("image_mean", image_mean)
+    std = None if image_std is None else parse_channels("image_std", image_std)
     record = import_model(
         source,
         out,

@@ -80,23 +80,25 @@ def parse_statistics(mean: str | None, std: str | None) -> tuple[list[float], li
         return None, None
     if mean is None or std is None:
         raise MedtlError("--image_mean and --image_std belong together. Give both, or neither.")
-    values = []
-    for option, text in (("image_mean", mean), ("image_std", std)):
-        try:
-            numbers = [float(part) for part in str(text).split(",")]
-        except ValueError:
-            numbers = []
-        if (
-            len(numbers) not in (1, 3)
-            or not np.isfinite(numbers).all()
-            or (option == "image_std" and min(numbers) <= 0)
-        ):
-            raise MedtlError(
-                f"--{option} must be one number{' above 0' * (option == 'image_std')}, or three for red, green and "
-                f"blue, such as 0.485,0.456,0.406, but is {text!r}."
-            )
-        values.append(numbers)
-    return values[0], values[1]
+    return parse_channels("image_mean", mean), parse_channels("image_std", std)
+
+
+def parse_channels(option: str, text: str) -> list[float]:
+    """Parse image_mean or image_std: one number, or three separated by commas.
+
+    Raises:
+        MedtlError: no such numbers, or a standard deviation that is not above 0.
+    """
+    try:
+        numbers = [float(part) for part in str(text).split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3) or not np.isfinite(numbers).all() or (option == "image_std" and min(numbers) <= 0):
+        raise MedtlError(
+            f"--{option} must be one number{' above 0' * (option == 'image_std')}, or three for red, green and blue, "
+            f"such as 0.485,0.456,0.406, but is {text!r}."
+        )
+    return numbers
 
 
 def input_size(processor: Any, config: PreTrainedConfig) -> dict[str, int]:

@@ -83,7 +83,7 @@ def import_model(
         architecture: timm's name of the architecture, for a file.
         prefix: What the names of the tensors begin with, for a file; found by itself if omitted.
         image_size: Height and width of its images in pixels, for a file; the architecture's if omitted.
-        image_mean: Per channel, of pixels in [0, 1]; the source's or the architecture's if omitted.
+        image_mean: One number or three, of pixels in [0, 1]; the source's or the architecture's if omitted.
         image_std: Likewise.
         model_license: Licence of the weights, as the Hub names it; what their owners state if omitted.
 
@@ -110,7 +110,7 @@ def import_model(
         imported.licence, imported.link = model_license, ""
     for key, values in (("mean", image_mean), ("std", image_std)):
         if values is not None:
-            imported.preprocessing[key] = list(values)
+            imported.preprocessing[key] = [*values] * (3 // len(values))  # one number is for all channels
     with filling(folder, "imports a model") as staging:
         record = _write(imported, staging, folder.name)
     if not imported.licence:
