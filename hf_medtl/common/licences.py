@@ -117,7 +117,7 @@ LICENCES: dict[str, Licence] = {
     ),
     "msrla": Licence(
         "Microsoft Research License Terms",
-        "https://huggingface.co/microsoft/rad-dino/blob/main/LICENSE",
+        "https://huggingface.co/microsoft/rad-dino-maira-2/blob/main/LICENSE",
         commercial=False,
         share_alike=True,
     ),
