@@ -54,12 +54,12 @@ def check_outputs(out: Path, masks: Path | None = None, maps: Path | None = None
         explain: as for `predict_files`.
 
     Raises:
-        MedtlError: `out` exists or has another suffix, a folder can't be written to, masks and maps would have the same
-            names, or only one of `maps` and `explain` is given.
+        MedtlError: `out` exists, and is not of this command when it was killed, or has another suffix; a folder can't
+            be written to; masks and maps would have the same names; or only one of `maps` and `explain` is given.
     """
     if out.suffix.lower() not in FORMATS:
         raise MedtlError(f"--out must end in {', '.join(FORMATS)}, found {printable(out.name)}.")
-    if out.exists():
+    if out.exists() and not _parts(out):  # with parts it is of this command, killed just before their removal
         raise MedtlError(f"{printable(out)} already exists. Move it away, or use another --out.")
     if (maps is None) != (explain is None):
         raise MedtlError("--maps (folder) and --explain (method) must be given together.")

@@ -156,6 +156,30 @@ def test_image_that_changed_before_the_work_went_on_is_predicted_again(predictor
     assert table["p_ill"].tolist() == pytest.approx(after["p_ill"].tolist(), abs=2e-6)
 
 
+def test_command_killed_before_its_parts_were_removed_ends_well(predictor, tmp_path, monkeypatch):
+    out = tmp_path / "out.csv"
+    paths = [write(tmp_path / f"{i}.png", i) for i in range(2)]
+    unlink = Path.unlink
+
+    def unlink_or_die(path, **options):
+        if ".part-" in path.name:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(predictor, paths, out, "m")
+    monkeypatch.undo()
+    table = out.read_bytes()
+    with pytest.raises(MedtlError, match="was started with m, this is other"):
+        predict_files(predictor, paths, out, "other")
+    assert predict_files(predictor, paths, out, "m") == (2, 0)
+    assert out.read_bytes() == table
+    assert not [*tmp_path.glob("*.part-*")]
+    with pytest.raises(MedtlError, match="already exists"):
+        predict_files(predictor, paths, out, "m")
+
+
 def test_map_that_can_not_be_written_is_an_error_of_its_row(predictor, tmp_path):
     paths = [write(tmp_path / f"{i}.png", i) for i in range(2)]
     (tmp_path / "maps" / "0.png.png").mkdir(parents=True)  # a folder where the file should be
