@@ -34,6 +34,7 @@ from hf_medtl.models.untrusted import check_model, load_config, plain_errors
 logger = logging.getLogger(__name__)
 
 OWN_NETWORKS = (*PRESETS, "vit_tiny")
+UNUSED_HEAD = ("LABEL_0", "LABEL_1")  # labels of a head that nobody will use
 TOWER = r"^(?:model\.)?(?:vision_(?:model|tower)\.)+"  # prefix of the image encoder in a model for images and text
 ARCHITECTURES = Path(__file__).with_name("architectures")  # NAME/config.json and its preprocessor_config.json
 
@@ -139,7 +140,8 @@ def _build_model(
         model = resize_model(model, resized)
     if old_labels != labels or missing & head:
         reset_head(model)
-        logger.info("New head for the labels %s", ", ".join(labels))
+        if labels != UNUSED_HEAD:
+            logger.info("New head for the labels %s", ", ".join(labels))
     check_finite(name, model.state_dict())
     return model
 

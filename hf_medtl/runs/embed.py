@@ -15,7 +15,7 @@ from hf_medtl.data.specs import DATASETS
 from hf_medtl.data.splits import join_groups
 from hf_medtl.data.table_files import TABLE_SUFFIXES
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.build import build_classifier
+from hf_medtl.models.build import UNUSED_HEAD, build_classifier
 from hf_medtl.models.device import select_device
 from hf_medtl.models.encoder_classifier import ENCODERS, EncoderConfig
 from hf_medtl.models.untrusted import load_config
@@ -26,7 +26,6 @@ logger = logging.getLogger("hf_medtl")
 
 FORMATS = (".parquet", ".jsonl")  # of tables that can hold lists
 TRAINED = ("ForImageClassification", "ForSemanticSegmentation")
-LABELS = ("LABEL_0", "LABEL_1")  # of the head of an encoder, which computes nothing here
 
 
 def embed_images(
@@ -89,7 +88,7 @@ def load_embedder(name: str, revision: str | None = None, device: str | None = N
         return Predictor.from_pretrained(name, revision, device)  # which says why it can't be loaded
     if any(str(architecture).endswith(TRAINED) for architecture in config.architectures or ()):
         return Predictor.from_pretrained(name, revision, device)
-    model, processor = build_classifier(name, LABELS, revision=revision, pooling=_own_pooling(config))
+    model, processor = build_classifier(name, UNUSED_HEAD, revision=revision, pooling=_own_pooling(config))
     logger.info("The head is not used: embeddings are its input.")
     model.to(chosen)  # type: ignore[arg-type]
     return Predictor(model, processor, None, loaded_revision(name, revision))

@@ -57,7 +57,8 @@ def test_embedding_is_the_input_of_the_head(classifier, images, tmp_path):
 
 
 @pytest.mark.parametrize("library", ["transformers", "timm"])
-def test_encoder_without_a_head_gives_its_pooled_output(library, tiny_checkpoint, tmp_path):
+def test_encoder_without_a_head_gives_its_pooled_output(library, tiny_checkpoint, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hf_medtl")
     timm = library == "timm"
     folder = save_timm_body(tmp_path / "body") if timm else tiny_checkpoint("rad-dino")
     # timm resizes by another rule, which is tested elsewhere.
@@ -69,6 +70,8 @@ def test_encoder_without_a_head_gives_its_pooled_output(library, tiny_checkpoint
     with torch.no_grad():
         expected = (TimmWrapperModel if timm else Dinov2Model).from_pretrained(folder).eval()(pixels).pooler_output
     assert embed_images(str(folder), [str(images[0].parent)], tmp_path / "x.parquet") == (3, 0)
+    assert "The head is not used" in caplog.text
+    assert "LABEL_0" not in caplog.text
     values = np.stack(pd.read_parquet(tmp_path / "x.parquet")["embedding"])
     np.testing.assert_allclose(values, expected.flatten(1).numpy(), atol=1e-6)
 
