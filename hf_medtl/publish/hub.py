@@ -34,12 +34,29 @@ UPLOAD_PATTERNS = ("README.md", "config.json", "model.safetensors",
          "outliers.safetensors", "export/*/model.*", "export/*/*.json", "handler.py", "requirements.txt")  # fmt: skip
 
 
+class UploadPlan(dict[str, Path]):
+    """Checked files to upload, by their names in the repository; knows which have changed since it was made."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        super().__init__(files)
+        self._stamps = {name: self._stamp(path) for name, path in files.items()}
+
+    def changed(self) -> dict[str, Path]:
+        """Return the files that were written since."""
+        return {name: path for name, path in self.items() if self._stamp(path) != self._stamps[name]}
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, int, int]:
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def plan_upload(
     folder: Path,
     waive: Mapping[str, str] | None = None,
     publish_names: bool = False,
     allowed: frozenset[str] = frozenset(),
-) -> dict[str, Path]:
+) -> UploadPlan:
     """Check a run, refuse an incomplete one, and return the files to upload by their names in the repository.
 
     `handler.py` and `requirements.txt` are written to the folder.
@@ -76,12 +93,12 @@ def plan_upload(
             f"--waive {next(iter(missing))}='...' (hf-medtl card check {folder} lists all). Nothing was uploaded."
         )
     _write_handler(folder)
-    files = published_files(folder, publish_names)
-    check_files(files)
-    check_secrets(files)
-    check_names(files, private_names(folder, publish_names), allowed)
+    plan = UploadPlan(published_files(folder, publish_names))
+    check_files(plan)
+    check_secrets(plan)
+    check_names(plan, private_names(folder, publish_names), allowed)
     check_unchanged(folder, "Nothing was uploaded.")
-    return files
+    return plan
 
 
 def select_files(folder: Path) -> dict[str, Path]:
@@ -110,7 +127,7 @@ def push(
     private: bool = False,
     message: str = "Upload run",
     waive: Mapping[str, str] | None = None,
-    check: bool = True,
+    plan: UploadPlan | None = None,
     publish_names: bool = False,
     allowed: frozenset[str] = frozenset(),
 ) -> str:
@@ -127,7 +144,7 @@ def push(
         private: Make a new repository private.
         message: Commit message.
         waive: As for `plan_upload`.
-        check: Call `plan_upload` first. False if the caller has.
+        plan: What `plan_upload` returned, if the caller has called it.
         publish_names: As for `plan_upload`.
         allowed: As for `plan_upload`.
 
@@ -135,10 +152,10 @@ def push(
         MedtlError: As `plan_upload`, or the Hub refuses; then the repository is unchanged, or empty. If only the tag
             failed, the next push makes it.
     """
-    if check:
-        plan_upload(folder, waive, publish_names, allowed)
-    card = folder / "README.md"
-    write_waivers(card, waive or {})
+    plan = plan_upload(folder, waive, publish_names, allowed) if plan is None else plan
+    cards = {card := folder / "README.md", plan[card.name]}  # the published one may be a copy with identifiers
+    for each in cards:
+        write_waivers(each, waive or {})
     api, advice = HfApi(), f"The run is complete in {folder}; then: hf-medtl push {folder} {repo_id}"
     validate_card(card)
     with hub_errors(f"{repo_id} could not be uploaded", advice):
@@ -146,16 +163,15 @@ def push(
         tags = {tag.name for tag in with_retries(lambda: api.list_repo_refs(repo.repo_id)).tags}
         number = max((int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdigit()), default=0)
         # The card names the tag of this push, so pushing the same files again must not change the tag.
-        _set_card_repository(card, repo.repo_id, f"v{number}")
-        if number:
-            before = published_files(folder, publish_names)  # once, not at each try
-            if with_retries(lambda: _is_up_to_date(api, repo.repo_id, before)):
-                return str(repo)
-        _set_card_repository(card, repo.repo_id, f"v{number + 1}")
-        files = published_files(folder, publish_names)
-        names = private_names(folder, publish_names)
+        for each in cards:
+            _set_card_repository(each, repo.repo_id, f"v{number}")
+        if number and with_retries(lambda: _is_up_to_date(api, repo.repo_id, plan)):
+            return str(repo)
+        for each in cards:
+            _set_card_repository(each, repo.repo_id, f"v{number + 1}")
+        names, changed = private_names(folder, publish_names), plan.changed()
         # The last commit if only the tag failed.
-        oid = commit_files(api, repo.repo_id, files, message, names=names, allowed=allowed)
+        oid = commit_files(api, repo.repo_id, plan, message, names=names, allowed=allowed, unchecked=changed)
     with hub_errors(f"{repo_id} is uploaded, but could not be tagged", advice):
         with_retries(lambda: api.create_tag(repo.repo_id, tag=f"v{number + 1}", revision=oid, exist_ok=True))
     return str(repo)
@@ -232,6 +248,7 @@ def commit_files(
     stale: Sequence[str] = UPLOAD_PATTERNS,
     names: Mapping[str, str] | None = None,
     allowed: frozenset[str] = frozenset(),
+    unchecked: Mapping[str, Path] | None = None,
 ) -> str:
     """Upload files to a repository as one commit; return its id, or that of the last commit if nothing changed.
 
@@ -248,13 +265,15 @@ def commit_files(
         stale: Patterns of files to delete there, unless they are among `files`.
         names: Names that may not be published; see `private_names`.
         allowed: Words that may, though they are among these.
+        unchecked: The files that were not yet searched for tokens and names; all by default.
 
     Raises:
         MedtlError: A file holds a token or one of the names.
         OSError, HTTPError, RuntimeError, ValueError: Raised by the client, after retries of temporary failures.
     """
-    check_secrets(files)
-    check_names(files, names or {}, allowed)
+    unchecked = files if unchecked is None else unchecked
+    check_secrets(unchecked)
+    check_names(unchecked, names or {}, allowed)
     where: Any = {"repo_type": repo_type, "revision": revision}
 
     def attempt() -> str:

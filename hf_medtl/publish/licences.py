@@ -134,7 +134,7 @@ def check_chain(folder: Path, card: ModelCard) -> None:
     licence = stated_licence(card.data.to_dict())[0]
     if problem := find_problem(list_sources(facts), normalise(licence), facts.get("license_waiver")):
         raise MedtlError(
-            f"{problem} (hf-medtl card write {folder} takes these options for a finished run.) Nothing was uploaded."
+            f"{problem} (For a finished run, hf-medtl card write and push take these options.) Nothing was uploaded."
         )
 
 

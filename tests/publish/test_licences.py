@@ -187,7 +187,10 @@ def test_push_refuses_a_laxer_licence_until_it_is_mended_or_waived(publishable_r
     assert "- This model: cc-by-nc-4.0 (no commercial use; <https://creativecommons.org/" in card.text
     plan_upload(publishable_run, WAIVED)
     words = ("--model_license", "mit", "--license_waiver", "Jane Doe | owner of base agreed.")
-    run_cli("card", "write", publishable_run, *words)
+    waived = [f"--waive={name}={reason}" for name, reason in WAIVED.items()]
+    with pytest.raises(MedtlError, match=r"allows more.*The card was not written"):
+        run_cli("push", publishable_run, "ci-user/named", "--dry_run", *words[:2], *waived)
+    run_cli("push", publishable_run, "ci-user/named", "--dry_run", *words, *waived)
     card = ModelCard.load(publishable_run / "README.md")
     assert card.data.license == "mit"
     assert r"(`--license_waiver`): Jane Doe \| owner of base agreed." in card.text

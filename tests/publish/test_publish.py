@@ -165,6 +165,19 @@ def test_rejects_card_without_prose_before_training(phantoms, tiny_checkpoint, t
     assert not (tmp_path / "run").exists()
 
 
+def test_files_are_searched_once_and_again_if_they_change_before_the_upload(hub, publishable_run, monkeypatch):
+    plan = plan_upload(publishable_run)
+    searched = []
+    monkeypatch.setattr("hf_medtl.publish.hub.check_secrets", lambda files: searched.append(set(files)))
+    push(publishable_run, "ci-user/searched", plan=plan)
+    assert searched == [{"README.md"}]  # which names the repository now
+    monkeypatch.undo()
+    plan = plan_upload(publishable_run)
+    replace("recipe.yaml", "seed:", f"# {PLANTED}\nseed:")(publishable_run)
+    with pytest.raises(MedtlError, match=r"recipe\.yaml holds an access token"):
+        push(publishable_run, "ci-user/searched", plan=plan)
+
+
 @pytest.mark.slow
 def test_push_makes_one_commit_and_tag_and_names_the_repo(hub, publishable_run, phantoms):
     api = HfApi()
