@@ -3,6 +3,7 @@
 HF_MEDTL_FAULTS may also name trials, as the campaign prints them: "training-kill-0.511 push-file_limit-0.938".
 """
 
+import json
 import os
 import random
 import shutil
@@ -21,10 +22,6 @@ from tests.support.tiny_models import save_segformer
 
 TRIALS, SEED = os.environ.get("HF_MEDTL_FAULTS", "0"), int(os.environ.get("HF_MEDTL_FAULTS_SEED", "0"))
 SHORT = "evaluate-kill-0.758 card-file_limit-0.1 predict-kill-0.511 predict-read_only-0.5 push-kill-0.511"
-# How often each fault is drawn, relative to the others.
-FAULTS = {"kill": 10, "terminate": 2, "file_limit": 3, "full_disk": 2, "memory": 2, "changed_data": 2, "pause": 1}
-FAULTS |= {"clock": 1, "clock_set_back": 2, "other_data": 2, "read_only": 2, "read_only_data": 1}
-FAULTS_OF_MANY = FAULTS | {"pause": 4, "lost_process": 6, "number": 6}  # of processes
 COMMAND = """
 import faulthandler, os, runpy
 faulthandler.enable()
@@ -44,7 +41,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     def draw_trial() -> str:
         stage = draw.choice(list(STAGES))
-        faults = FAULTS if STAGES[stage].processes == 1 else FAULTS_OF_MANY
+        faults = STAGES[stage].faults
         return f"{stage}-{draw.choices([*faults], [*faults.values()])[0]}-{draw.random():.3f}"
 
     trials = [draw_trial() for _ in range(int(TRIALS))] if TRIALS.isdigit() else TRIALS.split()
@@ -148,8 +145,11 @@ def make_workshop(phantoms, chest_phantoms, tiny_checkpoint, finished_run, hub, 
     """Return a function that makes the folders of a trial."""
     process_pool.run_code("")  # waits until it has imported all: moments are fractions of the work alone
     made: list[Workshop] = []
-    segformer = tmp_path_factory.mktemp("segformer")
+    segformer, steady = (tmp_path_factory.mktemp("models") / name for name in ("segformer", "steady"))
     save_segformer(segformer)
+    shutil.copytree(tiny_checkpoint("vit"), steady)
+    config = json.loads((steady / "config.json").read_text())
+    (steady / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0}))
 
     def make(stage: Stage) -> Workshop:
         folder = tmp_path_factory.mktemp("trial")
@@ -161,6 +161,7 @@ def make_workshop(phantoms, chest_phantoms, tiny_checkpoint, finished_run, hub, 
             "vit": tiny_checkpoint("vit"),
             "cnn": tiny_checkpoint("cnn"),
             "segformer": segformer,
+            "steady": steady,
             "hub": f"ci/trial-{folder.name}",
         }
         values |= {name: folder / name for name in ("runs", "out", "data")}

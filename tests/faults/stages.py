@@ -1,6 +1,11 @@
 """Stages of the work that a fault campaign disturbs: each is a command and the files that it must make."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# How often each fault is drawn, relative to the others.
+FAULTS = {"kill": 10, "terminate": 2, "file_limit": 3, "full_disk": 2, "memory": 2, "changed_data": 2, "pause": 1}
+FAULTS |= {"clock": 1, "clock_set_back": 2, "other_data": 2, "read_only": 2, "read_only_data": 1}
 
 
 @dataclass(frozen=True)
@@ -8,18 +13,20 @@ class Stage:
     """A command that is disturbed and then repeated.
 
     Args:
-        words: of `hf-medtl`, or of recipes/study.py if the first is "study". {runs}, {out}, {data}, {vit}, {cnn},
-            {segformer} and {hub} are replaced: the folder of finished runs a and b, the folder to write to, the images,
-            three small checkpoints and a repository of its own.
+        words: of `hf-medtl`, or of recipes/study.py if the first is "study". {runs}, {out}, {data}, {vit}, {steady},
+            {cnn}, {segformer} and {hub} are replaced: the folder of finished runs a and b, the folder to write to, the
+            images, four small checkpoints (steady: vit without dropout) and a repository of its own.
         same: patterns of files, below {out} or {runs}, that a repeated command gives bit by bit.
         again: words of the repeated command that are not in the first.
         processes: number of processes of a distributed run.
+        faults: how often each is drawn, relative to the others.
     """
 
     words: str
     same: tuple[str, ...]
     again: str = ""
     processes: int = 1
+    faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
 
 
 _TRAIN = (
@@ -36,7 +43,9 @@ STAGES = {
     ),
     "training_averaged": Stage(f"{_TRAIN} --ema_decay 0.9", _WEIGHTS, _RESUME),
     "features": Stage(f"{_TRAIN} --strategy feature_extraction --augmentation none", _WEIGHTS, _RESUME),
-    "distributed": Stage(_TRAIN, _WEIGHTS, _RESUME, processes=2),
+    "distributed": Stage(_TRAIN, _WEIGHTS, _RESUME, processes=2, faults=FAULTS | {"pause": 4, "lost_process": 6}),
+    # Two, one, two processes: without dropout, whose masks each process draws for its own images.
+    "renumbered": Stage(_TRAIN.replace("{vit}", "{steady}"), _WEIGHTS, _RESUME, processes=2, faults={"number": 1}),
     "masks": Stage(
         _TRAIN.replace("brain", "chest").replace("{vit}", "{segformer}") + " --task image-segmentation --image_size 64",
         _WEIGHTS,
