@@ -227,7 +227,7 @@ def publishable_run(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def fail_requests(hub: str, monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes Hub requests with given paths fail; waits are recorded instead of slept."""
-    from hf_medtl.publish.hub_errors import with_retries
+    from hf_medtl.common.hub_errors import with_retries
 
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from hf_medtl.common.csv_cells import to_csv
 from hf_medtl.common.files import adding_files, list_files, write_atomic
+from hf_medtl.common.hub_errors import hub_errors, with_retries
 from hf_medtl.common.licences import LICENCES, card_metadata, normalise
 from hf_medtl.common.text import escape_cell
 from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
@@ -227,22 +228,19 @@ def upload_dataset(folder: Path, repo_id: str, *, private: bool = False) -> str:
     Raises:
         MedtlError: The Hub refuses the upload or can't be reached.
     """
-    try:
-        api = HfApi()
-        repo = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo.repo_id,
-            repo_type="dataset",
-            folder_path=folder,
-            allow_patterns=UPLOADED,
-            delete_patterns=["data/*.parquet"],  # files of an earlier push with other splits
-            commit_message="Upload dataset",
+    api = HfApi()
+    with hub_errors(f"{repo_id} could not be uploaded", "Push it again."):
+        repo = with_retries(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True))
+        with_retries(
+            lambda: api.upload_folder(
+                repo_id=repo.repo_id,
+                repo_type="dataset",
+                folder_path=folder,
+                allow_patterns=UPLOADED,
+                delete_patterns=["data/*.parquet"],  # files of an earlier push with other splits
+                commit_message="Upload dataset",
+            )
         )
-    except OSError as error:  # including the HTTP errors of huggingface_hub
-        raise MedtlError(
-            f"{repo_id} could not be uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). Check the "
-            "network, the name and `hf auth login`, then push again."
-        ) from error
     return str(repo)
 
 

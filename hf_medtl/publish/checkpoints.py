@@ -14,10 +14,10 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
 from hf_medtl.common.files import list_files, write_atomic
+from hf_medtl.common.hub_errors import hub_errors, with_retries
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.hub import UPLOAD_PATTERNS, commit_files, select_files
-from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.neutral_files import are_names_public, neutral_files
 from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import render

@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, RepoUrl
 
 from hf_medtl.common.files import read_json
+from hf_medtl.common.hub_errors import hub_errors, with_retries
 from hf_medtl.common.run_folder import RunFolder
-from hf_medtl.publish.hub_errors import hub_errors, with_retries
 
 
 def publishable_models(folder: Path) -> dict[str, Path]:
@@ -17,7 +17,7 @@ def publishable_models(folder: Path) -> dict[str, Path]:
 
     A run is one model. A cross-validation is one for each fold. A study is one for each arm: the cell with the largest
     fraction of the training images and, among these, the lowest seed. Not the cell with the best results: choosing by
-    results on test images would make them optimistic.
+    results on test images would make them optimistic. Arms of --strategy knn have no model and are left out.
 
     Args:
         folder: Folder of a finished run, a cross-validation or a study.
@@ -30,7 +30,7 @@ def publishable_models(folder: Path) -> dict[str, Path]:
         models: dict[str, Path] = {}
         for cell in sorted(cells, key=lambda cell: (-cell["percent"], cell["seed"])):
             models.setdefault(cell["arm"], folder / cell["folder"])
-        arms = dict.fromkeys(cell["arm"] for cell in cells)
+        arms = [arm for arm, run in models.items() if not RunFolder(run).only_measures] or [*models]
         return {f"-{'-'.join(re.findall('[A-Za-z0-9_.]+', arm))}": models[arm] for arm in arms}
     return {f"-{run.path.name}": run.path for run in RunFolder(folder).folds} or {"": folder}
 

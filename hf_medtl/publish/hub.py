@@ -14,13 +14,13 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_medtl.common.checksums import check_unchanged
 from hf_medtl.common.files import list_files, write_atomic
+from hf_medtl.common.hub_errors import hub_errors, with_retries
 from hf_medtl.common.links import check_link
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.name_scan import check_names
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.card_fields import CARD_FIELDS, missing_fields
 from hf_medtl.publish.check import check_card, check_files, check_run_files, check_secrets, contains_token
-from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.licences import check_chain
 from hf_medtl.publish.neutral_files import are_names_public, neutral_files
 from hf_medtl.publish.private_names import private_names

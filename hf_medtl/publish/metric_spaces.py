@@ -5,10 +5,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from hf_medtl.common.hub_errors import hub_errors, with_retries
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import modules
 from hf_medtl.publish.hub import commit_files
-from hf_medtl.publish.hub_errors import hub_errors, with_retries
 
 
 def plan_metric(name: str, repo_id: str) -> dict[str, Path]:

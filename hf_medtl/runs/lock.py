@@ -32,7 +32,7 @@ BEAT = 10.0  # seconds after which a process shows again that it is alive
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, name: str, does: str, option: str = "--output_dir") -> Iterator[None]:
-    """Make a folder, and keep other processes from it until the context ends; a folder that stays empty is removed.
+    """Make a folder, and keep other processes from it until the context ends; folders that stay empty are removed.
 
     Args:
         folder: to lock; made if it does not exist.
@@ -43,7 +43,8 @@ def lock_folder(folder: Path, name: str, does: str, option: str = "--output_dir"
     Raises:
         MedtlError: another process has the lock, or the folder can't be written to.
     """
-    lock, owner_file, is_new = FileLock(folder / name, timeout=0), _owner_file(folder, name), not folder.exists()
+    lock, owner_file = FileLock(folder / name, timeout=0), _owner_file(folder, name)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -68,8 +69,8 @@ def lock_folder(folder: Path, name: str, does: str, option: str = "--output_dir"
         with contextlib.suppress(OSError):
             if os.name == "nt":
                 (folder / name).unlink(missing_ok=True)
-            if is_new:
-                folder.rmdir()  # if it is empty
+            for each in made:
+                each.rmdir()  # if it is empty
 
 
 def check_unlocked(folder: Path) -> None:

@@ -10,13 +10,13 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
 from hf_medtl.common.files import adding_files, list_files, write_atomic
+from hf_medtl.common.hub_errors import hub_errors, with_retries
 from hf_medtl.common.licences import HUB_NAMES, UNKNOWN, Source, inherit, read_licence
 from hf_medtl.data.name_scan import check_names
 from hf_medtl.data.person_names import names_in_headers
 from hf_medtl.errors import MedtlError
 from hf_medtl.publish.check import check_secrets
 from hf_medtl.publish.hub import commit_files, plan_upload, validate_card, write_waivers
-from hf_medtl.publish.hub_errors import hub_errors, with_retries
 from hf_medtl.publish.private_names import private_names
 from hf_medtl.publish.templates import template_environment
 from hf_medtl.runs.output_folder import check_new

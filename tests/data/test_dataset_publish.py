@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 
+from hf_medtl.common.hub_errors import with_retries
 from hf_medtl.data.audit import audit
 from hf_medtl.data.audit_page import summary, write_audit
 from hf_medtl.data.identifiers import number_images
 from hf_medtl.data.loading import load, survey
-from hf_medtl.data.publish import check_places, check_published_names, hide_names, write_parquet
+from hf_medtl.data.publish import check_places, check_published_names, hide_names, upload_dataset, write_parquet
 from hf_medtl.errors import MedtlError
 from tests.support.image_files import write_noise_image
 
@@ -55,6 +57,20 @@ def test_published_dataset_has_no_names(folder, tmp_path):
     with pytest.raises(MedtlError, match=r"README.md holds a word that is also in a file or folder name"):
         check_published_names(tmp_path, surveyed)
     check_published_names(tmp_path, surveyed, frozenset({"mustermann"}))
+
+
+def test_a_hub_that_breaks_the_connection_is_one_error(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(*args, **more):
+        asked.append(args)
+        raise HTTPError("Connection refused")  # no OSError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    monkeypatch.setattr(with_retries, "__defaults__", (3, lambda seconds: None))
+    with pytest.raises(MedtlError, match=r"^ci/ward could not be uploaded \(HTTPError: Connection refused\)"):
+        upload_dataset(tmp_path, "ci/ward")
+    assert len(asked) == 3
 
 
 def test_masks_and_links_from_elsewhere_are_not_published(folder, tmp_path):

@@ -10,9 +10,9 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
+from hf_medtl.common.hub_errors import with_retries
 from hf_medtl.publish.card_fields import missing_fields
 from hf_medtl.publish.hub import _set_card_repository, commit_files, plan_upload, push
-from hf_medtl.publish.hub_errors import with_retries
 from tests.support.commands import COMMAND, options
 
 PLANTED = "hf_" + "Ab1" * 12

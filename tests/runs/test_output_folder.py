@@ -91,7 +91,7 @@ def test_files_of_others_are_refused_and_stay(tmp_path):
 
 
 def test_after_an_error_the_folder_is_as_it_was(tmp_path):
-    for folder in (tmp_path / "new", tmp_path / "empty", leave_killed(tmp_path / "killed")):
+    for folder in (tmp_path / "new" / "folder", tmp_path / "empty", leave_killed(tmp_path / "killed")):
         if folder.name == "empty":
             folder.mkdir()
         with pytest.raises(ZeroDivisionError), filling(folder, "works") as staging:
