@@ -241,24 +241,26 @@ def segmentation_results(table: pd.DataFrame, names: Sequence[str], steps: Mappi
     Metrics are means over images, with 95 % intervals by bootstrap over groups within each source.
 
     Args:
-        table: a row for each image: image_id, group, source, the metrics of `mask_metrics`, and with `steps` raw_NAME
-            for each of MASK_METRICS of the mask before them.
+        table: a row for each image: image_id, group, source, the metrics of `mask_metrics`, surface_tolerance, and with
+            `steps` raw_NAME for each of MASK_METRICS of the mask before them. Tables of older runs have neither
+            surface_dice nor its tolerance.
         names: (K,) labels in output order, the background first.
         steps: postprocessing of predicted masks, see `postprocess`.
 
     Returns:
         n, n_groups, positive_label and threshold (null), labels; metrics: name -> value, low, high; interval_methods:
         name -> description; per_class: class -> metrics, if there are two or more; by_source: source -> n, n_groups
-        and metrics; both_empty and one_empty: number of (image, class) pairs; postprocessing, and with steps
-        postprocessing_gain: metric -> value, low, high of the paired difference.
+        and metrics; both_empty and one_empty: number of (image, class) pairs; surface_tolerance: such as "2 pixels";
+        postprocessing, and with steps postprocessing_gain: metric -> value, low, high of the paired difference.
     """
+    measured = [name for name in MASK_METRICS if name in table]
     classes = names[1:] if len(names) > 2 else ()
-    class_columns = {name: [f"{metric}_{name}" for metric in MASK_METRICS] for name in classes}
-    columns = [*MASK_METRICS, *chain.from_iterable(class_columns.values())]
+    class_columns = {name: [f"{metric}_{name}" for metric in measured] for name in classes}
+    columns = [*measured, *chain.from_iterable(class_columns.values())]
     parts = intervals_by_source({name: table[name] for name in columns}, table["group"], table["source"])
 
-    def metrics(part: dict[str, Any], columns: Sequence[str] = MASK_METRICS) -> dict[str, Any]:
-        return {name: to_json(part["metrics"][column]) for name, column in zip(MASK_METRICS, columns, strict=True)}
+    def metrics(part: dict[str, Any], columns: Sequence[str] = measured) -> dict[str, Any]:
+        return {name: to_json(part["metrics"][column]) for name, column in zip(measured, columns, strict=True)}
 
     overall = parts["overall"]
     result: dict[str, Any] = {
@@ -267,7 +269,7 @@ def segmentation_results(table: pd.DataFrame, names: Sequence[str], steps: Mappi
         "positive_label": None,
         "threshold": None,
         "metrics": metrics(overall),
-        "interval_methods": dict.fromkeys(MASK_METRICS, METHOD_DESCRIPTIONS["studentised"]),
+        "interval_methods": dict.fromkeys(measured, METHOD_DESCRIPTIONS["studentised"]),
         "by_source": {
             source: {"n": part["n"], "n_groups": part["n_groups"], "metrics": metrics(part)}
             for source, part in parts["sources"].items()
@@ -277,11 +279,13 @@ def segmentation_results(table: pd.DataFrame, names: Sequence[str], steps: Mappi
         "postprocessing": dict(steps),
         "labels": list(names),
     }
+    if "surface_tolerance" in table:
+        result["surface_tolerance"] = str(table["surface_tolerance"].iloc[0])
     if class_columns:
         result["per_class"] = {name: metrics(overall, columns) for name, columns in class_columns.items()}
     if steps:
-        raw = {f"raw_{name}": name for name in MASK_METRICS}
-        gains = mean_difference(table, table.drop(columns=[*MASK_METRICS]).rename(columns=raw), MASK_METRICS)
+        raw = {f"raw_{name}": name for name in measured}
+        gains = mean_difference(table, table.drop(columns=measured).rename(columns=raw), measured)
         result["postprocessing_gain"] = {name: to_json(interval) for name, interval in gains.items()}
     return result
 

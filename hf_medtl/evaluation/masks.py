@@ -7,7 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-MASK_METRICS = ("dice", "iou", "precision", "recall", "hausdorff95")
+MASK_METRICS = ("dice", "iou", "precision", "recall", "surface_dice", "hausdorff95")
+SURFACE_TOLERANCE = 2.0  # pixels, or mm with a spacing
 IGNORE_INDEX = 255  # in a true mask: a pixel without annotation
 
 
@@ -16,28 +17,31 @@ def mask_metrics(
     predicted: ArrayLike,
     names: Sequence[str] = ("background", "mask"),
     spacing: tuple[float, float] | None = None,
+    tolerance: float = SURFACE_TOLERANCE,
 ) -> dict[str, float]:
     """Compute MASK_METRICS of one image, and how many of its classes are empty: a row of a per-image table.
 
     A class that is in neither mask was correctly not predicted: overlaps 1, distance 0. One that is in only one of them
-    gets the worst values possible: overlaps 0, and for the distance, which is undefined then, the image's diagonal.
-    BraTS scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such images out as NaN would reward
-    a model that predicts nothing where it is unsure, and with zeros for both empty, lesion-free images could never be
-    correct. Both conventions change means much where classes are often empty, so `both_empty` and `one_empty` count
-    them: report them beside the means.
+    gets the worst values possible: overlaps (of areas and of surfaces) 0, and for the distance, which is undefined
+    then, the image's diagonal. BraTS scores so (its 373.13 mm are the diagonal of 240 × 240 × 155 mm). Leaving such
+    images out as NaN would reward a model that predicts nothing where it is unsure, and with zeros for both empty,
+    lesion-free images could never be correct. Both conventions change means much where classes are often empty, so
+    `both_empty` and `one_empty` count them: report them beside the means.
 
     With more than two classes a metric's mean over the foreground classes comes first, and each class's value under
     `dice_<name>` and so on. Pixels that are IGNORE_INDEX in the true mask count in no overlap, and as background for
-    the distance.
+    the distances.
 
     Args:
         true: (H, W) class indices; bool for two classes.
         predicted: (H, W) likewise, without IGNORE_INDEX.
         names: (K,) of the classes in output order; index 0 is the background.
-        spacing: mm between rows and between columns, for `hausdorff95` in mm; pixels if None.
+        spacing: mm between rows and between columns, for `hausdorff95` and `tolerance` in mm; pixels if None.
+        tolerance: of `surface_dice`.
 
     Raises:
-        ValueError: shapes that differ or are not (H, W), values that are no class, a spacing that is not above 0.
+        ValueError: shapes that differ or are not (H, W), values that are no class, a spacing that is not above 0, a
+            tolerance below 0.
     """
     n_classes = len(names)
     t, p = _checked_mask(true, "true"), _checked_mask(predicted, "predicted")
@@ -57,13 +61,14 @@ def mask_metrics(
     def ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.where(empty, 1.0, numerator / np.maximum(denominator, 1))  # hits are 0 wherever one mask is empty
 
-    distances = [hausdorff95(valid & (t == k), valid & (p == k), spacing) for k in range(1, n_classes)]
+    surfaces = [_Surfaces(valid & (t == k), valid & (p == k), spacing) for k in range(1, n_classes)]
     per_class = {
         "dice": ratio(2 * hits, n_true + n_predicted),
         "iou": ratio(hits, n_true + n_predicted - hits),
         "precision": ratio(hits, n_predicted),
         "recall": ratio(hits, n_true),
-        "hausdorff95": np.array(distances),
+        "surface_dice": np.array([surface.dice(tolerance) for surface in surfaces]),
+        "hausdorff95": np.array([surface.hausdorff95() for surface in surfaces]),
     }
     row = {name: float(values.mean()) for name, values in per_class.items()}
     row["both_empty"], row["one_empty"] = float(empty.sum()), float(((n_true == 0) ^ (n_predicted == 0)).sum())
@@ -91,18 +96,71 @@ def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, flo
     Raises:
         ValueError: as `mask_metrics`.
     """
-    t, p = np.asarray(true) != 0, np.asarray(predicted) != 0
-    step = np.array((1.0, 1.0) if spacing is None else spacing, np.float64)
-    if t.shape != p.shape or t.ndim != 2:
-        raise ValueError(f"expected two masks of one shape (H, W), found {t.shape} and {p.shape}")
-    if step.shape != (2,) or not (step > 0).all() or not np.isfinite(step).all():
-        raise ValueError(f"expected a spacing of two numbers above 0 (rows, columns), found {spacing}")
-    if not t.any() or not p.any():
-        return float(np.hypot(*(t.shape * step))) if t.any() or p.any() else 0.0
-    # Trees of points, not distance maps, which take seconds for a radiograph of 10 million pixels.
-    surfaces = boundary_pixels(t) * step, boundary_pixels(p) * step
-    directed = (KDTree(target).query(source)[0] for source, target in (surfaces, surfaces[::-1]))
-    return float(max(np.percentile(distances, 95) for distances in directed))
+    return _Surfaces(np.asarray(true) != 0, np.asarray(predicted) != 0, spacing).hausdorff95()
+
+
+def surface_dice(
+    true: ArrayLike,
+    predicted: ArrayLike,
+    tolerance: float = SURFACE_TOLERANCE,
+    spacing: tuple[float, float] | None = None,
+) -> float:
+    """Compute the normalised surface Dice: the fraction of both masks' surface pixels that are near the other surface.
+
+    It is the number of surface pixels at most `tolerance` away from the other mask's surface, divided by the number of
+    all surface pixels, with surfaces and distances as for `hausdorff95` (Nikolov et al. 2021,
+    https://arxiv.org/abs/1809.04430). MONAI's compute_surface_dice(use_subvoxels=False) has this definition; DeepMind's
+    surface-distance weighs each surface element by its length. A useful tolerance is how far two experts differ.
+
+    Both masks empty: 1. One empty: 0.
+
+    Args:
+        true: (H, W), inside where it is not 0.
+        predicted: (H, W) likewise.
+        tolerance: largest distance that is as good as none, in mm with `spacing`, else in pixels.
+        spacing: mm between rows and between columns; pixels if None.
+
+    Raises:
+        ValueError: as `mask_metrics`.
+    """
+    return _Surfaces(np.asarray(true) != 0, np.asarray(predicted) != 0, spacing).dice(tolerance)
+
+
+class _Surfaces:
+    """Distances between the surfaces of two masks (H, W), from each surface pixel of one to the nearest of the other.
+
+    Attributes:
+        directed: (n,) distances of the true surface and (m,) of the predicted one; None if a mask is empty.
+    """
+
+    def __init__(self, t: NDArray[np.bool_], p: NDArray[np.bool_], spacing: tuple[float, float] | None) -> None:
+        step = np.array((1.0, 1.0) if spacing is None else spacing, np.float64)
+        if t.shape != p.shape or t.ndim != 2:
+            raise ValueError(f"expected two masks of one shape (H, W), found {t.shape} and {p.shape}")
+        if step.shape != (2,) or not (step > 0).all() or not np.isfinite(step).all():
+            raise ValueError(f"expected a spacing of two numbers above 0 (rows, columns), found {spacing}")
+        self.directed: list[NDArray[np.float64]] | None = None
+        self.both_empty = not (t.any() or p.any())
+        self.diagonal = float(np.hypot(*(t.shape * step)))
+        if t.any() and p.any():
+            # Trees of points, not distance maps, which take seconds for a radiograph of 10 million pixels.
+            surfaces = boundary_pixels(t) * step, boundary_pixels(p) * step
+            self.directed = [KDTree(target).query(source)[0] for source, target in (surfaces, surfaces[::-1])]
+
+    def hausdorff95(self) -> float:
+        """Return the larger 95th percentile; the diagonal if one mask is empty, 0 if both are."""
+        if self.directed is None:
+            return 0.0 if self.both_empty else self.diagonal
+        return float(max(np.percentile(distances, 95) for distances in self.directed))
+
+    def dice(self, tolerance: float) -> float:
+        """Return the fraction of distances of at most `tolerance`; 0 if one mask is empty, 1 if both are."""
+        if not 0 <= tolerance < np.inf:
+            raise ValueError(f"expected a tolerance of at least 0, found {tolerance}")
+        if self.directed is None:
+            return float(self.both_empty)
+        limit = tolerance * (1 + 1e-9)  # 20 pixels of 0.1 mm are 2 mm
+        return float(np.mean(np.concatenate(self.directed) <= limit))
 
 
 def boundary_pixels(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ METRIC_NAMES = {
     "iou": "IoU (Jaccard)",
     "precision": "Precision of pixels",
     "recall": "Recall of pixels",
+    "surface_dice": "Surface Dice",
     "hausdorff95": "95 % Hausdorff distance in pixels (lower is better)",
     "ece": "Expected calibration error (lower is better)",
 }

@@ -1,7 +1,9 @@
 """Paired comparison of runs on the same test images: differences with intervals and tests, and disagreements."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,8 @@ from hf_medtl.evaluation.intervals import Interval, bootstrap_means
 from hf_medtl.evaluation.resampling import percentile_limits
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.evaluation.significance import Difference, auc_difference, holm, mcnemar, paired_jackknife
+
+logger = logging.getLogger("hf_medtl")
 
 LOWER_IS_BETTER = ("brier", "ece", "hausdorff95")
 DELONG = "DeLong's test"
@@ -61,6 +65,37 @@ def check_comparable(runs: Mapping[str, RunScores]) -> None:
                 )
 
 
+def shared_metrics(runs: Mapping[str, RunScores]) -> dict[str, RunScores]:
+    """Return runs with only the metrics that all of them have: runs of older versions have no surface Dice.
+
+    Surface Dice at different tolerances is not one metric; it is left out, with a message.
+
+    Args:
+        runs: name -> scores of a run.
+    """
+    shared = set.intersection(*(set(run.metrics) for run in runs.values()))
+    tolerances = {name: run.surface_tolerance for name, run in runs.items()}
+    if "surface_dice" in shared and len({*tolerances.values()}) > 1:
+        shared.remove("surface_dice")
+        logger.warning(
+            "Surface Dice is not compared, because its tolerances differ: %s.",
+            ", ".join(f"{tolerance} in {name}" for name, tolerance in tolerances.items()),
+        )
+
+    def keep(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name in shared}
+
+    return {
+        name: replace(
+            run,
+            metrics=keep(run.metrics),
+            methods=keep(run.methods),
+            parts={part: keep(values) for part, values in run.parts.items()},
+        )
+        for name, run in runs.items()
+    }
+
+
 class PairedDifference(NamedTuple):
     """Difference in a metric, run minus reference, and the name of its test."""
 
@@ -82,7 +117,7 @@ def paired_differences(
     which uses the jackknife. Limits are NaN if two runs never differ: the sample cannot show how far they might.
 
     Args:
-        runs: name -> scores of a run; they pass `check_comparable`.
+        runs: name -> scores of a run; they pass `check_comparable` and have `shared_metrics`.
         reference: name of one of the runs.
         tested: metrics to test.
         seed: as in `paired_jackknife`.

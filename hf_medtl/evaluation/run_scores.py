@@ -43,6 +43,7 @@ class RunScores:
         correct: (n,) True for a correct decision; None where answers are not simply right or wrong.
         positive: the positive label of a binary classifier, else None.
         scores: (n,) its probabilities, else None.
+        surface_tolerance: tolerance of surface_dice, such as "2 pixels"; None if it is not measured.
     """
 
     table: pd.DataFrame
@@ -60,6 +61,7 @@ class RunScores:
     correct: NDArray[np.bool_] | None = None
     positive: str | None = None
     scores: NDArray[np.float64] | None = None
+    surface_tolerance: str | None = None
 
     @property
     def one_image_per_group(self) -> bool:
@@ -167,16 +169,18 @@ class RunScores:
         """Score a segmentation model, whose metrics are means over images.
 
         Args:
-            table: predictions.csv: image_id, group, source and the metrics of `mask_metrics`.
+            table: predictions.csv: image_id, group, source and the metrics of `mask_metrics`; an older one has no
+                surface_dice.
             names: (K,) labels in output order, the background first.
         """
+        means = [name for name in masks.MASK_METRICS if name in table]
         classes = names[1:] if len(names) > 2 else ()
-        columns = {name: [f"{metric}_{name}" for metric in masks.MASK_METRICS] for name in classes}
-        measured = [*masks.MASK_METRICS, *chain.from_iterable(columns.values())]
+        columns = {name: [f"{metric}_{name}" for metric in means] for name in classes}
+        measured = [*means, *chain.from_iterable(columns.values())]
         intervals = intervals_by_source({name: table[name] for name in measured}, table["group"], table["source"])
         overall, sources = intervals["overall"]["metrics"], intervals["sources"]
         parts = {
-            name: {metric: overall[column] for metric, column in zip(masks.MASK_METRICS, of_class, strict=True)}
+            name: {metric: overall[column] for metric, column in zip(means, of_class, strict=True)}
             for name, of_class in columns.items()
         }
         if not parts and len(sources) > 1:
@@ -190,8 +194,8 @@ class RunScores:
         return cls(
             table=_image_columns(table),
             labels=tuple(names),
-            metrics={name: overall[name] for name in masks.MASK_METRICS},
-            methods=dict.fromkeys(masks.MASK_METRICS, METHOD_DESCRIPTIONS["studentised"]),
+            metrics={name: overall[name] for name in means},
+            methods=dict.fromkeys(means, METHOD_DESCRIPTIONS["studentised"]),
             parts=parts,
             part_kind="class" if columns else "source",
             default_metrics=("dice", "iou"),
@@ -199,6 +203,7 @@ class RunScores:
             strata=pd.factorize(table["source"])[0].astype(np.int64),
             quality=dice,
             answers=[f"Dice {value:.3f}" for value in dice],
+            surface_tolerance=str(table["surface_tolerance"].iloc[0]) if "surface_tolerance" in table else None,
         )
 
 

@@ -61,13 +61,15 @@ def _comparable_groups(runs: Mapping[str, RunFolder], scores: Mapping[str, RunSc
 def _side_by_side(runs: Mapping[str, RunFolder], scores: Mapping[str, RunScores]) -> list[Block]:
     """Metrics of each run, the differences of the others from the first, and curves."""
     results = [run.results for run in runs.values()]
-    metrics = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
+    comparison = compare_scores(runs, scores)
+    shared = comparison.scores[comparison.reference].metrics
+    metrics = [name for name in shared if all(name in result["metrics"] for result in results)]
     rows = [(METRIC_NAMES[name], *(format_interval(result["metrics"][name]) for result in results)) for name in metrics]
     n = image_count(results[0])
     return [
         Table("Side by side", ("metric", *runs), rows,
               f"The same {n}. Value [95 % interval over groups], from each run's results.json."),
-        *_differences(compare_scores(runs, scores), metrics, n),
+        *_differences(comparison, metrics, n),
         *_ranking_plots(scores),
         *_learning_curve(runs),
     ]  # fmt: skip

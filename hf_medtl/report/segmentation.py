@@ -52,24 +52,29 @@ def sections(run: RunFolder, loaded: LoadedDataset | None, missing: str) -> list
 def _results(results: dict[str, Any], title: str) -> list[Block]:
     """Means with intervals: overall, by class and by source."""
     blocks: list[Block] = [metrics_table(results, title)]
+    measured = [name for name in MASK_METRICS if name in results["metrics"]]  # older runs have no surface Dice
+    if "surface_tolerance" in results:
+        blocks.append(
+            Prose(f"Surface Dice: the fraction of both outlines within {results['surface_tolerance']} of the other.")
+        )
     note = "Value [95 % interval over groups]."
     if "per_class" in results:
         rows = [
-            (name, *(format_interval(part[metric]) for metric in MASK_METRICS))
+            (name, *(format_interval(part[metric]) for metric in measured))
             for name, part in results["per_class"].items()
         ]
-        blocks.append(Table("Each class", ("class", *map(short_name, MASK_METRICS)), rows, note))
+        blocks.append(Table("Each class", ("class", *map(short_name, measured)), rows, note))
     if len(results["by_source"]) > 1:
         rows = [
             (
                 source,
                 str(part["n"]),
                 str(part["n_groups"]),
-                *(format_interval(part["metrics"][name]) for name in MASK_METRICS),
+                *(format_interval(part["metrics"][name]) for name in measured),
             )
             for source, part in results["by_source"].items()
         ]
-        blocks.append(Table("By source", ("source", "images", "groups", *map(short_name, MASK_METRICS)), rows, note))
+        blocks.append(Table("By source", ("source", "images", "groups", *map(short_name, measured)), rows, note))
     if results["both_empty"] or results["one_empty"]:
         blocks.append(
             Prose(f"A class was correctly predicted as absent {results['both_empty']} times (Dice 1), and entirely "

@@ -12,7 +12,13 @@ import torch
 
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
-from hf_medtl.evaluation.paired import LOWER_IS_BETTER, check_comparable, disagreements, paired_differences
+from hf_medtl.evaluation.paired import (
+    LOWER_IS_BETTER,
+    check_comparable,
+    disagreements,
+    paired_differences,
+    shared_metrics,
+)
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.models.benchmark import count_macs, example_input, measure_latencies
 from hf_medtl.predict import Predictor
@@ -154,6 +160,7 @@ def compare_scores(
     Raises:
         MedtlError: An unknown metric or reference.
     """
+    scores = shared_metrics(scores)
     tested = tuple(metrics) or next(iter(scores.values())).default_metrics
     base = _reference(reference, runs, scores, tested[0])
     rows = [(row.run, row.metric, *row.difference, row.p_holm, row.test)
@@ -235,12 +242,18 @@ def measure_costs(runs: Mapping[str, RunFolder], device: str | None = "cpu") -> 
     Raises:
         MedtlError: A fold of a cross-validation is missing.
     """
-    rows, models, inputs = [], [], []
+    rows, models = [], {}
     for name, run in runs.items():
         folder = _finished_models(run)[0].path
-        predictor = Predictor.from_pretrained(folder, device="cpu")
-        models.append(predictor.model)
-        inputs.append(example_input(predictor.processor))
+        of_model: dict[str, float] = dict.fromkeys(("parameters", "macs", "weights_mb"), float("nan"))
+        if not run.only_measures:
+            predictor = Predictor.from_pretrained(folder, device="cpu")
+            models[name] = predictor.model, example_input(predictor.processor)
+            of_model = {
+                "parameters": predictor.model.num_parameters(),
+                "macs": count_macs(*models[name]),
+                "weights_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
+            }
         rows.append(
             {
                 "run": name,
@@ -248,19 +261,18 @@ def measure_costs(runs: Mapping[str, RunFolder], device: str | None = "cpu") -> 
                 "peak_memory_mb": run.results.get("peak_memory_mb"),
                 "trained_on": _hardware(run.results.get("environment", {})),
                 "energy_kwh": run.results.get("energy_kwh"),
-                "parameters": predictor.model.num_parameters(),
-                "macs": count_macs(predictor.model, inputs[-1]),
-                "weights_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
+                **of_model,
             }
         )
     table = pd.DataFrame(rows).set_index("run")
     table = table.astype({column: float for column in table if column != "trained_on"})
     latency_columns = ["latency_ms", "latency_lower", "latency_upper"]
-    if device is None:
-        return Costs(table.assign(**dict.fromkeys(latency_columns, float("nan"))), "")
-    table[latency_columns] = measure_latencies(
-        [model.to(device) for model in models],
-        [{key: tensor.to(device) for key, tensor in batch.items()} for batch in inputs],
+    table = table.assign(**dict.fromkeys(latency_columns, float("nan")))
+    if device is None or not models:
+        return Costs(table, "")
+    table.loc[[*models], latency_columns] = measure_latencies(
+        [model.to(device) for model, _ in models.values()],
+        [{key: tensor.to(device) for key, tensor in batch.items()} for _, batch in models.values()],
     )
     kind = torch.device(device).type
     if kind == "cpu":

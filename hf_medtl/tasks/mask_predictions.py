@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import Pipeline
 
+from hf_medtl.common.text import printable
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image, read_mask
+from hf_medtl.data.spacing import read_spacing
+from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.evaluate import load_pipeline, predict_masks
 from hf_medtl.evaluation.masks import MASK_METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
+from hf_medtl.evaluation.tolerance import Tolerance
 from hf_medtl.tasks.base import Reader
 
 
@@ -35,14 +39,56 @@ def predict_and_measure(
     segment = load_pipeline(model, "image-segmentation")
     rule = DecisionRule.from_config(segment.model.config)
     options, steps = mask_options(segment.model.config, loaded), rule.postprocessing or {}
+    tolerance = config_tolerance(segment.model.config)
     paths = [loaded.root / path for path in loaded.table["path"][rows]]
-    for row, raw in zip(rows, predict_masks(segment, paths, read), strict=True):
+    for row, path, raw in zip(rows, paths, predict_masks(segment, paths, read), strict=True):
         true, final = true_mask(options, row, raw.shape), postprocess(raw, steps)
-        metrics = mask_metrics(true, final, rule.labels)
+        metrics = measure_mask(true, final, rule.labels, tolerance, path)
         if steps:
-            before = mask_metrics(true, raw, rule.labels)
+            before = measure_mask(true, raw, rule.labels, tolerance, path)
             metrics |= {f"raw_{name}": before[name] for name in MASK_METRICS}
         yield metrics, true, final
+
+
+def measure_mask(
+    true: NDArray[Any], predicted: NDArray[Any], labels: Sequence[str], tolerance: Tolerance, path: Path
+) -> dict[str, Any]:
+    """Return `mask_metrics`, with distances in pixels, and surface_tolerance, which is in mm if the user chose so.
+
+    Args:
+        true: (H, W) class indices.
+        predicted: (H, W) likewise.
+        labels: (K,) names of the classes, the background first.
+        tolerance: of surface_dice.
+        path: file of the image, whose header has the pixel spacing.
+    """
+    metrics = mask_metrics(true, predicted, labels, tolerance=tolerance.value)
+    if tolerance.unit == "mm":
+        in_mm = mask_metrics(true, predicted, labels, read_spacing(path), tolerance.value)
+        metrics |= {name: value for name, value in in_mm.items() if name.startswith("surface_dice")}
+    return metrics | {"surface_tolerance": str(tolerance)}
+
+
+def config_tolerance(config: Any) -> Tolerance:
+    """Return the tolerance of surface_dice in config.json; the default for models without one."""
+    return Tolerance.parse(getattr(config, "surface_tolerance", None) or str(Tolerance()))
+
+
+def check_spacing(tolerance: Tolerance, loaded: LoadedDataset) -> None:
+    """Check that the header of each test image has the pixel spacing that a tolerance in mm needs.
+
+    Raises:
+        MedtlError: some have none.
+    """
+    if tolerance.unit != "mm":
+        return
+    tested = loaded.rows("test")
+    unknown = [path for path in tested["path"] if read_spacing(loaded.root / path) is None]
+    if unknown:
+        raise MedtlError(
+            f"--surface_tolerance {tolerance} needs the pixel spacing of each test image, but {len(unknown)} of "
+            f"{len(tested)} have none in their header, such as {printable(unknown[0])}. Give the tolerance in pixels."
+        )
 
 
 def mask_options(config: Any, loaded: LoadedDataset) -> dict[str, Any]:

@@ -6,7 +6,14 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import cdist, directed_hausdorff
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, boundary_pixels, hausdorff95, mask_metrics
+from hf_medtl.evaluation.masks import (
+    IGNORE_INDEX,
+    MASK_METRICS,
+    boundary_pixels,
+    hausdorff95,
+    mask_metrics,
+    surface_dice,
+)
 
 EMPTY = np.zeros((30, 40), np.uint8)
 
@@ -39,7 +46,7 @@ def test_mask_metrics_equal_hand_calculation():
     assert mask_metrics(box(5, 5, 4, 10), box(5, 5, 4, 5))["recall"] == 0.5
     assert mask_metrics(box(5, 5, 4, 5), box(5, 5, 4, 10))["precision"] == 0.5
     perfect = mask_metrics(box(5, 5, 4, 10), box(5, 5, 4, 10))
-    assert [perfect[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
+    assert [perfect[name] for name in MASK_METRICS] == [1, 1, 1, 1, 1, 0]
     assert mask_metrics(box(5, 5, 4, 10) > 0, box(5, 5, 4, 10) > 0) == perfect  # bool
 
 
@@ -53,10 +60,10 @@ def test_spacing_is_rows_then_columns():
 def test_one_or_both_masks_empty():
     lesion = box(5, 5, 4, 10)
     both, missed, invented = mask_metrics(EMPTY, EMPTY), mask_metrics(lesion, EMPTY), mask_metrics(EMPTY, lesion)
-    assert [both[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
+    assert [both[name] for name in MASK_METRICS] == [1, 1, 1, 1, 1, 0]
     assert (both["both_empty"], both["one_empty"]) == (1, 0)
     for metrics in (missed, invented):
-        assert [metrics[name] for name in MASK_METRICS] == [0, 0, 0, 0, 50]  # the diagonal of 30 × 40
+        assert [metrics[name] for name in MASK_METRICS] == [0, 0, 0, 0, 0, 50]  # the diagonal of 30 × 40
         assert (metrics["both_empty"], metrics["one_empty"]) == (0, 1)
     assert mask_metrics(lesion, EMPTY, spacing=(2.0, 2.0))["hausdorff95"] == 100
     assert mask_metrics(lesion, box(20, 20, 2, 2))["dice"] == 0  # separate: no overlap, but a distance
@@ -80,6 +87,7 @@ def test_overlap_equals_scikit_learn(seed):
     for k, name in enumerate("abc", start=1):
         alone = mask_metrics(true == k, predicted == k)
         assert metrics[f"hausdorff95_{name}"] == alone["hausdorff95"]
+        assert metrics[f"surface_dice_{name}"] == alone["surface_dice"]
         assert metrics[f"dice_{name}"] == pytest.approx(alone["dice"])
 
 
@@ -108,6 +116,42 @@ def test_distance_equals_brute_force(spacing):
     assert compared > 30
 
 
+@pytest.mark.parametrize("spacing", [None, (0.7, 1.9)])
+def test_surface_dice_equals_that_of_distance_maps(spacing):
+    """As MONAI defines compute_surface_dice(use_subvoxels=False): from the maps of distances to the other surface."""
+    step, compared = spacing or (1, 1), 0
+    for seed in range(30):
+        masks = [drawn(seed) > 0, drawn(seed + 100) > 0]
+        if not all(mask.any() for mask in masks):
+            continue
+        padded = [np.pad(mask, 1) for mask in masks]
+        surfaces = [
+            mask & ~(pad[:-2, 1:-1] & pad[2:, 1:-1] & pad[1:-1, :-2] & pad[1:-1, 2:])
+            for mask, pad in zip(masks, padded, strict=True)
+        ]
+        maps = [distance_transform_edt(~surface, sampling=step) for surface in surfaces]
+        for tolerance in (0, 1, 1.4, 3):
+            near = (maps[1][surfaces[0]] <= tolerance).sum() + (maps[0][surfaces[1]] <= tolerance).sum()
+            expected = near / (surfaces[0].sum() + surfaces[1].sum())
+            assert surface_dice(*masks, tolerance, spacing) == pytest.approx(expected)
+            assert surface_dice(*masks[::-1], tolerance, spacing) == pytest.approx(expected)
+            compared += 0 < expected < 1
+    assert compared > 60
+
+
+def test_surface_dice_by_hand():
+    # A square of 10 × 10 has 36 surface pixels. Two rows lower, 2 × 7 of them are on the sides of both ...
+    one, lower = box(5, 5, 10, 10), box(7, 5, 10, 10)
+    assert surface_dice(one, lower, 2) == 1
+    assert surface_dice(one, lower, 0) == pytest.approx(2 * (8 + 8) / 72)  # ... with the ends of the rows 7 and 14
+    assert surface_dice(one, lower, 3.9, (2.0, 1.0)) < 1 == surface_dice(one, lower, 4, (2.0, 1.0))
+    assert surface_dice(one, box(5, 25, 10, 10), 2.0, (0.1, 0.1)) == 1  # 20 columns of 0.1 mm, not a rounding more
+    assert mask_metrics(one, lower)["surface_dice"] == 1 > mask_metrics(one, lower, tolerance=1)["surface_dice"]
+    for tolerance in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="tolerance of at least 0"):
+            surface_dice(one, lower, tolerance)
+
+
 def test_surface_equals_hand_calculation():
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
     inner = [[1, 1], [1, 2], [2, 1], [2, 2]]  # (2, 1) touches a pixel outside only at a corner
@@ -120,7 +164,7 @@ def test_ignored_pixels_do_not_count():
     true, predicted = box(5, 5, 4, 10), box(5, 5, 4, 20)
     ignored = box(5, 15, 4, 10, IGNORE_INDEX, on=true)
     metrics = mask_metrics(ignored, predicted)
-    assert [metrics[name] for name in MASK_METRICS] == [1, 1, 1, 1, 0]
+    assert [metrics[name] for name in MASK_METRICS] == [1, 1, 1, 1, 1, 0]
     assert mask_metrics(true, predicted)["dice"] < 1
     nothing = mask_metrics(np.full_like(true, IGNORE_INDEX), predicted)
     assert (nothing["dice"], nothing["both_empty"]) == (1, 1)

@@ -9,8 +9,11 @@ import pytest
 from benchmarks.comparison import Predictions, average, difference
 from benchmarks.coverage import bootstrap_intervals
 from hf_medtl import MedtlError
+from hf_medtl.evaluation.evaluate import segmentation_results
 from hf_medtl.evaluation.intervals import mean_intervals
-from hf_medtl.evaluation.paired import mean_difference
+from hf_medtl.evaluation.masks import MASK_METRICS
+from hf_medtl.evaluation.paired import mean_difference, paired_differences, shared_metrics
+from hf_medtl.evaluation.run_scores import RunScores
 
 
 def simulated_run(name: str, seed: int, noise: float, n: int = 60, images: range | None = None) -> Predictions:
@@ -115,3 +118,39 @@ def test_difference_of_means_rejects_other_images():
         mean_difference(one, one.drop(columns="iou"), ["dice", "iou"], ("unet", "fpn"))
     with pytest.raises(MedtlError, match="without a number for dice"):
         mean_difference(one, one.assign(dice=np.nan), ["dice"])
+
+
+def mask_table(seed: int, tolerance: str | None) -> pd.DataFrame:
+    """Return predictions.csv of a segmentation run; without surface Dice, as older versions wrote it, if None."""
+    rng, n = np.random.default_rng(seed), 24
+    values = {name: rng.uniform(0.5, 1, n) for name in MASK_METRICS}
+    facts = {"image_id": [f"{i}" for i in range(n)], "label": "a", "source": "A", "group": np.arange(n) // 2}
+    table = pd.DataFrame(facts | values | {"both_empty": 0.0, "one_empty": 0.0, "surface_tolerance": tolerance})
+    return table if tolerance else table.drop(columns=["surface_dice", "surface_tolerance"])
+
+
+def test_surface_dice_has_interval_over_groups_and_a_stated_tolerance():
+    table, old = mask_table(0, "1.5 mm"), mask_table(0, None)
+    results, without = (segmentation_results(each, ["background", "lung"], {}) for each in (table, old))
+    interval = results["metrics"]["surface_dice"]
+    expected = mean_intervals({"surface_dice": table["surface_dice"]}, table["group"], table["source"])["surface_dice"]
+    assert interval == expected._asdict()
+    assert interval["low"] < table["surface_dice"].mean() < interval["high"]
+    assert results["surface_tolerance"] == "1.5 mm"
+    assert "surface_tolerance" not in without
+    assert {**without["metrics"], "surface_dice": interval} == results["metrics"]
+
+
+def test_only_metrics_measured_alike_are_compared(caplog):
+    names = ["background", "lung"]
+    new, other, wider, old = (
+        RunScores.from_masks(mask_table(seed, tolerance), names)
+        for seed, tolerance in enumerate(("2 pixels", "2 pixels", "3 pixels", None))
+    )
+    assert set(shared_metrics({"new": new, "other": other})["new"].metrics) == set(MASK_METRICS)
+    for run in (wider, old):
+        shared = shared_metrics({"new": new, "run": run})
+        for scores in shared.values():
+            assert set(scores.metrics) == set(scores.methods) == {*MASK_METRICS} - {"surface_dice"}
+        assert "surface_dice" not in {row.metric for row in paired_differences(shared, "new", ("dice",))}
+    assert "tolerances differ: 2 pixels in new, 3 pixels in run." in caplog.text

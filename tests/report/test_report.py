@@ -90,8 +90,8 @@ def write_folds(folder: Path, seed: int) -> Path:
     return folder
 
 
-def write_masks(folder: Path, seed: int = 0) -> Path:
-    """Write a finished segmentation run, without weights and images."""
+def write_masks(folder: Path, seed: int = 0, surface: bool = True) -> Path:
+    """Write a finished segmentation run, without weights and images; older ones have no surface Dice."""
     rng = np.random.default_rng(seed)
     n = 24
     table = pd.DataFrame({
@@ -100,6 +100,8 @@ def write_masks(folder: Path, seed: int = 0) -> Path:
         **{name: rng.uniform(0.7, 1, n) for name in ("dice", "iou", "precision", "recall")},
         "hausdorff95": rng.uniform(1, 9, n), "both_empty": 0.0, "one_empty": 0.0,
     })  # fmt: skip
+    if surface:
+        table["surface_dice"], table["surface_tolerance"] = rng.uniform(0.7, 1, n), "3 pixels"
     folder.mkdir(parents=True)
     table.to_csv(folder / "predictions.csv", index=False)
     result = {"dataset": "lung-masks", "task": "image-segmentation", "split": "test"}
@@ -287,7 +289,7 @@ def test_compares_cross_validations(tmp_path):
 
 def test_runs_with_other_test_images_are_not_compared(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", n=40)]
-    write_report([*runs, write_masks(tmp_path / "c")], tmp_path / "report.html")
+    write_report([*runs, write_masks(tmp_path / "c", surface=False)], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "no other of these runs was tested on: a, b, c." in page.text
     assert "Paired differences" not in page.text
@@ -302,7 +304,8 @@ def test_segmentation_runs_have_mask_metrics(tmp_path):
     result = json.loads((runs[0] / "results.json").read_text())
     rows = {row[0]: row for row in page.tables["By source"][1:]}
     assert rows["<i>A</i>"][3] == format_interval(result["by_source"]["<i>A</i>"]["metrics"]["dice"])
-    assert len(page.tables["Paired differences"]) == 1 + 5
+    assert len(page.tables["Paired differences"]) == 1 + 6
+    assert "both outlines within 3 pixels of the other" in page.text
     dots = next(p for p in page.plots if p["aria-label"].startswith("Dice by source"))
     assert len(page.figures[dots["id"]]["data"][0]["y"]) == 24
 
