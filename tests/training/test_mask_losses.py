@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from segmentation_models_pytorch import losses as smp
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from hf_medtl import MedtlError
 from hf_medtl.evaluation.masks import IGNORE_INDEX
-from hf_medtl.training.mask_losses import LOSSES, MaskLoss
+from hf_medtl.training.mask_losses import LOSSES, MaskLoss, pixel_class_weights
 
 torch.manual_seed(0)
 LOGITS = torch.randn(4, 3, 8, 10)
@@ -53,9 +54,50 @@ def test_losses_match_formulas(labels):
 def test_overlap_of_one_image_matches_smp(labels):
     common = {"mode": "multiclass", "classes": [1, 2], "smooth": 1.0, "ignore_index": IGNORE_INDEX}
     dice, tversky = smp.DiceLoss(**common), smp.TverskyLoss(**common, alpha=0.3, beta=0.7)
-    for loss, reference in ((MaskLoss("dice"), dice), (MaskLoss("tversky"), tversky)):
+    focal = smp.TverskyLoss(**common, alpha=0.3, beta=0.7, gamma=0.75)
+    for loss, reference in (
+        (MaskLoss("dice"), dice),
+        (MaskLoss("tversky"), tversky),
+        (MaskLoss("focal_tversky"), lambda logits, masks: by_class(focal, logits, masks)),
+    ):
         per_image = torch.stack([reference(LOGITS[i : i + 1], labels[i : i + 1]) for i in range(4)])
         assert torch.allclose(loss(LOGITS, labels), per_image.mean(), atol=1e-6)
+
+
+def by_class(loss: smp.TverskyLoss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the loss of each foreground class: smp takes the power after the mean over classes."""
+    values = []
+    for k in (1, 2):
+        loss.classes = torch.tensor([k])
+        values.append(loss(logits, labels))
+    return torch.stack(values).mean()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_class_weights_multiply_the_loss_of_their_pixels(name):
+    weights = torch.tensor([0.5, 2.0, 7.0])
+    valid = PARTLY != IGNORE_INDEX
+    log_p = LOGITS.log_softmax(1).movedim(1, -1)[valid].gather(1, PARTLY[valid][:, None])[:, 0]
+    terms = -log_p * (1 - log_p.exp()) ** (2.0 if name == "focal" else 0.0)
+    loss = MaskLoss(name, weights=weights)
+    assert torch.allclose(loss(LOGITS, PARTLY), (terms * weights[PARTLY[valid]]).mean())
+    mixed = MaskLoss("bce_dice", weights=weights)(LOGITS, PARTLY)
+    assert name == "focal" or torch.allclose(mixed, loss(LOGITS, PARTLY) + MaskLoss("dice")(LOGITS, PARTLY))
+    assert loss(LOGITS, torch.full_like(LABELS, IGNORE_INDEX)) == 0
+    parts = [loss(LOGITS[a:b], PARTLY[a:b], PARTLY.numel()) for a, b in ((0, 3), (3, 4))]
+    assert torch.allclose(sum(parts), loss(LOGITS, PARTLY), atol=1e-6)
+
+
+def test_class_weights_are_inverse_to_pixels_up_to_a_cap():
+    labels = ("background", "lung", "nodule")
+    balanced = pixel_class_weights([800, 150, 50], labels)
+    assert balanced == pytest.approx(1000 / 3 / np.array([800, 150, 50]))  # as scikit-learn's "balanced"
+    rare = pixel_class_weights([10**6, 10**5, 10], labels)
+    assert rare[1] / rare[0] == pytest.approx(10)
+    assert rare[2] / rare[0] == pytest.approx(50)
+    assert rare @ [10**6, 10**5, 10] / (10**6 + 10**5 + 10) == pytest.approx(1)
+    with pytest.raises(MedtlError, match="no pixel of lung, nodule, so --class_weights balanced is undefined"):
+        pixel_class_weights([10, 0, 0], labels)
 
 
 def test_smp_losses_differ_for_batches():
@@ -136,7 +178,10 @@ def test_half_precision_loses_no_pixels():
 
 def test_rejects_invalid_parameters():
     for values, message in (
-        ({"name": "bce"}, "Unknown segmentation loss 'bce'. Available: cross_entropy, dice, bce_dice, focal, tversky"),
+        (
+            {"name": "bce"},
+            "Unknown segmentation loss 'bce'. Available: cross_entropy, dice, bce_dice, focal, tversky, focal_tversky",
+        ),
         ({"gamma": -1.0}, "gamma -1.0"),
         ({"alpha": 0.0, "beta": 0.0}, "not both 0"),
         ({"smooth": 0.0}, "smooth above 0"),
