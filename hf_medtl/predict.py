@@ -331,8 +331,9 @@ class Predictor:
             passes = list(self._passes(inputs, copies, dropping))
         if self.is_segmentation:
             logits = passes[0] if len(passes) == 1 else log_mean_exp(torch.stack(passes).log_softmax(dim=2))
-            for image_logits, image in zip(logits, images, strict=True):
-                yield self._mask(image_logits, image, bool(explain))
+            crops = inputs["crop_boxes"].tolist() if "crop_boxes" in inputs else [None] * len(images)
+            for image_logits, image, crop in zip(logits, images, crops, strict=True):
+                yield self._mask(image_logits, image, crop, bool(explain))
             return
         stacked = to_probabilities(torch.stack(passes), self.config)
         probabilities = stacked.mean(dim=0).numpy()
@@ -424,10 +425,14 @@ class Predictor:
             except MedtlError as error:
                 yield {"error": f"no heatmap: {error}"}
 
-    def _mask(self, logits: torch.Tensor, image: Image.Image, uncertainty: bool) -> dict[str, Any]:
-        # Like image processors of segmentation models.
+    def _mask(
+        self, logits: torch.Tensor, image: Image.Image, crop: list[int] | None, uncertainty: bool
+    ) -> dict[str, Any]:
         size = image.height, image.width
-        large = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        if hasattr(self.processor, "restore_logits"):
+            large = self.processor.restore_logits(logits, size, crop)
+        else:  # like stock image processors
+            large = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
         mask = large.argmax(dim=0).to(torch.uint8).cpu().numpy()
         mask = postprocess(mask, self.decision_rule.postprocessing or {})
         counts = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size

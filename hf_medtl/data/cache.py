@@ -46,8 +46,11 @@ LIBRARIES = ("nibabel", "numpy", "opencv-python-headless", "pillow", "pydicom", 
              "pylibjpeg-openjpeg")  # fmt: skip
 _BATCH_ROWS = 64  # images per record batch
 _UNUSED_DAYS = 30
+_MARGIN = 255  # in a prepared mask: outside of the image, which no class is
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Geometry = Callable[[Image.Image], tuple[Box, Box]]
 T = TypeVar("T")
 PreparedRow = dict[str, NDArray[Any]]  # pixels (H, W, channels), grey (), optionally mask (H, W)
 
@@ -59,6 +62,7 @@ def prepare_images(
     key: str,
     masks: Sequence[Sequence[Path]] | None = None,
     values: Mapping[int, int] | None = None,
+    geometry: Geometry | None = None,
 ) -> datasets.Dataset:
     """Decode and preprocess files once; later calls with the same contents map the result into memory.
 
@@ -70,9 +74,11 @@ def prepare_images(
         sha256: (n,) hashes of their bytes, so that a changed file is prepared again.
         preprocess: k RGB images -> (k, H, W, channels) uint8; called from multiple threads.
         key: Identifies the preprocessing and the versions of the libraries it uses.
-        masks: (n,) files of each image's mask, which are united. They are resized as a whole to the prepared image
-            size by nearest neighbour, so `preprocess` must neither crop nor pad.
+        masks: (n,) files of each image's mask, which are united, and resized to the prepared image size by nearest
+            neighbour.
         values: Grey value of the masks -> class index, see `read_mask`; by default 0 outside and 1 inside.
+        geometry: Image -> its crop, and the position of that in the prepared image, of a `preprocess` that crops or
+            pads; masks are cropped alike, and are 255 in the margins. `key` identifies it, too.
 
     Returns:
         Arrow dataset of n rows with the columns pixels (H × W × channels) and grey (true if the three channels are
@@ -87,7 +93,7 @@ def prepare_images(
         hashed = [_hash_mask(*pair) for pair in zip(paths, masks, strict=True)]
         key = f"{key}\nmasks {sorted(values.items()) if values else 'inside'}"
     jobs = [
-        partial(_prepare_one, path, digest, preprocess, mask, values)
+        partial(_prepare_one, path, digest, preprocess, mask, values, geometry)
         for path, digest, mask in zip(paths, sha256, hashed, strict=True)
     ]
     sha256 = [*sha256, *("+".join(mask.values()) for mask in hashed if mask)]
@@ -118,7 +124,7 @@ def check_masks(
     """
 
     def check(path: Path, mask: Mapping[Path, str]) -> None:
-        _read_mask(mask, values, path, read_image(path).size, (1, 1))
+        _read_mask(mask, values, path, read_image(path), (1, 1))
 
     jobs = [partial(check, path, _hash_mask(path, parts)) for path, parts in zip(paths, masks, strict=True)]
     deque(_run_in_threads(jobs, "Checking masks"), maxlen=0)
@@ -262,6 +268,7 @@ def _prepare_one(
     preprocess: Preprocess,
     mask: Mapping[Path, str] | None,
     values: Mapping[int, int] | None,
+    geometry: Geometry | None,
 ) -> PreparedRow:
     """Return one prepared image from the bytes with this sha256."""
     content = _read_verified(path, sha256)
@@ -270,7 +277,7 @@ def _prepare_one(
     grey = pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
     prepared = {"pixels": pixels, "grey": np.array(grey)}
     if mask is not None:
-        prepared["mask"] = _read_mask(mask, values, path, image.size, pixels.shape[:2])
+        prepared["mask"] = _read_mask(mask, values, path, image, pixels.shape[:2], geometry)
     return prepared
 
 
@@ -278,10 +285,12 @@ def _read_mask(
     mask: Mapping[Path, str],
     values: Mapping[int, int] | None,
     path: Path,
-    size: tuple[int, int],
+    image: Image.Image,
     shape: tuple[int, int],
+    geometry: Geometry | None = None,
 ) -> NDArray[np.uint8]:
-    """Return class indices of `shape` (H, W) from the mask of the image at `path` of `size` (W, H)."""
+    """Return class indices of `shape` (H, W) from the mask of the image at `path`."""
+    size = image.size
     name = " and ".join(map(printable, mask))
     contents = [_read_verified(part, sha256) for part, sha256 in mask.items()]
     try:
@@ -297,8 +306,16 @@ def _read_mask(
         )
     # Pillow samples at the centre of each new pixel, as its filters for images do; OpenCV's INTER_NEAREST and torch's
     # "nearest" sample at the corner, which shifts a mask by up to half a pixel of the larger grid.
-    indices = np.asarray(combined.resize(shape[::-1], Image.Resampling.NEAREST))
-    return indices if values else (indices > 0).astype(np.uint8)
+    crop, (a, b, c, d) = geometry(image) if geometry else ((0, 0, *size), (0, 0, *shape[::-1]))
+    x, y = combined.width / size[0], combined.height / size[1]
+    part = (crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y)
+    indices = np.asarray(combined.resize((c - a, d - b), Image.Resampling.NEAREST, part))
+    inside = indices if values else (indices > 0).astype(np.uint8)
+    if inside.shape == shape:
+        return inside
+    prepared = np.full(shape, _MARGIN, np.uint8)
+    prepared[b:d, a:c] = inside
+    return prepared
 
 
 def _read_verified(path: Path, sha256: str) -> bytes:

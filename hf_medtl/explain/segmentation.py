@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_medtl.errors import MedtlError
 from hf_medtl.explain import maps
-from hf_medtl.explain.geometry import find_geometry, restore
+from hf_medtl.explain.geometry import Box, find_geometry, restore
 from hf_medtl.explain.layers import Logits, eval_without_grads
 from hf_medtl.explain.maps import Heatmaps
 
@@ -74,16 +74,26 @@ def explain_masks(
             with torch.no_grad():
                 logits = Logits(copy)(pixels)
             predicted = logits.argmax(dim=1)
+            geometries = [find_geometry(processor, image) for image in batch]
+            for region, geometry in zip(predicted, geometries, strict=True):
+                _forget_margins(region, geometry.inner, pixels.shape[-2:])
             uncertainty = entropy(torch.nn.functional.interpolate(logits, pixels.shape[-2:], mode="bilinear"))
             class_maps = {}
             for index in indices.tolist():
                 targets = [_RegionTarget(index, classes_of == index) for classes_of in predicted]
                 class_maps[names[index]] = maps.activation_maps(cam, copy, pixels.detach().clone(), targets, layer)
-        for i, image in enumerate(batch):
-            geometry, size = find_geometry(processor, image), (image.height, image.width)
+        for i, (image, geometry) in enumerate(zip(batch, geometries, strict=True)):
+            size = image.height, image.width
             restored = {name: restore(maps.normalise(values[i]), geometry, size) for name, values in class_maps.items()}
             explanations.append(SegmentationExplanation(restored, restore(uncertainty[i], geometry, size)))
     return explanations
+
+
+def _forget_margins(region: torch.Tensor, inner: Box, size: Sequence[int]) -> None:
+    """Set the classes (h, w) outside of the image, within a model's input of `size`, to -1."""
+    y, x = (length / side for length, side in zip(region.shape, size, strict=True))
+    left, top, right, bottom = round(inner[0] * x), round(inner[1] * y), round(inner[2] * x), round(inner[3] * y)
+    region[:top], region[bottom:], region[:, :left], region[:, right:] = -1, -1, -1, -1
 
 
 def entropy(logits: torch.Tensor) -> Heatmaps:

@@ -20,8 +20,8 @@ WINDOW = (
 )
 LABEL_ACTIVATION = "The model returns logits; apply this for probabilities. The temperature is part of the last layer."
 MASK_ACTIVATION = (
-    "The model returns logits for each pixel. Resize them to the size of the image (bilinear, align_corners false), "
-    "take the class with the highest logit, then apply decision.postprocessing, if any."
+    "The model returns logits for each pixel. {}esize them to the size of the {} (bilinear, align_corners false), "
+    "take the class with the highest logit, {}then apply decision.postprocessing, if any."
 )
 
 
@@ -64,11 +64,25 @@ def build_preprocessing_spec(
         "activation": {
             "name": "sigmoid" if rule.multilabel else "softmax",
             "axis": 1,
-            "in_words": MASK_ACTIVATION if is_segmenter(model) else LABEL_ACTIVATION,
+            "in_words": _mask_activation(processor) if is_segmenter(model) else LABEL_ACTIVATION,
         },
         "decision": {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None},
         "notice": NOTICE,
     }
+
+
+def _mask_activation(processor: Any) -> str:
+    """Describe the way from logits to a mask of the size of the image, which undoes margins and a crop."""
+    if not isinstance(processor, MedicalImageProcessor):
+        return MASK_ACTIVATION.format("R", "image", "")
+    pads, crops = processor.fit == "pad", processor.return_crop_boxes
+    return MASK_ACTIVATION.format(
+        "Cut off the margins of the step pad (after resizing smaller logits to the input's size), then r"
+        if pads
+        else "R",
+        "crop" if crops else "image",
+        "put it at the position of the crop in a mask of the size of the image that is 0 elsewhere, " if crops else "",
+    )
 
 
 def _steps(processor: Any, height: int, width: int) -> list[dict[str, Any]]:

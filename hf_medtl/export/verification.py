@@ -1,7 +1,7 @@
 """Numerical parity of an exported model and its run: logits, decisions and metrics on the run's own test images."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,19 @@ from hf_medtl.predict import Prediction, Predictor
 from hf_medtl.tasks import task_for_results
 
 BATCH_SIZE = 16  # images that are in memory at a time
+
+
+class _Preprocessed:
+    """Image processor whose results are known."""
+
+    def __init__(self, processor: Any, results: Iterator[Any]) -> None:
+        self.processor, self.results = processor, results
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return next(self.results)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,7 @@ def compare_with_model(
         predictions = {}
         for side, predictor in predictors.items():
             rows = iter([{key: values[i : i + 1] for key, values in inputs.items()} for i in range(len(opened))])
-            predictor.processor = lambda *_, rows=rows, **__: next(rows)  # preprocessed once for both
+            predictor.processor = _Preprocessed(processor, rows)  # once for both
             predictions[side] = predictor.predict(opened, batch_size=BATCH_SIZE)
             if images.to_table:
                 tables[side].append(images.to_table(batch, predictions[side]))

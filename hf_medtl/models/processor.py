@@ -33,6 +33,7 @@ IGNORED = {"do_convert_rgb", "default_to_square", "device", "disable_grouping", 
 MAX_SIDE = 8_192  # pixels; anybody can publish settings, so sizes have limits
 MAX_SETTING = 128  # pixels of sigma, tiles in a row, sides of a box
 LUNG_MODEL = "lung_model"  # folder of the lung_crop model, beside preprocessor_config.json
+OUTSIDE = -100.0  # logit of other classes than the first, the background, outside of a crop: a probability of 0
 LUNG_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json", "*.py")
 COUNTS_LOCK = threading.Lock()  # a lock inside the processor could not be copied with it
 
@@ -67,7 +68,8 @@ class MedicalImageProcessor(BaseImageProcessor):
         clahe_grid: tiles in a row and in a column.
         lung_model: folder of the segmentation model of lung_crop, see `Lungs`. `save_pretrained` copies it to
             LUNG_MODEL beside the settings, where `from_pretrained` finds it.
-        kwargs: other keys that `from_pretrained` reads.
+        kwargs: other keys that `from_pretrained` reads, and `return_crop_boxes`, of segmentation models: also return
+            the crop of each image, which the model passes on to `post_process_semantic_segmentation`.
 
     Attributes:
         counts: number of "pictures" passed to the crop, and of those with "nothing" found, which stayed whole; by this
@@ -85,6 +87,7 @@ class MedicalImageProcessor(BaseImageProcessor):
     crop_size: Any = None
     do_pad: bool | None = None
     pad_size: Any = None
+    return_crop_boxes: bool = False
 
     def __init__(
         self,
@@ -171,6 +174,8 @@ class MedicalImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         """Convert one or more images to `pixel_values` (n, 3, height, width), float32.
 
+        With `return_crop_boxes`, there are `crop_boxes` (n, 4), too: left, top, right, bottom in pixels of the image.
+
         Args:
             images: a Pillow image, a uint8 array (height, width[, channels]), a uint8 tensor (channels, height,
                 width), a path or URL, or a list of these.
@@ -192,12 +197,68 @@ class MedicalImageProcessor(BaseImageProcessor):
             if value is not None:
                 setattr(settings, name, _size(value, name) if name in SIZES else value)
         flat: Any = make_flat_list_of_images(self.fetch_images(images))
-        values: Any = [settings.values(settings.prepare(to_rgb(image, input_data_format))) for image in flat]
+        values: Any = []
+        boxes = []
+        for image in flat:
+            rgb = to_rgb(image, input_data_format)
+            boxes.append(settings.counted_crop(rgb))
+            values.append(settings.values(settings.resized(rgb, boxes[-1])))
         if str(getattr(data_format, "value", data_format)) in ("channels_last", "ChannelDimension.LAST"):
             values = [image.transpose(1, 2, 0) for image in values]
         if return_tensors and len({image.shape for image in values}) == 1:
             values = np.stack(values)
-        return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
+        crops = {"crop_boxes": np.array(boxes)} if self.return_crop_boxes else {}
+        return BatchFeature({"pixel_values": values, **crops}, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the most probable class of each pixel of each image, (height, width), as stock processors do.
+
+        Args:
+            outputs: of the model: logits (n, K, h, w), and `crop_boxes` (n, 4) if this processor returned some.
+            target_sizes: (n,) height and width of the images; None for the masks of the model's input.
+
+        Raises:
+            ValueError: not as many sizes as logits, or a crop that the model did not pass on.
+        """
+        if target_sizes is None:
+            return list(outputs.logits.argmax(dim=1))
+        boxes = getattr(outputs, "crop_boxes", None)
+        if len(target_sizes) != len(outputs.logits) or (boxes is None and self.return_crop_boxes):
+            raise ValueError(
+                "Expected a size for each image, and crop_boxes of the model's input in its output. Pass both."
+            )
+        crops = [None] * len(target_sizes) if boxes is None else boxes.tolist()
+        rows = zip(outputs.logits, target_sizes, crops, strict=True)
+        return [self.restore_logits(*row).argmax(dim=0) for row in rows]
+
+    def restore_logits(
+        self, logits: torch.Tensor, size: Sequence[int], crop: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return the logits (K, height, width) of an image for those of the model's input (K, h, w).
+
+        Margins are cut off, the rest is resized (bilinear), and all is of the first class, the background, outside of
+        the crop.
+
+        Args:
+            logits: of one image; smaller ones than the input are resized first.
+            size: height and width of the image.
+            crop: left, top, right, bottom of the crop in it; None if there is none.
+        """
+        height, width = (int(side) for side in size)
+        left, top, right, bottom = crop or (0, 0, width, height)
+        a, b, c, d = self.inner(bottom - top, right - left)
+        canvas = self.size.height, self.size.width
+        if (a, b, c, d) != (0, 0, *canvas[::-1]):
+            logits = _resize_logits(logits, canvas)[..., b:d, a:c]
+        logits = _resize_logits(logits, (bottom - top, right - left))
+        if (left, top, right, bottom) == (0, 0, width, height):
+            return logits
+        whole = logits.new_full((len(logits), height, width), OUTSIDE)
+        whole[0] = 0
+        whole[..., top:bottom, left:right] = logits
+        return whole
 
     def values(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the numbers (3, height, width) that a model gets for a prepared image (height, width, 3)."""
@@ -235,14 +296,20 @@ class MedicalImageProcessor(BaseImageProcessor):
         Returns:
             (height, width, 3) of `size`.
         """
+        return self.resized(rgb, self.counted_crop(rgb))
+
+    def counted_crop(self, rgb: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+        """Return left, top, right, bottom of the crop of an image, or of all of it, and count it in `counts`."""
+        box = self.crop(rgb)
         if self.lungs or "brain_crop" in self.steps:
-            box = self.crop(rgb)
             with COUNTS_LOCK:  # images are prepared by several threads
                 self.counts.update({"pictures": 1, "nothing": int(box is None)})
-            if box is not None:
-                left, top, right, bottom = box
-                rgb = rgb[top:bottom, left:right]
-        image = Image.fromarray(rgb)
+        return box or (0, 0, rgb.shape[1], rgb.shape[0])
+
+    def resized(self, rgb: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        """Apply everything between the crop, which is `box`, and the normalisation."""
+        left, top, right, bottom = box
+        image = Image.fromarray(rgb[top:bottom, left:right])
         if "grayscale" in self.steps:
             image = image.convert("L").convert("RGB")
         left, top, right, bottom = self.inner(image.height, image.width)
@@ -308,6 +375,8 @@ class Lungs:
         self.folder = folder
         trust = __name__.startswith("transformers_modules.")
         self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust)
+        if getattr(self.processor, "lungs", None):
+            raise ValueError(f"the model in {folder} itself needs a lung model; use one without lung_crop")
         stored: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
         self.model, loading = AutoModelForSemanticSegmentation.from_pretrained(
             folder, trust_remote_code=trust, **stored
@@ -338,8 +407,13 @@ class Lungs:
     @torch.inference_mode()
     def box(self, rgb: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
         """Return left, top, right, bottom of the lungs in an image (height, width, 3); None if too small or absent."""
-        logits = self.model(**self.processor(Image.fromarray(rgb), return_tensors="pt")).logits
-        mask = np.isin(logits[0].argmax(dim=0).numpy(), self.classes).astype(np.uint8)
+        image = Image.fromarray(rgb)
+        outputs = self.model(**self.processor(image, return_tensors="pt"))
+        if hasattr(self.processor, "restore_logits"):  # with margins or a crop of its own
+            decided = self.processor.post_process_semantic_segmentation(outputs, [rgb.shape[:2]])[0]
+        else:
+            decided = outputs.logits[0].argmax(dim=0)
+        mask = np.isin(decided.numpy(), self.classes).astype(np.uint8)
         box = large_box(mask)
         if box is None:
             return None
@@ -426,6 +500,13 @@ def _size(value: Any, name: str) -> SizeDict:
     if set(size) != {"height", "width"} or not 1 <= min(size.values()) <= max(size.values()) <= MAX_SIDE:
         raise ValueError(f"{name} must have height and width of 1 to {MAX_SIDE} pixels, found {size}.")
     return SizeDict(**size)
+
+
+def _resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize logits (K, h, w) as stock processors do."""
+    if logits.shape[1:] == size:
+        return logits
+    return torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _resampling(resample: Any) -> Image.Resampling:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_medtl.common.text import first_line
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import check_finite, check_missing, load_weights, set_labels
 from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
+from hf_medtl.models.preprocessing import check_steps, medical_processor
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation
 from hf_medtl.models.stock_processor import input_size
 from hf_medtl.models.untrusted import load_config, load_processor
@@ -37,8 +39,14 @@ def build_segmenter(
     image_size: int | None = None,
     revision: str | None = None,
     model_args: dict[str, Any] | None = None,
-) -> tuple[PreTrainedModel, SegformerImageProcessor]:
+    steps: Sequence[str] = (),
+    fit: str = "squash",
+    lung_model: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
     """Load a model with logits (B, K, H, W) for `labels`, and its image processor, which resizes to a square.
+
+    The processor is stock `SegformerImageProcessor`, or `MedicalImageProcessor` with steps or "pad". Either returns
+    masks of the size of the image, also after a crop or with margins.
 
     Args:
         name: one of ARCHITECTURES for a new network, or Hub id or folder of a segmentation model of `transformers` or
@@ -51,11 +59,42 @@ def build_segmenter(
         image_size: height and width in pixels; None for the checkpoint's, or 256 for a new network.
         revision: branch, tag or commit on the Hub, of a checkpoint.
         model_args: of a new network, further arguments of SMP's class.
+        steps: some of STEPS, see `MedicalImageProcessor`.
+        fit: "squash", or "pad" to keep the aspect ratio.
+        lung_model: Hub id or folder of the segmentation model that lung_crop needs.
 
     Raises:
         MedtlError: an unknown name, no network, fewer than two labels, an encoder that does not fit the architecture
-            or the size, weights that do not fit the encoder, or no usable image processor.
+            or the size, weights that do not fit the encoder, no usable image processor, an unknown step or fit, or a
+            crop for a model that can't pass it on.
     """
+    check_steps(steps, fit, lung_model)
+    model, stock = _build(name, labels, encoder, encoder_weights, image_size, revision, model_args)
+    if not steps and fit == "squash":
+        return model, stock
+    settings = {key: getattr(stock, key) for key in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
+    processor = medical_processor(settings, steps, fit, lung_model)
+    if crops := {"brain_crop", "lung_crop"} & {*steps}:
+        if not isinstance(model, SmpForSemanticSegmentation):
+            raise MedtlError(
+                f"--preprocessing {crops.pop()} works with {', '.join(ARCHITECTURES)}, not with "
+                f"{type(model).__name__}: stock pipeline() could not tell where its masks belong. Remove the step, or "
+                "use one of these."
+            )
+        processor.return_crop_boxes = True
+    return model, processor
+
+
+def _build(
+    name: str,
+    labels: tuple[str, ...],
+    encoder: str | None,
+    encoder_weights: str,
+    image_size: int | None,
+    revision: str | None,
+    model_args: dict[str, Any] | None,
+) -> tuple[PreTrainedModel, SegformerImageProcessor]:
+    """Return the model, and a processor without further steps."""
     if len(labels) < 2:
         raise MedtlError(f"Segmentation needs two labels or more, background included; found {', '.join(labels)}.")
     if name not in ARCHITECTURES or Path(name).exists():

@@ -114,6 +114,7 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
         output_hidden_states: bool | None = None,
+        crop_boxes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Return logits (B, K, H, W) of images (B, C, H, W), and with labels the mean cross entropy, in float32.
@@ -126,6 +127,8 @@ class SmpForSemanticSegmentation(PreTrainedModel):
             return_dict: False returns a tuple; None is the configuration's setting.
             output_hidden_states: also return the features (B, C, H, W) of each stage of the encoder for the padded
                 image, from fine to coarse; None as above.
+            crop_boxes: (B, 4) crops that the image processor made; they are returned, because it needs them again for
+                masks of the size of the images.
             kwargs: other arguments that stock models take; they are ignored.
         """
         height, width = pixel_values.shape[-2:]
@@ -142,6 +145,8 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         stages = tuple(x for x in features[1:] if x.numel())  # the first is the image; encoders may lack a stage
         output = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=stages if wanted else None)
+        if crop_boxes is not None:
+            output["crop_boxes"] = crop_boxes
         keep_names = self.config.return_dict if return_dict is None else return_dict
         return output if keep_names else output.to_tuple()
 

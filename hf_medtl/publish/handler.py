@@ -86,8 +86,8 @@ class EndpointHandler:
         image = read(data.get("inputs"))
         with self.lock, torch.inference_mode():
             inputs = self.processor(image, return_tensors="pt").to(self.model.device)
-            logits = self.model(**inputs).logits.float().cpu()
-            return self.mask(logits, image) if self.of_masks else self.decide(logits[0].double())  # on the CPU
+            outputs = self.model(**inputs)
+            return self.mask(outputs, image) if self.of_masks else self.decide(outputs.logits[0].cpu().double())
 
     def decide(self, logits: torch.Tensor) -> dict[str, Any]:
         """Return probabilities and decision for logits (K,)."""
@@ -120,11 +120,12 @@ class EndpointHandler:
         squared = (inside.square() / fitted["variances"]).sum(1) + outside / fitted["rest"]
         return float(squared.min() / len(features))
 
-    def mask(self, logits: torch.Tensor, image: Image.Image) -> dict[str, Any]:
-        """Return the most probable class of each pixel for logits (1, K, h, w)."""
+    def mask(self, outputs: Any, image: Image.Image) -> dict[str, Any]:
+        """Return the most probable class of each pixel for outputs of the model with logits (1, K, h, w)."""
+        outputs.logits = outputs.logits.float().cpu()
         size = image.height, image.width
-        resized = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
-        mask, png = resized.argmax(0).to(torch.uint8), io.BytesIO()
+        mask = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].to(torch.uint8)
+        png = io.BytesIO()
         Image.fromarray(mask.numpy()).save(png, "png")
         return {
             "mask": base64.b64encode(png.getvalue()).decode(),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     SegformerConfig,
@@ -89,6 +90,26 @@ def build_tiny(encoder: str = "tu-test_resnet", labels=LABELS, **more):
             if name.endswith("running_mean"):
                 buffer.normal_(std=0.1)
     return model.eval(), processor
+
+
+class _Pixels(nn.Module):
+    def forward(self, pixels):
+        return [pixels]
+
+
+class _Last(nn.Module):
+    def forward(self, features):
+        return features[-1]
+
+
+def build_threshold_segmenter(**more):
+    """Return a network that marks pixels darker than mid-grey, and its processor: its right masks are known."""
+    model, processor = build_tiny(**more)
+    model.encoder, model.decoder, model.segmentation_head = _Pixels(), _Last(), nn.Conv2d(3, 2, 1)
+    with torch.no_grad():
+        model.segmentation_head.weight.copy_(torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 3, 1, 1))
+        model.segmentation_head.bias.zero_()
+    return model, processor
 
 
 def save_segformer(folder):
