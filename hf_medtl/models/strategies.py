@@ -12,7 +12,10 @@ from hf_medtl.common.extras import require
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.heads import find_head, is_segmenter
 
-STRATEGIES = ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora")
+STRATEGIES = (
+    *("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
+    *("linear_probe", "knn"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Strategy:
             blocks; everything, with a learning rate that decays from block to block towards the input (as in BEiT,
             https://arxiv.org/abs/2106.08254); the head alone and then everything (Kumar et al. 2022,
             https://arxiv.org/abs/2202.10054); the head and low-rank adapters of the linear layers (Hu et al. 2021,
-            https://arxiv.org/abs/2106.09685).
+            https://arxiv.org/abs/2106.09685); and without training steps, on features that are computed once, logistic
+            regression as the head, or k nearest neighbours, which only measure the encoder.
         epochs: number of training epochs.
         unfreeze_blocks: number of trained blocks, for last_n.
         unfreeze_schedule: epoch:blocks pairs such as 2:1,4:3,6:all, for progressive; "" adds blocks evenly from epoch 1
@@ -75,13 +79,19 @@ class Strategy:
         return self.name in ("last_n", "progressive", "differential")
 
     @property
+    def is_fitted(self) -> bool:
+        """True if a classifier is fitted on features of the frozen body, without training steps."""
+        return self.name in ("linear_probe", "knn")
+
+    @property
     def staged(self) -> bool:
         """True if the set of trainable parameters changes during training."""
         return self.name in ("progressive", "lp_ft")
 
     def head_only(self, epoch: int) -> bool:
         """Return True if only the head trains in this epoch."""
-        return self.name == "feature_extraction" or (self.name == "lp_ft" and epoch < self.probe_epochs)
+        frozen = self.name == "feature_extraction" or self.is_fitted
+        return frozen or (self.name == "lp_ft" and epoch < self.probe_epochs)
 
     def unfreeze_steps(self, blocks: int) -> dict[int, int]:
         """Return epoch -> number of blocks that train from it on, of a model with `blocks`; blocks + 1 is everything.
@@ -131,7 +141,8 @@ class Strategy:
         """Check that this strategy can train the model.
 
         Raises:
-            MedtlError: too few blocks, no ordered blocks, too few linear layers for LoRA, or peft is not installed.
+            MedtlError: too few blocks, no ordered blocks, a head without bias, too few linear layers for LoRA, or peft
+                is not installed.
         """
         if self.by_blocks:
             blocks = count_blocks(parameter_depths(model))
@@ -142,6 +153,11 @@ class Strategy:
                     f"{type(model).__name__} has {blocks} blocks, so {most} can't be unfrozen. Use at most {blocks}, "
                     "or --strategy full."
                 )
+        if self.name == "linear_probe" and find_head(model).bias is None:
+            raise MedtlError(
+                f"The head of {type(model).__name__} has no bias, so logistic regression can't be saved in it. Use "
+                "--strategy feature_extraction."
+            )
         if self.name == "lora":
             require("peft", "lora", "--strategy lora")
             _linear_layers(model)

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_medtl.common.progress import track
 from hf_medtl.data.prepared import PreparedImages
+from hf_medtl.errors import MedtlError
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.strategies import eval_frozen_modules
 from hf_medtl.training.distributed import keep_workers
@@ -120,6 +121,30 @@ def add_features_input(model: PreTrainedModel, dropout: float) -> Callable[[], N
 
     model.forward = forward
     return undo
+
+
+@torch.no_grad()
+def check_pooled(model: PreTrainedModel, pixels: torch.Tensor) -> None:
+    """Check that the head takes one vector per image, and that its output is the logits.
+
+    Args:
+        model: model on its device; it is in eval mode afterwards.
+        pixels: (B, 3, H, W) normalized images.
+
+    Raises:
+        MedtlError: It does not, so a head that is fitted on its inputs would not be the model's.
+    """
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = find_head(model).register_forward_hook(lambda module, args, output: calls.append((args[0], output)))
+    try:
+        logits = model.eval()(pixel_values=pixels).logits
+    finally:
+        hook.remove()
+    if len(calls) != 1 or calls[0][0].ndim != 2 or not torch.equal(calls[0][1], logits):
+        raise MedtlError(
+            f"The logits of {type(model).__name__} do not come from one linear layer on one vector per image, so no "
+            "classifier can be fitted on such vectors. Use --strategy feature_extraction."
+        )
 
 
 @torch.no_grad()

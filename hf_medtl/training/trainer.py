@@ -4,12 +4,13 @@ import contextlib
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,7 +27,7 @@ from transformers import (
 from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.device import memory_format
-from hf_medtl.models.heads import is_segmenter
+from hf_medtl.models.heads import find_head, is_segmenter
 from hf_medtl.models.image_size import size_arguments
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.models.strategies import (
@@ -46,7 +47,9 @@ from hf_medtl.training.distributed import PADDING_EXAMPLE, keep_workers, shard_b
 from hf_medtl.training.divergence import DivergenceCheck
 from hf_medtl.training.ema import Ema
 from hf_medtl.training.epoch_log import BarCallback, EpochLog
+from hf_medtl.training.linear_probe import LinearProbe, fit_linear_probe
 from hf_medtl.training.mixing import mix_batch
+from hf_medtl.training.nearest_neighbours import NearestNeighbours
 from hf_medtl.training.recipe import Recipe
 
 logger = logging.getLogger("hf_medtl")
@@ -67,6 +70,11 @@ class MedicalTrainer(Trainer):
         loss: function of logits, targets and the number of targets.
         metrics: metrics of each evaluation, by name.
         reduce: reduces a batch's logits and targets to what `metrics` needs, to save memory.
+        groups: (n,) group of each training image, for cross-validation of a strategy that is fitted.
+
+    Attributes:
+        features: train and validation -> features (n, d), of a strategy that is fitted.
+        fitted: what it fitted.
     """
 
     args: Recipe
@@ -82,6 +90,7 @@ class MedicalTrainer(Trainer):
         loss: Callable[..., torch.Tensor],
         metrics: Callable[[EvalPrediction], dict[str, float]],
         reduce: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        groups: Sequence[str] = (),
     ) -> None:
         self.strategy = recipe.plan
         self.strategy.check(model)
@@ -101,9 +110,13 @@ class MedicalTrainer(Trainer):
         self.size: int | None = None  # of training images in this epoch, where it is not that of the model
         self.size_arguments = size_arguments(model) if recipe.sizes.stages else {}
         self.divergence = DivergenceCheck(recipe)
+        self.groups, self.class_weights = groups, getattr(loss, "weights", None)
+        self.features: dict[str, torch.Tensor] = {}
+        self.fitted: LinearProbe | NearestNeighbours | None = None
         self.sets: list[features.FeatureSet] = []
         can_cache = recipe.cache_features and not is_segmenter(model)
-        if can_cache and self.strategy.head_only(0) and not (recipe.mixup or recipe.cutmix):
+        can_cache &= not (self.strategy.is_fitted or recipe.mixup or recipe.cutmix)
+        if can_cache and self.strategy.head_only(0):
             self.sets = [features.FeatureSet(data, recipe.feature_views) for data in (train, validation)]
         callbacks: list[TrainerCallback] = [Progress(), StrategyCallback(self), EpochLog()]
         if recipe.early_stopping_patience:
@@ -312,9 +325,49 @@ class MedicalTrainer(Trainer):
         plain = copy.copy(images)
         plain.augment = None
         data = features.FeatureSet(plain, views=1)
-        stage = "Computing features for out-of-distribution detection"
-        features.compute_features(data, self.model, self._prepare_inputs, self.args, stage)
+        stage = "Computing features" + " for out-of-distribution detection" * (not self.strategy.is_fitted)
+        # Training has wrapped the model's forward in the context of --mixed_precision; without steps nothing has.
+        with self.accelerator.autocast() if self.strategy.is_fitted else contextlib.nullcontext():
+            features.compute_features(data, self.model, self._prepare_inputs, self.args, stage)
         return cast(torch.Tensor, data.values)[0]
+
+    def _fit(self) -> None:
+        """Fit the classifier of the strategy on features of the training images, and measure it on validation."""
+        progress = self.progress
+        progress.started = time.monotonic()
+        images = {"train": self.train_dataset, "validation": self.eval_dataset}
+        batch = torch.utils.data.default_collate([cast(Any, self.eval_dataset)[0]])
+        features.check_pooled(self.model, self._prepare_inputs(batch)["pixel_values"])
+        self.features = {split: self.head_inputs(cast(PreparedImages, data)) for split, data in images.items()}
+        targets = {split: np.asarray(cast(PreparedImages, data).labels) for split, data in images.items()}
+        weights = None if self.class_weights is None else self.class_weights.tolist()
+        head = find_head(self.model)
+        number = head.out_features
+        if self.strategy.name == "knn":
+            self.fitted = NearestNeighbours(self.features["train"], targets["train"], self.groups, number, weights)
+            logits = self.fitted.logits(self.features["validation"])
+        else:
+            values = self.features["train"].numpy()
+            seed = self.args.seed
+            self.fitted = fit_linear_probe(values, targets["train"], self.groups, weights, seed, number)
+            with torch.no_grad():
+                for parameter, fitted in ((head.weight, self.fitted.weight), (head.bias, self.fitted.bias)):
+                    parameter.copy_(torch.from_numpy(fitted))
+            logits = self.fitted.logits(self.features["validation"].numpy())
+        progress.seconds, progress.started = progress.total_seconds(), None
+        self._measure_fitted(logits, targets["validation"])
+
+    def _measure_fitted(self, logits: NDArray[np.float64], targets: NDArray[Any]) -> None:
+        """Log the metrics of the validation split, and report them to the callbacks, as an evaluation does."""
+        loss = cast(Any, self.compute_loss_func)({"logits": torch.from_numpy(logits)}, torch.from_numpy(targets))
+        measured = cast(Any, self.compute_metrics)(EvalPrediction(logits, targets))  # type: ignore[arg-type]
+        metrics = {"eval_loss": float(loss), **{f"eval_{name}": value for name, value in measured.items()}}
+        self.state.best_metric = metrics.get(f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}")
+        shown = ("loss", "roc_auc", "balanced_accuracy")
+        values = ", ".join(f"{name} {metrics[f'eval_{name}']:.3f}" for name in shown if f"eval_{name}" in metrics)
+        logger.info("Fitted on %d images in %.1f s. Validation: %s", len(self.groups), self.progress.seconds, values)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:  # training had already ended before it was resumed
@@ -322,6 +375,8 @@ class MedicalTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; then turns the model into the published one: EMA weights, LoRA merged, no features."""
+        if self.strategy.is_fitted:
+            return self._fit()
         try:
             result = super().train(*args, **kwargs)
         finally:
