@@ -78,7 +78,7 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         """results.json."""
         results = self._json("results.json")
-        for key, kind in (("task", str), ("dataset", str), ("metrics", dict), ("folds", list)):
+        for key, kind in (("task", str), ("dataset", str), ("metrics", dict), ("folds", list), ("fitted", dict)):
             if not isinstance(results.get(key, kind()), kind):
                 raise MedtlError(f"{self.path / 'results.json'} is damaged: {key} is {str(results[key])[:100]!r}.")
         for fold in results.get("folds", ()):
@@ -133,6 +133,19 @@ class RunFolder:
     def folds(self) -> list["RunFolder"]:
         """The runs of a cross-validation, in order; empty for a single run."""
         return [RunFolder(self.path / f"fold-{fold['fold']}") for fold in self.results.get("folds", ())]
+
+    @property
+    def only_measures(self) -> bool:
+        """True if the run measured an encoder and has no model: --strategy knn, or all folds of it."""
+        return (self.folds or [self])[0].results.get("fitted", {}).get("strategy") == "knn"
+
+    def check_has_model(self) -> None:
+        """Raise MedtlError if the run only measured an encoder."""
+        if not (self.path / "config.json").is_file() and self.only_measures:
+            raise MedtlError(
+                f"{self.path} is a run of --strategy knn, which measures an encoder and has no model. Give a run of "
+                "another strategy, such as linear_probe."
+            )
 
     @property
     def models(self) -> list["RunFolder"]:

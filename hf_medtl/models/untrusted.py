@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from hf_medtl.common.links import check_link
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.ensemble import TIMM_ARGUMENTS
 from hf_medtl.models.processor import LUNG_MODEL, MAX_SIDE
@@ -59,6 +60,7 @@ def check_model(name: str | Path, revision: str | None = None, trust_remote_code
     """
     if Path(name).is_dir():
         folder = Path(name)
+        RunFolder(folder).check_has_model()
     elif (name, revision, trust_remote_code) in _checked:
         return revision
     else:

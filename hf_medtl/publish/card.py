@@ -117,15 +117,16 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
     tested = [(spec, results, results["splits_sha256"])]
     tested += [(facts["external_spec"], results["external"], None)] if "external" in results else []
     published = None if base_model is None or base_model.is_local else base_model.name
+    has_model = results.get("fitted", {}).get("strategy") != "knn"
     return ModelCardData(
         **card_metadata(facts["license"], list_sources(facts)),
         base_model=published,
-        base_model_relation="finetune" if published else None,
+        base_model_relation="finetune" if published and has_model else None,
         # Only ids on the Hub, which links them; the model-index names other data sets.
         datasets=[spec.hub_id] if spec.hub_id else None,
         metrics=[name for name, metric in results["metrics"].items() if metric["value"] is not None],
-        pipeline_tag=spec.task,
-        library_name="transformers",
+        pipeline_tag=spec.task if has_model else None,
+        library_name="transformers" if has_model else None,
         tags=["medical", "hf_medtl", *(["synthetic-data"] if spec.phantom else [])],
         model_name=facts["name"],
         eval_results=[

@@ -35,6 +35,7 @@ def check_run_files(folder: Path) -> dict[str, Any]:
         MedtlError: A file is missing or damaged.
     """
     run = RunFolder(folder)
+    run.check_has_model()
     if run.is_marked or not (folder / "config.json").is_file():
         raise MedtlError(f"{folder} is not a finished run, so nothing was uploaded.")
     if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:

@@ -31,7 +31,7 @@ from hf_medtl.training.recipe import Recipe
 logger = logging.getLogger("hf_medtl")
 
 SUMMARY_FILES = ("README.md", CHECKSUMS, "figures", "predictions.csv", "recipe.yaml", "results.json")
-FOLD_KEYS = ("n", "n_groups", "threshold", "temperature", "metrics", "train_seconds", "splits_sha256")
+FOLD_KEYS = ("n", "n_groups", "threshold", "temperature", "metrics", "fitted", "train_seconds", "splits_sha256")
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,6 +176,7 @@ def _dummy_results(recipe: Recipe, task: Task, loaded: LoadedDataset) -> dict[st
         "train_seconds": 0.0,
         "peak_memory_mb": 0.0,
         "splits_sha256": "",
+        **({"fitted": {"strategy": recipe.strategy}} if recipe.plan.is_fitted else {}),
     }
 
 
@@ -235,7 +236,7 @@ def rewrite_card(
         if value := facts.get(key):
             facts[key] = kind(**{name: value for name, value in value.items() if name in names})
     wording = finding_sentences(facts["findings"], run.results, facts["spec"].title)
-    if wording and run.config.get("wording") != wording:  # for Predictor and the Space
+    if wording and run.config and run.config.get("wording") != wording:  # for Predictor and the Space
         run.write("config.json", run.config | {"wording": wording})
     text = render_card(facts | {"results": run.results, "wording": wording}, facts["prose"])
     run.write("README.md", copy_sections(card.read_text("utf-8"), text, SECTIONS) if card.exists() else text)

@@ -104,6 +104,8 @@ def _required_files(run: RunFolder) -> Iterator[Path]:
     """Yield the files that a run needs, beyond those that its checksums name."""
     others = any((run.path / name).exists() for name in ("study.json", SEARCH_DB))
     trained = (run.path / "config.json").is_file() or (run.path / "splits.csv").is_file()
+    with contextlib.suppress(MedtlError):  # a damaged file, which is found by reading it
+        trained = trained and not run.only_measures
     if trained and not run.is_marked and not others:
         yield run.path / "config.json"
         with contextlib.suppress(MedtlError):  # a damaged index, which is found by reading it
