@@ -18,6 +18,8 @@ from hf_medtl.runs.model_card import count_excluded, warn_instead, write_card
 from hf_medtl.runs.resuming import read_notes
 from hf_medtl.tasks import Task
 from hf_medtl.training.arguments import option_name
+from hf_medtl.training.linear_probe import LinearProbe
+from hf_medtl.training.nearest_neighbours import TEMPERATURE, NearestNeighbours
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import environment, peak_memory_mb
 from hf_medtl.training.trainer import MedicalTrainer
@@ -32,6 +34,8 @@ STRATEGIES = {
     "differential": "all weights, with lower learning rates for earlier blocks",
     "lp_ft": "first the head only, then all weights",
     "lora": "low-rank adapters (merged into the weights) and the head",
+    "linear_probe": "the head only, by logistic regression",
+    "knn": "nothing",
 }
 
 
@@ -67,6 +71,7 @@ def write_artifacts(
     results = {
         **measured[0],
         **({"outliers": ood_rates} if ood_rates else {}),
+        **({"fitted": {"strategy": recipe.strategy, **trainer.fitted.facts}} if trainer.fitted else {}),
         "train_seconds": round(trainer.progress.total_seconds(), 1),
         "peak_memory_mb": round(peak_memory_mb(recipe.device), 1),
         **({} if kwh is None else {"energy_kwh": kwh}),
@@ -86,13 +91,18 @@ def write_artifacts(
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     with warn_instead("Figures", folder, f"hf-medtl card write {folder} --figures {recipe.figures}"):
-        log, best = trainer.state.log_history, trainer.state.best_global_step
-        plots.training_history(log, best, figures / "history.png", task.main_metric, METRIC_NAMES[task.main_metric])
+        if not trainer.fitted:
+            log, best = trainer.state.log_history, trainer.state.best_global_step
+            plots.training_history(log, best, figures / "history.png", task.main_metric, METRIC_NAMES[task.main_metric])
         task.draw_figures(folder, figures, loaded, predictions, results)
     with warn_instead("The model card", folder, f"hf-medtl card write {folder}"):
         of_training = {
             "procedure": [
-                *_describe_training(recipe, trainer.state),
+                *(
+                    _describe_fit(recipe, trainer.fitted)
+                    if trainer.fitted
+                    else _describe_training(recipe, trainer.state)
+                ),
                 *(f"{note.removeprefix('# ')}." for note in read_notes(run)),
             ],
             "worst": task.worst_images(neutral_table(run, table), results, MAX_WORST),
@@ -102,6 +112,32 @@ def write_artifacts(
         }
         write_card(folder, facts | of_training)
     return results
+
+
+def _describe_fit(recipe: Recipe, fitted: LinearProbe | NearestNeighbours) -> list[str]:
+    """Sentences about a classifier that was fitted on features, and how its one number was chosen."""
+    if isinstance(fitted, NearestNeighbours):
+        sentences = [
+            "No weights were trained: the votes of the training images with the highest cosine similarity of features "
+            f"are counted, each weighted by exp(similarity / {TEMPERATURE:g}), as in the kNN evaluation of DINO.",
+            f"{fitted.k} neighbour{'s' * (fitted.k > 1)} had the lowest log loss on the training split, the votes of "
+            "each image's own group left out.",
+        ]
+    else:
+        chosen = [part["C"] for part in fitted.facts.get("labels", [fitted.facts]) if part["C"] is not None]
+        values = " to ".join(f"{value:g}" for value in sorted({min(chosen), max(chosen)})) if chosen else "none"
+        each = " for each label" * ("labels" in fitted.facts)
+        sentences = [
+            f"Training: {STRATEGIES[recipe.strategy]}{each}, on standardised features of the frozen encoder that were "
+            "computed once; the standardisation is part of the head.",
+            f"The L2 penalty (C = {values}) had the lowest log loss in cross-validation on the training split, whose "
+            "folds share no group.",
+        ]
+    return [
+        *sentences,
+        f"Class weights: {recipe.class_weights}. Images were not augmented.",
+        f"Seeds: {recipe.seed} for cross-validation, {recipe.split_seed} for the split.",
+    ]
 
 
 def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:
@@ -118,6 +154,11 @@ def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:
         f"weights {recipe.class_weights}.",
         f"Augmentation of training images: {recipe.augmentation}{''.join(mixing)}.",
     ]
+    if recipe.oversampling:
+        sentences.append(
+            f"Oversampling: images with a class in less than {recipe.oversampling:g} of the training images were "
+            f"repeated, the square root of ({recipe.oversampling:g} / its fraction) times in an epoch."
+        )
     if stages := [f"{number} at {size} × {size} pixels" for size, number in recipe.sizes.stages]:
         sentences.append(f"Epochs on smaller images came first: {', then '.join(stages)}.")
     average = f" They are an exponential moving average (decay {recipe.ema_decay:g})." if recipe.ema_decay else ""

@@ -118,11 +118,13 @@ def check(recipe: Recipe) -> Plan:
     with recipe.main_process_first(local=True):
         external = _load_external(recipe, loaded) if recipe.external_dataset else None
     model, processor, loss = build(recipe, loaded)
+    task.check_data(model.config, loaded)
     if external:
         task.check_external(model.config, external)
     check_training(recipe, task, loaded, model, processor)
     copies = 1 + (recipe.strategy == "lora") + 2 * bool(recipe.ema_decay)
-    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, int(recipe.num_train_epochs), copies)
+    epochs = 0 if recipe.plan.is_fitted else int(recipe.num_train_epochs)  # each may have a checkpoint
+    needed = disk_needed(model.num_parameters(), recipe.save_total_limit, epochs, copies)
     check_disk(folder, needed)
     card = collect_facts(recipe, task, loaded, external, model, processor)
     _check_licences(recipe, card)
@@ -147,7 +149,7 @@ def build(recipe: Recipe, loaded: LoadedDataset) -> tuple[PreTrainedModel, Any, 
     if loaded.positive is not None and task.has_probabilities:
         model.config.positive_label = loaded.positive  # a run that is resumed keeps it
     recipe.plan.check(model)
-    return model, processor, task.loss(recipe, labels, task.targets(loaded, "train"))
+    return model, processor, task.loss(recipe, labels, task.loss_targets(recipe, model.config, loaded))
 
 
 def _check_licences(recipe: Recipe, card: Mapping[str, Any]) -> None:

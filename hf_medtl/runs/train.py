@@ -24,6 +24,7 @@ from hf_medtl.errors import Interrupted, MedtlError
 from hf_medtl.evaluation.decisions import proportion
 from hf_medtl.evaluation.matplotlib_backend import figure_formats
 from hf_medtl.evaluation.ood import OutOfDistributionScorer, ood_threshold
+from hf_medtl.models.heads import to_probabilities
 from hf_medtl.publish.checkpoints import CheckpointUploader
 from hf_medtl.publish.hub import create_repository, push, validate_card
 from hf_medtl.publish.licences import list_sources
@@ -37,11 +38,12 @@ from hf_medtl.runs.folder import check_output_dir, check_shared_folder, start_ru
 from hf_medtl.runs.lock import RUN_LOCK, TRAINS, lock_folder
 from hf_medtl.runs.model_card import model_name, render_with_dummy_results
 from hf_medtl.runs.preflight import Plan, build
-from hf_medtl.runs.preprocessing import preprocess_splits
+from hf_medtl.runs.preprocessing import oversample, preprocess_splits
 from hf_medtl.runs.resuming import last_change
 from hf_medtl.runs.search import search
 from hf_medtl.runs.search_space import show_space
 from hf_medtl.tasks import task_for_dataset
+from hf_medtl.training.nearest_neighbours import NearestNeighbours
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.runtime import EnergyMeter, keep_freed_memory
 from hf_medtl.training.tracking import close_trackers, keep_trackers_open, log_results
@@ -103,11 +105,12 @@ def _train_and_write(recipe: Recipe, plan: Plan) -> Path:
 
         trainer = make_trainer(recipe, loaded, model, processor, plan.loss)
         energy_kwh = _train(recipe, plan, trainer)
-        save(recipe, folder, model, processor)
-
-        ood_rates = _calibrate(recipe, plan, trainer) if task.has_probabilities else {}
-
-        tested = [(data, task.predict(folder, data, "test")) for data in (loaded, plan.external) if data]
+        if isinstance(trainer.fitted, NearestNeighbours):  # which no class of transformers can hold: there is no model
+            ood_rates, tested = {}, _test_neighbours(recipe, plan, trainer, trainer.fitted)
+        else:
+            save(recipe, folder, model, processor)
+            ood_rates = _calibrate(recipe, plan, trainer) if task.has_probabilities else {}
+            tested = [(data, task.predict(folder, data, "test")) for data in (loaded, plan.external) if data]
         if recipe.should_save:
             result = write_artifacts(recipe, task, folder, tested, trainer, ood_rates, energy_kwh, plan.card)
             RunFolder(folder).mark_finished()
@@ -202,16 +205,40 @@ def make_trainer(
         loss: The training loss.
         trainer_class: Class of the trainer.
     """
-    task = task_for_dataset(loaded)
+    task, shown = task_for_dataset(loaded), oversample(recipe, model.config, loaded)
+    masks = task.mask_options(model.config, loaded.with_unused())
+    if shown is not None and recipe.should_save:
+        logger.info("Oversampling: an epoch shows %d training images %d times.", shown[-1] + 1, len(shown))
     return trainer_class(
         recipe,
         model,
         processor,
-        **preprocess_splits(recipe, loaded, processor, task.mask_options(model.config, loaded.with_unused())),
+        **preprocess_splits(recipe, loaded, processor, masks, shown=shown),
         loss=loss,
         metrics=partial(task.validation_metrics, positive=loaded.positive_index),
         reduce=task.reduce_logits,
+        groups=loaded.rows("train")["group"].tolist(),
     )
+
+
+def _test_neighbours(
+    recipe: Recipe, plan: Plan, trainer: MedicalTrainer, neighbours: NearestNeighbours
+) -> list[tuple[LoadedDataset, Any]]:
+    """Fit the decision rule on the validation split; return the data sets with probabilities of their test splits."""
+    config = plan.model.config
+
+    def probabilities(features: torch.Tensor, temperature: float = 1) -> NDArray[np.float64]:
+        return to_probabilities(torch.from_numpy(neighbours.logits(features) / temperature), config).numpy()
+
+    validation = probabilities(trainer.features["validation"])
+    rule = plan.task.calibrate(None, plan.loaded, validation, recipe.threshold, recipe.conformal_alpha)
+    config.update(rule.to_config())
+    tested = []
+    for data in (plan.loaded, plan.external):
+        if data:
+            images = preprocess_splits(recipe, data, plan.processor, splits=["test"])["test"]
+            tested.append((data, probabilities(trainer.head_inputs(images), rule.temperature or 1)))
+    return tested
 
 
 def _calibrate(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> dict[str, Any]:
@@ -236,7 +263,8 @@ def _detect_ood(recipe: Recipe, plan: Plan, trainer: MedicalTrainer) -> tuple[fl
     if plan.external:
         splits["external"] = preprocess_splits(recipe, plan.external, plan.processor, splits=["test"])["test"]
     features: dict[str, NDArray[np.float32]] = {
-        name: trainer.head_inputs(images).numpy() for name, images in splits.items()
+        name: (trainer.features[name] if name in trainer.features else trainer.head_inputs(images)).numpy()
+        for name, images in splits.items()
     }
     try:
         strata = plan.task.feature_strata(plan.loaded, "train")

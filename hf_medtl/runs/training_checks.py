@@ -16,9 +16,11 @@ from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.preprocessing import to_uint8
 from hf_medtl.models.strategies import count_blocks, eval_frozen_modules, parameter_depths, set_trainable
+from hf_medtl.runs.preprocessing import oversample
 from hf_medtl.tasks import Task
 from hf_medtl.training.arguments import option_name
 from hf_medtl.training.distributed import smallest_batch
+from hf_medtl.training.features import check_pooled
 from hf_medtl.training.recipe import LOWER_IS_BETTER, Recipe
 from hf_medtl.training.trainer import MedicalTrainer
 
@@ -41,7 +43,8 @@ def check_training(recipe: Recipe, task: Task, loaded: LoadedDataset, model: Pre
     Raises:
         MedtlError: an option that does not go with the others, the data or the model.
     """
-    check_metric(recipe, task, loaded)
+    if not recipe.plan.is_fitted or recipe.search:
+        check_metric(recipe, task, loaded)
     missing = [label for label, count in loaded.counts()["validation"].items() if not count]
     if task.has_probabilities and missing:
         logger.warning(
@@ -49,14 +52,20 @@ def check_training(recipe: Recipe, task: Task, loaded: LoadedDataset, model: Pre
             "account. A larger --validation_fraction, or another split, may have some.",
             ", ".join(missing),
         )
+    if recipe.plan.is_fitted:
+        height, width = _image_shape(processor)
+        check_pooled(model, torch.zeros(1, 3, height, width))
+        return
     if task.base_model(recipe) is None and 0 < recipe.learning_rate < 1e-4:
         logger.warning(
             "--learning_rate %g is for fine-tuning pretrained weights. Random weights, as here, learn little with it: "
             "5e-4 to 1e-3 is usual, with more epochs.",
             recipe.learning_rate,
         )
-    _check_batches(recipe, len(loaded.rows("train")), model, processor)
-    steps = _count_steps(recipe, len(loaded.rows("train")))
+    shown = oversample(recipe, model.config, loaded)
+    number = len(loaded.rows("train") if shown is None else shown)
+    _check_batches(recipe, number, model, processor)
+    steps = _count_steps(recipe, number)
     _check_optimizer(recipe, model, steps)
     by_steps = option_name(recipe.eval_strategy) == "steps"
     end = steps if by_steps else max(recipe.num_train_epochs, 1)
@@ -152,7 +161,7 @@ def _fails_on_one_image(recipe: Recipe, model: PreTrainedModel, processor: Any) 
     training, plan = model.training, recipe.plan
     depths = parameter_depths(model) if plan.by_blocks else None
     blocks = count_blocks(depths) if depths else 0
-    height, width = to_uint8(processor, [Image.new("RGB", (64, 64))]).shape[1:3]
+    height, width = _image_shape(processor)
     try:
         set_trainable(model, plan.trainable_blocks(plan.epochs, blocks), depths)
         model.train()
@@ -170,6 +179,11 @@ def _fails_on_one_image(recipe: Recipe, model: PreTrainedModel, processor: Any) 
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
     return False
+
+
+def _image_shape(processor: Any) -> tuple[int, int]:
+    """Return height and width of a preprocessed image."""
+    return to_uint8(processor, [Image.new("RGB", (64, 64))]).shape[1:3]
 
 
 def _count_steps(recipe: Recipe, number: int) -> int:

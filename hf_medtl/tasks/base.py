@@ -91,11 +91,36 @@ class Task(ABC):
             MedtlError: data that could not be measured, or something that the model's configuration lacks.
         """
 
+    def check_data(self, config: Any, loaded: LoadedDataset) -> None:  # noqa: B027 - most tasks need nothing
+        """Check that a data set has what training and testing a model need; by default nothing more than images.
+
+        Args:
+            config: configuration of the model.
+            loaded: data set.
+
+        Raises:
+            MedtlError: something that is missing.
+        """
+
     # Training
 
     @abstractmethod
     def targets(self, loaded: LoadedDataset, split: str) -> Any:
         """Return the training target of each image of a split."""
+
+    def loss_targets(self, recipe: Recipe, config: Any, loaded: LoadedDataset) -> Any:
+        """Return what class weights are computed from: the targets of the training split.
+
+        Args:
+            recipe: the run's options.
+            config: configuration of the model, which assigns the values in masks to classes.
+            loaded: data set.
+        """
+        return self.targets(loaded, "train")
+
+    def training_presence(self, config: Any, loaded: LoadedDataset) -> NDArray[np.bool_]:
+        """Return (n, K) True for each class that a training image shows, for oversampling of rare ones."""
+        return loaded.label_matrix()[(loaded.table["split"] == "train").to_numpy()] > 0
 
     @abstractmethod
     def loss(self, recipe: Recipe, labels: tuple[str, ...], targets: Any) -> Callable[..., torch.Tensor]:
@@ -104,7 +129,7 @@ class Task(ABC):
         Args:
             recipe: the run's options.
             labels: (K,) labels of the outputs.
-            targets: those of the training split, for class weights.
+            targets: of `loss_targets`, for class weights.
 
         Returns:
             A function of logits, targets and the number of targets as `Trainer` counts them.
@@ -164,14 +189,14 @@ class Task(ABC):
         """
 
     def calibrate(
-        self, model: PreTrainedModel, loaded: LoadedDataset, predictions: Any, rule: str, alpha: float
+        self, model: PreTrainedModel | None, loaded: LoadedDataset, predictions: Any, rule: str, alpha: float
     ) -> DecisionRule:
         """Fit temperature and decision rule on the validation split; its `to_config` goes into config.json.
 
         Only for tasks with `has_probabilities`. It may change the model.
 
         Args:
-            model: trained model.
+            model: trained model; None if the predictions are of none.
             loaded: data set with the validation split.
             predictions: of the validation split.
             rule: rule of the decision threshold, see `parse_rule`.

@@ -51,7 +51,7 @@ class Classification(Task):
     def check_recipe(self, recipe: Recipe) -> None:
         """Check the loss, the threshold rule and alpha, and refuse options for masks."""
         recipe.refuse(
-            ("encoder", "encoder_weights", "mask_values", "largest_components", "fill_holes"),
+            ("encoder", "encoder_weights", "mask_values", "largest_components", "fill_holes", "surface_tolerance"),
             "only for --task image-segmentation. Remove the option, or add --task image-segmentation.",
         )
         if recipe.loss not in LOSSES:
@@ -157,11 +157,17 @@ class Classification(Task):
         return np.full((len(loaded.rows("test")), len(labels)), 1 / len(labels)), rule
 
     def calibrate(
-        self, model: PreTrainedModel, loaded: LoadedDataset, predictions: NDArray[np.float64], rule: str, alpha: float
+        self,
+        model: PreTrainedModel | None,
+        loaded: LoadedDataset,
+        predictions: NDArray[np.float64],
+        rule: str,
+        alpha: float,
     ) -> DecisionRule:
         """Divide the head's weights by a temperature; return it with thresholds (and conformal sets)."""
         logits, temperature = self._fit_temperature(loaded, predictions)
-        fold_temperature(model, temperature)
+        if model is not None:
+            fold_temperature(model, temperature)
         return replace(self._fit_decisions(loaded, logits / temperature, rule, alpha), temperature=temperature)
 
     def _fit_temperature(

@@ -1,5 +1,6 @@
 """Image segmentation: a class for each pixel."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +18,32 @@ from transformers import EvalPrediction, Pipeline, PreTrainedModel
 from hf_medtl.data.cache import check_masks
 from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.images import read_image
+from hf_medtl.data.mask_classes import class_fractions
 from hf_medtl.data.specs import DATASETS, DatasetSpec
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.evaluation.evaluate import segmentation_results
-from hf_medtl.evaluation.masks import IGNORE_INDEX, mask_metrics
+from hf_medtl.evaluation.masks import IGNORE_INDEX
 from hf_medtl.evaluation.run_scores import RunScores
+from hf_medtl.evaluation.tolerance import Tolerance
 from hf_medtl.models.encoders import encoder_source, read_encoder
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.tasks.base import Reader, Score, Task
-from hf_medtl.tasks.mask_predictions import mask_options, predict_and_measure, true_mask
-from hf_medtl.training.mask_losses import LOSSES, MaskLoss
+from hf_medtl.tasks.mask_predictions import (
+    check_spacing,
+    config_tolerance,
+    mask_options,
+    measure_mask,
+    predict_and_measure,
+    true_mask,
+)
+from hf_medtl.training.mask_losses import LOSSES, PIXEL_LOSSES, MaskLoss, pixel_class_weights
 from hf_medtl.training.options import strip_path
 from hf_medtl.training.recipe import Recipe
+
+logger = logging.getLogger("hf_medtl")
 
 STRATEGIES = ("full", "feature_extraction", "lp_ft")
 
@@ -59,22 +71,28 @@ class Segmentation(Task):
             (
                 "mixup",
                 "cutmix",
-                "class_weights",
                 "effective_beta",
                 "label_smoothing_factor",
                 "head_dropout",
                 "feature_views",
             ),
             "not for --task image-segmentation. Remove the option; for rare structures use --loss dice, bce_dice or "
-            "tversky.",
+            "tversky, --class_weights balanced or --oversampling 0.5.",
         )
+        if recipe.class_weights == "effective":
+            raise MedtlError(
+                "--class_weights effective is for labels: pixels of one image are no independent samples, whose number "
+                "could be effective. Use --class_weights balanced."
+            )
+        if recipe.class_weights != "none" and recipe.loss not in PIXEL_LOSSES:
+            raise MedtlError(
+                f"--class_weights {recipe.class_weights} has no effect on --loss {recipe.loss}, which counts each "
+                "class the same, however few its pixels are. Remove it, or use --loss "
+                f"{' or '.join(PIXEL_LOSSES)}."
+            )
         recipe.refuse(
             ("pooling", "image_mean", "image_std"),
             "not for --task image-segmentation, whose encoder has its own. Remove the option.",
-        )
-        recipe.refuse(
-            ("preprocessing", "fit", "lung_model"),
-            "not for --task image-segmentation, because masks do not go through these steps. Remove the option.",
         )
         recipe.refuse(
             ("positive_label", "external_labels", "threshold", "conformal_alpha"),
@@ -83,6 +101,7 @@ class Segmentation(Task):
         recipe.refuse(
             ("from_scratch",), "to train a segmentation network from random weights, use --encoder_weights none."
         )
+        Tolerance.parse(recipe.surface_tolerance)
         if recipe.sizes.stages:
             raise MedtlError("--image_size is one number for --task image-segmentation: masks keep their size.")
         if recipe.loss not in LOSSES:
@@ -118,12 +137,16 @@ class Segmentation(Task):
             encoder_weights=recipe.encoder_weights,
             image_size=recipe.sizes.last,
             revision=recipe.model_revision,
+            steps=recipe.steps,
+            fit=recipe.fit,
+            lung_model=recipe.lung_model,
         )
+        tolerance = Tolerance.parse(recipe.surface_tolerance)
         classes = recipe.mask_classes
         # Keys are strings, as JSON will have them.
         values = None if classes is None else {str(value): labels.index(name) for value, name in classes.items()}
         rule = DecisionRule(labels, postprocessing=recipe.postprocessing)
-        model.config.update({"mask_values": values} | rule.to_config())
+        model.config.update({"mask_values": values, "surface_tolerance": str(tolerance)} | rule.to_config())
         return model, processor
 
     def describe_initial_weights(self, recipe: Recipe, model: PreTrainedModel) -> str:
@@ -147,6 +170,10 @@ class Segmentation(Task):
         """Return the mask files of each image, and the class of each gray value."""
         return mask_options(config, loaded)
 
+    def check_data(self, config: Any, loaded: LoadedDataset) -> None:
+        """Check that the test images have the pixel spacing that a tolerance in mm needs."""
+        check_spacing(config_tolerance(config), loaded)
+
     def check_external(self, config: Any, loaded: LoadedDataset) -> None:
         """Check that the gray values of the classes are known, and read every mask of an external data set."""
         labels = DecisionRule.from_config(config).labels
@@ -156,15 +183,38 @@ class Segmentation(Task):
                 "values of the masks cannot be assigned to classes. Use a model with one class besides the background, "
                 "or one trained with --mask_values."
             )
+        check_spacing(config_tolerance(config), loaded)
         check_masks([loaded.root / path for path in loaded.table["path"]], **self.mask_options(config, loaded))
 
     def targets(self, loaded: LoadedDataset, split: str) -> Any:
         """Return (n,) None: the masks are stored with the prepared images."""
         return [None] * len(loaded.rows(split))
 
+    def loss_targets(self, recipe: Recipe, config: Any, loaded: LoadedDataset) -> NDArray[np.float64] | None:
+        """Return (n, K) fractions of each training mask; None without class weights, because masks are read."""
+        return None if recipe.class_weights == "none" else self._class_fractions(config, loaded)
+
+    def training_presence(self, config: Any, loaded: LoadedDataset) -> NDArray[np.bool_]:
+        """Return (n, K - 1) True for each class, except the background, in the mask of a training image."""
+        return self._class_fractions(config, loaded)[:, 1:] > 0
+
+    def _class_fractions(self, config: Any, loaded: LoadedDataset) -> NDArray[np.float64]:
+        """Return (n, K) fractions of the mask of each training image."""
+        options, rows = mask_options(config, loaded), loaded.rows("train").index
+        labels = DecisionRule.from_config(config).labels
+        return class_fractions([options["masks"][row] for row in rows], options["values"], len(labels))
+
     def loss(self, recipe: Recipe, labels: tuple[str, ...], targets: Any) -> Callable[..., torch.Tensor]:
-        """Return the loss, which resizes the logits to the size of the masks."""
-        mask_loss = MaskLoss(recipe.loss, recipe.focal_gamma)
+        """Return the loss, which resizes the logits to the size of the masks.
+
+        Its class weights come from `targets`, (n, K) fractions of each training mask.
+        """
+        weights = None
+        if recipe.class_weights != "none":
+            weights = torch.tensor(pixel_class_weights(np.mean(targets, axis=0), labels), dtype=torch.float32)
+            described = ", ".join(f"{label} {weight:.3g}" for label, weight in zip(labels, weights, strict=True))
+            logger.info("Class weights: %s.", described)
+        mask_loss = MaskLoss(recipe.loss, recipe.focal_gamma, weights=weights)
 
         def loss(logits: torch.Tensor, masks: torch.Tensor, number: torch.Tensor | int | None = None) -> torch.Tensor:
             return mask_loss(_resize_logits(logits, masks), masks, number)
@@ -223,7 +273,7 @@ class Segmentation(Task):
         """Return the metrics of masks that are wrong everywhere."""
         facts = loaded.rows("test")[["image_id", "label", "source", "group"]].reset_index(drop=True)
         mask = np.ones((4, 4), np.uint8)
-        metrics = mask_metrics(mask, 1 - mask, labels)
+        metrics = measure_mask(mask, 1 - mask, labels, Tolerance(), Path())
         return facts.assign(**metrics), DecisionRule(labels)
 
     def measure(self, loaded: LoadedDataset, predictions: pd.DataFrame, rule: DecisionRule) -> dict[str, Any]:
@@ -239,9 +289,10 @@ class Segmentation(Task):
     ) -> pd.DataFrame:
         """Return image_id, label, source, group and the metrics of the mask of each `Prediction`."""
         options, names = mask_options(config, loaded), DecisionRule.from_config(config).labels
+        tolerance, paths = config_tolerance(config), [loaded.root / path for path in loaded.table["path"][rows]]
         metrics = [
-            mask_metrics(true_mask(options, row, each.mask.shape), each.mask, names)
-            for row, each in zip(rows, predictions, strict=True)
+            measure_mask(true_mask(options, row, each.mask.shape), each.mask, names, tolerance, path)
+            for row, path, each in zip(rows, paths, predictions, strict=True)
         ]
         facts = loaded.table.loc[rows, ["image_id", "label", "source", "group"]]
         return pd.concat([facts.reset_index(drop=True), pd.DataFrame(metrics)], axis=1)

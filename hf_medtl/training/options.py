@@ -15,8 +15,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "augmentation": ("none", "light", "chest", "brain", "randaugment"),
     "fit": ("squash", "pad"),
     "pooling": ("cls", "mean", "attention"),
-    "strategy": ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
-    "loss": ("cross_entropy", "focal", "dice", "bce_dice", "tversky"),
+    "strategy": (
+        *("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
+        *("linear_probe", "knn"),
+    ),
+    "loss": ("cross_entropy", "focal", "dice", "bce_dice", "tversky", "focal_tversky"),
     "class_weights": ("none", "balanced", "effective"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
 }
@@ -32,6 +35,20 @@ THRESHOLD_RULES = "youden, sensitivity=0.95, specificity=0.95, cost=5, prevalenc
 PRIVATE_OPTIONS = (
     *("allow_changes", "config", "data_dir", "dry_run", "external_data_dir", "hub_token", "model_card", "output_dir"),
     *("resume_from_checkpoint", "splits"),
+)
+
+# Strategies that fit a classifier on features, and the options of training steps, which they do not have.
+FITTED_STRATEGIES = ("linear_probe", "knn")
+STEP_OPTIONS = (
+    *("augmentation", "auto_find_batch_size", "cache_features", "cutmix", "dataloader_drop_last", "deepspeed"),
+    *("early_stopping_patience", "ema_decay", "eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),
+    *("focal_gamma", "fsdp", "gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing"),
+    *("head_dropout", "head_learning_rate", "hub_always_push", "hub_strategy", "label_smoothing_factor"),
+    *("learning_rate", "load_best_model_at_end", "loss", "lr_scheduler_kwargs", "lr_scheduler_type", "lr_step_epochs"),
+    *("lr_step_factor", "max_grad_norm", "max_steps", "mixup", "neftune_noise_alpha", "num_train_epochs", "optim"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
+    *("per_device_train_batch_size", "save_only_model", "save_steps", "save_strategy", "save_total_limit"),
+    *("oversampling", "torch_compile", "torch_compile_backend", "torch_compile_mode", "warmup_steps", "weight_decay"),
 )
 
 # Folders or Hub ids of models: only the name of a folder goes to recipe.yaml and to trackers.
@@ -144,6 +161,9 @@ class Options:
         0, "Number of largest components to keep per class in a predicted mask. 0 keeps all."
     )
     fill_holes: bool = _new(False, "Fill holes in predicted masks.")
+    surface_tolerance: str = _new(
+        "2", "Distance of outlines that counts as none in the surface Dice: in pixels of the image, or such as 1.5mm."
+    )
     mixup: float = _new(0.0, "Mixup alpha: mixing weights are sampled from Beta(alpha, alpha). 0 disables mixup.")
     cutmix: float = _new(0.0, "CutMix alpha: patch area is sampled from Beta(alpha, alpha). 0 disables CutMix.")
     head_learning_rate: float | None = _new(None, "Learning rate of the new head. Default: --learning_rate.")
@@ -163,7 +183,12 @@ class Options:
     )
     feature_views: int = _new(4, "Number of augmented views per image with cache_features; epochs cycle through them.")
     loss: str = _new("cross_entropy", "Training and validation loss.")
-    class_weights: str = _new("none", "Class weights of the loss, from the training split.")
+    class_weights: str = _new("none", "Class weights of the loss, from the labels or pixels of the training split.")
+    oversampling: float = _new(
+        0.0,
+        "Fraction of the training images below which a class is rare: images with it are repeated sqrt(this / its "
+        "fraction) times in an epoch, such as 0.5. 0 disables it.",
+    )
     effective_beta: float = _new(0.999, "Beta of the effective number of samples (class_weights=effective).")
     focal_gamma: float = _new(2.0, "Gamma of the focal loss.")
     ema_decay: float = _new(

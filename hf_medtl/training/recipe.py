@@ -34,9 +34,11 @@ from hf_medtl.training.command_line import read_options
 from hf_medtl.training.distributed import join_processes, split_evenly
 from hf_medtl.training.image_sizes import ImageSizes
 from hf_medtl.training.options import (
+    FITTED_STRATEGIES,
     MODEL_OPTIONS,
     PATH_OPTIONS,
     PRIVATE_OPTIONS,
+    STEP_OPTIONS,
     Options,
     Unchosen,
     check_choices,
@@ -56,6 +58,14 @@ STRATEGY_OPTIONS = {
     "lora_rank": ("lora",),
     "lora_alpha": ("lora",),
     "feature_views": ("feature_extraction", "lp_ft"),
+}
+
+# What runs without training steps have instead of the defaults.
+WITHOUT_STEPS = {
+    "augmentation": "none",
+    "early_stopping_patience": 0,
+    "load_best_model_at_end": False,
+    "save_strategy": "no",
 }
 
 LOWER_IS_BETTER = ("loss", "brier", "ece", "hausdorff95")  # TrainingArguments knows this of losses only
@@ -97,6 +107,16 @@ class Recipe(Options, TrainingArguments):
             self._chosen["debug"] = " ".join(option.value for option in self._chosen["debug"])
         self._named: set[str] = set()
         self.left_out: dict[str, Any] = {}  # of the recipe file, which is for another data set
+        if self.strategy in FITTED_STRATEGIES:
+            self.refuse(
+                STEP_OPTIONS,
+                f"--strategy {self.strategy} has no training steps: a classifier is fitted on features of the images "
+                "as they are, computed once. Remove the option, or train the head with --strategy feature_extraction.",
+            )
+            if self.strategy == "knn":
+                publishing = ("push_to_hub", "hub_model_id", "hub_private_repo")
+                self.refuse(publishing, "--strategy knn only measures, so there is no model to publish.")
+            vars(self).update(WITHOUT_STEPS)
         self.task = self.task or DATASETS.get(self.dataset, DATASETS["imagefolder"]).task
         check_choices(vars(self))
         check_arguments(self)
@@ -200,9 +220,10 @@ class Recipe(Options, TrainingArguments):
         if self.fsdp and self.world_size == 1:
             raise MedtlError("--fsdp shards the model over several processes, and there is one. Remove the option.")
         sharded = bool(self.fsdp or self.deepspeed or os.environ.get("ACCELERATE_USE_FSDP") == "true")
-        if sharded and (self.strategy in ("lora", "progressive", "lp_ft") or self.ema_decay):
+        if sharded and (self.strategy in ("lora", "progressive", "lp_ft", *FITTED_STRATEGIES) or self.ema_decay):
             raise MedtlError(
-                "FSDP and DeepSpeed cannot be combined with --ema_decay or with --strategy lora, progressive or lp_ft."
+                "FSDP and DeepSpeed cannot be combined with --ema_decay or with --strategy lora, progressive, lp_ft, "
+                "linear_probe or knn."
             )
 
     def _check_values(self) -> None:
@@ -221,6 +242,13 @@ class Recipe(Options, TrainingArguments):
             value = getattr(self, option)
             if not 0 <= value < 1:
                 raise MedtlError(f"--{option} must be at least 0 and below 1, but is {value:g}.")
+        if not 0 <= self.oversampling <= 1:
+            raise MedtlError(f"--oversampling must be from 0 to 1, but is {self.oversampling:g}.")
+        if self.oversampling and self.class_weights != "none":
+            raise MedtlError(
+                "--oversampling and --class_weights both make up for rare classes, and together would do so twice. Use "
+                "one of them."
+            )
         for option in ("lr_step_factor", "train_fraction"):
             value = getattr(self, option)
             if not 0 < value <= 1:
@@ -391,14 +419,17 @@ class Recipe(Options, TrainingArguments):
         self._chosen |= values
 
     def variant(self, **changes: Any) -> "Recipe":
-        """Return a new recipe with changed options.
+        """Return a new recipe with changed options, without those that a changed strategy does not use.
 
         Raises:
             MedtlError: invalid values.
         """
         paths = {name: getattr(self, name) for name in (*PRIVATE_OPTIONS, *MODEL_OPTIONS)}
-        other = Recipe(**self._chosen | paths | changes)
-        other._named, other.left_out = self._named | changes.keys(), self.left_out
+        strategy = changes.get("strategy", self.strategy)
+        unused = {name for name in {*self._chosen, *self._named} - {*changes} if not uses_option(strategy, name)}
+        chosen = {name: value for name, value in self._chosen.items() if name not in unused}
+        other = Recipe(**chosen | paths | changes)
+        other._named, other.left_out = (self._named | changes.keys()) - unused, self.left_out
         return other
 
     def to_dict(self) -> dict[str, Any]:
@@ -416,6 +447,13 @@ class Recipe(Options, TrainingArguments):
             f.name: default_value(f) for f in dataclasses.fields(self) if f.name in self._named - {*PRIVATE_OPTIONS}
         }
         return yaml.safe_dump(reset | self._chosen, sort_keys=True, allow_unicode=True)
+
+
+def uses_option(strategy: str, option: str) -> bool:
+    """Return True if an option belongs to a strategy, or to all."""
+    if option in STEP_OPTIONS and strategy in FITTED_STRATEGIES:
+        return False
+    return option not in STRATEGY_OPTIONS or strategy in STRATEGY_OPTIONS[option]
 
 
 def default_value(f: dataclasses.Field) -> Any:

@@ -23,6 +23,8 @@ from hf_medtl.evaluation.masks import IGNORE_INDEX, MASK_METRICS, mask_metrics
 from hf_medtl.evaluation.postprocessing import postprocess
 from hf_medtl.models.smp import SmpForSemanticSegmentation
 from hf_medtl.runs.evaluate import evaluate_model
+from hf_medtl.runs.preflight import build
+from hf_medtl.runs.train import make_trainer
 from hf_medtl.tasks import TASKS
 from tests.support.commands import options
 from tests.support.resumed_training import build_trainer
@@ -78,6 +80,7 @@ def test_run_folder_is_complete(segmented, measured):
     assert measured["metrics"]["dice"]["low"] <= measured["metrics"]["dice"]["value"]
     assert set(measured["by_source"]) == {"chest-phantoms"}
     assert measured["both_empty"] == measured["one_empty"] == 0
+    assert measured["surface_tolerance"] == "2 pixels"
     gain = measured["postprocessing_gain"]["dice"]
     table = pd.read_csv(segmented / "predictions.csv")
     assert len(table) == measured["n"] == 8
@@ -86,7 +89,8 @@ def test_run_folder_is_complete(segmented, measured):
     for name in ("history", "outlines", "dice_by_source"):
         assert (segmented / "figures" / f"{name}.png").stat().st_size > 5000
     card = (segmented / "README.md").read_text()
-    for text in ("pipeline_tag: image-segmentation", "that segments: lungs", "| Dice | 0.", "change by postprocessing",
+    for text in ("pipeline_tag: image-segmentation", "that segments: lungs", "| Dice | 0.", "| Surface Dice | 0.",
+                 "outline that is within 2 pixels of the other", "change by postprocessing",
                   "2 largest components", "holes are filled", "a new unet", "trust_remote_code=True"):  # fmt: skip
         assert text in card
     assert "temperature" not in card
@@ -198,6 +202,66 @@ def test_decoder_and_head_get_the_head_learning_rate(chest_phantoms, tmp_path):
         assert rates[id(parameter)] == (3e-3 if name.startswith("encoder.") else 0.01), name
 
 
+@pytest.fixture(scope="module")
+def mostly_healthy(tmp_path_factory) -> Path:
+    """Return 24 images of 12 patients with masks, of which a quarter shows a lesion of 16 of 256 pixels."""
+    folder, rng = tmp_path_factory.mktemp("data") / "lesions", np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for i in range(24):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[4:8, 4:8] = 255 * (i % 4 == 0)
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+        pixels = rng.integers(0, 200, (16, 16, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    return folder
+
+
+def lesion_recipe(data: Path, output: Path, **more: object) -> Recipe:
+    return segmentation_recipe(data, output, dataset="imagefolder", image_size=32, official_split=False, **more)
+
+
+def test_class_weights_are_those_of_the_training_pixels(mostly_healthy, tmp_path):
+    recipe = lesion_recipe(mostly_healthy, tmp_path, class_weights="balanced", loss="cross_entropy")
+    loaded = recipe.load_data()
+    train = loaded.rows("train")
+    lesion = np.mean([np.asarray(Image.open(mostly_healthy / path)) > 0 for path in train["mask"]])
+    _, _, loss = build(recipe, loaded)
+    mask = torch.zeros(1, 4, 4, dtype=torch.int64)
+    even = torch.zeros(1, 2, 4, 4)
+    background, of_lesion = loss(even, mask).item(), loss(even, mask + 1).item()
+    assert of_lesion / background == pytest.approx(min(50, (1 - lesion) / lesion), rel=1e-5)
+    assert background * (1 - lesion) + of_lesion * lesion == pytest.approx(np.log(2), rel=1e-5)
+
+
+def test_images_of_rare_classes_are_repeated_with_their_own_augmentation(mostly_healthy, tmp_path):
+    recipe = lesion_recipe(mostly_healthy, tmp_path, oversampling=1.0, augmentation="light")
+    loaded = recipe.load_data()
+    trainer = make_trainer(recipe, loaded, *build(recipe, loaded))
+    train = trainer.train_dataset
+    with_lesion = [
+        bool((np.asarray(Image.open(mostly_healthy / path)) > 0).any()) for path in loaded.rows("train")["mask"]
+    ]
+    factor = (len(with_lesion) / sum(with_lesion)) ** 0.5
+    times = [train.indices.count(index) for index in dict.fromkeys(train.indices)]  # sorted as the rows
+    assert len(times) == len(with_lesion)
+    for number, lesion in zip(times, with_lesion, strict=True):
+        assert number in ((int(factor), int(factor) + 1) if lesion else (1,))
+    sampler = trainer.get_train_dataloader().sampler
+    assert len(sampler) == len(train) == sum(times) > len(with_lesion)
+    first = next(i for i, index in enumerate(train.indices) if index == train.indices[i + 1])
+    assert not torch.equal(train[first]["pixel_values"], train[first + 1]["pixel_values"])
+    assert len(trainer.eval_dataset) == len(loaded.rows("validation"))
+
+
+def test_oversampling_without_rare_classes_is_refused_before_training(chest_phantoms, mostly_healthy, tmp_path):
+    with pytest.raises(MedtlError, match="the rarest class is in 1 of the training images"):
+        run(segmentation_recipe(chest_phantoms, tmp_path / "run", oversampling=1.0))
+    with pytest.raises(MedtlError, match="--surface_tolerance 2 mm needs the pixel spacing of each test image"):
+        run(lesion_recipe(mostly_healthy, tmp_path / "run", surface_tolerance="2mm"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_resume_matches_uninterrupted_run(chest_phantoms, tmp_path):
     uninterrupted = build_trainer(
@@ -238,11 +302,14 @@ def test_checkpoints_restore_every_tensor(chest_phantoms, tmp_path):
     [
         ({"mixup": 0.2}, "--mixup: not for --task image-segmentation"),
         ({"cutmix": 1.0}, "--cutmix"),
-        ({"class_weights": "balanced"}, "bce_dice or tversky"),
+        ({"effective_beta": 0.9}, "bce_dice or tversky"),
+        ({"class_weights": "effective", "loss": "focal"}, "pixels of one image are no independent samples"),
+        ({"class_weights": "balanced", "loss": "tversky"}, "balanced has no effect on --loss tversky"),
+        ({"class_weights": "balanced", "oversampling": 0.5}, "together would do so twice"),
+        ({"oversampling": 1.5}, "--oversampling must be from 0 to 1, but is 1.5"),
+        ({"surface_tolerance": "2cm"}, "--surface_tolerance must be a distance in pixels or mm"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor"),
         ({"head_dropout": 0.5}, "--head_dropout"),
-        ({"preprocessing": "brain_crop"}, "masks do not go through these steps"),
-        ({"fit": "pad"}, "--fit"),
         ({"positive_label": "normal"}, "learns no image labels"),
         ({"from_scratch": True}, "--encoder_weights none"),
         ({"strategy": "lora"}, "--strategy must be one of full, feature_extraction, lp_ft for segmentation"),
