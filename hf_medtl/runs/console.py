@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hf_medtl.common.console import make_console, with_bold
 from hf_medtl.common.progress import in_notebook
+from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.data.positive_label import describe_positive
 from hf_medtl.evaluation.names import METRIC_NAMES
 from hf_medtl.models.preprocessing import describe_processor
@@ -22,6 +23,11 @@ from hf_medtl.training.recipe import Recipe
 FOLD_METRICS = ("roc_auc", "accuracy", "dice", "iou")
 LABEL_METRICS = ("roc_auc", "sensitivity", "specificity")
 SOURCE_METRICS = ("dice", "iou", "hausdorff95")
+
+FITTED = {
+    "linear_probe": "logistic regression on features that are computed once becomes the head",
+    "knn": "the nearest neighbours among features that are computed once measure the encoder, without a model to save",
+}
 
 
 def show_plan(recipe: Recipe, plan: Plan) -> None:
@@ -50,7 +56,9 @@ def show_plan(recipe: Recipe, plan: Plan) -> None:
         "positive label": loaded.positive and describe_positive(loaded.positive, loaded.spec.positive_source),
         "model": f"{type(model).__name__}, {_parameters(model.num_parameters())}, from {start}",
         "preprocessing": describe_processor(plan.processor),
-        "training": f"at most {_training_length(recipe)}, batch size {math.prod(recipe.undivided)}{division}, "
+        "training": f"none: {FITTED[recipe.strategy]}, class weights {recipe.class_weights}, seed {recipe.seed}"
+        if recipe.plan.is_fitted
+        else f"at most {_training_length(recipe)}, batch size {math.prod(recipe.undivided)}{division}, "
         f"learning rate {rates}, strategy {recipe.strategy}, loss {recipe.loss}, augmentation {recipe.augmentation}, "
         f"seed {recipe.seed}",
         "model card": recipe.model_card
@@ -100,6 +108,10 @@ def show_results(folder: Path, results: dict[str, Any]) -> None:
             _show_conformal_sets(console, part["conformal"])
         if len(part.get("by_source", {})) > 1:
             _show_parts(console, "source", part["by_source"], {"images": "n", "groups": "n_groups"}, SOURCE_METRICS)
+    if RunFolder(folder).only_measures:
+        files = ": README.md, results.json, predictions.csv, splits.csv, figures/. There is no model.\n"
+        console.print(with_bold("\nThe run is in ", str(folder), files), soft_wrap=True)
+        return
     own_classes = "import hf_medtl; " if any(folder.glob("*.py")) else ""
     code = f"{own_classes}from transformers import pipeline; "
     code += f"print(pipeline('{results['task']}', {str(folder)!r})('IMAGE'))"

@@ -24,10 +24,10 @@ from hf_medtl.common.system import MEMORY_MESSAGES, explain_shortage
 from hf_medtl.errors import MedtlError, Unavailable, UnreadableImage
 from hf_medtl.evaluation import plots
 from hf_medtl.runs.folder import SEARCH_DB
-from hf_medtl.runs.search_space import MEMORY_OPTIONS, SEARCHABLE, Space, belongs_to, own_value, sample, trial_recipe
+from hf_medtl.runs.search_space import MEMORY_OPTIONS, SEARCHABLE, Space, own_value, sample, trial_recipe
 from hf_medtl.runs.sweep import Sweep, lock_sweep
 from hf_medtl.training.options import MODEL_OPTIONS
-from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.recipe import Recipe, uses_option
 from hf_medtl.training.trainer import MedicalTrainer
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def _open_study(recipe: Recipe, space: Space, folder: Path) -> "optuna.Study":
         study.tell(trial.number, state=states.FAIL)
     if not ended_trials(study) and not study.get_trials(states=(states.WAITING,)):
         own = {
-            name: own_value(recipe, name, values) for name, values in space.items() if belongs_to(recipe.strategy, name)
+            name: own_value(recipe, name, values)
+            for name, values in space.items()
+            if uses_option(recipe.strategy, name)
         }
         if None not in own.values():
             study.enqueue_trial(own)

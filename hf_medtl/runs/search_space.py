@@ -12,7 +12,7 @@ from hf_medtl.common.extras import install_command
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.tasks import get_task
-from hf_medtl.training.recipe import STRATEGY_OPTIONS, Recipe
+from hf_medtl.training.recipe import Recipe, uses_option
 
 Space = dict[str, list[Any]]  # option -> [low, high], [low, high, "log"], or choices
 
@@ -91,7 +91,7 @@ def check_search(recipe: Recipe) -> Space:
         )
     strategies = space.get("strategy", [recipe.strategy])
     for name, values in space.items():
-        owner = next(({"strategy": s} for s in strategies if s in STRATEGY_OPTIONS.get(name, ())), {})
+        owner = next(({"strategy": s} for s in strategies if uses_option(s, name)), {})
         for value in values[:2] if is_range(name, values) else values:
             try:
                 get_task(recipe.task).check_recipe(trial_recipe(recipe, {**owner, name: value}))
@@ -170,6 +170,13 @@ def _default_space(recipe: Recipe) -> Space:
     space |= get_task(recipe.task).search_space
     if recipe.plan.head_only(0):
         space.pop("mixup", None)  # features of mixed images can't be computed once
+    space = {name: values for name, values in space.items() if uses_option(recipe.strategy, name)}
+    if not space:
+        raise MedtlError(
+            f"--search has nothing to try with --strategy {recipe.strategy}, which chooses its own number by "
+            "cross-validation. Give --search_space, such as {class_weights: [none, balanced]}, with "
+            f"--metric_for_best_model {get_task(recipe.task).main_metric}."
+        )
     return space
 
 
@@ -194,16 +201,11 @@ def own_value(recipe: Recipe, name: str, values: list[Any]) -> Any:
     return values[values.index(value)] if value in values else None
 
 
-def belongs_to(strategy: str, option: str) -> bool:
-    """Return True if an option belongs to a strategy, or to all."""
-    return option not in STRATEGY_OPTIONS or strategy in STRATEGY_OPTIONS[option]
-
-
 def sample(trial: Any, space: Space, strategy: str) -> dict[str, Any]:
     """Sample values for a trial; options of a strategy only for that strategy."""
     values: dict[str, Any] = {}
     for name in sorted(space, key=lambda name: name != "strategy"):
-        if belongs_to(values.get("strategy", strategy), name):
+        if uses_option(values.get("strategy", strategy), name):
             if is_range(name, space[name]):
                 low, high, *log = space[name]
                 suggest = trial.suggest_int if SEARCHABLE[name] is int else trial.suggest_float

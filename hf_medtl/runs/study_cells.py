@@ -14,7 +14,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.runs.study_grid import Grid
 from hf_medtl.tasks import get_task
 from hf_medtl.training.options import strip_path
-from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.recipe import Recipe, uses_option
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,8 @@ def list_arms(recipe: Recipe, grid: Grid) -> list[Arm]:
         random = task.random_weight_options(recipe.variant(**own))
         if random:
             for strategy in grid.strategies:
-                options = own | {"strategy": strategy} | grid.options.get(strategy, {})
+                used = {name: value for name, value in own.items() if uses_option(strategy, name)}
+                options = used | {"strategy": strategy} | grid.options.get(strategy, {})
                 arms.append(Arm(f"{name}, {strategy}", name, False, options))
         if grid.scratch is not None or not random:
             arms.append(Arm(f"{name}, scratch", name, True, own | random | (grid.scratch or {})))
@@ -161,7 +162,7 @@ def match_steps(recipe: Recipe, images: int, all_images: int) -> Recipe:
     Raises:
         MedtlError: A schedule by epochs that can't be stretched.
     """
-    if recipe.max_steps > 0:
+    if recipe.max_steps > 0 or recipe.plan.is_fitted:
         return recipe
     if recipe.unfreeze_schedule:
         raise MedtlError("--unfreeze_schedule counts epochs, which --budget steps stretches. Give --budget epochs.")
@@ -187,6 +188,8 @@ def count_passes(recipe: Recipe, train: int, validation: int, test: int) -> floa
         validation: Number of validation images.
         test: Number of test images.
     """
+    if recipe.plan.is_fitted:
+        return train + 2 * validation + 2 * test
     batch = math.prod(recipe.undivided)
     steps = math.ceil(train / batch) * recipe.num_train_epochs
     evaluations = steps / (recipe.eval_steps or steps) if recipe.eval_strategy == "steps" else recipe.num_train_epochs

@@ -10,7 +10,7 @@ from typing import Any
 from hf_medtl.common.text import suggest
 from hf_medtl.errors import MedtlError
 from hf_medtl.training.flags import Flag, all_flags, groups
-from hf_medtl.training.options import LISTS
+from hf_medtl.training.options import FITTED_STRATEGIES, LISTS, STEP_OPTIONS
 
 # Options of a recipe file that hold for its own data set only: what its images show, and what may be done to them.
 DATASET_OPTIONS = (
@@ -62,7 +62,8 @@ def read_options(
     file = _convert(flags, read_yaml(Path(path).expanduser(), "--config"), path) if path else {}
     values = {name: flag.default for name, flag in flags.items()} | recipe | file | given
     left_out = _leave_out(values, recipe, {*file, *given})
-    return values, {*recipe, *file}, left_out
+    unused = _reset_step_options(values, [recipe, file, given])
+    return values, {*recipe, *file} - unused, left_out
 
 
 def format_help(values: Mapping[str, Any] | None = None, everything: bool = False, program: str | None = None) -> str:
@@ -168,3 +169,20 @@ def _leave_out(values: dict[str, Any], recipe: Mapping[str, Any], given: set[str
     }
     values |= {name: flags[name].default for name in left_out}
     return left_out
+
+
+def _reset_step_options(values: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Reset the options of training steps in `values` if a later source chose a strategy without; return them.
+
+    Args:
+        values: value of each option.
+        sources: options of the recipe file, the YAML file and the command line.
+    """
+    if values["strategy"] not in FITTED_STRATEGIES:
+        return set()
+    flags = all_flags()
+    chosen = max(rank for rank, source in enumerate(sources) if "strategy" in source)
+    later = {name for source in sources[chosen:] for name in source}
+    unused = {name for source in sources[:chosen] for name in source if name in STEP_OPTIONS} - later
+    values |= {name: flags[name].default for name in unused}
+    return unused

@@ -157,6 +157,11 @@ class Options:
     preprocessing: str = _new("", "Preprocessing steps, separated by commas.")
     lung_model: str | None = _new(None, "Hub id or folder of the segmentation model for the lung_crop step.")
     fit: str = _new("squash", "Resizing to the model's input size; pad keeps the aspect ratio.")
+    tile: int = _new(
+        0,
+        "Side in pixels of overlapping tiles that images are cut into at their own resolution, to learn and predict "
+        "masks, instead of resizing them to --image_size. 0 resizes.",
+    )
     largest_components: int = _new(
         0, "Number of largest components to keep per class in a predicted mask. 0 keeps all."
     )

@@ -51,6 +51,7 @@ from hf_medtl.training.linear_probe import LinearProbe, fit_linear_probe
 from hf_medtl.training.mixing import mix_batch
 from hf_medtl.training.nearest_neighbours import NearestNeighbours
 from hf_medtl.training.recipe import Recipe
+from hf_medtl.training.tiles import join_tiles
 
 logger = logging.getLogger("hf_medtl")
 
@@ -125,7 +126,7 @@ class MedicalTrainer(Trainer):
             model=model,
             args=recipe,
             processing_class=processor,
-            compute_metrics=metrics,
+            compute_metrics=metrics if validation.images is None else join_tiles(metrics, validation.images),
             callbacks=callbacks,
             train_dataset=self.sets[0] if self.sets else train,
             eval_dataset=self.sets[1] if self.sets else validation,
@@ -339,6 +340,7 @@ class MedicalTrainer(Trainer):
         batch = torch.utils.data.default_collate([cast(Any, self.eval_dataset)[0]])
         features.check_pooled(self.model, self._prepare_inputs(batch)["pixel_values"])
         self.features = {split: self.head_inputs(cast(PreparedImages, data)) for split, data in images.items()}
+        computed = progress.total_seconds()
         targets = {split: np.asarray(cast(PreparedImages, data).labels) for split, data in images.items()}
         weights = None if self.class_weights is None else self.class_weights.tolist()
         head = find_head(self.model)
@@ -355,6 +357,10 @@ class MedicalTrainer(Trainer):
                     parameter.copy_(torch.from_numpy(fitted))
             logits = self.fitted.logits(self.features["validation"].numpy())
         progress.seconds, progress.started = progress.total_seconds(), None
+        logger.info(
+            "Computed the features of %d images in %.1f s, and fitted on %d of them in %.1f s",
+            sum(map(len, targets.values())), computed, len(self.groups), progress.seconds - computed,
+        )  # fmt: skip
         self._measure_fitted(logits, targets["validation"])
 
     def _measure_fitted(self, logits: NDArray[np.float64], targets: NDArray[Any]) -> None:
@@ -365,7 +371,7 @@ class MedicalTrainer(Trainer):
         self.state.best_metric = metrics.get(f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}")
         shown = ("loss", "roc_auc", "balanced_accuracy")
         values = ", ".join(f"{name} {metrics[f'eval_{name}']:.3f}" for name in shown if f"eval_{name}" in metrics)
-        logger.info("Fitted on %d images in %.1f s. Validation: %s", len(self.groups), self.progress.seconds, values)
+        logger.info("Validation: %s", values)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
 
