@@ -38,6 +38,7 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("tests.support")
 
+from tests.support import draft_figures as draft_figures  # noqa: E402
 from tests.support.commands import ROOT, configure_hub, options  # noqa: E402
 from tests.support.process_pool import ProcessPool  # noqa: E402
 
@@ -119,7 +120,7 @@ def process_pool() -> Iterator[ProcessPool]:
     """Return a pool that runs scripts in processes of their own, without the ten seconds of imports."""
     skip_without_fork()
     modules = ("hf_medtl.cli.app", "hf_medtl.runs.batch_predict", "hf_medtl.runs.train")
-    pool = ProcessPool(*modules, "albumentations", "transformers.pipelines")
+    pool = ProcessPool(*modules, "albumentations", "transformers.pipelines", "tests.support.draft_figures")
     yield pool
     pool.close()
 

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from hf_medtl import Predictor
+from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.training.presets import PRESETS
 from tests.support.commands import ROOT, run_cli
 
@@ -111,8 +112,14 @@ def workspace(phantoms: Path, chest_phantoms: Path, tiny_checkpoint, tmp_path_fa
 
 @pytest.fixture
 def in_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the workspace the current folder."""
+    """Make the workspace the current folder, with a cache of its own, and draw 48 phantoms instead of 600."""
     monkeypatch.chdir(workspace)
+    monkeypatch.setenv("HF_MEDTL_CACHE", str(workspace / "cache"))
+
+    def draw_few(folder: Path, kind: str, patients: int) -> Path:
+        return write_phantoms(folder, kind, patients=patients * 24 // 300)
+
+    monkeypatch.setattr("hf_medtl.data.phantoms.write_phantoms", draw_few)
     monkeypatch.setattr("hf_medtl.data.shortcuts.TREES", 5)
     return workspace
 

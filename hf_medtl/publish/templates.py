@@ -1,5 +1,6 @@
 """Jinja environment and filters for cards and pages."""
 
+import functools
 import re
 import shlex
 from collections.abc import Iterable
@@ -55,6 +56,7 @@ def escape_bibtex(text: str) -> str:
     return re.sub(r"([&%#_$])", r"\\\1", text)
 
 
+@functools.cache  # a run renders its card three times, and compiling takes longer
 def template_environment(package: str = "hf_medtl.publish", autoescape: bool = False) -> Environment:
     """Return the Jinja environment for the templates of a package, with our filters.
 

@@ -11,14 +11,16 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation import plots
 from hf_medtl.evaluation.delong import auc_interval
 from hf_medtl.evaluation.marks import Band, Line
-from hf_medtl.evaluation.matplotlib_backend import figure_formats, parse_formats
+from hf_medtl.evaluation.matplotlib_backend import figure_formats, parse_formats, write_figure
 from hf_medtl.evaluation.probability_charts import Scores, roc_plot
+from tests.support.draft_figures import DEFAULTS
 
 MATRIX = [[8, 2], [1, 3]]
 NAMES = ["_normal", "$x$ [high]"]  # neither hidden nor parsed as mathematics
 
 
-def test_figures_have_300_dpi_and_no_other_format_by_default(tmp_path: Path) -> None:
+def test_figures_have_300_dpi_and_no_other_format_by_default(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(write_figure, "__defaults__", DEFAULTS)
     plots.confusion_matrix(MATRIX, NAMES, tmp_path / "matrix.png")
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.png"]
     assert Image.open(tmp_path / "matrix.png").info["dpi"] == pytest.approx((300, 300), abs=0.1)
