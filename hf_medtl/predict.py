@@ -268,6 +268,8 @@ class Predictor:
         embed: bool,
     ) -> Iterator[Prediction]:
         sources = enumerate(images)
+        if getattr(self.processor, "tile", None):  # whole images, which may be large
+            batch_size = min(batch_size, 1)
         if batch_size < 1:
             error = f"batch_size must be at least 1, found {batch_size}."
             yield from (Prediction(source_name(source), error=error) for source in sources)

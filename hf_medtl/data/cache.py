@@ -46,13 +46,15 @@ LIBRARIES = ("nibabel", "numpy", "opencv-python-headless", "pillow", "pydicom", 
              "pylibjpeg-openjpeg")  # fmt: skip
 _BATCH_ROWS = 64  # images per record batch
 _UNUSED_DAYS = 30
+_TILED_IMAGES = 2  # in memory at a time and core, if they are cut into tiles, because they may be large
 _MARGIN = 255  # in a prepared mask: outside of the image, which no class is
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 Geometry = Callable[[Image.Image], tuple[Box, Box]]
+Tiles = Callable[[int, int], Sequence[tuple[slice, slice]]]
 T = TypeVar("T")
-PreparedRow = dict[str, NDArray[Any]]  # pixels (H, W, channels), grey (), optionally mask (H, W)
+PreparedRow = dict[str, NDArray[Any]]  # pixels (H, W, channels), grey (), optionally mask (H, W), last ()
 
 
 def prepare_images(
@@ -63,6 +65,7 @@ def prepare_images(
     masks: Sequence[Sequence[Path]] | None = None,
     values: Mapping[int, int] | None = None,
     geometry: Geometry | None = None,
+    tiles: Tiles | None = None,
 ) -> datasets.Dataset:
     """Decode and preprocess files once; later calls with the same contents map the result into memory.
 
@@ -79,10 +82,13 @@ def prepare_images(
         values: Grey value of the masks -> class index, see `read_mask`; by default 0 outside and 1 inside.
         geometry: Image -> its crop, and the position of that in the prepared image, of a `preprocess` that crops or
             pads; masks are cropped alike, and are 255 in the margins. `key` identifies it, too.
+        tiles: Height and width of a prepared image, which are then any -> rows and columns of its tiles, which are of
+            one size. `key` identifies it, too.
 
     Returns:
         Arrow dataset of n rows with the columns pixels (H × W × channels) and grey (true if the three channels are
-        equal); with `masks` also mask (H × W), class indices. `prepared.as_arrays` gives arrays.
+        equal); with `masks` also mask (H × W), class indices. With `tiles` a row is a tile, and `last` is true for
+        the last one of each image. `prepared.as_arrays` gives arrays.
 
     Raises:
         MedtlError: Not enough disk space; a file is missing, unreadable or has changed; the preprocessed images differ
@@ -93,7 +99,7 @@ def prepare_images(
         hashed = [_hash_mask(*pair) for pair in zip(paths, masks, strict=True)]
         key = f"{key}\nmasks {sorted(values.items()) if values else 'inside'}"
     jobs = [
-        partial(_prepare_one, path, digest, preprocess, mask, values, geometry)
+        partial(_prepare_one, path, digest, preprocess, mask, values, geometry, tiles)
         for path, digest, mask in zip(paths, sha256, hashed, strict=True)
     ]
     sha256 = [*sha256, *("+".join(mask.values()) for mask in hashed if mask)]
@@ -103,7 +109,7 @@ def prepare_images(
         with writing_cache(folder), _exclusive(target):
             if not _is_complete(target, len(paths)):
                 _clean_up(folder)
-                _build(target, paths, jobs)
+                _build(target, paths, jobs, tiled=tiles is not None)
     with contextlib.suppress(OSError):  # a file of another user
         os.utime(target)
     return datasets.Dataset.from_file(str(target))
@@ -172,8 +178,12 @@ def _is_complete(target: Path, number: int) -> bool:
     """True if the file exists with all its images; a damaged disk or a user may have truncated it."""
     if not target.exists():
         return False
+    images = 0
     with contextlib.suppress(pa.ArrowInvalid, OSError), pa.memory_map(str(target)) as source:
-        return sum(batch.num_rows for batch in pa.ipc.open_stream(source)) == number
+        for batch in pa.ipc.open_stream(source):
+            tiled = "last" in batch.schema.names
+            images += np.count_nonzero(batch.column("last").to_numpy(False)) if tiled else batch.num_rows
+        return images == number
     return False
 
 
@@ -187,28 +197,33 @@ def _clean_up(folder: Path) -> None:
                     path.unlink()
 
 
-def _build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], PreparedRow]]) -> None:
+def _build(target: Path, paths: Sequence[Path], jobs: Sequence[Callable[[], list[PreparedRow]]], tiled: bool) -> None:
     """Write `target` atomically, with at most one decoded image per core and two batches in memory."""
     unfinished = target.with_suffix(".partial")
-    with contextlib.closing(_run_in_threads(jobs)) as rows:
-        first = next(rows)  # defines the shape of all
+    with contextlib.closing(_run_in_threads(jobs, tiled=tiled)) as images:
+        opening = next(images)
+        first = opening[0]  # defines the shape of all
         shape = first["pixels"].shape
-        _check_disk_space(target.parent, len(paths), first)
+        _check_disk_space(target.parent, len(paths) * len(opening), first)
+        rows = ((i, row) for i, parts in enumerate(chain([opening], images)) for row in parts)
         blocks = {name: np.empty((_BATCH_ROWS, *value.shape), value.dtype) for name, value in first.items()}
         try:
             with unfinished.open("wb") as stream:
                 with pa.ipc.new_stream(stream, _to_record_batch(blocks, 0).schema) as writer:
-                    for i, row in enumerate(chain([first], rows)):
+                    last = -1
+                    for number, (i, row) in enumerate(rows):
                         if row["pixels"].shape != shape:
                             raise MedtlError(
                                 f"{printable(paths[i])} becomes {row['pixels'].shape}, {printable(paths[0])} {shape}; "
                                 "expected the same size."
                             )
-                        last = i % _BATCH_ROWS
+                        last = number % _BATCH_ROWS
                         for name, value in row.items():
                             blocks[name][last] = value
-                        if last == _BATCH_ROWS - 1 or i == len(paths) - 1:
-                            writer.write_batch(_to_record_batch(blocks, last + 1))
+                        if last == _BATCH_ROWS - 1:
+                            writer.write_batch(_to_record_batch(blocks, _BATCH_ROWS))
+                    if last < _BATCH_ROWS - 1:
+                        writer.write_batch(_to_record_batch(blocks, last + 1))
                 stream.flush()
                 os.fsync(stream.fileno())  # otherwise a power cut may leave the name without the content
             unfinished.replace(target)
@@ -239,9 +254,11 @@ def _to_record_batch(blocks: dict[str, NDArray[Any]], number: int) -> pa.RecordB
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _run_in_threads(jobs: Sequence[Callable[[], T]], title: str = "Preparing images") -> Generator[T, None, None]:
+def _run_in_threads(
+    jobs: Sequence[Callable[[], T]], title: str = "Preparing images", tiled: bool = False
+) -> Generator[T, None, None]:
     """Yield results in order, from one thread per core (decoders and torch release the GIL)."""
-    threads = torch.get_num_threads()
+    threads, ahead = torch.get_num_threads(), _TILED_IMAGES * cores() if tiled else _BATCH_ROWS
     waiting: deque[Future[T]] = deque()
     with (
         # Otherwise torch would start one thread per core in each of these threads.
@@ -251,7 +268,7 @@ def _run_in_threads(jobs: Sequence[Callable[[], T]], title: str = "Preparing ima
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
-                if len(waiting) >= _BATCH_ROWS:
+                if len(waiting) >= ahead:
                     yield waiting.popleft().result()
                     bar.update()
             while waiting:
@@ -269,16 +286,24 @@ def _prepare_one(
     mask: Mapping[Path, str] | None,
     values: Mapping[int, int] | None,
     geometry: Geometry | None,
-) -> PreparedRow:
-    """Return one prepared image from the bytes with this sha256."""
+    tiles: Tiles | None,
+) -> list[PreparedRow]:
+    """Return one prepared image, or its tiles, from the bytes with this sha256."""
     content = _read_verified(path, sha256)
     image = read_image(content, name=printable(path))
     pixels = preprocess([image])[0]
     grey = pixels.shape[-1] == 3 and bool((pixels[..., :1] == pixels).all())
-    prepared = {"pixels": pixels, "grey": np.array(grey)}
+    prepared = {"pixels": pixels}
     if mask is not None:
         prepared["mask"] = _read_mask(mask, values, path, image, pixels.shape[:2], geometry)
-    return prepared
+    facts: PreparedRow = {"grey": np.array(grey)}
+    if tiles is None:
+        return [prepared | facts]
+    windows = tiles(*pixels.shape[:2])
+    return [
+        {name: values[window] for name, values in prepared.items()} | facts | {"last": np.array(window is windows[-1])}
+        for window in windows
+    ]
 
 
 def _read_mask(

@@ -45,10 +45,13 @@ class PreparedImages(Dataset):
 
     Args:
         prepared: Result of `prepare_images`.
-        indices: Rows to use.
-        labels: Label of each of these rows.
+        indices: Images to use; where these were cut into tiles, each tile is an item.
+        labels: Label of each of these images.
         augment: Augmentation; None for none.
         seed: Random seed of the augmentation.
+
+    Attributes:
+        images: (m,) position in `indices` of the image of each tile; None for whole images.
     """
 
     def __init__(
@@ -60,6 +63,13 @@ class PreparedImages(Dataset):
         seed: int = 0,
     ) -> None:
         self.prepared, self.indices, self.labels = prepared, list(indices), list(labels)
+        self.images: NDArray[np.int64] | None = None
+        if "last" in prepared.column_names:
+            ends = np.flatnonzero(prepared.data.column("last").to_numpy()) + 1
+            tiles = [np.arange(ends[i - 1] if i else 0, ends[i]) for i in self.indices]
+            self.images = np.repeat(np.arange(len(tiles)), [len(part) for part in tiles])
+            self.indices = np.concatenate([*tiles, np.arange(0)]).tolist()
+            self.labels = [self.labels[i] for i in self.images]
         self.augment, self.seed = augment, seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

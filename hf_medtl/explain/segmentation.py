@@ -60,6 +60,12 @@ def explain_masks(
     """
     if method not in CAMS:
         raise MedtlError(f"Unknown method {method!r} for segmentation networks. Known: {', '.join(CAMS)}.")
+    tile = getattr(model.config, "tile", None)
+    if tile and any(max(image.size) > tile for image in images):
+        raise MedtlError(
+            f"Class activation maps need the features of a whole image, but {type(model).__name__} sees tiles of "
+            f"{tile} pixels. Crop the images to that size, or use the uncertainty of Predictor, which has no such limit."
+        )
     names = maps.label_names(model)
     if classes is None:
         classes = [index for index in sorted(names) if index]

@@ -26,6 +26,7 @@ from hf_medtl.export.openvino import load_openvino, write_openvino
 from hf_medtl.export.preprocessing_spec import build_preprocessing_spec
 from hf_medtl.export.verification import ReferenceImages, compare_with_model, with_inference_fn
 from hf_medtl.models.benchmark import measure_latencies
+from hf_medtl.models.smp import tile_windows
 from hf_medtl.predict import Prediction, Predictor
 from hf_medtl.publish.base_model import sha256_of
 from hf_medtl.publish.card import write_export_section
@@ -99,7 +100,7 @@ def export_run(
     predictor = Predictor.from_pretrained(run, device="cpu")
     model, processor = predictor.model, predictor.processor
     images = _reference_images(run, predictor, data_dir, int8)
-    inputs = processor([read_image(images.tested[0])], return_tensors="pt")
+    inputs = {"pixel_values": torch.from_numpy(next(_preprocess(processor, images.tested[:1])))}
     height, width = inputs["pixel_values"].shape[-2:]
 
     with filling(out, "exports a model") if out else _replacing_export(run, kind) as staging:
@@ -190,9 +191,13 @@ def _reference_images(run: Path, predictor: Predictor, data_dir: Path | None, in
 
 
 def _preprocess(processor: Any, paths: Sequence[Path]) -> Iterator[Pixels]:
-    """Yield each image as the model receives it, (1, 3, H, W)."""
+    """Yield each image as the model receives it, (1, 3, H, W), or its middle tile."""
     for path in paths:
-        yield processor([read_image(path)], return_tensors="pt")["pixel_values"].numpy()
+        pixels, tile = processor([read_image(path)], return_tensors="pt")["pixel_values"], getattr(processor, "tile", 0)
+        if tile:
+            windows = tile_windows(*pixels.shape[-2:], tile)
+            pixels = pixels[..., *windows[len(windows) // 2]].contiguous()
+        yield pixels.numpy()
 
 
 def _refusal(kind: str, record: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from hf_medtl.export.onnx import INPUT, OUTPUT
 from hf_medtl.models.heads import is_segmenter
 from hf_medtl.models.preprocessing import describe_processor
 from hf_medtl.models.processor import MedicalImageProcessor
+from hf_medtl.models.smp import TILE_OVERLAP
 from hf_medtl.publish.sentences import NOTICE
 
 WINDOW = (
@@ -22,6 +23,11 @@ LABEL_ACTIVATION = "The model returns logits; apply this for probabilities. The 
 MASK_ACTIVATION = (
     "The model returns logits for each pixel. {}esize them to the size of the {} (bilinear, align_corners false), "
     "take the class with the highest logit, {}then apply decision.postprocessing, if any."
+)
+
+TILES = (
+    "Cut the image into evenly spaced tiles that overlap by this fraction or more, average their logits with weights "
+    "that fall linearly to the edge of a tile (blend_tiles in smp.py beside the weights), and go on with the whole."
 )
 
 
@@ -75,7 +81,7 @@ def _mask_activation(processor: Any) -> str:
     """Describe the way from logits to a mask of the size of the image, which undoes margins and a crop."""
     if not isinstance(processor, MedicalImageProcessor):
         return MASK_ACTIVATION.format("R", "image", "")
-    pads, crops = processor.fit == "pad", processor.return_crop_boxes
+    pads, crops = bool(processor.tile) or processor.fit == "pad", processor.return_crop_boxes
     return MASK_ACTIVATION.format(
         "Cut off the margins of the step pad (after resizing smaller logits to the input's size), then r"
         if pads
@@ -97,25 +103,31 @@ def _steps(processor: Any, height: int, width: int) -> list[dict[str, Any]]:
         steps.append({"step": "grayscale", "in_words": "ITU-R 601 luma in all three channels"})
     timm = getattr(processor, "data_config", None)
     resample = None if timm else processor.resample
-    steps.append(
-        {
-            "step": "resize",
-            "height": height,
-            "width": width,
-            "fit": processor.fit if is_medical else "squash",
-            "resample": timm["interpolation"] if timm else Image.Resampling(resample or 0).name.lower(),
-            "antialias": True,
-            "by": type(processor).__name__,
-        }
-    )
+    tile = getattr(processor, "tile", None)
+    if tile:
+        steps.append({"step": "pad", "value": 0, "height": f"{tile} or more", "width": f"{tile} or more"})
+    else:
+        steps.append(
+            {
+                "step": "resize",
+                "height": height,
+                "width": width,
+                "fit": processor.fit if is_medical else "squash",
+                "resample": timm["interpolation"] if timm else Image.Resampling(resample or 0).name.lower(),
+                "antialias": True,
+                "by": type(processor).__name__,
+            }
+        )
     if "blur" in medical_steps:
         steps.append({"step": "blur", "sigma": processor.blur_sigma})
     if "clahe" in medical_steps:
         steps.append({"step": "clahe", "clip": processor.clahe_clip, "grid": processor.clahe_grid})
-    if is_medical and processor.fit == "pad":
+    if is_medical and processor.fit == "pad" and not tile:
         steps.append({"step": "pad", "value": 0, "height": height, "width": width})
     steps.append({"step": "rescale", "factor": getattr(processor, "rescale_factor", 1 / 255)})
     if getattr(processor, "do_normalize", True):
         mean, std = (timm["mean"], timm["std"]) if timm else (processor.image_mean, processor.image_std)
         steps.append({"step": "normalise", "mean": list(mean), "std": list(std)})
+    if tile:
+        steps.append({"step": "tile", "height": tile, "width": tile, "overlap": TILE_OVERLAP, "in_words": TILES})
     return steps

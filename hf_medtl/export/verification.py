@@ -17,6 +17,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.intervals import Interval, to_json
 from hf_medtl.evaluation.paired import paired_differences
 from hf_medtl.export.onnx import InferenceFn, Pixels
+from hf_medtl.models.smp import blend_tiles
 from hf_medtl.predict import Prediction, Predictor
 from hf_medtl.tasks import task_for_results
 
@@ -58,10 +59,14 @@ def with_inference_fn(model: PreTrainedModel, infer: InferenceFn) -> PreTrainedM
 
     Thus decisions and postprocessing of an export are computed by the same code as those of the model.
     """
-    twin = copy.copy(model)
+    twin, tile = copy.copy(model), getattr(model.config, "tile", None)
+
+    def predict(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(infer(pixels.numpy()))
 
     def forward(pixel_values: torch.Tensor, **_: Any) -> Any:
-        return SimpleNamespace(logits=torch.from_numpy(infer(pixel_values.numpy())))
+        # A graph has a fixed size, that of a tile.
+        return SimpleNamespace(logits=blend_tiles(predict, pixel_values, tile) if tile else predict(pixel_values))
 
     twin.forward = forward
     return twin
@@ -86,37 +91,40 @@ def compare_with_model(
     Raises:
         MedtlError: The export returns NaN or infinity.
     """
-    logits: dict[str, Pixels] = {}
+    logits: dict[str, list[Pixels]] = {"torch": [], "exported": []}  # several of an image that is cut into tiles
 
     @torch.inference_mode()
     def infer_torch(pixels: Pixels) -> Pixels:
-        logits["torch"] = model(pixel_values=torch.from_numpy(pixels)).logits.numpy()
-        return logits["torch"]
+        logits["torch"].append(model(pixel_values=torch.from_numpy(pixels)).logits.numpy())
+        return logits["torch"][-1]
 
     def infer_exported(pixels: Pixels) -> Pixels:
-        logits["exported"] = infer(pixels)
-        if not np.isfinite(logits["exported"]).all():
+        logits["exported"].append(infer(pixels))
+        if not np.isfinite(logits["exported"][-1]).all():
             raise MedtlError(
                 "The exported model returned NaN or infinity where the original did not. The export was discarded."
             )
-        return logits["exported"]
+        return logits["exported"][-1]
 
     sides = {"torch": infer_torch, "exported": infer_exported}
     predictors = {side: Predictor(with_inference_fn(model, function), processor) for side, function in sides.items()}
     tables: dict[str, list[pd.DataFrame]] = {side: [] for side in sides}
     largest, changed = 0.0, []
-    for start in range(0, len(images.tested), BATCH_SIZE):
-        batch = slice(start, start + BATCH_SIZE)
+    size = 1 if getattr(model.config, "tile", None) else BATCH_SIZE  # of tiles, images differ in size
+    for start in range(0, len(images.tested), size):
+        batch = slice(start, start + size)
         opened = [read_image(path) for path in images.tested[batch]]
         inputs = processor(opened, return_tensors="pt")
         predictions = {}
         for side, predictor in predictors.items():
             rows = iter([{key: values[i : i + 1] for key, values in inputs.items()} for i in range(len(opened))])
             predictor.processor = _Preprocessed(processor, rows)  # once for both
-            predictions[side] = predictor.predict(opened, batch_size=BATCH_SIZE)
+            logits[side].clear()
+            predictions[side] = predictor.predict(opened, batch_size=size)
             if images.to_table:
                 tables[side].append(images.to_table(batch, predictions[side]))
-        largest = max(largest, float(np.abs(logits["torch"] - logits["exported"]).max()))
+        for one, other in zip(logits["torch"], logits["exported"], strict=True):
+            largest = max(largest, float(np.abs(one - other).max()))
         pairs = zip(predictions["torch"], predictions["exported"], strict=True)
         changed += [float(np.mean(_decision(one) != _decision(other))) for one, other in pairs]
     comparison: dict[str, Any] = {

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, TimmWrapperConfig, ViTImageProcessor
 
 from hf_medtl.errors import MedtlError
-from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, lung_model_folder, opencv
+from hf_medtl.models.processor import FITS, STEPS, MedicalImageProcessor, lung_model_folder, opencv, to_rgb
 from hf_medtl.models.stock_processor import input_size, setting, stated_statistics, three_channel_statistics
 from hf_medtl.models.untrusted import check_model, load_processor
 
@@ -217,6 +217,8 @@ def to_uint8(processor: Any, images: Sequence[Image.Image]) -> NDArray[np.uint8]
     Raises:
         MedtlError: the pixels before normalisation are not whole numbers of 0..255, so uint8 would lose information.
     """
+    if getattr(processor, "tile", None):  # images may be large, and MedicalImageProcessor has whole numbers
+        return np.stack([processor.prepare(to_rgb(image)) for image in images])
     mean, std = normalisation(processor)
     values = processor(list(images), return_tensors="pt")["pixel_values"] * std + mean
     pixels = values.round()
@@ -244,7 +246,10 @@ def describe_processor(processor: Any) -> str:
         if "lung_crop" in steps
         else "",
         "grey values" if "grayscale" in steps else "",
-        f"{'' if cropped else 'the whole image '}resized to {size[0]} × {size[1]} pixels"
+        f"{'' if cropped else 'the whole image '}at its own resolution, in overlapping tiles of {size[0]} × {size[1]} "
+        "pixels, with black margins if it is smaller"
+        if getattr(processor, "tile", None)
+        else f"{'' if cropped else 'the whole image '}resized to {size[0]} × {size[1]} pixels"
         f"{', keeping the aspect ratio with black margins' if fit == 'pad' else ''}",
         f"Gaussian blur (sigma {processor.blur_sigma:g} pixels)" if "blur" in steps else "",
         f"CLAHE (clip {processor.clahe_clip:g}, {processor.clahe_grid} × {processor.clahe_grid} tiles)"

@@ -68,8 +68,10 @@ class MedicalImageProcessor(BaseImageProcessor):
         clahe_grid: tiles in a row and in a column.
         lung_model: folder of the segmentation model of lung_crop, see `Lungs`. `save_pretrained` copies it to
             LUNG_MODEL beside the settings, where `from_pretrained` finds it.
-        kwargs: other keys that `from_pretrained` reads, and `return_crop_boxes`, of segmentation models: also return
-            the crop of each image, which the model passes on to `post_process_semantic_segmentation`.
+        kwargs: other keys that `from_pretrained` reads, and two of segmentation models: `return_crop_boxes`, to return
+            the crop of each image, too, which the model passes on to `post_process_semantic_segmentation`; and `tile`,
+            the side in pixels of tiles that the model cuts images into, which are then not resized; those smaller than
+            a tile get black margins.
 
     Attributes:
         counts: number of "pictures" passed to the crop, and of those with "nothing" found, which stayed whole; by this
@@ -88,6 +90,7 @@ class MedicalImageProcessor(BaseImageProcessor):
     do_pad: bool | None = None
     pad_size: Any = None
     return_crop_boxes: bool = False
+    tile: int | None = None
 
     def __init__(
         self,
@@ -119,6 +122,8 @@ class MedicalImageProcessor(BaseImageProcessor):
             )
         if max(abs(crop_margin), blur_sigma, clahe_grid) > MAX_SETTING or min(blur_sigma, clahe_grid - 1) < 0:
             raise ValueError(f"crop_margin, blur_sigma and clahe_grid must be positive and {MAX_SETTING} at most.")
+        if self.tile is not None and not (isinstance(self.tile, int) and 1 <= self.tile <= MAX_SIDE):
+            raise ValueError(f"tile must be a whole number of 1 to {MAX_SIDE}, found {self.tile!r}.")
         self.size: Any = _size({"height": 224, "width": 224} if size is None else size, "size")
         for name in ("crop_size", "pad_size"):
             if getattr(self, name) is not None:
@@ -206,7 +211,7 @@ class MedicalImageProcessor(BaseImageProcessor):
         if str(getattr(data_format, "value", data_format)) in ("channels_last", "ChannelDimension.LAST"):
             values = [image.transpose(1, 2, 0) for image in values]
         if return_tensors and len({image.shape for image in values}) == 1:
-            values = np.stack(values)
+            values = np.stack(values) if len(values) > 1 else values[0][None]  # without a copy: it may be large
         crops = {"crop_boxes": np.array(boxes)} if self.return_crop_boxes else {}
         return BatchFeature({"pixel_values": values, **crops}, tensor_type=return_tensors)
 
@@ -249,7 +254,7 @@ class MedicalImageProcessor(BaseImageProcessor):
         height, width = (int(side) for side in size)
         left, top, right, bottom = crop or (0, 0, width, height)
         a, b, c, d = self.inner(bottom - top, right - left)
-        canvas = self.size.height, self.size.width
+        canvas = self.canvas(bottom - top, right - left)
         if (a, b, c, d) != (0, 0, *canvas[::-1]):
             logits = _resize_logits(logits, canvas)[..., b:d, a:c]
         logits = _resize_logits(logits, (bottom - top, right - left))
@@ -270,13 +275,14 @@ class MedicalImageProcessor(BaseImageProcessor):
             size = self.crop_size.height, self.crop_size.width
             values = center_crop(values, size, input_data_format="channels_first")
         if self.do_rescale:
-            values = values * np.float32(self.rescale_factor)
+            values *= np.float32(self.rescale_factor)
         if self.do_normalize:
             mean, std = (
                 np.broadcast_to(np.array(x, np.float32).ravel()[:3], 3).reshape(3, 1, 1)  # a fourth is that of alpha
                 for x in (self.image_mean, self.image_std)
             )
-            values = (values - mean) / std
+            values -= mean
+            values /= std
         if self.do_pad:
             height, width = (self.pad_size[side] - values.shape[i] for i, side in ((1, "height"), (2, "width")))
             if min(height, width) < 0:
@@ -318,7 +324,10 @@ class MedicalImageProcessor(BaseImageProcessor):
             rgb = opencv().GaussianBlur(rgb, (0, 0), self.blur_sigma)
         if "clahe" in self.steps:
             rgb = clahe(rgb, self.clahe_clip, self.clahe_grid)
-        canvas = np.zeros((self.size.height, self.size.width, 3) if self.do_resize else rgb.shape, np.uint8)
+        shape = self.canvas(box[3] - box[1], box[2] - box[0])
+        if self.tile and rgb.shape[:2] == shape:  # without a copy: it may be large
+            return rgb
+        canvas = np.zeros((*shape, 3), np.uint8)
         canvas[top:bottom, left:right] = rgb
         return canvas
 
@@ -333,15 +342,21 @@ class MedicalImageProcessor(BaseImageProcessor):
         x, y = round((right - left) * self.crop_margin), round((bottom - top) * self.crop_margin)
         return max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y)
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the model's input for a (cropped) image."""
+        if self.tile:
+            return max(height, self.tile), max(width, self.tile)
+        return (self.size.height, self.size.width) if self.do_resize else (height, width)
+
     def inner(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return left, top, right, bottom of the (cropped) image within the model's input; the margins are black."""
-        if not self.do_resize:
-            return 0, 0, width, height
-        rows, columns = self.size.height, self.size.width
-        if self.fit == "pad":
+        all_rows, all_columns = rows, columns = self.canvas(height, width)
+        if self.tile:
+            rows, columns = height, width
+        elif self.fit == "pad" and self.do_resize:
             scale = min(rows / height, columns / width)
             rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-        top, left = (self.size.height - rows) // 2, (self.size.width - columns) // 2
+        top, left = (all_rows - rows) // 2, (all_columns - columns) // 2
         return left, top, left + columns, top + rows
 
     def geometry(self, image: Any) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:

@@ -23,7 +23,7 @@ from hf_medtl.errors import MedtlError
 from hf_medtl.models.build import check_finite, check_missing, load_weights, set_labels
 from hf_medtl.models.encoders import EncoderWeights, check_encoder, download_encoder, read_encoder
 from hf_medtl.models.preprocessing import check_steps, medical_processor
-from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation
+from hf_medtl.models.smp import ARCHITECTURES, TILE_SIDES, SmpConfig, SmpForSemanticSegmentation
 from hf_medtl.models.stock_processor import input_size
 from hf_medtl.models.untrusted import load_config, load_processor
 
@@ -42,6 +42,7 @@ def build_segmenter(
     steps: Sequence[str] = (),
     fit: str = "squash",
     lung_model: str | None = None,
+    tile: int | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with logits (B, K, H, W) for `labels`, and its image processor, which resizes to a square.
 
@@ -62,15 +63,24 @@ def build_segmenter(
         steps: some of STEPS, see `MedicalImageProcessor`.
         fit: "squash", or "pad" to keep the aspect ratio.
         lung_model: Hub id or folder of the segmentation model that lung_crop needs.
+        tile: side in pixels of the tiles that images, which are then not resized, are cut into; None for whole images.
 
     Raises:
         MedtlError: an unknown name, no network, fewer than two labels, an encoder that does not fit the architecture
-            or the size, weights that do not fit the encoder, no usable image processor, an unknown step or fit, or a
-            crop for a model that can't pass it on.
+            or the size, weights that do not fit the encoder, no usable image processor, an unknown step or fit, or
+            tiles or a crop for a model whose code can't undo them.
     """
     check_steps(steps, fit, lung_model)
-    model, stock = _build(name, labels, encoder, encoder_weights, image_size, revision, model_args)
-    if not steps and fit == "squash":
+    check_tile(tile)
+    model, stock = _build(name, labels, encoder, encoder_weights, tile or image_size, revision, model_args)
+    if isinstance(model, SmpForSemanticSegmentation):
+        model.config.tile = tile
+    elif tile:
+        raise MedtlError(
+            f"--tile works with {', '.join(ARCHITECTURES)}, whose code cuts images and joins masks, not with "
+            f"{type(model).__name__}. Remove the option, or use one of these."
+        )
+    if not steps and fit == "squash" and not tile:
         return model, stock
     settings = {key: getattr(stock, key) for key in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
     processor = medical_processor(settings, steps, fit, lung_model)
@@ -82,7 +92,15 @@ def build_segmenter(
                 "use one of these."
             )
         processor.return_crop_boxes = True
+    if tile:
+        processor.tile = tile
     return model, processor
+
+
+def check_tile(tile: int | None) -> None:
+    """Raise MedtlError for tiles that no network takes."""
+    if tile and not TILE_SIDES[0] <= tile <= TILE_SIDES[1]:
+        raise MedtlError(f"--tile must be from {TILE_SIDES[0]} to {TILE_SIDES[1]} pixels, or 0, but is {tile}.")
 
 
 def _build(

@@ -1,7 +1,7 @@
 """Segmentation networks of SMP. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -21,6 +21,9 @@ SMP_ARGUMENTS = frozenset({
     "window_size",
 })  # fmt: skip
 STRIDE = 32  # of the coarsest features of every encoder, in pixels
+TILE_OVERLAP = 0.25  # of neighbouring tiles, at least, as a fraction of their side
+TILES_AT_ONCE = 4  # in one forward pass, so that memory does not grow with their number
+TILE_SIDES = (32, 8_192)  # smallest and largest, in pixels
 
 
 class SmpConfig(PreTrainedConfig):
@@ -32,13 +35,14 @@ class SmpConfig(PreTrainedConfig):
         model_args: further arguments of SMP's class, such as `decoder_channels`.
         num_channels: channels of the images.
         semantic_loss_ignore_index: class index of pixels that the loss ignores.
+        tile: side in pixels of the tiles in which larger images go through the network; None for whole images.
         encoder_weights: always None. TRAP: with a name here SMP would download the encoder at each loading, although
             the weights are in the folder.
         kwargs: arguments of every configuration, such as `num_labels`, which includes the background.
 
     Raises:
-        ValueError: an unknown architecture, `encoder_weights`, an encoder from elsewhere, or arguments other than
-            SMP_ARGUMENTS.
+        ValueError: an unknown architecture, `encoder_weights`, an encoder from elsewhere, arguments other than
+            SMP_ARGUMENTS, or a tile outside of TILE_SIDES.
     """
 
     model_type = "medical_smp"
@@ -50,6 +54,7 @@ class SmpConfig(PreTrainedConfig):
         model_args: dict[str, Any] | None = None,
         num_channels: int = 3,
         semantic_loss_ignore_index: int = 255,
+        tile: int | None = None,
         encoder_weights: None = None,
         **kwargs: Any,
     ) -> None:
@@ -68,7 +73,9 @@ class SmpConfig(PreTrainedConfig):
         if any(isinstance(value, list | tuple | dict) and len(value) > 100 for value in (model_args or {}).values()):
             raise ValueError("model_args may have lists of 100 entries at most.")
         self.architecture, self.encoder_name, self.encoder_weights = architecture, encoder_name, encoder_weights
-        self.model_args = dict(model_args or {})
+        if tile is not None and not (isinstance(tile, int) and TILE_SIDES[0] <= tile <= TILE_SIDES[1]):
+            raise ValueError(f"tile must be a whole number of {TILE_SIDES[0]} to {TILE_SIDES[1]}, found {tile!r}.")
+        self.model_args, self.tile = dict(model_args or {}), tile
         self.num_channels, self.semantic_loss_ignore_index = num_channels, semantic_loss_ignore_index
         super().__init__(**kwargs)
 
@@ -119,24 +126,24 @@ class SmpForSemanticSegmentation(PreTrainedModel):
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Return logits (B, K, H, W) of images (B, C, H, W), and with labels the mean cross entropy, in float32.
 
-        Sizes that are no multiple of STRIDE are padded with the last row and column, and the logits are cropped.
+        Sizes that are no multiple of STRIDE are padded with the last row and column, and the logits are cropped. Images
+        larger than `config.tile` are cut into tiles, whose logits are blended, see `blend_tiles`.
 
         Args:
             pixel_values: output of the image processor.
             labels: (B, H, W) class indices; `semantic_loss_ignore_index` for pixels without a label.
             return_dict: False returns a tuple; None is the configuration's setting.
             output_hidden_states: also return the features (B, C, H, W) of each stage of the encoder for the padded
-                image, from fine to coarse; None as above.
+                image, from fine to coarse; None as above. There are none of tiles.
             crop_boxes: (B, 4) crops that the image processor made; they are returned, because it needs them again for
                 masks of the size of the images.
             kwargs: other arguments that stock models take; they are ignored.
         """
-        height, width = pixel_values.shape[-2:]
-        margins = (0, -width % STRIDE, 0, -height % STRIDE)
-        if any(margins):
-            pixel_values = nn.functional.pad(pixel_values, margins, mode="replicate")
-        features = self.encoder(pixel_values)
-        logits = self.segmentation_head(self.decoder(features))[..., :height, :width]
+        if self.config.tile and max(pixel_values.shape[-2:]) > self.config.tile:
+            logits = blend_tiles(lambda tiles: self._logits(tiles)[0], pixel_values, self.config.tile)
+            features = []
+        else:
+            logits, features = self._logits(pixel_values)
         loss = None
         if labels is not None:
             ignored = self.config.semantic_loss_ignore_index
@@ -149,6 +156,68 @@ class SmpForSemanticSegmentation(PreTrainedModel):
             output["crop_boxes"] = crop_boxes
         keep_names = self.config.return_dict if return_dict is None else return_dict
         return output if keep_names else output.to_tuple()
+
+    def _logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the logits of images, and the features of the encoder's stages."""
+        height, width = pixel_values.shape[-2:]
+        margins = (0, -width % STRIDE, 0, -height % STRIDE)
+        if any(margins):
+            pixel_values = nn.functional.pad(pixel_values, margins, mode="replicate")
+        features = self.encoder(pixel_values)
+        return self.segmentation_head(self.decoder(features))[..., :height, :width], features
+
+
+def tile_starts(length: int, tile: int) -> list[int]:
+    """Return the first pixels of evenly spaced tiles that cover a side, overlapping by TILE_OVERLAP or more.
+
+    Args:
+        length: of the side in pixels.
+        tile: side of the tiles in pixels; a shorter side has one tile.
+    """
+    last = max(0, length - tile)
+    steps = -(-last // max(1, int(tile * (1 - TILE_OVERLAP))))
+    return [round(last * i / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def tile_windows(height: int, width: int, tile: int) -> list[tuple[slice, slice]]:
+    """Return rows and columns of the tiles of an image, from top left to bottom right."""
+    rows, columns = ([slice(x, x + min(tile, side)) for x in tile_starts(side, tile)] for side in (height, width))
+    return [(y, x) for y in rows for x in columns]
+
+
+def blend_tiles(predict: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, tile: int) -> torch.Tensor:
+    """Return the logits (B, K, H, W) of images (B, C, H, W) from those of overlapping tiles.
+
+    Where tiles overlap, logits are averaged with weights that fall linearly to the edge of a tile, where a network sees
+    the least around a pixel. Source: the overlap-tile strategy of Ronneberger et al. 2015, U-Net,
+    https://arxiv.org/abs/1505.04597, with weights as in nnU-Net (Isensee et al. 2021, Nat Methods 18:203-211), linear
+    instead of Gaussian. TILES_AT_ONCE tiles are in memory at a time, besides the images and the logits.
+
+    Args:
+        predict: (b, C, h, w) -> logits (b, K, h, w).
+        pixels: the images.
+        tile: side of the tiles in pixels.
+    """
+    height, width = pixels.shape[-2:]
+    ramps, sums = [], []
+    for length in (height, width):
+        side = min(tile, length)
+        positions = torch.arange(side, device=pixels.device) + 0.5
+        ramps.append(torch.minimum(positions, side - positions).clamp(max=tile * TILE_OVERLAP))
+        sums.append(torch.zeros(length, device=pixels.device))
+        for start in tile_starts(length, tile):
+            sums[-1][start : start + side] += ramps[-1]
+    weights = ramps[0][:, None] * ramps[1]
+    windows, blended = tile_windows(height, width, tile), None
+    for first in range(0, len(windows), TILES_AT_ONCE):
+        part = windows[first : first + TILES_AT_ONCE]
+        logits = predict(torch.cat([pixels[..., y, x] for y, x in part])).float()
+        if blended is None:
+            blended = logits.new_zeros(len(pixels), logits.shape[1], height, width)
+        for (y, x), values in zip(part, logits.split(len(pixels)), strict=True):
+            blended[..., y, x] += values * weights
+    assert blended is not None
+    return blended.div_(sums[0][:, None]).div_(sums[1])
 
 
 def build_network(config: SmpConfig, encoder_weights: str | bool | None = None) -> Any:

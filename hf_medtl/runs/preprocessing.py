@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hf_medtl.data.dataset import LoadedDataset
 from hf_medtl.data.prepared import PreparedImages
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.preprocessing import preprocessing_key, to_uint8
+from hf_medtl.models.smp import TILE_OVERLAP, tile_windows
 from hf_medtl.tasks import task_for_dataset
 from hf_medtl.training.oversampling import repeat_factors, repeated_images
 from hf_medtl.training.recipe import Recipe
@@ -42,15 +44,19 @@ def preprocess_splits(
     # With the images that are in no split, so that runs on more or fewer training images share one cache.
     table = loaded.with_unused().table
     rows = pd.Series(range(len(table)), index=table["image_id"])[loaded.table["image_id"]].to_numpy()
+    key, more = preprocessing_key(processor), dict(masks or {})
     if masks and hasattr(processor, "geometry"):
-        masks = {**masks, "geometry": processor.geometry}
+        more["geometry"] = processor.geometry
+    if tile := getattr(processor, "tile", None):
+        key += f"\ntiles of {tile} pixels, overlap {TILE_OVERLAP}"
+        more["tiles"] = partial(tile_windows, tile=tile)
     with recipe.main_process_first(local=True):
         prepared = prepare_images(
             [loaded.root / path for path in table["path"]],
             table["sha256"].tolist(),
             lambda images: to_uint8(processor, images),
-            key=preprocessing_key(processor),
-            **(masks or {}),
+            key=key,
+            **more,
         )
     counts = getattr(processor, "counts", {})
     if counts.get("pictures"):  # none if the images were in the cache

@@ -51,8 +51,10 @@ class Classification(Task):
     def check_recipe(self, recipe: Recipe) -> None:
         """Check the loss, the threshold rule and alpha, and refuse options for masks."""
         recipe.refuse(
-            ("encoder", "encoder_weights", "mask_values", "largest_components", "fill_holes", "surface_tolerance")
-            + ("tile",),
+            (
+                *("encoder", "encoder_weights", "mask_values", "largest_components", "fill_holes"),
+                *("surface_tolerance", "tile"),
+            ),
             "only for --task image-segmentation. Remove the option, or add --task image-segmentation.",
         )
         if recipe.loss not in LOSSES:

@@ -28,7 +28,7 @@ from hf_medtl.evaluation.masks import IGNORE_INDEX
 from hf_medtl.evaluation.run_scores import RunScores
 from hf_medtl.evaluation.tolerance import Tolerance
 from hf_medtl.models.encoders import encoder_source, read_encoder
-from hf_medtl.models.segmenter import build_segmenter
+from hf_medtl.models.segmenter import build_segmenter, check_tile
 from hf_medtl.models.smp import ARCHITECTURES
 from hf_medtl.tasks.base import Reader, Score, Task
 from hf_medtl.tasks.mask_predictions import (
@@ -102,6 +102,9 @@ class Segmentation(Task):
             ("from_scratch",), "to train a segmentation network from random weights, use --encoder_weights none."
         )
         Tolerance.parse(recipe.surface_tolerance)
+        check_tile(recipe.tile)
+        if recipe.tile:
+            recipe.refuse(("fit",), "images are not resized with --tile. Remove one of them.")
         if recipe.sizes.stages:
             raise MedtlError("--image_size is one number for --task image-segmentation: masks keep their size.")
         if recipe.loss not in LOSSES:
@@ -140,6 +143,7 @@ class Segmentation(Task):
             steps=recipe.steps,
             fit=recipe.fit,
             lung_model=recipe.lung_model,
+            tile=recipe.tile or None,
         )
         tolerance = Tolerance.parse(recipe.surface_tolerance)
         classes = recipe.mask_classes
