@@ -64,7 +64,7 @@ def explain_masks(
     if tile and any(max(image.size) > tile for image in images):
         raise MedtlError(
             f"Class activation maps need the features of a whole image, but {type(model).__name__} sees tiles of "
-            f"{tile} pixels. Crop the images to that size, or use the uncertainty of Predictor, which has no such limit."
+            f"{tile} pixels. Crop the images to that size, or use the uncertainty of Predictor, which has no limit."
         )
     names = maps.label_names(model)
     if classes is None:
