@@ -142,14 +142,14 @@ def _describe_fit(recipe: Recipe, fitted: LinearProbe | NearestNeighbours) -> li
 
 def _describe_training(recipe: Recipe, state: TrainerState) -> list[str]:
     """Sentences about training and the selection of the weights."""
-    batch = recipe.undivided[0] * recipe.undivided[1]
+    batch, items = recipe.undivided[0] * recipe.undivided[1], "tiles" if recipe.tile else "images"
     optimizer = "adam" if recipe.plain_adam else option_name(recipe.optim)
     head = f" (head: {recipe.head_learning_rate:g})" if recipe.head_learning_rate else ""
     schedule = option_name(recipe.lr_scheduler_type)
     mixing = [f", {name} {a:g}" for name, a in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if a]
     sentences = [
         f"Training: {STRATEGIES[recipe.strategy]}; {state.epoch or 0:g} of {recipe.num_train_epochs:g} epochs, "
-        f"{state.global_step} steps of {batch} images; {optimizer}, learning rate {recipe.learning_rate:g}{head}, "
+        f"{state.global_step} steps of {batch} {items}; {optimizer}, learning rate {recipe.learning_rate:g}{head}, "
         f"schedule {schedule}, weight decay {recipe.weight_decay:g}; loss {recipe.loss.replace('_', ' ')}, class "
         f"weights {recipe.class_weights}.",
         f"Augmentation of training images: {recipe.augmentation}{''.join(mixing)}.",

@@ -62,7 +62,9 @@ def test_pipeline_predictor_and_handler_return_masks_at_the_size_of_the_image(se
     expected = right_mask(processor, image)
     segment = pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")
     parts = {row["label"]: np.asarray(row["mask"]) > 0 for row in segment(image)}
-    prediction = Predictor(model, processor).predict([image, head((70, 70))], explain="uncertainty")[0]
+    batch = [image, head((70, 70))]
+    assert [answer[0]["mask"].size[::-1] for answer in segment(batch, batch_size=2)] == [size, (70, 70)]
+    prediction = Predictor(model, processor).predict(batch, explain="uncertainty")[0]
     assert prediction.mask.shape == prediction.map.shape == size
     assert np.array_equal(parts["lung"], prediction.mask == 1)
     assert dice(prediction.mask, expected) > 0.93
