@@ -55,6 +55,7 @@ def run_child(request: dict, rank: int, port: int) -> None:
         many = str(request["processes"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= request.get("env", {})
     sys.argv = request["argv"]
     status = 1
     try:

@@ -99,27 +99,27 @@ class ProcessPool:
         assert codes == [0] * processes, "\n".join(p.read_text()[-3000:] for p in log.parent.glob(f"{log.name}.*"))
 
     def start_code(
-        self, code: str, *argv: object, stdout: Path = Path(os.devnull), stderr: Path = Path(os.devnull)
+        self, code: str, *argv: object, stdout: Path = Path(os.devnull), stderr: Path = Path(os.devnull), **env: str
     ) -> ForkedProcess:
-        """Start `python -c code argv`."""
+        """Start `python -c code argv`; what is read of the environment at import is that of the pool."""
         words = [str(word) for word in argv] if code is SCRIPT else ["-c", *map(str, argv)]
-        (pid,) = self.ask(stdout=str(stdout), stderr=str(stderr), argv=words, processes=1, code=code)
+        (pid,) = self.ask(stdout=str(stdout), stderr=str(stderr), argv=words, processes=1, code=code, env=env)
         return ForkedProcess(self, pid)
 
     def start_script(self, script: object, *argv: object) -> ForkedProcess:
         """Start `python script argv`, with a path from the project root."""
         return self.start_code(SCRIPT, script, *argv)
 
-    def run_code(self, code: str, *argv: object) -> subprocess.CompletedProcess:
+    def run_code(self, code: str, *argv: object, **env: str) -> subprocess.CompletedProcess:
         """Run `python -c code argv` to completion and capture its output."""
         with tempfile.TemporaryDirectory() as folder:
             stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-            status = self.start_code(code, *argv, stdout=stdout, stderr=stderr).wait()
+            status = self.start_code(code, *argv, stdout=stdout, stderr=stderr, **env).wait()
             return subprocess.CompletedProcess([code, *argv], status, stdout.read_text(), stderr.read_text())
 
-    def run_script(self, script: object, *argv: object) -> subprocess.CompletedProcess:
+    def run_script(self, script: object, *argv: object, **env: str) -> subprocess.CompletedProcess:
         """Run `python script argv` to completion and capture its output."""
-        return self.run_code(SCRIPT, script, *argv)
+        return self.run_code(SCRIPT, script, *argv, **env)
 
     def close(self) -> None:
         self.process.kill()

@@ -5,7 +5,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,8 +23,8 @@ from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.runs.folder import check_shared_folder
 from hf_medtl.training.checkpoints import find_checkpoint, find_damage
 from hf_medtl.training.distributed import StepShardSampler, split_evenly
-from tests.support.commands import ROOT, flags, options, run_command
-from tests.support.process_pool import ForkedProcess, free_port
+from tests.support.commands import flags, options, run_command
+from tests.support.process_pool import ForkedProcess, ProcessPool, free_port
 
 LABELS = ("no_lesion", "lesion")
 
@@ -381,19 +380,22 @@ def test_process_that_stands_still_is_not_waited_for(process_pool, tmp_path):
 # ---- through accelerate's launcher, with the files of recipes/accelerate
 
 
-def launch(file: str, folder: Path, arguments: list[str], *extra: str, code: str = "") -> subprocess.Popen:
+LAUNCHER = """
+import runpy, sys
+sys.argv[0] = "launch"
+runpy.run_module("accelerate.commands.launch", run_name="__main__")
+"""
+
+
+def launch(
+    pool: ProcessPool, file: str, folder: Path, arguments: list[str], *extra: str, code: str = ""
+) -> ForkedProcess:
     """Launch a recipe that executes `code` first; its output goes to `folder`/launcher*.txt."""
     recipe = folder / "recipe.py"
     recipe.write_text(f"import os\nrank = int(os.environ['RANK'])\n{code}\nfrom hf_medtl import main\nmain({{}})\n")
-    with (folder / f"launcher{'-'.join(extra[:2])}.txt").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{file}.yaml",
-             *extra, str(recipe), *arguments],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    log = folder / f"launcher{'-'.join(extra[:2])}.txt"
+    words = ["--config_file", f"recipes/accelerate/{file}.yaml", *extra, recipe, *arguments]
+    return pool.start_code(LAUNCHER, *words, stdout=log, stderr=log)
 
 
 @pytest.mark.slow
@@ -405,10 +407,11 @@ def launch(file: str, folder: Path, arguments: list[str], *extra: str, code: str
     ],
     ids=["an error", "killed"],
 )
-def test_crashed_process_ends_the_others_and_is_named(crash, message, arguments, tmp_path):
+def test_crashed_process_ends_the_others_and_is_named(crash, message, process_pool, arguments, tmp_path):
     """If the launcher did not stop them, the other processes would wait half an hour for gradients."""
     code = signal_at(3, 0, "1").replace("os.system(", f"{crash}; (", 1)
-    process = launch("one_machine", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
+    own = arguments(tmp_path / "run")
+    process = launch(process_pool, "one_machine", tmp_path, own, "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
     output = (tmp_path / "launcher--main_process_port-0.txt").read_text()
     assert message in output
@@ -419,9 +422,10 @@ def test_crashed_process_ends_the_others_and_is_named(crash, message, arguments,
 
 
 @pytest.mark.slow
-def test_launcher_forwards_sigterm(arguments, tmp_path):
+def test_launcher_forwards_sigterm(process_pool, arguments, tmp_path):
     code = signal_at(2, signal.SIGTERM).replace("os.system(", f"os.kill(os.getppid(), {signal.SIGTERM}); (", 1)
-    process = launch("cpu", tmp_path, arguments(tmp_path / "run"), "--main_process_port", "0", code=code)
+    own = arguments(tmp_path / "run")
+    process = launch(process_pool, "cpu", tmp_path, own, "--main_process_port", "0", code=code)
     assert process.wait(timeout=900) == 1
     output = (tmp_path / "launcher--main_process_port-0.txt").read_text()
     assert "death signal, shutting down workers" in output
@@ -438,7 +442,8 @@ def test_two_machines_match_a_single_process(process_pool, phantoms, vit, tmp_pa
     process_pool.run(tmp_path / "log", *values("one"))
     port_flags = ("--num_processes", "2", "--main_process_port", str(free_port()))
     both = [
-        launch("two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *port_flags) for rank in range(2)
+        launch(process_pool, "two_machines", tmp_path, values("two"), "--machine_rank", str(rank), *port_flags)
+        for rank in range(2)
     ]
     codes = [process.wait(timeout=900) for process in both]
     assert codes == [0, 0], "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("launcher*.txt"))
