@@ -256,7 +256,7 @@ def test_a_model_much_larger_than_its_weights_is_not_built(tmp_path, monkeypatch
     ).save_pretrained(tmp_path)
     load_trained(AutoModelForImageClassification, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 50_000, "intermediate_size": 50_000}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 6000, "intermediate_size": 6000}))
     with pytest.raises(MedtlError, match="describes a model that is much larger than its weights"):
         load_trained(AutoModelForImageClassification, tmp_path)
     monkeypatch.setattr("hf_medtl.models.size_limit.MAX_TENSORS", 1000)
