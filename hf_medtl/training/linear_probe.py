@@ -110,13 +110,14 @@ def _choose_penalty(
         if len(np.unique(targets[train])) > 1 and learned.any():
             scaler = StandardScaler().fit(features[train])
             model = LogisticRegression(max_iter=ITERATIONS, warm_start=True)
-            parts.append((model, scaler.transform(features[train]), train, scaler, held_out[learned]))
+            parts.append((model, scaler, train, held_out[learned]))
     if not parts:
         return 1.0, None
     losses: dict[float, float] = {}
     for penalty in PENALTIES:
         total = count = 0.0
-        for model, inputs, train, scaler, tested in parts:
+        for model, scaler, train, tested in parts:
+            inputs = scaler.transform(features[train])  # not kept: the folds together are four times the features
             _fit(model.set_params(C=penalty), inputs, targets[train], None if weights is None else weights[train])
             log_probabilities = model.predict_log_proba(scaler.transform(features[tested]))
             true = log_probabilities[np.arange(len(tested)), np.searchsorted(model.classes_, targets[tested])]

@@ -10,7 +10,7 @@ from torch import nn
 
 TEMPERATURE = 0.07  # of the weights of neighbours, as in DINO
 NUMBERS = (1, 3, 5, 10, 20, 50, 100, 200)  # of neighbours that are tried
-ROWS = 1024  # images whose similarities are in memory at a time
+SIMILARITIES = 2**27  # in memory at a time, 0.5 GB
 
 
 class NearestNeighbours:
@@ -84,14 +84,15 @@ class NearestNeighbours:
     def _count(
         self, features: torch.Tensor, numbers: Sequence[int], groups: torch.Tensor | None = None
     ) -> Iterator[dict[int, torch.Tensor]]:
-        """Yield number of neighbours -> votes (ROWS, K) as proportions; `groups`: of references that are classified."""
+        """Yield number of neighbours -> votes (rows, K) as proportions; `groups`: of references that are classified."""
         most = min(max(numbers), len(self.references))
         prior = 1 / 2 if self.multilabel else 1 / self.votes.shape[1]
-        for start in range(0, len(features), ROWS):
-            queries = nn.functional.normalize(features[start : start + ROWS].float(), dim=1)
+        rows = max(1, min(1024, SIMILARITIES // len(self.references)))
+        for start in range(0, len(features), rows):
+            queries = nn.functional.normalize(features[start : start + rows].float(), dim=1)
             similarity = queries @ self.references.T
             if groups is not None:
-                similarity[groups[start : start + ROWS, None] == groups] = -torch.inf
+                similarity[groups[start : start + rows, None] == groups] = -torch.inf
             top = similarity.topk(most, dim=1)
             weight = (
                 ((top.values - top.values[:, :1]) / TEMPERATURE).exp().nan_to_num(0)[..., None]

@@ -207,6 +207,11 @@ class Recipe(Options, TrainingArguments):
         for option, owners in STRATEGY_OPTIONS.items():
             if option in self._chosen and self.strategy not in owners:
                 raise MedtlError(f"--{option} is for --strategy {' or '.join(owners)}, not {self.strategy}.")
+        if self.strategy in FITTED_STRATEGIES and self.sizes.stages:
+            raise MedtlError(
+                f"--image_size {self.image_size} counts epochs, and --strategy {self.strategy} has none. Give the last "
+                f"size alone: --image_size {self.sizes.last}."
+            )
         if self.from_scratch and self.strategy not in ("full", "differential"):
             raise MedtlError(
                 f"--strategy {self.strategy} would freeze the random weights of --from_scratch. Use --strategy full."

@@ -341,6 +341,11 @@ class MedicalTrainer(Trainer):
         features.check_pooled(self.model, self._prepare_inputs(batch)["pixel_values"])
         self.features = {split: self.head_inputs(cast(PreparedImages, data)) for split, data in images.items()}
         computed = progress.total_seconds()
+        if not all(torch.isfinite(values).all() for values in self.features.values()):
+            raise MedtlError(
+                "The features of some images are not finite, so nothing can be fitted on them. Use --mixed_precision "
+                "no, or another encoder."
+            )
         targets = {split: np.asarray(cast(PreparedImages, data).labels) for split, data in images.items()}
         weights = None if self.class_weights is None else self.class_weights.tolist()
         head = find_head(self.model)
@@ -366,7 +371,7 @@ class MedicalTrainer(Trainer):
     def _measure_fitted(self, logits: NDArray[np.float64], targets: NDArray[Any]) -> None:
         """Log the metrics of the validation split, and report them to the callbacks, as an evaluation does."""
         loss = cast(Any, self.compute_loss_func)({"logits": torch.from_numpy(logits)}, torch.from_numpy(targets))
-        measured = cast(Any, self.compute_metrics)(EvalPrediction(logits, targets))  # type: ignore[arg-type]
+        measured = cast(Any, self.compute_metrics)(EvalPrediction(logits, targets))
         metrics = {"eval_loss": float(loss), **{f"eval_{name}": value for name, value in measured.items()}}
         self.state.best_metric = metrics.get(f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}")
         shown = ("loss", "roc_auc", "balanced_accuracy")

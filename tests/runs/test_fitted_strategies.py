@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.common.run_folder import RunFolder
+from hf_medtl.models.build import build_classifier
 from hf_medtl.publish.check import check_run_files
 from hf_medtl.runs.compare import compare_runs, measure_costs
 from hf_medtl.runs.cross_validation import summarise
@@ -23,6 +24,7 @@ from hf_medtl.runs.study_cells import count_passes, list_arms, match_steps
 from hf_medtl.runs.study_grid import Grid
 from hf_medtl.runs.train import make_trainer
 from hf_medtl.runs.verify import verify
+from hf_medtl.training.features import check_pooled
 from hf_medtl.training.flags import all_flags
 from hf_medtl.training.linear_probe import fit_linear_probe
 from hf_medtl.training.options import FITTED_STRATEGIES, STEP_OPTIONS
@@ -165,7 +167,8 @@ def test_folds_of_neighbours_are_summarised(fitted_runs, phantoms, tiny_checkpoi
 @pytest.mark.parametrize(
     "option",
     [{"learning_rate": 1e-3}, {"num_train_epochs": 3}, {"augmentation": "brain"}, {"lora_rank": 4}, {"mixup": 0.2},
-     {"cache_features": False}, {"feature_views": 2}, {"loss": "focal"}, {"head_dropout": 0.5}],
+     {"cache_features": False}, {"feature_views": 2}, {"loss": "focal"}, {"head_dropout": 0.5},
+     {"image_size": "128:5,224"}],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
 def test_options_of_training_steps_are_refused(strategy, option):
@@ -244,6 +247,21 @@ def test_model_whose_logits_are_not_of_one_head_is_refused_before(phantoms, tiny
     monkeypatch.setattr(preflight, "build", odd)
     with pytest.raises(MedtlError, match="one linear layer on one vector per image"):
         preflight.check(Recipe(**fitted_options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", strategy="knn")))
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "deit", "swin", "convnext", "timm"])
+def test_encoders_of_all_kinds_have_one_vector_for_the_head(family, tiny_checkpoint):
+    model, _ = build_classifier(str(tiny_checkpoint(family)), ("a", "b", "c"))
+    size = 64 if family == "timm" else 32
+    check_pooled(model, torch.randn(2, 3, size, size))
+
+
+def test_features_that_are_not_finite_are_an_error(phantoms, tiny_checkpoint, tmp_path, monkeypatch):
+    recipe = Recipe(**fitted_options(phantoms, tiny_checkpoint("vit"), tmp_path / "run", strategy="linear_probe"))
+    trainer, _ = make_fitted_trainer(recipe)
+    monkeypatch.setattr(trainer, "head_inputs", lambda images: torch.full((len(images), 16), torch.nan))
+    with pytest.raises(MedtlError, match="not finite"):
+        trainer.train()
 
 
 def test_results_of_older_runs_have_no_fit(finished_run):

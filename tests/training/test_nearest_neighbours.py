@@ -27,7 +27,7 @@ def count_votes(query: np.ndarray, references: np.ndarray, votes: np.ndarray, k:
 
 
 def test_votes_are_those_of_dino(monkeypatch):
-    monkeypatch.setattr(nearest_neighbours, "ROWS", 4)  # in several parts
+    monkeypatch.setattr(nearest_neighbours, "SIMILARITIES", 4 * 60)  # in several parts
     features, targets, groups = draw(60)
     model = NearestNeighbours(features, targets, groups, 3)
     queries = draw(10)[0]
