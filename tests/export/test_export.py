@@ -1,6 +1,7 @@
 """Exports: predictions equal to the run's, a verification report, and errors where decisions differ."""
 
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_medtl import MedtlError, Predictor, Recipe, load, read_image, run
+from hf_medtl import MedtlError, Predictor, Recipe, read_image, run
 from hf_medtl.cli.app import main
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.export.export import FORMATS, Format, export_run
@@ -105,14 +106,34 @@ def exported(folder, phantoms) -> dict:
     return export_run(folder, "onnx", data_dir=phantoms)[1]
 
 
-def export_other_weights(monkeypatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def write_graph():
+    """Let the exports of one model share its ONNX graph, which takes seconds to make; return what writes it."""
+    graphs: dict[str, bytes] = {}
+
+    def write(model, height, width, file):
+        settings = model.config.to_dict() | {"_name_or_path": "", "size": [height, width]}
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in model.state_dict().items():
+            key.update(name.encode() + tensor.numpy().tobytes())
+        if key.hexdigest() not in graphs:
+            write_onnx(model, height, width, file)
+            graphs[key.hexdigest()] = file.read_bytes()
+        file.write_bytes(graphs[key.hexdigest()])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("hf_medtl.export.export.write_onnx", write)
+        yield write
+
+
+def export_other_weights(monkeypatch, write) -> None:
     """Export a model with other weights than the run's."""
 
     def write_changed(model, height, width, file):
         changed = copy.deepcopy(model)
         with torch.no_grad():
             find_head(changed).weight.neg_().mul_(100)
-        write_onnx(changed, height, width, file)
+        write(changed, height, width, file)
 
     monkeypatch.setattr("hf_medtl.export.export.write_onnx", write_changed)
 
@@ -207,8 +228,10 @@ def test_openvino_int8_export_in_another_folder(folder, phantoms, tmp_path):
 
 
 @pytest.mark.slow
-def test_rejects_export_with_other_decisions_unless_forced(folder, exported, phantoms, monkeypatch, capsys, tmp_path):
-    export_other_weights(monkeypatch)
+def test_rejects_export_with_other_decisions_unless_forced(
+    folder, exported, phantoms, write_graph, monkeypatch, capsys, tmp_path
+):
+    export_other_weights(monkeypatch, write_graph)
     changed = shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("export"))
     before = (changed / "README.md").read_text()
     monkeypatch.setattr(sys, "argv", ["hf-medtl", "export", str(changed), "--data_dir", str(phantoms)])
@@ -403,8 +426,8 @@ def test_predictor_pipeline_and_onnx_agree_on_real_images(shared, real_brain, tm
     model.eval().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     predictor = Predictor.from_pretrained(tmp_path, device="cpu")
-    loaded = load("brain-tumor-mri", real_brain)
-    paths = [loaded.root / path for path in loaded.table["path"][:100]]
+    paths = sorted(real_brain.rglob("*.jpg"))[::6]
+    assert len(paths) > 20
     write_onnx(predictor.model, 224, 224, tmp_path / "model.onnx")
     infer = FORMATS["onnx"].load(tmp_path / "model.onnx", 1)
     from_onnx = Predictor(
@@ -418,4 +441,4 @@ def test_predictor_pipeline_and_onnx_agree_on_real_images(shared, real_brain, tm
         assert exported.probabilities == pytest.approx(
             {prediction["label"]: prediction["score"] for prediction in rows}, abs=1e-4
         )
-    assert pd.Series([prediction.probabilities["tumor"] for prediction in from_onnx]).nunique() > 50
+    assert pd.Series([prediction.probabilities["tumor"] for prediction in from_onnx]).nunique() > 20
