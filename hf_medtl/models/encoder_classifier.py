@@ -1,11 +1,12 @@
 """Image classifier on any image encoder. This file is copied beside the weights, so it imports nothing of hf_medtl."""
 
 import inspect
+import os
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 # Model type of the encoder -> how its output can be pooled, its own way first. Only these: an encoder of another type
@@ -48,6 +49,7 @@ class EncoderConfig(PreTrainedConfig):
     """
 
     model_type = "medical_encoder"
+    sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012 - as transformers has it
 
     def __init__(
         self,
@@ -73,6 +75,16 @@ class EncoderConfig(PreTrainedConfig):
             setattr(config, name, self.pooling == "attention")
         self.vision_config = config
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return saved settings; those of an encoder alone become those of a classifier on it."""
+        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get("model_type") in ENCODERS:
+            settings = {"model_type": cls.model_type, "vision_config": settings}
+        return settings, rest
 
 
 def check_number_of_labels(settings: dict[str, Any]) -> None:
@@ -106,16 +118,29 @@ class EncoderForImageClassification(PreTrainedModel):
         self._no_split_modules = getattr(self.encoder, "_no_split_modules", None)
         self.post_init()
 
+    def initialize_weights(self) -> None:
+        """Initialise tensors that no checkpoint has filled; those of the encoder as it does by itself.
+
+        TRAP: below a class from outside `transformers`, layers that a stock encoder initialises from the layer around
+        them, as CLIP's are, would get the deviation of any other layer. Seen in transformers 5.23.
+        """
+        self.encoder.initialize_weights()
+        super().initialize_weights()
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the layer that makes the embeddings of the patches."""
         return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the layer that makes the embeddings of the patches."""
+        self.encoder.set_input_embeddings(value)
 
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         output_attentions: bool | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Any,
@@ -126,14 +151,15 @@ class EncoderForImageClassification(PreTrainedModel):
             pixel_values: output of the image processor.
             labels: (B,) class indices, or (B, K) for multilabel classification.
             return_dict: False returns a tuple; None is the configuration's setting.
-            output_hidden_states: also return the output of each layer of the encoder; None as above.
+            output_hidden_states: also return the output of each layer of the encoder, or of those of some indices; None
+                as above.
             output_attentions: also return its attention, with the implementation "eager"; None as above.
             interpolate_pos_encoding: take images of another size, where the encoder has embeddings of positions.
             kwargs: arguments of the loss, such as `num_items_in_batch`; others that stock models take are ignored.
         """
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
-        more: dict[str, Any] = {name: True for name, value in wanted.items() if value}
+        more: dict[str, Any] = {name: value for name, value in wanted.items() if value}
         if (
             interpolate_pos_encoding
             and "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters

@@ -210,3 +210,29 @@ def test_pooling_that_an_encoder_does_not_have_is_refused(encoder, model_type, p
 def test_encoders_of_other_types_are_not_built():
     with pytest.raises(ValueError, match=r"expected an image encoder of the type .* found 'timm_wrapper'"):
         EncoderConfig({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x"}})
+
+
+def test_attention_implementation_and_wanted_layers_reach_the_encoder(encoder):
+    model, _ = build_classifier(str(encoder("dinov3_vit")), LABELS)
+    model.eval().set_attn_implementation("eager")
+    assert model.encoder.config._attn_implementation == "eager"
+    output = model(pixel_values=pixels(), output_attentions=True, output_hidden_states=[0, 2])
+    assert [x.shape for x in output.attentions] == [(2, 2, 19, 19)] * 2
+    assert [x is None for x in output.hidden_states] == [False, True, False]
+
+
+def test_folder_of_an_encoder_loads_below_a_new_head(encoder):
+    model, report = EncoderForImageClassification.from_pretrained(
+        encoder("clip_vision_model"), num_labels=3, output_loading_info=True
+    )
+    assert (model.config.vision_config.model_type, model.classifier.out_features) == ("clip_vision_model", 3)
+    assert report["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    body = AutoModel.from_pretrained(encoder("clip_vision_model")).state_dict()
+    assert all(torch.equal(x, body[name]) for name, x in model.encoder.state_dict().items())
+
+
+def test_missing_tensors_are_drawn_as_by_the_encoder_itself():
+    config = EncoderConfig({"model_type": "clip_vision_model"} | SHAPES["clip_vision_model"] | {"hidden_size": 64})
+    model = EncoderForImageClassification.from_pretrained(None, config=config, state_dict={})
+    deviation = model.encoder.encoder.layers[0].mlp.fc1.weight.std().item()
+    assert deviation == pytest.approx(128**-0.5, rel=0.15)  # of CLIP; that of other layers is 0.02
