@@ -216,19 +216,31 @@ class MedicalImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": values, **crops}, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
         """Return the most probable class of each pixel of each image, (height, width), as stock processors do.
 
         Args:
             outputs: of the model: logits (n, K, h, w), and `crop_boxes` (n, 4) if this processor returned some.
             target_sizes: (n,) height and width of the images; None for the masks of the model's input.
+            return_segmentation_scores: return for each image a dict of these classes, "segmentation", and of the
+                logits (K, height, width) they were decided by, "segmentation_scores".
 
         Raises:
             ValueError: not as many sizes as logits, or a crop that the model did not pass on.
         """
-        if target_sizes is None:
-            return list(outputs.logits.argmax(dim=1))
+        logits = list(outputs.logits) if target_sizes is None else self._all_logits(outputs, target_sizes)
+        masks = [scores.argmax(dim=0) for scores in logits]
+        if not return_segmentation_scores:
+            return masks
+        pairs = zip(masks, logits, strict=True)
+        return [BatchFeature({"segmentation": mask, "segmentation_scores": scores}) for mask, scores in pairs]
+
+    def _all_logits(self, outputs: Any, target_sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """Return `restore_logits` of each image."""
         boxes = getattr(outputs, "crop_boxes", None)
         if len(target_sizes) != len(outputs.logits) or (boxes is None and self.return_crop_boxes):
             raise ValueError(
@@ -236,7 +248,7 @@ class MedicalImageProcessor(BaseImageProcessor):
             )
         crops = [None] * len(target_sizes) if boxes is None else boxes.tolist()
         rows = zip(outputs.logits, target_sizes, crops, strict=True)
-        return [self.restore_logits(*row).argmax(dim=0) for row in rows]
+        return [self.restore_logits(*row) for row in rows]
 
     def restore_logits(
         self, logits: torch.Tensor, size: Sequence[int], crop: Sequence[int] | None = None

@@ -152,6 +152,8 @@ def test_smaller_logits_and_other_settings():
     assert (restored.argmax(0)[:, 4:96] == 1).all()
     outputs = type("Outputs", (), {"logits": logits[None]})
     assert processor.post_process_semantic_segmentation(outputs)[0].shape == (16, 16)
+    scores = processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)[0]
+    assert torch.equal(scores["segmentation_scores"].argmax(dim=0), scores["segmentation"])
     with pytest.raises(ValueError, match="size for each image"):
         processor.post_process_semantic_segmentation(outputs, [(3, 3), (4, 4)])
     processor.return_crop_boxes = True
