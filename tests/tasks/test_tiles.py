@@ -227,6 +227,6 @@ def test_what_cannot_be_tiled_is_refused(segmenter, tmp_path):
 
 @pytest.mark.slow
 def test_run_learns_from_tiles(chest_phantoms, tmp_path):
-    folder = run(segmentation_recipe(chest_phantoms, tmp_path / "run", tile=64, num_train_epochs=4))
-    assert json.loads((folder / "results.json").read_text())["metrics"]["dice"]["value"] > 0.5
+    folder = run(segmentation_recipe(chest_phantoms, tmp_path / "run", tile=64, num_train_epochs=2))
+    assert json.loads((folder / "results.json").read_text())["metrics"]["dice"]["value"] > 0.4
     assert json.loads((folder / "config.json").read_text())["tile"] == 64
