@@ -14,21 +14,9 @@ from hf_medtl.models.encoder_classifier import EncoderConfig, EncoderForImageCla
 from hf_medtl.models.ensemble import EnsembleConfig, EnsembleForImageClassification
 from hf_medtl.models.strategies import count_blocks, head_names, parameter_depths, set_trainable
 from hf_medtl.publish.hub import UPLOAD_PATTERNS
+from tests.support.tiny_models import ENCODERS, save_encoder
 
 LABELS = ("healthy", "ill")
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-SHAPES = {
-    "dinov3_vit": VIT | {"intermediate_size": 16, "num_register_tokens": 2},
-    "dinov3_convnext": {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4},
-    "siglip_vision_model": VIT | {"intermediate_size": 16},
-    "clip_vision_model": VIT | {"intermediate_size": 16},
-    "aimv2_vision_model": VIT | {"intermediate_size": 16},
-    "mlcd_vision_model": VIT | {"intermediate_size": 16},
-    "pixio": VIT,
-    "vit_mae": VIT | {"intermediate_size": 16},
-    "ijepa": VIT | {"intermediate_size": 16},
-    "vit": VIT | {"intermediate_size": 16},
-}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +27,7 @@ def encoder(tmp_path_factory):
     def make(model_type, **more):
         key = (model_type, *sorted(more.items()))
         if key not in made:
-            torch.manual_seed(0)
-            folder = made[key] = tmp_path_factory.mktemp("encoders") / model_type
-            AutoModel.from_config(CONFIG_MAPPING[model_type](**SHAPES[model_type], **more)).save_pretrained(folder)
-            ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+            made[key] = save_encoder(model_type, tmp_path_factory.mktemp("encoders") / model_type, **more)
         return made[key]
 
     return make
@@ -102,7 +87,7 @@ def test_masked_autoencoder_is_a_stock_vit_that_sees_all_patches(encoder, tmp_pa
 def test_image_encoder_of_a_model_for_images_and_text_is_used(tmp_path):
     torch.manual_seed(0)
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    both = {"vision_config": SHAPES["aimv2_vision_model"], "text_config": text | {"vocab_size": 20}}
+    both = {"vision_config": ENCODERS["aimv2_vision_model"], "text_config": text | {"vocab_size": 20}}
     whole = AutoModel.from_config(CONFIG_MAPPING["aimv2"](**both)).eval()
     whole.save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
@@ -232,7 +217,7 @@ def test_folder_of_an_encoder_loads_below_a_new_head(encoder):
 
 
 def test_missing_tensors_are_drawn_as_by_the_encoder_itself():
-    config = EncoderConfig({"model_type": "clip_vision_model"} | SHAPES["clip_vision_model"] | {"hidden_size": 64})
+    config = EncoderConfig({"model_type": "clip_vision_model"} | ENCODERS["clip_vision_model"] | {"hidden_size": 64})
     model = EncoderForImageClassification.from_pretrained(None, config=config, state_dict={})
     deviation = model.encoder.encoder.layers[0].mlp.fc1.weight.std().item()
     assert deviation == pytest.approx(128**-0.5, rel=0.15)  # of CLIP; that of other layers is 0.02

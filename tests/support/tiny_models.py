@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
     AutoModelForImageClassification,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -16,6 +18,30 @@ from transformers import (
 
 from hf_medtl.models.segmenter import build_segmenter
 
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+
+
+ENCODERS = {  # model types of image encoders -> arguments of a tiny configuration
+    "dinov3_vit": VIT | {"intermediate_size": 16, "num_register_tokens": 2},
+    "dinov3_convnext": {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4},
+    "siglip_vision_model": VIT | {"intermediate_size": 16},
+    "clip_vision_model": VIT | {"intermediate_size": 16},
+    "aimv2_vision_model": VIT | {"intermediate_size": 16},
+    "mlcd_vision_model": VIT | {"intermediate_size": 16},
+    "pixio": VIT,
+    "vit_mae": VIT | {"intermediate_size": 16},
+    "ijepa": VIT | {"intermediate_size": 16},
+    "vit": VIT | {"intermediate_size": 16},
+}
+
+
+def save_encoder(model_type: str, folder: Path, side: int = 16, **more) -> Path:
+    """Save a tiny image encoder with random weights and without a head, as it would come from the Hub."""
+    torch.manual_seed(0)
+    AutoModel.from_config(CONFIG_MAPPING[model_type](**ENCODERS[model_type], **more)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+    return folder
+
 
 def write_licence(folder: Path, licence: str = "apache-2.0") -> None:
     """Write a card that states a licence."""
@@ -24,8 +50,10 @@ def write_licence(folder: Path, licence: str = "apache-2.0") -> None:
 
 
 def save_tiny(family: str, folder: Path, licence: str = "apache-2.0") -> Path:
-    """Save a tiny checkpoint with random weights and its own labels, as it would come from the Hub."""
+    """Save a tiny checkpoint with random weights, and its own labels if any, as it would come from the Hub."""
     write_licence(folder, licence)
+    if family in ENCODERS.keys() - {"vit"}:
+        return save_encoder(family, folder, side=64 if family == "dinov3_convnext" else 16)
     from transformers import (
         BitImageProcessor,
         ConvNextConfig,
