@@ -1,10 +1,11 @@
-"""Test suites of transformers for models, image processors and pipelines, run on the classes of hf_medtl.
+"""Test suites of transformers for models and image processors, run on the classes whose code travels with weights.
 
     pip install parameterized
     python benchmarks/peer_suites.py TRANSFORMERS [arguments of pytest]
 
-TRANSFORMERS is a checkout of the installed version. Its source distribution (`pip download --no-deps --no-binary :all:
-transformers==VERSION`, unpacked) will do for the first two; it lacks the helpers of other suites, and the pipelines.
+TRANSFORMERS is a checkout of the installed version, or its source distribution (`pip download --no-deps --no-binary
+:all: transformers==VERSION`, unpacked). That lacks helpers of other suites, for which empty ones are written into it.
+With RUN_SLOW=1 in the environment the slow tests run, too.
 """
 
 import importlib
