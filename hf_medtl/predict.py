@@ -307,7 +307,7 @@ class Predictor:
         for group in by_size.values():
             numbers, parts = zip(*group, strict=True)
             same_size = [images[i] for i in numbers]
-            inputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            inputs = {key: torch.cat([x[key] for x in parts]) if parts[1:] else parts[0][key] for key in parts[0]}
             try:
                 results = list(self._predict_size(same_size, inputs, explain, copies, dropping, embed))
             except (ValueError, RuntimeError) as error:
@@ -398,7 +398,8 @@ class Predictor:
         """Return logits in float32 for inputs on any device and in any precision."""
         device = self.model.device
         moved = BatchFeature(dict(inputs)).to(device, dtype=getattr(self.model, "dtype", torch.float32))
-        moved["pixel_values"] = moved["pixel_values"].contiguous(memory_format=memory_format(device))
+        if not getattr(self.processor, "tile", None):  # a copy, and images of many tiles may be large
+            moved["pixel_values"] = moved["pixel_values"].contiguous(memory_format=memory_format(device))
         return model(**moved).logits.float()
 
     def _check_method(self, method: str) -> None:
@@ -435,9 +436,10 @@ class Predictor:
             large = self.processor.restore_logits(logits, size, crop)
         else:  # like stock image processors
             large = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-        mask = large.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        # Some rows at a time: indices have eight bytes a pixel.
+        mask = torch.cat([rows.argmax(dim=0).to(torch.uint8) for rows in large.split(1024, dim=1)]).cpu().numpy()
         mask = postprocess(mask, self.decision_rule.postprocessing or {})
-        counts = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size
+        counts = np.array([np.count_nonzero(mask == index) for index in range(len(self.labels))]) / mask.size
         return {
             "mask": mask,
             "area": dict(zip(self.labels[1:], counts[1:].tolist(), strict=True)),
