@@ -115,11 +115,12 @@ def check_card(folder: Path) -> ModelCard:
         card = ModelCard.load(folder / "README.md")
     except (ValueError, yaml.YAMLError) as error:
         raise MedtlError(f"The card of {folder} has invalid metadata ({str(error).splitlines()[0]}).") from error
-    missing = [name for name in ("license", "pipeline_tag", "library_name") if not getattr(card.data, name, None)]
+    of_model = () if RunFolder(folder).only_measures else ("pipeline_tag", "library_name")
+    missing = [name for name in ("license", *of_model) if not getattr(card.data, name, None)]
     if missing:
         raise MedtlError(f"The metadata of {folder}/README.md do not give {', '.join(missing)}.")
     task = _read_json(folder / "results.json").get("task")
-    if card.data.pipeline_tag != task:
+    if of_model and card.data.pipeline_tag != task:
         raise MedtlError(
             f"The pipeline_tag of {folder}/README.md is {card.data.pipeline_tag!r}, the task of its results {task!r}."
         )

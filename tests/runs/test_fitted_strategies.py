@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.models.build import build_classifier
-from hf_medtl.publish.check import check_run_files
+from hf_medtl.publish.check import check_card, check_run_files
 from hf_medtl.runs.compare import compare_runs, measure_costs
 from hf_medtl.runs.cross_validation import summarise
 from hf_medtl.runs.model_card import rewrite_card
@@ -141,6 +141,7 @@ def test_card_can_be_written_again_without_a_model(fitted_runs, tmp_path):
     rewrite_card(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == before
     assert not (folder / "config.json").exists()
+    assert check_card(folder).data.pipeline_tag is None
 
 
 def test_fitted_and_trained_runs_are_compared(fitted_runs, finished_run):
