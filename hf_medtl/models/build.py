@@ -85,6 +85,8 @@ def build_classifier(
     try:
         with plain_errors():  # of any library, at any checkpoint
             model = _build_model(name, labels, from_scratch, revision, image_size, pooling)
+            if labels != UNUSED_HEAD:  # a model that will be saved
+                check_unshared(name, model)
             add_head_dropout(find_head(model), head_dropout)
             own = str(ARCHITECTURES / name) if (ARCHITECTURES / name).is_dir() else None
             source, hub = own if custom else name, {"revision": revision}
@@ -293,6 +295,25 @@ def check_missing(name: str, model: PreTrainedModel, missing: set[str], body: se
             f"{name} lacks {len(lacking)} of the {len(body)} tensors of the body of {type(model).__name__} "
             f"({', '.join(lacking[:3])} ...); they would be initialised randomly. Use a complete checkpoint of this "
             "architecture."
+        )
+
+
+def check_unshared(source: str, model: PreTrainedModel) -> None:
+    """Raise MedtlError if layers share weights in a way that `save_pretrained` can't write, as in CoaT of timm.
+
+    Args:
+        source: folder or id they come from, for the message.
+        model: the model.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {*(getattr(model, "all_tied_weights_keys", None) or {})}
+    shared = [group for group in names.values() if len({*group} - tied) > 1]
+    if shared:
+        raise MedtlError(
+            f"{source} uses the same weights in several layers, such as {' and '.join(shared[0][:2])}, and "
+            "transformers can't save such a model: training would end at its first checkpoint. Use another model."
         )
 
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_medtl import MedtlError, Recipe
 from hf_medtl.models.backbones import classifier_config, timm_tags
-from hf_medtl.models.build import build_classifier
+from hf_medtl.models.build import build_classifier, check_unshared
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.training.options import check_choices
@@ -184,3 +184,24 @@ def test_networks_for_patches_of_any_shape_are_refused_with_the_reason():
 
     with pytest.raises(MedtlError, match=r"NaFlex takes patches of images of any shape.*siglip2-base-patch16-224\."):
         classifier_config("google/siglip2-base-patch16-naflex", Siglip2Config())
+
+
+def test_layers_that_share_weights_are_refused_before_training(tmp_path):
+    """CoaT of timm is one of them; transformers would fail to save it after the first epoch."""
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**SMALL | {"num_hidden_layers": 2})).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    model, _ = build_classifier(str(tmp_path), LABELS)
+    check_unshared("vit", model)
+    layers = next(x for x in model.modules() if isinstance(x, torch.nn.ModuleList))
+    layers[1] = layers[0]
+    with pytest.raises(RuntimeError, match="shared tensors"):
+        model.save_pretrained(tmp_path / "again")
+    with pytest.raises(MedtlError, match="vit uses the same weights in several layers") as error:
+        check_unshared("vit", model)
+    assert "\n" not in str(error.value)
+
+
+def test_network_of_timm_with_shared_layers_is_refused():
+    with pytest.raises(MedtlError, match=r"same weights in several layers, such as .*cpe"), torch.device("meta"):
+        build_classifier("timm/coat_tiny", LABELS, from_scratch=True)
