@@ -1,6 +1,7 @@
 """Classification heads: the last linear layer, the only part of a pretrained classifier that depends on the labels."""
 
 import functools
+import re
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_medtl.errors import MedtlError
+
+HEAD = re.compile(r"(?:^|[._])heads?(?:\.\d+)?$")  # name of a layer of logits where there may be several
 
 
 def is_segmenter(model: nn.Module) -> bool:
@@ -33,20 +36,23 @@ def find_head(model: PreTrainedModel) -> nn.Linear:
     """Return the linear layer that computes the logits.
 
     Raises:
-        MedtlError: no linear layer has as many outputs as there are labels, or the logits are the mean of two heads.
+        MedtlError: no linear layer has as many outputs as there are labels, or the logits come from several heads.
     """
-    if any(name.endswith("head_dist") for name, _ in model.named_modules()):  # DeiT, LeViT and others in timm
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    layers = [(name, m) for name, m in named if m.out_features == model.config.num_labels]
+    more = [name for name, _ in layers if HEAD.search(name)][1:]  # CrossViT, VOLO and others in timm, SwiftFormer
+    more += [name for name, _ in model.named_modules() if name.endswith("head_dist")]  # DeiT, LeViT and others in timm
+    if more:
         raise MedtlError(
-            "This model has a second head, for distillation from a teacher, so its logits do not come from one head "
-            "alone. Use the same architecture without distillation."
+            f"This model has a second head ({more[-1]}), often for distillation from a teacher, so its "
+            "logits do not come from one head alone. Use an architecture with one head."
         )
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.config.num_labels]
     if not layers:
         raise MedtlError(
             f"{type(model).__name__} has no linear layer with {model.config.num_labels} outputs, so its probabilities "
             "can't be calibrated. Use a backbone with a linear classification head."
         )
-    return layers[-1]
+    return layers[-1][1]
 
 
 def add_head_dropout(head: nn.Linear, rate: float) -> None:

@@ -14,6 +14,10 @@ from transformers import (
     MobileViTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
+    SwiftFormerConfig,
+    SwiftFormerForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -205,3 +209,20 @@ def test_layers_that_share_weights_are_refused_before_training(tmp_path):
 def test_network_of_timm_with_shared_layers_is_refused():
     with pytest.raises(MedtlError, match=r"same weights in several layers, such as .*cpe"), torch.device("meta"):
         build_classifier("timm/coat_tiny", LABELS, from_scratch=True)
+
+
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "volo_d1_224", "efficientvim_m1", "repvit_m0_9"])
+def test_logits_of_several_heads_are_refused(name):
+    """One head of them would be calibrated, and the others not."""
+    with torch.device("meta"):
+        config = TimmWrapperConfig(architecture=name, num_labels=2)
+        model = TimmWrapperForImageClassification(config)
+    with pytest.raises(MedtlError, match="has a second head"):
+        find_head(model)
+
+
+def test_logits_of_two_heads_of_transformers_are_refused():
+    with torch.device("meta"):
+        model = SwiftFormerForImageClassification(SwiftFormerConfig(num_labels=2))
+    with pytest.raises(MedtlError, match=r"second head \(dist_head\)"):
+        find_head(model)
