@@ -182,7 +182,7 @@ def _is_complete(target: Path, number: int) -> bool:
     with contextlib.suppress(pa.ArrowInvalid, OSError), pa.memory_map(str(target)) as source:
         for batch in pa.ipc.open_stream(source):
             tiled = "last" in batch.schema.names
-            images += np.count_nonzero(batch.column("last").to_numpy(False)) if tiled else batch.num_rows
+            images += int(np.count_nonzero(batch.column("last").to_numpy(False))) if tiled else batch.num_rows
         return images == number
     return False
 

@@ -195,7 +195,7 @@ def _preprocess(processor: Any, paths: Sequence[Path]) -> Iterator[Pixels]:
     for path in paths:
         pixels, tile = processor([read_image(path)], return_tensors="pt")["pixel_values"], getattr(processor, "tile", 0)
         if tile:
-            windows = tile_windows(*pixels.shape[-2:], tile)
+            windows = tile_windows(pixels.shape[-2], pixels.shape[-1], tile)
             pixels = pixels[..., *windows[len(windows) // 2]].contiguous()
         yield pixels.numpy()
 

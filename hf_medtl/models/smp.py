@@ -141,7 +141,7 @@ class SmpForSemanticSegmentation(PreTrainedModel):
         """
         if self.config.tile and max(pixel_values.shape[-2:]) > self.config.tile:
             logits = blend_tiles(lambda tiles: self._logits(tiles)[0], pixel_values, self.config.tile)
-            features = []
+            features: list[torch.Tensor] = []
         else:
             logits, features = self._logits(pixel_values)
         loss = None
