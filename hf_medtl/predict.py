@@ -135,7 +135,9 @@ class Predictor:
         self.config = model.config
         self.labels = tuple(name for _, name in sorted((self.config.id2label or {}).items()))
         self.is_segmentation = is_segmenter(model)
-        self.wording: dict[str, str] = dict(getattr(self.config, "wording", None) or {})  # label -> sentence
+        self.wording: dict[str, str] = getattr(self.config, "wording", None) or {}  # label -> sentence
+        if not isinstance(self.wording, dict):
+            raise MedtlError(f"wording in config.json must be an object of labels and sentences, not {self.wording!r}.")
         self.multilabel = is_sigmoid(self.config)
         if getattr(self.config, "synthetic_data", False):
             logger.warning("A demo model, trained on synthetic images: its answers on real images mean nothing.")

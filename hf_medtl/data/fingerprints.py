@@ -61,8 +61,8 @@ def _compute_fingerprint(path: Path, cached: dict[str, Fingerprint]) -> Fingerpr
     """Hash the bytes of a file and, unless `cached` (by sha256) contains it, decode and hash its image."""
     try:
         content = path.read_bytes()
-    except OSError as error:
-        return Fingerprint("", error=f"can't be read ({error.strerror})")
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        return Fingerprint("", error=f"can't be read ({getattr(error, 'strerror', error)})")
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 in cached:
         return cached[sha256]

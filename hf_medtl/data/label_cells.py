@@ -72,7 +72,7 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
         table: The table, for messages.
 
     Raises:
-        MedtlError: Another value than 0, 1, -1 or blank, or a column whose name has a |.
+        MedtlError: Another value than 0, 1, -1 or blank, or a column whose name has a | or means missing.
     """
     values = np.zeros((len(frame), len(columns)), int)
     for number, column in enumerate(columns):
@@ -83,6 +83,8 @@ def read_indicators(frame: pd.DataFrame, columns: Sequence[str], uncertain: str,
                 f"{table}: expected 0, 1 or blank (or -1 for uncertain) in the column {column!r}, which is one of "
                 f"several for the labels, found {abbreviate(list(map(repr, unknown)), 5)}."
             )
+        if re.fullmatch(MISSING, column):
+            raise MedtlError(f"{table}: the column {column!r} states a label, but has no name. Name it.")
         values[:, number] = cells.map(NUMBERS)
     is_uncertain = values == -1
     values[is_uncertain] = uncertain == "positive"

@@ -67,6 +67,8 @@ class DecisionRule:
 
         id2label = get("id2label") or dict(enumerate(get("label_names") or ()))  # timm's configuration has a list
         names = {int(index): label for index, label in id2label.items()}
+        if not all(isinstance(label, str) for label in names.values()):
+            raise MedtlError(f"id2label in config.json must name each label by a text, found {str(id2label)[:200]}.")
         is_segmentation = any(str(name).endswith("ForSemanticSegmentation") for name in get("architectures") or ())
         rule = cls(
             labels=tuple(names[index] for index in sorted(names)),
@@ -102,7 +104,7 @@ class DecisionRule:
             ):
                 numbers = "of 0 or more" if highest == math.inf else "from 0 to 1"
                 raise MedtlError(f"{name} in config.json must be a number {numbers}, found {value!r}.")
-        if lowest and (missing := [label for label in self.labels if lowest.get(label) is None]):
+        if self.conformal and (missing := [label for label in self.labels if lowest.get(label) is None]):
             raise MedtlError(f"conformal.lowest in config.json gives no probability for {', '.join(missing)}.")
         if not isinstance(self.positive, str | None) or not isinstance(self.threshold_rule, str | None):
             raise MedtlError("positive_label and threshold_rule in config.json must be texts.")

@@ -127,7 +127,7 @@ def check_card(folder: Path) -> ModelCard:
     check_licence(card.data.license)
     for result in card.data.eval_results or ():
         value = result.metric_value
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < math.inf:
             raise MedtlError(f"The model-index of {folder}/README.md has {value!r} for {result.metric_type}.")
     return card
 

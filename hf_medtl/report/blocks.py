@@ -52,6 +52,11 @@ class Matrix:
     counts: Sequence[Sequence[int]]
     note: str = ""
 
+    def __post_init__(self) -> None:
+        shape = [len(row) for row in self.counts]
+        if shape != [len(self.labels)] * len(self.labels) or {type(x) for row in self.counts for x in row} - {int}:
+            raise ValueError(f"expected counts of {len(self.labels)} × {len(self.labels)} labels, found {self.counts}")
+
 
 @dataclass(frozen=True)
 class GalleryImage:

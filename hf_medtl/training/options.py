@@ -1,5 +1,6 @@
 """Options of a run: names, defaults, help texts and choices; light to import. `recipe.py` checks their combinations."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,7 +283,9 @@ def check_choices(values: Mapping[str, Any]) -> None:
 
 
 def check_name_length(option: str, path: Any) -> None:
-    """Raise MedtlError if a name in a path is longer than file systems allow: looking for it would be an OSError."""
+    """Raise MedtlError if a path is none, or has a name longer than file systems allow, which would be an OSError."""
+    if not isinstance(path, str | os.PathLike | None):
+        raise MedtlError(f"--{option} must be a text, but is {path!r}. In YAML, put it in quotation marks.")
     if not isinstance(path, str) or path.lstrip().startswith("{"):  # settings themselves, in JSON
         return
     longest = max((len(part.encode("utf-8", "replace")) for part in Path(path).parts), default=0)

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import random
+import re
 import shutil
 import struct
 import zipfile
@@ -22,15 +23,17 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.common.yaml_files import read_yaml
 from hf_medtl.data import read_image
 from hf_medtl.data.download import unpack_medmnist
-from hf_medtl.data.label_cells import read_cells
+from hf_medtl.data.fingerprints import compute_fingerprints
+from hf_medtl.data.label_cells import read_cells, read_indicators
 from hf_medtl.data.splits import read_splits
 from hf_medtl.data.table_files import read_table_file
 from hf_medtl.errors import MedtlError, UnreadableImage
 from hf_medtl.evaluation.decisions import DecisionRule
 from hf_medtl.models.build import load_trained
+from hf_medtl.predict import Predictor
 from hf_medtl.publish import handler
 from hf_medtl.publish.check import check_card, check_run_files
-from hf_medtl.report.blocks import Table
+from hf_medtl.report.blocks import Matrix, Table
 from hf_medtl.runs.compare import compare_runs
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.tracking import check_trackers
@@ -256,3 +259,56 @@ def test_weights_beyond_the_model_are_said_without_codes_of_the_terminal(finishe
     load_trained(AutoModelForImageClassification, tmp_path / "model")
     assert "tensors that its model does not use, such as 'vit.layers.1." in caplog.text
     assert "LOAD REPORT" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("option", ["model_name_or_path", "dataset"])
+def test_an_option_that_yaml_reads_as_no_text(option):
+    with pytest.raises(MedtlError, match=rf"--{option} must be a text, but is False"):
+        Recipe(**{"data_dir": "images", option: False})
+
+
+@pytest.mark.parametrize("counts", [[[1, 2]], [[1, 2], [3]], [[1, 2], [3, "4"]], [[1, 2], True], True])
+def test_a_confusion_matrix_that_is_none(counts):
+    with pytest.raises((TypeError, ValueError)):  # which reports say as a damaged run
+        Matrix("", ("a", "b"), counts)
+
+
+def test_a_number_of_a_card_that_no_float_holds(publishable_run):
+    card = publishable_run / "README.md"
+    card.write_text(re.sub(r"value: 0\.\d+", f"value: {'9' * 400}", card.read_text("utf-8"), count=1), "utf-8")
+    assert "9" * 400 in card.read_text("utf-8")
+    check_card(publishable_run)
+    card.write_text(card.read_text("utf-8").replace("9" * 400, ".inf"), "utf-8")
+    with pytest.raises(MedtlError, match="model-index"):
+        check_card(publishable_run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"id2label": {"0": "a", "1": None}}, "id2label in config.json must name each label by a text"),
+        ({"conformal": {"level": 0.9}}, "conformal.lowest in config.json must give a probability for each label"),
+        ({"conformal": {"lowest": {}}}, "conformal.lowest in config.json gives no probability for a, b"),
+    ],
+)
+def test_a_rule_for_labels_that_are_none(settings, match):
+    with pytest.raises(MedtlError, match=match):
+        DecisionRule.from_config({"id2label": {"0": "a", "1": "b"}} | settings)
+
+
+def test_wording_that_is_no_object(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"wording": "a"}), "utf-8")
+    with pytest.raises(MedtlError, match=r"wording in config\.json must be an object"):
+        Predictor.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_a_file_name_with_a_null_character(tmp_path):
+    assert "null" in compute_fingerprints([tmp_path / "a\0.png"], "fuzz-found")[0].error
+
+
+def test_a_column_of_labels_without_a_name():
+    frame = pd.DataFrame({"NaN": ["0", "1"], "ill": ["1", "0"]})
+    with pytest.raises(MedtlError, match="the column 'NaN' states a label, but has no name"):
+        read_indicators(frame, ["NaN", "ill"], "exclude", "x.csv")
