@@ -14,7 +14,7 @@ from hf_medtl.data.dataset import COLUMNS, LoadedDataset, Survey
 from hf_medtl.data.fingerprints import cached_fingerprints, near_duplicates
 from hf_medtl.data.loading import load, survey
 from hf_medtl.data.positive_label import is_absence
-from hf_medtl.data.specs import DatasetSpec, split_labels
+from hf_medtl.data.specs import DATASETS, DatasetSpec, split_labels
 from hf_medtl.data.splits import SPLITS, read_splits_file
 from hf_medtl.errors import MedtlError
 
@@ -124,15 +124,15 @@ def load_external(
             recognized; fewer than two labels are shared; the model lacks a label, or (multilabel) the second dataset
             does not annotate one; the masks show another structure; there is no such split; or `load` fails.
     """
+    if dataset in loaded.spec.copies_of or (dataset in DATASETS and loaded.spec.name in DATASETS[dataset].copies_of):
+        raise MedtlError(
+            f"{dataset} is never external to {loaded.spec.name}: one contains images of the other, cropped or "
+            "downscaled so that not all can be recognized and dropped. Test on another dataset."
+        )
     is_segmentation = loaded.spec.is_segmentation
     surveyed = survey(dataset, data_dir, task=loaded.spec.task, sources=sources, columns=columns)
     external = _select_official_split(surveyed, split)
     spec = external.spec
-    if loaded.spec.name in spec.copies_of or spec.name in loaded.spec.copies_of:
-        raise MedtlError(
-            f"{spec.name} is never external to {loaded.spec.name}: one contains images of the other, cropped or "
-            "downscaled so that not all can be recognized and dropped. Test on another dataset."
-        )
     table, usable = (_check_masks if is_segmentation else _map_labels)(loaded, external, dict(labels or {}), option)
     kept = usable.copy()
     others = external.table.loc[~usable, ["path", "label"]]
