@@ -50,7 +50,7 @@ def files_with_patient_data(*folders: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_patient_name_and_number_reach_no_output(folder, tiny_checkpoint, tmp_path):
+def test_patient_name_and_number_reach_no_output(folder, process_pool, tiny_checkpoint, tmp_path):
     assert len(files_with_patient_data(folder)) == 40
     processes = []
     cache = {"HF_MEDTL_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path)}
@@ -70,7 +70,7 @@ def test_patient_name_and_number_reach_no_output(folder, tiny_checkpoint, tmp_pa
             tmp_path / "push",
         ],
     ):
-        process = run_command(COMMAND, "data", *command, **cache)
+        process = process_pool.run_script(COMMAND, "data", *command, **cache)
         assert process.returncode == 0, process.stderr
         processes.append(process)
     values = {

@@ -16,7 +16,7 @@ from hf_medtl.models.cnn import PRESETS, MedicalCnnConfig, MedicalCnnForImageCla
 from hf_medtl.models.heads import find_head
 from hf_medtl.models.preprocessing import normalisation
 from hf_medtl.publish.hub import UPLOAD_PATTERNS, push
-from tests.support.commands import WAIVED, options, run_command
+from tests.support.commands import ROOT, WAIVED, options, run_command
 from tests.support.model_families import FAMILIES, LABELS, LOADING_SCRIPT
 
 IMAGENET, HALF = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -211,12 +211,14 @@ def test_cnn_run_loads_with_its_own_code(hub, stock_pool, phantoms, tmp_path):
         "from transformers import Trainer; import hf_medtl",
     ],
 )
-def test_auto_classes_load_cnn_in_any_import_order(order, tiny_checkpoint):
-    code = f"""{order}
+def test_auto_classes_load_cnn_in_any_import_order(order, stock_pool, tiny_checkpoint):
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
+{order}
 from transformers import AutoConfig, AutoModelForImageClassification
 assert type(AutoConfig.from_pretrained({str(tiny_checkpoint("cnn"))!r})).__module__ == "hf_medtl.models.cnn"
 print(type(AutoModelForImageClassification.from_pretrained({str(tiny_checkpoint("cnn"))!r})).__module__)"""
-    process = run_command(sys.executable, "-c", code)
+    # Processes of the pool have imported transformers.
+    process = run_command(sys.executable, "-c", code) if order.startswith("import hf") else stock_pool.run_code(code)
     assert process.stdout.strip() == "hf_medtl.models.cnn", process.stderr
 
 

@@ -4,7 +4,6 @@ import copy
 import importlib.metadata
 import json
 import socket
-import sys
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from hf_medtl.models.preprocessing import describe_processor, normalisation, to_
 from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.models.smp import ARCHITECTURES, SmpConfig, SmpForSemanticSegmentation, build_network
 from hf_medtl.publish.hub import UPLOAD_PATTERNS
-from tests.support.commands import run_command
+from tests.support.commands import ROOT
 from tests.support.tiny_models import LABELS, TINY, build_tiny
 
 ENCODERS = ("tu-test_resnet", "mit_b0")
@@ -418,14 +417,15 @@ def test_folder_without_segmentation_model_raises(tiny_checkpoint, tmp_path, hub
 
 
 @pytest.mark.slow
-def test_auto_classes_load_smp_and_import_stays_light(tmp_path):
+def test_auto_classes_load_smp_and_import_stays_light(stock_pool, tmp_path):
     build_tiny()[0].save_pretrained(tmp_path)
-    code = f"""import hf_medtl, sys
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
+import hf_medtl
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 assert type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__ == "hf_medtl.models.smp"
 assert "segmentation_models_pytorch" not in sys.modules  # takes seconds
 print(type(AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r})).__module__)"""
-    process = run_command(sys.executable, "-c", code)
+    process = stock_pool.run_code(code)
     assert process.stdout.strip() == "hf_medtl.models.smp", process.stderr
 
 

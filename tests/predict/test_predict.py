@@ -19,7 +19,7 @@ from hf_medtl import MedtlError, Predictor, Recipe, run
 from hf_medtl.data.phantoms import write_phantoms
 from hf_medtl.explain.maps import explain
 from hf_medtl.publish.hub import push
-from tests.support.commands import COMMAND, WAIVED, options, run_command
+from tests.support.commands import COMMAND, WAIVED, options
 from tests.support.dicom_files import make_dicom, save_dicom
 from tests.support.process_pool import ForkedProcess
 from tests.support.tiny_models import build_tiny
@@ -254,8 +254,8 @@ def test_command_draws_overlays(process_pool, folder, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_command_prints_prediction(folder, files):
-    process = run_command(COMMAND, "predict", folder, files[0])
+def test_command_prints_prediction(process_pool, folder, files):
+    process = process_pool.run_script(COMMAND, "predict", folder, files[0])
     assert process.returncode == 0, process.stderr
     assert f"{files[0]}: " in process.stdout
     assert "not for diagnosis" in process.stdout

@@ -1,14 +1,13 @@
 """Push to a loopback Hub, and load from it with stock code in another process."""
 
 import json
-import sys
 
 import pytest
 from huggingface_hub import HfApi
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.publish.hub import push
-from tests.support.commands import ROOT, options, run_command
+from tests.support.commands import ROOT, options
 from tests.support.evaluation_script import EVALUATION_SCRIPT, printed_metrics
 
 
@@ -41,10 +40,9 @@ def test_uploads_only_files_of_a_model_page(pushed):
 
 
 @pytest.mark.slow
-def test_stock_code_reproduces_metrics_by_repo_id(pushed, phantoms, tmp_path):
+def test_stock_code_reproduces_metrics_by_repo_id(pushed, stock_pool, phantoms):
     results = json.loads((pushed / "results.json").read_text())
-    command = (sys.executable, "-I", "-c", EVALUATION_SCRIPT, "ci-user/phantom-vit", pushed, phantoms)
-    metrics = printed_metrics(run_command(*command, HF_HOME=str(tmp_path)))
+    metrics = printed_metrics(stock_pool.run_code(EVALUATION_SCRIPT, "ci-user/phantom-vit", pushed, phantoms))
     assert metrics == {name: results["metrics"][name]["value"] for name in ("accuracy", "roc_auc")}
 
 

@@ -1,6 +1,5 @@
 """Access tokens given in the environment or a configuration file are neither written, printed nor uploaded."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.publish.checkpoints import BRANCH
-from tests.support.commands import COMMAND, ROOT, configure_hub, flags, options, run_command
+from tests.support.commands import COMMAND, ROOT, configure_hub, flags, options
 
 PLANTED = "hf_" + "Zy9" * 12
 
@@ -23,7 +22,7 @@ def planted(hub, monkeypatch):
 
 
 @pytest.mark.slow
-def test_token_is_in_no_output_file_or_upload(planted, phantoms, tiny_checkpoint, tmp_path):
+def test_token_is_in_no_output_file_or_upload(planted, process_pool, phantoms, tiny_checkpoint, tmp_path):
     folder, config, api = tmp_path / "run", tmp_path / "mine.yaml", HfApi()
     config.write_text(f"hub_token: {PLANTED}\nhub_model_id: ci-user/kept\n")
     overrides = {
@@ -32,9 +31,9 @@ def test_token_is_in_no_output_file_or_upload(planted, phantoms, tiny_checkpoint
         "model_card": ROOT / "model_cards" / "phantoms.md",
     }
     values = options(phantoms, tiny_checkpoint("vit"), folder, config=config, push_to_hub=True, **overrides)
-    process = run_command(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    process = process_pool.run_script("recipes/vit_brain.py", *flags(**values), HF_TOKEN=PLANTED)
     assert process.returncode == 0, process.stderr
-    again = run_command(COMMAND, "push", folder, "ci-user/kept-too", "--private")
+    again = process_pool.run_script(COMMAND, "push", folder, "ci-user/kept-too", "--private", HF_TOKEN=PLANTED)
     assert again.returncode == 0, again.stderr
     texts = [process.stdout, process.stderr, again.stdout, again.stderr]
     assert not [text for text in texts if PLANTED in text]

@@ -4,7 +4,6 @@ import gc
 import json
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from hf_medtl.common.run_folder import RunFolder
 from hf_medtl.evaluation.metrics import decide
 from hf_medtl.runs.cross_validation import cross_validate
 from hf_medtl.runs.folder import changed_options
-from tests.support.commands import flags, options, run_command
+from tests.support.commands import flags, options
 from tests.support.multilabel_tables import write_table
 from tests.support.process_pool import RECIPE
 from tests.support.segmentation_runs import segmentation_recipe
@@ -203,7 +202,7 @@ def test_killed_cross_validation_resumes_to_the_same_results(
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_summary(phantoms, tiny_checkpoint, tmp_path):
+def test_two_processes_write_one_summary(process_pool, phantoms, tiny_checkpoint, tmp_path):
     values = fold_options(
         phantoms,
         tiny_checkpoint,
@@ -215,9 +214,7 @@ def test_two_processes_write_one_summary(phantoms, tiny_checkpoint, tmp_path):
         eval_strategy="steps",
         eval_steps=2,
     )
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 1]
-    process = run_command(*launcher, "--num_processes", 2, "recipes/vit_brain.py", *flags(**values))
-    assert process.returncode == 0, process.stderr[-3000:]
+    process_pool.run(tmp_path / "log", *flags(**values), processes=2)
     result, table = read(tmp_path / "all")
     assert result["environment"]["processes"] == 2
     assert table["image_id"].is_unique

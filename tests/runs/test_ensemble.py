@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,15 @@ from transformers import AutoModelForImageClassification
 from hf_medtl import MedtlError, Recipe, load, read_image, run
 from hf_medtl.evaluation.evaluate import predict_probabilities
 from hf_medtl.runs.ensemble import ensemble
-from tests.support.commands import options, run_cli, run_command
+from tests.support.commands import options, run_cli
 from tests.support.killed import leave_killed
 from tests.support.multilabel_tables import write_table
 
 # In a process that cannot import hf_medtl and has no network.
 WITHOUT_HF_MEDTL = """
-import json, os, sys
-os.environ["HF_HUB_OFFLINE"] = "1"
+import json, sys
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = True
 sys.modules["hf_medtl"] = None
 from transformers import AutoModelForImageClassification, pipeline
 model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
@@ -77,10 +77,10 @@ def test_pipeline_returns_the_mean_of_the_members(runs, joined, phantoms):
 
 
 @pytest.mark.slow
-def test_loads_without_hf_medtl(joined, phantoms):
+def test_loads_without_hf_medtl(joined, stock_pool, phantoms):
     loaded = load("brain-phantoms", phantoms, seed=1)
     paths = [loaded.root / path for path in loaded.rows("test")["path"]]
-    process = run_command(sys.executable, "-I", "-c", WITHOUT_HF_MEDTL, joined, *paths, HF_HUB_OFFLINE="1")
+    process = stock_pool.run_code(WITHOUT_HF_MEDTL, joined, *paths)
     assert process.returncode == 0, process.stderr
     probabilities = pd.DataFrame(json.loads(process.stdout.splitlines()[-1]))[list(loaded.labels)]
     assert np.abs(probabilities.to_numpy() - predict(joined, phantoms)).max() < 1e-6

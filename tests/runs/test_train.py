@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_medtl import MedtlError, Recipe, run
 from hf_medtl.training.trainer import MedicalTrainer
-from tests.support.commands import flags, options, run_command
+from tests.support.commands import ROOT, flags, options, run_command
 from tests.support.evaluation_script import EVALUATION_SCRIPT, printed_metrics
 
 METRICS = ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc",
@@ -36,9 +36,11 @@ def test_run_with_medical_preprocessing_loads_with_its_own_code(stock_pool, phan
         trusting = EVALUATION_SCRIPT.replace("model=model)", "model=model, trust_remote_code=True)")
         metrics = printed_metrics(stock_pool.run_code(trusting, folder, folder, phantoms))
         assert metrics == {name: results[name]["value"] for name in ("accuracy", "roc_auc")}
-    for order in ("import hf_medtl, transformers", "import transformers, hf_medtl"):
-        code = f"{order}; print(type(transformers.AutoImageProcessor.from_pretrained({str(folder)!r})).__module__)"
-        process = run_command(sys.executable, "-c", code)
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
+import hf_medtl, transformers
+print(type(transformers.AutoImageProcessor.from_pretrained({str(folder)!r})).__module__)"""
+    # A process that has imported transformers, and one that has not.
+    for process in (stock_pool.run_code(code), run_command(sys.executable, "-c", code)):
         assert process.stdout.strip() == "hf_medtl.models.processor", process.stderr
 
 
@@ -183,7 +185,7 @@ def test_user_errors_have_no_traceback(process_pool, phantoms, tmp_path):
 
 
 @pytest.mark.slow
-def test_recipe_runs_two_steps(phantoms, tiny_checkpoint, tmp_path):
+def test_recipe_runs_two_steps(process_pool, phantoms, tiny_checkpoint, tmp_path):
     values = options(
         phantoms,
         tiny_checkpoint("vit"),
@@ -194,7 +196,7 @@ def test_recipe_runs_two_steps(phantoms, tiny_checkpoint, tmp_path):
         save_strategy="steps",
         save_steps=1,
     )
-    process = run_command(sys.executable, "recipes/vit_brain.py", *flags(**values))
+    process = process_pool.run_script("recipes/vit_brain.py", *flags(**values))
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "run" / "results.json").exists()
 

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def run_child(request: dict, rank: int, port: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     os.environ |= request.get("env", {})
+    tempfile.tempdir = None  # $TMPDIR may be another
     sys.argv = request["argv"]
     status = 1
     try:
