@@ -13,12 +13,15 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from hf_medtl import MedtlError
+from hf_medtl.common.run_folder import UNFINISHED
 from hf_medtl.models.build import build_classifier
 from hf_medtl.models.importing import open_clip, timm_weights, torchxrayvision
 from hf_medtl.models.importing.tensor_files import read_tensors
 from hf_medtl.publish.base_model import find_base_model, sha256_of
 from hf_medtl.runs import import_model
+from hf_medtl.runs.lock import RUN_LOCK
 from tests.support.commands import run_cli
+from tests.support.killed import leave_killed
 
 
 def randomize(model: torch.nn.Module) -> torch.nn.Module:
@@ -222,7 +225,9 @@ def test_numbered_modules_stems_of_one_channel_and_heads_are_kept(tmp_path):
 
 def test_an_imported_folder_is_fine_tuned_like_others(vit, tmp_path):
     torch.save(vit.state_dict(), tmp_path / "weights.pt")
-    import_model(str(tmp_path / "weights.pt"), tmp_path / "out", architecture="test_vit")
+    import_model(str(tmp_path / "weights.pt"), leave_killed(tmp_path / "out"), architecture="test_vit")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not left & {UNFINISHED, RUN_LOCK, "older.csv", "figures"}
     model, processor = build_classifier(str(tmp_path / "out"), ("healthy", "ill"))
     pixels = processor([Image.new("RGB", (50, 40))], return_tensors="pt")["pixel_values"]
     assert model(pixels).logits.shape == (1, 2)

@@ -126,6 +126,10 @@ def test_embeddings_are_not_mixed_with_predictions_or_other_networks(classifier,
     assert embed_images(str(classifier), [*map(str, images)], out) == (3, 0)
     values = pd.read_json(out, lines=True)["embedding"]
     assert [len(row) for row in values] == [32] * 3
+    table = out.read_bytes()
+    part.write_text(f'{{"model": "{classifier}@{predictor.revision}, embedding"}}\n', encoding="utf-8")
+    assert embed_images(str(classifier), [*map(str, images)], out) == (3, 0)  # killed before its parts were removed
+    assert (out.read_bytes(), part.exists()) == (table, False)
     with pytest.raises(MedtlError, match=r"--out must end in .parquet or .jsonl"):
         embed_images(str(classifier), [*map(str, images)], tmp_path / "x.csv")
     with pytest.raises(MedtlError, match="has no single head"):
