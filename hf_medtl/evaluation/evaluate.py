@@ -26,7 +26,7 @@ from hf_medtl.evaluation.intervals import (
     multilabel_metric_intervals,
     to_json,
 )
-from hf_medtl.evaluation.masks import MASK_METRICS
+from hf_medtl.evaluation.masks import measured_metrics
 from hf_medtl.evaluation.metrics import classification_metrics, confusion_matrix, decide, undefined_reasons
 from hf_medtl.evaluation.paired import mean_difference
 from hf_medtl.evaluation.score_intervals import rate_interval
@@ -253,7 +253,7 @@ def segmentation_results(table: pd.DataFrame, names: Sequence[str], steps: Mappi
         and metrics; both_empty and one_empty: number of (image, class) pairs; surface_tolerance: such as "2 pixels";
         postprocessing, and with steps postprocessing_gain: metric -> value, low, high of the paired difference.
     """
-    measured = [name for name in MASK_METRICS if name in table]
+    measured = measured_metrics(table)
     classes = names[1:] if len(names) > 2 else ()
     class_columns = {name: [f"{metric}_{name}" for metric in measured] for name in classes}
     columns = [*measured, *chain.from_iterable(class_columns.values())]
@@ -279,7 +279,7 @@ def segmentation_results(table: pd.DataFrame, names: Sequence[str], steps: Mappi
         "postprocessing": dict(steps),
         "labels": list(names),
     }
-    if "surface_tolerance" in table:
+    if "surface_dice" in measured:
         result["surface_tolerance"] = str(table["surface_tolerance"].iloc[0])
     if class_columns:
         result["per_class"] = {name: metrics(overall, columns) for name, columns in class_columns.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
@@ -75,6 +76,11 @@ def mask_metrics(
     if n_classes > 2:
         row |= {f"{m}_{name}": float(per_class[m][k]) for k, name in enumerate(names[1:]) for m in MASK_METRICS}
     return row
+
+
+def measured_metrics(table: pd.DataFrame) -> list[str]:
+    """Return the MASK_METRICS that a table has for each image: older runs, also among folds, have no surface_dice."""
+    return [name for name in MASK_METRICS if name in table and table[name].notna().all()]
 
 
 def hausdorff95(true: ArrayLike, predicted: ArrayLike, spacing: tuple[float, float] | None = None) -> float:

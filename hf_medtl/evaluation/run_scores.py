@@ -173,7 +173,7 @@ class RunScores:
                 surface_dice.
             names: (K,) labels in output order, the background first.
         """
-        means = [name for name in masks.MASK_METRICS if name in table]
+        means = masks.measured_metrics(table)
         classes = names[1:] if len(names) > 2 else ()
         columns = {name: [f"{metric}_{name}" for metric in means] for name in classes}
         measured = [*means, *chain.from_iterable(columns.values())]
@@ -203,7 +203,7 @@ class RunScores:
             strata=pd.factorize(table["source"])[0].astype(np.int64),
             quality=dice,
             answers=[f"Dice {value:.3f}" for value in dice],
-            surface_tolerance=str(table["surface_tolerance"].iloc[0]) if "surface_tolerance" in table else None,
+            surface_tolerance=str(table["surface_tolerance"].iloc[0]) if "surface_dice" in means else None,
         )
 
 

@@ -184,9 +184,9 @@ def summarise(summary: RunFolder, runs: Sequence[RunFolder], recipe: Recipe, loa
 
 
 def summarise_metrics(folds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
-    """Return mean, lowest and highest value of each metric over folds; None if a fold has no value."""
+    """Return mean, lowest and highest value of each metric that all folds have; None if a fold has no value."""
     summary: dict[str, dict[str, float | None]] = {}
-    for name in folds[0]:
+    for name in (name for name in folds[0] if all(name in metrics for metrics in folds)):
         values = [metrics[name]["value"] for metrics in folds]
         if None in values:
             summary[name] = dict.fromkeys(("value", "lowest", "highest"))

@@ -138,6 +138,11 @@ def test_surface_dice_has_interval_over_groups_and_a_stated_tolerance():
     assert interval["low"] < table["surface_dice"].mean() < interval["high"]
     assert results["surface_tolerance"] == "1.5 mm"
     assert "surface_tolerance" not in without
+    folds = pd.concat([table, old.assign(image_id="b" + old["image_id"])], ignore_index=True)
+    mixed = segmentation_results(folds, ["background", "lung"], {})  # a fold of before and one of now
+    assert set(mixed["metrics"]) == set(without["metrics"])
+    assert "surface_tolerance" not in mixed
+    assert "surface_dice" not in RunScores.from_masks(folds, ["background", "lung"]).metrics
     assert {**without["metrics"], "surface_dice": interval} == results["metrics"]
 
 
