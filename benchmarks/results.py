@@ -108,7 +108,9 @@ def train(row: Row, seed: int, out: Path, data: Path, weights: Path, jobs: int) 
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = row.command(seed).replace("DATA/", f"{data}/").replace("WEIGHTS/", f"{weights}/")
-    extra = ["--output_dir", str(folder), "--use_cpu", "true", "--disable_tqdm", "true", "--save_total_limit", "1"]
+    extra = ["--output_dir", str(folder), "--use_cpu", "true", "--disable_tqdm", "true"]
+    if "linear_probe" not in command:  # which has no checkpoints
+        extra += ["--save_total_limit", "1"]
     print(f"{time.strftime('%H:%M')} {row.name}, seed {seed}", flush=True)
     started = time.monotonic()
     with (out / row.name / f"{seed}.log").open("w") as log:
