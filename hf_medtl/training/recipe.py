@@ -397,6 +397,12 @@ class Recipe(Options, TrainingArguments):
             if self.fp16 or self.fp16_full_eval or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
                 raise MedtlError("--mixed_precision fp16 needs an accelerator; on the CPU, use bf16 or no.")
             self.use_cpu |= self.bf16 or self.bf16_full_eval  # else transformers looks for a GPU with bf16
+            able = torch.cpu.get_capabilities()
+            if self.bf16 and able.get("architecture") == "x86_64" and not (able["avx512_bf16"] or able["amx_bf16"]):
+                logger.warning(
+                    "This CPU has no instructions for bfloat16: each step can take a hundred times as long. Leave out "
+                    "--mixed_precision bf16, or use another machine."
+                )
 
     @classmethod
     def from_cli(cls, defaults: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None) -> "Recipe":

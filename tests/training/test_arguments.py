@@ -89,6 +89,23 @@ def test_bf16_on_a_machine_without_accelerator_trains_on_the_cpu(monkeypatch):
     assert "use_cpu" not in recipe.to_yaml()
 
 
+@pytest.mark.parametrize(
+    ("machine", "warned"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
+def test_bf16_is_warned_of_where_the_cpu_has_no_instructions_for_it(machine, warned, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: machine)
+    Recipe(mixed_precision="bf16", use_cpu=True)
+    assert ("no instructions for bfloat16" in caplog.text) is warned
+    caplog.clear()
+    Recipe(mixed_precision="no", use_cpu=True)
+    assert not caplog.text
+
+
 def test_enums_are_saved_as_text():
     recipe = Recipe.from_cli({}, [*BASE, "--debug", "underflow_overflow"])
     assert "debug: underflow_overflow" in recipe.to_yaml()
