@@ -166,6 +166,7 @@ def test_results_are_written_without_card_or_figures(
         state=TrainerState(),
         progress=SimpleNamespace(total_seconds=lambda: 1.0),
         accelerator=SimpleNamespace(mixed_precision="no"),
+        fitted=None,
     )
     for name in ("results.json", "README.md", "card.json"):
         (folder / name).unlink()
