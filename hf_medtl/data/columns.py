@@ -106,6 +106,8 @@ def parse_columns(text: str | None, option: str = "--columns") -> dict[str, str]
         MedtlError: Not such pairs, or an unknown field.
     """
     columns: dict[str, str] = {}
+    if not isinstance(text, str | None):
+        raise MedtlError(f"{option} takes pairs such as file_name=Path,label=Finding, found {text!r}.")
     for pair in filter(None, (text or "").split(",")):
         name, sign, value = (part.strip() for part in pair.partition("="))
         if not (sign and name and value):

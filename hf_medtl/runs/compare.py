@@ -60,7 +60,9 @@ class Comparison:
         """
         first = next(iter(self.runs))
         results, scores = self.runs[first].results, self.scores[first]
-        return {key: results[key] for key in ("dataset", "task", "split")} | {
+        with reading(self.runs[first]):
+            named = {key: results[key] for key in ("dataset", "task", "split")}
+        return named | {
             "n": len(scores.table),
             "n_groups": int(scores.table["group"].nunique()),
             "folds": len(results.get("folds", ())),

@@ -18,6 +18,7 @@ PENALTIES = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 5))
 PATIENCE = 2  # values of C in a row with a higher loss, after which weaker penalties, the slow ones, are not tried
 FOLDS = 5
 ITERATIONS = 1000
+LOWEST = float(np.log(np.finfo(np.float64).tiny))  # logarithm of a probability
 
 
 class LinearProbe(NamedTuple):
@@ -119,7 +120,7 @@ def _choose_penalty(
         for model, scaler, train, tested in parts:
             inputs = scaler.transform(features[train])  # not kept: the folds together are four times the features
             _fit(model.set_params(C=penalty), inputs, targets[train], None if weights is None else weights[train])
-            log_probabilities = model.predict_log_proba(scaler.transform(features[tested]))
+            log_probabilities = model.predict_log_proba(scaler.transform(features[tested])).clip(LOWEST)  # not -inf
             true = log_probabilities[np.arange(len(tested)), np.searchsorted(model.classes_, targets[tested])]
             own = np.ones(len(tested)) if weights is None else weights[tested]
             total, count = total - float(own @ true), count + float(own.sum())

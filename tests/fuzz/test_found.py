@@ -211,6 +211,7 @@ def test_results_that_are_no_object(content, tmp_path):
     ("name", "old", "new"),
     [
         ("results.json", '"labels"', '"names"'),
+        ("results.json", '"dataset"', '"data"'),
         ("results.json", '"threshold": ', '"threshold": "|", "old_threshold": '),
         ("predictions.csv", "lesion,", "lesions,"),
         ("splits.csv", "sha256", "sha512"),
@@ -221,7 +222,7 @@ def test_a_run_with_values_that_no_run_writes(name, old, new, publishable_run, f
     assert old in path.read_text("utf-8")
     path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
     with pytest.raises(MedtlError, match="has a value that no run writes"):
-        compare_runs([publishable_run, finished_run])
+        compare_runs([publishable_run, finished_run]).facts  # noqa: B018
 
 
 @pytest.mark.parametrize("option", ["model_name_or_path", "data_dir", "output_dir", "dataset", "splits"])
@@ -265,6 +266,11 @@ def test_weights_beyond_the_model_are_said_without_codes_of_the_terminal(finishe
 def test_an_option_that_yaml_reads_as_no_text(option):
     with pytest.raises(MedtlError, match=rf"--{option} must be a text, but is False"):
         Recipe(**{"data_dir": "images", option: False})
+
+
+def test_columns_that_are_no_text():
+    with pytest.raises(MedtlError, match=r"--columns takes pairs such as .*, found True"):
+        Recipe(data_dir="images", columns=True)
 
 
 @pytest.mark.parametrize("counts", [[[1, 2]], [[1, 2], [3]], [[1, 2], [3, "4"]], [[1, 2], True], True])

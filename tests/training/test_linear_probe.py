@@ -107,3 +107,11 @@ def test_rare_and_missing_classes_give_a_finite_head(targets, penalty):
 def test_one_group_is_not_cross_validated():
     features, targets, _ = draw(20, 2)
     assert fit_linear_probe(features, targets, ["a"] * 20).facts == {"C": 1.0, "cross_validation": None}
+
+
+def test_losses_are_finite_where_a_probability_is_0(monkeypatch):
+    sure = np.array([-np.inf, 0.0])
+    monkeypatch.setattr(LogisticRegression, "predict_log_proba", lambda self, x: np.tile(sure, (len(x), 1)))
+    features, targets = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    tried = fit_linear_probe(features, targets, [str(i) for i in range(40)]).facts["cross_validation"]
+    assert np.isfinite([*tried["loss"].values()]).all()
