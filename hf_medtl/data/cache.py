@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from hf_medtl.common.system import cache_dir, cores, writing_cache
 from hf_medtl.common.text import printable
-from hf_medtl.data.images import read_image, read_mask
+from hf_medtl.data.images import IGNORE_INDEX, read_class_indices, read_image
 from hf_medtl.errors import MedtlError, Unavailable, UnreadableImage
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ LIBRARIES = ("nibabel", "numpy", "opencv-python-headless", "pillow", "pydicom", 
 _BATCH_ROWS = 64  # images per record batch
 _UNUSED_DAYS = 30
 _TILED_IMAGES = 2  # in memory at a time and core, if they are cut into tiles, because they may be large
-_MARGIN = 255  # in a prepared mask: outside of the image, which no class is
 
 Preprocess = Callable[[list[Image.Image]], NDArray[np.uint8]]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -79,7 +78,7 @@ def prepare_images(
         key: Identifies the preprocessing and the versions of the libraries it uses.
         masks: (n,) files of each image's mask, which are united, and resized to the prepared image size by nearest
             neighbour.
-        values: Grey value of the masks -> class index, see `read_mask`; by default 0 outside and 1 inside.
+        values: Grey value of the masks -> class index, see `read_class_indices`.
         geometry: Image -> its crop, and the position of that in the prepared image, of a `preprocess` that crops or
             pads; masks are cropped alike, and are 255 in the margins. `key` identifies it, too.
         tiles: Height and width of a prepared image, which are then any -> rows and columns of its tiles, which are of
@@ -319,7 +318,7 @@ def _read_mask(
     name = " and ".join(map(printable, mask))
     contents = [_read_verified(part, sha256) for part, sha256 in mask.items()]
     try:
-        combined = read_mask(contents, values)
+        combined = read_class_indices(contents, values)
     except UnreadableImage as error:
         raise UnreadableImage(str(error).replace("bytes", name, 1)) from error
     # A mask may be smaller or larger than its image, with its sides rounded to whole pixels.
@@ -334,11 +333,10 @@ def _read_mask(
     crop, (a, b, c, d) = geometry(image) if geometry else ((0, 0, *size), (0, 0, *shape[::-1]))
     x, y = combined.width / size[0], combined.height / size[1]
     part = (crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y)
-    indices = np.asarray(combined.resize((c - a, d - b), Image.Resampling.NEAREST, part))
-    inside = indices if values else (indices > 0).astype(np.uint8)
+    inside = np.asarray(combined.resize((c - a, d - b), Image.Resampling.NEAREST, part))
     if inside.shape == shape:
         return inside
-    prepared = np.full(shape, _MARGIN, np.uint8)
+    prepared = np.full(shape, IGNORE_INDEX, np.uint8)
     prepared[b:d, a:c] = inside
     return prepared
 

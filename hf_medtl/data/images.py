@@ -30,6 +30,7 @@ from hf_medtl.errors import UnreadableImage
 logger = logging.getLogger(__name__)
 
 # The content decides, never the file name. The list keeps Pillow's rarer readers away from untrusted files.
+IGNORE_INDEX = 255  # of evaluation.masks, among class indices: no annotation, or outside of the image
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif",
               ".dcm", ".dicom", ".nii", ".nii.gz")  # fmt: skip
@@ -195,6 +196,12 @@ def read_mask(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | N
     if combined is None:
         raise ValueError("a mask needs at least one file")
     return Image.fromarray(combined)
+
+
+def read_class_indices(parts: Sequence[str | Path | bytes], values: Mapping[int, int] | None = None) -> Image.Image:
+    """Read a mask as `read_mask` does, as class indices: with `values` those, without 0 outside and 1 inside."""
+    mask = read_mask(parts, values)
+    return mask if values else mask.point(lambda grey: int(grey > 0))
 
 
 def _binarize_mask(grey: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:

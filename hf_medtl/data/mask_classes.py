@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from hf_medtl.common.progress import track
 from hf_medtl.common.system import cores
-from hf_medtl.data.images import read_mask
-
-IGNORED = 255  # a pixel without annotation
+from hf_medtl.data.images import IGNORE_INDEX, read_class_indices
 
 
 def class_fractions(
@@ -24,7 +22,7 @@ def class_fractions(
 
     Args:
         masks: (n,) files of each image's mask, which are united.
-        values: Grey value of the masks -> class index, see `read_mask`; None for 0 outside and 1 inside.
+        values: Grey value of the masks -> class index, see `read_class_indices`.
         classes: Number K of classes.
 
     Returns:
@@ -42,8 +40,8 @@ def _class_fractions(
     files: tuple[tuple[Path, ...], ...], values: tuple[tuple[int, int], ...] | None, classes: int
 ) -> NDArray[np.float64]:
     def count(parts: tuple[Path, ...]) -> NDArray[np.int64]:
-        mask = np.asarray(read_mask(parts, dict(values) if values else None))
-        return np.bincount((mask if values else mask > 0).ravel(), minlength=IGNORED + 1)
+        mask = np.asarray(read_class_indices(parts, dict(values) if values else None))
+        return np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
 
     with ThreadPoolExecutor(cores()) as pool:
         counts = np.array(list(track(pool.map(count, files), "Counting the classes of masks", len(files), "mask")))
