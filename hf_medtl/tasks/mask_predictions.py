@@ -11,7 +11,7 @@ from transformers import Pipeline
 
 from hf_medtl.common.text import printable
 from hf_medtl.data.dataset import LoadedDataset
-from hf_medtl.data.images import read_image, read_mask
+from hf_medtl.data.images import read_class_indices, read_image
 from hf_medtl.data.spacing import read_spacing
 from hf_medtl.errors import MedtlError
 from hf_medtl.evaluation.decisions import DecisionRule
@@ -43,15 +43,20 @@ def predict_and_measure(
     paths = [loaded.root / path for path in loaded.table["path"][rows]]
     for row, path, raw in zip(rows, paths, predict_masks(segment, paths, read), strict=True):
         true, final = true_mask(options, row, raw.shape), postprocess(raw, steps)
-        metrics = measure_mask(true, final, rule.labels, tolerance, path)
+        spacing = needed_spacing(tolerance, path)
+        metrics = measure_mask(true, final, rule.labels, tolerance, spacing)
         if steps:
-            before = measure_mask(true, raw, rule.labels, tolerance, path)
+            before = measure_mask(true, raw, rule.labels, tolerance, spacing)
             metrics |= {f"raw_{name}": before[name] for name in MASK_METRICS}
         yield metrics, true, final
 
 
 def measure_mask(
-    true: NDArray[Any], predicted: NDArray[Any], labels: Sequence[str], tolerance: Tolerance, path: Path
+    true: NDArray[Any],
+    predicted: NDArray[Any],
+    labels: Sequence[str],
+    tolerance: Tolerance,
+    spacing: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """Return `mask_metrics`, with distances in pixels, and surface_tolerance, which is in mm if the user chose so.
 
@@ -60,13 +65,18 @@ def measure_mask(
         predicted: (H, W) likewise.
         labels: (K,) names of the classes, the background first.
         tolerance: of surface_dice.
-        path: file of the image, whose header has the pixel spacing.
+        spacing: `needed_spacing` of the image.
     """
     metrics = mask_metrics(true, predicted, labels, tolerance=tolerance.value)
-    if tolerance.unit == "mm":
-        in_mm = mask_metrics(true, predicted, labels, read_spacing(path), tolerance.value)
+    if spacing is not None:
+        in_mm = mask_metrics(true, predicted, labels, spacing, tolerance.value)
         metrics |= {name: value for name, value in in_mm.items() if name.startswith("surface_dice")}
     return metrics | {"surface_tolerance": str(tolerance)}
+
+
+def needed_spacing(tolerance: Tolerance, path: Path) -> tuple[float, float] | None:
+    """Return the pixel spacing in the header of an image if a tolerance is in mm, else None."""
+    return read_spacing(path) if tolerance.unit == "mm" else None
 
 
 def config_tolerance(config: Any) -> Tolerance:
@@ -102,6 +112,5 @@ def mask_options(config: Any, loaded: LoadedDataset) -> dict[str, Any]:
 def true_mask(options: dict[str, Any], row: int, shape: Sequence[int]) -> NDArray[np.uint8]:
     """Return the true class indices (H, W) of an image of that shape, from `mask_options`."""
     height, width = shape
-    whole = read_mask(options["masks"][row], options["values"])
-    true = np.asarray(whole.resize((width, height), Image.Resampling.NEAREST))
-    return true if options["values"] else (true > 0).astype(np.uint8)
+    whole = read_class_indices(options["masks"][row], options["values"])
+    return np.asarray(whole.resize((width, height), Image.Resampling.NEAREST))

@@ -36,6 +36,7 @@ from hf_medtl.tasks.mask_predictions import (
     config_tolerance,
     mask_options,
     measure_mask,
+    needed_spacing,
     predict_and_measure,
     true_mask,
 )
@@ -277,7 +278,7 @@ class Segmentation(Task):
         """Return the metrics of masks that are wrong everywhere."""
         facts = loaded.rows("test")[["image_id", "label", "source", "group"]].reset_index(drop=True)
         mask = np.ones((4, 4), np.uint8)
-        metrics = measure_mask(mask, 1 - mask, labels, Tolerance(), Path())
+        metrics = measure_mask(mask, 1 - mask, labels, Tolerance(), None)
         return facts.assign(**metrics), DecisionRule(labels)
 
     def measure(self, loaded: LoadedDataset, predictions: pd.DataFrame, rule: DecisionRule) -> dict[str, Any]:
@@ -295,7 +296,9 @@ class Segmentation(Task):
         options, names = mask_options(config, loaded), DecisionRule.from_config(config).labels
         tolerance, paths = config_tolerance(config), [loaded.root / path for path in loaded.table["path"][rows]]
         metrics = [
-            measure_mask(true_mask(options, row, each.mask.shape), each.mask, names, tolerance, path)
+            measure_mask(
+                true_mask(options, row, each.mask.shape), each.mask, names, tolerance, needed_spacing(tolerance, path)
+            )
             for row, path, each in zip(rows, paths, predictions, strict=True)
         ]
         facts = loaded.table.loc[rows, ["image_id", "label", "source", "group"]]
