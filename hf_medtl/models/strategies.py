@@ -12,10 +12,8 @@ from hf_medtl.common.extras import require
 from hf_medtl.errors import MedtlError
 from hf_medtl.models.heads import find_head, is_segmenter
 
-STRATEGIES = (
-    *("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
-    *("linear_probe", "knn"),
-)
+FITTED = ("linear_probe", "knn")
+STRATEGIES = ("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora", *FITTED)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Strategy:
     @property
     def is_fitted(self) -> bool:
         """True if a classifier is fitted on features of the frozen body, without training steps."""
-        return self.name in ("linear_probe", "knn")
+        return self.name in FITTED
 
     @property
     def staged(self) -> bool:

@@ -10,15 +10,22 @@ from hf_medtl.common.text import nearest
 from hf_medtl.data.specs import DATASETS
 from hf_medtl.errors import MedtlError
 
-# The modules that implement these import torch, which takes seconds; tests/training/test_options.py compares them.
+# The modules that implement these import torch, which takes seconds; tests/training/test_command_line.py compares them.
+FITTED_STRATEGIES = ("linear_probe", "knn")
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("image-classification", "image-segmentation"),
     "augmentation": ("none", "light", "chest", "brain", "randaugment"),
     "fit": ("squash", "pad"),
     "pooling": ("cls", "mean", "attention"),
     "strategy": (
-        *("full", "feature_extraction", "last_n", "progressive", "differential", "lp_ft", "lora"),
-        *("linear_probe", "knn"),
+        "full",
+        "feature_extraction",
+        "last_n",
+        "progressive",
+        "differential",
+        "lp_ft",
+        "lora",
+        *FITTED_STRATEGIES,
     ),
     "loss": ("cross_entropy", "focal", "dice", "bce_dice", "tversky", "focal_tversky"),
     "class_weights": ("none", "balanced", "effective"),
@@ -38,8 +45,7 @@ PRIVATE_OPTIONS = (
     *("resume_from_checkpoint", "splits"),
 )
 
-# Strategies that fit a classifier on features, and the options of training steps, which they do not have.
-FITTED_STRATEGIES = ("linear_probe", "knn")
+# Options of training steps, which strategies that fit a classifier on features do not have.
 STEP_OPTIONS = (
     *("augmentation", "auto_find_batch_size", "cache_features", "cutmix", "dataloader_drop_last", "deepspeed"),
     *("early_stopping_patience", "ema_decay", "eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),

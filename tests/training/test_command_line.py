@@ -13,11 +13,11 @@ from hf_medtl.evaluation import decisions
 from hf_medtl.models import build
 from hf_medtl.models.processor import FITS, STEPS
 from hf_medtl.models.smp import ARCHITECTURES
-from hf_medtl.models.strategies import STRATEGIES
+from hf_medtl.models.strategies import FITTED, STRATEGIES
 from hf_medtl.training import losses, mask_losses
 from hf_medtl.training.command_line import format_help, read_options
 from hf_medtl.training.flags import all_flags, groups
-from hf_medtl.training.options import CHOICES, LISTS, OWN_NETWORKS, THRESHOLD_RULES, Options
+from hf_medtl.training.options import CHOICES, FITTED_STRATEGIES, LISTS, OWN_NETWORKS, THRESHOLD_RULES, Options
 from tests.support.commands import ROOT
 
 
@@ -25,6 +25,9 @@ def test_names_are_those_of_the_modules_that_implement_them():
     """training/options.py repeats them, so that --help needs no heavy module: add a new name there, too."""
     assert CHOICES["augmentation"] == AUGMENTATIONS, "CHOICES in training/options.py and AUGMENTATIONS differ"
     assert CHOICES["strategy"] == STRATEGIES, "CHOICES in training/options.py and STRATEGIES differ"
+    assert FITTED_STRATEGIES == FITTED, (
+        "FITTED_STRATEGIES in training/options.py and FITTED in models/strategies.py differ"
+    )
     named = {*losses.LOSSES, *mask_losses.LOSSES}
     assert {*CHOICES["loss"]} == named, "CHOICES in training/options.py and LOSSES (losses.py, mask_losses.py) differ"
     assert CHOICES["class_weights"] == losses.CLASS_WEIGHTS, "CHOICES in training/options.py and CLASS_WEIGHTS differ"
