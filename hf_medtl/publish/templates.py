@@ -51,6 +51,13 @@ def dataset_link(spec: Any) -> str:
     return f"[{label}]({spec.url})" if spec.url else title
 
 
+def explain_surface_dice(tolerance: str) -> str:
+    """Say what surface Dice is at a tolerance such as `2 pixels`."""
+    return (
+        f"Surface Dice is the fraction of the true and the predicted outline that is within {tolerance} of the other."
+    )
+
+
 def escape_bibtex(text: str) -> str:
     """Escape the special characters of BibTeX."""
     return re.sub(r"([&%#_$])", r"\\\1", text)
@@ -78,6 +85,7 @@ def template_environment(package: str = "hf_medtl.publish", autoescape: bool = F
         "quote": shlex.quote,
         "positive_label": describe_positive,
         "bibtex": escape_bibtex,
+        "surface_dice": explain_surface_dice,
         "linked": dataset_link,  # the names of 0.1.0, for prose that users wrote
         "spread": format_range,
     }
