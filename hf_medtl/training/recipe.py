@@ -400,7 +400,7 @@ class Recipe(Options, TrainingArguments):
             able = torch.cpu.get_capabilities()
             if self.bf16 and able.get("architecture") == "x86_64" and not (able["avx512_bf16"] or able["amx_bf16"]):
                 logger.warning(
-                    "This CPU has no instructions for bfloat16: each step can take a hundred times as long. Leave out "
+                    "This CPU has no instructions for bfloat16: each step takes many times as long. Leave out "
                     "--mixed_precision bf16, or use another machine."
                 )
 
