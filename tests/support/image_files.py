@@ -22,3 +22,16 @@ def write_mask(path, side):
     mask[10:30, 5:15] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask if side == "left" else mask[:, ::-1]).save(path)
+
+
+def save_with_masks(folder, images, scales=(1,)):
+    """Save images, and masks of where they are dark, in turn on a grid finer by these factors; return files of both."""
+    paths, masks = [], []
+    for i, image in enumerate(images):
+        paths.append(folder / f"{i}.png")
+        masks.append([folder / f"{i}-mask.png"])
+        image.save(paths[-1])
+        dark = Image.fromarray((np.asarray(image)[..., 0] < 128).astype(np.uint8) * 255)
+        scale = scales[i % len(scales)]
+        dark.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(masks[-1][0])
+    return paths, masks

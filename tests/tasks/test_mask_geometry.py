@@ -22,6 +22,7 @@ from hf_medtl.models.segmenter import build_segmenter
 from hf_medtl.predict import Predictor
 from hf_medtl.publish.handler import EndpointHandler
 from hf_medtl.tasks.segmentation import Segmentation
+from tests.support.image_files import save_with_masks
 from tests.support.tiny_models import LABELS, TINY, build_threshold_segmenter, save_segformer
 
 SIZES = [(200, 90), (90, 200), (64, 64), (31, 50)]  # height, width
@@ -79,13 +80,8 @@ def test_pipeline_predictor_and_handler_return_masks_at_the_size_of_the_image(se
 def test_learned_masks_lie_where_the_model_sees_the_image(segmenter, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MEDTL_CACHE", str(tmp_path / "cache"))
     model, processor = segmenter
-    images, paths, masks = [head(size) for size in SIZES], [], []
-    for i, image in enumerate(images):
-        paths.append(tmp_path / f"{i}.png")
-        masks.append([tmp_path / f"{i}-mask.png"])
-        image.save(paths[-1])
-        dark = Image.fromarray((np.asarray(image)[..., 0] < 128).astype(np.uint8) * 255)
-        dark.resize((image.width * (1 + i % 2), image.height * (1 + i % 2)), 0).save(masks[-1][0])  # of a finer grid
+    images = [head(size) for size in SIZES]
+    paths, masks = save_with_masks(tmp_path, images, scales=(1, 2))
     prepared = prepare_images(
         paths,
         [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],

@@ -29,6 +29,7 @@ from hf_medtl.models.smp import (
 from hf_medtl.predict import Predictor
 from hf_medtl.tasks.segmentation import Segmentation
 from hf_medtl.training.tiles import join_tiles
+from tests.support.image_files import save_with_masks
 from tests.support.segmentation_runs import segmentation_recipe
 from tests.support.tiny_models import LABELS, build_threshold_segmenter, build_tiny, save_segformer
 
@@ -135,12 +136,8 @@ def test_saved_network_tiles_and_sees_few_tiles_at_once(tmp_path):
 def test_cache_has_all_tiles_and_masks(segmenter, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MEDTL_CACHE", str(tmp_path / "cache"))
     _, processor = segmenter
-    images, paths, masks = [speckled(size) for size in SIZES], [], []
-    for i, image in enumerate(images):
-        paths.append(tmp_path / f"{i}.png")
-        masks.append([tmp_path / f"{i}-mask.png"])
-        image.save(paths[-1])
-        Image.fromarray((np.asarray(image)[..., 0] < 128).astype(np.uint8) * 255).save(masks[-1][0])
+    images = [speckled(size) for size in SIZES]
+    paths, masks = save_with_masks(tmp_path, images)
     calls = []
 
     def preprocess(batch):
