@@ -123,7 +123,7 @@ def check_compressed_frame(name: str, header: "Dataset", stream: BinaryIO, frame
         options: Pixel options of pydicom.
 
     Raises:
-        UnreadableImage: They differ, or run-length encoded data are longer than the frame.
+        UnreadableImage: They differ, a box of JP2 has no length, or run-length encoded data are longer than the frame.
     """
     from pydicom.encaps import get_frame
     from pydicom.uid import RLELossless
@@ -141,7 +141,7 @@ def check_compressed_frame(name: str, header: "Dataset", stream: BinaryIO, frame
         length = rows * columns * samples * int(header.BitsAllocated) // 8
         fits = len(code) * 64 < MAX_SAMPLES or _rle_length(code, 2 * length) <= 2 * length
     else:
-        fits = compressed_size(code) == (rows, columns, samples)
+        fits = not _has_endless_box(code) and compressed_size(code) == (rows, columns, samples)
     if not fits:
         raise UnreadableImage(f"{name}: the DICOM header and the compressed image differ in size. The file is damaged.")
 
@@ -162,6 +162,17 @@ def compressed_size(code: bytes) -> tuple[int, int, int] | None:
         else:
             at += 2 + struct.unpack(">H", code[at + 2 : at + 4])[0]
     return None
+
+
+def _has_endless_box(code: bytes) -> bool:
+    """True if a JP2 file has a box of length 0 before its code: pydicom adds up lengths, and would never end."""
+    at = 12
+    while code.startswith(b"\0\0\0\x0cjP  ") and at < len(code) and code[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(code[at : at + 4], "big")
+        if not length:
+            return True
+        at += length
+    return False
 
 
 def _rle_length(code: bytes, limit: int) -> int:

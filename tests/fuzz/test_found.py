@@ -15,6 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from pydicom.uid import JPEG2000Lossless
 from transformers import AutoModelForImageClassification
 
 from hf_medtl.common.console import make_console
@@ -24,6 +26,7 @@ from hf_medtl.common.yaml_files import read_yaml
 from hf_medtl.data import read_image
 from hf_medtl.data.download import unpack_medmnist
 from hf_medtl.data.fingerprints import compute_fingerprints
+from hf_medtl.data.images import encode_image
 from hf_medtl.data.label_cells import read_cells, read_indicators
 from hf_medtl.data.splits import read_splits
 from hf_medtl.data.table_files import read_table_file
@@ -37,6 +40,7 @@ from hf_medtl.report.blocks import Matrix, Table
 from hf_medtl.runs.compare import compare_runs
 from hf_medtl.training.recipe import Recipe
 from hf_medtl.training.tracking import check_trackers
+from tests.support.dicom_files import encode_dicom, make_encapsulated_dicom
 from tests.support.fuzz_seeds import array_archive, array_files, image_files, png_bomb, table_files
 from tests.support.mutations import mutate
 
@@ -318,3 +322,15 @@ def test_a_column_of_labels_without_a_name():
     frame = pd.DataFrame({"NaN": ["0", "1"], "ill": ["1", "0"]})
     with pytest.raises(MedtlError, match="the column 'NaN' states a label, but has no name"):
         read_indicators(frame, ["NaN", "ill"], "exclude", "x.csv")
+
+
+def test_a_box_without_length_in_jpeg_2000():
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    code = encode_image(Image.fromarray(pixels), "JPEG2000", no_jp2=False)
+    elements = {"PhotometricInterpretation": "YBR_RCT"}
+    whole = encode_dicom(make_encapsulated_dicom(code, pixels, JPEG2000Lossless, **elements))
+    assert np.array_equal(read_image(whole, name="a.dcm"), pixels)
+    endless = whole.replace(code[12:20], b"\0\0\0\0" + code[16:20])  # the box after the signature; pydicom never ended
+    assert endless != whole
+    with pytest.raises(UnreadableImage, match="the compressed image differ in size"):
+        read_image(endless, name="a.dcm")
